@@ -1,0 +1,19 @@
+"""Images and data sets to learn from: photographs, folders, BSDS500, noisy patches."""
+
+from learnreg.datasets.bsds import BSDS500, load_training_images
+from learnreg.datasets.folder import ImageFolder, list_images
+from learnreg.datasets.images import read_image
+from learnreg.datasets.natural import natural_images
+from learnreg.datasets.patches import DenoisingPatches, add_noise, parse_sigma
+
+__all__ = [
+    "BSDS500",
+    "DenoisingPatches",
+    "ImageFolder",
+    "add_noise",
+    "list_images",
+    "load_training_images",
+    "natural_images",
+    "parse_sigma",
+    "read_image",
+]

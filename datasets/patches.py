@@ -1,0 +1,153 @@
+"""Noise, and noisy patches of clean images as pairs (measurement, ground truth)."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from learnreg.errors import ConfigError, DataError
+
+__all__ = ["DenoisingPatches", "add_noise", "parse_sigma"]
+
+
+def parse_sigma(text: str | float) -> float:
+    """A noise level in (0, 1], the standard deviation for images in [0, 1], from a number or a fraction as "25/255".
+
+    Raises
+    ------
+    ConfigError: not a number, or outside (0, 1].
+    """
+    parts = str(text).split("/")
+    try:
+        values = [float(part) for part in parts]
+    except ValueError:
+        values = []
+    if len(values) not in {1, 2} or (len(values) == 2 and values[1] == 0):
+        raise ConfigError(f'sigma={text!r} is neither a number nor a fraction. Write sigma as 0.1 or "25/255".')
+    return _check_sigma(values[0] if len(values) == 1 else values[0] / values[1], text)
+
+
+def add_noise(image: Tensor, sigma: float, seed: int) -> Tensor:
+    """``image`` plus Gaussian noise of standard deviation ``sigma``, not clipped.
+
+    ``seed`` alone decides the noise: it is drawn on the CPU in float32, whatever the dtype and device of ``image``.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(image.shape, generator=generator, dtype=torch.float32)
+    return image + _check_sigma(sigma, sigma) * noise.to(image)
+
+
+class DenoisingPatches(Dataset[tuple[Tensor, Tensor]]):
+    """Item i is (b, x_true), both (1, patch, patch) float32: a random patch of the images, and b = x_true + noise.
+
+    Positions are uniform over all patches of all images, each patch is flipped and transposed at random, and the noise
+    is Gaussian with standard deviation ``sigma``, not clipped. Item i depends on ``seed`` and i alone, so that neither
+    the number of workers nor the order of access changes it.
+
+    Parameters
+    ----------
+    images: tensors (1, height, width) in [0, 1], in a sequence or by name.
+    sigma: noise level in (0, 1].
+    patch: side of a patch in pixels.
+    count: number of items.
+    seed: any integer.
+
+    Raises
+    ------
+    ConfigError: an option out of range, such as sigma=25 in place of 25/255.
+    DataError: no images, or an image of another shape, smaller than a patch, not finite or outside [0, 1].
+    """
+
+    def __init__(
+        self,
+        images: Mapping[str, Tensor] | Sequence[Tensor],
+        sigma: float,
+        patch: int = 64,
+        count: int = 256,
+        seed: int = 0,
+    ) -> None:
+        self.sigma = _check_sigma(sigma, sigma)
+        self.patch = _check_positive("patch", patch)
+        self.count = _check_positive("count", count)
+        self.seed = seed
+        named = images if isinstance(images, Mapping) else {f"image {i}": image for i, image in enumerate(images)}
+        if not named:
+            raise DataError("there are no images to take patches from.", hint="Pass at least one image.")
+        self.images = [_check_image(name, image, patch) for name, image in named.items()]
+        self._ends = list(accumulate(_positions(image, patch) for image in self.images))
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        if not -self.count <= index < self.count:
+            raise IndexError(f"item {index} of a data set of {self.count} items")
+        generator = _item_generator(self.seed, index % self.count)
+        x_true = self._draw_patch(generator)
+        noise = torch.randn(x_true.shape, generator=generator, dtype=torch.float32)
+        return x_true + self.sigma * noise, x_true
+
+    def _draw_patch(self, generator: torch.Generator) -> Tensor:
+        position = int(torch.randint(self._ends[-1], (), generator=generator))
+        which = bisect_right(self._ends, position)
+        image = self.images[which]
+        row, column = divmod(position - (self._ends[which - 1] if which else 0), image.shape[2] - self.patch + 1)
+        x_true = image[:, row : row + self.patch, column : column + self.patch]
+        flip_rows, flip_columns, transpose = torch.randint(2, (3,), generator=generator).tolist()
+        dims = [dim for dim, flip in ((1, flip_rows), (2, flip_columns)) if flip]
+        x_true = x_true.flip(dims)
+        return (x_true.transpose(1, 2) if transpose else x_true).contiguous()
+
+
+def _item_generator(seed: int, index: int) -> torch.Generator:
+    # Hashed, because generators with neighbouring seeds must not be neighbours.
+    digest = hashlib.blake2b(f"{seed}:{index}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+
+
+def _positions(image: Tensor, patch: int) -> int:
+    return (image.shape[1] - patch + 1) * (image.shape[2] - patch + 1)
+
+
+def _check_sigma(sigma: float, given: object) -> float:
+    if not (isinstance(sigma, (int, float)) and math.isfinite(sigma) and 0 < sigma <= 1):
+        raise ConfigError(
+            f"sigma={given} is outside (0, 1]: it is a standard deviation for images in [0, 1]. "
+            f"For noise on the scale of 0 to 255 write sigma as a fraction, such as {_fraction_hint(sigma)}."
+        )
+    return float(sigma)
+
+
+def _fraction_hint(sigma: object) -> str:
+    return f"{sigma:g}/255" if isinstance(sigma, (int, float)) and 2 <= sigma <= 255 else "25/255"
+
+
+def _check_positive(name: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(f"{name}={value!r} must be a positive integer.")
+    return value
+
+
+def _check_image(name: str, image: Tensor, patch: int) -> Tensor:
+    if image.ndim != 3 or image.shape[0] != 1:
+        raise DataError(f"expected an image of shape (1, height, width), got {tuple(image.shape)}.", name)
+    height, width = image.shape[1:]
+    if min(height, width) < patch:
+        raise DataError(
+            f"the image has {height} x {width} pixels, a patch {patch} x {patch}.",
+            name,
+            f"Choose patch <= {min(height, width)}, or leave this image out.",
+        )
+    if not torch.isfinite(image).all():
+        raise DataError("the image holds NaN or infinite values.", name, "Replace them before using the image.")
+    low, high = float(image.min()), float(image.max())
+    if low < 0 or high > 1:
+        raise DataError(f"the image spans [{low:.6g}, {high:.6g}].", name, "Rescale it to [0, 1].")
+    return image.detach().to("cpu", torch.float32)

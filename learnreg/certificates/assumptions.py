@@ -1,0 +1,58 @@
+"""What a certificate needs and whether it is there."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from learnreg.losses import UpperLoss
+from learnreg.problem import Instance, LowerLevelProblem
+
+__all__ = ["constraint_decided", "missing_assumption", "missing_state_assumption"]
+
+
+def missing_state_assumption(instance: Instance) -> str:
+    """Why x has no rigorous error bound; empty if it has one."""
+    if instance.strong_convexity <= 0:
+        return "no positive modulus of strong convexity is known: add a ridge, or an operator with gram_lower_bound"
+    return ""
+
+
+def missing_assumption(problem: LowerLevelProblem, instance: Instance, loss: UpperLoss) -> str:
+    """Why the hypergradient has no rigorous error bound, whatever the accuracy; empty if nothing stands in the way."""
+    reason = missing_state_assumption(instance)
+    if reason:
+        return reason
+    if loss.gradient_lipschitz is None:
+        return "the upper-level loss declares no gradient_lipschitz"
+    roles = problem.parameter_roles()
+    unknown = [n for n, p in problem.regularizer.named_parameters() if p.requires_grad and n not in roles]
+    if unknown:
+        return f"parameter_roles() does not say how {', '.join(unknown)} enters the regularizer"
+    instance.analysis.norm_bound()
+    if instance.analysis.norm_bound_kind != "rigorous":
+        return "the norm of the analysis operator is only known with high probability"
+    if "operator" in roles.values() and instance.analysis_lipschitz is None:
+        return "the analysis operator does not declare parameter_lipschitz"
+    if problem.operator.parameter_lipschitz() is None:
+        return "the forward operator does not declare parameter_lipschitz"
+    if any(p.requires_grad for p in (*problem.operator.parameters(), *problem.data_term.parameters())):
+        problem.operator.norm_bound()
+        if problem.operator.norm_bound_kind != "rigorous":
+            return "the norm of the forward operator is only known with high probability"
+    return ""
+
+
+def constraint_decided(instance: Instance, x: Tensor, residual: Tensor, e: Tensor, curvature: Tensor) -> bool:
+    """Whether each pixel of the exact solution is known to be strictly inside the box, or on its boundary with a
+    nonzero multiplier: |x_i - x^_i| <= e, and the gradient changes by at most (‖M‖ + hi ‖K‖²) e."""
+    box = instance.box
+    assert box is not None
+    lower, upper = box.bounds_for(x)
+    radius = e.reshape(-1, *(1,) * (x.dim() - 1))
+    free = (x - radius > lower) & (x + radius < upper)
+    forward_norm = instance.forward.norm_bound()
+    data_norm = float(instance.data_weights.max()) * forward_norm**2 + instance.ridge
+    change = (data_norm + curvature * instance.analysis.norm_bound() ** 2).reshape(radius.shape) * radius
+    margin = instance.full_gradient(x)
+    active = ((x <= lower) & (margin > change)) | ((x >= upper) & (margin < -change))
+    return bool((free | active).all())

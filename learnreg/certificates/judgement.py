@@ -1,0 +1,194 @@
+"""Judge (x, X) from any method: the gradient formed from exactly these iterates, and bounds on all that is reported.
+
+Residuals are recomputed in float64 whatever the dtype of the solver, so that nothing a solver says is trusted.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from learnreg.adjoint import AdjointEquation
+from learnreg.certificates import published
+from learnreg.certificates.adjoint import adjoint_bound, curvature_interval
+from learnreg.certificates.assumptions import constraint_decided, missing_assumption
+from learnreg.certificates.state import rounding_floor, state_residual
+from learnreg.convex import sum_samples
+from learnreg.hypergradients.pairing import Responses, evaluate_pairing
+from learnreg.losses import UpperLoss
+from learnreg.problem import Instance, LowerLevelProblem
+
+__all__ = ["Judgement", "judge"]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Everything known about (x, X). Bounds are infinite where ``reason`` is not empty.
+
+    state_share, adjoint_share: the parts of ``error_bound`` that come from the error of x and from the linear residual
+    of X alone; they tell which tolerance to tighten. state_residual, adjoint_residual: norms per sample, (batch,).
+    """
+
+    x: Tensor
+    X: Tensor
+    gradient: dict[str, Tensor]
+    error_bound: float
+    reason: str
+    loss: float
+    loss_interval: tuple[float, float]
+    state_error: Tensor
+    adjoint_error: Tensor
+    state_residual: Tensor
+    adjoint_residual: Tensor
+    state_share: float
+    adjoint_share: float
+    responses: Responses
+
+    @property
+    def norm(self) -> float:
+        return gradient_norm(self.gradient)
+
+
+def gradient_norm(gradient: dict[str, Tensor]) -> float:
+    """‖gradient‖_2 over all parameters, in float64."""
+    return math.sqrt(sum(float(g.double().square().sum()) for g in gradient.values()))
+
+
+@torch.no_grad()
+def judge(
+    problem: LowerLevelProblem, instance: Instance, b: Tensor, loss: UpperLoss, x: Tensor, X: Tensor
+) -> Judgement:
+    """Form the hypergradient at (x, X) in float64 and bound its error by the published-style certificate.
+
+    Costs 4 applications, 6 with learnable operators. ``instance`` is in float64.
+    """
+    x, X = x.double(), X.double()
+    gradient, responses = evaluate_pairing(problem, instance, b, x, X)
+    pullback = instance.adjoint(responses.y)
+    residual = state_residual(instance, x, pullback)
+    floor = rounding_floor(instance, x, pullback)
+    state_norm = sum_samples(residual**2).sqrt() + floor
+    loss_gradient = loss.gradient(x)
+    equation = AdjointEquation.at(instance, x, responses.t, loss_gradient)
+    bent = instance.adjoint(responses.Y)
+    adjoint_residual = equation.project(instance.quadratic(X) + bent) - equation.rhs
+    adjoint_floor = rounding_floor(instance, X, bent, loss_gradient)
+    adjoint_norm = sum_samples(adjoint_residual**2).sqrt() + adjoint_floor
+    mu = instance.strong_convexity
+    infinite = torch.full_like(state_norm, math.inf)
+    e = state_norm / mu if mu > 0 else infinite
+    reason = missing_assumption(problem, instance, loss)
+    loss_interval = loss.interval(x, e)
+    error_bound = state_share = adjoint_share = math.inf
+    E = infinite
+    if not reason:
+        bound = _Published(problem, instance, loss, x, X, responses, state_norm, e)
+        if not bool(bound.interval.smooth.all()):
+            reason = (
+                "a kink of the potential lies within the error of x; solve more accurately or use a smooth potential"
+            )
+        elif instance.box is not None and not constraint_decided(instance, x, residual, e, bound.interval.high_max):
+            reason = "the active set of the constraint is undecided within the error of x; solve more accurately"
+        else:
+            E = bound.adjoint_error(adjoint_norm)
+            rounding = sum(torch.finfo(g.dtype).eps * gradient_norm({"": g}) for g in gradient.values())
+            rounding += 1e-13 * bound.magnitude()
+            state_share = bound.total(bound.adjoint_error(torch.zeros_like(adjoint_norm))) + rounding
+            error_bound = bound.total(E) + rounding
+            adjoint_share = error_bound - state_share
+    if not math.isfinite(error_bound):
+        error_bound = math.inf
+    return Judgement(
+        x=x,
+        X=X,
+        gradient=gradient,
+        error_bound=error_bound,
+        reason=reason,
+        loss=float(loss.value(x)),
+        loss_interval=loss_interval,
+        state_error=e,
+        adjoint_error=E,
+        state_residual=state_norm,
+        adjoint_residual=adjoint_norm,
+        state_share=state_share,
+        adjoint_share=adjoint_share,
+        responses=responses,
+    )
+
+
+class _Published:
+    """The published-style bound, its adjoint error left open."""
+
+    def __init__(
+        self,
+        problem: LowerLevelProblem,
+        instance: Instance,
+        loss: UpperLoss,
+        x: Tensor,
+        X: Tensor,
+        responses: Responses,
+        state_norm: Tensor,
+        e: Tensor,
+    ) -> None:
+        self.problem, self.instance, self.x, self.X, self.responses, self.e = problem, instance, x, X, responses, e
+        self.mu, self.L = instance.strong_convexity, instance.analysis.norm_bound()
+        self.energy_error = state_norm / (2.0 * math.sqrt(self.mu))
+        potential = instance.potential
+        row_norms = instance.analysis.row_norms(potential.grouped)
+        self.interval = curvature_interval(potential, responses.t, responses.V, row_norms, e)
+        change = loss.gradient_change(x, e)
+        assert change is not None  # missing_assumption() has seen to it
+        self.loss_change = change
+
+    def adjoint_error(self, adjoint_norm: Tensor) -> Tensor:
+        return adjoint_bound(adjoint_norm, self.loss_change, self.interval.change_norm, self.L, self.mu)
+
+    def magnitude(self) -> float:
+        """Size of the terms summed in the gradient: the scale of its rounding errors."""
+        r = self.responses
+        norms = [sum_samples(t * t).sqrt() for t in (self.x, r.Y, self.X, r.y)]
+        return float((norms[0] * norms[1] + norms[2] * norms[3]).sum())
+
+    def total(self, E: Tensor) -> float:
+        """Root of the sum of squares over the parameter groups, each the sum over the batch."""
+        r, instance = self.responses, self.instance
+        terms = published.error_terms(self.x, self.X, r.y, r.Y, self.e, E, self.energy_error, self.interval, self.L)
+        own = self.problem.parameter_roles()
+        roles = {own[n] for n, p in self.problem.regularizer.named_parameters() if p.requires_grad}
+        parts: list[Tensor] = []
+        if "operator" in roles and instance.analysis_lipschitz is not None:
+            parts.append(published.operator_bound(terms, instance.analysis_lipschitz))
+        if "log_weight" in roles:
+            per_channel = _per_channel(instance.potential.weight)
+            parts.append(published.weight_bound(r.y, r.V, self.interval, terms, self.L, per_channel))
+        if "log_smoothing" in roles:
+            per_channel = _per_channel(instance.potential.smoothing)
+            sensitivity = instance.potential.smoothing_gradient(r.t)
+            parts.append(published.smoothing_bound(sensitivity, r.V, self.interval, terms, self.L, per_channel))
+        if isinstance(self.problem.ridge, Tensor) and self.problem.ridge.requires_grad:
+            parts.append(published.ridge_bound(terms))
+        parts.extend(self._data_parts(terms))
+        return math.sqrt(sum(float(part.sum()) ** 2 for part in parts)) if parts else 0.0
+
+    def _data_parts(self, terms: published.ErrorTerms) -> list[Tensor]:
+        residual, forward_X = self.responses.residual, self.responses.forward_X
+        if residual is None or forward_X is None:
+            return []
+        parts, forward = [], self.problem.operator
+        forward_norm = forward.norm_bound()
+        if any(p.requires_grad for p in self.problem.data_term.parameters()):
+            parts.append(published.data_weight_bound(residual, forward_X, terms, forward_norm))
+        lipschitz = forward.parameter_lipschitz()
+        if lipschitz:
+            weight_max = self.problem.data_term.weight_range()[1]
+            parts.append(
+                published.forward_operator_bound(residual, forward_X, terms, forward_norm, lipschitz, weight_max)
+            )
+        return parts
+
+
+def _per_channel(value: float | Tensor) -> bool:
+    return isinstance(value, Tensor) and value.numel() > 1

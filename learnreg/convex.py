@@ -1,0 +1,196 @@
+"""Convex functions: values, derivatives, proximal maps, conjugates through the pull-back, and curvature on intervals.
+
+Functions are sums over all elements (or groups of elements) of a sample; the first axis is the batch. For a smooth f
+the conjugate is never inverted: with the pull-back t, y = f'(t) is a dual point, f*(y) = <t, y> - f(t), (f*)'(y) = t
+and (f*)''(y) = 1/f''(t), all without cancellation.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from learnreg.errors import ConfigError, ShapeError
+
+__all__ = [
+    "Box",
+    "ConvexFunction",
+    "LeastSquares",
+    "Nonnegative",
+    "WeightedLeastSquares",
+    "dual_point",
+    "sum_samples",
+]
+
+
+def sum_samples(t: Tensor) -> Tensor:
+    """Sum over everything but the batch: (batch, ...) to (batch,)."""
+    return t.flatten(1).sum(1)
+
+
+class ConvexFunction(ABC):
+    """A convex function of one tensor (batch, ...), with the constants that solvers and certificates need.
+
+    Six abstract methods; conjugate and dual proximal map are derived. ``hess_vec`` and the others act per element
+    unless a class says "group".
+    """
+
+    @abstractmethod
+    def value(self, t: Tensor) -> Tensor:
+        """f(t), shape (batch,)."""
+
+    @abstractmethod
+    def grad(self, t: Tensor) -> Tensor:
+        """f'(t), shape of t."""
+
+    @abstractmethod
+    def hess_vec(self, t: Tensor, v: Tensor) -> Tensor:
+        """f''(t) v, shape of t."""
+
+    @abstractmethod
+    def prox(self, v: Tensor, step: Tensor | float) -> Tensor:
+        """argmin_t ½|t - v|² + step f(t); ``step`` broadcasts against v."""
+
+    @abstractmethod
+    def prox_jvp(self, t: Tensor, step: Tensor | float, v: Tensor) -> Tensor:
+        """Derivative of the proximal map whose result is t, applied to v: (I + step f''(t))^-1 v."""
+
+    @abstractmethod
+    def curvature_bounds(self, t: Tensor, radius: Tensor | float) -> tuple[Tensor, Tensor]:
+        """Smallest and largest eigenvalue of f'' over the interval (ball, for groups) of the given radius around t,
+        rounded outwards. *Rigorous bounds*, exact up to rounding."""
+
+    def conjugate_at_gradient(self, t: Tensor) -> Tensor:
+        """f*(f'(t)) = <t, f'(t)> - f(t), shape (batch,)."""
+        return sum_samples(t * self.grad(t)) - self.value(t)
+
+    def kink_excluded(self, t: Tensor, radius: Tensor | float) -> Tensor:
+        """(batch,) bool: f is twice continuously differentiable on every interval of the given radius around t."""
+        return torch.ones(t.shape[0], dtype=torch.bool, device=t.device)
+
+
+def dual_point(f: ConvexFunction, v: Tensor, sigma: Tensor | float) -> tuple[Tensor, Tensor]:
+    """prox_{sigma f*}(v) and its pull-back t, by Moreau's identity: t = prox_{f/sigma}(v/sigma), y = f'(t)."""
+    t = f.prox(v / sigma, 1.0 / sigma)
+    return f.grad(t), t
+
+
+class LeastSquares(nn.Module, ConvexFunction):
+    """½‖p‖² of the residual p = A x - b: the data term of Gaussian noise."""
+
+    def weights_for(self, p: Tensor) -> Tensor:
+        """The weight of each measurement, broadcastable against (batch, *range_shape)."""
+        return torch.ones((), dtype=p.dtype, device=p.device)
+
+    def value(self, t: Tensor) -> Tensor:
+        return 0.5 * sum_samples(self.weights_for(t) * t * t)
+
+    def grad(self, t: Tensor) -> Tensor:
+        return self.weights_for(t) * t
+
+    def hess_vec(self, t: Tensor, v: Tensor) -> Tensor:
+        return self.weights_for(v) * v
+
+    def prox(self, v: Tensor, step: Tensor | float) -> Tensor:
+        return v / (1.0 + step * self.weights_for(v))
+
+    def prox_jvp(self, t: Tensor, step: Tensor | float, v: Tensor) -> Tensor:
+        return v / (1.0 + step * self.weights_for(v))
+
+    def curvature_bounds(self, t: Tensor, radius: Tensor | float) -> tuple[Tensor, Tensor]:
+        curvature = self.weights_for(t).expand_as(t)
+        return curvature, curvature
+
+    def weight_range(self) -> tuple[float, float]:
+        """Smallest and largest weight."""
+        return 1.0, 1.0
+
+
+class WeightedLeastSquares(LeastSquares):
+    """½ sum_i w_i p_i² of the residual p = A x - b.
+
+    Parameters
+    ----------
+    weights: tensor that broadcasts against the range of A (without the batch axis), all entries finite and >= 0. An
+        nn.Parameter is learnable and appears in hypergradients as ``data_term.weights``.
+    """
+
+    weights: Tensor
+
+    def __init__(self, weights: Tensor) -> None:
+        super().__init__()
+        if not bool(torch.isfinite(weights).all()) or bool((weights < 0).any()):
+            raise ConfigError("WeightedLeastSquares(weights): expected finite weights >= 0; check the noise variances.")
+        if isinstance(weights, nn.Parameter):
+            self.weights = weights
+        else:
+            self.register_buffer("weights", weights)
+
+    def weights_for(self, p: Tensor) -> Tensor:
+        return self.weights.to(p.dtype)
+
+    def weight_range(self) -> tuple[float, float]:
+        return float(self.weights.detach().min()), float(self.weights.detach().max())
+
+
+class Box(nn.Module):
+    """The constraint lower <= x <= upper, elementwise; either side may be infinite.
+
+    Parameters
+    ----------
+    lower, upper: floats or tensors that broadcast against the image (without the batch axis).
+    """
+
+    lower: Tensor
+    upper: Tensor
+
+    def __init__(self, lower: float | Tensor = -math.inf, upper: float | Tensor = math.inf) -> None:
+        super().__init__()
+        self.register_buffer("lower", torch.as_tensor(lower, dtype=torch.float64))
+        self.register_buffer("upper", torch.as_tensor(upper, dtype=torch.float64))
+        try:
+            crossed = bool((self.lower >= self.upper).any())
+        except RuntimeError as error:
+            raise ShapeError(
+                f"Box: lower {tuple(self.lower.shape)} and upper {tuple(self.upper.shape)} differ."
+            ) from error
+        if crossed:
+            raise ConfigError(f"Box(lower={lower!r}, upper={upper!r}): expected lower < upper everywhere.")
+
+    def value(self, x: Tensor) -> Tensor:
+        """0 inside, +inf outside, shape (batch,)."""
+        lower, upper = self.bounds_for(x)
+        outside = ((x < lower) | (x > upper)).flatten(1).any(1)
+        zero = torch.zeros(x.shape[0], dtype=x.dtype, device=x.device)
+        return torch.where(outside, torch.full_like(zero, math.inf), zero)
+
+    def prox(self, v: Tensor, step: Tensor | float = 1.0) -> Tensor:
+        """Projection onto the box, whatever the step."""
+        lower, upper = self.bounds_for(v)
+        return torch.minimum(torch.maximum(v, lower), upper)
+
+    def prox_jvp(self, v: Tensor, step: Tensor | float, direction: Tensor) -> Tensor:
+        """Derivative of the projection at v (before projecting), applied to ``direction``: zero on active entries."""
+        lower, upper = self.bounds_for(v)
+        return torch.where((v > lower) & (v < upper), direction, torch.zeros_like(direction))
+
+    def bounds_for(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Lower and upper bounds in the dtype and on the device of x."""
+        return self.lower.to(x), self.upper.to(x)
+
+    def reduced_gradient(self, x: Tensor, grad: Tensor) -> Tensor:
+        """The smallest element of grad + normal cone at a feasible x: g inside, min(g, 0) at a lower bound, max(g, 0)
+        at an upper one. Its norm over the modulus bounds the distance to the solution."""
+        lower, upper = self.bounds_for(x)
+        grad = torch.where(x <= lower, grad.clamp(max=0.0), grad)
+        return torch.where(x >= upper, grad.clamp(min=0.0), grad)
+
+
+class Nonnegative(Box):
+    """The constraint x >= 0."""
+
+    def __init__(self) -> None:
+        super().__init__(lower=0.0)

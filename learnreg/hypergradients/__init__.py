@@ -1,0 +1,1 @@
+"""Hypergradients: one file per method, one driver that lets the certificate set the tolerances."""

@@ -1,0 +1,248 @@
+"""``learnreg.hypergradient``: tighten the lower level and its adjoint until the certificate meets the tolerance."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from learnreg.certificates.estimate import newton_correction
+from learnreg.certificates.judgement import Judgement, judge
+from learnreg.convex import sum_samples
+from learnreg.errors import ConfigError, SolverError
+from learnreg.hypergradients.base import Accuracy, HypergradientMethod, Iterates
+from learnreg.hypergradients.piggyback import Piggyback
+from learnreg.losses import UpperLoss
+from learnreg.problem import Instance, LowerLevelProblem
+from learnreg.result import BoundKind, Hypergradient, Status
+from learnreg.solvers.solve import (
+    FailureOption,
+    check_failure_option,
+    check_max_steps,
+    check_tolerance,
+    initial_point,
+)
+
+__all__ = ["CertificateName", "Start", "hypergradient"]
+
+CertificateName = Literal["auto", "published", "sharp"]
+
+_MAX_ROUNDS = 16
+_CORRECTION = 1e-2
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where to start: the state and adjoint state of an earlier visit to the same samples."""
+
+    x: Tensor
+    X: Tensor
+
+
+@torch.no_grad()
+def hypergradient(
+    problem: LowerLevelProblem,
+    b: Tensor,
+    loss: UpperLoss,
+    method: HypergradientMethod | None = None,
+    tolerance: float = 1e-2,
+    *,
+    absolute_tolerance: float = 0.0,
+    max_steps: int | None = None,
+    certificate: CertificateName = "auto",
+    start: Start | None = None,
+    on_failure: FailureOption = "return",
+) -> Hypergradient:
+    """Gradient of ``loss`` at the lower-level solution with respect to all learnable parameters, with an error bound.
+
+    Parameters
+    ----------
+    b: measurements (batch, *range_shape).
+    method: ``Piggyback()`` (default) or ``Implicit()``.
+    tolerance: the error bound is at most max(tolerance ‖gradient‖, absolute_tolerance); any positive number. Where no
+        bound exists, the error is *estimated* and ``certified`` is False.
+    max_steps: lower-level iterations, and adjoint iterations, at most; None stops when the bound stagnates, too.
+    certificate: "auto" or "published".
+    start: warm start.
+    on_failure: "return" a Hypergradient whose status says what happened, or "raise".
+
+    Raises
+    ------
+    ShapeError, DataError, ConfigError: bad input. SolverError: tolerance not met, with ``on_failure="raise"``; its
+    ``result`` is the Hypergradient.
+    """
+    check_failure_option(on_failure)
+    check_max_steps(max_steps)
+    if certificate not in ("auto", "published"):
+        raise ConfigError(f"certificate={certificate!r}: this version has 'auto' and 'published'.")
+    if absolute_tolerance < 0:
+        raise ConfigError(f"absolute_tolerance={absolute_tolerance!r}: expected a number >= 0.")
+    search = _Search(problem, b, loss, method or Piggyback(), check_tolerance(tolerance), absolute_tolerance, max_steps)
+    result = search.run(start)
+    if on_failure == "raise" and not result.status.converged:
+        raise SolverError(
+            f"hypergradient(tolerance={tolerance:g}): relative error bound {result.relative_error_bound:.3g}. "
+            f"{result.status.value}",
+            result,
+        )
+    return result
+
+
+class _Search:
+    """Rounds of improve and judge; each round tightens what the certificate says limits it."""
+
+    def __init__(
+        self,
+        problem: LowerLevelProblem,
+        b: Tensor,
+        loss: UpperLoss,
+        method: HypergradientMethod,
+        tolerance: float,
+        absolute_tolerance: float,
+        max_steps: int | None,
+    ) -> None:
+        self.problem, self.b, self.loss, self.method = problem, b, loss, method
+        self.tolerance, self.absolute_tolerance, self.max_steps = tolerance, absolute_tolerance, max_steps
+        self.instance = problem.instance(b)
+        self.exact_instance = self.instance.to(torch.float64)
+        self.working: Instance = self.instance
+        self.state_steps = self.adjoint_steps = 0
+
+    def target(self, norm: float) -> float:
+        return max(self.tolerance * norm, self.absolute_tolerance)
+
+    def run(self, start: Start | None) -> Hypergradient:
+        iterates = self._initial(start)
+        accuracy = self._initial_accuracy(iterates)
+        best: Judgement | None = None
+        status = Status.STAGNATED
+        for _ in range(_MAX_ROUNDS):
+            iterates = self._improve(iterates, accuracy)
+            judged = self._judge(iterates)
+            certifiable = not judged.reason or self._depends_on_accuracy(judged)
+            if not certifiable:
+                return self._estimate(judged, iterates)
+            previous = math.inf if best is None else best.error_bound
+            if best is None or judged.error_bound <= best.error_bound:
+                best = judged
+            if best.error_bound <= self.target(best.norm):
+                return self._certified(best, Status.CONVERGED)
+            if self._out_of_steps():
+                status = Status.MAX_STEPS
+                break
+            if iterates.status in (Status.PRECISION, Status.STAGNATED) and judged.error_bound > 0.5 * previous:
+                if self.working.q.dtype == torch.float64:
+                    status = iterates.status
+                    break
+                self.working = self.exact_instance
+            accuracy = self._tighter(accuracy, judged)
+        assert best is not None
+        if best.reason:
+            return self._estimate(best, iterates, status)
+        return self._certified(best, status)
+
+    # ---- one round -------------------------------------------------------------------------------------------------
+
+    def _initial(self, start: Start | None) -> Iterates:
+        if start is None:
+            x = initial_point(self.instance)
+            return Iterates(x, torch.zeros_like(x))
+        self.problem.operator.check_domain(start.x, "start.x")
+        self.problem.operator.check_domain(start.X, "start.X")
+        return Iterates(start.x.detach().to(self.b), start.X.detach().to(self.b))
+
+    def _initial_accuracy(self, iterates: Iterates) -> Accuracy:
+        """A first guess: relative to the image and to the loss gradient, a tenth of the tolerance asked for."""
+        share = 0.1 * min(self.tolerance, 1.0)
+        size = sum_samples(iterates.x.double() ** 2).sqrt().clamp_min(1e-6)
+        slope = sum_samples(self.loss.gradient(iterates.x).double() ** 2).sqrt()
+        return Accuracy(share * size, (share * slope).clamp_min(torch.finfo(torch.float64).tiny))
+
+    def _improve(self, iterates: Iterates, accuracy: Accuracy) -> Iterates:
+        dtype = self.working.q.dtype
+        left: tuple[int | None, int | None] = (None, None)
+        if self.max_steps is not None:
+            left = (max(1, self.max_steps - self.state_steps), max(1, self.max_steps - self.adjoint_steps))
+        start = Iterates(iterates.x.to(dtype), iterates.X.to(dtype))
+        goal = Accuracy(accuracy.state.to(dtype), accuracy.adjoint.to(dtype))
+        improved = self.method.improve(self.working, self.loss, start, goal, *left)
+        self.state_steps += improved.state_steps
+        self.adjoint_steps += improved.adjoint_steps
+        return improved
+
+    def _judge(self, iterates: Iterates) -> Judgement:
+        return judge(self.problem, self.exact_instance, self.b, self.loss, iterates.x, iterates.X)
+
+    def _depends_on_accuracy(self, judged: Judgement) -> bool:
+        return "solve more accurately" in judged.reason
+
+    def _out_of_steps(self) -> bool:
+        return self.max_steps is not None and max(self.state_steps, self.adjoint_steps) >= self.max_steps
+
+    def _tighter(self, accuracy: Accuracy, judged: Judgement) -> Accuracy:
+        """Start from what was achieved; divide it by what the bound still lacks, at least by 3, at most by 10^4."""
+        target = self.target(judged.norm)
+        state_factor = _shrink(0.4 * target, judged.state_share)
+        adjoint_factor = _shrink(0.4 * target, judged.adjoint_share)
+        achieved = torch.minimum(accuracy.state, judged.state_error)
+        mu = self.instance.strong_convexity
+        if mu <= 0:
+            achieved = accuracy.state
+        residual = torch.minimum(accuracy.adjoint, judged.adjoint_residual)
+        return Accuracy(achieved * state_factor, residual * adjoint_factor)
+
+    # ---- results ---------------------------------------------------------------------------------------------------
+
+    def _certified(self, judged: Judgement, status: Status) -> Hypergradient:
+        return self._result(judged, judged.error_bound, "rigorous", status)
+
+    def _estimate(self, judged: Judgement, iterates: Iterates, status: Status | None = None) -> Hypergradient:
+        """No bound exists: correct by Newton steps until the correction, which estimates the error, is small enough."""
+        x, X = judged.x, judged.X
+        error, reason = math.inf, judged.reason
+        for _ in range(_MAX_ROUNDS):
+            x, X = newton_correction(self.exact_instance, self.loss, x, X, min(_CORRECTION, 0.1 * self.tolerance))
+            corrected = self._judge(Iterates(x, X))
+            difference = math.sqrt(
+                sum(float((g - judged.gradient[n]).double().square().sum()) for n, g in corrected.gradient.items())
+            )
+            stalled = difference > 0.5 * error
+            error, judged = difference, corrected
+            if error <= self.target(judged.norm):
+                return self._result(judged, error, "estimate", status or Status.ESTIMATED, reason)
+            if stalled or self._out_of_steps():
+                break
+        kind: BoundKind = "estimate" if math.isfinite(error) else "none"
+        fallback = Status.MAX_STEPS if self._out_of_steps() else Status.STAGNATED
+        return self._result(judged, error, kind, status or fallback, reason)
+
+    def _result(
+        self, judged: Judgement, error_bound: float, kind: BoundKind, status: Status, reason: str = ""
+    ) -> Hypergradient:
+        dtype = self.b.dtype
+        certified = kind == "rigorous" and math.isfinite(error_bound)
+        return Hypergradient(
+            gradient=judged.gradient,
+            error_bound=error_bound,
+            certified=certified,
+            bound_kind=kind,
+            reason=reason,
+            loss=judged.loss,
+            loss_interval=judged.loss_interval,
+            x=judged.x.to(dtype),
+            X=judged.X.to(dtype),
+            state_error_bound=judged.state_error,
+            adjoint_error_bound=judged.adjoint_error,
+            status=status,
+            steps=max(self.state_steps, self.adjoint_steps),
+            operator_applications=self.instance.counter.applications,
+        )
+
+
+def _shrink(wanted: float, share: float) -> float:
+    if not math.isfinite(share):
+        return 1e-2
+    return min(max(wanted / share, 1e-4), 0.33) if share > wanted else 1.0

@@ -1,0 +1,280 @@
+"""Potentials: the convex functions that regularizers apply to filter responses.
+
+Each carries a weight l and a smoothing v, numbers or tensors that broadcast against responses without their batch axis
+(per channel: (n, 1, 1)). Constants (l/v bounds f''; strong convexity of the conjugate v/l) hold per channel.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from learnreg.convex import ConvexFunction, sum_samples
+from learnreg.errors import ConfigError
+
+__all__ = ["Huber", "IsotropicPseudoHuber", "LogCosh", "Potential", "PseudoHuber"]
+
+_PROX_STEPS = 12
+_OUTWARD = 1e-13
+"""Relative outward rounding of interval ends: above the rounding of the few operations that form them in float64."""
+
+
+class Potential(ConvexFunction):
+    """A smooth even potential l·phi(t; v) with f''(t) largest at 0 and non-increasing in |t|.
+
+    Parameters
+    ----------
+    smoothing: v > 0, in the units of the responses.
+    weight: l > 0.
+    """
+
+    grouped = False
+
+    def __init__(self, smoothing: float | Tensor, weight: float | Tensor = 1.0) -> None:
+        for name, value in (("smoothing", smoothing), ("weight", weight)):
+            if isinstance(value, (int, float)) and not (value > 0 and math.isfinite(value)):
+                raise ConfigError(f"{type(self).__name__}({name}={value!r}): expected a positive finite number.")
+        self.smoothing, self.weight = smoothing, weight
+
+    def with_parameters(self, weight: float | Tensor, smoothing: float | Tensor) -> Self:
+        """The same potential with other parameters."""
+        return type(self)(smoothing, weight)
+
+    def detached(self) -> Self:
+        """The same potential, its parameters cut from the autograd graph."""
+        return self.with_parameters(_detach(self.weight), _detach(self.smoothing))
+
+    def to(self, dtype: torch.dtype) -> Self:
+        """The same potential with its parameters in another dtype."""
+        return self.with_parameters(_cast(self.weight, dtype), _cast(self.smoothing, dtype))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(smoothing={self.smoothing!r}, weight={self.weight!r})"
+
+    # ---- what a potential defines ----------------------------------------------------------------------------------
+
+    @abstractmethod
+    def density(self, t: Tensor) -> Tensor:
+        """l·phi(t), elementwise."""
+
+    @abstractmethod
+    def second(self, t: Tensor) -> Tensor:
+        """f''(t), elementwise."""
+
+    def smoothing_gradient(self, t: Tensor) -> Tensor:
+        """v ∂f'(t)/∂v: how f' moves with the logarithm of the smoothing; -f''(t) t for f(t) = l v h(t/v), as here."""
+        return -self.hess_vec(t, t)
+
+    def smoothing_sensitivity(self, t: Tensor, radius: Tensor | float) -> Tensor | float:
+        """A factor q with |d/dt (v df'/dv)| <= q f'' on the interval around t. *Rigorous bound.*"""
+        return 2.0
+
+    # ---- derived ---------------------------------------------------------------------------------------------------
+
+    @property
+    def curvature_limit(self) -> Tensor | float:
+        """The largest f'', l/v, per channel: the gradient's Lipschitz constant."""
+        return self.weight / self.smoothing
+
+    @property
+    def conjugate_strong_convexity(self) -> Tensor | float:
+        """v/l, per channel: the modulus of f*."""
+        return self.smoothing / self.weight
+
+    def value(self, t: Tensor) -> Tensor:
+        return sum_samples(self.density(t))
+
+    def hess_vec(self, t: Tensor, v: Tensor) -> Tensor:
+        return self.second(t) * v
+
+    def prox(self, v: Tensor, step: Tensor | float) -> Tensor:
+        """Newton's method on t + step f'(t) = v, which is concave on each side of 0: from a lower bound of |t| it rises
+        monotonically to the root, quadratically, so that twelve steps reach rounding."""
+        size = v.abs()
+        low = torch.maximum(size - step * self.weight, size / (1.0 + step * self.curvature_limit))
+        t = low
+        for _ in range(_PROX_STEPS):
+            t = t - (t + step * self.grad(t) - size) / (1.0 + step * self.second(t))
+            t = torch.minimum(torch.maximum(t, low), size)
+        return t * v.sign()
+
+    def prox_jvp(self, t: Tensor, step: Tensor | float, v: Tensor) -> Tensor:
+        return v / (1.0 + step * self.second(t))
+
+    def dual_prox_jvp(self, t: Tensor, sigma: Tensor | float, v: Tensor) -> Tensor:
+        """Derivative of prox_{sigma f*} at the point with pull-back t: f''(t) (sigma + f''(t))^-1 v."""
+        second = self.second(t)
+        return second / (sigma + second) * v
+
+    def curvature_bounds(self, t: Tensor, radius: Tensor | float) -> tuple[Tensor, Tensor]:
+        size = t.abs()
+        low = self.second((size + radius) * (1.0 + _OUTWARD))
+        high = self.second(((size - radius) * (1.0 - _OUTWARD)).clamp_min(0.0))
+        return low * (1.0 - _OUTWARD), high * (1.0 + _OUTWARD)
+
+    def curvature_change(self, t: Tensor, radius: Tensor | float) -> Tensor:
+        """Bound of ‖f''(t') - f''(t)‖ for |t' - t| <= radius, elementwise (per group, for groups). *Rigorous bound.*"""
+        low, high = self.curvature_bounds(t, radius)
+        second = self.second(t)
+        return torch.maximum(high - second, second - low) + second * _OUTWARD
+
+    def apply_change(self, change: Tensor, v: Tensor) -> Tensor:
+        """A tensor whose norm bounds that of (f''(t') - f''(t)) v, given ``curvature_change``."""
+        return change * v
+
+
+class PseudoHuber(Potential):
+    """l (sqrt(t² + v²) - v); |f'''| <= 0.8587 l/v²."""
+
+    def density(self, t: Tensor) -> Tensor:
+        return self.weight * (t * t) / (torch.sqrt(t * t + self.smoothing**2) + self.smoothing)
+
+    def grad(self, t: Tensor) -> Tensor:
+        return self.weight * t / torch.sqrt(t * t + self.smoothing**2)
+
+    def second(self, t: Tensor) -> Tensor:
+        inverse = torch.rsqrt(t * t + self.smoothing**2)
+        return (self.weight * self.smoothing**2) * (inverse * inverse * inverse)
+
+
+class LogCosh(Potential):
+    """l v log cosh(t/v); |f'''| <= 0.7699 l/v²."""
+
+    def density(self, t: Tensor) -> Tensor:
+        u = t / self.smoothing
+        return self.weight * self.smoothing * (u + F.softplus(-2.0 * u, threshold=60.0) - math.log(2.0))
+
+    def grad(self, t: Tensor) -> Tensor:
+        return self.weight * torch.tanh(t / self.smoothing)
+
+    def second(self, t: Tensor) -> Tensor:
+        decay = torch.exp(-2.0 * (t / self.smoothing).abs())
+        return self.curvature_limit * 4.0 * decay / (1.0 + decay) ** 2
+
+    def smoothing_sensitivity(self, t: Tensor, radius: Tensor | float) -> Tensor | float:
+        return 1.0 + 2.0 * (t.abs() + radius) / self.smoothing
+
+
+class Huber(Potential):
+    """l t²/(2v) for |t| <= v, l(|t| - v/2) beyond: once differentiable, f'' jumps at |t| = v."""
+
+    def density(self, t: Tensor) -> Tensor:
+        size = t.abs()
+        inside = t * t / (2.0 * self.smoothing)
+        return self.weight * torch.where(size <= self.smoothing, inside, size - 0.5 * self.smoothing)
+
+    def grad(self, t: Tensor) -> Tensor:
+        return self.weight * (t / self.smoothing).clamp(-1.0, 1.0)
+
+    def second(self, t: Tensor) -> Tensor:
+        limit = torch.as_tensor(self.curvature_limit, dtype=t.dtype, device=t.device)
+        return torch.where(t.abs() <= self.smoothing, limit, torch.zeros_like(limit))
+
+    def prox(self, v: Tensor, step: Tensor | float) -> Tensor:
+        inside = v / (1.0 + step * self.curvature_limit)
+        outside = v - step * self.weight * v.sign()
+        return torch.where(inside.abs() <= self.smoothing, inside, outside)
+
+    def kink_excluded(self, t: Tensor, radius: Tensor | float) -> Tensor:
+        size = t.abs()
+        inside = size + radius < self.smoothing * (1.0 - _OUTWARD)
+        outside = size - radius > self.smoothing * (1.0 + _OUTWARD)
+        return (inside | outside).flatten(1).all(1)
+
+    def smoothing_sensitivity(self, t: Tensor, radius: Tensor | float) -> Tensor | float:
+        return 1.0
+
+
+class IsotropicPseudoHuber(Potential):
+    """l (sqrt(|t|² + v²) - v) of the Euclidean length of each group of channels (axis 1): isotropic, rotation
+    invariant.
+
+    The Hessian of a group is I l/s on the tangent and l v²/s³ along t, s = sqrt(|t|² + v²).
+    """
+
+    grouped = True
+
+    def _length(self, t: Tensor) -> Tensor:
+        return (t * t).sum(1, keepdim=True).sqrt()
+
+    def _scale(self, t: Tensor) -> Tensor:
+        return torch.sqrt((t * t).sum(1, keepdim=True) + self.smoothing**2)
+
+    def density(self, t: Tensor) -> Tensor:
+        square = (t * t).sum(1, keepdim=True)
+        return self.weight * square / (torch.sqrt(square + self.smoothing**2) + self.smoothing)
+
+    def grad(self, t: Tensor) -> Tensor:
+        return self.weight * t / self._scale(t)
+
+    def second(self, t: Tensor) -> Tensor:
+        """The larger eigenvalue l/s, per group."""
+        return self.weight / self._scale(t)
+
+    def hess_vec(self, t: Tensor, v: Tensor) -> Tensor:
+        s = self._scale(t)
+        return (self.weight / s) * (v - t * ((t * v).sum(1, keepdim=True) / (s * s)))
+
+    def _with_eigenvalues(self, t: Tensor, v: Tensor, radial: Tensor, tangential: Tensor) -> Tensor:
+        direction = t / self._length(t).clamp_min(torch.finfo(t.dtype).tiny)
+        return tangential * v + (radial - tangential) * direction * (direction * v).sum(1, keepdim=True)
+
+    def prox(self, v: Tensor, step: Tensor | float) -> Tensor:
+        length = self._length(v)
+        radial = PseudoHuber(self.smoothing, self.weight).prox(length, step)
+        return v * (radial / length.clamp_min(torch.finfo(v.dtype).tiny))
+
+    def prox_jvp(self, t: Tensor, step: Tensor | float, v: Tensor) -> Tensor:
+        s = self._scale(t)
+        radial, tangential = self.weight * self.smoothing**2 / s**3, self.weight / s
+        return self._with_eigenvalues(t, v, 1.0 / (1.0 + step * radial), 1.0 / (1.0 + step * tangential))
+
+    def dual_prox_jvp(self, t: Tensor, sigma: Tensor | float, v: Tensor) -> Tensor:
+        s = self._scale(t)
+        radial, tangential = self.weight * self.smoothing**2 / s**3, self.weight / s
+        return self._with_eigenvalues(t, v, radial / (sigma + radial), tangential / (sigma + tangential))
+
+    def curvature_bounds(self, t: Tensor, radius: Tensor | float) -> tuple[Tensor, Tensor]:
+        length = self._length(t)
+        far = (length + radius) * (1.0 + _OUTWARD)
+        near = ((length - radius) * (1.0 - _OUTWARD)).clamp_min(0.0)
+        low = self.weight * self.smoothing**2 / (self.smoothing**2 + far * far) ** 1.5
+        high = self.weight / torch.sqrt(self.smoothing**2 + near * near)
+        return low * (1.0 - _OUTWARD), high * (1.0 + _OUTWARD)
+
+    def curvature_change(self, t: Tensor, radius: Tensor | float) -> Tensor:
+        """min(eigenvalue bound, radius times the largest third derivative on the ball); with p = |t|/s the latter is
+        (l/v²) 3p(1-p²)² up to p = 1/sqrt(3) (largest at 1/sqrt(5)) and (l/v²)(2/sqrt(3))(1-p²) beyond."""
+        low, high = self.curvature_bounds(t, radius)
+        s = self._scale(t)
+        by_eigenvalues = torch.maximum(high - self.weight * self.smoothing**2 / s**3, self.weight / s - low)
+        length = self._length(t)
+        near = ((length - radius) * (1.0 - _OUTWARD)).clamp_min(0.0)
+        far = (length + radius) * (1.0 + _OUTWARD)
+        p_near = near / torch.sqrt(near * near + self.smoothing**2)
+        p_far = far / torch.sqrt(far * far + self.smoothing**2)
+        peak = torch.full_like(p_near, 1.0 / math.sqrt(5.0))
+        at = torch.minimum(torch.maximum(p_near, peak), p_far)
+        inner = 3.0 * at * (1.0 - at * at) ** 2
+        outer_start = p_near.clamp_min(1.0 / math.sqrt(3.0))
+        outer = (2.0 / math.sqrt(3.0)) * (1.0 - outer_start * outer_start)
+        inner = torch.where(p_near <= 1.0 / math.sqrt(3.0), inner, torch.zeros_like(inner))
+        outer = torch.where(p_far >= 1.0 / math.sqrt(3.0), outer, torch.zeros_like(outer))
+        third = torch.maximum(inner, outer) * (self.weight / self.smoothing**2)
+        return torch.minimum(by_eigenvalues, third * radius) * (1.0 + _OUTWARD) + self.weight / s * _OUTWARD
+
+    def apply_change(self, change: Tensor, v: Tensor) -> Tensor:
+        return change * self._length(v)
+
+
+def _detach(value: float | Tensor) -> float | Tensor:
+    return value.detach() if isinstance(value, Tensor) else value
+
+
+def _cast(value: float | Tensor, dtype: torch.dtype) -> float | Tensor:
+    return value.to(dtype) if isinstance(value, Tensor) else value

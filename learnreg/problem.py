@@ -1,0 +1,267 @@
+"""The lower-level problem: forward operator, data term, regularizer, ridge and constraint, and its instances.
+
+    energy(x, b) = D(A x - b) + R(x) + ridge/2 ‖x‖² (+inf outside the constraint)
+
+``LowerLevelProblem`` is what users build; ``problem.instance(b)`` freezes its parameters at given data for solvers and
+certificates, and counts operator applications.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from learnreg.convex import Box, LeastSquares, sum_samples
+from learnreg.errors import AssumptionError, ConfigError, DataError, ShapeError
+from learnreg.linop import LinearOperator
+from learnreg.potentials import Potential
+from learnreg.regularizers.base import ParameterRole, Regularizer, SaddleTerms
+
+__all__ = ["Counter", "Instance", "LowerLevelProblem", "expand"]
+
+
+def expand(values: Tensor, like: Tensor) -> Tensor:
+    """Per-sample values (batch,) shaped to broadcast against ``like`` (batch, ...)."""
+    return values.reshape(-1, *(1,) * (like.dim() - 1))
+
+
+class Counter:
+    """Number of operator applications so far."""
+
+    def __init__(self) -> None:
+        self.applications = 0
+
+
+@dataclass(frozen=True)
+class Instance:
+    """The lower-level problem for given data, parameters detached: E(x) = ½<x,Mx> - <q,x> + f(Kx), M = A^T w A + ridge.
+
+    ``K`` is the regularizer's analysis operator; the forward operator runs beside it, so that one call of
+    ``apply``/``adjoint`` together with its data part counts as one application.
+    """
+
+    forward: LinearOperator
+    data_weights: Tensor
+    ridge: float
+    q: Tensor
+    half_square: Tensor
+    analysis: LinearOperator
+    potential: Potential
+    box: Box | None
+    strong_convexity: float
+    counter: Counter
+    diagonal: Tensor | None
+    analysis_lipschitz: float | None = 0.0
+
+    @property
+    def batch(self) -> int:
+        return int(self.q.shape[0])
+
+    def apply(self, x: Tensor) -> Tensor:
+        """K x; counts one per application on the batch."""
+        self.counter.applications += 1
+        return cast(Tensor, self.analysis(x))
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """K^T y; counts one."""
+        self.counter.applications += 1
+        return self.analysis.adjoint(y)
+
+    def quadratic(self, x: Tensor) -> Tensor:
+        """M x."""
+        if self.diagonal is not None:
+            return self.diagonal * x
+        result = self.forward.adjoint(self.data_weights * self.forward(x))
+        return result + self.ridge * x if self.ridge else result
+
+    def full_gradient(self, x: Tensor) -> Tensor:
+        """∇E(x) without the constraint; counts 2."""
+        return self.quadratic(x) - self.q + self.adjoint(self.potential.grad(self.apply(x)))
+
+    def energy(self, x: Tensor, response: Tensor) -> Tensor:
+        """E(x) given K x, (batch,), without the constraint."""
+        return self.data_energy(x) + self.potential.value(response)
+
+    def data_energy(self, x: Tensor) -> Tensor:
+        """½<x,Mx> - <q,x> + ½ w b², (batch,): the data term and the ridge."""
+        return 0.5 * sum_samples(x * self.quadratic(x)) - sum_samples(self.q * x) + self.half_square
+
+    def select(self, index: Tensor) -> Instance:
+        """The instance restricted to some samples, sharing the counter."""
+        return replace(self, q=self.q[index], half_square=self.half_square[index])
+
+    def to(self, dtype: torch.dtype) -> Instance:
+        """The instance in another dtype, sharing the counter."""
+        if self.q.dtype == dtype:
+            return self
+        return replace(
+            self,
+            q=self.q.to(dtype),
+            half_square=self.half_square.to(dtype),
+            data_weights=self.data_weights.to(dtype),
+            potential=self.potential.to(dtype),
+            diagonal=None if self.diagonal is None else self.diagonal.to(dtype),
+        )
+
+
+class LowerLevelProblem(nn.Module):
+    """½‖Ax - b‖² + R(x), or with another data term, a ridge and a constraint.
+
+    Parameters
+    ----------
+    operator: the forward operator A.
+    regularizer: R.
+    ridge: r >= 0 adds r/2 ‖x‖² per sample; a scalar nn.Parameter is learnable and appears in hypergradients as
+        ``ridge``.
+    data_term: ``LeastSquares()`` (default) or ``WeightedLeastSquares(weights)``.
+    constraint: None, ``Nonnegative()`` or ``Box(lower, upper)``.
+    noise_level: passed to ``regularizer.at`` for noise-conditioned models.
+
+    The problem has a certificate when ``strong_convexity`` is positive.
+    """
+
+    def __init__(
+        self,
+        operator: LinearOperator,
+        regularizer: Regularizer,
+        *,
+        ridge: float | nn.Parameter = 0.0,
+        data_term: LeastSquares | None = None,
+        constraint: Box | None = None,
+        noise_level: float | None = None,
+    ) -> None:
+        super().__init__()
+        _check_type(operator, LinearOperator, "operator", "a LinearOperator (see learnreg.operators)")
+        _check_type(regularizer, Regularizer, "regularizer", "a Regularizer (see learnreg.regularizers)")
+        value = float(ridge.detach()) if isinstance(ridge, Tensor) else float(ridge)
+        if not (value >= 0 and math.isfinite(value)):
+            raise ConfigError(f"LowerLevelProblem(ridge={value!r}): expected a finite number >= 0.")
+        self.operator, self.regularizer = operator, regularizer
+        self.data_term = data_term if data_term is not None else LeastSquares()
+        _check_type(self.data_term, LeastSquares, "data_term", "LeastSquares() or WeightedLeastSquares(weights)")
+        if constraint is not None:
+            _check_type(constraint, Box, "constraint", "Nonnegative() or Box(lower, upper)")
+        self.constraint, self.noise_level = constraint, noise_level
+        self.ridge = ridge
+        operator.check_domain(torch.empty(1, *operator.domain_shape))
+        self._check_weights()
+
+    def _check_weights(self) -> None:
+        weights = self.data_term.weights_for(torch.zeros(1))
+        try:
+            fits = weights.expand(self.operator.range_shape).shape == self.operator.range_shape
+        except RuntimeError:
+            fits = False
+        if not fits:
+            raise ShapeError(
+                f"data_term weights of shape {tuple(weights.shape)} do not broadcast against the operator's range "
+                f"{self.operator.range_shape}."
+            )
+
+    # ---- the definition ----------------------------------------------------------------------------------------------
+
+    def energy(self, x: Tensor, b: Tensor) -> Tensor:
+        """The lower-level objective, (batch,): +inf outside the constraint; twice differentiable where R is."""
+        self.operator.check_domain(x)
+        self.operator.check_range(b, "b")
+        energy = self.data_term.value(self.operator(x) - b) + self.active_regularizer.value(x)
+        if isinstance(self.ridge, Tensor) or self.ridge > 0:
+            energy = energy + 0.5 * self.ridge * sum_samples(x * x)
+        return energy if self.constraint is None else energy + self.constraint.value(x)
+
+    @property
+    def active_regularizer(self) -> Regularizer:
+        """The regularizer at the problem's noise level."""
+        return self.regularizer if self.noise_level is None else self.regularizer.at(self.noise_level)
+
+    @property
+    def strong_convexity(self) -> float:
+        """Modulus of the energy in x from the data term and the ridge; 0 when none is known. *Rigorous bound.*"""
+        lowest = self.data_term.weight_range()[0]
+        return self.ridge_value + lowest * self.operator.gram_lower_bound()
+
+    @property
+    def ridge_value(self) -> float:
+        return float(self.ridge.detach()) if isinstance(self.ridge, Tensor) else float(self.ridge)
+
+    # ---- learnable parameters --------------------------------------------------------------------------------------
+
+    def learnable(self) -> dict[str, nn.Parameter]:
+        """Parameters that require a gradient: the regularizer's by their own names, then ``operator.<name>``,
+        ``data_term.<name>`` and ``ridge``."""
+        found: dict[str, nn.Parameter] = {}
+        for name, p in self._all_parameters():
+            if name in found:
+                raise ConfigError(f"two parameters are called {name!r}; rename the regularizer's submodule.")
+            if p.requires_grad:
+                found[name] = p
+        return found
+
+    def _all_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        yield from self.regularizer.named_parameters()
+        for name, p in self.operator.named_parameters():
+            yield f"operator.{name}", p
+        for name, p in self.data_term.named_parameters():
+            yield f"data_term.{name}", p
+        if isinstance(self.ridge, nn.Parameter):
+            yield "ridge", self.ridge
+
+    def parameter_roles(self) -> dict[str, ParameterRole]:
+        """Role of the regularizer's parameters by name."""
+        return self.regularizer.parameter_roles()
+
+    # ---- for solvers and certificates ------------------------------------------------------------------------------
+
+    def saddle_terms(self, dtype: torch.dtype) -> SaddleTerms:
+        """The regularizer's operator and potential on the image shape, differentiable in the parameters."""
+        terms = self.active_regularizer.saddle_terms(self.operator.domain_shape)
+        return SaddleTerms(terms.operator, terms.potential.to(dtype))
+
+    def instance(self, b: Tensor) -> Instance:
+        """Freeze the parameters at data b (batch, *range_shape).
+
+        Raises
+        ------
+        ShapeError: wrong shape or dtype. DataError: NaN or infinite entries. AssumptionError: non-finite parameters.
+        """
+        self.operator.check_range(b, "b")
+        if b.device.type != "meta" and not bool(torch.isfinite(b).all()):
+            bad = int((~torch.isfinite(b)).flatten(1).any(1).sum())
+            raise DataError(f"b has NaN or infinite entries in {bad} of {b.shape[0]} samples.", hint="Clean the data.")
+        with torch.no_grad():
+            return self._instance(b.detach())
+
+    def _instance(self, b: Tensor) -> Instance:
+        terms = self.saddle_terms(b.dtype)
+        for name, p in self._all_parameters():
+            if not bool(torch.isfinite(p).all()):
+                raise AssumptionError(f"parameter {name} has NaN or infinite entries; restore an earlier model.")
+        weights = self.data_term.weights_for(b).detach()
+        diagonal = self.operator.diagonal()
+        if diagonal is not None:
+            diagonal = (weights * diagonal.to(b) ** 2 + self.ridge_value).expand(self.operator.domain_shape)
+        counter = Counter()
+        return Instance(
+            forward=self.operator,
+            data_weights=weights,
+            ridge=self.ridge_value,
+            q=self.operator.adjoint(weights * b),
+            half_square=0.5 * sum_samples(weights * b * b),
+            analysis=terms.operator,
+            potential=terms.potential.detached(),
+            box=self.constraint,
+            strong_convexity=self.strong_convexity,
+            counter=counter,
+            diagonal=diagonal,
+            analysis_lipschitz=terms.operator.parameter_lipschitz(),
+        )
+
+
+def _check_type(value: object, kind: type, name: str, expected: str) -> None:
+    if not isinstance(value, kind):
+        raise ConfigError(f"LowerLevelProblem({name}=...): got {type(value).__name__}, expected {expected}.")

@@ -1,0 +1,8 @@
+"""Regularizers: convex functions of an image with learnable parameters."""
+
+from learnreg.regularizers.analysis import AnalysisOperator
+from learnreg.regularizers.base import Regularizer
+from learnreg.regularizers.fields_of_experts import FieldsOfExperts
+from learnreg.regularizers.total_variation import TotalVariation
+
+__all__ = ["AnalysisOperator", "FieldsOfExperts", "Regularizer", "TotalVariation"]

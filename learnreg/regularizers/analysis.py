@@ -1,0 +1,46 @@
+"""Any linear operator followed by a potential."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from learnreg.errors import ShapeError
+from learnreg.linop import LinearOperator
+from learnreg.potentials import Potential
+from learnreg.regularizers.base import ParameterRole, Regularizer, SaddleTerms, positive_log
+
+__all__ = ["AnalysisOperator"]
+
+
+class AnalysisOperator(Regularizer):
+    """R(x) = sum potential(operator(x)).
+
+    Parameters
+    ----------
+    operator: any LinearOperator; those of its parameters that require a gradient are learned. It must be affine in
+        them and declare ``parameter_lipschitz`` for hypergradients to be certified.
+    potential: its weight and smoothing are learned through the raw parameters ``log_weight`` and ``log_smoothing``
+        (numbers, or tensors that broadcast against the operator's range).
+    """
+
+    def __init__(self, operator: LinearOperator, potential: Potential) -> None:
+        super().__init__()
+        self.analysis, self._potential = operator, potential
+        self.log_weight: nn.Parameter = positive_log(potential.weight, "potential weight")
+        self.log_smoothing: nn.Parameter = positive_log(potential.smoothing, "potential smoothing")
+
+    def saddle_terms(self, image_shape: tuple[int, ...]) -> SaddleTerms:
+        if image_shape != self.analysis.domain_shape:
+            raise ShapeError(
+                f"AnalysisOperator: got images of shape {image_shape}, its operator takes {self.analysis.domain_shape}."
+            )
+        potential = self._potential.with_parameters(self.log_weight.exp(), self.log_smoothing.exp())
+        return SaddleTerms(self.analysis, potential)
+
+    def value(self, x: Tensor) -> Tensor:
+        self.analysis.check_domain(x)
+        return super().value(x)
+
+    def parameter_roles(self) -> dict[str, ParameterRole]:
+        roles: dict[str, ParameterRole] = {"log_weight": "log_weight", "log_smoothing": "log_smoothing"}
+        return roles | {f"analysis.{name}": "operator" for name, _ in self.analysis.named_parameters()}

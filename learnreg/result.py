@@ -1,0 +1,90 @@
+"""What solves return: a status that ends in advice, the solution, the hypergradient, and their bounds."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import Enum
+from typing import Literal
+
+from torch import Tensor
+
+__all__ = ["BoundKind", "Hypergradient", "Solution", "Status"]
+
+BoundKind = Literal["rigorous", "estimate", "none"]
+
+
+class Status(Enum):
+    """How a solve ended; the value is a sentence that ends in advice."""
+
+    CONVERGED = "The certified error bound meets the tolerance; nothing to do."
+    ESTIMATED = "The estimated error meets the tolerance, but no bound exists; add a ridge to get a certificate."
+    MAX_STEPS = "The step limit was reached before the tolerance; raise max_steps or the tolerance."
+    STAGNATED = "The error bound no longer falls; loosen the tolerance, or smooth the potential more."
+    PRECISION = "Rounding errors dominate the residual; use float64 data or a larger tolerance."
+
+    @property
+    def converged(self) -> bool:
+        """Whether the tolerance was met, by a bound or an estimate."""
+        return self in (Status.CONVERGED, Status.ESTIMATED)
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The result of :func:`learnreg.solve`.
+
+    x: (batch, *domain_shape). y: the dual point f'(Kx), (batch, *K's range). error_bound: (batch,) root-mean-square
+    error of x, in units of x; what kind of number it is says ``bound_kind``. steps: iterations of the slowest sample.
+    operator_applications: calls of K or K^T on the batch. solver: the algorithm that ran.
+    """
+
+    x: Tensor
+    y: Tensor
+    error_bound: Tensor
+    bound_kind: BoundKind
+    status: Status
+    steps: int
+    operator_applications: int
+    solver: str
+
+    @property
+    def certified(self) -> bool:
+        """Whether ``error_bound`` is a rigorous bound."""
+        return self.bound_kind == "rigorous"
+
+
+@dataclass(frozen=True)
+class Hypergradient:
+    """The result of :func:`learnreg.hypergradient`.
+
+    gradient: by parameter name. error_bound: ‖gradient - exact‖_2 over all parameters; a rigorous bound when
+    ``certified``, otherwise what ``bound_kind`` and ``reason`` say. loss: the upper-level loss at x. loss_interval:
+    contains the loss at the exact minimiser ((-inf, inf) without a certificate). x, X: lower-level solution and adjoint
+    state. error_bounds: state and adjoint errors, 2-norms, (batch,).
+    """
+
+    gradient: dict[str, Tensor]
+    error_bound: float
+    certified: bool
+    bound_kind: BoundKind
+    reason: str
+    loss: float
+    loss_interval: tuple[float, float]
+    x: Tensor
+    X: Tensor
+    state_error_bound: Tensor
+    adjoint_error_bound: Tensor
+    status: Status
+    steps: int
+    operator_applications: int
+
+    @property
+    def relative_error_bound(self) -> float:
+        """error_bound over the norm of the gradient."""
+        norm = self.norm
+        return self.error_bound / norm if norm > 0 else float("inf")
+
+    @property
+    def norm(self) -> float:
+        """‖gradient‖_2 over all parameters."""
+        return math.sqrt(sum(float(g.double().square().sum()) for g in self.gradient.values()))

@@ -1,0 +1,24 @@
+"""Lower-level and adjoint solvers: one file each, one loop around them."""
+
+from learnreg.solvers.adjoint_pdhg import AdjointPDHG
+from learnreg.solvers.base import AdjointSolver, Iteration, Report, Solver, SolverState
+from learnreg.solvers.conjugate_gradient import ConjugateGradient
+from learnreg.solvers.lbfgs import LBFGS
+from learnreg.solvers.loop import LoopResult, iterate
+from learnreg.solvers.newton_cg import NewtonCG
+from learnreg.solvers.pdhg import PDHG
+
+__all__ = [
+    "LBFGS",
+    "PDHG",
+    "AdjointPDHG",
+    "AdjointSolver",
+    "ConjugateGradient",
+    "Iteration",
+    "LoopResult",
+    "NewtonCG",
+    "Report",
+    "Solver",
+    "SolverState",
+    "iterate",
+]

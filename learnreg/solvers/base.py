@@ -1,0 +1,94 @@
+"""The contract of a lower-level solver: init, a pure step, and a report; the loop around them is in ``loop.py``."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields, replace
+from typing import Any, Generic, Protocol, Self, TypeVar
+
+from torch import Tensor
+
+from learnreg.adjoint import AdjointEquation
+from learnreg.problem import Instance
+
+__all__ = ["AdjointSolver", "Iteration", "Report", "Selectable", "Solver", "SolverState", "select_samples"]
+
+
+@dataclass(frozen=True)
+class SolverState:
+    """Base of solver states: every tensor (and every tensor in a tuple) has the batch as its first axis."""
+
+
+StateT = TypeVar("StateT", bound=SolverState)
+
+
+class Selectable(Protocol):
+    """A batched problem that can be restricted to some samples."""
+
+    def select(self, index: Tensor) -> Self: ...
+
+
+ProblemT = TypeVar("ProblemT", bound=Selectable)
+
+
+def select_samples(state: StateT, index: Tensor) -> StateT:
+    """The state restricted to some samples."""
+
+    def pick(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value[index]
+        if isinstance(value, SolverState):
+            return select_samples(value, index)
+        if isinstance(value, tuple):
+            return tuple(pick(v) for v in value)
+        return value
+
+    return replace(state, **{f.name: pick(getattr(state, f.name)) for f in fields(state)})
+
+
+@dataclass(frozen=True)
+class Report:
+    """The answer a solver would give now.
+
+    x: the point. residual: norm of the reduced energy gradient there, or an equivalent, (batch,): monitors convergence.
+    bound: error bound of x, 2-norm, (batch,), infinite without a modulus. floor: the level below which rounding rules.
+    t: pull-back of the dual iterate, for solvers that have one.
+    """
+
+    x: Tensor
+    residual: Tensor
+    bound: Tensor
+    floor: Tensor
+    t: Tensor | None = None
+
+
+class Iteration(ABC, Generic[ProblemT, StateT]):
+    """An iteration on a problem: ``init``, a pure ``step`` that never synchronises with the host and calls K and K^T
+    once each, and a ``report`` at checks. The loop around it is in ``loop.py``."""
+
+    name: str
+    check_every: int = 10
+
+    @abstractmethod
+    def init(self, problem: ProblemT, x: Tensor) -> StateT:
+        """The state that starts from x."""
+
+    @abstractmethod
+    def step(self, problem: ProblemT, state: StateT) -> StateT:
+        """One iteration."""
+
+    @abstractmethod
+    def report(self, problem: ProblemT, state: StateT) -> Report:
+        """The current answer and its bound."""
+
+    def adapt(self, problem: ProblemT, state: StateT) -> StateT:
+        """Adjust step sizes at a check; nothing to do by default."""
+        return state
+
+
+class Solver(Iteration[Instance, StateT]):
+    """An iteration on the lower-level problem."""
+
+
+class AdjointSolver(Iteration[AdjointEquation, StateT]):
+    """An iteration on the adjoint equation."""

@@ -1,0 +1,126 @@
+"""Limited-memory BFGS with a line search on cached responses (Nocedal, 1980; Liu and Nocedal, 1989).
+
+The energy is a quadratic plus f(Kx). With t = Kx and v = Kp cached, the energy along x + alpha p costs elementwise work
+only, so an iteration needs one K (for v) and one K^T (for the gradient), whatever the line search does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from learnreg.certificates.state import primal_bound, rounding_floor
+from learnreg.convex import sum_samples
+from learnreg.errors import AssumptionError
+from learnreg.problem import Instance, expand
+from learnreg.solvers.base import Report, Solver, SolverState
+
+__all__ = ["LBFGS", "LBFGSState"]
+
+
+@dataclass(frozen=True)
+class LBFGSState(SolverState):
+    """x, its responses t = Kx, the gradient of the quadratic part, the pull-back K^T f'(t), and the memory of pairs."""
+
+    x: Tensor
+    t: Tensor
+    data_grad: Tensor
+    pullback: Tensor
+    s: tuple[Tensor, ...] = ()
+    d: tuple[Tensor, ...] = ()
+    inverse_curvature: tuple[Tensor, ...] = ()
+
+
+class LBFGS(Solver[LBFGSState]):
+    """L-BFGS, each sample of the batch on its own.
+
+    Parameters
+    ----------
+    memory: number of pairs kept.
+    """
+
+    name = "lbfgs"
+
+    def __init__(self, memory: int = 10, check_every: int = 5) -> None:
+        self.memory, self.check_every = memory, check_every
+
+    def init(self, instance: Instance, x: Tensor) -> LBFGSState:
+        if instance.box is not None:
+            raise AssumptionError("L-BFGS does not handle constraints; use solver='pdhg'.")
+        t = instance.apply(x)
+        return LBFGSState(x, t, instance.quadratic(x) - instance.q, instance.adjoint(instance.potential.grad(t)))
+
+    def step(self, instance: Instance, state: LBFGSState) -> LBFGSState:
+        grad = state.data_grad + state.pullback
+        p = self._direction(state, grad)
+        v, m_p = instance.apply(p), instance.quadratic(p)
+        alpha = self._step_length(instance, state, grad, p, v, m_p)
+        step = expand(alpha, p)
+        t = torch.addcmul(state.t, expand(alpha, v), v)
+        x, data_grad = torch.addcmul(state.x, step, p), torch.addcmul(state.data_grad, step, m_p)
+        pullback = instance.adjoint(instance.potential.grad(t))
+        s, d = step * p, data_grad + pullback - grad
+        curvature = sum_samples(s * d)
+        usable = curvature > 1e-30
+        inverse = torch.where(usable, 1.0 / torch.where(usable, curvature, torch.ones_like(curvature)), 0.0)
+        keep = self.memory - 1
+        return LBFGSState(
+            x,
+            t,
+            data_grad,
+            pullback,
+            (*state.s[-keep:], s),
+            (*state.d[-keep:], d),
+            (*state.inverse_curvature[-keep:], inverse),
+        )
+
+    def _direction(self, state: LBFGSState, grad: Tensor) -> Tensor:
+        """-H grad by the two-loop recursion; the gradient where that is no descent direction."""
+        q = -grad
+        alphas = []
+        for s, d, rho in zip(reversed(state.s), reversed(state.d), reversed(state.inverse_curvature), strict=True):
+            a = rho * sum_samples(s * q)
+            q = torch.addcmul(q, expand(a, q), d, value=-1.0)
+            alphas.append(a)
+        if state.s:
+            s, d, rho = state.s[-1], state.d[-1], state.inverse_curvature[-1]
+            scale = 1.0 / (rho * sum_samples(d * d)).clamp_min(1e-30)
+            q = q * expand(torch.where(rho > 0, scale, torch.ones_like(scale)), q)
+        for s, d, rho, a in zip(state.s, state.d, state.inverse_curvature, reversed(alphas), strict=True):
+            b = rho * sum_samples(d * q)
+            q = torch.addcmul(q, expand(a - b, q), s)
+        descent = expand(sum_samples(q * grad) < 0, q)
+        return torch.where(descent, q, -grad)
+
+    def _step_length(
+        self, instance: Instance, state: LBFGSState, grad: Tensor, p: Tensor, v: Tensor, m_p: Tensor
+    ) -> Tensor:
+        """alpha = 1 where the slope there is at most half the initial one in size, else one secant step on the slope;
+        a first step starts from the exact curvature."""
+        data_slope, data_curvature = sum_samples(state.data_grad * p), sum_samples(p * m_p)
+        start = sum_samples(grad * p)
+        if not state.s:
+            curvature = data_curvature + sum_samples(v * instance.potential.hess_vec(state.t, v))
+            first = -start / curvature.clamp_min(torch.finfo(p.dtype).tiny)
+        else:
+            first = torch.ones_like(start)
+        at_first = self._slope(instance, state, first, v, data_slope, data_curvature)
+        secant = start / (start - at_first) * first
+        rising = at_first > start
+        secant = torch.where(rising, secant.clamp(min=0.05 * first, max=10.0 * first), 10.0 * first)
+        return torch.where(at_first.abs() <= 0.5 * start.abs(), first, secant)
+
+    def _slope(
+        self, instance: Instance, state: LBFGSState, alpha: Tensor, v: Tensor, data_slope: Tensor, curvature: Tensor
+    ) -> Tensor:
+        gradient = instance.potential.grad(torch.addcmul(state.t, expand(alpha, v), v))
+        return data_slope + alpha * curvature + sum_samples(gradient * v)
+
+    def report(self, instance: Instance, state: LBFGSState) -> Report:
+        grad = state.data_grad + state.pullback
+        floor = rounding_floor(instance, state.x, state.pullback)
+        residual = sum_samples(grad * grad).sqrt()
+        bound = primal_bound(grad, instance.strong_convexity)
+        return Report(state.x, residual, bound, floor)

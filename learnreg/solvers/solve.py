@@ -1,0 +1,175 @@
+"""``learnreg.solve``: the lower-level solution with a certified root-mean-square error."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from learnreg.certificates.estimate import state_correction
+from learnreg.certificates.state import smallest_bound
+from learnreg.convex import sum_samples
+from learnreg.errors import ConfigError, SolverError
+from learnreg.problem import Instance, LowerLevelProblem
+from learnreg.result import BoundKind, Solution, Status
+from learnreg.solvers.base import Solver
+from learnreg.solvers.lbfgs import LBFGS
+from learnreg.solvers.loop import LoopResult, iterate
+from learnreg.solvers.newton_cg import NewtonCG
+from learnreg.solvers.pdhg import PDHG
+
+__all__ = ["SolverName", "check_failure_option", "check_tolerance", "initial_point", "run_state_solver", "solve"]
+
+SolverName = Literal["auto", "pdhg", "lbfgs", "newton-cg"]
+FailureOption = Literal["return", "raise"]
+
+_RIGOROUS: BoundKind = "rigorous"
+_ESTIMATE: BoundKind = "estimate"
+_SOLVERS: dict[str, type[Solver[Any]]] = {"pdhg": PDHG, "lbfgs": LBFGS, "newton-cg": NewtonCG}
+
+
+def make_solver(name: str, instance: Instance) -> Solver[Any]:
+    """The solver of that name; "auto" is L-BFGS, or PDHG with a constraint."""
+    if name == "auto":
+        return LBFGS() if instance.box is None else PDHG()
+    if name not in _SOLVERS:
+        raise ConfigError(f"solver={name!r}: expected 'auto', {', '.join(map(repr, _SOLVERS))}.")
+    return _SOLVERS[name]()
+
+
+def check_tolerance(tolerance: float, name: str = "tolerance") -> float:
+    """The tolerance as a float, or ConfigError unless it is positive."""
+    if not (isinstance(tolerance, (int, float)) and tolerance > 0):
+        raise ConfigError(f"{name}={tolerance!r}: expected a positive number.")
+    return float(tolerance)
+
+
+def check_failure_option(on_failure: str) -> None:
+    """ConfigError unless on_failure is known."""
+    if on_failure not in ("return", "raise"):
+        raise ConfigError(f"on_failure={on_failure!r}: expected 'return' or 'raise'.")
+
+
+def check_max_steps(max_steps: int | None) -> None:
+    """ConfigError unless max_steps is None or a positive integer."""
+    if max_steps is not None and (not isinstance(max_steps, int) or max_steps < 1):
+        raise ConfigError(f"max_steps={max_steps!r}: expected a positive integer or None.")
+
+
+def initial_point(instance: Instance) -> Tensor:
+    """A^T w b scaled by the norms: the measurement itself for denoising."""
+    if instance.diagonal is not None:
+        x = instance.q / instance.diagonal.amax().clamp_min(1e-12)
+    else:
+        x = instance.q / (float(instance.data_weights.max()) * instance.forward.norm_bound() ** 2 + instance.ridge)
+    return x if instance.box is None else instance.box.prox(x)
+
+
+def residual_tolerance(instance: Instance, error: Tensor) -> Tensor:
+    """The residual that certifies a 2-norm error, (batch,); with no modulus, that of a modulus of 1e-2 for want of
+    one."""
+    mu = instance.strong_convexity
+    return error * (mu if mu > 0 else 1e-2)
+
+
+def run_state_solver(
+    solver: Solver[Any], instance: Instance, x: Tensor, error: Tensor, max_steps: int | None
+) -> LoopResult:
+    """Iterate to a certified 2-norm error per sample; where L-BFGS stagnates, Newton-CG goes on."""
+    residual = residual_tolerance(instance, error)
+    bound = error if instance.strong_convexity > 0 else torch.zeros_like(error)
+    result = iterate(solver, instance, x, residual, bound, max_steps)
+    if isinstance(solver, LBFGS) and result.status is Status.STAGNATED:
+        left = None if max_steps is None else max_steps - result.steps
+        if left is None or left > 0:
+            more = iterate(NewtonCG(), instance, result.x, residual, bound, left)
+            result = LoopResult(more.x, None, more.residual, more.bound, more.status, result.steps + more.steps)
+    return result
+
+
+@torch.no_grad()
+def solve(
+    problem: LowerLevelProblem,
+    b: Tensor,
+    tolerance: float = 1e-4,
+    *,
+    max_steps: int | None = None,
+    solver: SolverName = "auto",
+    start: Tensor | None = None,
+    on_failure: FailureOption = "return",
+) -> Solution:
+    """Minimise ``problem.energy(., b)`` until the root-mean-square error of x is certified to be below the tolerance.
+
+    Parameters
+    ----------
+    b: measurements (batch, *range_shape).
+    tolerance: root-mean-square error per sample, in units of x. A rigorous bound when the problem is strongly convex,
+        else an estimate (``Solution.bound_kind``).
+    max_steps: iterations at most; None stops when the bound stagnates, too.
+    solver: "auto", "pdhg", "lbfgs" or "newton-cg".
+    start: where to start, (batch, *domain_shape).
+    on_failure: "return" a Solution whose status says what happened, or "raise".
+
+    Raises
+    ------
+    ShapeError, DataError, ConfigError: bad input. SolverError: not converged, with ``on_failure="raise"``; its
+    ``result`` is the Solution.
+    """
+    target = check_tolerance(tolerance)
+    check_failure_option(on_failure)
+    check_max_steps(max_steps)
+    instance = problem.instance(b)
+    method = make_solver(solver, instance)
+    if start is None:
+        x = initial_point(instance)
+    else:
+        problem.operator.check_domain(start, "start")
+        x = start.detach().to(b)
+    scale = math.sqrt(math.prod(problem.operator.domain_shape))
+    judge_instance = instance.to(torch.float64)
+    aim = 0.95 * target
+    steps, result_x = 0, x
+    for attempt in range(4):
+        error = torch.full((b.shape[0],), aim * scale, dtype=x.dtype, device=x.device)
+        left = None if max_steps is None else max_steps - steps
+        result = run_state_solver(method, instance, x, error, left)
+        steps += result.steps
+        x = result_x = result.x
+        t = None if result.t is None else result.t.double()
+        judged = smallest_bound(judge_instance, result_x.double(), t)
+        bound, y, kind = judged.bound / scale, judged.y, _RIGOROUS
+        if instance.strong_convexity <= 0:
+            bound, kind = _estimated_error(judge_instance, result_x, scale), _ESTIMATE
+        worst = float(bound.max())
+        if worst <= target or result.status is Status.MAX_STEPS or (max_steps is not None and steps >= max_steps):
+            break
+        if result.status is Status.PRECISION or attempt == 3:
+            break
+        aim *= min(0.3, 0.5 * target / worst)
+    status = _final_status(worst <= target, kind, result.status)
+    solution = Solution(
+        x=result_x,
+        y=y.to(b.dtype),
+        error_bound=bound.to(b.dtype) * (1.0 + 2.0 * torch.finfo(b.dtype).eps),
+        bound_kind=kind,
+        status=status,
+        steps=steps,
+        operator_applications=instance.counter.applications,
+        solver=method.name,
+    )
+    if on_failure == "raise" and not status.converged:
+        raise SolverError(f"solve(tolerance={target:g}): error bound {worst:.3g}. {status.value}", solution)
+    return solution
+
+
+def _final_status(reached: bool, kind: BoundKind, loop_status: Status) -> Status:
+    if reached:
+        return Status.CONVERGED if kind == "rigorous" else Status.ESTIMATED
+    return Status.STAGNATED if loop_status is Status.CONVERGED else loop_status
+
+
+def _estimated_error(instance: Instance, x: Tensor, scale: float) -> Tensor:
+    d = state_correction(instance, x.double(), 0.1)
+    return 1.1 * sum_samples(d**2).sqrt() / scale

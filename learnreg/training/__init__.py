@@ -1,0 +1,1 @@
+"""Training: datasets to run folders, on top of the core."""

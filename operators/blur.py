@@ -1,0 +1,72 @@
+"""Blur: correlation of an image with one kernel, the range being the domain."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from learnreg.errors import ConfigError, ShapeError
+from learnreg.filterbank import Boundary, FilterBank
+from learnreg.linop import LinearOperator, NormKind
+
+__all__ = ["Blur"]
+
+
+class Blur(LinearOperator):
+    """Correlation with a kernel, on every channel alike.
+
+    Parameters
+    ----------
+    kernel: (k, l) or (1, 1, k, l); an nn.Parameter is learnable and appears in hypergradients as ``operator.kernel``.
+    domain_shape: (channels, H, W).
+    boundary: "zero", "circular" or "reflect".
+
+    ``gram_lower_bound`` is exact for "circular" (the smallest |FFT|²) and 0 otherwise: add a ridge then.
+    """
+
+    kernel: Tensor
+
+    def __init__(self, kernel: Tensor, domain_shape: tuple[int, ...], boundary: Boundary = "zero") -> None:
+        if boundary not in ("zero", "circular", "reflect"):
+            raise ConfigError(f"Blur(boundary={boundary!r}): expected 'zero', 'circular' or 'reflect'.")
+        if kernel.dim() not in (2, 4) or (kernel.dim() == 4 and tuple(kernel.shape[:2]) != (1, 1)):
+            raise ShapeError(f"Blur(kernel): got shape {tuple(kernel.shape)}, expected (k, k) or (1, 1, k, k).")
+        if len(domain_shape) != 3:
+            raise ShapeError(f"Blur(domain_shape={tuple(domain_shape)}): expected (channels, height, width).")
+        if not kernel.is_floating_point():
+            kernel = kernel.to(torch.get_default_dtype())
+        super().__init__(domain_shape, domain_shape)
+        if isinstance(kernel, nn.Parameter):
+            self.kernel = kernel
+        else:
+            self.register_buffer("kernel", kernel)
+        self.boundary = boundary
+        self._bank()
+
+    def _bank(self) -> FilterBank:
+        kernel = self.kernel.reshape(1, *self.kernel.shape[-2:])
+        return FilterBank(kernel, (1, self.domain_shape[1], self.domain_shape[2]), self.boundary)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.check_domain(x)
+        channels = x.reshape(-1, 1, *self.domain_shape[1:])
+        return cast(Tensor, self._bank()(channels)).reshape(x.shape)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        self.check_range(y)
+        channels = y.reshape(-1, 1, *self.domain_shape[1:])
+        return self._bank().adjoint(channels).reshape(y.shape)
+
+    def _compute_norm_bound(self) -> tuple[float, NormKind]:
+        return self._bank().norm_bound(), "rigorous"
+
+    def gram_lower_bound(self) -> float:
+        return self._bank().gram_lower_bound()
+
+    def row_norms(self, grouped: bool) -> Tensor | float:
+        return self.norm_bound() if grouped else float(torch.as_tensor(self._bank().row_norms(False)).max())
+
+    def parameter_lipschitz(self) -> float | None:
+        return self._bank().parameter_lipschitz()

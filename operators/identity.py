@@ -1,0 +1,78 @@
+"""The identity and pointwise masks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from learnreg.errors import OperatorError, ShapeError
+from learnreg.linop import LinearOperator, NormKind
+
+__all__ = ["Identity", "Inpainting"]
+
+
+class Identity(LinearOperator):
+    """A = I on images of the given shape (without the batch axis): denoising."""
+
+    def __init__(self, domain_shape: tuple[int, ...]) -> None:
+        super().__init__(domain_shape, domain_shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.check_domain(x)
+        return x.clone()
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        self.check_range(y)
+        return y.clone()
+
+    def _compute_norm_bound(self) -> tuple[float, NormKind]:
+        return 1.0, "rigorous"
+
+    def gram_lower_bound(self) -> float:
+        return 1.0
+
+    def diagonal(self) -> Tensor | None:
+        return torch.ones(self.domain_shape, dtype=torch.float64)
+
+    def row_norms(self, grouped: bool) -> Tensor | float:
+        return 1.0
+
+
+class Inpainting(LinearOperator):
+    """A x = mask · x, the range being the domain.
+
+    Parameters
+    ----------
+    mask: tensor of ``domain_shape``: 1 (or True) where a pixel is seen, 0 where it is missing; any finite weights do.
+    """
+
+    mask: Tensor
+
+    def __init__(self, mask: Tensor) -> None:
+        if not isinstance(mask, Tensor):
+            raise ShapeError(f"Inpainting(mask): got {type(mask).__name__}, expected a tensor of domain_shape.")
+        mask = mask if mask.is_floating_point() else mask.to(torch.get_default_dtype())
+        if not bool(torch.isfinite(mask).all()):
+            raise OperatorError("Inpainting(mask): NaN or infinite entries.", "finite")
+        super().__init__(tuple(mask.shape), tuple(mask.shape))
+        self.register_buffer("mask", mask)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.check_domain(x)
+        return self.mask.to(x) * x
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        self.check_range(y)
+        return self.mask.to(y) * y
+
+    def _compute_norm_bound(self) -> tuple[float, NormKind]:
+        return float(self.mask.abs().max()), "rigorous"
+
+    def gram_lower_bound(self) -> float:
+        return float(self.mask.abs().min()) ** 2 * (1.0 - 1e-15)
+
+    def diagonal(self) -> Tensor | None:
+        return self.mask
+
+    def row_norms(self, grouped: bool) -> Tensor | float:
+        return self.mask.abs()

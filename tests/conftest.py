@@ -1,0 +1,67 @@
+"""Fixtures shared by all tests: seeds, generators and the optional folder of experiment data."""
+
+from __future__ import annotations
+
+import os
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+ROTATING_SEED = int(os.environ.get("LEARNREG_SEED") or time.time_ns() // 1_000_000 % 2**31)
+
+
+def pytest_report_header() -> str:
+    return f"rotating seed: LEARNREG_SEED={ROTATING_SEED}"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """With -q there is no header, so that a failure states the seed that repeats it."""
+    if terminalreporter.stats.get("failed") or terminalreporter.stats.get("error"):
+        terminalreporter.write_line(f"To repeat the random tests: LEARNREG_SEED={ROTATING_SEED}")
+
+
+@pytest.fixture(autouse=True)
+def _global_state() -> Iterator[None]:
+    """Seeds torch's global generator; fails a test that leaves another default dtype behind."""
+    torch.manual_seed(0)
+    dtype = torch.get_default_dtype()
+    yield
+    left_behind = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    assert left_behind == dtype, f"the test changed the default dtype to {left_behind}"
+
+
+@pytest.fixture
+def seed() -> int:
+    """The fixed seed of ordinary tests."""
+    return 0
+
+
+@pytest.fixture
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def rotating_seed(request: pytest.FixtureRequest) -> int:
+    """Another seed in every run, for tests of bounds that must hold always; fixed by LEARNREG_SEED."""
+    return zlib.crc32(f"{ROTATING_SEED}:{request.node.name}".encode())
+
+
+@pytest.fixture
+def rotating_generator(rotating_seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(rotating_seed)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of experiment data: LEARNREG_DATA, or ../shared/data beside the project. Tests skip without it."""
+    folder = Path(os.environ.get("LEARNREG_DATA") or ROOT.parent / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip("the folder of experiment data is absent (set LEARNREG_DATA)")
+    return folder

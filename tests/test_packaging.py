@@ -1,0 +1,64 @@
+"""What is installed, and what importing it costs."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+OPTIONAL_MODULES = ("PIL", "astra", "h5py", "jinja2", "matplotlib", "odl", "pydicom", "scipy", "skimage", "tifffile")
+
+
+@pytest.fixture(scope="module")
+def pyproject() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def packages_in(folder: str, name: str) -> set[str]:
+    initials = (ROOT / folder).rglob("__init__.py")
+    return {".".join((name, *path.parent.relative_to(ROOT / folder).parts)) for path in initials}
+
+
+def test_listed_packages_match_the_folders(pyproject: dict[str, Any]) -> None:
+    mapping = pyproject["tool"]["setuptools"]["package-dir"]
+    found = set().union(*(packages_in(folder, name) for name, folder in mapping.items()))
+    listed = pyproject["tool"]["setuptools"]["packages"]
+    assert set(listed) == found
+    assert len(listed) == len(set(listed))
+
+
+def test_tests_are_no_package() -> None:
+    assert not list((ROOT / "tests").rglob("__init__.py"))
+
+
+def test_the_package_is_typed() -> None:
+    assert (ROOT / "learnreg" / "py.typed").is_file()
+
+
+def test_version_is_the_same_everywhere(pyproject: dict[str, Any]) -> None:
+    version = pyproject["project"]["version"]
+    assert f"version: {version}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("module", ["learnreg", "learnreg.datasets", "learnreg.operators"])
+def test_import_loads_no_optional_dependency(module: str, tmp_path: Path) -> None:
+    code = f"import sys, {module}; print(*sorted({set(OPTIONAL_MODULES)!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []
+
+
+@pytest.mark.parametrize("name", ["train", "test"])
+def test_readme_commands_are_one_line_each(name: str) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(rf"^<!-- command: {name} -->\n```sh\n(.*?)\n```$", readme, flags=re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 1
+    assert "\n" not in blocks[0]
+    assert "-c constraints.txt" in blocks[0]

@@ -1,6 +1,13 @@
 """Learn regularizers for imaging by bilevel optimisation, with certified hypergradients."""
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from learnreg import regularizers
 from learnreg.convex import Box, LeastSquares, Nonnegative, WeightedLeastSquares
+from learnreg.descent import AdaptiveDescent
 from learnreg.errors import (
     AssumptionError,
     CheckpointError,
@@ -14,16 +21,32 @@ from learnreg.errors import (
 from learnreg.hypergradients.compute import Start, hypergradient
 from learnreg.hypergradients.implicit import Implicit
 from learnreg.hypergradients.piggyback import Piggyback
+from learnreg.layer import solution_layer
 from learnreg.linop import LinearOperator, vstack
 from learnreg.losses import SquaredError, UpperLoss
+from learnreg.objective import BatchObjective
 from learnreg.potentials import Huber, LogCosh, PseudoHuber
 from learnreg.problem import LowerLevelProblem
 from learnreg.result import Hypergradient, Solution, Status
 from learnreg.solvers.solve import solve
 
+if TYPE_CHECKING:
+    from learnreg.training.model import Model, load, pretrained
+    from learnreg.training.train import TrainResult, train
+
 __version__ = "0.1.0"
 
+# the application layer, which imports operators and datasets, loads when it is used
+_LAZY = {
+    "Model": "learnreg.training.model",
+    "load": "learnreg.training.model",
+    "pretrained": "learnreg.training.model",
+    "TrainResult": "learnreg.training.train",
+    "train": "learnreg.training.train",
+}
+
 __all__ = [
+    "AdaptiveDescent",
     "AssumptionError",
     "Box",
     "CheckpointError",
@@ -50,6 +73,20 @@ __all__ = [
     "UpperLoss",
     "WeightedLeastSquares",
     "hypergradient",
+    "train",
+    "solution_layer",
+    "regularizers",
+    "pretrained",
+    "load",
+    "TrainResult",
+    "Model",
+    "BatchObjective",
     "solve",
     "vstack",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'learnreg' has no attribute {name!r}")

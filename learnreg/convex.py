@@ -22,6 +22,7 @@ __all__ = [
     "Nonnegative",
     "WeightedLeastSquares",
     "dual_point",
+    "inner_samples",
     "sum_samples",
 ]
 
@@ -29,6 +30,11 @@ __all__ = [
 def sum_samples(t: Tensor) -> Tensor:
     """Sum over everything but the batch: (batch, ...) to (batch,)."""
     return t.flatten(1).sum(1)
+
+
+def inner_samples(a: Tensor, b: Tensor) -> Tensor:
+    """Inner product per sample, (batch,)."""
+    return sum_samples(a * b)
 
 
 class ConvexFunction(ABC):

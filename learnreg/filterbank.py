@@ -194,7 +194,8 @@ class FilterBank(LinearOperator):
         return (norms * (1.0 + 1e-12))[:, None, None]
 
     def parameter_lipschitz(self) -> float | None:
-        return padding_lipschitz(self) if self.filters.requires_grad else 0.0
+        # Also for filters that require no gradient: under no_grad, filters computed from parameters do not show it.
+        return padding_lipschitz(self)
 
 
 def weighted_norm_bound(bank: FilterBank, channel_weights: Tensor) -> float:

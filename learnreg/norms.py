@@ -59,21 +59,23 @@ def gram_norm_bound(matrix: Tensor) -> float:
     """Rigorous bound of the largest singular value: the exact eigenvalue of the smaller Gram matrix, or beyond 1,024
     unknowns its Schatten norm by repeated squaring, at most 1.07 times the norm."""
     a = matrix.to(torch.float64)
+    size = float(a.abs().max())
+    if size == 0.0:
+        return 0.0
+    a = a / size  # squares neither underflow nor overflow
     gram = a @ a.T if a.shape[0] <= a.shape[1] else a.T @ a
     if gram.shape[0] <= _EIGENVALUE_LIMIT:
         largest = float(torch.linalg.eigvalsh(gram)[-1].clamp_min(0.0))
-        return math.sqrt(largest) * (1.0 + 1e-12 * gram.shape[0])
+        return size * math.sqrt(largest) * (1.0 + 1e-12 * gram.shape[0])
     log_norm, exponent = 0.0, 1.0
     for _ in range(6):
         scale = float(torch.linalg.norm(gram))
-        if scale == 0.0:
-            return 0.0
         log_norm += exponent * math.log(scale)
         gram = gram / scale
         gram = gram @ gram
         exponent *= 0.5
     log_norm += exponent * math.log(float(torch.linalg.norm(gram)))
-    return math.exp(0.5 * log_norm) * (1.0 + 1e-10)
+    return size * math.exp(0.5 * log_norm) * (1.0 + 1e-10)
 
 
 def probabilistic_norm_bound(

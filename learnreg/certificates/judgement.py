@@ -93,6 +93,8 @@ def judge(
         elif instance.box is not None and not constraint_decided(instance, x, residual, e, bound.interval.high_max):
             reason = "the active set of the constraint is undecided within the error of x; solve more accurately"
         else:
+            if equation.free is not None:
+                adjoint_norm = adjoint_norm + bound.boundary_residual(X - equation.project(X))
             E = bound.adjoint_error(adjoint_norm)
             rounding = sum(torch.finfo(g.dtype).eps * gradient_norm({"": g}) for g in gradient.values())
             rounding += 1e-13 * bound.magnitude()
@@ -146,6 +148,13 @@ class _Published:
     def adjoint_error(self, adjoint_norm: Tensor) -> Tensor:
         return adjoint_bound(adjoint_norm, self.loss_change, self.interval.change_norm, self.L, self.mu)
 
+    def boundary_residual(self, X_active: Tensor) -> Tensor:
+        """mu times the share of X on active pixels, where X^ = 0, in its error: by the Schur complement,
+        (1 + sqrt(‖H_AA‖ / mu)) ‖X_A‖."""
+        data_norm = float(self.instance.data_weights.max()) * self.instance.forward.norm_bound() ** 2
+        hessian_norm = data_norm + self.instance.ridge + self.interval.high_max * self.L**2
+        return self.mu * (1.0 + (hessian_norm / self.mu).sqrt()) * sum_samples(X_active**2).sqrt()
+
     def magnitude(self) -> float:
         """Size of the terms summed in the gradient: the scale of its rounding errors."""
         r = self.responses
@@ -162,12 +171,12 @@ class _Published:
         if "operator" in roles and instance.analysis_lipschitz is not None:
             parts.append(published.operator_bound(terms, instance.analysis_lipschitz))
         if "log_weight" in roles:
-            per_channel = _per_channel(instance.potential.weight)
-            parts.append(published.weight_bound(r.y, r.V, self.interval, terms, self.L, per_channel))
+            shape = _shape(instance.potential.weight)
+            parts.append(published.weight_bound(r.y, r.V, self.interval, terms, self.L, shape))
         if "log_smoothing" in roles:
-            per_channel = _per_channel(instance.potential.smoothing)
+            shape = _shape(instance.potential.smoothing)
             sensitivity = instance.potential.smoothing_gradient(r.t)
-            parts.append(published.smoothing_bound(sensitivity, r.V, self.interval, terms, self.L, per_channel))
+            parts.append(published.smoothing_bound(sensitivity, r.V, self.interval, terms, self.L, shape))
         if isinstance(self.problem.ridge, Tensor) and self.problem.ridge.requires_grad:
             parts.append(published.ridge_bound(terms))
         parts.extend(self._data_parts(terms))
@@ -180,9 +189,10 @@ class _Published:
         parts, forward = [], self.problem.operator
         forward_norm = forward.norm_bound()
         if any(p.requires_grad for p in self.problem.data_term.parameters()):
-            parts.append(published.data_weight_bound(residual, forward_X, terms, forward_norm))
+            shape = _shape(self.problem.data_term.weights_for(residual))
+            parts.append(published.data_weight_bound(residual, forward_X, terms, forward_norm, shape))
         lipschitz = forward.parameter_lipschitz()
-        if lipschitz:
+        if lipschitz and any(p.requires_grad for p in forward.parameters()):
             weight_max = self.problem.data_term.weight_range()[1]
             parts.append(
                 published.forward_operator_bound(residual, forward_X, terms, forward_norm, lipschitz, weight_max)
@@ -190,5 +200,5 @@ class _Published:
         return parts
 
 
-def _per_channel(value: float | Tensor) -> bool:
-    return isinstance(value, Tensor) and value.numel() > 1
+def _shape(value: float | Tensor) -> tuple[int, ...]:
+    return tuple(value.shape) if isinstance(value, Tensor) else ()

@@ -73,9 +73,13 @@ def operator_bound(terms: ErrorTerms, lipschitz: float) -> Tensor:
     return lipschitz * (state + adjoint)
 
 
-def _channel_norm(t: Tensor, grouped: bool) -> Tensor:
-    """Largest norm of a channel; for grouped or scalar parameters the norm of everything."""
-    return _norm(t) if grouped else (t * t).flatten(2).sum(2).amax(1).sqrt()
+def _group_norm(t: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Largest norm of a group of t (batch, ...), (batch,): a group is what one entry of a parameter of this shape,
+    broadcast against t without its batch axis, multiplies."""
+    aligned = (1,) * (t.dim() - 1 - len(shape)) + shape
+    shared = [axis + 1 for axis, size in enumerate(aligned) if size == 1]
+    square = (t * t).sum(shared, keepdim=True) if shared else t * t
+    return square.flatten(1).amax(1).sqrt()
 
 
 def _potential_bound(values: Tensor, slope_on_V: Tensor, slope: Tensor, terms: ErrorTerms, L: float) -> Tensor:
@@ -83,26 +87,29 @@ def _potential_bound(values: Tensor, slope_on_V: Tensor, slope: Tensor, terms: E
 
 
 def weight_bound(
-    f_prime: Tensor, V: Tensor, interval: CurvatureInterval, terms: ErrorTerms, L: float, per_channel: bool
+    f_prime: Tensor, V: Tensor, interval: CurvatureInterval, terms: ErrorTerms, L: float, shape: tuple[int, ...]
 ) -> Tensor:
-    """For log-weights: the gradient is <f'(t_c), V_c> per channel; |f'(t^) - f'(t)| <= hi |dt|."""
-    high_V = _channel_norm(interval.high * V, not per_channel)
-    return _potential_bound(_channel_norm(f_prime, not per_channel), high_V, interval.high_max, terms, L)
+    """For log-weights of this shape: the gradient is <f'(t_c), V_c> per entry c; |f'(t^) - f'(t)| <= hi |dt|."""
+    high_V = _group_norm(interval.high * V, shape)
+    return _potential_bound(_group_norm(f_prime, shape), high_V, interval.high_max, terms, L)
 
 
 def smoothing_bound(
-    sensitivity: Tensor, V: Tensor, interval: CurvatureInterval, terms: ErrorTerms, L: float, per_channel: bool
+    sensitivity: Tensor, V: Tensor, interval: CurvatureInterval, terms: ErrorTerms, L: float, shape: tuple[int, ...]
 ) -> Tensor:
-    """For log-smoothings: <s(t_c), V_c> per channel with s = v ∂f'/∂v (the argument), |s(t^) - s(t)| <= q hi |dt|."""
+    """For log-smoothings of this shape: <s(t_c), V_c> per entry with s = v ∂f'/∂v (the argument), |s(t^) - s(t)| <=
+    q hi |dt|."""
     slope = interval.sensitivity * interval.high
-    slope_V = _channel_norm(slope * V, not per_channel)
+    slope_V = _group_norm(slope * V, shape)
     slope_max = slope.expand(V.shape[0], *slope.shape[1:]).flatten(1).amax(1)
-    return _potential_bound(_channel_norm(sensitivity, not per_channel), slope_V, slope_max, terms, L)
+    return _potential_bound(_group_norm(sensitivity, shape), slope_V, slope_max, terms, L)
 
 
-def data_weight_bound(residual: Tensor, forward_X: Tensor, terms: ErrorTerms, forward_norm: float) -> Tensor:
-    """For data-term weights: (A x - b)_i (A X)_i elementwise."""
-    r_max, X_max = residual.flatten(1).abs().amax(1), forward_X.flatten(1).abs().amax(1)
+def data_weight_bound(
+    residual: Tensor, forward_X: Tensor, terms: ErrorTerms, forward_norm: float, shape: tuple[int, ...]
+) -> Tensor:
+    """For data-term weights of this shape: (A x - b)_i (A X)_i, summed over the measurements that share a weight."""
+    r_max, X_max = _group_norm(residual, shape), _group_norm(forward_X, shape)
     return forward_norm * (r_max * terms.E + X_max * terms.e + forward_norm * terms.e * terms.E)
 
 

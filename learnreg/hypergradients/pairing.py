@@ -36,6 +36,7 @@ def evaluate_pairing(
 
     Counts K x, K X and, when K has learnable parameters, the two applications of its backward pass.
     """
+    x, X, b = x.detach(), X.detach(), b.detach()
     parameters = problem.learnable()
     counter = instance.counter
     data_side = any(name.startswith(("operator.", "data_term.")) for name in _beyond_regularizer(problem))

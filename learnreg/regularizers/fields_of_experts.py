@@ -50,10 +50,13 @@ class FieldsOfExperts(Regularizer):
     size: side k of the filters.
     potential: ``PseudoHuber``, ``LogCosh`` or ``Huber``; its smoothing and weight are the initial ones.
     boundary: "valid" (responses only where the filter fits), "zero", "circular" or "reflect".
+    minimum_smoothing: v_c stays above it, by parametrisation. Smoothings far below the noise cost iterations and change
+        no image; 0 leaves them free.
     generator: for the random filters; torch's default generator otherwise.
 
-    The raw parameters are ``filters`` (n, k, k), ``log_weights`` (n,) and ``log_smoothing`` (n,). The filters in use
-    are the raw ones minus their means, so that R ignores constants (not in :meth:`from_arrays`).
+    The raw parameters are ``filters`` (n, k, k), ``log_weights`` (n,) and ``log_smoothing`` (n,), the logarithm of
+    v_c - minimum_smoothing. The filters in use are the raw ones minus their means, so that R ignores constants (not in
+    :meth:`from_arrays`).
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class FieldsOfExperts(Regularizer):
         size: int = 5,
         potential: Potential | None = None,
         boundary: Boundary = "valid",
+        minimum_smoothing: float = 0.0,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
@@ -75,10 +79,11 @@ class FieldsOfExperts(Regularizer):
         self._set(
             dct_filters(filters, size, generator),
             positive_log(initial_weight, "weights", filters),
-            positive_log(potential.smoothing, "smoothing", filters),
+            positive_log(potential.smoothing - minimum_smoothing, "smoothing - minimum_smoothing", filters),
             potential,
             boundary,
             zero_mean=True,
+            minimum_smoothing=minimum_smoothing,
         )
 
     def _set(
@@ -89,12 +94,14 @@ class FieldsOfExperts(Regularizer):
         potential: Potential,
         boundary: Boundary,
         zero_mean: bool,
+        minimum_smoothing: float = 0.0,
     ) -> None:
         if boundary not in BOUNDARIES:
             raise ConfigError(f"boundary={boundary!r}: expected one of {', '.join(BOUNDARIES)}.")
         self.filters = nn.Parameter(filters)
         self.log_weights, self.log_smoothing = log_weights, log_smoothing
         self._potential, self.boundary, self.zero_mean = potential, boundary, zero_mean
+        self.minimum_smoothing = float(minimum_smoothing)
         potential_to_config(potential)
 
     @classmethod
@@ -143,7 +150,7 @@ class FieldsOfExperts(Regularizer):
     @property
     def smoothing(self) -> Tensor:
         """v_c, shape (n,)."""
-        return self.log_smoothing.exp()
+        return self.minimum_smoothing + self.log_smoothing.exp()
 
     @property
     def effective_filters(self) -> Tensor:
@@ -169,12 +176,14 @@ class FieldsOfExperts(Regularizer):
             "potential": potential_to_config(self._potential),
             "boundary": self.boundary,
             "zero_mean": self.zero_mean,
+            "minimum_smoothing": self.minimum_smoothing,
         }
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> FieldsOfExperts:
         result = cls(config["filters"], config["size"], potential_from_config(config["potential"]), config["boundary"])
         result.zero_mean = bool(config["zero_mean"])
+        result.minimum_smoothing = float(config["minimum_smoothing"])
         return result
 
     def extra_repr(self) -> str:

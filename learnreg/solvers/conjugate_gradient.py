@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from learnreg.adjoint import AdjointEquation
-from learnreg.convex import sum_samples
+from learnreg.convex import inner_samples
 from learnreg.problem import expand
 from learnreg.solvers.base import AdjointSolver, Report, SolverState
 
@@ -36,16 +36,16 @@ class ConjugateGradient(AdjointSolver[CGState]):
     def init(self, equation: AdjointEquation, X: Tensor) -> CGState:
         X = equation.project(X)
         r = equation.rhs - equation.hessian(X)
-        return CGState(X, r, r, sum_samples(r * r))
+        return CGState(X, r, r, inner_samples(r, r))
 
     def step(self, equation: AdjointEquation, state: CGState) -> CGState:
         h_p = equation.hessian(state.p)
-        curvature = sum_samples(state.p * h_p)
+        curvature = inner_samples(state.p, h_p)
         usable = (curvature > 0) & (state.rr > 0)
         alpha = torch.where(usable, state.rr / torch.where(usable, curvature, 1.0), 0.0)
         step = expand(alpha, state.p)
         r = torch.addcmul(state.r, step, h_p, value=-1.0)
-        rr = sum_samples(r * r)
+        rr = inner_samples(r, r)
         beta = torch.where(usable, rr / torch.where(usable, state.rr, 1.0), 0.0)
         p = torch.addcmul(r, expand(beta, r), state.p)
         return CGState(torch.addcmul(state.X, step, state.p), r, p, rr)

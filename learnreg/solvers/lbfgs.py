@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from learnreg.certificates.state import primal_bound, rounding_floor
-from learnreg.convex import sum_samples
+from learnreg.convex import inner_samples
 from learnreg.errors import AssumptionError
 from learnreg.problem import Instance, expand
 from learnreg.solvers.base import Report, Solver, SolverState
@@ -62,7 +62,7 @@ class LBFGS(Solver[LBFGSState]):
         x, data_grad = torch.addcmul(state.x, step, p), torch.addcmul(state.data_grad, step, m_p)
         pullback = instance.adjoint(instance.potential.grad(t))
         s, d = step * p, data_grad + pullback - grad
-        curvature = sum_samples(s * d)
+        curvature = inner_samples(s, d)
         usable = curvature > 1e-30
         inverse = torch.where(usable, 1.0 / torch.where(usable, curvature, torch.ones_like(curvature)), 0.0)
         keep = self.memory - 1
@@ -81,17 +81,17 @@ class LBFGS(Solver[LBFGSState]):
         q = -grad
         alphas = []
         for s, d, rho in zip(reversed(state.s), reversed(state.d), reversed(state.inverse_curvature), strict=True):
-            a = rho * sum_samples(s * q)
+            a = rho * inner_samples(s, q)
             q = torch.addcmul(q, expand(a, q), d, value=-1.0)
             alphas.append(a)
         if state.s:
             s, d, rho = state.s[-1], state.d[-1], state.inverse_curvature[-1]
-            scale = 1.0 / (rho * sum_samples(d * d)).clamp_min(1e-30)
+            scale = 1.0 / (rho * inner_samples(d, d)).clamp_min(1e-30)
             q = q * expand(torch.where(rho > 0, scale, torch.ones_like(scale)), q)
         for s, d, rho, a in zip(state.s, state.d, state.inverse_curvature, reversed(alphas), strict=True):
-            b = rho * sum_samples(d * q)
+            b = rho * inner_samples(d, q)
             q = torch.addcmul(q, expand(a - b, q), s)
-        descent = expand(sum_samples(q * grad) < 0, q)
+        descent = expand(inner_samples(q, grad) < 0, q)
         return torch.where(descent, q, -grad)
 
     def _step_length(
@@ -99,10 +99,10 @@ class LBFGS(Solver[LBFGSState]):
     ) -> Tensor:
         """alpha = 1 where the slope there is at most half the initial one in size, else one secant step on the slope;
         a first step starts from the exact curvature."""
-        data_slope, data_curvature = sum_samples(state.data_grad * p), sum_samples(p * m_p)
-        start = sum_samples(grad * p)
+        data_slope, data_curvature = inner_samples(state.data_grad, p), inner_samples(p, m_p)
+        start = inner_samples(grad, p)
         if not state.s:
-            curvature = data_curvature + sum_samples(v * instance.potential.hess_vec(state.t, v))
+            curvature = data_curvature + inner_samples(v, instance.potential.hess_vec(state.t, v))
             first = -start / curvature.clamp_min(torch.finfo(p.dtype).tiny)
         else:
             first = torch.ones_like(start)
@@ -116,11 +116,11 @@ class LBFGS(Solver[LBFGSState]):
         self, instance: Instance, state: LBFGSState, alpha: Tensor, v: Tensor, data_slope: Tensor, curvature: Tensor
     ) -> Tensor:
         gradient = instance.potential.grad(torch.addcmul(state.t, expand(alpha, v), v))
-        return data_slope + alpha * curvature + sum_samples(gradient * v)
+        return data_slope + alpha * curvature + inner_samples(gradient, v)
 
     def report(self, instance: Instance, state: LBFGSState) -> Report:
         grad = state.data_grad + state.pullback
         floor = rounding_floor(instance, state.x, state.pullback)
-        residual = sum_samples(grad * grad).sqrt()
+        residual = inner_samples(grad, grad).sqrt()
         bound = primal_bound(grad, instance.strong_convexity)
         return Report(state.x, residual, bound, floor)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from learnreg.certificates.state import primal_bound, rounding_floor
-from learnreg.convex import sum_samples
+from learnreg.convex import inner_samples
 from learnreg.errors import AssumptionError
 from learnreg.problem import Instance, expand
 from learnreg.solvers.base import Report, Solver, SolverState
@@ -57,7 +57,7 @@ class NewtonCG(Solver[NewtonCGState]):
         data_grad = instance.quadratic(x) - instance.q
         pullback = instance.adjoint(instance.potential.grad(t))
         r = -(data_grad + pullback)
-        rr = sum_samples(r * r)
+        rr = inner_samples(r, r)
         zero_d, zero_v, count = torch.zeros_like(x), torch.zeros_like(t), torch.zeros_like(rr)
         forcing = torch.full_like(rr, _LARGEST_FORCING)
         return NewtonCGState(x, t, data_grad, pullback, zero_d, zero_v, r, r, rr, rr.sqrt(), forcing, count)
@@ -65,12 +65,12 @@ class NewtonCG(Solver[NewtonCGState]):
     def step(self, instance: Instance, state: NewtonCGState) -> NewtonCGState:
         v_p = instance.apply(state.p)
         h_p = instance.quadratic(state.p) + instance.adjoint(instance.potential.hess_vec(state.t, v_p))
-        curvature = sum_samples(state.p * h_p)
+        curvature = inner_samples(state.p, h_p)
         usable = (curvature > 0) & (state.rr > 0)
         alpha = torch.where(usable, state.rr / torch.where(usable, curvature, 1.0), 0.0)
         step = expand(alpha, state.p)
         r = torch.addcmul(state.r, step, h_p, value=-1.0)
-        rr = sum_samples(r * r)
+        rr = inner_samples(r, r)
         beta = torch.where(usable, rr / torch.where(usable, state.rr, 1.0), 0.0)
         return replace(
             state,
@@ -94,7 +94,7 @@ class NewtonCG(Solver[NewtonCGState]):
         data_grad = torch.addcmul(state.data_grad, expand(alpha, m_d), m_d)
         pullback = instance.adjoint(instance.potential.grad(t))
         grad = data_grad + pullback
-        norm = sum_samples(grad * grad).sqrt()
+        norm = inner_samples(grad, grad).sqrt()
         ratio = norm / state.grad_norm.clamp_min(torch.finfo(norm.dtype).tiny)
         forcing = (0.9 * ratio**2).clamp(_SMALLEST_FORCING, _LARGEST_FORCING)
 
@@ -111,7 +111,7 @@ class NewtonCG(Solver[NewtonCGState]):
             v=renewed(torch.zeros_like(state.v), state.v),
             r=r,
             p=renewed(r, state.p),
-            rr=sum_samples(r * r),
+            rr=inner_samples(r, r),
             grad_norm=torch.where(ready, norm, state.grad_norm),
             forcing=torch.where(ready, forcing, state.forcing),
             inner=torch.where(ready, 0.0, state.inner),
@@ -120,13 +120,12 @@ class NewtonCG(Solver[NewtonCGState]):
     def _step_length(self, instance: Instance, state: NewtonCGState) -> Tensor:
         """alpha in (0, 1] with a slope at most half the initial one in size, by regula falsi from 1 (slopes along d are
         increasing, so the bracket [0, 1] holds whenever the slope at 1 is positive)."""
-        data_slope = sum_samples(state.data_grad * state.d)
-        curvature = sum_samples(state.d * instance.quadratic(state.d))
-        flat_v = state.v.flatten(1)
+        data_slope = inner_samples(state.data_grad, state.d)
+        curvature = inner_samples(state.d, instance.quadratic(state.d))
 
         def slope(alpha: Tensor) -> Tensor:
             gradient = instance.potential.grad(torch.addcmul(state.t, expand(alpha, state.t), state.v))
-            return data_slope + alpha * curvature + (gradient.flatten(1) * flat_v).sum(1)
+            return data_slope + alpha * curvature + inner_samples(gradient, state.v)
 
         low, high = torch.zeros_like(data_slope), torch.ones_like(data_slope)
         slope_low = slope(low)
@@ -146,4 +145,4 @@ class NewtonCG(Solver[NewtonCGState]):
         grad = state.data_grad + state.pullback
         floor = rounding_floor(instance, state.x, state.pullback)
         bound = primal_bound(grad, instance.strong_convexity)
-        return Report(state.x, sum_samples(grad * grad).sqrt(), bound, floor)
+        return Report(state.x, inner_samples(grad, grad).sqrt(), bound, floor)

@@ -1,0 +1,26 @@
+"""Your own upper-level loss: any differentiable function of x; certified if you know its gradient's Lipschitz constant."""
+
+import torch
+
+import learnreg as lr
+from learnreg.datasets import DenoisingPatches, natural_images
+from learnreg.operators import Identity
+from learnreg.regularizers import FieldsOfExperts
+
+patches = DenoisingPatches(natural_images("train"), sigma=25 / 255, patch=32)
+b, x_true = (torch.stack(column) for column in zip(*(patches[i] for i in range(4)), strict=True))
+problem = lr.LowerLevelProblem(Identity((1, 32, 32)), FieldsOfExperts(filters=8, size=3))
+
+EPSILON = 0.05
+
+
+def charbonnier(x: torch.Tensor) -> torch.Tensor:
+    """sum sqrt(|x - x_true|² + eps²) per image, (batch,): less sensitive to outliers than the square."""
+    return torch.sqrt((x - x_true) ** 2 + EPSILON**2).flatten(1).sum(1)
+
+
+certified = lr.hypergradient(problem, b, lr.UpperLoss(charbonnier, gradient_lipschitz=1 / EPSILON), tolerance=0.1)
+print(certified.certified, certified.bound_kind, f"{certified.relative_error_bound:.1e}", certified.loss_interval)
+
+unknown = lr.hypergradient(problem, b, lr.UpperLoss(charbonnier), tolerance=0.1)
+print(unknown.certified, unknown.bound_kind, unknown.reason)

@@ -1,0 +1,264 @@
+"""The command line: ``learnreg --help``."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, ParamSpec, TypeVar
+
+import typer
+
+import learnreg
+from learnreg.datasets import parse_sigma
+from learnreg.errors import ConfigError, LearnregError
+from learnreg.training.config import DenoiseConfig, check_resume, merge_config
+from learnreg.training.doctor import examine
+from learnreg.training.evaluate import evaluate as run_evaluation
+from learnreg.training.files import dumps
+from learnreg.training.model import load
+from learnreg.training.reconstruct import Reconstructed, reconstruct_files
+from learnreg.training.run_folder import RunFolder
+
+__all__ = ["app", "main"]
+
+_INTERRUPTED = 130
+_DEBUG_VARIABLE = "LEARNREG_DEBUG"
+
+app = typer.Typer(
+    name="learnreg",
+    help="Learn regularizers for imaging by bilevel optimisation, with certified hypergradients.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+train_app = typer.Typer(name="train", help="Learn a regularizer.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(train_app)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def main() -> None:
+    """Entry point of the command ``learnreg``.
+
+    Exit codes: 0, 2 usage or configuration, 3 data, 4 operator, 5 numerical, 6 model or checkpoint file, 130
+    interrupted, 1 anything else.
+    """
+    try:
+        app()
+    except KeyboardInterrupt:
+        _complain("interrupted")
+        sys.exit(_INTERRUPTED)
+
+
+def _command(function: Callable[P, T]) -> Callable[P, T]:
+    """Turns learnreg's errors and an interrupt into one line on stderr and an exit code."""
+
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return function(*args, **kwargs)
+        except LearnregError as error:
+            if _is_debugging():
+                raise
+            _complain(str(error))
+            raise typer.Exit(error.exit_code) from error
+        except KeyboardInterrupt as error:
+            _complain("interrupted")
+            raise typer.Exit(_INTERRUPTED) from error
+
+    return wrapped
+
+
+def _is_debugging() -> bool:
+    return os.environ.get(_DEBUG_VARIABLE, "") not in ("", "0")
+
+
+def _complain(message: str) -> None:
+    line = " ".join(message.split())
+    typer.secho(f"learnreg: {line}", fg=typer.colors.RED, err=True)
+
+
+def _say(message: str, json: bool) -> None:
+    """A line for people: on stdout, or on stderr where stdout belongs to JSON."""
+    typer.echo(message, err=json)
+
+
+def _help_of(name: str) -> str:
+    """Help and default of an option of training, from the dataclass of options."""
+    field = next(field for field in dataclasses.fields(DenoiseConfig) if field.name == name)
+    choices = f": {' | '.join(field.metadata['choices'])}" if field.metadata["choices"] else ""
+    return f"{field.metadata['help']}{choices} [default: {field.default}]"
+
+
+def _settings_help() -> str:
+    return f"set any option, repeatable; one of {', '.join(field.name for field in dataclasses.fields(DenoiseConfig))}"
+
+
+Json = Annotated[bool, typer.Option("--json", help="print one JSON object as the last line of stdout")]
+Tolerance = Annotated[float, typer.Option(help="certified root-mean-square error of each reconstruction")]
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="a .safetensors file, or the name of a shipped model")]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"learnreg {learnreg.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help=f"show tracebacks (also {_DEBUG_VARIABLE}=1)")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="show the version and exit")
+    ] = False,
+) -> None:
+    if debug:
+        os.environ[_DEBUG_VARIABLE] = "1"
+
+
+@train_app.command("denoise")
+@_command
+def train_denoise(
+    data: Annotated[str | None, typer.Option(help=_help_of("data"), show_default=False)] = None,
+    sigma: Annotated[str | None, typer.Option(help=_help_of("sigma"), show_default=False)] = None,
+    regularizer: Annotated[str | None, typer.Option(help=_help_of("regularizer"), show_default=False)] = None,
+    method: Annotated[str | None, typer.Option(help=_help_of("method"), show_default=False)] = None,
+    minutes: Annotated[float | None, typer.Option(help=_help_of("minutes"), show_default=False)] = None,
+    out: Annotated[str | None, typer.Option(help=_help_of("out"), show_default=False)] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file of options", show_default=False)] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help=_settings_help())] = None,
+    seed: Annotated[int | None, typer.Option(help=_help_of("seed"), show_default=False)] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with the run in --out, with its options")] = False,
+    json: Json = False,
+) -> None:
+    """Learn a regularizer for denoising.
+
+    Writes model.safetensors, config.toml, metrics.jsonl, report.html and checkpoint/ into the run folder. Options come
+    from the defaults, then --config, then --set, then the options given here; a resumed run starts from its own
+    config.toml.
+    """
+    from learnreg.training.denoise import run  # imports the upper level, which no other command needs
+
+    explicit = {
+        "data": data,
+        "sigma": sigma,
+        "regularizer": regularizer,
+        "method": method,
+        "minutes": minutes,
+        "out": out,
+        "seed": seed,
+    }
+    options = _training_options(config, set_ or [], explicit, resume)
+    summary = run(options, resume)
+    for key, value in summary.items():
+        _say(f"{key}: {value}", json)
+    if json:
+        typer.echo(dumps(summary))
+
+
+def _training_options(
+    file: Path | None, assignments: list[str], explicit: Mapping[str, Any], resume: bool
+) -> DenoiseConfig:
+    first = merge_config(DenoiseConfig, file=file, assignments=assignments, explicit=explicit)
+    if not resume:
+        return first
+    stored = RunFolder(first.out, resume=True).load_config()
+    if stored is None:
+        return first
+    # The folder may have been moved since its config.toml was written.
+    here = {**stored, "out": first.out}
+    wanted = merge_config(DenoiseConfig, stored=here, file=file, assignments=assignments, explicit=explicit)
+    check_resume(merge_config(DenoiseConfig, stored=here), wanted)
+    return wanted
+
+
+@app.command()
+@_command
+def reconstruct(
+    model: ModelName,
+    inputs: Annotated[list[Path], typer.Argument(metavar="INPUT...", help="image files, or .npy arrays")],
+    out: Annotated[Path, typer.Option(help="folder of the reconstructions")],
+    tolerance: Tolerance = 1e-4,
+    json: Json = False,
+) -> None:
+    """Reconstruct files: INPUT becomes OUT/<name>.png, and <name>.npy too for .npy and TIFF inputs."""
+    rows = []
+    for row in reconstruct_files(load(model), inputs, out, tolerance):
+        rows.append(row)
+        _say(_describe(row), json)
+    if json:
+        typer.echo(dumps({"rows": [dataclasses.asdict(row) for row in rows]}))
+
+
+def _describe(row: Reconstructed) -> str:
+    kind = "certified" if row.certified else "estimated"
+    return f"{row.input} -> {row.output}  {kind} error {row.error_bound:.2e}  {row.status}  {row.seconds:.2f} s"
+
+
+@app.command()
+@_command
+def evaluate(
+    model: ModelName,
+    data: Annotated[Path, typer.Option(help="folder of clean images (png, jpg, tif), not searched recursively")],
+    sigma: Annotated[
+        str | None, typer.Option(help="noise level [default: the model's own, else 25/255]", show_default=False)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="the noise of image i has the seed SEED + i")] = 0,
+    tolerance: Tolerance = 1e-4,
+    json: Json = False,
+) -> None:
+    """Measure a denoiser: PSNR and SSIM, means over a folder of clean images with added noise."""
+    given = None if sigma is None else parse_sigma(sigma)
+    if not 0 <= seed <= 2**62:
+        raise ConfigError(f"seed={seed}: expected an integer between 0 and 2^62.")
+    loaded = load(model)
+    level = given if given is not None else parse_sigma(loaded.config.get("sigma") or DenoiseConfig.sigma)
+    result = run_evaluation(loaded, data, level, seed, tolerance)
+    _say(
+        f"{result.n} images, sigma {level * 255:.4g}/255, seed {seed}: PSNR {result.psnr:.3f} dB "
+        f"(noisy {result.psnr_input:.3f} dB), SSIM {result.ssim:.4f}, {result.seconds_per_image:.2f} s per image",
+        json,
+    )
+    kind = "certified" if result.certified else "NOT certified"
+    _say(f"largest error bound {result.error_bound:.2e}, tolerance {tolerance:.0e}: {kind}", json)
+    if json:
+        typer.echo(dumps(dataclasses.asdict(result)))
+
+
+@app.command()
+@_command
+def doctor(json: Json = False) -> None:
+    """Show versions and what the machine offers, and test that learnreg works here; exit code 1 if it does not."""
+    facts = examine()
+    for line in _doctor_lines(facts):
+        _say(line, json)
+    if json:
+        typer.echo(dumps(facts))
+    if not facts["ok"]:
+        raise typer.Exit(1)
+
+
+def _doctor_lines(facts: Mapping[str, Any]) -> list[str]:
+    torch_facts, test = facts["torch"], facts["self_test"]
+    lines = [
+        f"learnreg {facts['learnreg']}, Python {facts['python']}, {facts['platform']}",
+        f"torch {torch_facts['version']}: {torch_facts['threads']} threads, BLAS {torch_facts['blas']}, "
+        f"{torch_facts['cpu_capability']}, CUDA {torch_facts['cuda'] or 'none'}",
+        f"{facts['cores']} cores, {facts['memory_gb']} GB of memory",
+    ]
+    for name, found in facts["packages"].items():
+        hint = f" (pip install 'learnreg[{found['extra']}]')" if found["extra"] else ""
+        lines.append(f"  {name}: {found['version'] or f'missing{hint}'}")
+    lines += [f"  {folder}: {'writable' if fits else 'NOT writable'}" for folder, fits in facts["writable"].items()]
+    lines.append(f"self-test: {'passed, certified' if test['ok'] else 'FAILED'}")
+    return [*lines, *(f"problem: {problem}" for problem in facts["problems"])]
+
+
+if __name__ == "__main__":
+    main()

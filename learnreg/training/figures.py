@@ -1,0 +1,145 @@
+"""Figures of a training run, as matplotlib figures without any global state."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from learnreg.regularizers import FieldsOfExperts, Regularizer
+from learnreg.training.evaluate import Compared, Comparison
+from learnreg.training.extras import require
+
+__all__ = ["comparison_figure", "filters_figure", "learning_curve_figure", "to_png"]
+
+_COLUMNS = {"noisy": "noisy", "tv": "total variation", "learned": "learned", "clean": "clean"}
+_MAX_IMAGES = 4
+_DETAIL = 96  # side of the enlarged centre, in pixels
+_WIDTH = 12.0  # inches
+
+
+def comparison_figure(comparison: Comparison) -> Any:
+    """A row per image, and below it its enlarged centre: noisy, total variation, learned, clean."""
+    shown = comparison.images[:_MAX_IMAGES]
+    column = _WIDTH / len(_COLUMNS)
+    heights = [column * _aspect(view) for image in shown for view in (image.clean, _centre(image.clean))]
+    figure = _figure(_WIDTH, sum(heights) + 0.55 * len(shown))
+    rows = figure.subplots(len(heights), len(_COLUMNS), squeeze=False, gridspec_kw={"height_ratios": heights})
+    for i, image in enumerate(shown):
+        for axes, detail, what in zip(rows[2 * i], rows[2 * i + 1], _COLUMNS, strict=True):
+            pixels: Tensor = getattr(image, what)
+            _draw_image(axes, pixels)
+            axes.set_title(_title(image, what), fontsize=10)
+            _draw_image(detail, _centre(pixels))
+    return figure
+
+
+def filters_figure(regularizer: Regularizer) -> Any | None:
+    """The filters of a field of experts by falling weight; None for other regularizers."""
+    if not isinstance(regularizer, FieldsOfExperts):
+        return None
+    filters, weights, smoothing = (
+        t.detach().double() for t in (regularizer.effective_filters, regularizer.weights, regularizer.smoothing)
+    )
+    norms = filters.flatten(1).norm(dim=1)
+    order = torch.argsort(weights * norms, descending=True).tolist()
+    columns = min(8, len(order))
+    count = math.ceil(len(order) / columns)
+    figure = _figure(1.5 * columns, 1.85 * count)
+    panels = list(figure.subplots(count, columns, squeeze=False).flat)
+    for axes in panels:
+        axes.set_axis_off()
+    for axes, c in zip(panels, order, strict=False):
+        largest = max(float(filters[c].abs().max()), 1e-30)
+        axes.imshow(filters[c].numpy(), cmap="gray", vmin=-largest, vmax=largest)
+        strength = float(weights[c] * norms[c])
+        axes.set_title(f"l‖w‖ = {strength:.2g}\nv/‖w‖ = {float(smoothing[c] / norms[c].clamp_min(1e-30)):.2g}", size=8)
+    return figure
+
+
+def learning_curve_figure(rows: Sequence[Mapping[str, Any]]) -> Any | None:
+    """Loss (with its certified interval), held-out PSNR and relative error bound of the hypergradient over time; None
+    when there are no rows. Panels without data are left out."""
+    panels = {
+        "loss": ("upper-level loss of the batch", "log"),
+        "psnr": ("PSNR on held-out images [dB]", "linear"),
+        "relative_error_bound": ("relative error bound of the hypergradient", "log"),
+    }
+    present = {key: how for key, how in panels.items() if any(_number(row.get(key)) is not None for row in rows)}
+    if not present:
+        return None
+    abscissa, label = ("seconds", "seconds") if any("seconds" in row for row in rows) else ("step", "update")
+    figure = _figure(4.2 * len(present), 3.2)
+    all_axes = figure.subplots(1, len(present), squeeze=False)[0]
+    for axes, (key, (title, scale)) in zip(all_axes, present.items(), strict=True):
+        points = _points(rows, abscissa, key)
+        axes.plot([p[0] for p in points], [p[1] for p in points], "-o" if len(points) < 40 else "-", ms=3, lw=1)
+        if key == "loss":
+            _draw_interval(axes, rows, abscissa)
+        if scale == "log" and all(p[1] > 0 for p in points):
+            axes.set_yscale("log")
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel(label)
+        axes.grid(alpha=0.3)
+    return figure
+
+
+def to_png(figure: Any, dpi: int = 130) -> bytes:
+    """The figure as a PNG file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi)
+    return buffer.getvalue()
+
+
+def _figure(width: float, height: float) -> Any:
+    figure = require("matplotlib.figure", "drawing figures", "matplotlib").Figure(
+        figsize=(width, height), layout="constrained"
+    )
+    require("matplotlib.backends.backend_agg", "drawing figures", "matplotlib").FigureCanvasAgg(figure)
+    return figure
+
+
+def _draw_image(axes: Any, pixels: Tensor) -> None:
+    axes.imshow(pixels[0].detach().cpu().numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.set_axis_off()
+
+
+def _title(image: Compared, what: str) -> str:
+    if what == "clean":
+        return f"clean: {image.name}"
+    found = image.quality[what]
+    return f"{_COLUMNS[what]}: {found.psnr:.2f} dB, SSIM {found.ssim:.3f}"
+
+
+def _aspect(image: Tensor) -> float:
+    return float(image.shape[-2] / image.shape[-1])
+
+
+def _centre(image: Tensor) -> Tensor:
+    height, width = image.shape[-2:]
+    top, left = max(0, (height - _DETAIL) // 2), max(0, (width - _DETAIL) // 2)
+    return image[:, top : top + _DETAIL, left : left + _DETAIL]
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def _points(rows: Sequence[Mapping[str, Any]], abscissa: str, key: str) -> list[tuple[float, float]]:
+    found = ((_number(row.get(abscissa)), _number(row.get(key))) for row in rows)
+    return [(x, y) for x, y in found if x is not None and y is not None]
+
+
+def _draw_interval(axes: Any, rows: Sequence[Mapping[str, Any]], abscissa: str) -> None:
+    lower, upper = (dict(_points(rows, abscissa, key)) for key in ("loss_lower", "loss_upper"))
+    common = sorted(set(lower) & set(upper))
+    if common:
+        low, high = [lower[x] for x in common], [upper[x] for x in common]
+        axes.fill_between(common, low, high, alpha=0.3, label="certified interval")
+        axes.legend(fontsize=8)

@@ -1,0 +1,155 @@
+"""Files that are whole or absent: atomic writes, strict JSON, and safetensors files with a SHA-256 of their content."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import secrets
+from collections.abc import Callable, Mapping
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from learnreg.errors import CheckpointError, LearnregError
+
+__all__ = ["dumps", "plain", "read_tensors", "write_atomically", "write_tensors"]
+
+_HEADER_LENGTH = 8  # bytes of the little-endian length in front of a safetensors header
+_CONTENT, _DIGEST = "learnreg", "sha256"
+
+
+def write_atomically(path: Path, data: bytes, failure: Callable[[str], LearnregError] = CheckpointError) -> None:
+    """Write ``data`` so that ``path`` holds either its old content or all of the new one, even after a power cut.
+
+    Raises
+    ------
+    What ``failure`` makes of a message, when the system refuses (disk full, no permission); nothing is left behind.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            with contextlib.suppress(OSError):  # absent after a replacement
+                temporary.unlink()
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise failure(
+            f"{path}: cannot be written ({error.strerror or error}). Check the free space and the permissions of the "
+            "folder; an earlier version of the file, if there was one, is unchanged."
+        ) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name != "posix":  # elsewhere folders cannot be opened
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def plain(value: Any) -> Any:
+    """``value`` as JSON knows it: tensors of one element become numbers, paths and enum members strings, and numbers
+    that are not finite None, for which JSON has no other word."""
+    if isinstance(value, Tensor):
+        return plain(value.detach().tolist())
+    if isinstance(value, Enum):
+        return value.name
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if hasattr(value, "item"):  # NumPy scalars
+        return plain(value.item())
+    return str(value)
+
+
+def dumps(value: Any) -> str:
+    """One line of strict JSON of ``plain(value)``."""
+    return json.dumps(plain(value), allow_nan=False, ensure_ascii=False)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> None:
+    """Write tensors and a JSON object as a safetensors file, atomically, with the SHA-256 of both.
+
+    Raises
+    ------
+    CheckpointError: the file cannot be written, or a tensor has a dtype that cannot be stored.
+    """
+    stored = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+    text = json.dumps(content, sort_keys=True, allow_nan=False)
+    try:
+        data = safetensors.torch.save(stored, metadata={_CONTENT: text, _DIGEST: _digest(stored, text)})
+    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: a tensor cannot be stored ({error}).") from error
+    write_atomically(path, data)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the JSON object that ``write_tensors`` stored. Never executes anything from the file.
+
+    Raises
+    ------
+    CheckpointError: the file is missing, truncated, damaged or of another kind.
+    """
+    data = _read(path)
+    try:
+        tensors = safetensors.torch.load(data)
+        length = int.from_bytes(data[:_HEADER_LENGTH], "little")
+        metadata = json.loads(data[_HEADER_LENGTH : _HEADER_LENGTH + length]).get("__metadata__") or {}
+    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError, MemoryError) as error:
+        raise CheckpointError(
+            f"{path}: not a safetensors file, truncated or damaged ({error}). Copy it again, or use another file."
+        ) from error
+    if _CONTENT not in metadata or _DIGEST not in metadata:
+        raise CheckpointError(f"{path}: a safetensors file, but not one that learnreg wrote.")
+    if metadata[_DIGEST] != _digest(tensors, metadata[_CONTENT]):
+        raise CheckpointError(
+            f"{path}: damaged, its content does not match its SHA-256. Copy it again, or use another file."
+        )
+    content = json.loads(metadata[_CONTENT])
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: its description is a {type(content).__name__}, expected a JSON object.")
+    return tensors, content
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: this file does not exist. Check the path.") from error
+    except IsADirectoryError as error:
+        model = path / "model.safetensors"
+        hint = f"Did you mean {model}?" if model.is_file() else "Pass a .safetensors file."
+        raise CheckpointError(f"{path}: this is a folder. {hint}") from error
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error}). Check its permissions.") from error
+
+
+def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
+    """SHA-256 of the text and, by sorted name, each tensor's name, dtype, shape and bytes."""
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"\n{name}:{tensor.dtype}:{tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,242 @@
+"""The folder of one training run: configuration, metrics, checkpoints, model."""
+
+from __future__ import annotations
+
+import json
+import logging
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from learnreg.errors import CheckpointError, ConfigError
+from learnreg.problem import LowerLevelProblem
+from learnreg.regularizers import Regularizer
+from learnreg.training.files import dumps, read_tensors, write_atomically, write_tensors
+from learnreg.training.model import save_model
+from learnreg.training.toml import to_toml
+
+__all__ = ["RunFolder"]
+
+_LOGGER = logging.getLogger("learnreg")
+_CONTENTS = ("model.safetensors", "config.toml", "metrics.jsonl", "checkpoint")
+_KEPT_CHECKPOINTS = 2
+_CHECKPOINT_FORMAT = 1
+
+
+class RunFolder:
+    """``model.safetensors``, ``config.toml``, ``metrics.jsonl``, ``report.html`` and ``checkpoint/`` of one run.
+
+    Every file but ``metrics.jsonl`` is replaced as a whole; a run that is killed at any moment can be resumed.
+
+    Parameters
+    ----------
+    path: the folder; made if it does not exist.
+    resume: go on with the run in the folder, if there is one.
+
+    Raises
+    ------
+    ConfigError: the folder holds a run and ``resume`` is False, or the path is a file.
+    CheckpointError: the folder cannot be made.
+    """
+
+    def __init__(self, path: str | Path, resume: bool = False) -> None:
+        self.path = Path(path)
+        if self.path.exists() and not self.path.is_dir():
+            raise ConfigError(f"{self.path}: expected a folder, this is a file. Choose another --out.")
+        if not resume and (found := [name for name in _CONTENTS if (self.path / name).exists()]):
+            raise ConfigError(
+                f"{self.path}: already holds a run ({', '.join(found)}). Pass --resume to go on with it, or another "
+                "--out."
+            )
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            for leftover in (*self.path.glob(".*.tmp"), *self.checkpoint_folder.glob(".*.tmp")):
+                leftover.unlink(missing_ok=True)
+        except OSError as error:
+            raise CheckpointError(f"{self.path}: cannot be made or changed ({error.strerror or error}).") from error
+        if resume:
+            self._keep_rows()
+
+    @property
+    def model_path(self) -> Path:
+        return self.path / "model.safetensors"
+
+    @property
+    def config_path(self) -> Path:
+        return self.path / "config.toml"
+
+    @property
+    def metrics_path(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoint_folder(self) -> Path:
+        return self.path / "checkpoint"
+
+    # ---- configuration and model -------------------------------------------------------------------------------------
+
+    def save_config(self, config: Mapping[str, Any]) -> None:
+        """Write config.toml, which ``--config`` reads."""
+        write_atomically(self.config_path, to_toml(config).encode())
+
+    def load_config(self) -> dict[str, Any] | None:
+        """What config.toml says; None without one."""
+        try:
+            return tomllib.loads(self.config_path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{self.config_path}: cannot be read ({error}).") from error
+
+    def save_model(self, problem: LowerLevelProblem | Regularizer, config: Mapping[str, Any] | None = None) -> Path:
+        """Write model.safetensors, see ``learnreg.training.model.save_model``."""
+        save_model(self.model_path, problem, config)
+        return self.model_path
+
+    # ---- metrics -----------------------------------------------------------------------------------------------------
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Append one JSON line to metrics.jsonl; numbers that are not finite become null."""
+        try:
+            with self.metrics_path.open("a", encoding="utf-8") as file:
+                file.write(dumps(row) + "\n")
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.metrics_path}: cannot be written ({error.strerror or error}). Check the free space."
+            ) from error
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All rows logged so far. A last line that was cut off by a kill is left out.
+
+        Raises
+        ------
+        CheckpointError: any other line is damaged.
+        """
+        return [json.loads(line) for line in self._lines()]
+
+    def _lines(self) -> list[bytes]:
+        """The complete lines, each checked to be a JSON object."""
+        if not self.metrics_path.exists():
+            return []
+        lines = self.metrics_path.read_bytes().split(b"\n")[:-1]  # what follows the last newline is torn
+        for number, line in enumerate(lines, start=1):
+            if not _is_object(line):
+                raise CheckpointError(f"{self.metrics_path}: line {number} is damaged; restore or delete the file.")
+        return lines
+
+    def _keep_rows(self, count: int | None = None) -> None:
+        """Cut metrics.jsonl back to its first ``count`` complete lines, by default to all of them."""
+        content = b"".join(line + b"\n" for line in self._lines()[:count])
+        if self.metrics_path.exists() and self.metrics_path.stat().st_size != len(content):
+            write_atomically(self.metrics_path, content)
+
+    # ---- checkpoints -------------------------------------------------------------------------------------------------
+
+    def save_checkpoint(self, state: Mapping[Any, Any]) -> Path:
+        """Write a checkpoint, atomically and with its SHA-256, and keep the last two.
+
+        ``state`` is a nested dict (keys strings or integers) of tensors, numbers, strings, None, lists and tuples, as
+        the ``state_dict`` of modules and optimizers is. The number of rows logged so far is stored with it.
+
+        Raises
+        ------
+        ConfigError: another kind of value. CheckpointError: the system refuses.
+        """
+        tensors: dict[str, Tensor] = {}
+        content = {
+            "checkpoint_format": _CHECKPOINT_FORMAT,
+            "rows": len(self._lines()),
+            "state": _pack(state, tensors, "state"),
+        }
+        earlier = self._checkpoints()
+        number = 1 + (_number(earlier[-1]) if earlier else 0)
+        path = self.checkpoint_folder / f"checkpoint-{number:08d}.safetensors"
+        write_tensors(path, tensors, content)
+        for old in self._checkpoints()[:-_KEPT_CHECKPOINTS]:
+            old.unlink(missing_ok=True)
+        return path
+
+    def load_checkpoint(self) -> dict[Any, Any] | None:
+        """The newest checkpoint that is not damaged, as it was saved; None when there is none.
+
+        A damaged one is named in a warning of the logger "learnreg". metrics.jsonl is cut back to the rows the
+        checkpoint knew, so that steps taken again are not logged twice.
+
+        Raises
+        ------
+        CheckpointError: there are checkpoints, and all are damaged.
+        """
+        failures: list[str] = []
+        for path in reversed(self._checkpoints()):
+            try:
+                state, rows = _read_checkpoint(path)
+            except CheckpointError as error:
+                failures.append(str(error))
+                continue
+            for failure in failures:
+                _LOGGER.warning("%s Going on from the checkpoint before it, %s.", failure, path.name)
+            self._keep_rows(rows)
+            return state
+        if failures:
+            raise CheckpointError(f"every checkpoint is damaged: {' '.join(failures)} Start again with another --out.")
+        return None
+
+    def _checkpoints(self) -> list[Path]:
+        return sorted(path for path in self.checkpoint_folder.glob("checkpoint-*.safetensors") if _number(path) >= 0)
+
+
+def _number(path: Path) -> int:
+    digits = path.stem.removeprefix("checkpoint-")
+    return int(digits) if digits.isdecimal() else -1
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
+
+
+def _read_checkpoint(path: Path) -> tuple[dict[Any, Any], int]:
+    tensors, content = read_tensors(path)
+    if content.get("checkpoint_format") != _CHECKPOINT_FORMAT:
+        raise CheckpointError(f"{path}: not a checkpoint of format {_CHECKPOINT_FORMAT}.")
+    return dict(_unpack(content["state"], tensors)), int(content["rows"])
+
+
+def _pack(value: Any, tensors: dict[str, Tensor], where: str) -> Any:
+    """JSON that tells dicts, tuples and tensors apart: a list whose first entry names the kind."""
+    if isinstance(value, Tensor):
+        name = f"t{len(tensors)}"
+        tensors[name] = value
+        return ["tensor", name]
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, (str, int)) or isinstance(key, bool):
+                raise ConfigError(f"checkpoint {where}: got the key {key!r}, expected a string or an integer.")
+        return ["dict", *([key, _pack(item, tensors, f"{where}.{key}")] for key, item in value.items())]
+    if isinstance(value, (list, tuple)):
+        items = (_pack(item, tensors, f"{where}[{i}]") for i, item in enumerate(value))
+        return ["tuple" if isinstance(value, tuple) else "list", *items]
+    if isinstance(value, float):
+        return ["float", value.hex()]
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    raise ConfigError(f"checkpoint {where}: a {type(value).__name__} cannot be stored.")
+
+
+def _unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if not isinstance(value, list):
+        return value
+    kind, rest = value[0], value[1:]
+    if kind == "tensor":
+        return tensors[rest[0]]
+    if kind == "float":
+        return float.fromhex(rest[0])
+    if kind == "dict":
+        return {key: _unpack(item, tensors) for key, item in rest}
+    items: Iterator[Any] = (_unpack(item, tensors) for item in rest)
+    return tuple(items) if kind == "tuple" else list(items)

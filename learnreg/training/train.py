@@ -1,0 +1,216 @@
+"""``learnreg.train``: learn the regularizer of a lower-level problem from pairs (b, x_true)."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from learnreg.errors import ConfigError, DataError
+from learnreg.hypergradients.base import HypergradientMethod
+from learnreg.hypergradients.implicit import Implicit
+from learnreg.losses import SquaredError, UpperLoss
+from learnreg.problem import LowerLevelProblem
+from learnreg.regularizers import Regularizer
+from learnreg.solvers.solve import check_tolerance
+from learnreg.training.allocator import keep_large_blocks
+from learnreg.training.run_folder import RunFolder
+from learnreg.training.session import PairedDataset, Session, TimeUp
+from learnreg.training.upper import make_upper_level
+
+__all__ = ["OptimizerName", "TrainResult", "train"]
+
+OptimizerName = Literal["adam", "lbfgs", "adaptive"]
+
+_CHECKPOINT_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """regularizer: the learned one (the problem's own, changed in place). model_path: None without a run folder. rows:
+    what was logged, one dict per update. updates, seconds, operator_applications: totals, earlier runs included."""
+
+    regularizer: Regularizer
+    model_path: Path | None
+    rows: list[dict[str, Any]]
+    updates: int
+    seconds: float
+    operator_applications: int
+
+
+def train(
+    problem: LowerLevelProblem,
+    dataset: PairedDataset,
+    loss: Callable[[Tensor], UpperLoss] = SquaredError,
+    out: str | Path | RunFolder | None = None,
+    minutes: float = 5.0,
+    batch_size: int = 16,
+    *,
+    method: HypergradientMethod | None = None,
+    tolerance: float = 1e-1,
+    optimizer: OptimizerName = "adam",
+    step_size: float = 2e-2,
+    samples: int = 64,
+    seed: int = 0,
+    max_updates: int | None = None,
+    resume: bool = False,
+    config: Mapping[str, Any] | None = None,
+    validate: Callable[[], float] | None = None,
+    on_update: Callable[[Mapping[str, Any]], None] | None = None,
+) -> TrainResult:
+    """Minimise the mean loss over the dataset in the problem's learnable parameters, in place.
+
+    Parameters
+    ----------
+    dataset: map-style, item i = (b, x_true) without batch axis.
+    loss: maps a batch of ground truths to an ``UpperLoss``.
+    out: run folder (model.safetensors, metrics.jsonl, checkpoint/); None keeps everything in memory.
+    minutes: of upper-level training.
+    method: of the hypergradients; ``Implicit()`` by default, the fastest one as measured.
+    tolerance: relative error of the hypergradients, held by audits: certified float64 hypergradients of a few samples,
+        which bound the error of those that training used and so set the lower-level tolerances. With "adaptive" every
+        step is certified instead.
+    optimizer: "adam" (minibatches), "lbfgs" (the first ``samples`` items at once) or "adaptive" (certified descent on
+        them).
+    step_size: initial, of Adam and of adaptive descent.
+    max_updates: at most; None for as many as the minutes allow.
+    resume: go on from the checkpoint in ``out``.
+    config: stored with the model.
+    validate: called now and then; its value is logged as ``psnr``.
+    on_update: gets each logged row.
+
+    Raises
+    ------
+    ConfigError, DataError, ShapeError: bad input. SolverError, OperatorError: a failure during training; the last
+    parameters and the checkpoint are saved first, as they are on an interrupt.
+    """
+    if not (minutes > 0 and math.isfinite(minutes)):
+        raise ConfigError(f"train(minutes={minutes!r}): expected a positive number.")
+    if batch_size < 1 or samples < 1:
+        raise ConfigError(f"train(batch_size={batch_size!r}, samples={samples!r}): expected integers >= 1.")
+    if len(dataset) == 0:
+        raise DataError("the dataset is empty.")
+    if not problem.learnable():
+        raise ConfigError("train: no parameter of the problem requires a gradient.")
+    keep_large_blocks()
+    folder = RunFolder(out, resume) if isinstance(out, (str, Path)) else out
+    session = Session(
+        problem=problem,
+        dataset=dataset,
+        loss=loss,
+        method=method if method is not None else Implicit(),
+        batch_size=batch_size,
+        seed=seed,
+        seconds=60.0 * minutes,
+        target=check_tolerance(tolerance),
+        workers=torch.get_num_threads(),
+    )
+    torch.set_num_threads(1)
+    try:
+        upper = make_upper_level(optimizer, session, step_size, samples)
+        run = _Run(session, upper, folder, config, validate, on_update)
+        if resume and folder is not None:
+            run.restore()
+        return run.until(max_updates)
+    finally:
+        session.close()
+        torch.set_num_threads(session.workers)
+
+
+class _Run:
+    """The loop: update, audit, log, save; whatever ends it, nothing computed is lost."""
+
+    def __init__(
+        self,
+        session: Session,
+        upper: Any,
+        folder: RunFolder | None,
+        config: Mapping[str, Any] | None,
+        validate: Callable[[], float] | None,
+        on_update: Callable[[Mapping[str, Any]], None] | None,
+    ) -> None:
+        self.session, self.upper, self.folder, self.config = session, upper, folder, config
+        self.validate, self.on_update = validate, on_update
+        self.updates = 0
+        self.rows: list[dict[str, Any]] = []
+        self._saved = self._validated = time.monotonic()
+
+    def until(self, max_updates: int | None) -> TrainResult:
+        try:
+            while max_updates is None or self.updates < max_updates:
+                row = self.upper.update()
+                self.updates += 1
+                self._log(row)
+                if time.monotonic() - self._saved > _CHECKPOINT_SECONDS:
+                    self.save()
+        except TimeUp:
+            pass
+        finally:
+            self.save()
+        path = None if self.folder is None else self.folder.model_path
+        session = self.session
+        return TrainResult(
+            session.problem.regularizer, path, self.rows, self.updates, session.elapsed, session.applications
+        )
+
+    def _log(self, row: dict[str, Any]) -> None:
+        session = self.session
+        found = session.audit_if_due()
+        if found is not None:
+            row["relative_error_bound"] = found.relative_error
+            row["certified"] = found.certified
+            row["audit_reference_bound"] = found.reference_bound
+        row |= {
+            "step": self.updates,
+            "seconds": session.elapsed,
+            "operator_applications": session.applications,
+            "state_tolerance": session.tolerances.state,
+            "adjoint_tolerance": session.tolerances.adjoint,
+        }
+        interval = max(15.0, session.seconds / 20.0)
+        if self.validate is not None and (self.updates == 1 or time.monotonic() - self._validated > interval):
+            row["psnr"] = self.validate()
+            self._validated = time.monotonic()
+        self.rows.append(row)
+        if self.folder is not None:
+            self.folder.log(row)
+        if self.on_update is not None:
+            self.on_update(row)
+
+    def save(self) -> None:
+        """Model and checkpoint."""
+        if self.folder is None:
+            return
+        self.folder.save_model(self.session.problem, self.config)
+        self.folder.save_checkpoint(
+            {
+                "parameters": {name: p.detach() for name, p in self.session.problem.learnable().items()},
+                "session": self.session.state_dict(),
+                "upper": self.upper.state_dict(),
+                "updates": self.updates,
+            }
+        )
+        self._saved = time.monotonic()
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Go on from the folder's checkpoint, if it has one."""
+        assert self.folder is not None
+        state = self.folder.load_checkpoint()
+        if state is None:
+            return
+        for name, p in self.session.problem.learnable().items():
+            stored = state["parameters"].get(name)
+            if stored is None or stored.shape != p.shape:
+                raise ConfigError(f"the checkpoint in {self.folder.path} has no parameter {name} of {tuple(p.shape)}.")
+            p.copy_(stored)
+        self.session.load_state_dict(state["session"])
+        self.upper.load_state_dict(state["upper"])
+        self.updates = int(state["updates"])
+        self.rows = self.folder.rows()

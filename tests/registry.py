@@ -1,0 +1,180 @@
+"""Every public operator, regularizer, potential, solver and method, once: a new class is tested by adding a line here,
+and ``test_registry.py`` fails for a public class that has none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+import learnreg as lr
+from learnreg.filterbank import FilterBank
+from learnreg.hypergradients.base import HypergradientMethod
+from learnreg.linop import LinearOperator
+from learnreg.operators import Blur, Identity, Inpainting
+from learnreg.potentials import IsotropicPseudoHuber, Potential
+from learnreg.regularizers import AnalysisOperator, FieldsOfExperts, Regularizer, TotalVariation
+from learnreg.regularizers.total_variation import Gradient
+from learnreg.solvers import LBFGS, PDHG, AdjointPDHG, ConjugateGradient, NewtonCG
+from learnreg.solvers.interleaved import InterleavedPDHG
+
+SHAPE = (1, 5, 6)
+"""Images of all registered objects."""
+
+
+def rand(*shape: int, seed: int = 0) -> Tensor:
+    return torch.rand(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def randn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def _bank(boundary: str, k: int, l: int, n: int = 3) -> FilterBank:
+    return FilterBank(nn.Parameter(randn(n, k, l, seed=k + 7 * l)), SHAPE, boundary)
+
+
+OPERATORS: dict[str, Callable[[], LinearOperator]] = {
+    "Identity": lambda: Identity(SHAPE),
+    "Inpainting": lambda: Inpainting((rand(*SHAPE) > 0.4).double()),
+    "Inpainting-weights": lambda: Inpainting(0.1 + randn(*SHAPE)),
+    "Blur-zero": lambda: Blur(nn.Parameter(rand(3, 3)), SHAPE),
+    "Blur-zero-even-signed": lambda: Blur(randn(2, 4), SHAPE),
+    "Blur-circular": lambda: Blur(nn.Parameter(rand(3, 3) / 9), SHAPE, "circular"),
+    "Blur-circular-dominant": lambda: Blur(torch.eye(3, dtype=torch.float64) * 0.1 + _delta(3), SHAPE, "circular"),
+    "Blur-circular-larger-than-image": lambda: Blur(randn(6, 7), SHAPE, "circular"),
+    "Blur-reflect": lambda: Blur(nn.Parameter(rand(3, 2)), SHAPE, "reflect"),
+    "Blur-reflect-signed": lambda: Blur(randn(5, 5), SHAPE, "reflect"),
+    "Blur-channels": lambda: Blur(nn.Parameter(randn(3, 3)), (2, 4, 5), "reflect"),
+    **{
+        f"FilterBank-{boundary}-{k}x{l}": lambda boundary=boundary, k=k, l=l: _bank(boundary, k, l)  # type: ignore[misc]
+        for boundary in ("valid", "zero", "circular", "reflect")
+        for k, l in ((3, 3), (2, 4), (1, 1), (5, 3))
+    },
+    "FilterBank-as-large-as-the-image": lambda: _bank("valid", 5, 6),
+    "FilterBank-circular-larger": lambda: _bank("circular", 7, 8),
+    "Gradient": lambda: Gradient(SHAPE),
+    "Gradient-one-row": lambda: Gradient((1, 1, 7)),
+    "Adjoint": lambda: _bank("reflect", 3, 3).T,
+    "Scaled": lambda: -2.5 * _bank("valid", 3, 3),
+    "Composition": lambda: _bank("zero", 3, 3) @ Blur(rand(3, 3), SHAPE, "circular"),
+    "Composition-circular": lambda: (
+        Blur(_delta(3) + 0.1 * rand(3, 3), SHAPE, "circular") @ Inpainting(1 + rand(*SHAPE))
+    ),
+    "Sum": lambda: Identity(SHAPE) - Blur(randn(3, 3), SHAPE, "reflect"),
+    "VStack": lambda: lr.vstack(Identity(SHAPE), Gradient(SHAPE), _bank("valid", 3, 2)),
+}
+
+
+def _delta(k: int) -> Tensor:
+    kernel = torch.zeros(k, k, dtype=torch.float64)
+    kernel[k // 2, k // 2] = 1.0
+    return kernel
+
+
+POTENTIALS: dict[str, Callable[[float | Tensor, float | Tensor], Potential]] = {
+    "PseudoHuber": lr.PseudoHuber,
+    "LogCosh": lr.LogCosh,
+    "Huber": lr.Huber,
+    "IsotropicPseudoHuber": IsotropicPseudoHuber,
+}
+
+ELEMENTWISE = [name for name in POTENTIALS if name != "IsotropicPseudoHuber"]
+SMOOTH = [name for name in ELEMENTWISE if name != "Huber"]
+
+
+def _experts(potential: str, boundary: str, count: int = 3, size: int = 3) -> FieldsOfExperts:
+    """With zero-mean filters, as they start."""
+    initial = POTENTIALS[potential](0.15, 0.6)
+    generator = torch.Generator().manual_seed(3)
+    result = FieldsOfExperts(count, size, initial, boundary, generator=generator).double()  # type: ignore[arg-type]
+    with torch.no_grad():
+        result.filters.add_(0.3 * randn(count, size, size, seed=5))
+        result.log_weights.add_(0.2 * randn(count, seed=6))
+        result.log_smoothing.add_(0.2 * randn(count, seed=7))
+    return result
+
+
+def _arrays() -> FieldsOfExperts:
+    filters, weights, smoothing = 0.5 * randn(3, 3, 3, seed=8), 0.1 + rand(3, seed=9), 0.1 + 0.2 * rand(3, seed=10)
+    return FieldsOfExperts.from_arrays(filters, weights, smoothing, "reflect")
+
+
+REGULARIZERS: dict[str, Callable[[], Regularizer]] = {
+    "FieldsOfExperts": lambda: _experts("PseudoHuber", "valid"),
+    "FieldsOfExperts-LogCosh": lambda: _experts("LogCosh", "zero"),
+    "FieldsOfExperts-Huber": lambda: _experts("Huber", "circular", size=2),
+    "FieldsOfExperts-from_arrays": _arrays,
+    "TotalVariation": lambda: TotalVariation(0.2, 0.05).double(),
+    "AnalysisOperator-FilterBank": lambda: AnalysisOperator(_bank("zero", 2, 3), lr.PseudoHuber(0.2, 0.3)).double(),
+    "AnalysisOperator-FilterBank-LogCosh": lambda: AnalysisOperator(
+        _bank("circular", 3, 3), lr.LogCosh(0.3, 0.1 + rand(3, 1, 1, seed=4))
+    ).double(),
+    "AnalysisOperator-Gradient": lambda: AnalysisOperator(Gradient(SHAPE), IsotropicPseudoHuber(0.1, 0.2)).double(),
+}
+
+
+@dataclass(frozen=True)
+class ProblemCase:
+    """A forward operator with what else the lower level needs to be strongly convex."""
+
+    operator: Callable[[], LinearOperator]
+    ridge: Callable[[], float | nn.Parameter] = lambda: 0.0
+    data_term: Callable[[], lr.LeastSquares] = lr.LeastSquares
+
+
+def scalar(value: float) -> nn.Parameter:
+    return nn.Parameter(torch.tensor(value, dtype=torch.float64))
+
+
+def _weights(learnable: bool) -> lr.WeightedLeastSquares:
+    weights = rand(*SHAPE, seed=11) * (rand(*SHAPE, seed=12) > 0.2)
+    return lr.WeightedLeastSquares(nn.Parameter(weights) if learnable else weights)
+
+
+PROBLEMS: dict[str, ProblemCase] = {
+    "denoising": ProblemCase(lambda: Identity(SHAPE)),
+    "denoising-learned-ridge": ProblemCase(lambda: Identity(SHAPE), lambda: scalar(0.3)),
+    "learned-blur": ProblemCase(lambda: Blur(nn.Parameter(rand(3, 3) / 4), SHAPE, "reflect"), lambda: 0.2),
+    "circular-blur": ProblemCase(lambda: Blur(_delta(3) + 0.05 * rand(3, 3), SHAPE, "circular")),
+    "inpainting": ProblemCase(lambda: Inpainting((rand(*SHAPE) > 0.4).double()), lambda: 0.1),
+    "learned-weights": ProblemCase(lambda: Identity(SHAPE), lambda: 0.2, lambda: _weights(True)),
+    "learned-scalar-weight": ProblemCase(
+        lambda: Identity(SHAPE), lambda: 0.0, lambda: lr.WeightedLeastSquares(scalar(0.7))
+    ),
+    "weights-and-blur": ProblemCase(
+        lambda: Blur(nn.Parameter(randn(2, 3, seed=2) / 4), SHAPE), lambda: scalar(0.3), lambda: _weights(True)
+    ),
+}
+
+
+def build(problem: str, regularizer: str, constraint: lr.Box | None = None) -> lr.LowerLevelProblem:
+    """A registered problem with a registered regularizer, in float64."""
+    case = PROBLEMS[problem]
+    return lr.LowerLevelProblem(
+        case.operator(), REGULARIZERS[regularizer](), ridge=case.ridge(), data_term=case.data_term(),
+        constraint=constraint,
+    )  # fmt: skip
+
+
+def measure(problem: lr.LowerLevelProblem, batch: int = 2, noise: float = 0.1) -> tuple[Tensor, Tensor]:
+    """Ground truth and measurement."""
+    x_true = rand(batch, *problem.operator.domain_shape, seed=20)
+    with torch.no_grad():
+        b = problem.operator(x_true)
+    return x_true, b + noise * randn(*b.shape, seed=21)
+
+
+METHODS: dict[str, Callable[[], HypergradientMethod]] = {
+    "Piggyback": lr.Piggyback,
+    "Piggyback-interleaved": lambda: lr.Piggyback(mode="interleaved"),
+    "Implicit": lr.Implicit,
+    "Implicit-pdhg": lambda: lr.Implicit(state_solver="pdhg"),
+    "Implicit-newton-cg": lambda: lr.Implicit(state_solver="newton-cg"),
+}
+
+SOLVERS = {"pdhg": PDHG, "lbfgs": LBFGS, "newton-cg": NewtonCG}
+ADJOINT_SOLVERS = {"piggyback": AdjointPDHG, "cg": ConjugateGradient}
+OTHER_ITERATIONS = {"piggyback-interleaved": InterleavedPDHG}

@@ -1,0 +1,145 @@
+"""Nothing certified is false: random problems against dense solves, and known ways for a bound to fail."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import bound_hunt
+import pytest
+import registry
+import torch
+from torch import nn
+
+import learnreg as lr
+from learnreg.certificates.judgement import judge
+from learnreg.certificates.state import smallest_bound
+from learnreg.operators import Blur, Identity
+from learnreg.regularizers import AnalysisOperator, FieldsOfExperts
+from learnreg.regularizers.total_variation import Gradient
+
+SHAPE = registry.SHAPE
+
+
+def check(summary: bound_hunt.Summary) -> None:
+    print(json.dumps(summary.report(), indent=2))
+    assert not summary.violations, "\n".join(summary.violations)
+    assert summary.unusable_truth <= 0.02 * summary.problems
+    assert summary.expected_certified >= 0.8 * summary.expected
+
+
+def test_random_problems(rotating_generator: torch.Generator) -> None:
+    check(bound_hunt.hunt(60, rotating_generator))
+
+
+@pytest.mark.slow
+def test_many_random_problems() -> None:
+    check(bound_hunt.hunt(2000, torch.Generator().manual_seed(1), progress=True))
+
+
+def test_the_command_prints_one_json_object_last() -> None:
+    script = Path(bound_hunt.__file__)
+    command = [sys.executable, str(script), "--problems", "3", "--seed", "1", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["problems"] == 3
+    assert report["violations"] == 0
+
+
+def test_the_hunt_finds_false_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A certificate that forgets the parameters of K is caught."""
+    monkeypatch.setattr("learnreg.certificates.published.operator_bound", lambda terms, lipschitz: 0.0 * terms.e)
+    summary = bound_hunt.hunt(25, torch.Generator().manual_seed(2))
+    assert summary.violations
+
+
+def compare(problem: lr.LowerLevelProblem, tolerances: tuple[float, ...] = (1.0, 1e-2, 1e-4)) -> None:
+    x_true, b = registry.measure(problem)
+    loss = lr.SquaredError(x_true)
+    truth = bound_hunt.truth_of(problem, b, loss)
+    generator = torch.Generator().manual_seed(0)
+    for tolerance in tolerances:
+        result = lr.hypergradient(problem, b, loss, tolerance=tolerance)
+        assert result.certified
+        assert bound_hunt.distance(result.gradient, truth.gradient) <= result.error_bound + truth.gradient_slack
+    for size in (1e-1, 1e-3, 1e-5):
+        noise = [size * torch.randn(truth.x.shape, generator=generator, dtype=torch.float64) for _ in range(2)]
+        x, X = ((t + n).reshape(-1, *SHAPE) for t, n in zip((truth.x, truth.X), noise, strict=True))
+        judged = judge(problem, problem.instance(b), b, loss, x, X)
+        assert bound_hunt.distance(judged.gradient, truth.gradient) <= judged.error_bound
+
+
+def test_filters_computed_from_parameters_count() -> None:
+    """Zero-mean filters have no requires_grad under no_grad; their share of the bound must not vanish with it."""
+    problem = registry.build("denoising", "FieldsOfExperts")
+    for name, p in problem.regularizer.named_parameters():
+        p.requires_grad_(name == "filters")
+    compare(problem)
+    instance = problem.instance(registry.measure(problem)[1])
+    assert instance.analysis_lipschitz == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize("shape", [(), (6,), (5, 1), SHAPE])
+def test_data_weights_shared_by_many_measurements(shape: tuple[int, ...]) -> None:
+    """The gradient of a shared weight is a sum over its measurements."""
+    problem = lr.LowerLevelProblem(
+        Identity(SHAPE),
+        registry.REGULARIZERS["TotalVariation"](),
+        data_term=lr.WeightedLeastSquares(nn.Parameter(0.5 + registry.rand(*shape))),
+    )
+    problem.regularizer.log_weight.requires_grad_(False)
+    compare(problem)
+
+
+@pytest.mark.parametrize("shape", [(), (2, 1, 1), (1, 5, 6), (6,), (2, 5, 6)])
+@pytest.mark.parametrize("learned", ["log_weight", "log_smoothing"])
+def test_potential_parameters_of_any_shape(learned: str, shape: tuple[int, ...]) -> None:
+    weight, smoothing = 0.1 + registry.rand(*shape), 0.05 + registry.rand(*shape, seed=1)
+    problem = lr.LowerLevelProblem(
+        Identity(SHAPE), AnalysisOperator(Gradient(SHAPE), lr.LogCosh(smoothing, weight)).double()
+    )
+    for name, p in problem.regularizer.named_parameters():
+        p.requires_grad_(name == learned)
+    compare(problem)
+
+
+def test_flat_ranges() -> None:
+    operator = lr.vstack(Gradient(SHAPE), Blur(registry.randn(3, 3), SHAPE))
+    compare(lr.LowerLevelProblem(Identity(SHAPE), AnalysisOperator(operator, lr.PseudoHuber(0.1, 0.2)).double()))
+
+
+def test_adjoint_states_on_active_pixels_count() -> None:
+    problem = registry.build("denoising", "FieldsOfExperts", lr.Box(0.35, 0.6))
+    x_true, b = registry.measure(problem)
+    loss = lr.SquaredError(x_true)
+    truth = bound_hunt.truth_of(problem, b, loss)
+    x = truth.x.reshape(-1, *SHAPE)
+    active = (x <= 0.35) | (x >= 0.6)
+    assert bool(active.any())
+    X = truth.X.reshape(-1, *SHAPE) + 0.5 * active * registry.randn(*x.shape, seed=5)
+    judged = judge(problem, problem.instance(b), b, loss, x, X)
+    assert not judged.reason
+    assert bound_hunt.distance(judged.gradient, truth.gradient) <= judged.error_bound
+    errors = (X.flatten(1) - truth.X).norm(dim=1)
+    assert bool((errors <= judged.adjoint_error).all())
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e3, 1e6])
+def test_the_duality_gap_is_no_smaller_than_its_rounding(offset: float) -> None:
+    """Data far from 0: the energies are differences of numbers of the size of ‖b‖², and so is their rounding."""
+    R = FieldsOfExperts.from_arrays(
+        registry.randn(3, 3, 3) - registry.randn(3, 3, 3).mean((1, 2), True), [0.3] * 3, [0.05] * 3
+    )
+    problem = lr.LowerLevelProblem(Identity(SHAPE), R)
+    b = registry.measure(problem)[1]
+    truth = bound_hunt.Dense(problem, b)
+    with torch.no_grad():
+        exact = truth.solve()[0].reshape(-1, *SHAPE)
+        instance = problem.instance(b + offset)
+        for size in (1e-3, 1e-5, 1e-7, 1e-9):
+            x = exact + size * registry.randn(*exact.shape, seed=3)
+            bound = smallest_bound(instance, x + offset, instance.apply(x)).bound
+            error = (x - exact).flatten(1).norm(dim=1)
+            assert bool((error <= bound + 1e-15 * (1.0 + offset) * 30).all())

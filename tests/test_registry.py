@@ -1,0 +1,60 @@
+"""Every public class is in the registries that the other tests run over."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Iterable
+
+import pytest
+import registry
+
+import learnreg
+from learnreg.hypergradients.base import HypergradientMethod
+from learnreg.linop import LinearOperator
+from learnreg.potentials import Potential
+from learnreg.regularizers import Regularizer
+from learnreg.solvers import Iteration
+
+
+def public_classes(base: type) -> set[type]:
+    """Concrete public classes below ``base`` in all modules of the package."""
+    for module in pkgutil.walk_packages(learnreg.__path__, "learnreg."):
+        if not module.name.rpartition(".")[2].startswith("_"):
+            importlib.import_module(module.name)
+
+    def below(cls: type) -> Iterable[type]:
+        for child in cls.__subclasses__():
+            yield child
+            yield from below(child)
+
+    return {
+        cls
+        for cls in below(base)
+        if cls.__module__.startswith("learnreg.")
+        and not cls.__name__.startswith("_")
+        and not inspect.isabstract(cls)
+        and "[" not in cls.__name__
+    }
+
+
+@pytest.mark.parametrize(
+    ("base", "registered"),
+    [
+        (LinearOperator, {type(f()) for f in registry.OPERATORS.values()}),
+        (Regularizer, {type(f()) for f in registry.REGULARIZERS.values()}),
+        (Potential, {type(f(0.1, 1.0)) for f in registry.POTENTIALS.values()}),
+        (HypergradientMethod, {type(f()) for f in registry.METHODS.values()}),
+        (
+            Iteration,
+            {*registry.SOLVERS.values(), *registry.ADJOINT_SOLVERS.values(), *registry.OTHER_ITERATIONS.values()},
+        ),
+    ],
+    ids=lambda value: value.__name__ if isinstance(value, type) else "",
+)
+def test_public_classes_are_registered(base: type, registered: set[type]) -> None:
+    missing = {cls for cls in public_classes(base) - registered if not vars(cls).get("__abstractmethods__")}
+    abstract = {cls for cls in missing if cls.__name__ in {"Solver", "AdjointSolver"}}
+    names = sorted(cls.__qualname__ for cls in missing - abstract)
+    assert not names, f"add a line for {', '.join(names)} to tests/registry.py"

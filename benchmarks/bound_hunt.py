@@ -34,11 +34,34 @@ from learnreg.regularizers.total_variation import Gradient
 DOUBLE = torch.float64
 
 
+@dataclass(frozen=True)
+class Ranges:
+    """What problems are drawn from."""
+
+    smoothing: tuple[float, float] = (1e-3, 1.0)
+    scale: tuple[float, float] = (1e-2, 2.0)
+    ridge: tuple[float, float] = (1e-2, 1.0)
+    offset: float = 0.0
+    constrained: float = 0.1
+    dtype: torch.dtype = DOUBLE
+
+
+RANGES = {
+    "ordinary": Ranges(),
+    "extreme": Ranges((1e-4, 1e2), (1e-4, 1e2), (1e-4, 1e2), offset=100.0, constrained=0.2),
+    "constrained": Ranges((1e-2, 1.0), (1e-2, 1.0), (0.1, 1.0), constrained=1.0),
+    "float32": Ranges(dtype=torch.float32),
+}
+
+
 class Draw:
     """Random choices from one generator."""
 
-    def __init__(self, generator: torch.Generator) -> None:
-        self.generator = generator
+    def __init__(self, generator: torch.Generator, ranges: Ranges | None = None) -> None:
+        self.generator, self.ranges = generator, ranges or Ranges()
+
+    def scale(self) -> float:
+        return self.log_uniform(*self.ranges.scale)
 
     def uniform(self, low: float, high: float) -> float:
         return low + (high - low) * float(torch.rand((), generator=self.generator, dtype=DOUBLE))
@@ -85,30 +108,30 @@ def potential(draw: Draw, smoothing: float, weight: float) -> lr.PseudoHuber | l
 def fields_of_experts(draw: Draw, shape: tuple[int, int, int], smoothing: float) -> Regularizer:
     count, size = draw.integer(1, 5), draw.integer(2, min(3, *shape[1:]))
     boundary = draw.choice("valid", "zero", "circular", "reflect")
-    scale = draw.log_uniform(1e-2, 2.0)
+    scale = draw.scale()
     if draw.chance(0.4):
-        shared = potential(draw, smoothing, draw.log_uniform(1e-2, 2.0))
+        shared = potential(draw, smoothing, draw.scale())
         result = FieldsOfExperts(count, size, shared, boundary, generator=draw.generator)
         result = result.double()
         with torch.no_grad():
             result.filters.add_(0.3 * draw.normal(count, size, size)).mul_(scale)
         return result
     filters = scale * draw.normal(count, size, size)
-    weights = torch.stack([torch.tensor(draw.log_uniform(1e-2, 2.0), dtype=DOUBLE) for _ in range(count)])
+    weights = torch.stack([torch.tensor(draw.scale(), dtype=DOUBLE) for _ in range(count)])
     smoothings = smoothing * (1.0 + draw.rand(count))
     return FieldsOfExperts.from_arrays(filters, weights, smoothings, boundary, potential(draw, 1.0, 1.0))
 
 
 def total_variation(draw: Draw, shape: tuple[int, int, int], smoothing: float) -> Regularizer:
-    return TotalVariation(draw.log_uniform(1e-2, 2.0), smoothing).double()
+    return TotalVariation(draw.scale(), smoothing).double()
 
 
 def analysis_operator(draw: Draw, shape: tuple[int, int, int], smoothing: float) -> Regularizer:
-    weight = draw.log_uniform(1e-2, 2.0)
+    weight = draw.scale()
     kind = draw.integer(0, 2)
     if kind == 0:
         size = draw.integer(2, min(3, *shape[1:]))
-        filters = nn.Parameter(draw.log_uniform(1e-2, 2.0) * draw.normal(draw.integer(1, 3), size, size))
+        filters = nn.Parameter(draw.scale() * draw.normal(draw.integer(1, 3), size, size))
         bank = FilterBank(filters, shape, draw.choice("valid", "zero", "circular", "reflect"))
         return AnalysisOperator(bank, potential(draw, smoothing, weight)).double()
     operator: LinearOperator = Gradient(shape)
@@ -149,12 +172,12 @@ def upper_loss(draw: Draw, x_true: Tensor) -> tuple[lr.UpperLoss, bool]:
     return lr.UpperLoss(lambda x: 0.5 * ((x - x_true).mean(0) ** 2).sum(), 1.0 / x_true.shape[0]), True
 
 
-def draw_case(generator: torch.Generator) -> Case:
+def draw_case(draw: Draw) -> Case:
     """A random problem of at most 9 x 9 pixels."""
-    draw = Draw(generator)
+    ranges = draw.ranges
     shape = (1, draw.integer(3, 9), draw.integer(3, 9))
     batch = draw.integer(1, 3)
-    smoothing = draw.log_uniform(1e-3, 1.0)
+    smoothing = draw.log_uniform(*ranges.smoothing)
     name = str(draw.choice(*REGULARIZERS, "FieldsOfExperts"))
     regularizer = REGULARIZERS[name](draw, shape, smoothing)
     operator = forward_operator(draw, shape)
@@ -167,17 +190,20 @@ def draw_case(generator: torch.Generator) -> Case:
     ridge: float | nn.Parameter = 0.0
     modulus = data_term.weight_range()[0] * operator.gram_lower_bound()
     if modulus < 1e-3 or draw.chance(0.3):
-        ridge = draw.log_uniform(1e-2, 1.0)
+        ridge = draw.log_uniform(*ranges.ridge)
         if draw.chance(0.3):
             ridge = nn.Parameter(torch.tensor(ridge, dtype=DOUBLE))
     constraint = None
-    if draw.chance(0.1):
+    if draw.chance(ranges.constrained):
         constraint = lr.Nonnegative() if draw.chance(0.5) else lr.Box(draw.uniform(-0.2, 0.3), draw.uniform(0.6, 1.2))
     problem = lr.LowerLevelProblem(operator, regularizer, ridge=ridge, data_term=data_term, constraint=constraint)
     x_true = draw.rand(batch, *shape)
+    if draw.chance(0.5):
+        x_true = x_true + ranges.offset
     with torch.no_grad():
         b = operator(x_true)
         b = b + draw.log_uniform(1e-2, 0.3) * draw.normal(*b.shape)
+    problem, x_true, b = problem.to(ranges.dtype), x_true.to(ranges.dtype), b.to(ranges.dtype)
     loss, coupled = upper_loss(draw, x_true)
     kind = type(problem.saddle_terms(DOUBLE).potential).__name__
     label = (
@@ -307,6 +333,12 @@ class Dense:
                 break
             d = self.step(x, r, free)
             x = self._search(x, d, r)
+        for _ in range(3):  # the line search compares energies, which tell less than gradients near the end
+            r, free = self.residual(best_x)
+            x = (best_x - self.step(best_x, r, free)).clamp(self.lower, self.upper)
+            better = self.residual(x)[0].norm(dim=1) < r.norm(dim=1)
+            previous = torch.where(better[:, None], best_x, previous)
+            best_x = torch.where(better[:, None], x, best_x)
         return best_x, previous
 
     def _search(self, x: Tensor, d: Tensor, r: Tensor) -> Tensor:
@@ -376,9 +408,11 @@ def truth_of(problem: lr.LowerLevelProblem, b: Tensor, loss: lr.UpperLoss) -> Tr
     gradient = gradient_by_autograd(problem, b, x, X)
     change = distance(gradient_by_autograd(problem, b, previous, X_previous), gradient)
     X_slack = 4.0 * (X - X_previous).norm(dim=1) + 1e-13 * X.norm(dim=1)
+    # autograd rounds the truth's gradient to the dtype of the parameters
+    eps = 1e-13 if all(p.dtype == DOUBLE for p in problem.parameters()) else 3e-7
     usable = bool((residual <= 1e-9 * (1.0 + dense.q.norm(dim=1))).all())
     value = float(loss.value(x.reshape(shape)))
-    return Truth(x, X, gradient, value, x_slack, X_slack, 4.0 * change + 1e-13 * norm(gradient), usable)
+    return Truth(x, X, gradient, value, x_slack, X_slack, 4.0 * change + eps * norm(gradient), usable)
 
 
 # ----------------------------------------------------------------------------------------------------------------- hunt
@@ -514,22 +548,22 @@ def _compare_hypergradient(result: lr.Hypergradient, truth: Truth, summary: Summ
         summary.compare("adjoint state", error, bound, float(truth.X_slack[sample]), label)
 
 
-def hunt(problems: int, generator: torch.Generator, progress: bool = False) -> Summary:
+def hunt(problems: int, generator: torch.Generator, ranges: Ranges | None = None, progress: bool = False) -> Summary:
     """Run the hunt on so many random problems."""
-    summary, start, draw = Summary(), time.perf_counter(), Draw(generator)
+    summary, start = Summary(), time.perf_counter()
     for index in range(problems):
         case_generator = torch.Generator().manual_seed(int(torch.randint(2**31, (), generator=generator)))
         before = len(summary.violations)
         seed = case_generator.initial_seed()
-        case = draw_case(case_generator)
+        draw = Draw(case_generator, ranges)
+        case = draw_case(draw)
         case.label += f"/case={seed}"
-        hunt_one(case, Draw(case_generator), summary)
+        hunt_one(case, draw, summary)
         for violation in summary.violations[before:]:
             print(violation, file=sys.stderr)
         if progress and (index + 1) % 100 == 0:
             rate = (time.perf_counter() - start) / (index + 1)
             print(f"{index + 1} problems, {len(summary.violations)} violations, {rate:.2f} s each", file=sys.stderr)
-    del draw
     summary.seconds = time.perf_counter() - start
     return summary
 
@@ -538,11 +572,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--problems", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--ranges", choices=RANGES, default="ordinary")
     parser.add_argument("--json", action="store_true", help="print one JSON object on the last line of stdout")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    summary = hunt(arguments.problems, torch.Generator().manual_seed(arguments.seed), progress=True)
+    summary = hunt(arguments.problems, torch.Generator().manual_seed(arguments.seed), RANGES[arguments.ranges], True)
     report = summary.report()
     print(json.dumps(report) if arguments.json else json.dumps(report, indent=2))
     return 1 if summary.violations else 0

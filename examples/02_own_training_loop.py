@@ -1,4 +1,5 @@
-"""Your own training loop: the lower-level solution as a layer, or certified hypergradients under any torch optimizer."""
+"""Your own training loop: the lower-level solution as a layer, or certified hypergradients under any torch
+optimizer."""
 
 import sys
 
@@ -9,7 +10,7 @@ from learnreg.datasets import DenoisingPatches, natural_images
 from learnreg.operators import Identity
 from learnreg.regularizers import FieldsOfExperts
 
-UPDATES = int(sys.argv[1]) if len(sys.argv) > 1 else 20
+UPDATES = int(sys.argv[1]) if len(sys.argv) > 1 else 8
 
 patches = DenoisingPatches(natural_images("train"), sigma=25 / 255, patch=48)
 loader = torch.utils.data.DataLoader(patches, batch_size=4, shuffle=True)
@@ -24,7 +25,8 @@ for update, (b, x_true) in zip(range(UPDATES), loader, strict=False):
     loss.backward()
     optimizer.step()
     if update % 5 == 0:
-        print(f"layer      {update:3d}  mse {loss.item():.5f}  rms error of x {layer.last_solution.error_bound.max():.1e}")
+        bound = layer.last_solution.error_bound.max()
+        print(f"layer    update {update:2d}  mse {loss.item():.5f}  root-mean-square error of x at most {bound:.1e}")
 
 # 2. Certified hypergradients under torch.optim.LBFGS, on one batch.
 b, x_true = next(iter(loader))

@@ -1,4 +1,5 @@
-"""Your own upper-level loss: any differentiable function of x; certified if you know its gradient's Lipschitz constant."""
+"""Your own upper-level loss: any differentiable function of x; certified if you know its gradient's Lipschitz
+constant."""
 
 import torch
 

@@ -206,19 +206,16 @@ def _describe(row: Reconstructed) -> str:
 def evaluate(
     model: ModelName,
     data: Annotated[Path, typer.Option(help="folder of clean images (png, jpg, tif), not searched recursively")],
-    sigma: Annotated[
-        str | None, typer.Option(help="noise level [default: the model's own, else 25/255]", show_default=False)
-    ] = None,
+    sigma: Annotated[str, typer.Option(help="noise level, the standard deviation for images in [0, 1]")] = "25/255",
     seed: Annotated[int, typer.Option(help="the noise of image i has the seed SEED + i")] = 0,
     tolerance: Tolerance = 1e-4,
     json: Json = False,
 ) -> None:
     """Measure a denoiser: PSNR and SSIM, means over a folder of clean images with added noise."""
-    given = None if sigma is None else parse_sigma(sigma)
+    level = parse_sigma(sigma)
     if not 0 <= seed <= 2**62:
         raise ConfigError(f"seed={seed}: expected an integer between 0 and 2^62.")
     loaded = load(model)
-    level = given if given is not None else parse_sigma(loaded.config.get("sigma") or DenoiseConfig.sigma)
     result = run_evaluation(loaded, data, level, seed, tolerance)
     _say(
         f"{result.n} images, sigma {level * 255:.4g}/255, seed {seed}: PSNR {result.psnr:.3f} dB "

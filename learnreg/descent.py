@@ -1,8 +1,9 @@
 """Adaptive inexact descent with backtracking on certified values.
 
 At theta: a hypergradient z with bound e <= (1 - eta) <z,p>/‖p‖, so that the direction -p descends. Backtrack alpha
-until upper(ell(theta - alpha p)) <= lower(ell(theta)) - c alpha <z,p>, 0 < c < eta < 1. Interval widths shrink with alpha; too
-many backtracks mean too little accuracy, so both are tightened and the step is tried again from the same theta.
+until upper(ell(theta - alpha p)) <= lower(ell(theta)) - c alpha <z,p>, 0 < c < eta < 1. Interval widths shrink with
+alpha; too many backtracks mean too little accuracy, so both are tightened and the step is tried again from the same
+theta.
 
 Source: Salehi, Mukherjee, Roberts, Ehrhardt, MAID (2023); Bogensperger, Ehrhardt, Pock, Salehi, Wong (2025), section 4.
 """

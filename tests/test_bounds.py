@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import bound_hunt
@@ -21,6 +22,15 @@ from learnreg.regularizers import AnalysisOperator, FieldsOfExperts
 from learnreg.regularizers.total_variation import Gradient
 
 SHAPE = registry.SHAPE
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Small tensors are faster so."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def check(summary: bound_hunt.Summary) -> None:

@@ -142,12 +142,15 @@ def test_without_a_modulus_the_error_is_estimated(method: str, regularizer: str)
 @pytest.mark.parametrize("regularizer", ["FieldsOfExperts", "TotalVariation", "AnalysisOperator-FilterBank"])
 @pytest.mark.parametrize("problem", ["denoising", "learned-weights", "learned-blur"])
 def test_constraints_with_active_pixels(problem: str, regularizer: str, method: str) -> None:
-    built = registry.build(problem, regularizer, lr.Box(0.35, 0.6))
-    x_true, b = registry.measure(built)
+    free = registry.build(problem, regularizer)
+    x_true, b = registry.measure(free)
+    with torch.no_grad():
+        lower, upper = bound_hunt.Dense(free, b).solve()[0].quantile(torch.tensor([0.3, 0.8]).double()).tolist()
+    built = registry.build(problem, regularizer, lr.Box(lower, upper))
     loss = lr.SquaredError(x_true)
     expected = bound_hunt.truth_of(built, b, loss)
     result = lr.hypergradient(built, b, loss, registry.METHODS[method](), 1e-5)
-    active = (result.x == 0.35) | (result.x == 0.6)
+    active = (result.x == lower) | (result.x == upper)
     assert 0 < int(active.sum()) < active.numel()
     assert float(result.X[active].abs().max()) == 0.0
     assert relative(result.gradient, expected.gradient) <= 1e-5

@@ -63,7 +63,7 @@ def test_closed_form(solver: str) -> None:
     b = registry.measure(problem)[1]
     with torch.no_grad():
         A, D = (dense_matrix(op, SHAPE) for op in (problem.operator, Gradient(SHAPE)))
-    weight = float(problem.regularizer.log_weight.exp() / problem.regularizer.log_smoothing.exp())
+    weight = float((problem.regularizer.log_weight.exp() / problem.regularizer.log_smoothing.exp()).detach())
     H = A.T @ A + 0.1 * torch.eye(PIXELS, dtype=torch.float64) + weight * D.T @ D
     expected = torch.linalg.solve(H, (b.flatten(1) @ A).T).T.reshape(-1, *SHAPE)
     solution = lr.solve(problem, b, 1e-10, solver=solver)  # type: ignore[arg-type]

@@ -65,7 +65,11 @@ def smallest_bound(
             z = (instance.q - pullback) / instance.diagonal
             z = z if instance.box is None else instance.box.prox(z)
             dual = instance.data_energy(z) + sum_samples(z * pullback) - potential.conjugate_at_gradient(t)
-            bound = torch.minimum(bound, gap_bound(instance.energy(x, response), dual, mu))
+            terms = (instance.quadratic(x) * x, instance.q * x, instance.quadratic(z) * z, instance.q * z, z * pullback)
+            magnitude = 2.0 * instance.half_square + potential.value(response) + potential.value(t)
+            magnitude = magnitude + sum(sum_samples(term.abs()) for term in terms)
+            magnitude = magnitude + sum_samples((t * potential.grad(t)).abs())
+            bound = torch.minimum(bound, gap_bound(instance.energy(x, response), dual, mu, magnitude))
     return StateBound(bound, residual, floor, response, y)
 
 
@@ -92,9 +96,10 @@ def saddle_bound(r_x: Tensor, r_y: Tensor, dual_modulus: Tensor | float, mu: flo
     return (primal.sqrt() + (primal + mu * dual).sqrt()) / (2.0 * mu)
 
 
-def gap_bound(primal_value: Tensor, dual_value: Tensor, mu: float) -> Tensor:
-    """½ mu ‖x - x^‖² <= P(x) - D(y), widened by the rounding of the difference."""
-    rounding = 1e3 * torch.finfo(primal_value.dtype).eps * (primal_value.abs() + dual_value.abs())
+def gap_bound(primal_value: Tensor, dual_value: Tensor, mu: float, magnitude: Tensor) -> Tensor:
+    """½ mu ‖x - x^‖² <= P(x) - D(y), widened by the rounding of the difference; ``magnitude`` is the sum of the
+    absolute values of all terms that P and D add up, which may be far larger than either."""
+    rounding = 32.0 * torch.finfo(primal_value.dtype).eps * magnitude
     return (2.0 * ((primal_value - dual_value).clamp_min(0.0) + rounding) / mu).sqrt()
 
 

@@ -1,8 +1,8 @@
 """How accurately a training run solves its lower level, set by measured and certified errors of its hypergradients.
 
 Now and then an audit takes a few samples of the batch, computes their hypergradient in float64 with a rigorous bound,
-and so bounds the relative error of the hypergradient that training used: ‖g - exact‖ <= ‖g - g_audit‖ + bound(g_audit). The
-tolerances of state and adjoint follow that number.
+and so bounds the relative error of the hypergradient that training used: ‖g - exact‖ <= ‖g - g_audit‖ + bound(g_audit).
+The tolerances of state and adjoint follow that number.
 """
 
 from __future__ import annotations

@@ -41,12 +41,14 @@ class TimeUp(Exception):  # noqa: N818 (a signal, not an error)
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Mean loss and hypergradient over some samples. mean_square: mean squared error per pixel."""
+    """Mean loss and hypergradient over some samples. mean_square: mean squared error per pixel. audit: of a few of the
+    samples, at the same parameters, if one was due."""
 
     loss: float
     gradient: dict[str, Tensor]
     mean_square: float
     lower_level_steps: int
+    audit: Audit | None
 
 
 @dataclass
@@ -68,7 +70,6 @@ class Session:
     tolerances: Tolerances = field(default_factory=Tolerances)
     applications: int = 0
     elapsed_before: float = 0.0
-    latest_audit: Audit | None = None
     workers: int = 1
     _pool: ThreadPoolExecutor = field(init=False)
     _warm: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
@@ -181,7 +182,7 @@ class Session:
             raise SolverError(
                 f"the upper-level loss or its gradient is not finite (loss {total}); lower the step size."
             )
-        return Evaluation(total, gradient, square, steps)
+        return Evaluation(total, gradient, square, steps, self._audit_if_due())
 
     def _evaluate_chunk(self, chunk: Sequence[int]) -> tuple[Sequence[int], BatchGradient, float]:
         """One chunk, in a worker thread."""
@@ -191,7 +192,7 @@ class Session:
         self._keep(chunk, result.x, result.X)
         return chunk, result, float((result.x - x_true).double().square().mean())
 
-    def audit_if_due(self) -> Audit | None:
+    def _audit_if_due(self) -> Audit | None:
         """Audit the hypergradient of a few samples of the latest batch, if audits took little time so far, and adapt
         the tolerances to what it says."""
         if not self._unaudited or self._audit_seconds > _AUDIT_SHARE * self.elapsed:
@@ -204,7 +205,6 @@ class Session:
         self._audit_seconds += time.monotonic() - began
         self.applications += found.applications
         self.tolerances = self.tolerances.adapted(found.relative_error, self.target)
-        self.latest_audit = found
         return found
 
     # ---- checkpoints -----------------------------------------------------------------------------------------------

@@ -161,11 +161,6 @@ class _Run:
 
     def _log(self, row: dict[str, Any]) -> None:
         session = self.session
-        found = session.audit_if_due()
-        if found is not None:
-            row["relative_error_bound"] = found.relative_error
-            row["certified"] = found.certified
-            row["audit_reference_bound"] = found.reference_bound
         row |= {
             "step": self.updates,
             "seconds": session.elapsed,

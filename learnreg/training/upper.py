@@ -46,12 +46,17 @@ class UpperLevel(ABC):
 
 def _row(evaluation: Evaluation) -> dict[str, Any]:
     norm = math.sqrt(sum(float(g.double().square().sum()) for g in evaluation.gradient.values()))
-    return {
+    row: dict[str, Any] = {
         "loss": evaluation.loss,
         "train_psnr": -10.0 * math.log10(max(evaluation.mean_square, 1e-30)),
         "gradient_norm": norm,
         "lower_level_steps": evaluation.lower_level_steps,
     }
+    if evaluation.audit is not None:
+        row["relative_error_bound"] = evaluation.audit.relative_error
+        row["certified"] = evaluation.audit.certified
+        row["audit_reference_bound"] = evaluation.audit.reference_bound
+    return row
 
 
 class Adam(UpperLevel):
@@ -124,7 +129,8 @@ class QuasiNewton(UpperLevel):
             self._return_to_best()
             raise
         evaluation = self._evaluation
-        assert self._best is not None and evaluation is not None
+        assert self._best is not None
+        assert evaluation is not None
         if not self._best[0] < before:
             self._return_to_best()
             self._restart()

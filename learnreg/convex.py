@@ -57,8 +57,9 @@ class ConvexFunction(ABC):
         """f''(t) v, shape of t."""
 
     @abstractmethod
-    def prox(self, v: Tensor, step: Tensor | float) -> Tensor:
-        """argmin_t ½|t - v|² + step f(t); ``step`` broadcasts against v."""
+    def prox(self, v: Tensor, step: Tensor | float, start: Tensor | None = None) -> Tensor:
+        """argmin_t ½|t - v|² + step f(t); ``step`` broadcasts against v. ``start``: a guess where prox iterates, which
+        then makes fewer steps."""
 
     @abstractmethod
     def prox_jvp(self, t: Tensor, step: Tensor | float, v: Tensor) -> Tensor:
@@ -78,9 +79,14 @@ class ConvexFunction(ABC):
         return torch.ones(t.shape[0], dtype=torch.bool, device=t.device)
 
 
-def dual_point(f: ConvexFunction, v: Tensor, sigma: Tensor | float) -> tuple[Tensor, Tensor]:
-    """prox_{sigma f*}(v) and its pull-back t, by Moreau's identity: t = prox_{f/sigma}(v/sigma), y = f'(t)."""
-    t = f.prox(v / sigma, 1.0 / sigma)
+def dual_point(
+    f: ConvexFunction, v: Tensor, sigma: Tensor | float, start: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """prox_{sigma f*}(v) and its pull-back t, by Moreau's identity: t = prox_{f/sigma}(v/sigma), y = f'(t).
+
+    ``start``: a guess of t.
+    """
+    t = f.prox(v / sigma, 1.0 / sigma, start)
     return f.grad(t), t
 
 
@@ -100,7 +106,7 @@ class LeastSquares(nn.Module, ConvexFunction):
     def hess_vec(self, t: Tensor, v: Tensor) -> Tensor:
         return self.weights_for(v) * v
 
-    def prox(self, v: Tensor, step: Tensor | float) -> Tensor:
+    def prox(self, v: Tensor, step: Tensor | float, start: Tensor | None = None) -> Tensor:
         return v / (1.0 + step * self.weights_for(v))
 
     def prox_jvp(self, t: Tensor, step: Tensor | float, v: Tensor) -> Tensor:
@@ -182,6 +188,25 @@ class Box(nn.Module):
         """Derivative of the projection at v (before projecting), applied to ``direction``: zero on active entries."""
         lower, upper = self.bounds_for(v)
         return torch.where((v > lower) & (v < upper), direction, torch.zeros_like(direction))
+
+    def exactly(self, x: Tensor) -> Tensor:
+        """x in float64 and inside the box, entries at a bound as rounded to the dtype of x moved to the bound itself: a
+        bound like 0.1 is no float32 number."""
+        exact, rounding = self.prox(x.double()), 2.0 * torch.finfo(x.dtype).eps
+        if x.dtype == torch.float64:
+            return exact
+        for bound in (self.lower, self.upper):
+            at_bound = (exact - bound).abs() <= rounding * bound.abs()
+            exact = torch.where(at_bound & torch.isfinite(bound), bound, exact)
+        return exact
+
+    def inside(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """x in a lower precision, still inside the box when evaluated in float64."""
+        result = x.to(dtype)
+        for bound, towards in ((self.lower, math.inf), (self.upper, -math.inf)):
+            beyond = (result.double() < bound) if towards > 0 else (result.double() > bound)
+            result = torch.where(beyond, torch.nextafter(result, torch.full_like(result, towards)), result)
+        return result
 
     def bounds_for(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Lower and upper bounds in the dtype and on the device of x."""

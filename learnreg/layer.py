@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from learnreg.errors import ShapeError
 from learnreg.hypergradients.base import Accuracy, HypergradientMethod, Iterates
+from learnreg.hypergradients.implicit import Implicit
 from learnreg.hypergradients.pairing import evaluate_pairing
-from learnreg.hypergradients.piggyback import Piggyback
 from learnreg.losses import UpperLoss
 from learnreg.problem import LowerLevelProblem
 from learnreg.solvers.solve import check_tolerance, solve
@@ -31,7 +31,7 @@ class SolutionLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.problem = problem
-        self.method = method if method is not None else Piggyback()
+        self.method = method if method is not None else Implicit()
         self.tolerance = check_tolerance(tolerance)
         self.last_solution: Any = None
 
@@ -91,7 +91,7 @@ def solution_layer(
 
     Parameters
     ----------
-    method: of the backward pass; ``Piggyback()`` by default.
+    method: of the backward pass; ``Implicit()`` by default.
     tolerance: certified root-mean-square error of x, and relative residual of the adjoint equation.
     """
     return SolutionLayer(problem, method, tolerance)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from learnreg.hypergradients.base import HypergradientMethod
 from learnreg.hypergradients.compute import Start, hypergradient
-from learnreg.hypergradients.piggyback import Piggyback
+from learnreg.hypergradients.implicit import Implicit
 from learnreg.losses import UpperLoss
 from learnreg.problem import LowerLevelProblem
 from learnreg.result import Hypergradient, Solution
@@ -41,7 +41,7 @@ class BatchObjective:
     Parameters
     ----------
     problem, b, loss: as in :func:`learnreg.hypergradient`.
-    method: of the hypergradients; ``Piggyback()`` by default.
+    method: of the hypergradients; ``Implicit()`` by default.
 
     States and adjoint states of earlier calls are the starting points of later ones. ``operator_applications`` counts
     everything so far.
@@ -51,7 +51,7 @@ class BatchObjective:
         self, problem: LowerLevelProblem, b: Tensor, loss: UpperLoss, method: HypergradientMethod | None = None
     ) -> None:
         self.problem, self.b, self.loss = problem, b, loss
-        self.method = method if method is not None else Piggyback()
+        self.method = method if method is not None else Implicit()
         self.start: Start | None = None
         self.operator_applications = 0
 

@@ -27,8 +27,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(autouse=True)
 def _global_state() -> Iterator[None]:
-    """Seeds torch's global generator; fails a test that leaves another default dtype behind."""
+    """Seeds torch's global generator; one thread, since more only slow the small problems here; fails a test that
+    leaves another default dtype behind."""
     torch.manual_seed(0)
+    torch.set_num_threads(1)
     dtype = torch.get_default_dtype()
     yield
     left_behind = torch.get_default_dtype()

@@ -92,6 +92,23 @@ def test_reduced_gradient_is_the_smallest_of_gradient_plus_normal_cone() -> None
     assert g.tolist() == [[2.0, -2.0, 2.0, -2.0, 2.0]]
 
 
+@pytest.mark.parametrize("value", [0.1, 0.3, 0.35, 0.6, 0.7, 0.9, 1e-3])
+def test_bounds_that_are_no_float32_numbers(value: float) -> None:
+    """A float32 solution lies in the box in float64, too, and its active pixels are known to be active."""
+    for box, bound in ((lr.Box(value, 2.0), value), (lr.Box(-1.0, value), value)):
+        x = torch.tensor([[value, 0.0, 1.5, math.nextafter(value, 2.0)]], dtype=torch.float32)
+        exact = box.exactly(box.prox(x))
+        assert exact.dtype == torch.float64
+        assert float(exact[0, 0]) == bound
+        back = box.inside(exact, torch.float32)
+        assert back.dtype == torch.float32
+        assert float(box.value(back.double())) == 0.0
+        assert float(box.value(back)) == 0.0
+        assert float((back.double() - exact).abs().max()) <= 2.4e-7 * 2.0
+        assert torch.equal(box.exactly(exact), exact)
+        assert torch.equal(box.exactly(back), exact)
+
+
 def test_wrong_boxes() -> None:
     with pytest.raises(ConfigError, match="lower < upper everywhere"):
         lr.Box(1.0, 1.0)

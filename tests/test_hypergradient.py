@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from functools import cache
 
@@ -17,6 +18,17 @@ from learnreg.regularizers import FieldsOfExperts, Regularizer, TotalVariation
 
 SHAPE = registry.SHAPE
 SMOOTH = [name for name in registry.REGULARIZERS if "Huber" not in name]
+
+
+def latin_square() -> list[object]:
+    """All combinations; those beyond two methods for each problem and regularizer (in turn) are slow."""
+    names = itertools.product(
+        enumerate(registry.PROBLEMS), enumerate(registry.REGULARIZERS), enumerate(registry.METHODS)
+    )
+    return [
+        pytest.param(p, r, m, marks=() if (i + j - k) % len(registry.METHODS) in (0, 2) else pytest.mark.slow)
+        for (i, p), (j, r), (k, m) in names
+    ]
 
 
 def relative(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
@@ -58,9 +70,7 @@ def test_the_truth_is_the_derivative_of_the_loss(problem: str, regularizer: str)
         assert abs(slope - inner) <= 1e-6 * size + 1e-9, name
 
 
-@pytest.mark.parametrize("method", registry.METHODS)
-@pytest.mark.parametrize("regularizer", registry.REGULARIZERS)
-@pytest.mark.parametrize("problem", registry.PROBLEMS)
+@pytest.mark.parametrize(("problem", "regularizer", "method"), latin_square())
 def test_every_method_agrees_with_implicit_differentiation(problem: str, regularizer: str, method: str) -> None:
     built, b, loss, expected = truth(problem, regularizer)
     result = lr.hypergradient(built, b, loss, registry.METHODS[method](), 1e-6)
@@ -246,17 +256,21 @@ def test_a_regularizer_that_declares_no_roles_is_not_certified() -> None:
     assert relative(result.gradient, expected.gradient) <= 1e-3
 
 
-@pytest.mark.parametrize("method", registry.METHODS)
+@pytest.mark.parametrize("method", ["Piggyback", "Piggyback-interleaved", "Implicit"])
 @pytest.mark.parametrize("regularizer", SMOOTH)
 def test_bounds_hold_for_float32_data_and_parameters(regularizer: str, method: str) -> None:
     problem = registry.build("learned-blur", regularizer).float()
     x_true, b = (t.float() for t in registry.measure(registry.build("learned-blur", regularizer)))
     loss = lr.SquaredError(x_true)
     expected = bound_hunt.truth_of(problem, b.double(), loss)
-    for tolerance in (1.0, 1e-3, 1e-5):
+    for tolerance in (1.0, 1e-5):
         result = lr.hypergradient(problem, b, loss, registry.METHODS[method](), tolerance)
         assert all(g.dtype == torch.float32 for g in result.gradient.values())
         error = bound_hunt.distance(result.gradient, expected.gradient)
+        for name, exact in (("x", expected.x), ("X", expected.X)):
+            errors = (getattr(result, name).double().flatten(1) - exact).norm(dim=1)
+            bounds = result.state_error_bound if name == "x" else result.adjoint_error_bound
+            assert bool((errors <= bounds).all()), name
         # the truth's own float32 gradients are rounded, too
         assert error <= result.error_bound + 3e-7 * bound_hunt.norm(expected.gradient)
         assert result.loss_interval[0] <= expected.loss <= result.loss_interval[1]

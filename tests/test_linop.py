@@ -108,7 +108,7 @@ def test_the_norm_of_a_large_black_box_is_probabilistic() -> None:
         def adjoint(self, y: Tensor) -> Tensor:
             return 3.0 * y
 
-    small, large = Black((60, 60), (60, 60)), Black((70, 70), (70, 70))
+    small, large = Black((20, 20), (20, 20)), Black((70, 70), (70, 70))
     assert 3.0 <= small.norm_bound() <= 3.0 * 1.1
     assert (small.norm_bound_kind, small.norm_failure_probability) == ("rigorous", 0.0)
     assert 3.0 <= large.norm_bound() <= 4.5

@@ -142,6 +142,24 @@ def test_nonnegativity() -> None:
     assert bool((rms(solution.x, exact(problem, b)) <= solution.error_bound + 1e-13).all())
 
 
+@pytest.mark.parametrize(("lower", "upper"), [(0.1, 0.9), (0.3, 0.7), (0.35, 0.6)])
+def test_float32_solutions_are_in_the_box_in_float64(lower: float, upper: float) -> None:
+    """0.1 is no float32 number: its rounding must not put a solution outside, or an active pixel inside."""
+    R = FieldsOfExperts(3, 3)
+    problem = lr.LowerLevelProblem(Identity(SHAPE), R, constraint=lr.Box(lower, upper))
+    x_true, b = registry.measure(registry.build("denoising", "FieldsOfExperts"))
+    b = (1.5 * b - 0.2).float()
+    truth = exact(problem, b.double())
+    for tolerance in (1e-2, 1e-4, 1e-6):
+        solution = lr.solve(problem, b, tolerance)
+        assert bool(torch.isfinite(problem.energy(solution.x.double(), b.double())).all())
+        assert bool((rms(solution.x, truth) <= solution.error_bound.double()).all())
+    result = lr.hypergradient(problem, b, lr.SquaredError(x_true.float()), tolerance=1e-2)
+    assert result.status is lr.Status.CONVERGED
+    assert result.certified
+    assert bool(torch.isfinite(problem.energy(result.x.double(), b.double())).all())
+
+
 def test_without_a_modulus_the_error_is_an_estimate() -> None:
     mask = (registry.rand(*SHAPE) > 0.4).double()
     problem = lr.LowerLevelProblem(Inpainting(mask), TotalVariation(0.1, 0.05).double())

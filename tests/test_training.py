@@ -208,7 +208,7 @@ def test_torch_optimizers_run_on_certified_gradients(kind: type[torch.optim.Opti
     objective = lr.BatchObjective(problem, b, lr.SquaredError(x_true), lr.Implicit())
     seen: list[lr.Hypergradient] = []
     optimizer = kind(problem.parameters(), lr=0.05)
-    for _ in range(3):
+    for _ in range(1 if kind is torch.optim.LBFGS else 3):
         optimizer.step(objective.closure(tolerance=0.1, callback=seen.append))
     assert seen[-1].loss < seen[0].loss
     assert all(hg.certified and hg.relative_error_bound <= 0.1 for hg in seen)

@@ -65,7 +65,7 @@ def judge(
 
     Costs 4 applications, 6 with learnable operators. ``instance`` is in float64.
     """
-    x, X = x.double(), X.double()
+    x, X = x.double() if instance.box is None else instance.box.exactly(x), X.double()
     gradient, responses = evaluate_pairing(problem, instance, b, x, X)
     pullback = instance.adjoint(responses.y)
     residual = state_residual(instance, x, pullback)

@@ -93,7 +93,7 @@ class InterleavedPDHG(Iteration[InterleavedProblem, InterleavedState]):
         equation = AdjointEquation.at(instance, x_hat, lower.t, problem.loss_gradient(x_hat))
         X_hat = adjoint_primal_step(equation, sizes, adjoint.X, pullbacks[batch:], lower.tau)
         responses = instance.apply(torch.cat([2.0 * x_hat - lower.x, 2.0 * X_hat - adjoint.X]))
-        y_hat, t = dual_point(instance.potential, torch.addcmul(lower.y, sigma, responses[:batch]), sigma)
+        y_hat, t = dual_point(instance.potential, torch.addcmul(lower.y, sigma, responses[:batch]), sigma, lower.t)
         V = torch.addcmul(adjoint.Y, sigma, responses[batch:])
         Y_hat = instance.potential.dual_prox_jvp(t, sigma, V)
         rho = sizes.relaxation

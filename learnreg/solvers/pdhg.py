@@ -104,7 +104,7 @@ class PDHG(Solver[PDHGState]):
         sigma = sizes.sigma(state.tau, state.y)
         x_hat = primal_step(instance, sizes, state.x, instance.adjoint(state.y), state.tau)
         v = torch.addcmul(state.y, sigma, instance.apply(2.0 * x_hat - state.x))
-        y_hat, t = dual_point(instance.potential, v, sigma)
+        y_hat, t = dual_point(instance.potential, v, sigma, state.t)
         rho = sizes.relaxation
         return replace(
             state,

@@ -14,14 +14,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from learnreg.errors import ConfigError, ShapeError
-from learnreg.linop import LinearOperator, NormKind
-from learnreg.norms import circulant_bound, dense_matrix, gram_norm_bound
+from learnreg.linop import LinearOperator, NormKind, fingerprint
+from learnreg.norms import (
+    DENSE_LIMIT,
+    FAILURE_PROBABILITY,
+    circulant_bound,
+    dense_matrix,
+    gram_norm_bound,
+    power_estimate,
+    probabilistic_norm_bound,
+)
 
 __all__ = ["Boundary", "FilterBank", "correlate", "correlate_adjoint", "pad", "pad_adjoint"]
 
 Boundary = Literal["valid", "zero", "circular", "reflect"]
 BOUNDARIES: tuple[str, ...] = ("valid", "zero", "circular", "reflect")
 _DENSE_PIXELS = 1024
+_LOOSE = 1.45
 
 
 def pad(x: Tensor, filter_shape: tuple[int, int], boundary: Boundary) -> Tensor:
@@ -171,11 +180,28 @@ class FilterBank(LinearOperator):
         return self.domain_shape[1], self.domain_shape[2]
 
     def _parameter_versions(self) -> tuple[Any, ...]:
-        return (self.filters.data_ptr(), self.filters._version)
+        return fingerprint(self.filters)
 
     def _compute_norm_bound(self) -> tuple[float, NormKind]:
+        """The torus bound, unless it may be loose (reflection, narrow images) and a power iteration cannot show that it
+        is not: then the dense Gram matrix, or beyond 4,096 pixels the randomised bound."""
         bound = weighted_norm_bound(self, torch.ones(self.filters.shape[0]))
-        return bound, "rigorous"
+        pixels, narrow = math.prod(self._sides), min(self._sides) < 4 * max(self._filter_shape)
+        if self.boundary == "circular" or pixels <= _DENSE_PIXELS or not (narrow or self.boundary == "reflect"):
+            return bound, "rigorous"
+        bank = FilterBank(self.filters.detach().double(), (1, *self._sides), self.boundary)
+        device = self.filters.device
+
+        def gram(v: Tensor) -> Tensor:
+            return bank.adjoint(bank(v))
+
+        if bound <= _LOOSE * power_estimate(gram, self.domain_shape, device=device, steps=20):
+            return bound, "rigorous"
+        if pixels <= DENSE_LIMIT:
+            matrix = dense_matrix(gram, self.domain_shape, device=device, block=64)
+            return min(bound, math.sqrt(gram_norm_bound(matrix))), "rigorous"
+        self.norm_failure_probability = FAILURE_PROBABILITY
+        return min(bound, probabilistic_norm_bound(gram, self.domain_shape, device=device)), "probabilistic"
 
     def gram_lower_bound(self) -> float:
         if self.boundary != "circular":

@@ -20,6 +20,7 @@ from learnreg.norms import DENSE_LIMIT, dense_matrix, gram_norm_bound, probabili
 __all__ = ["Adjoint", "Composition", "LinearOperator", "Scaled", "Sum", "VStack", "linear_map", "vstack"]
 
 Shape = tuple[int, ...]
+_FINGERPRINT_SIZE = 100_000
 NormKind = Literal["rigorous", "probabilistic"]
 
 
@@ -131,7 +132,15 @@ class LinearOperator(nn.Module):
         return None
 
     def _parameter_versions(self) -> tuple[Any, ...]:
-        return tuple((t.data_ptr(), t._version) for t in (*self.parameters(), *self.buffers()))
+        return tuple(fingerprint(t) for t in (*self.parameters(), *self.buffers()))
+
+
+def fingerprint(tensor: Tensor) -> tuple[Any, ...]:
+    """Changes with the tensor: its content where that is small (``p.data.mul_`` leaves no other trace), else its
+    version."""
+    if tensor.numel() <= _FINGERPRINT_SIZE and tensor.device.type != "meta":
+        return (tensor.dtype, hash(tensor.detach().cpu().numpy().tobytes()))
+    return (tensor.data_ptr(), tensor._version)
 
 
 def _checked_shape(shape: Shape, name: str) -> Shape:

@@ -19,6 +19,7 @@ __all__ = [
     "circulant_bound",
     "dense_matrix",
     "gram_norm_bound",
+    "power_estimate",
     "probabilistic_norm_bound",
 ]
 
@@ -91,18 +92,28 @@ def probabilistic_norm_bound(
     Source: Kuczynski and Wozniakowski, SIAM J. Matrix Anal. Appl. 13 (1992), Theorem 4.1(b): after k power steps the
     estimate falls below (1-eps) times the largest eigenvalue with probability at most 0.824 sqrt(n) (1-eps)^(k-1/2).
     """
+    share = (failure_probability / (0.824 * math.sqrt(math.prod(domain_shape)))) ** (1.0 / (_POWER_STEPS - 1.5))
+    return power_estimate(gram, domain_shape, dtype, device) / math.sqrt(share)
+
+
+def power_estimate(
+    gram: Callable[[Tensor], Tensor],
+    domain_shape: tuple[int, ...],
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | str | None = None,
+    steps: int = _POWER_STEPS,
+) -> float:
+    """Lower bound of the norm of A from power steps with A^T A: an *estimate*, never to be used as an upper bound."""
     generator = torch.Generator(device="cpu").manual_seed(20130731)
-    size = math.prod(domain_shape)
-    vector = torch.randn(1, size, dtype=torch.float64, generator=generator).to(device=device, dtype=dtype)
-    vector = (vector / torch.linalg.norm(vector)).reshape(1, *domain_shape)
+    start = torch.randn(1, math.prod(domain_shape), dtype=torch.float64, generator=generator)
+    vector = (start / start.norm()).to(device=device, dtype=dtype).reshape(1, *domain_shape)
     rayleigh = 0.0
-    for _ in range(_POWER_STEPS):
+    for _ in range(steps):
         image = gram(vector)
         rayleigh = float((image * vector).sum())
-        norm = torch.linalg.norm(image)
+        norm = image.norm()
         vector = image / torch.where(norm == 0, torch.ones_like(norm), norm)
-    share = (failure_probability / (0.824 * math.sqrt(size))) ** (1.0 / (_POWER_STEPS - 1.5))
-    return math.sqrt(max(rayleigh, 0.0) / share)
+    return math.sqrt(max(rayleigh, 0.0))
 
 
 def circulant_bound(filters: Tensor, shape: tuple[int, int]) -> tuple[float, float]:

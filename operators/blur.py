@@ -60,7 +60,10 @@ class Blur(LinearOperator):
         return self._bank().adjoint(channels).reshape(y.shape)
 
     def _compute_norm_bound(self) -> tuple[float, NormKind]:
-        return self._bank().norm_bound(), "rigorous"
+        bank = self._bank()
+        bound = bank.norm_bound()
+        self.norm_failure_probability = bank.norm_failure_probability
+        return bound, bank.norm_bound_kind
 
     def gram_lower_bound(self) -> float:
         return self._bank().gram_lower_bound()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import registry
 import torch
+from torch import nn
 
+from learnreg.filterbank import FilterBank
 from learnreg.norms import circulant_bound, dense_matrix, gram_norm_bound, probabilistic_norm_bound
 
 
@@ -69,3 +71,24 @@ def test_circulant_bound_is_the_spectrum_on_the_torus(shape: tuple[int, int]) ->
     largest, smallest = circulant_bound(filters, shape)
     assert largest == pytest.approx(float(eigenvalues[-1]), rel=1e-12)
     assert smallest == pytest.approx(float(eigenvalues[0]), rel=1e-9, abs=1e-13)
+
+
+def test_norm_bound_follows_changes_behind_the_version_counter() -> None:
+    bank = FilterBank(nn.Parameter(torch.randn(3, 3, 3, dtype=torch.float64)), (1, 8, 8))
+    before = bank.norm_bound()
+    bank.filters.data.mul_(2.0)
+    assert bank.norm_bound() == pytest.approx(2.0 * before)
+
+
+@pytest.mark.parametrize(
+    ("sides", "boundary", "seed"),
+    [((40, 40), "reflect", 0), ((40, 40), "reflect", 1), ((600, 2), "reflect", 2), ((2, 600), "zero", 3)],
+)
+def test_norm_bound_stays_within_its_promise_where_the_torus_is_loose(
+    sides: tuple[int, int], boundary: str, seed: int
+) -> None:
+    kernel = registry.randn(1, 3, 3, seed=seed)
+    bank = FilterBank(kernel, (1, *sides), boundary)
+    norm = float(torch.linalg.matrix_norm(dense_matrix(bank.forward, bank.domain_shape), 2))
+    assert norm * (1 - 1e-12) <= bank.norm_bound() <= 1.5 * norm
+    assert bank.norm_bound_kind == "rigorous"

@@ -23,6 +23,7 @@ from learnreg.solvers.solve import (
     check_failure_option,
     check_max_steps,
     check_tolerance,
+    exact_instance,
     initial_point,
 )
 
@@ -107,7 +108,7 @@ class _Search:
         self.problem, self.b, self.loss, self.method = problem, b, loss, method
         self.tolerance, self.absolute_tolerance, self.max_steps = tolerance, absolute_tolerance, max_steps
         self.instance = problem.instance(b)
-        self.exact_instance = self.instance.to(torch.float64)
+        self.exact_instance = exact_instance(problem, b, self.instance)
         self.working: Instance = self.instance
         self.state_steps = self.adjoint_steps = 0
 
@@ -215,7 +216,7 @@ class _Search:
             stalled = difference > 0.5 * error
             error, judged = difference, corrected
             if error <= self.target(judged.norm):
-                return self._result(judged, error, "estimate", status or Status.ESTIMATED, reason)
+                return self._result(judged, error, "estimate", Status.ESTIMATED, reason)
             if stalled or self._out_of_steps():
                 break
         kind: BoundKind = "estimate" if math.isfinite(error) else "none"
@@ -225,7 +226,8 @@ class _Search:
     def _result(
         self, judged: Judgement, error_bound: float, kind: BoundKind, status: Status, reason: str = ""
     ) -> Hypergradient:
-        dtype = self.b.dtype
+        box, dtype = self.instance.box, self.b.dtype
+        x, X = judged.x.to(dtype) if box is None else box.inside(judged.x, dtype), judged.X.to(dtype)
         certified = kind == "rigorous" and math.isfinite(error_bound)
         return Hypergradient(
             gradient=judged.gradient,
@@ -235,10 +237,10 @@ class _Search:
             reason=reason,
             loss=judged.loss,
             loss_interval=judged.loss_interval,
-            x=judged.x.to(dtype),
-            X=judged.X.to(dtype),
-            state_error_bound=judged.state_error,
-            adjoint_error_bound=judged.adjoint_error,
+            x=x,
+            X=X,
+            state_error_bound=judged.state_error + sum_samples((x - judged.x) ** 2).sqrt(),
+            adjoint_error_bound=judged.adjoint_error + sum_samples((X - judged.X) ** 2).sqrt(),
             status=status,
             steps=max(self.state_steps, self.adjoint_steps),
             operator_applications=self.instance.counter.applications,

@@ -21,7 +21,7 @@ __all__ = ["NewtonCG", "NewtonCGState"]
 
 _LARGEST_FORCING = 0.1
 _SMALLEST_FORCING = 1e-3
-_LINE_SEARCH_TRIALS = 6
+_LINE_SEARCH_TRIALS = 40
 
 
 @dataclass(frozen=True)

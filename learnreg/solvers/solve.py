@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -56,6 +57,11 @@ def check_max_steps(max_steps: int | None) -> None:
     """ConfigError unless max_steps is None or a positive integer."""
     if max_steps is not None and (not isinstance(max_steps, int) or max_steps < 1):
         raise ConfigError(f"max_steps={max_steps!r}: expected a positive integer or None.")
+
+
+def exact_instance(problem: LowerLevelProblem, b: Tensor, instance: Instance) -> Instance:
+    """The instance formed in float64 (casting one would keep the rounding of A^T b), sharing the counter."""
+    return instance if b.dtype == torch.float64 else replace(problem.instance(b.double()), counter=instance.counter)
 
 
 def initial_point(instance: Instance) -> Tensor:
@@ -128,7 +134,7 @@ def solve(
         problem.operator.check_domain(start, "start")
         x = start.detach().to(b)
     scale = math.sqrt(math.prod(problem.operator.domain_shape))
-    judge_instance = instance.to(torch.float64)
+    judge_instance = exact_instance(problem, b, instance)
     aim = 0.95 * target
     steps, result_x = 0, x
     for attempt in range(4):
@@ -138,8 +144,11 @@ def solve(
         steps += result.steps
         x = result_x = result.x
         t = None if result.t is None else result.t.double()
-        judged = smallest_bound(judge_instance, result_x.double(), t)
-        bound, y, kind = judged.bound / scale, judged.y, _RIGOROUS
+        exact_x = x.double() if instance.box is None else instance.box.exactly(x)
+        result_x = x if instance.box is None else instance.box.inside(exact_x, x.dtype)
+        moved = sum_samples((result_x - exact_x) ** 2).sqrt()
+        judged = smallest_bound(judge_instance, exact_x, t)
+        bound, y, kind = (judged.bound + moved) / scale, judged.y, _RIGOROUS
         if instance.strong_convexity <= 0:
             bound, kind = _estimated_error(judge_instance, result_x, scale), _ESTIMATE
         worst = float(bound.max())

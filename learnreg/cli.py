@@ -157,7 +157,7 @@ def train_denoise(
     options = _training_options(config, set_ or [], explicit, resume)
     summary = run(options, resume)
     for key, value in summary.items():
-        _say(f"{key}: {value}", json)
+        _say(f"{key}: {value:.5g}" if isinstance(value, float) else f"{key}: {value}", json)
     if json:
         typer.echo(dumps(summary))
 

@@ -302,3 +302,14 @@ def test_parameters(name: str) -> None:
     assert f.with_parameters(3.0, 4.0).smoothing == 4.0
     assert "smoothing" in repr(f)
     assert isinstance(lr.PseudoHuber(0.1), Potential)
+
+
+def test_prox_from_a_guess(f: Potential) -> None:
+    """From the result for a nearby point few steps do; from a useless guess it stays in bounds and improves."""
+    v = points(seed=5)
+    exact = f.prox(v, 0.7)
+    near = f.prox(v, 0.7, start=f.prox(v * 1.001, 0.7))
+    torch.testing.assert_close(near, exact, rtol=1e-6, atol=1e-9)
+    far = f.prox(v, 0.7, start=-1e3 * torch.ones_like(v))
+    assert bool((far.abs() <= v.abs() * (1 + 1e-12)).all() or f.grouped)
+    torch.testing.assert_close(f.prox(v, 0.7, start=f.prox(v, 0.7, start=f.prox(v, 0.7, start=far))), exact)

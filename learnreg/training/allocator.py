@@ -7,7 +7,7 @@ import platform
 
 __all__ = ["keep_large_blocks"]
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _KEPT_BYTES = 2**30
 
 
@@ -18,5 +18,4 @@ def keep_large_blocks() -> None:
         return
     libc = ctypes.CDLL(None)
     libc.mallopt(_MMAP_THRESHOLD, _KEPT_BYTES)
-    libc.mallopt(_ARENA_MAX, 1)  # worker threads allocate from the same, kept, memory
     libc.mallopt(_TRIM_THRESHOLD, _KEPT_BYTES)

@@ -32,7 +32,7 @@ from learnreg.training.train import TrainResult, train
 __all__ = ["run", "split_images"]
 
 _HELD_OUT = 4
-_CROP = 192
+_CROP = 128
 _BASELINE_MINUTES = 0.5
 _BASELINE_UPDATES = 10
 _COMPARISON_TOLERANCE = 5e-4

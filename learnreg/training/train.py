@@ -168,7 +168,7 @@ class _Run:
             "state_tolerance": session.tolerances.state,
             "adjoint_tolerance": session.tolerances.adjoint,
         }
-        interval = max(15.0, session.seconds / 20.0)
+        interval = max(15.0, session.seconds / 12.0)
         if self.validate is not None and (self.updates == 1 or time.monotonic() - self._validated > interval):
             row["psnr"] = self.validate()
             self._validated = time.monotonic()

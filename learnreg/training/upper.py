@@ -132,9 +132,12 @@ class QuasiNewton(UpperLevel):
         assert self._best is not None
         assert evaluation is not None
         if not self._best[0] < before:
+            # a loss computed too roughly may be too low to be beaten: judge the best point again, more accurately
             self._return_to_best()
             self._restart()
-            self.session.tolerances = self.session.tolerances.adapted(math.inf, self.session.target)
+            self._best = None
+            self.session.target *= 0.5
+            self.session.tolerances = self.session.tolerances.adapted(2.0 * self.session.target, self.session.target)
         return _row(evaluation)
 
     @torch.no_grad()

@@ -17,7 +17,7 @@ loader = torch.utils.data.DataLoader(patches, batch_size=4, shuffle=True)
 
 # 1. A layer: gradients flow through argmin, here by the piggyback method, into the regularizer (and into b).
 regularizer = FieldsOfExperts(filters=8, size=3)
-layer = lr.solution_layer(lr.LowerLevelProblem(Identity((1, 48, 48)), regularizer), tolerance=1e-3)
+layer = lr.solution_layer(lr.LowerLevelProblem(Identity((1, 48, 48)), regularizer), lr.Piggyback(), tolerance=1e-3)
 optimizer = torch.optim.Adam(regularizer.parameters(), lr=2e-2)
 for update, (b, x_true) in zip(range(UPDATES), loader, strict=False):
     optimizer.zero_grad()

@@ -94,8 +94,7 @@ class AdaptiveDescent:
         for _ in range(3):
             gradient = objective.gradient(self.tolerance)
             direction = self._direction(gradient.gradient)
-            slope, length = _dot(gradient.gradient, direction), _norm(direction)
-            needed = (1.0 - self.eta) * slope / length if length > 0 else 0.0
+            slope, needed = self._descent(gradient.gradient, direction)
             if gradient.norm + gradient.error_bound <= self.stop or slope == 0.0:
                 return self._result(gradient, 0.0, 0, before, objective, stationary=True)
             if gradient.error_bound <= needed or not gradient.status.converged:
@@ -109,14 +108,13 @@ class AdaptiveDescent:
                 self._previous = (origin, gradient.gradient)
                 self.step_size = alpha
                 self.tolerance = min(1.0 - self.eta, self.tolerance * self.grow)
-                objective.problem.regularizer.project_()
                 certified = certified and gradient.certified and gradient.error_bound <= needed
                 return self._result(gradient, alpha, backtracks, before, objective, decrease, certified, True)
             self.tolerance *= 0.1
             if attempt == 0:
                 gradient = objective.gradient(self.tolerance)
                 direction = self._direction(gradient.gradient)
-                slope = _dot(gradient.gradient, direction)
+                slope, needed = self._descent(gradient.gradient, direction)
         self.step_size, self._previous = None, None
         return self._result(gradient, 0.0, self.max_backtracks, before, objective)
 
@@ -132,21 +130,30 @@ class AdaptiveDescent:
     ) -> tuple[float, float, int, bool] | None:
         """Backtrack from alpha; None (parameters restored) when no certified decrease was found."""
         start = objective.start
-        base = objective.value(0.2 * self.c * alpha * slope)
+        base = objective.value(0.2 * (self.eta - self.c) * alpha * slope)
         for backtracks in range(self.max_backtracks):
             predicted = alpha * slope
             if base.width > 0.25 * (self.eta - self.c) * predicted:
                 base = objective.value(0.2 * (self.eta - self.c) * predicted)
             for name, p in parameters.items():
                 p.copy_(origin[name] - alpha * direction[name])
-            value = objective.value(0.2 * (self.eta - self.c) * predicted)
+            objective.problem.regularizer.project_()
+            try:
+                value = objective.value(0.2 * (self.eta - self.c) * predicted)
+            except BaseException:
+                _restore(parameters, origin)
+                raise
             if value.upper <= base.lower - self.c * predicted:
                 return alpha, base.lower - value.upper, backtracks, base.certified and value.certified
             alpha *= self.shrink
-            for name, p in parameters.items():
-                p.copy_(origin[name])
+            _restore(parameters, origin)
         objective.start = start
         return None
+
+    def _descent(self, gradient: Direction, direction: Direction) -> tuple[float, float]:
+        """<z, p>, and the gradient error below which -p descends: (1 - eta) <z, p> / ‖p‖."""
+        slope, length = _dot(gradient, direction), _norm(direction)
+        return slope, (1.0 - self.eta) * slope / length if length > 0 else 0.0
 
     def _direction(self, gradient: Direction) -> Direction:
         """The gradient, each group divided by the running mean of its norm over the root of its size."""
@@ -202,6 +209,11 @@ class AdaptiveDescent:
             operator_applications=objective.operator_applications - before,
             stationary=stationary,
         )
+
+
+def _restore(parameters: dict[str, nn.Parameter], origin: Direction) -> None:
+    for name, p in parameters.items():
+        p.copy_(origin[name])
 
 
 def _dot(a: Direction, b: Direction) -> float:

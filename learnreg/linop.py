@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from learnreg.errors import OperatorError, ShapeError
-from learnreg.norms import DENSE_LIMIT, dense_matrix, gram_norm_bound, probabilistic_norm_bound
+from learnreg.norms import DENSE_LIMIT, FAILURE_PROBABILITY, dense_matrix, gram_norm_bound, probabilistic_norm_bound
 
 __all__ = ["Adjoint", "Composition", "LinearOperator", "Scaled", "Sum", "VStack", "linear_map", "vstack"]
 
@@ -69,7 +69,7 @@ class LinearOperator(nn.Module):
             small_domain = math.prod(self.domain_shape) <= math.prod(self.range_shape)
             apply, shape = (self.forward, self.domain_shape) if small_domain else (self.adjoint, self.range_shape)
             return gram_norm_bound(dense_matrix(apply, shape, device=device)), "rigorous"
-        self.norm_failure_probability = 1e-10
+        self.norm_failure_probability = FAILURE_PROBABILITY
         gram = lambda v: self.adjoint(self(v))  # noqa: E731
         return probabilistic_norm_bound(gram, self.domain_shape, device=device), "probabilistic"
 

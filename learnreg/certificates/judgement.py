@@ -97,7 +97,7 @@ def judge(
                 adjoint_norm = adjoint_norm + bound.boundary_residual(X - equation.project(X))
             E = bound.adjoint_error(adjoint_norm)
             rounding = sum(torch.finfo(g.dtype).eps * gradient_norm({"": g}) for g in gradient.values())
-            rounding += 1e-13 * bound.magnitude()
+            rounding += 1e-13 * bound.magnitude() if gradient else 0.0
             state_share = bound.total(bound.adjoint_error(torch.zeros_like(adjoint_norm))) + rounding
             error_bound = bound.total(E) + rounding
             adjoint_share = error_bound - state_share

@@ -34,7 +34,7 @@ class AnalysisOperator(Regularizer):
             raise ShapeError(
                 f"AnalysisOperator: got images of shape {image_shape}, its operator takes {self.analysis.domain_shape}."
             )
-        potential = self._potential.with_parameters(self.log_weight.exp(), self.log_smoothing.exp())
+        potential = self._potential.with_parameters(self.log_weight.double().exp(), self.log_smoothing.double().exp())
         return SaddleTerms(self.analysis, potential)
 
     def value(self, x: Tensor) -> Tensor:

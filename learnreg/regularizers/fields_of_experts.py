@@ -41,6 +41,11 @@ def dct_filters(count: int, size: int, generator: torch.Generator | None = None)
     return torch.stack(filters).to(torch.get_default_dtype())
 
 
+def _as_tensor(values: ArrayLike) -> Tensor:
+    """A tensor cut from autograd; NumPy views with negative strides are copied."""
+    return torch.as_tensor(np.ascontiguousarray(values) if isinstance(values, np.ndarray) else values).detach()
+
+
 class FieldsOfExperts(Regularizer):
     """R(x) = sum_c sum_i l_c phi((w_c * x)_i; v_c): n filters w_c of side k, weights l_c and smoothings v_c.
 
@@ -121,7 +126,7 @@ class FieldsOfExperts(Regularizer):
         ------
         ShapeError: the shapes do not fit. ConfigError: a weight or smoothing that is not positive and finite.
         """
-        w = torch.as_tensor(filters).detach().clone()
+        w = _as_tensor(filters).clone()
         if w.dim() == 4 and w.shape[1] == 1:
             w = w[:, 0]
         if w.dim() != 3:
@@ -134,8 +139,8 @@ class FieldsOfExperts(Regularizer):
         Regularizer.__init__(result)
         result._set(
             w,
-            positive_log(torch.as_tensor(weights).detach().to(w.dtype), "from_arrays(weights)", w.shape[0]),
-            positive_log(torch.as_tensor(smoothing).detach().to(w.dtype), "from_arrays(smoothing)", w.shape[0]),
+            positive_log(_as_tensor(weights).to(w.dtype), "from_arrays(weights)", w.shape[0]),
+            positive_log(_as_tensor(smoothing).to(w.dtype), "from_arrays(smoothing)", w.shape[0]),
             potential if potential is not None else PseudoHuber(1.0),
             boundary,
             zero_mean=False,
@@ -154,16 +159,21 @@ class FieldsOfExperts(Regularizer):
 
     @property
     def effective_filters(self) -> Tensor:
-        """w_c as applied to images, shape (n, k, k)."""
-        if not self.zero_mean:
-            return self.filters
-        return self.filters - self.filters.mean((-2, -1), keepdim=True)
+        """w_c as applied to images, shape (n, k, k), in the dtype of the parameters."""
+        return self._exact_filters().to(self.filters.dtype)
+
+    def _exact_filters(self) -> Tensor:
+        """In float64, so that the gradient of the raw filters is rounded once, at the end: the mean that is projected
+        out of it can be far larger than what remains."""
+        filters = self.filters.double()
+        return filters - filters.mean((-2, -1), keepdim=True) if self.zero_mean else filters
 
     def saddle_terms(self, image_shape: tuple[int, ...]) -> SaddleTerms:
         if len(image_shape) != 3:
             raise ShapeError(f"FieldsOfExperts: got images of shape {image_shape}, expected (1, height, width).")
-        bank = FilterBank(self.effective_filters, image_shape, self.boundary)
-        weights, smoothing = self.weights[:, None, None], self.smoothing[:, None, None]
+        bank = FilterBank(self._exact_filters(), image_shape, self.boundary)
+        weights = self.log_weights.double().exp()[:, None, None]
+        smoothing = self.minimum_smoothing + self.log_smoothing.double().exp()[:, None, None]
         return SaddleTerms(bank, self._potential.with_parameters(weights, smoothing))
 
     def parameter_roles(self) -> dict[str, ParameterRole]:
@@ -171,8 +181,7 @@ class FieldsOfExperts(Regularizer):
 
     def config(self) -> dict[str, Any]:
         return {
-            "filters": int(self.filters.shape[0]),
-            "size": int(self.filters.shape[-1]),
+            "filters": list(self.filters.shape),
             "potential": potential_to_config(self._potential),
             "boundary": self.boundary,
             "zero_mean": self.zero_mean,
@@ -181,9 +190,18 @@ class FieldsOfExperts(Regularizer):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> FieldsOfExperts:
-        result = cls(config["filters"], config["size"], potential_from_config(config["potential"]), config["boundary"])
-        result.zero_mean = bool(config["zero_mean"])
-        result.minimum_smoothing = float(config["minimum_smoothing"])
+        n, k, l = (int(size) for size in config["filters"])
+        result = cls.__new__(cls)
+        Regularizer.__init__(result)
+        result._set(
+            torch.zeros(n, k, l),
+            nn.Parameter(torch.zeros(n)),
+            nn.Parameter(torch.zeros(n)),
+            potential_from_config(config["potential"]),
+            config["boundary"],
+            zero_mean=bool(config["zero_mean"]),
+            minimum_smoothing=float(config["minimum_smoothing"]),
+        )
         return result
 
     def extra_repr(self) -> str:

@@ -71,7 +71,7 @@ class TotalVariation(Regularizer):
         return self.log_weight.exp()
 
     def saddle_terms(self, image_shape: tuple[int, ...]) -> SaddleTerms:
-        return SaddleTerms(Gradient(image_shape), IsotropicPseudoHuber(self.smoothing, self.weight))
+        return SaddleTerms(Gradient(image_shape), IsotropicPseudoHuber(self.smoothing, self.log_weight.double().exp()))
 
     def parameter_roles(self) -> dict[str, ParameterRole]:
         return {"log_weight": "log_weight"}

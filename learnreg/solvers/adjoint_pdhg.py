@@ -35,9 +35,7 @@ class AdjointPDHGState(SolverState):
     sizes: StepSizes
 
 
-def adjoint_primal_step(
-    equation: AdjointEquation, sizes: StepSizes, X: Tensor, pullback: Tensor, tau: Tensor
-) -> Tensor:
+def adjoint_primal_step(equation: AdjointEquation, X: Tensor, pullback: Tensor, tau: Tensor) -> Tensor:
     """X - tau (K^T Y + ∂_x ell), then the derivative of prox_{tau g}: the data term's curvature, zero on active
     pixels."""
     instance, step = equation.instance, expand(tau, X)
@@ -68,7 +66,7 @@ class AdjointPDHG(AdjointSolver[AdjointPDHGState]):
     def step(self, equation: AdjointEquation, state: AdjointPDHGState) -> AdjointPDHGState:
         instance, sizes = equation.instance, state.sizes
         sigma = sizes.sigma(state.tau, state.Y)
-        X_hat = adjoint_primal_step(equation, sizes, state.X, instance.adjoint(state.Y), state.tau)
+        X_hat = adjoint_primal_step(equation, state.X, instance.adjoint(state.Y), state.tau)
         V = torch.addcmul(state.Y, sigma, instance.apply(2.0 * X_hat - state.X))
         if equation.curvature is not None:
             Y_hat = equation.curvature / (sigma + equation.curvature) * V

@@ -89,9 +89,9 @@ class InterleavedPDHG(Iteration[InterleavedProblem, InterleavedState]):
         sigma = sizes.sigma(lower.tau, lower.y)
         instance.counter.applications += 2  # two stacked calls count twice
         pullbacks = instance.adjoint(torch.cat([lower.y, adjoint.Y]))
-        x_hat = primal_step(instance, sizes, lower.x, pullbacks[:batch], lower.tau)
+        x_hat = primal_step(instance, lower.x, pullbacks[:batch], lower.tau)
         equation = AdjointEquation.at(instance, x_hat, lower.t, problem.loss_gradient(x_hat))
-        X_hat = adjoint_primal_step(equation, sizes, adjoint.X, pullbacks[batch:], lower.tau)
+        X_hat = adjoint_primal_step(equation, adjoint.X, pullbacks[batch:], lower.tau)
         responses = instance.apply(torch.cat([2.0 * x_hat - lower.x, 2.0 * X_hat - adjoint.X]))
         y_hat, t = dual_point(instance.potential, torch.addcmul(lower.y, sigma, responses[:batch]), sigma, lower.t)
         V = torch.addcmul(adjoint.Y, sigma, responses[batch:])

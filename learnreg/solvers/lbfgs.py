@@ -65,15 +65,14 @@ class LBFGS(Solver[LBFGSState]):
         curvature = inner_samples(s, d)
         usable = curvature > 1e-30
         inverse = torch.where(usable, 1.0 / torch.where(usable, curvature, torch.ones_like(curvature)), 0.0)
-        keep = self.memory - 1
         return LBFGSState(
             x,
             t,
             data_grad,
             pullback,
-            (*state.s[-keep:], s),
-            (*state.d[-keep:], d),
-            (*state.inverse_curvature[-keep:], inverse),
+            (*state.s, s)[-self.memory :],
+            (*state.d, d)[-self.memory :],
+            (*state.inverse_curvature, inverse)[-self.memory :],
         )
 
     def _direction(self, state: LBFGSState, grad: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ class PDHGState(SolverState):
     sizes: StepSizes
 
 
-def primal_step(instance: Instance, sizes: StepSizes, x: Tensor, pullback: Tensor, tau: Tensor) -> Tensor:
+def primal_step(instance: Instance, x: Tensor, pullback: Tensor, tau: Tensor) -> Tensor:
     """prox_{tau g}(x - tau K^T y), with the data term inside g when it is diagonal and explicit otherwise."""
     step = expand(tau, x)
     if instance.diagonal is not None:
@@ -102,7 +102,7 @@ class PDHG(Solver[PDHGState]):
     def step(self, instance: Instance, state: PDHGState) -> PDHGState:
         sizes = state.sizes
         sigma = sizes.sigma(state.tau, state.y)
-        x_hat = primal_step(instance, sizes, state.x, instance.adjoint(state.y), state.tau)
+        x_hat = primal_step(instance, state.x, instance.adjoint(state.y), state.tau)
         v = torch.addcmul(state.y, sigma, instance.apply(2.0 * x_hat - state.x))
         y_hat, t = dual_point(instance.potential, v, sigma, state.t)
         rho = sizes.relaxation

@@ -81,6 +81,11 @@ class DenoiseConfig:
     def __post_init__(self) -> None:
         check_options(self)
         _ = self.noise_level
+        if self.smoothing <= self.minimum_smoothing:
+            raise ConfigError(
+                f"smoothing={self.smoothing:g}: expected a number > minimum_smoothing={self.minimum_smoothing:g}; "
+                "lower minimum_smoothing too."
+            )
 
     @property
     def noise_level(self) -> float:

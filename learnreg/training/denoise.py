@@ -141,7 +141,7 @@ def _regularizer(config: DenoiseConfig) -> Regularizer:
         config.filters,
         config.size,
         kind(config.smoothing, config.weight),
-        minimum_smoothing=min(config.minimum_smoothing, 0.5 * config.smoothing),
+        minimum_smoothing=config.minimum_smoothing,
         generator=torch.Generator().manual_seed(config.seed),
     )
 

@@ -51,6 +51,16 @@ class Evaluation:
     audit: Audit | None
 
 
+@dataclass(frozen=True)
+class _Audited:
+    """The first samples of a batch as its gradient used them: what an audit judges."""
+
+    b: Tensor
+    x_true: Tensor
+    x: Tensor
+    X: Tensor
+
+
 @dataclass
 class Session:
     """The state of a training run besides the parameters.
@@ -77,7 +87,7 @@ class Session:
     _epoch: int = 0
     _began: float = field(default_factory=time.monotonic)
     _audit_seconds: float = 0.0
-    _unaudited: tuple[int, ...] = ()
+    _unaudited: _Audited | None = None
 
     def __post_init__(self) -> None:
         self._pool = ThreadPoolExecutor(self.workers)
@@ -169,7 +179,9 @@ class Session:
         """
         total, square, steps = 0.0, 0.0, 0
         gradient = {name: torch.zeros_like(p) for name, p in self.problem.learnable().items()}
-        for chunk, result, error in self._pool.map(self._evaluate_chunk, list(self.chunks(indices))):
+        self._unaudited = None
+        for chunk, result, error, audited in self._pool.map(self._evaluate_chunk, list(self.chunks(indices))):
+            self._unaudited = self._unaudited or audited
             share = len(chunk) / len(indices)
             total += share * result.loss
             square += share * error
@@ -177,31 +189,31 @@ class Session:
                 gradient[name] += share * result.gradient[name]
             steps = max(steps, result.steps)
             self.applications += result.applications
-        self._unaudited = tuple(indices[:_AUDIT_SAMPLES])
         if not math.isfinite(total) or any(not bool(torch.isfinite(g).all()) for g in gradient.values()):
             raise SolverError(
                 f"the upper-level loss or its gradient is not finite (loss {total}); lower the step size."
             )
         return Evaluation(total, gradient, square, steps, self._audit_if_due())
 
-    def _evaluate_chunk(self, chunk: Sequence[int]) -> tuple[Sequence[int], BatchGradient, float]:
+    def _evaluate_chunk(self, chunk: Sequence[int]) -> tuple[Sequence[int], BatchGradient, float, _Audited]:
         """One chunk, in a worker thread."""
         b, x_true = self.samples(chunk)
         loss = self.loss(x_true)
         result = improve_batch(self.problem, b, loss, self.method, self._starts(chunk, b), self.tolerances)
         self._keep(chunk, result.x, result.X)
-        return chunk, result, float((result.x - x_true).double().square().mean())
+        few = slice(0, _AUDIT_SAMPLES)
+        scale = len(chunk) / len(chunk[few])  # adjoint states carry 1/batch
+        audited = _Audited(b[few], x_true[few], result.x[few], result.X[few] * scale)
+        return chunk, result, float((result.x - x_true).double().square().mean()), audited
 
     def _audit_if_due(self) -> Audit | None:
         """Audit the hypergradient of a few samples of the latest batch, if audits took little time so far, and adapt
         the tolerances to what it says."""
-        if not self._unaudited or self._audit_seconds > _AUDIT_SHARE * self.elapsed:
+        latest = self._unaudited
+        if latest is None or self._audit_seconds > _AUDIT_SHARE * self.elapsed:
             return None
         began = time.monotonic()
-        indices = self._unaudited
-        b, x_true = self.samples(indices)
-        start = self._starts(indices, b)
-        found = audit(self.problem, b, self.loss(x_true), start.x, start.X, self.target)
+        found = audit(self.problem, latest.b, self.loss(latest.x_true), latest.x, latest.X, self.target)
         self._audit_seconds += time.monotonic() - began
         self.applications += found.applications
         self.tolerances = self.tolerances.adapted(found.relative_error, self.target)
@@ -218,6 +230,7 @@ class Session:
             "epoch": self._epoch,
             "state_tolerance": self.tolerances.state,
             "adjoint_tolerance": self.tolerances.adjoint,
+            "audit_seconds": self._audit_seconds,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -227,6 +240,7 @@ class Session:
             self.applications = int(state["applications"])
             self._order, self._epoch = list(state["order"]), int(state["epoch"])
             self.tolerances = Tolerances(float(state["state_tolerance"]), float(state["adjoint_tolerance"]))
+            self._audit_seconds = float(state["audit_seconds"])
         except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"the checkpoint does not fit this version: {error}.") from error
         self._began = time.monotonic()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -12,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from learnreg.errors import ConfigError, DataError
+from learnreg.errors import ConfigError, DataError, LearnregError
 from learnreg.hypergradients.base import HypergradientMethod
 from learnreg.hypergradients.implicit import Implicit
 from learnreg.losses import SquaredError, UpperLoss
@@ -68,14 +69,15 @@ def train(
 
     Parameters
     ----------
-    dataset: map-style, item i = (b, x_true) without batch axis.
+    dataset: map-style, item i = (b, x_true) without batch axis; read from several threads.
     loss: maps a batch of ground truths to an ``UpperLoss``.
-    out: run folder (model.safetensors, metrics.jsonl, checkpoint/); None keeps everything in memory.
+    out: run folder (model.safetensors, config.toml, metrics.jsonl, checkpoint/; the command line adds the report);
+        None keeps everything in memory, as a regularizer without ``config()`` needs.
     minutes: of upper-level training.
     method: of the hypergradients; ``Implicit()`` by default, the fastest one as measured.
     tolerance: relative error of the hypergradients, held by audits: certified float64 hypergradients of a few samples,
-        which bound the error of those that training used and so set the lower-level tolerances. With "adaptive" every
-        step is certified instead.
+        which bound the error of the gradients that training used for these and so set the lower-level tolerances. With
+        "adaptive" every step is certified instead.
     optimizer: "adam" (minibatches), "lbfgs" (the first ``samples`` items at once) or "adaptive" (certified descent on
         them).
     step_size: initial, of Adam and of adaptive descent.
@@ -100,6 +102,8 @@ def train(
         raise ConfigError("train: no parameter of the problem requires a gradient.")
     keep_large_blocks()
     folder = RunFolder(out, resume) if isinstance(out, (str, Path)) else out
+    if folder is not None and folder.load_config() is None:
+        folder.save_config({"optimizer": optimizer, "step_size": step_size, "tolerance": tolerance, "seed": seed})
     session = Session(
         problem=problem,
         dataset=dataset,
@@ -117,6 +121,7 @@ def train(
         run = _Run(session, upper, folder, config, validate, on_update)
         if resume and folder is not None:
             run.restore()
+        run.save()  # what cannot be stored is refused before the work, not after it
         return run.until(max_updates)
     finally:
         session.close()
@@ -151,8 +156,11 @@ class _Run:
                     self.save()
         except TimeUp:
             pass
-        finally:
-            self.save()
+        except BaseException:
+            with contextlib.suppress(LearnregError):  # what went wrong first matters more
+                self.save()
+            raise
+        self.save()
         path = None if self.folder is None else self.folder.model_path
         session = self.session
         return TrainResult(

@@ -13,7 +13,7 @@ from torch import Tensor
 from learnreg.descent import AdaptiveDescent
 from learnreg.errors import ConfigError
 from learnreg.objective import BatchObjective
-from learnreg.training.session import Evaluation, Session, TimeUp
+from learnreg.training.session import Evaluation, Session
 
 __all__ = ["UPPER_LEVELS", "Adam", "Adaptive", "QuasiNewton", "UpperLevel"]
 
@@ -74,6 +74,7 @@ class Adam(UpperLevel):
         for group in self._optimizer.param_groups:
             group["lr"] = self.step_size * max(0.5 * (1.0 + math.cos(math.pi * self.session.progress)), 1e-3)
         self._optimizer.step()
+        self.session.problem.regularizer.project_()
         return _row(evaluation)
 
     def state_dict(self) -> dict[str, Any]:
@@ -125,8 +126,9 @@ class QuasiNewton(UpperLevel):
         before = math.inf if self._best is None else self._best[0]
         try:
             self._optimizer.step(self._closure)  # type: ignore[no-untyped-call]
-        except TimeUp:
-            self._return_to_best()
+            self.session.problem.regularizer.project_()
+        except BaseException:
+            self._return_to_best()  # not a trial point of the line search
             raise
         evaluation = self._evaluation
         assert self._best is not None

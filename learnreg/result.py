@@ -60,8 +60,7 @@ class Hypergradient:
     gradient: by parameter name. error_bound: ‖gradient - exact‖_2 over all parameters; a rigorous bound when
     ``certified``, otherwise what ``bound_kind`` and ``reason`` say. loss: the upper-level loss at x. loss_interval:
     contains the loss at the exact minimiser ((-inf, inf) without a certificate). x, X: lower-level solution and adjoint
-    state. state_error_bound, adjoint_error_bound:
-    of x and X, 2-norms, (batch,).
+    state. state_error_bound, adjoint_error_bound: 2-norms, (batch,).
     """
 
     gradient: dict[str, Tensor]

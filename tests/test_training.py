@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 import learnreg as lr
+from learnreg.filterbank import FilterBank
 from learnreg.operators import Blur, Identity
-from learnreg.regularizers import FieldsOfExperts, TotalVariation
+from learnreg.regularizers import AnalysisOperator, FieldsOfExperts, TotalVariation
 from learnreg.training.accuracy import Tolerances, audit, improve_batch
+from learnreg.training.model import save_model
 from learnreg.training.session import Session
 
 
@@ -238,3 +241,73 @@ def test_solution_layer_gradients_match_finite_differences(method: object) -> No
         down = value(b)
     assert float(regularizer.log_weight.grad) == pytest.approx(float((up - down) / (2 * step)), rel=1e-6)
     assert layer.last_solution.certified
+
+
+def test_audits_do_not_need_the_warm_start_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for limit in (0, 2**30):
+        monkeypatch.setattr("learnreg.training.session._WARM_START_BYTES", limit)
+        session = Session(small_problem(), Squares(), lr.SquaredError, lr.Implicit(), 4, 0, 60.0, 0.1)
+        found.append(session.evaluate(range(4)).audit)
+        session.close()
+    assert found[0] is not None
+    assert found[1] is not None
+    assert found[0].relative_error == pytest.approx(found[1].relative_error)
+
+
+def test_a_resumed_session_remembers_what_audits_cost() -> None:
+    session = Session(small_problem(), Squares(), lr.SquaredError, lr.Implicit(), 4, 0, 60.0, 0.1)
+    session._audit_seconds = 5.0
+    state = session.state_dict()
+    session.close()
+    resumed = Session(small_problem(), Squares(), lr.SquaredError, lr.Implicit(), 4, 0, 60.0, 0.1)
+    resumed.load_state_dict(state)
+    resumed.close()
+    assert resumed._audit_seconds == 5.0
+
+
+def test_what_cannot_be_stored_is_refused_before_training(tmp_path: Path) -> None:
+    bank = FilterBank(torch.nn.Parameter(torch.randn(2, 3, 3)), (1, 16, 16))
+    problem = lr.LowerLevelProblem(Identity((1, 16, 16)), AnalysisOperator(bank, lr.PseudoHuber(0.1, 0.1)))
+    with pytest.raises(lr.ConfigError, match="stored"):
+        lr.train(problem, Squares(), out=tmp_path, minutes=0.5)
+    assert not (tmp_path / "metrics.jsonl").exists()
+    assert lr.train(problem, Squares(), minutes=0.5, max_updates=1).updates == 1
+
+
+def test_bound_covers_the_rounding_of_float32_parameters_on_bright_images() -> None:
+    torch.manual_seed(3)
+    regularizer = FieldsOfExperts(8, 3, lr.PseudoHuber(0.1, 0.3))
+    exact = FieldsOfExperts(8, 3, lr.PseudoHuber(0.1, 0.3)).double()
+    exact.load_state_dict(regularizer.state_dict())
+    b, x_true = batch()
+    b, x_true = b + 10.0, x_true + 10.0
+    results = [
+        lr.hypergradient(lr.LowerLevelProblem(Identity((1, 16, 16)), R), b, lr.SquaredError(x_true), tolerance=t)
+        for R, t in ((regularizer, 1e-6), (exact, 1e-7))
+    ]
+    assert all(hg.certified for hg in results)
+    difference = math.sqrt(
+        sum(float((results[0].gradient[n].double() - g).square().sum()) for n, g in results[1].gradient.items())
+    )
+    assert difference <= results[0].error_bound + results[1].error_bound
+
+
+def test_nothing_to_learn_is_certified_at_once() -> None:
+    problem = small_problem(torch.float64)
+    problem.requires_grad_(False)
+    b, x_true = batch()
+    hg = lr.hypergradient(problem, b, lr.SquaredError(x_true))
+    assert hg.gradient == {}
+    assert hg.certified
+    assert hg.error_bound == 0.0
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 5), (3, 1, 1), (2, 4, 4)])
+def test_any_given_filters_survive_a_model_file(shape: tuple[int, int, int], tmp_path: Path) -> None:
+    filters = np.random.default_rng(0).standard_normal(shape)[:, ::-1, ::-1]
+    regularizer = FieldsOfExperts.from_arrays(filters, np.full(shape[0], 0.1), np.full(shape[0], 0.05))
+    assert torch.equal(regularizer.filters.detach(), torch.tensor(filters.copy()))
+    save_model(tmp_path / "m.safetensors", regularizer)
+    x = torch.rand(1, 1, 12, 12, dtype=torch.float64)
+    assert torch.allclose(lr.load(tmp_path / "m.safetensors").regularizer.value(x), regularizer.value(x))

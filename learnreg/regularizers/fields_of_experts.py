@@ -43,7 +43,7 @@ def dct_filters(count: int, size: int, generator: torch.Generator | None = None)
 
 def _as_tensor(values: ArrayLike) -> Tensor:
     """A tensor cut from autograd; NumPy views with negative strides are copied."""
-    return torch.as_tensor(np.ascontiguousarray(values) if isinstance(values, np.ndarray) else values).detach()
+    return torch.as_tensor(values.copy(order="C") if isinstance(values, np.ndarray) else values).detach()
 
 
 class FieldsOfExperts(Regularizer):

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import bound_hunt
+import dense_truth
 import pytest
 import registry
 import torch
@@ -68,17 +69,17 @@ def test_the_hunt_finds_false_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
 def compare(problem: lr.LowerLevelProblem, tolerances: tuple[float, ...] = (1.0, 1e-2, 1e-4)) -> None:
     x_true, b = registry.measure(problem)
     loss = lr.SquaredError(x_true)
-    truth = bound_hunt.truth_of(problem, b, loss)
+    truth = dense_truth.truth_of(problem, b, loss)
     generator = torch.Generator().manual_seed(0)
     for tolerance in tolerances:
         result = lr.hypergradient(problem, b, loss, tolerance=tolerance)
         assert result.certified
-        assert bound_hunt.distance(result.gradient, truth.gradient) <= result.error_bound + truth.gradient_slack
+        assert dense_truth.distance(result.gradient, truth.gradient) <= result.error_bound + truth.gradient_slack
     for size in (1e-1, 1e-3, 1e-5):
         noise = [size * torch.randn(truth.x.shape, generator=generator, dtype=torch.float64) for _ in range(2)]
         x, X = ((t + n).reshape(-1, *SHAPE) for t, n in zip((truth.x, truth.X), noise, strict=True))
         judged = judge(problem, problem.instance(b), b, loss, x, X)
-        assert bound_hunt.distance(judged.gradient, truth.gradient) <= judged.error_bound
+        assert dense_truth.distance(judged.gradient, truth.gradient) <= judged.error_bound
 
 
 def test_filters_computed_from_parameters_count() -> None:
@@ -124,14 +125,14 @@ def test_adjoint_states_on_active_pixels_count() -> None:
     problem = registry.build("denoising", "FieldsOfExperts", lr.Box(0.35, 0.6))
     x_true, b = registry.measure(problem)
     loss = lr.SquaredError(x_true)
-    truth = bound_hunt.truth_of(problem, b, loss)
+    truth = dense_truth.truth_of(problem, b, loss)
     x = truth.x.reshape(-1, *SHAPE)
     active = (x <= 0.35) | (x >= 0.6)
     assert bool(active.any())
     X = truth.X.reshape(-1, *SHAPE) + 0.5 * active * registry.randn(*x.shape, seed=5)
     judged = judge(problem, problem.instance(b), b, loss, x, X)
     assert not judged.reason
-    assert bound_hunt.distance(judged.gradient, truth.gradient) <= judged.error_bound
+    assert dense_truth.distance(judged.gradient, truth.gradient) <= judged.error_bound
     errors = (X.flatten(1) - truth.X).norm(dim=1)
     assert bool((errors <= judged.adjoint_error).all())
 
@@ -144,7 +145,7 @@ def test_the_duality_gap_is_no_smaller_than_its_rounding(offset: float) -> None:
     )
     problem = lr.LowerLevelProblem(Identity(SHAPE), R)
     b = registry.measure(problem)[1]
-    truth = bound_hunt.Dense(problem, b)
+    truth = dense_truth.Dense(problem, b)
     with torch.no_grad():
         exact = truth.solve()[0].reshape(-1, *SHAPE)
         instance = problem.instance(b + offset)

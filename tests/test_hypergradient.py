@@ -6,7 +6,7 @@ import itertools
 import math
 from functools import cache
 
-import bound_hunt
+import dense_truth
 import pytest
 import registry
 import torch
@@ -32,20 +32,20 @@ def latin_square() -> list[object]:
 
 
 def relative(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
-    return bound_hunt.distance(a, b) / bound_hunt.norm(b)
+    return dense_truth.distance(a, b) / dense_truth.norm(b)
 
 
 @cache
-def truth(problem: str, regularizer: str) -> tuple[lr.LowerLevelProblem, Tensor, lr.UpperLoss, bound_hunt.Truth]:
+def truth(problem: str, regularizer: str) -> tuple[lr.LowerLevelProblem, Tensor, lr.UpperLoss, dense_truth.Truth]:
     built = registry.build(problem, regularizer)
     x_true, b = registry.measure(built)
     loss = lr.SquaredError(x_true)
-    return built, b, loss, bound_hunt.truth_of(built, b, loss)
+    return built, b, loss, dense_truth.truth_of(built, b, loss)
 
 
 def loss_of_parameters(problem: lr.LowerLevelProblem, b: Tensor, loss: lr.UpperLoss) -> float:
     with torch.no_grad():
-        x = bound_hunt.Dense(problem, b).solve()[0]
+        x = dense_truth.Dense(problem, b).solve()[0]
         return float(loss.value(x.reshape(-1, *problem.operator.domain_shape)))
 
 
@@ -80,7 +80,7 @@ def test_every_method_agrees_with_implicit_differentiation(problem: str, regular
     assert result.bound_kind == "rigorous"
     assert result.reason == ""
     assert result.status is lr.Status.CONVERGED
-    error = bound_hunt.distance(result.gradient, expected.gradient)
+    error = dense_truth.distance(result.gradient, expected.gradient)
     assert error <= result.error_bound + expected.gradient_slack
     assert result.error_bound <= 1e-6 * result.norm
     low, high = result.loss_interval
@@ -107,10 +107,10 @@ def test_losses_per_sample_and_of_the_whole_batch(kind: object, method: str) -> 
     built = registry.build("learned-blur", "FieldsOfExperts")
     x_true, b = registry.measure(built, 3)
     loss = kind(x_true)  # type: ignore[operator]
-    expected = bound_hunt.truth_of(built, b, loss)
+    expected = dense_truth.truth_of(built, b, loss)
     result = lr.hypergradient(built, b, loss, registry.METHODS[method](), 1e-5)
     assert result.certified
-    error = bound_hunt.distance(result.gradient, expected.gradient)
+    error = dense_truth.distance(result.gradient, expected.gradient)
     assert error <= result.error_bound <= 1e-5 * result.norm
     assert result.loss_interval[0] <= expected.loss <= result.loss_interval[1]
 
@@ -120,7 +120,7 @@ def test_a_loss_without_a_lipschitz_constant_is_not_certified(method: str) -> No
     built, b, _, _ = truth("denoising", "FieldsOfExperts")
     x_true = registry.measure(built)[0]
     loss = lr.UpperLoss(lambda x: ((x - x_true) ** 4).flatten(1).sum(1))
-    expected = bound_hunt.truth_of(built, b, loss)
+    expected = dense_truth.truth_of(built, b, loss)
     result = lr.hypergradient(built, b, loss, registry.METHODS[method](), 1e-4)
     assert not result.certified
     assert result.bound_kind == "estimate"
@@ -138,10 +138,10 @@ def test_without_a_modulus_the_error_is_estimated(method: str, regularizer: str)
     )
     x_true, b = registry.measure(problem)
     loss = lr.SquaredError(x_true)
-    dense = bound_hunt.Dense(problem, b)
+    dense = dense_truth.Dense(problem, b)
     with torch.no_grad():
         x = dense.solve()[0]
-        expected = bound_hunt.gradient_by_autograd(problem, b, x, dense.adjoint(x, loss))
+        expected = dense_truth.gradient_by_autograd(problem, b, x, dense.adjoint(x, loss))
     result = lr.hypergradient(problem, b, loss, registry.METHODS[method](), 1e-3)
     assert not result.certified
     assert "ridge" in result.reason
@@ -155,17 +155,17 @@ def test_constraints_with_active_pixels(problem: str, regularizer: str, method: 
     free = registry.build(problem, regularizer)
     x_true, b = registry.measure(free)
     with torch.no_grad():
-        lower, upper = bound_hunt.Dense(free, b).solve()[0].quantile(torch.tensor([0.3, 0.8]).double()).tolist()
+        lower, upper = dense_truth.Dense(free, b).solve()[0].quantile(torch.tensor([0.3, 0.8]).double()).tolist()
     built = registry.build(problem, regularizer, lr.Box(lower, upper))
     loss = lr.SquaredError(x_true)
-    expected = bound_hunt.truth_of(built, b, loss)
+    expected = dense_truth.truth_of(built, b, loss)
     result = lr.hypergradient(built, b, loss, registry.METHODS[method](), 1e-5)
     active = (result.x == lower) | (result.x == upper)
     assert 0 < int(active.sum()) < active.numel()
     assert float(result.X[active].abs().max()) == 0.0
     assert relative(result.gradient, expected.gradient) <= 1e-5
     if result.certified:
-        assert bound_hunt.distance(result.gradient, expected.gradient) <= result.error_bound
+        assert dense_truth.distance(result.gradient, expected.gradient) <= result.error_bound
     else:
         assert "active set" in result.reason
 
@@ -193,7 +193,7 @@ def test_loose_tolerances_and_few_steps_have_valid_bounds(method: str, regulariz
     built, b, loss, expected = truth("learned-blur", regularizer)
     for tolerance, max_steps in ((30.0, None), (1.0, None), (1e-6, 1), (1e-6, 5), (0.1, 20)):
         result = lr.hypergradient(built, b, loss, registry.METHODS[method](), tolerance, max_steps=max_steps)
-        error = bound_hunt.distance(result.gradient, expected.gradient)
+        error = dense_truth.distance(result.gradient, expected.gradient)
         assert error <= result.error_bound
         if max_steps is None:
             assert result.status is lr.Status.CONVERGED
@@ -211,7 +211,7 @@ def test_absolute_tolerance() -> None:
     loose = lr.hypergradient(built, b, loss, tolerance=1e-6, absolute_tolerance=0.1 * tight.norm)
     assert loose.status is lr.Status.CONVERGED
     assert loose.operator_applications < tight.operator_applications
-    assert bound_hunt.distance(loose.gradient, expected.gradient) <= loose.error_bound <= 0.1 * tight.norm
+    assert dense_truth.distance(loose.gradient, expected.gradient) <= loose.error_bound <= 0.1 * tight.norm
 
 
 def test_frozen_parameters_are_absent() -> None:
@@ -262,17 +262,17 @@ def test_bounds_hold_for_float32_data_and_parameters(regularizer: str, method: s
     problem = registry.build("learned-blur", regularizer).float()
     x_true, b = (t.float() for t in registry.measure(registry.build("learned-blur", regularizer)))
     loss = lr.SquaredError(x_true)
-    expected = bound_hunt.truth_of(problem, b.double(), loss)
+    expected = dense_truth.truth_of(problem, b.double(), loss)
     for tolerance in (1.0, 1e-5):
         result = lr.hypergradient(problem, b, loss, registry.METHODS[method](), tolerance)
         assert all(g.dtype == torch.float32 for g in result.gradient.values())
-        error = bound_hunt.distance(result.gradient, expected.gradient)
+        error = dense_truth.distance(result.gradient, expected.gradient)
         for name, exact in (("x", expected.x), ("X", expected.X)):
             errors = (getattr(result, name).double().flatten(1) - exact).norm(dim=1)
             bounds = result.state_error_bound if name == "x" else result.adjoint_error_bound
             assert bool((errors <= bounds).all()), name
         # the truth's own float32 gradients are rounded, too
-        assert error <= result.error_bound + 3e-7 * bound_hunt.norm(expected.gradient)
+        assert error <= result.error_bound + 3e-7 * dense_truth.norm(expected.gradient)
         assert result.loss_interval[0] <= expected.loss <= result.loss_interval[1]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-import bound_hunt
+import dense_truth
 import numpy as np
 import pytest
 import registry
@@ -27,7 +27,7 @@ def rms(x: Tensor, y: Tensor) -> Tensor:
 
 def exact(problem: lr.LowerLevelProblem, b: Tensor) -> Tensor:
     with torch.no_grad():
-        return bound_hunt.Dense(problem, b).solve()[0].reshape(-1, *SHAPE)
+        return dense_truth.Dense(problem, b).solve()[0].reshape(-1, *SHAPE)
 
 
 @pytest.mark.parametrize("solver", registry.SOLVERS)

@@ -1,0 +1,215 @@
+"""The truth about small problems: dense matrices, potentials written out again, Newton to rounding, autograd of the
+energy. Nothing here knows solvers or certificates."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from random_problems import DOUBLE
+from torch import Tensor
+
+import learnreg as lr
+from learnreg.norms import dense_matrix
+
+
+@dataclass
+class Truth:
+    """The solution to rounding, (batch, n) each, with the error that its own residuals allow."""
+
+    x: Tensor
+    X: Tensor
+    gradient: dict[str, Tensor]
+    loss: float
+    x_slack: Tensor
+    X_slack: Tensor
+    gradient_slack: float
+    usable: bool
+
+
+def _column(value: float | Tensor, t: Tensor) -> Tensor:
+    value = torch.as_tensor(value, dtype=DOUBLE)
+    return value.expand(t.shape[1:]) if value.dim() else value
+
+
+def derivatives(kind: str, t: Tensor, weight: Tensor, smoothing: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Density, f' and f'' written out again; for groups f'' is (batch, c, c, h, w), else the shape of t."""
+    l, v = weight, smoothing
+    if kind == "PseudoHuber":
+        s = torch.sqrt(t**2 + v**2)
+        return l * (s - v), l * t / s, l * v**2 / s**3
+    if kind == "LogCosh":
+        u = (t / v).abs()
+        return (
+            l * v * (u + torch.log1p(torch.exp(-2 * u)) - math.log(2)),
+            l * torch.tanh(t / v),
+            l / v / torch.cosh(u.clamp(max=300)) ** 2,
+        )
+    if kind == "Huber":
+        inside = t.abs() <= v
+        return (
+            torch.where(inside, l * t**2 / (2 * v), l * (t.abs() - v / 2)),
+            torch.where(inside, l * t / v, l * t.sign()),
+            torch.where(inside, l / v + 0 * t, 0 * t),
+        )
+    if kind == "IsotropicPseudoHuber":
+        s = torch.sqrt((t**2).sum(1, keepdim=True) + v**2)
+        identity = torch.eye(t.shape[1], dtype=t.dtype)[None, :, :, None, None]
+        outer = t[:, :, None] * t[:, None, :]
+        return l * (s - v), l * t / s, (l / s)[:, None] * identity - (l / s**3)[:, None] * outer
+    raise NotImplementedError(kind)
+
+
+class Dense:
+    """The lower-level problem as dense matrices."""
+
+    def __init__(self, problem: lr.LowerLevelProblem, b: Tensor) -> None:
+        self.problem, self.b = problem, b.detach().double()
+        terms = problem.saddle_terms(DOUBLE)
+        self.kind = type(terms.potential).__name__
+        with torch.no_grad():
+            self.K = dense_matrix(terms.operator, terms.operator.domain_shape)
+            A = dense_matrix(problem.operator, problem.operator.domain_shape)
+            weights = problem.data_term.weights_for(self.b).expand(problem.operator.range_shape).reshape(-1)
+        self.range_shape = terms.operator.range_shape
+        self.weight = torch.as_tensor(terms.potential.weight, dtype=DOUBLE).detach()
+        self.smoothing = torch.as_tensor(terms.potential.smoothing, dtype=DOUBLE).detach()
+        self.M = A.T @ (weights[:, None] * A) + problem.ridge_value * torch.eye(A.shape[1], dtype=DOUBLE)
+        self.q = (self.b.flatten(1) * weights) @ A
+        self.lower, self.upper = -math.inf, math.inf
+        if problem.constraint is not None:
+            self.lower, self.upper = float(problem.constraint.lower), float(problem.constraint.upper)
+
+    def value(self, x: Tensor) -> Tensor:
+        t = (x @ self.K.T).reshape(-1, *self.range_shape)
+        density = derivatives(self.kind, t, self.weight, self.smoothing)[0]
+        return 0.5 * ((x @ self.M) * x).sum(1) - (self.q * x).sum(1) + density.flatten(1).sum(1)
+
+    def gradient(self, x: Tensor) -> Tensor:
+        t = (x @ self.K.T).reshape(-1, *self.range_shape)
+        return x @ self.M - self.q + derivatives(self.kind, t, self.weight, self.smoothing)[1].flatten(1) @ self.K
+
+    def hessian(self, x: Tensor) -> Tensor:
+        t = (x @ self.K.T).reshape(-1, *self.range_shape)
+        second = derivatives(self.kind, t, self.weight, self.smoothing)[2]
+        if second.dim() == t.dim():
+            curvature = second.expand_as(t).flatten(1)
+            return self.M + torch.einsum("mi,bm,mj->bij", self.K, curvature, self.K)
+        groups = self.K.reshape(t.shape[1], -1, self.K.shape[1])
+        return self.M + torch.einsum("cpi,bcdp,dpj->bij", groups, second.flatten(3), groups)
+
+    def residual(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The reduced gradient and the mask of free pixels."""
+        g = self.gradient(x)
+        free = ~(((x <= self.lower) & (g > 0)) | ((x >= self.upper) & (g < 0)))
+        return torch.where(free, g, 0.0), free
+
+    def step(self, x: Tensor, rhs: Tensor, free: Tensor) -> Tensor:
+        H = self.hessian(x)
+        both = free[:, :, None] & free[:, None, :]
+        H = torch.where(both, H, torch.eye(H.shape[1], dtype=DOUBLE))
+        return torch.linalg.solve(H, torch.where(free, rhs, 0.0)[:, :, None])[:, :, 0]
+
+    def solve(self) -> tuple[Tensor, Tensor]:
+        """Projected, damped Newton to rounding; returns the last two iterates."""
+        x = torch.linalg.solve(self.M + self.K.T @ self.K, self.q.T).T.clamp(self.lower, self.upper)
+        best, since = torch.full((x.shape[0],), math.inf, dtype=DOUBLE), 0
+        previous, best_x = x, x
+        for _ in range(400):
+            r, free = self.residual(x)
+            size = r.norm(dim=1)
+            if bool((size < 0.5 * best).any()):
+                since = 0
+            else:
+                since += 1
+            improved = size < best
+            previous = torch.where(improved[:, None], best_x, previous)
+            best_x, best = torch.where(improved[:, None], x, best_x), torch.minimum(size, best)
+            if (since >= 6 and bool((best < 1e-10 * (1 + self.q.norm(dim=1))).all())) or since > 60:
+                break
+            d = self.step(x, r, free)
+            x = self._search(x, d, r)
+        for _ in range(3):  # the line search compares energies, which tell less than gradients near the end
+            r, free = self.residual(best_x)
+            x = (best_x - self.step(best_x, r, free)).clamp(self.lower, self.upper)
+            better = self.residual(x)[0].norm(dim=1) < r.norm(dim=1)
+            previous = torch.where(better[:, None], best_x, previous)
+            best_x = torch.where(better[:, None], x, best_x)
+        return best_x, previous
+
+    def _search(self, x: Tensor, d: Tensor, r: Tensor) -> Tensor:
+        """Armijo backtracking per sample; full steps where the energy no longer tells."""
+        start, slope = self.value(x), (d * r).sum(1)
+        alpha = torch.ones_like(start)
+        noise = 1e-14 * (start.abs() + (self.q * x).sum(1).abs())
+        for _ in range(30):
+            trial = (x - alpha[:, None] * d).clamp(self.lower, self.upper)
+            bad = self.value(trial) > start - 1e-4 * alpha * slope + noise
+            if not bool(bad.any()):
+                break
+            alpha = torch.where(bad, 0.5 * alpha, alpha)
+        return (x - alpha[:, None] * d).clamp(self.lower, self.upper)
+
+    def adjoint(self, x: Tensor, loss: lr.UpperLoss) -> Tensor:
+        slope = loss.gradient(x.reshape(-1, *self.problem.operator.domain_shape)).flatten(1)
+        _, free = self.residual(x)
+        free = free & (x > self.lower) & (x < self.upper)
+        return self.step(x, -slope, free)
+
+
+def gradient_by_autograd(problem: lr.LowerLevelProblem, b: Tensor, x: Tensor, X: Tensor) -> dict[str, Tensor]:
+    """∂_theta <∇_x E(x; theta), X> from ``problem.energy`` alone (its unconstrained part)."""
+    parameters = problem.learnable()
+    shape = (-1, *problem.operator.domain_shape)
+    with torch.enable_grad():
+        point = x.reshape(shape).detach().requires_grad_()
+        constraint, problem.constraint = problem.constraint, None
+        try:
+            energy = problem.energy(point, b).sum()
+        finally:
+            problem.constraint = constraint
+        (slope,) = torch.autograd.grad(energy, point, create_graph=True)
+        scalar = (slope * X.reshape(shape)).sum()
+        grads = torch.autograd.grad(scalar, list(parameters.values()), allow_unused=True)
+    return {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(parameters.items(), grads, strict=True)}
+
+
+def distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    return math.sqrt(sum(float((a[n].double() - b[n].double()).square().sum()) for n in b))
+
+
+def norm(a: dict[str, Tensor]) -> float:
+    return math.sqrt(sum(float(g.double().square().sum()) for g in a.values()))
+
+
+@torch.no_grad()
+def truth_of(problem: lr.LowerLevelProblem, b: Tensor, loss: lr.UpperLoss) -> Truth:
+    """Solution, adjoint state, hypergradient and loss to rounding, with slacks."""
+    dense, mu = Dense(problem, b), problem.strong_convexity
+    b = b.double()
+    x, previous = dense.solve()
+    shape = (-1, *problem.operator.domain_shape)
+    own = dense.residual(x)[0].norm(dim=1)
+    # The same residual from problem.energy: a truth that belongs to another energy is useless.
+    constraint, problem.constraint = problem.constraint, None
+    with torch.enable_grad():
+        point = x.reshape(shape).detach().requires_grad_()
+        (slope,) = torch.autograd.grad(problem.energy(point, b).sum(), point)
+    problem.constraint = constraint
+    free = dense.residual(x)[1]
+    residual = torch.maximum(own, torch.where(free, slope.flatten(1), 0.0).norm(dim=1))
+    rounding = 2.2e-16 * (dense.q.norm(dim=1) + (x @ dense.M).norm(dim=1))
+    x_slack = 2.0 * (residual + rounding) / mu
+    X, X_previous = dense.adjoint(x, loss), dense.adjoint(previous, loss)
+    gradient = gradient_by_autograd(problem, b, x, X)
+    change = distance(gradient_by_autograd(problem, b, previous, X_previous), gradient)
+    X_slack = 4.0 * (X - X_previous).norm(dim=1) + 1e-13 * X.norm(dim=1)
+    # autograd rounds the truth's gradient to the dtype of the parameters
+    eps = 1e-13 if all(p.dtype == DOUBLE for p in problem.parameters()) else 3e-7
+    usable = bool((residual <= 1e-9 * (1.0 + dense.q.norm(dim=1))).all())
+    value = float(loss.value(x.reshape(shape)))
+    return Truth(x, X, gradient, value, x_slack, X_slack, 4.0 * change + eps * norm(gradient), usable)
+
+
+# ----------------------------------------------------------------------------------------------------------------- hunt

@@ -1,0 +1,203 @@
+"""Random small lower-level problems, for hunting false bounds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+import learnreg as lr
+from learnreg.filterbank import FilterBank
+from learnreg.linop import LinearOperator
+from learnreg.operators import Blur, Identity, Inpainting
+from learnreg.potentials import IsotropicPseudoHuber
+from learnreg.regularizers import AnalysisOperator, FieldsOfExperts, Regularizer, TotalVariation
+from learnreg.regularizers.total_variation import Gradient
+
+DOUBLE = torch.float64
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """What problems are drawn from."""
+
+    smoothing: tuple[float, float] = (1e-3, 1.0)
+    scale: tuple[float, float] = (1e-2, 2.0)
+    ridge: tuple[float, float] = (1e-2, 1.0)
+    offset: float = 0.0
+    constrained: float = 0.1
+    dtype: torch.dtype = DOUBLE
+
+
+RANGES = {
+    "ordinary": Ranges(),
+    "extreme": Ranges((1e-4, 1e2), (1e-4, 1e2), (1e-4, 1e2), offset=100.0, constrained=0.2),
+    "constrained": Ranges((1e-2, 1.0), (1e-2, 1.0), (0.1, 1.0), constrained=1.0),
+    "float32": Ranges(dtype=torch.float32),
+}
+
+
+class Draw:
+    """Random choices from one generator."""
+
+    def __init__(self, generator: torch.Generator, ranges: Ranges | None = None) -> None:
+        self.generator, self.ranges = generator, ranges or Ranges()
+
+    def scale(self) -> float:
+        return self.log_uniform(*self.ranges.scale)
+
+    def uniform(self, low: float, high: float) -> float:
+        return low + (high - low) * float(torch.rand((), generator=self.generator, dtype=DOUBLE))
+
+    def log_uniform(self, low: float, high: float) -> float:
+        return math.exp(self.uniform(math.log(low), math.log(high)))
+
+    def integer(self, low: int, high: int) -> int:
+        return int(torch.randint(low, high + 1, (), generator=self.generator))
+
+    def chance(self, probability: float) -> bool:
+        return self.uniform(0.0, 1.0) < probability
+
+    def choice(self, *options: object) -> object:
+        return options[self.integer(0, len(options) - 1)]
+
+    def normal(self, *shape: int) -> Tensor:
+        return torch.randn(*shape, generator=self.generator, dtype=DOUBLE)
+
+    def rand(self, *shape: int) -> Tensor:
+        return torch.rand(*shape, generator=self.generator, dtype=DOUBLE)
+
+
+# ------------------------------------------------------------------------------------------------------------- problems
+
+
+@dataclass
+class Case:
+    """One random problem and the call to test on it."""
+
+    problem: lr.LowerLevelProblem
+    b: Tensor
+    loss: lr.UpperLoss
+    coupled: bool
+    smoothing: float
+    label: str
+
+
+def potential(draw: Draw, smoothing: float, weight: float) -> lr.PseudoHuber | lr.LogCosh | lr.Huber:
+    kind = draw.choice(lr.PseudoHuber, lr.PseudoHuber, lr.LogCosh, lr.LogCosh, lr.Huber)
+    return kind(smoothing, weight)  # type: ignore[operator]
+
+
+def fields_of_experts(draw: Draw, shape: tuple[int, int, int], smoothing: float) -> Regularizer:
+    count, size = draw.integer(1, 5), draw.integer(2, min(3, *shape[1:]))
+    boundary = draw.choice("valid", "zero", "circular", "reflect")
+    scale = draw.scale()
+    if draw.chance(0.4):
+        shared = potential(draw, smoothing, draw.scale())
+        result = FieldsOfExperts(count, size, shared, boundary, generator=draw.generator)
+        result = result.double()
+        with torch.no_grad():
+            result.filters.add_(0.3 * draw.normal(count, size, size)).mul_(scale)
+        return result
+    filters = scale * draw.normal(count, size, size)
+    weights = torch.stack([torch.tensor(draw.scale(), dtype=DOUBLE) for _ in range(count)])
+    smoothings = smoothing * (1.0 + draw.rand(count))
+    return FieldsOfExperts.from_arrays(filters, weights, smoothings, boundary, potential(draw, 1.0, 1.0))
+
+
+def total_variation(draw: Draw, shape: tuple[int, int, int], smoothing: float) -> Regularizer:
+    return TotalVariation(draw.scale(), smoothing).double()
+
+
+def analysis_operator(draw: Draw, shape: tuple[int, int, int], smoothing: float) -> Regularizer:
+    weight = draw.scale()
+    kind = draw.integer(0, 2)
+    if kind == 0:
+        size = draw.integer(2, min(3, *shape[1:]))
+        filters = nn.Parameter(draw.scale() * draw.normal(draw.integer(1, 3), size, size))
+        bank = FilterBank(filters, shape, draw.choice("valid", "zero", "circular", "reflect"))
+        return AnalysisOperator(bank, potential(draw, smoothing, weight)).double()
+    operator: LinearOperator = Gradient(shape)
+    if kind == 1:
+        return AnalysisOperator(operator, IsotropicPseudoHuber(smoothing, weight)).double()
+    return AnalysisOperator(draw.uniform(0.1, 2.0) * operator, potential(draw, smoothing, weight)).double()
+
+
+REGULARIZERS: dict[str, Callable[[Draw, tuple[int, int, int], float], Regularizer]] = {
+    "FieldsOfExperts": fields_of_experts,
+    "TotalVariation": total_variation,
+    "AnalysisOperator": analysis_operator,
+}
+
+
+def forward_operator(draw: Draw, shape: tuple[int, int, int]) -> LinearOperator:
+    kind = draw.integer(0, 4)
+    if kind <= 1:
+        return Identity(shape)
+    if kind == 2:
+        return Inpainting((draw.rand(*shape) > 0.3).to(DOUBLE))
+    size = draw.integer(1, 3)
+    boundary = draw.choice("zero", "circular", "reflect")
+    kernel = draw.rand(size, size) if draw.chance(0.5) else draw.normal(size, size)
+    kernel = kernel / kernel.abs().sum()
+    return Blur(nn.Parameter(kernel) if draw.chance(0.4) else kernel, shape, boundary)
+
+
+def upper_loss(draw: Draw, x_true: Tensor) -> tuple[lr.UpperLoss, bool]:
+    kind = draw.integer(0, 3)
+    if kind <= 1:
+        return lr.SquaredError(x_true), False
+    scale = draw.log_uniform(1e-2, 1.0)
+    if kind == 2:  # per sample; the second derivative of each term is at most 1/scale
+        distance = lambda x: (((x - x_true) ** 2 + scale**2).sqrt() - scale).flatten(1).sum(1)  # noqa: E731
+        return lr.UpperLoss(distance, 1.0 / scale), False
+    # one number for the whole batch that couples its samples: ½‖mean over the batch‖², gradient constant 1/batch
+    return lr.UpperLoss(lambda x: 0.5 * ((x - x_true).mean(0) ** 2).sum(), 1.0 / x_true.shape[0]), True
+
+
+def draw_case(draw: Draw) -> Case:
+    """A random problem of at most 9 x 9 pixels."""
+    ranges = draw.ranges
+    shape = (1, draw.integer(3, 9), draw.integer(3, 9))
+    batch = draw.integer(1, 3)
+    smoothing = draw.log_uniform(*ranges.smoothing)
+    name = str(draw.choice(*REGULARIZERS, "FieldsOfExperts"))
+    regularizer = REGULARIZERS[name](draw, shape, smoothing)
+    operator = forward_operator(draw, shape)
+    data_term: lr.LeastSquares = lr.LeastSquares()
+    if draw.chance(0.25):
+        weights = draw.rand(*operator.range_shape) * (draw.rand(*operator.range_shape) > 0.2)
+        if draw.chance(0.3):
+            weights = torch.tensor(draw.uniform(0.2, 2.0), dtype=DOUBLE)
+        data_term = lr.WeightedLeastSquares(nn.Parameter(weights) if draw.chance(0.5) else weights)
+    ridge: float | nn.Parameter = 0.0
+    modulus = data_term.weight_range()[0] * operator.gram_lower_bound()
+    if modulus < 1e-3 or draw.chance(0.3):
+        ridge = draw.log_uniform(*ranges.ridge)
+        if draw.chance(0.3):
+            ridge = nn.Parameter(torch.tensor(ridge, dtype=DOUBLE))
+    constraint = None
+    if draw.chance(ranges.constrained):
+        constraint = lr.Nonnegative() if draw.chance(0.5) else lr.Box(draw.uniform(-0.2, 0.3), draw.uniform(0.6, 1.2))
+    problem = lr.LowerLevelProblem(operator, regularizer, ridge=ridge, data_term=data_term, constraint=constraint)
+    x_true = draw.rand(batch, *shape)
+    if draw.chance(0.5):
+        x_true = x_true + ranges.offset
+    with torch.no_grad():
+        b = operator(x_true)
+        b = b + draw.log_uniform(1e-2, 0.3) * draw.normal(*b.shape)
+    problem, x_true, b = problem.to(ranges.dtype), x_true.to(ranges.dtype), b.to(ranges.dtype)
+    loss, coupled = upper_loss(draw, x_true)
+    kind = type(problem.saddle_terms(DOUBLE).potential).__name__
+    label = (
+        f"{name}/{kind}/{type(operator).__name__}/{type(data_term).__name__}/{batch}x{shape[1]}x{shape[2]}"
+        f"/smoothing={smoothing:.2g}/mu={problem.strong_convexity:.2g}"
+        f"{'' if constraint is None else '/' + type(constraint).__name__}"
+    )
+    return Case(problem, b, loss, coupled, smoothing, label)
+
+
+# ---------------------------------------------------------------------------------------------------------------- truth

@@ -1,8 +1,8 @@
-"""What every benchmark shares: interleaved timing in one thread, the result file, the history, and docs/benchmarks.md.
+"""What benchmarks share: interleaved timing in one thread, the result file, the history, and docs/benchmarks.md.
 
-A benchmark script builds a :class:`Table` and calls :func:`finish`. ``--record`` writes ``benchmarks/results/NAME.json``
-and a line of ``benchmarks/history.jsonl`` and renders docs/benchmarks.md again; without it nothing is written. Times are
-CPU seconds of the process, medians over rounds in which the methods take turns.
+A script builds a :class:`Table` and calls :func:`finish`. ``--record`` writes ``benchmarks/results/NAME.json`` and a
+line of ``benchmarks/history.jsonl`` and renders docs/benchmarks.md again; without it nothing is written. Times are CPU
+seconds of the process, medians over rounds in which the methods take turns.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Table:
 
 
 def arguments(description: str, threads: int | None = 1, **extra: dict[str, Any]) -> argparse.Namespace:
-    """Parse ``--record``, ``--json``, ``--rounds`` and the script's own options, and set the number of torch threads."""
+    """Parse ``--record``, ``--json``, ``--rounds`` and the script's options; set the number of torch threads."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--record", action="store_true", help="write results, history and docs/benchmarks.md")
     parser.add_argument("--json", action="store_true", help="print the table as one JSON object at the end")

@@ -43,9 +43,14 @@ class AdjointEquation:
         """p on the free pixels, 0 elsewhere."""
         return p if self.free is None else torch.where(self.free, p, 0.0)
 
-    def hessian(self, p: Tensor) -> Tensor:
-        """H p on the free pixels, for p supported there; counts 2 applications."""
-        image = self.instance.quadratic(p) + self.instance.adjoint(self.bend(self.instance.apply(p)))
+    def bend_(self, v: Tensor) -> Tensor:
+        """f''(t) v in the memory of v."""
+        return v.copy_(self.bend(v)) if self.curvature is None else v.mul_(self.curvature)
+
+    def hessian(self, p: Tensor, memory: Tensor | None = None) -> Tensor:
+        """H p on the free pixels, for p supported there; overwrites ``memory``, of the shape of t. Counts 2
+        applications."""
+        image = self.instance.quadratic(p) + self.instance.adjoint(self.bend_(self.instance.apply(p, memory)))
         return self.project(image)
 
     def select(self, index: Tensor) -> AdjointEquation:

@@ -1,7 +1,7 @@
 """Convolutions as linear operators: a bank of small filters on one image channel, with the boundary of choice.
 
-"Convolution" is correlation, as in torch's conv2d. Padding is an operator of its own with an exact adjoint, so every
-boundary is the valid correlation of a padded image.
+"Convolution" is correlation, as in torch's conv2d; its kernels are in ``correlation.py``. Padding is an operator of its
+own with an exact adjoint, so every boundary is the valid correlation of a padded image.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from learnreg.correlation import correlate, correlate_adjoint
 from learnreg.errors import ConfigError, ShapeError
 from learnreg.linop import LinearOperator, NormKind, fingerprint
 from learnreg.norms import (
@@ -25,7 +26,7 @@ from learnreg.norms import (
     probabilistic_norm_bound,
 )
 
-__all__ = ["Boundary", "FilterBank", "correlate", "correlate_adjoint", "pad", "pad_adjoint"]
+__all__ = ["Boundary", "FilterBank", "pad", "pad_adjoint"]
 
 Boundary = Literal["valid", "zero", "circular", "reflect"]
 BOUNDARIES: tuple[str, ...] = ("valid", "zero", "circular", "reflect")
@@ -70,65 +71,6 @@ def _source_index(n: int, before: int, after: int, boundary: Boundary, device: t
     return torch.where(index >= n, 2 * (n - 1) - index, index)
 
 
-def correlate(x: Tensor, filters: Tensor) -> Tensor:
-    """Valid correlation of (batch, 1, H, W) with (n, k, l): (batch, n, H-k+1, W-l+1)."""
-    return F.conv2d(x, filters[:, None])
-
-
-class _CorrelateAdjoint(torch.autograd.Function):
-    """Transposed valid correlation as one matrix product and k² shifted additions, which runs several times faster
-    than conv_transpose2d on a CPU; its derivatives are correlations again, so it can be differentiated any number of
-    times."""
-
-    @staticmethod
-    def forward(ctx: Any, y: Tensor, filters: Tensor) -> Tensor:
-        ctx.save_for_backward(y, filters)
-        batch, n, rows, cols = y.shape
-        k, l = filters.shape[-2:]
-        taps = torch.matmul(filters.reshape(n, k * l).T, y.reshape(batch, n, rows * cols))
-        taps = taps.view(batch, k, l, rows, cols)
-        x = y.new_zeros(batch, 1, rows + k - 1, cols + l - 1)
-        for i in range(k):
-            for j in range(l):
-                x[:, 0, i : i + rows, j : j + cols] += taps[:, i, j]
-        return x
-
-    @staticmethod
-    def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        y, filters = ctx.saved_tensors
-        grad_y = correlate(grad[0], filters) if ctx.needs_input_grad[0] else None
-        grad_filters = filter_gradient(grad[0], y, filters.shape[-2:]) if ctx.needs_input_grad[1] else None
-        return grad_y, grad_filters
-
-
-class _Correlate(torch.autograd.Function):
-    """conv2d whose backward in the image is :class:`_CorrelateAdjoint`."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, filters: Tensor) -> Tensor:
-        ctx.save_for_backward(x, filters)
-        return F.conv2d(x, filters[:, None])
-
-    @staticmethod
-    def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        x, filters = ctx.saved_tensors
-        grad_x = correlate_adjoint(grad[0], filters) if ctx.needs_input_grad[0] else None
-        grad_filters = filter_gradient(x, grad[0], filters.shape[-2:]) if ctx.needs_input_grad[1] else None
-        return grad_x, grad_filters
-
-
-def correlate_adjoint(y: Tensor, filters: Tensor) -> Tensor:
-    """Transpose of :func:`correlate` in the image: (batch, n, h, w) to (batch, 1, h+k-1, w+l-1)."""
-    return cast(Tensor, _CorrelateAdjoint.apply(y, filters))  # type: ignore[no-untyped-call]
-
-
-def filter_gradient(x: Tensor, y: Tensor, size: tuple[int, int]) -> Tensor:
-    """∂_w <w * x, y>: the correlation of the image (batch, 1, H, W) with the responses (batch, n, h, w): (n, k, l)."""
-    _, n, rows, cols = y.shape
-    windows = x[:, 0].unfold(-2, rows, 1).unfold(-2, cols, 1)
-    return torch.einsum("bklrc,bnrc->nkl", windows, y).reshape(n, *size)
-
-
 class FilterBank(LinearOperator):
     """Correlation of a one-channel image with n filters.
 
@@ -163,9 +105,10 @@ class FilterBank(LinearOperator):
         self.filters, self.boundary = filters, boundary
 
     def forward(self, x: Tensor) -> Tensor:
-        filters = self.filters.to(x.dtype)
-        padded = pad(x, self._filter_shape, self.boundary)
-        return cast(Tensor, _Correlate.apply(padded, filters))  # type: ignore[no-untyped-call]
+        return correlate(pad(x, self._filter_shape, self.boundary), self.filters.to(x.dtype))
+
+    def forward_into(self, x: Tensor, out: Tensor) -> Tensor:
+        return correlate(pad(x, self._filter_shape, self.boundary), self.filters.to(x.dtype), out)
 
     def adjoint(self, y: Tensor) -> Tensor:
         padded = correlate_adjoint(y, self.filters.to(y.dtype))

@@ -51,6 +51,11 @@ class LinearOperator(nn.Module):
     def adjoint(self, y: Tensor) -> Tensor:
         """A^T y (Euclidean), from (batch, *range_shape) to (batch, *domain_shape)."""
 
+    def forward_into(self, x: Tensor, out: Tensor) -> Tensor:
+        """A x in the memory of ``out`` (batch, *range_shape), contiguous; not differentiable. Override it where that
+        saves the allocation of the result."""
+        return out.copy_(self(x))
+
     def norm_bound(self) -> float:
         """Upper bound of ‖A‖, at most 1.5 times the norm. *Rigorous bound*, except for black boxes beyond 4,096
         unknowns, where ``norm_bound_kind`` says "probabilistic" and ``norm_failure_probability`` how likely it

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import Self
+from collections.abc import Iterable, Iterator
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from learnreg.convex import ConvexFunction, sum_samples
+from learnreg.convex import ConvexFunction, dual_point, sum_samples
 from learnreg.errors import ConfigError
 
 __all__ = ["Huber", "IsotropicPseudoHuber", "LogCosh", "Potential", "PseudoHuber"]
 
 _PROX_STEPS = 12
 _WARM_PROX_STEPS = 3
+_BLOCK_BYTES = 256 * 1024
 _OUTWARD = 1e-13
 """Relative outward rounding of interval ends: above the rounding of the few operations that form them in float64."""
 
@@ -88,7 +90,9 @@ class Potential(ConvexFunction):
         return self.smoothing / self.weight
 
     def value(self, t: Tensor) -> Tensor:
-        return sum_samples(self.density(t))
+        if torch.is_grad_enabled():
+            return sum_samples(self.density(t))
+        return sum_blocks(((sum_samples(f.density(t_)),) for f, t_ in self.blocks(t)), t.shape[0])[0]
 
     def hess_vec(self, t: Tensor, v: Tensor) -> Tensor:
         return self.second(t) * v
@@ -113,6 +117,31 @@ class Potential(ConvexFunction):
     def grad_and_second(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """f'(t) and f''(t), elementwise, sharing what they have in common."""
         return self.grad(t), self.second(t)
+
+    def blocks(self, t: Tensor, *others: Tensor) -> Iterator[tuple[Any, ...]]:
+        """(potential, t, *others) of every block of responses that fits in a cache; parameters and others, which
+        broadcast against t, restricted alike. Blocks of a sample follow each other."""
+        parameters = (torch.as_tensor(p, dtype=t.dtype, device=t.device) for p in (self.weight, self.smoothing))
+        for t_, weight, smoothing, *rest in planes(t, *parameters, *others, whole=self.grouped):
+            yield self.with_parameters(weight, smoothing), t_, *rest
+
+    # ---- in the memory of the arguments: what iterations call ------------------------------------------------------
+
+    def grad_into(self, t: Tensor, out: Tensor) -> Tensor:
+        """f'(t) in the memory of ``out``, which is not t."""
+        return out.copy_(self.grad(t))
+
+    def dual_step_(
+        self, v: Tensor, y: Tensor, t: Tensor, sigma: Tensor, relaxation: float, newton_steps: int = _WARM_PROX_STEPS
+    ) -> None:
+        """The dual half of an over-relaxed PDHG step, overwriting v, y and t: t becomes the pull-back of
+        prox_{sigma f*}(v), found from the old one, and y moves to y + relaxation (f'(t) - y).
+
+        ``newton_steps``: at most so many where the proximal map iterates.
+        """
+        y_hat, pullback = dual_point(self, v, sigma, t)
+        t.copy_(pullback)
+        y.lerp_(y_hat, relaxation)
 
     def prox_jvp(self, t: Tensor, step: Tensor | float, v: Tensor) -> Tensor:
         return v / (1.0 + step * self.second(t))
@@ -162,6 +191,34 @@ class PseudoHuber(Potential):
         inverse = self._inverse_scale(t)
         grad = self.weight * t * inverse
         return grad, (self.weight * self.smoothing**2) * (inverse * inverse * inverse)
+
+    def grad_into(self, t: Tensor, out: Tensor) -> Tensor:
+        square = torch.as_tensor(self.smoothing, dtype=t.dtype, device=t.device) ** 2
+        return torch.addcmul(square, t, t, out=out).rsqrt_().mul_(t).mul_(self.weight)
+
+    def dual_step_(
+        self, v: Tensor, y: Tensor, t: Tensor, sigma: Tensor, relaxation: float, newton_steps: int = _WARM_PROX_STEPS
+    ) -> None:
+        """Newton's method on sigma T + f'(T) = |v|, T >= 0: with R = 1/sqrt(T² + nu²) its next point is
+        (|v| - l (TR)³) / (sigma + l nu² R³), never above the root since f' is concave there. Blocks that fit in the
+        cache go through all operations before the next block starts."""
+        square = torch.as_tensor(self.smoothing, dtype=t.dtype, device=t.device) ** 2
+        weight = torch.as_tensor(self.weight, dtype=t.dtype, device=t.device)
+        curvature, share = weight * square, 1.0 / (sigma + self.curvature_limit)
+        for v_, *rest in planes(v, y, t, square, weight, curvature, sigma, share):
+            y_, t_, square_, weight_, curvature_, sigma_, share_ = rest
+            size, low = v_.abs(), None
+            t_.abs_()
+            for _ in range(newton_steps):
+                inverse = torch.addcmul(square_, t_, t_).rsqrt_()
+                t_.mul_(inverse).pow_(3)
+                torch.addcmul(size, t_, weight_, value=-1.0, out=t_)
+                t_.div_(torch.addcmul(sigma_, inverse.pow_(3), curvature_, out=inverse))
+                low = size * share_ if low is None else low
+                torch.maximum(t_, low, out=t_)
+            t_.copysign_(v_)
+            y_hat = torch.addcmul(square_, t_, t_).rsqrt_().mul_(t_)
+            y_.mul_(1.0 - relaxation).addcmul_(y_hat, weight_, value=relaxation)
 
     def _inverse_scale(self, t: Tensor) -> Tensor:
         """1/sqrt(t² + v²), in place where autograd does not look: these passes over the responses are what iterations
@@ -303,6 +360,34 @@ class IsotropicPseudoHuber(Potential):
 
     def apply_change(self, change: Tensor, v: Tensor) -> Tensor:
         return change * self._length(v)
+
+
+def planes(responses: Tensor, *others: Tensor, whole: bool = False) -> Iterator[tuple[Tensor, ...]]:
+    """Views of tensors that broadcast against ``responses`` (batch, n, ...): one block of channels of one sample after
+    the other, so small that it stays in a CPU's cache with what is computed from it. ``whole``: all channels of a
+    sample together. Small responses and other devices: one block."""
+    if responses.device.type != "cpu" or responses.dim() < 3 or responses.nbytes <= _BLOCK_BYTES:
+        yield responses, *others
+        return
+    batch, channels = responses.shape[:2]
+    count = channels if whole else max(1, _BLOCK_BYTES // responses[0, 0].nbytes)
+
+    def part(value: Tensor, sample: int, first: int) -> Tensor:
+        batch_axis = value.dim() - responses.dim()
+        channel_axis = batch_axis + 1
+        if channel_axis >= 0 and value.shape[channel_axis] > 1:
+            value = value.narrow(channel_axis, first, min(count, channels - first))
+        return value[sample : sample + 1] if batch_axis == 0 and value.shape[0] > 1 else value
+
+    for sample in range(batch):
+        for first in range(0, channels, count):
+            yield tuple(part(value, sample, first) for value in (responses, *others))
+
+
+def sum_blocks(blocks: Iterable[tuple[Tensor, ...]], batch: int) -> tuple[Tensor, ...]:
+    """Sums per sample, (batch,) each, from those of the blocks in the order of :func:`planes`."""
+    sums = [torch.stack(column) for column in zip(*blocks, strict=True)]
+    return tuple(s.flatten() if s.shape[0] == 1 else s.reshape(batch, -1).sum(1) for s in sums)
 
 
 def _detach(value: float | Tensor) -> float | Tensor:

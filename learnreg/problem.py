@@ -62,10 +62,10 @@ class Instance:
     def batch(self) -> int:
         return int(self.q.shape[0])
 
-    def apply(self, x: Tensor) -> Tensor:
-        """K x; counts one per application on the batch."""
+    def apply(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """K x, in the memory of ``out`` if given; counts one per application on the batch."""
         self.counter.applications += 1
-        return cast(Tensor, self.analysis(x))
+        return cast(Tensor, self.analysis(x)) if out is None else self.analysis.forward_into(x, out)
 
     def adjoint(self, y: Tensor) -> Tensor:
         """K^T y; counts one."""

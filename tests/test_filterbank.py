@@ -11,13 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from learnreg.correlation import correlate, correlate_adjoint, filter_gradient
 from learnreg.errors import ConfigError, ShapeError
 from learnreg.filterbank import (
     BOUNDARIES,
     FilterBank,
-    correlate,
-    correlate_adjoint,
-    filter_gradient,
     pad,
     pad_adjoint,
     weighted_norm_bound,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from learnreg.adjoint import AdjointEquation
 from learnreg.convex import sum_samples
+from learnreg.potentials import planes
 from learnreg.problem import expand
 from learnreg.solvers.base import AdjointSolver, Report, SolverState
 from learnreg.solvers.pdhg import StepSizes, balanced_tau, initial_tau
@@ -22,16 +23,14 @@ __all__ = ["AdjointPDHG", "AdjointPDHGState"]
 
 @dataclass(frozen=True)
 class AdjointPDHGState(SolverState):
-    """Relaxed iterates X, Y, the prox outputs, tau per sample, and where the last check stood."""
+    """Relaxed iterates X, Y, the prox outputs X_hat, Y_hat, and tau per sample. ``step`` overwrites Y and Y_hat."""
 
     X: Tensor
     Y: Tensor
     X_hat: Tensor
     Y_hat: Tensor
     tau: Tensor
-    X_start: Tensor
-    Y_start: Tensor
-    checks: int
+    steps: int
     sizes: StepSizes
 
 
@@ -51,6 +50,7 @@ class AdjointPDHG(AdjointSolver[AdjointPDHGState]):
     """Piggyback on a frozen linearisation; the same step sizes rules as the lower level's PDHG."""
 
     name = "piggyback"
+    report_applications = 3
 
     def __init__(self, check_every: int = 10) -> None:
         self.check_every = check_every
@@ -59,27 +59,30 @@ class AdjointPDHG(AdjointSolver[AdjointPDHGState]):
         instance = equation.instance
         sizes = StepSizes.of(instance)
         X = equation.project(X)
-        Y = equation.bend(instance.apply(X))
+        Y = equation.bend_(instance.apply(X))
         tau = torch.full((X.shape[0],), initial_tau(instance, sizes), dtype=X.dtype, device=X.device)
-        return AdjointPDHGState(X, Y, X, Y, tau, X, Y, 0, sizes)
+        return AdjointPDHGState(X, Y, X, Y.clone(), tau, 0, sizes)
 
     def step(self, equation: AdjointEquation, state: AdjointPDHGState) -> AdjointPDHGState:
         instance, sizes = equation.instance, state.sizes
         sigma = sizes.sigma(state.tau, state.Y)
         X_hat = adjoint_primal_step(equation, state.X, instance.adjoint(state.Y), state.tau)
-        V = torch.addcmul(state.Y, sigma, instance.apply(2.0 * X_hat - state.X))
+        response = instance.apply(2.0 * X_hat - state.X, state.Y_hat)
+        V = torch.addcmul(state.Y, sigma, response, out=response)
         if equation.curvature is not None:
-            Y_hat = equation.curvature / (sigma + equation.curvature) * V
+            for V_, Y_, curvature, sigma_ in planes(V, state.Y, equation.curvature, sigma):
+                V_.mul_((sigma_ + curvature).reciprocal_().mul_(curvature))
+                Y_.lerp_(V_, sizes.relaxation)
         else:
-            Y_hat = instance.potential.dual_prox_jvp(equation.t, sigma, V)
-        rho = sizes.relaxation
-        X, Y = torch.lerp(state.X, X_hat, rho), torch.lerp(state.Y, Y_hat, rho)
-        return replace(state, X=X, Y=Y, X_hat=X_hat, Y_hat=Y_hat)
+            V.copy_(instance.potential.dual_prox_jvp(equation.t, sigma, V))
+            state.Y.lerp_(V, sizes.relaxation)
+        X = torch.lerp(state.X, X_hat, sizes.relaxation)
+        return replace(state, X=X, X_hat=X_hat, steps=state.steps + 1)
 
     def adapt(self, equation: AdjointEquation, state: AdjointPDHGState) -> AdjointPDHGState:
-        moved_X, moved_Y = state.X - state.X_start, state.Y - state.Y_start
-        tau = balanced_tau(state.sizes, state.tau, moved_X, moved_Y, state.checks)
-        return replace(state, tau=tau, X_start=state.X, Y_start=state.Y, checks=state.checks + 1)
+        ahead_Y = torch.sub(state.Y, state.Y_hat, out=state.Y_hat)
+        checks = state.steps // self.check_every
+        return replace(state, tau=balanced_tau(state.sizes, state.tau, state.X - state.X_hat, ahead_Y, checks))
 
     def report(self, equation: AdjointEquation, state: AdjointPDHGState) -> Report:
         instance, mu = equation.instance, equation.instance.strong_convexity

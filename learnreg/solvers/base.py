@@ -63,11 +63,16 @@ class Report:
 
 
 class Iteration(ABC, Generic[ProblemT, StateT]):
-    """An iteration on a problem: ``init``, a pure ``step`` that never synchronises with the host and calls K and K^T
-    once each, and a ``report`` at checks. The loop around it is in ``loop.py``."""
+    """An iteration on a problem: ``init``, a ``step`` that never synchronises with the host and calls K and K^T once
+    each, and a ``report`` at checks. The loop around it is in ``loop.py``.
+
+    A state belongs to its iteration: ``step``, ``adapt`` and ``report`` may overwrite the response-sized tensors of the
+    state they are given, which is not used again. ``report_applications``: what a report costs, about.
+    """
 
     name: str
     check_every: int = 10
+    report_applications: int = 0
 
     @abstractmethod
     def init(self, problem: ProblemT, x: Tensor) -> StateT:

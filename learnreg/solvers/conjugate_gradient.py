@@ -17,12 +17,13 @@ __all__ = ["CGState", "ConjugateGradient"]
 
 @dataclass(frozen=True)
 class CGState(SolverState):
-    """Solution X, residual r = rhs - H X by recursion, direction p, ‖r‖²."""
+    """Solution X, residual r = rhs - H X by recursion, direction p, ‖r‖², and memory for responses."""
 
     X: Tensor
     r: Tensor
     p: Tensor
     rr: Tensor
+    memory: Tensor
 
 
 class ConjugateGradient(AdjointSolver[CGState]):
@@ -35,11 +36,12 @@ class ConjugateGradient(AdjointSolver[CGState]):
 
     def init(self, equation: AdjointEquation, X: Tensor) -> CGState:
         X = equation.project(X)
-        r = equation.rhs - equation.hessian(X)
-        return CGState(X, r, r, inner_samples(r, r))
+        memory = torch.empty_like(equation.t)
+        r = equation.rhs - equation.hessian(X, memory)
+        return CGState(X, r, r, inner_samples(r, r), memory)
 
     def step(self, equation: AdjointEquation, state: CGState) -> CGState:
-        h_p = equation.hessian(state.p)
+        h_p = equation.hessian(state.p, state.memory)
         curvature = inner_samples(state.p, h_p)
         usable = (curvature > 0) & (state.rr > 0)
         alpha = torch.where(usable, state.rr / torch.where(usable, curvature, 1.0), 0.0)
@@ -48,7 +50,7 @@ class ConjugateGradient(AdjointSolver[CGState]):
         rr = inner_samples(r, r)
         beta = torch.where(usable, rr / torch.where(usable, state.rr, 1.0), 0.0)
         p = torch.addcmul(r, expand(beta, r), state.p)
-        return CGState(torch.addcmul(state.X, step, state.p), r, p, rr)
+        return CGState(torch.addcmul(state.X, step, state.p), r, p, rr, state.memory)
 
     def report(self, equation: AdjointEquation, state: CGState) -> Report:
         residual = state.rr.sqrt()

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from learnreg.adjoint import AdjointEquation
-from learnreg.convex import dual_point
 from learnreg.losses import UpperLoss
 from learnreg.problem import Instance
 from learnreg.solvers.adjoint_pdhg import AdjointPDHG, AdjointPDHGState, adjoint_primal_step
@@ -73,6 +72,7 @@ class InterleavedPDHG(Iteration[InterleavedProblem, InterleavedState]):
     """PDHG and its derivative with the same step sizes and relaxation; the answer is (batch, 2, *shape): x and X."""
 
     name = "piggyback-interleaved"
+    report_applications = 6
 
     def __init__(self, check_every: int = 10) -> None:
         self.check_every = check_every
@@ -93,20 +93,14 @@ class InterleavedPDHG(Iteration[InterleavedProblem, InterleavedState]):
         equation = AdjointEquation.at(instance, x_hat, lower.t, problem.loss_gradient(x_hat))
         X_hat = adjoint_primal_step(equation, adjoint.X, pullbacks[batch:], lower.tau)
         responses = instance.apply(torch.cat([2.0 * x_hat - lower.x, 2.0 * X_hat - adjoint.X]))
-        y_hat, t = dual_point(instance.potential, torch.addcmul(lower.y, sigma, responses[:batch]), sigma, lower.t)
+        v = torch.addcmul(lower.y, sigma, responses[:batch])
+        instance.potential.dual_step_(v, lower.y, lower.t, sigma, sizes.relaxation)
         V = torch.addcmul(adjoint.Y, sigma, responses[batch:])
-        Y_hat = instance.potential.dual_prox_jvp(t, sigma, V)
-        rho = sizes.relaxation
-        lower = replace(
-            lower,
-            x=torch.lerp(lower.x, x_hat, rho),
-            y=torch.lerp(lower.y, y_hat, rho),
-            x_hat=x_hat,
-            y_hat=y_hat,
-            t=t,
-        )
+        Y_hat = instance.potential.dual_prox_jvp(lower.t, sigma, V)
+        rho, steps = sizes.relaxation, lower.steps + 1
+        lower = replace(lower, x=torch.lerp(lower.x, x_hat, rho), x_hat=x_hat, steps=steps)
         X, Y = torch.lerp(adjoint.X, X_hat, rho), torch.lerp(adjoint.Y, Y_hat, rho)
-        return InterleavedState(lower, replace(adjoint, X=X, Y=Y, X_hat=X_hat, Y_hat=Y_hat))
+        return InterleavedState(lower, replace(adjoint, X=X, Y=Y, X_hat=X_hat, Y_hat=Y_hat, steps=steps))
 
     def adapt(self, problem: InterleavedProblem, state: InterleavedState) -> InterleavedState:
         lower = self._lower.adapt(problem.instance, state.lower)

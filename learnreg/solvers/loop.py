@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from learnreg.result import Status
-from learnreg.solvers.base import Iteration, Selectable, select_samples
+from learnreg.solvers.base import Iteration, Report, Selectable, select_samples
 
 __all__ = ["LoopResult", "iterate"]
 
@@ -19,13 +19,16 @@ _PATIENCE = 150
 
 _DEFAULT_MAX_STEPS = 20_000
 
+_OPTIMISM, _LONGEST_PAUSE = 0.7, 6
+"""Share of the predicted steps that pass before the next costly check, and the most multiples of ``check_every``."""
+
 _RUNNING, _CONVERGED, _STAGNATED, _AT_FLOOR = range(4)
 
 
 @dataclass(frozen=True)
 class LoopResult:
-    """Best point of each sample with its dual pull-back (if the solver has one), residual and bound (2-norm), the
-    status of the batch, and steps taken."""
+    """Best point of each sample with its residual and bound (2-norm), the latest dual pull-back (if the solver has
+    one), the status of the batch, and steps taken."""
 
     x: Tensor
     t: Tensor | None
@@ -46,17 +49,21 @@ def iterate(
 ) -> LoopResult:
     """Iterate until each sample has residual <= residual_tolerance or bound <= bound_tolerance, (batch,) each.
 
-    The host looks at the iterates every ``solver.check_every`` steps only. Samples that are done leave the batch.
+    The host looks at the iterates every ``solver.check_every`` steps at most; where looking costs operator
+    applications, it waits for about half of the steps that the rate so far predicts. Samples that are done leave the
+    batch.
     """
     limit = _DEFAULT_MAX_STEPS if max_steps is None else max_steps
     part, state, steps = problem, solver.init(problem, x), 0
     report = solver.report(part, state)
     infinite = torch.full_like(residual_tolerance, math.inf)
-    best_x, best_t = report.x.clone(), None if report.t is None else report.t.clone()
+    best_x = report.x.clone()
     best_residual, best_bound, milestone = infinite.clone(), infinite.clone(), infinite.clone()
     milestone_step = torch.zeros(x.shape[0], dtype=torch.float32, device=x.device)
     stopped = torch.zeros(x.shape[0], dtype=torch.int64, device=x.device)
     active = torch.arange(x.shape[0], device=x.device)
+    last_t: Tensor | None = None
+    shortfall, pause = infinite, solver.check_every
     while True:
         measure = torch.where(torch.isfinite(report.bound), report.bound, report.residual)
         known = torch.where(torch.isfinite(best_bound[active]), best_bound[active], best_residual[active])
@@ -64,8 +71,6 @@ def iterate(
         chosen = active[better]
         best_x[chosen], best_residual[chosen] = report.x[better], report.residual[better]
         best_bound[chosen] = report.bound[better]
-        if best_t is not None and report.t is not None:
-            best_t[chosen] = report.t[better]
         progressed = report.residual < 0.9 * milestone[active]
         milestone[active] = torch.where(progressed, report.residual, milestone[active])
         milestone_step[active] = torch.where(progressed, float(steps), milestone_step[active])
@@ -76,17 +81,49 @@ def iterate(
         running = stopped[active] == _RUNNING
         remaining = int(running.sum())
         if remaining == 0 or steps >= limit:
+            last_t = _keep_pullback(last_t, report, active, x.shape[0])
             break
+        if solver.report_applications:
+            now = _shortfall(report, residual_tolerance[active], bound_tolerance[active])
+            pause = _next_check(solver.check_every, pause, shortfall[active][running], now[running])
+            shortfall = shortfall.index_copy(0, active, now)
         if remaining <= 0.75 * len(running):
+            last_t = _keep_pullback(last_t, report, active, x.shape[0])
             index = running.nonzero()[:, 0]
             active, part, state = active[index], part.select(index), select_samples(state, index)
-        if steps:
-            state = solver.adapt(part, state)
-        for _ in range(min(solver.check_every, limit - steps)):
-            state = solver.step(part, state)
-            steps += 1
+        aim = min(steps + pause, limit)
+        while steps < aim:
+            if steps:
+                state = solver.adapt(part, state)
+            for _ in range(min(solver.check_every, aim - steps)):
+                state = solver.step(part, state)
+                steps += 1
         report = solver.report(part, state)
-    return LoopResult(best_x, best_t, best_residual, best_bound, _status(stopped), steps)
+    return LoopResult(best_x, last_t, best_residual, best_bound, _status(stopped), steps)
+
+
+def _keep_pullback(kept: Tensor | None, report: Report, active: Tensor, batch: int) -> Tensor | None:
+    """Pull-backs of all samples as they were when they last iterated; without a copy if they stop together."""
+    if report.t is None or len(active) == batch:
+        return report.t
+    assert kept is not None  # samples left the batch before
+    return kept.index_copy(0, active, report.t)
+
+
+def _shortfall(report: Report, residual_tolerance: Tensor, bound_tolerance: Tensor) -> Tensor:
+    """Powers of e by which each sample misses its goal, (batch,)."""
+    tiny = torch.finfo(report.residual.dtype).tiny
+    by_residual = report.residual / residual_tolerance.clamp_min(tiny)
+    by_bound = report.bound / bound_tolerance.clamp_min(tiny)
+    return torch.minimum(by_residual, by_bound).log()
+
+
+def _next_check(check_every: int, pause: int, before: Tensor, now: Tensor) -> int:
+    """Steps until the next check: what the fastest sample still needs at its latest rate, less a margin."""
+    rate = (before - now) / pause
+    predicted = torch.where(torch.isfinite(rate) & (rate > 0), now / rate, 2.0 * pause)
+    checks = _OPTIMISM * float(predicted.min()) / check_every
+    return check_every * int(min(max(checks, 1.0), _LONGEST_PAUSE))
 
 
 def _status(stopped: Tensor) -> Status:

@@ -7,16 +7,17 @@ of primal and dual movement: Applegate et al. (2021).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import cast
 
 import torch
 from torch import Tensor
 
-from learnreg.certificates.state import smallest_bound
-from learnreg.convex import dual_point, sum_samples
+from learnreg.certificates.state import dual_answer, smallest_bound
+from learnreg.convex import sum_samples
 from learnreg.filterbank import FilterBank, weighted_norm_bound
 from learnreg.problem import Instance, expand
 from learnreg.solvers.base import Report, Solver, SolverState
+
+_FIRST_STEPS, _FIRST_NEWTON_STEPS, _LATER_NEWTON_STEPS = 20, 3, 1
 
 __all__ = ["PDHG", "PDHGState", "StepSizes", "balanced_tau", "initial_tau", "primal_step"]
 
@@ -58,17 +59,16 @@ class StepSizes:
 
 @dataclass(frozen=True)
 class PDHGState(SolverState):
-    """Relaxed iterates x, y; prox outputs x_hat, y_hat with the pull-back t; tau per sample; movement since a check."""
+    """Relaxed iterates x, y; the prox outputs x_hat and f'(t), t the pull-back; tau per sample; and memory for
+    responses. ``step`` overwrites y, t and the memory."""
 
     x: Tensor
     y: Tensor
     x_hat: Tensor
-    y_hat: Tensor
     t: Tensor
     tau: Tensor
-    x_start: Tensor
-    y_start: Tensor
-    checks: int
+    memory: Tensor
+    steps: int
     sizes: StepSizes
 
 
@@ -84,9 +84,14 @@ def primal_step(instance: Instance, x: Tensor, pullback: Tensor, tau: Tensor) ->
 
 
 class PDHG(Solver[PDHGState]):
-    """Over-relaxed PDHG; the answer is the prox output, or for a diagonal data term argmin_x g(x) + <K^T y, x>."""
+    """Over-relaxed PDHG; the answer is the prox output, or for a diagonal data term argmin_x g(x) + <K^T y, x>.
+
+    Proximal maps that iterate start from the last pull-back: with three Newton steps at first, with one later, when the
+    iterates hardly move.
+    """
 
     name = "pdhg"
+    report_applications = 2
 
     def __init__(self, check_every: int = 10) -> None:
         self.check_every = check_every
@@ -97,55 +102,46 @@ class PDHG(Solver[PDHGState]):
         t = instance.apply(x)
         y = instance.potential.grad(t)
         tau = torch.full((x.shape[0],), initial_tau(instance, sizes), dtype=x.dtype, device=x.device)
-        return PDHGState(x, y, x, y, t, tau, x, y, 0, sizes)
+        return PDHGState(x, y, x, t, tau, torch.empty_like(t), 0, sizes)
 
     def step(self, instance: Instance, state: PDHGState) -> PDHGState:
         sizes = state.sizes
         sigma = sizes.sigma(state.tau, state.y)
         x_hat = primal_step(instance, state.x, instance.adjoint(state.y), state.tau)
-        v = torch.addcmul(state.y, sigma, instance.apply(2.0 * x_hat - state.x))
-        y_hat, t = dual_point(instance.potential, v, sigma, state.t)
-        rho = sizes.relaxation
-        return replace(
-            state,
-            x=torch.lerp(state.x, x_hat, rho),
-            y=torch.lerp(state.y, y_hat, rho),
-            x_hat=x_hat,
-            y_hat=y_hat,
-            t=t,
-        )
+        response = instance.apply(2.0 * x_hat - state.x, state.memory)
+        v = torch.addcmul(state.y, sigma, response, out=response)
+        newton_steps = _FIRST_NEWTON_STEPS if state.steps < _FIRST_STEPS else _LATER_NEWTON_STEPS
+        instance.potential.dual_step_(v, state.y, state.t, sigma, sizes.relaxation, newton_steps)
+        return replace(state, x=torch.lerp(state.x, x_hat, sizes.relaxation), x_hat=x_hat, steps=state.steps + 1)
 
     def adapt(self, instance: Instance, state: PDHGState) -> PDHGState:
-        moved_x, moved_y = state.x - state.x_start, state.y - state.y_start
-        tau = balanced_tau(state.sizes, state.tau, moved_x, moved_y, state.checks)
-        return replace(state, tau=tau, x_start=state.x, y_start=state.y, checks=state.checks + 1)
+        ahead_y = torch.sub(state.y, instance.potential.grad_into(state.t, state.memory), out=state.memory)
+        checks = state.steps // self.check_every
+        return replace(state, tau=balanced_tau(state.sizes, state.tau, state.x - state.x_hat, ahead_y, checks))
 
     def report(self, instance: Instance, state: PDHGState) -> Report:
-        pullback = instance.adjoint(state.y_hat)
-        dual = instance.diagonal is not None and instance.strong_convexity > 0
-        x = self._dual_answer(instance, pullback) if dual else state.x_hat
-        judged = smallest_bound(instance, x, state.t, pullback)
-        return Report(x, judged.residual, judged.bound, judged.floor, state.t)
-
-    def _dual_answer(self, instance: Instance, pullback: Tensor) -> Tensor:
-        x = (instance.q - pullback) / cast(Tensor, instance.diagonal)
-        return x if instance.box is None else instance.box.prox(x)
+        if instance.diagonal is not None and instance.strong_convexity > 0:
+            answer = dual_answer(instance, state.t, state.memory)
+            return Report(answer.x, answer.residual, answer.bound, answer.floor, state.t)
+        judged = smallest_bound(instance, state.x_hat, state.t)
+        return Report(state.x_hat, judged.residual, judged.bound, judged.floor, state.t)
 
 
 def initial_tau(instance: Instance, sizes: StepSizes) -> float:
     """A start for the balance: between equal steps and the modulus-optimal ratio."""
     modulus = max(instance.strong_convexity, 1e-3)
-    tau = min(1.0, 0.2 / (modulus * sizes.norm))
+    tau = min(1.0, 0.35 / (modulus * sizes.norm))
     return min(tau, 0.5 / sizes.explicit_lipschitz) if sizes.explicit_lipschitz > 0 else tau
 
 
 def balanced_tau(sizes: StepSizes, tau: Tensor, moved_x: Tensor, moved_y: Tensor, checks: int) -> Tensor:
-    """Move tau (batch,) towards ‖Δx‖/(‖Δy‖ ‖K‖), the movements since the last check, by less and less."""
+    """Move tau (batch,) towards ‖Δx‖/(‖Δy‖ ‖K‖), the movements of the latest step up to a common factor, by less and
+    less: the relaxed iterate lies rho - 1 of a step ahead of the prox output."""
     primal = sum_samples(moved_x * moved_x).sqrt()
     dual = sum_samples(moved_y * moved_y / sizes.scaling).sqrt()
     tiny = torch.finfo(primal.dtype).tiny
     target = primal / (dual.clamp_min(tiny) * sizes.norm)
-    balanced = tau * (target / tau).clamp(0.1, 10.0) ** (0.5 / (1.0 + 0.3 * checks))
+    balanced = tau * (target / tau).clamp(0.1, 10.0) ** (0.3 / (1.0 + 0.3 * checks))
     if sizes.explicit_lipschitz > 0:
         balanced = balanced.clamp(max=0.9 / sizes.explicit_lipschitz)
     return torch.where((primal > tiny) & (dual > tiny), balanced, tau)

@@ -1,0 +1,228 @@
+"""Kernels of filter banks: valid correlation and its transpose, differentiable any number of times.
+
+On a CPU, conv2d and above all conv_transpose2d are far from what the matrix product of the same library reaches, and a
+fresh tensor for every result costs more in page faults than its arithmetic. The fast kernels are one matrix product
+per block (a block is small enough for the cache), write into memory the caller provides, and keep their scratch space
+between calls. Which kernel is the fastest is measured, once per shape; other devices, half precision and deterministic
+mode use the reference, conv2d and conv_transpose2d (``torch.use_deterministic_algorithms(True)`` also keeps results
+from depending on a measurement).
+
+"Correlation" is that of torch's conv2d, without flipping the filters.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["chosen_kernels", "correlate", "correlate_adjoint", "filter_gradient"]
+
+Kernel = Callable[[Tensor, Tensor, Tensor], None]
+"""(input, filters, out): overwrites ``out``."""
+
+_BLOCK_BYTES = 2 * 1024**2
+_TAP_BYTES = 8 * 1024**2
+_MEASURED_ROWS = 64
+_MEASURE_REPEATS = 3
+
+
+# ---- public ----------------------------------------------------------------------------------------------------------
+
+
+def correlate(x: Tensor, filters: Tensor, out: Tensor | None = None) -> Tensor:
+    """Valid correlation of (batch, 1, H, W) with (n, k, l): (batch, n, H-k+1, W-l+1).
+
+    ``out``: memory for the result, contiguous, for callers that do not differentiate.
+    """
+    if out is not None or not _differentiates(x, filters):
+        return _correlate(x, filters, out)
+    return cast(Tensor, _Correlate.apply(x, filters))  # type: ignore[no-untyped-call]
+
+
+def correlate_adjoint(y: Tensor, filters: Tensor, out: Tensor | None = None) -> Tensor:
+    """Transpose of :func:`correlate` in the image: (batch, n, h, w) to (batch, 1, h+k-1, w+l-1)."""
+    if out is not None or not _differentiates(y, filters):
+        return _correlate_adjoint(y, filters, out)
+    return cast(Tensor, _CorrelateAdjoint.apply(y, filters))  # type: ignore[no-untyped-call]
+
+
+def filter_gradient(x: Tensor, y: Tensor, size: tuple[int, int]) -> Tensor:
+    """∂_w <w * x, y>: the correlation of the image (batch, 1, H, W) with the responses (batch, n, h, w): (n, k, l)."""
+    _, n, rows, cols = y.shape
+    windows = x[:, 0].unfold(-2, rows, 1).unfold(-2, cols, 1)
+    return torch.einsum("bklrc,bnrc->nkl", windows, y).reshape(n, *size)
+
+
+def chosen_kernels() -> dict[str, str]:
+    """What was measured to be the fastest, by "kind filters rows x columns dtype threads"."""
+    return {" ".join(map(str, key)): name for key, name in _choices.items()}
+
+
+def _differentiates(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+
+
+class _Correlate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, filters: Tensor) -> Tensor:
+        ctx.save_for_backward(x, filters)
+        return _correlate(x, filters, None)
+
+    @staticmethod
+    def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, filters = ctx.saved_tensors
+        grad_x = correlate_adjoint(grad[0], filters) if ctx.needs_input_grad[0] else None
+        grad_filters = filter_gradient(x, grad[0], filters.shape[-2:]) if ctx.needs_input_grad[1] else None
+        return grad_x, grad_filters
+
+
+class _CorrelateAdjoint(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, filters: Tensor) -> Tensor:
+        ctx.save_for_backward(y, filters)
+        return _correlate_adjoint(y, filters, None)
+
+    @staticmethod
+    def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        y, filters = ctx.saved_tensors
+        grad_y = correlate(grad[0], filters) if ctx.needs_input_grad[0] else None
+        grad_filters = filter_gradient(grad[0], y, filters.shape[-2:]) if ctx.needs_input_grad[1] else None
+        return grad_y, grad_filters
+
+
+def _correlate(x: Tensor, filters: Tensor, out: Tensor | None) -> Tensor:
+    (n, k, l), (rows, cols) = filters.shape, x.shape[-2:]
+    if out is None:
+        out = x.new_empty(x.shape[0], n, rows - k + 1, cols - l + 1)
+    kernel = _choose("correlate", _FORWARD, out, filters)
+    kernel(x, filters, out)
+    return out
+
+
+def _correlate_adjoint(y: Tensor, filters: Tensor, out: Tensor | None) -> Tensor:
+    (_, k, l), (rows, cols) = filters.shape, y.shape[-2:]
+    if out is None:
+        out = y.new_empty(y.shape[0], 1, rows + k - 1, cols + l - 1)
+    kernel = _choose("adjoint", _ADJOINT, y, filters)
+    kernel(y if y.is_contiguous() else y.contiguous(), filters, out)
+    return out
+
+
+# ---- kernels ---------------------------------------------------------------------------------------------------------
+
+
+def _conv2d(x: Tensor, filters: Tensor, out: Tensor) -> None:
+    """The reference, block by block so that its temporary result stays in the cache."""
+    weight, k = filters[:, None], filters.shape[1]
+    if out.device.type != "cpu":
+        out.copy_(F.conv2d(x, weight))
+        return
+    block = _block_rows(out, out.shape[1])
+    for i in range(x.shape[0]):
+        for first in range(0, out.shape[2], block):
+            last = min(first + block, out.shape[2])
+            out[i, :, first:last] = F.conv2d(x[i : i + 1, :, first : last + k - 1], weight)[0]
+
+
+def _windows_product(x: Tensor, filters: Tensor, out: Tensor) -> None:
+    """Filters (n, kl) times the matrix of windows (kl, pixels), block by block."""
+    (n, k, l), (batch, _, rows, cols) = filters.shape, out.shape
+    matrix, row, col = filters.reshape(n, k * l), x.stride(-2), x.stride(-1)
+    block = min(rows, _block_rows(out, k * l))
+    scratch = _scratch(k * l * block * cols, out)
+    flat = out.view(batch, n, rows * cols)
+    for i in range(batch):
+        for first in range(0, rows, block):
+            height = min(block, rows - first)
+            windows = scratch[: k * l * height * cols]
+            shifted = x[i, 0].as_strided(
+                (k, l, height, cols), (row, col, row, col), x[i, 0].storage_offset() + first * row
+            )
+            windows.view(k, l, height, cols).copy_(shifted)
+            columns = slice(first * cols, (first + height) * cols)
+            torch.mm(matrix, windows.view(k * l, height * cols), out=flat[i, :, columns])
+
+
+def _conv_transpose2d(y: Tensor, filters: Tensor, out: Tensor) -> None:
+    out.copy_(F.conv_transpose2d(y, filters[:, None]))
+
+
+def _taps_product(y: Tensor, filters: Tensor, out: Tensor) -> None:
+    """Filters (kl, n) times the responses (n, pixels), then kl shifted additions."""
+    (n, k, l), (batch, _, rows, cols) = filters.shape, y.shape
+    matrix = filters.reshape(n, k * l).T.expand(batch, k * l, n)
+    per_row = batch * k * l * cols * y.element_size()
+    block = max(1, min(rows, _TAP_BYTES // per_row))
+    scratch = _scratch(batch * k * l * block * cols, y)
+    flat = y.view(batch, n, rows * cols)
+    out.zero_()
+    for first in range(0, rows, block):
+        height = min(block, rows - first)
+        columns = slice(first * cols, (first + height) * cols)
+        taps = scratch[: batch * k * l * height * cols].view(batch, k * l, height * cols)
+        torch.bmm(matrix, flat[:, :, columns], out=taps)
+        shifts = taps.view(batch, k * l, height, cols).unbind(1)
+        for s, tap in enumerate(shifts):
+            i, j = first + s // l, s % l
+            out[:, 0, i : i + height, j : j + cols].add_(tap)
+
+
+_FORWARD: dict[str, Kernel] = {"conv2d": _conv2d, "windows-product": _windows_product}
+_ADJOINT: dict[str, Kernel] = {"conv_transpose2d": _conv_transpose2d, "taps-product": _taps_product}
+"""The reference comes first."""
+
+
+def _block_rows(out: Tensor, channels: int) -> int:
+    return max(1, _BLOCK_BYTES // (channels * out.shape[-1] * out.element_size()))
+
+
+_memory = threading.local()
+
+
+def _scratch(count: int, like: Tensor) -> Tensor:
+    """``count`` numbers of scratch space of this thread, kept between calls."""
+    kept: dict[torch.dtype, Tensor] = _memory.__dict__.setdefault("kept", {})
+    if like.dtype not in kept or kept[like.dtype].numel() < count:
+        with torch.inference_mode(False):
+            kept[like.dtype] = torch.empty(count, dtype=like.dtype)
+    return kept[like.dtype][:count]
+
+
+# ---- choice ----------------------------------------------------------------------------------------------------------
+
+_choices: dict[tuple[str | int, ...], str] = {}
+
+
+def _choose(kind: str, kernels: dict[str, Kernel], responses: Tensor, filters: Tensor) -> Kernel:
+    """The fastest kernel for responses of this shape, measured on a part of it when it is seen for the first time."""
+    reference = next(iter(kernels))
+    eager = responses.device.type == "cpu" and responses.dtype in (torch.float32, torch.float64)
+    if not eager or torch.are_deterministic_algorithms_enabled() or responses.numel() == 0:
+        return kernels[reference]
+    (n, k, l), (rows, cols) = filters.shape, responses.shape[-2:]
+    key = (kind, n, k, l, min(rows, _MEASURED_ROWS), cols, str(responses.dtype), torch.get_num_threads())
+    if key not in _choices:
+        _choices[key] = _fastest(kernels, n, k, l, min(rows, _MEASURED_ROWS), cols, responses.dtype)
+    return kernels[_choices[key]]
+
+
+@torch.no_grad()
+def _fastest(kernels: dict[str, Kernel], n: int, k: int, l: int, rows: int, cols: int, dtype: torch.dtype) -> str:
+    image = torch.ones(1, 1, rows + k - 1, cols + l - 1, dtype=dtype)
+    responses = torch.ones(1, n, rows, cols, dtype=dtype)
+    filters = torch.ones(n, k, l, dtype=dtype)
+    source, out = (image, responses) if kernels is _FORWARD else (responses, image)
+    seconds = dict.fromkeys(kernels, math.inf)
+    for _ in range(_MEASURE_REPEATS):
+        for name, kernel in kernels.items():
+            began = time.perf_counter()
+            kernel(source, filters, out)
+            seconds[name] = min(seconds[name], time.perf_counter() - began)
+    return min(seconds, key=lambda name: seconds[name])

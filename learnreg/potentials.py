@@ -118,6 +118,14 @@ class Potential(ConvexFunction):
         """f'(t) and f''(t), elementwise, sharing what they have in common."""
         return self.grad(t), self.second(t)
 
+    def divergence(self, r: Tensor, t: Tensor) -> Tensor:
+        """The Bregman distance f(r) - f(t) - <f'(t), r - t>, elementwise (per group, for groups), plus what rounding
+        may have cancelled."""
+        f, dtype, r, t = self.to(torch.float64), t.dtype, r.double(), t.double()
+        inner, at_r, at_t = f.grad(t) * (r - t), f.density(r), f.density(t)
+        inner = inner.sum(1, keepdim=True) if self.grouped else inner
+        return (at_r - at_t - inner + 4.0 * torch.finfo(torch.float64).eps * (at_r + at_t)).to(dtype)
+
     def blocks(self, t: Tensor, *others: Tensor) -> Iterator[tuple[Any, ...]]:
         """(potential, t, *others) of every block of responses that fits in a cache; parameters and others, which
         broadcast against t, restricted alike. Blocks of a sample follow each other."""
@@ -213,10 +221,10 @@ class PseudoHuber(Potential):
                 inverse = torch.addcmul(square_, t_, t_).rsqrt_()
                 t_.mul_(inverse).pow_(3)
                 torch.addcmul(size, t_, weight_, value=-1.0, out=t_)
-                t_.div_(torch.addcmul(sigma_, inverse.pow_(3), curvature_, out=inverse))
+                t_.div_(inverse.pow_(3).mul_(curvature_).add_(sigma_))  # addcmul with two of a channel is slow
                 low = size * share_ if low is None else low
                 torch.maximum(t_, low, out=t_)
-            t_.copysign_(v_)
+            t_.mul_(v_.sign_())
             y_hat = torch.addcmul(square_, t_, t_).rsqrt_().mul_(t_)
             y_.mul_(1.0 - relaxation).addcmul_(y_hat, weight_, value=relaxation)
 
@@ -227,6 +235,13 @@ class PseudoHuber(Potential):
         if torch.is_grad_enabled():
             return torch.rsqrt(t * t + square)
         return torch.addcmul(square, t, t).rsqrt_()
+
+    def divergence(self, r: Tensor, t: Tensor) -> Tensor:
+        """l nu² (r - t)² / (s_t (s_r s_t + r t + nu²)) with s = sqrt(.² + nu²): the same without cancellation."""
+        square = torch.as_tensor(self.smoothing, dtype=t.dtype, device=t.device) ** 2
+        s_t = torch.addcmul(square, t, t).sqrt()
+        sizes = torch.addcmul(square, r, r).sqrt() * s_t
+        return self.weight * square * (r - t) ** 2 / (s_t * torch.maximum(sizes + r * t + square, square))
 
 
 class LogCosh(Potential):
@@ -372,16 +387,17 @@ def planes(responses: Tensor, *others: Tensor, whole: bool = False) -> Iterator[
     batch, channels = responses.shape[:2]
     count = channels if whole else max(1, _BLOCK_BYTES // responses[0, 0].nbytes)
 
-    def part(value: Tensor, sample: int, first: int) -> Tensor:
+    def parts(value: Tensor, first: int) -> tuple[Tensor, ...]:
+        """Those channels of each sample."""
         batch_axis = value.dim() - responses.dim()
         channel_axis = batch_axis + 1
         if channel_axis >= 0 and value.shape[channel_axis] > 1:
             value = value.narrow(channel_axis, first, min(count, channels - first))
-        return value[sample : sample + 1] if batch_axis == 0 and value.shape[0] > 1 else value
+        return value.split(1) if batch_axis == 0 and value.shape[0] > 1 else (value,) * batch
 
-    for sample in range(batch):
-        for first in range(0, channels, count):
-            yield tuple(part(value, sample, first) for value in (responses, *others))
+    blocks = [zip(*(parts(v, k) for v in (responses, *others)), strict=True) for k in range(0, channels, count)]
+    for sample in zip(*blocks, strict=True):
+        yield from sample
 
 
 def sum_blocks(blocks: Iterable[tuple[Tensor, ...]], batch: int) -> tuple[Tensor, ...]:

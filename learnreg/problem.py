@@ -24,6 +24,8 @@ from learnreg.regularizers.base import ParameterRole, Regularizer, SaddleTerms
 
 __all__ = ["Counter", "Instance", "LowerLevelProblem", "expand"]
 
+_PART_BYTES = 8 * 1024**2
+
 
 def expand(values: Tensor, like: Tensor) -> Tensor:
     """Per-sample values (batch,) shaped to broadcast against ``like`` (batch, ...)."""
@@ -94,6 +96,16 @@ class Instance:
     def select(self, index: Tensor) -> Instance:
         """The instance restricted to some samples, sharing the counter."""
         return replace(self, q=self.q[index], half_square=self.half_square[index])
+
+    def parts(self) -> Iterator[tuple[Instance, slice]]:
+        """The instance in parts of the batch whose responses stay small, for work that needs many of them; their
+        operator applications count once for the batch."""
+        size = math.prod(self.analysis.range_shape) * self.q.element_size()
+        count = self.batch if size * self.batch <= _PART_BYTES else max(1, _PART_BYTES // (4 * size))
+        for first in range(0, self.batch, count):
+            index = slice(first, first + count)
+            counter = self.counter if first == 0 else Counter()
+            yield replace(self, q=self.q[index], half_square=self.half_square[index], counter=counter), index
 
     def to(self, dtype: torch.dtype) -> Instance:
         """The instance in another dtype, sharing the counter."""

@@ -25,13 +25,15 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Iterates:
-    """State and adjoint state, with how the solvers ended and how many steps they took."""
+    """State and adjoint state, with how the solvers ended and how many steps they took; t is the dual pull-back that
+    belongs to x, from solvers that have one."""
 
     x: Tensor
     X: Tensor
     status: Status = Status.CONVERGED
     state_steps: int = 0
     adjoint_steps: int = 0
+    t: Tensor | None = None
 
 
 class HypergradientMethod(ABC):

@@ -168,7 +168,8 @@ class _Search:
         left: tuple[int | None, int | None] = (None, None)
         if self.max_steps is not None:
             left = (max(1, self.max_steps - self.state_steps), max(1, self.max_steps - self.adjoint_steps))
-        start = Iterates(iterates.x.to(dtype), iterates.X.to(dtype))
+        t = None if iterates.t is None else iterates.t.to(dtype)
+        start = Iterates(iterates.x.to(dtype), iterates.X.to(dtype), t=t)
         goal = Accuracy(accuracy.state.to(dtype), accuracy.adjoint.to(dtype))
         improved = self.method.improve(self.working, self.loss, start, goal, *left)
         self.state_steps += improved.state_steps

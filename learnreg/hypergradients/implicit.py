@@ -32,12 +32,12 @@ def improve_sequentially(
 ) -> Iterates:
     """Improve x with a lower-level solver, then X with an adjoint solver at the new x."""
     solver = make_solver(state_solver, instance)
-    state = run_state_solver(solver, instance, start.x, accuracy.state, max_state_steps)
+    state = run_state_solver(solver, instance, start.x, accuracy.state, max_state_steps, start.t)
     equation = AdjointEquation.at(instance, state.x, instance.apply(state.x), loss.gradient(state.x))
     never = torch.zeros_like(accuracy.adjoint)
     adjoint = iterate(adjoint_solver, equation, start.X, accuracy.adjoint, never, max_adjoint_steps)
     status = state.status if state.status is not Status.CONVERGED else adjoint.status
-    return Iterates(state.x, adjoint.x, status, state.steps, adjoint.steps)
+    return Iterates(state.x, adjoint.x, status, state.steps, adjoint.steps, state.t)
 
 
 class Implicit(HypergradientMethod):

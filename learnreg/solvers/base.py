@@ -94,6 +94,11 @@ class Iteration(ABC, Generic[ProblemT, StateT]):
 class Solver(Iteration[Instance, StateT]):
     """An iteration on the lower-level problem."""
 
+    def resume(self, instance: Instance, x: Tensor, t: Tensor | None) -> StateT:
+        """The state that starts from x and, for solvers with a dual iterate, from the pull-back t of an earlier one,
+        whose memory becomes the state's."""
+        return self.init(instance, x)
+
 
 class AdjointSolver(Iteration[AdjointEquation, StateT]):
     """An iteration on the adjoint equation."""

@@ -17,6 +17,9 @@ __all__ = ["LoopResult", "iterate"]
 _PATIENCE = 150
 """Steps without a 10 % lower residual after which a sample counts as stagnated."""
 
+_NEAR_FLOOR, _PATIENCE_AT_FLOOR = 32.0, 40
+"""Within this factor of the rounding floor, so many steps without progress tell that rounding rules."""
+
 _DEFAULT_MAX_STEPS = 20_000
 
 _OPTIMISM, _LONGEST_PAUSE = 0.7, 6
@@ -46,15 +49,17 @@ def iterate(
     residual_tolerance: Tensor,
     bound_tolerance: Tensor,
     max_steps: int | None = None,
+    state: Any = None,
 ) -> LoopResult:
     """Iterate until each sample has residual <= residual_tolerance or bound <= bound_tolerance, (batch,) each.
 
     The host looks at the iterates every ``solver.check_every`` steps at most; where looking costs operator
-    applications, it waits for about half of the steps that the rate so far predicts. Samples that are done leave the
-    batch.
+    applications, it waits for most of the steps that the rate so far predicts. Samples that are done leave the batch.
+    ``state``: where to start, instead of at x.
     """
     limit = _DEFAULT_MAX_STEPS if max_steps is None else max_steps
-    part, state, steps = problem, solver.init(problem, x), 0
+    part, steps = problem, 0
+    state = solver.init(problem, x) if state is None else state
     report = solver.report(part, state)
     infinite = torch.full_like(residual_tolerance, math.inf)
     best_x = report.x.clone()
@@ -63,7 +68,7 @@ def iterate(
     stopped = torch.zeros(x.shape[0], dtype=torch.int64, device=x.device)
     active = torch.arange(x.shape[0], device=x.device)
     last_t: Tensor | None = None
-    shortfall, pause = infinite, solver.check_every
+    shortfall, pause = infinite, solver.check_every * (2 if solver.report_applications else 1)
     while True:
         measure = torch.where(torch.isfinite(report.bound), report.bound, report.residual)
         known = torch.where(torch.isfinite(best_bound[active]), best_bound[active], best_residual[active])
@@ -75,8 +80,10 @@ def iterate(
         milestone[active] = torch.where(progressed, report.residual, milestone[active])
         milestone_step[active] = torch.where(progressed, float(steps), milestone_step[active])
         converged = (best_residual <= residual_tolerance) | (best_bound <= bound_tolerance)
-        codes = torch.where(report.residual <= report.floor, _AT_FLOOR, _RUNNING)
-        codes = torch.where(steps - milestone_step[active] >= _PATIENCE, _STAGNATED, codes)
+        idle = steps - milestone_step[active]
+        near_floor = (report.residual <= _NEAR_FLOOR * report.floor) & (idle >= _PATIENCE_AT_FLOOR)
+        codes = torch.where((report.residual <= report.floor) | near_floor, _AT_FLOOR, _RUNNING)
+        codes = torch.where((codes == _RUNNING) & (idle >= _PATIENCE), _STAGNATED, codes)
         stopped[active] = torch.where(converged[active], _CONVERGED, codes)
         running = stopped[active] == _RUNNING
         remaining = int(running.sum())

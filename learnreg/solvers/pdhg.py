@@ -17,6 +17,9 @@ from learnreg.filterbank import FilterBank, weighted_norm_bound
 from learnreg.problem import Instance, expand
 from learnreg.solvers.base import Report, Solver, SolverState
 
+_PRIMAL_SHARE = 0.6
+"""Below 1 the dual iterate, which the certificate waits for, gets longer steps than the primal one."""
+
 _FIRST_STEPS, _FIRST_NEWTON_STEPS, _LATER_NEWTON_STEPS = 20, 3, 1
 
 __all__ = ["PDHG", "PDHGState", "StepSizes", "balanced_tau", "initial_tau", "primal_step"]
@@ -38,7 +41,7 @@ class StepSizes:
         scaling = weight / weight.max() if weight.dim() == 3 and weight.numel() > 1 else torch.ones_like(weight)
         scaling = scaling.sqrt()
         if isinstance(instance.analysis, FilterBank) and scaling.numel() == instance.analysis.filters.shape[0]:
-            norm = weighted_norm_bound(instance.analysis, scaling.flatten())
+            norm = weighted_norm_bound(instance.analysis, scaling.flatten(), tight=False)
         else:
             scaling = torch.ones((), dtype=instance.q.dtype, device=instance.q.device)
             norm = instance.analysis.norm_bound()
@@ -97,9 +100,12 @@ class PDHG(Solver[PDHGState]):
         self.check_every = check_every
 
     def init(self, instance: Instance, x: Tensor) -> PDHGState:
+        return self.resume(instance, x, None)
+
+    def resume(self, instance: Instance, x: Tensor, t: Tensor | None) -> PDHGState:
         sizes = StepSizes.of(instance)
         x = x if instance.box is None else instance.box.prox(x)
-        t = instance.apply(x)
+        t = instance.apply(x) if t is None else t
         y = instance.potential.grad(t)
         tau = torch.full((x.shape[0],), initial_tau(instance, sizes), dtype=x.dtype, device=x.device)
         return PDHGState(x, y, x, t, tau, torch.empty_like(t), 0, sizes)
@@ -130,17 +136,17 @@ class PDHG(Solver[PDHGState]):
 def initial_tau(instance: Instance, sizes: StepSizes) -> float:
     """A start for the balance: between equal steps and the modulus-optimal ratio."""
     modulus = max(instance.strong_convexity, 1e-3)
-    tau = min(1.0, 0.35 / (modulus * sizes.norm))
+    tau = min(1.0, 0.25 / (modulus * sizes.norm))
     return min(tau, 0.5 / sizes.explicit_lipschitz) if sizes.explicit_lipschitz > 0 else tau
 
 
 def balanced_tau(sizes: StepSizes, tau: Tensor, moved_x: Tensor, moved_y: Tensor, checks: int) -> Tensor:
-    """Move tau (batch,) towards ‖Δx‖/(‖Δy‖ ‖K‖), the movements of the latest step up to a common factor, by less and
-    less: the relaxed iterate lies rho - 1 of a step ahead of the prox output."""
+    """Move tau (batch,) towards 0.6 ‖Δx‖/(‖Δy‖ ‖K‖), by less and less. The movements are those of the latest step up to
+    a common factor: the relaxed iterate lies rho - 1 of a step ahead of the prox output."""
     primal = sum_samples(moved_x * moved_x).sqrt()
     dual = sum_samples(moved_y * moved_y / sizes.scaling).sqrt()
     tiny = torch.finfo(primal.dtype).tiny
-    target = primal / (dual.clamp_min(tiny) * sizes.norm)
+    target = _PRIMAL_SHARE * primal / (dual.clamp_min(tiny) * sizes.norm)
     balanced = tau * (target / tau).clamp(0.1, 10.0) ** (0.3 / (1.0 + 0.3 * checks))
     if sizes.explicit_lipschitz > 0:
         balanced = balanced.clamp(max=0.9 / sizes.explicit_lipschitz)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -26,15 +26,17 @@ __all__ = ["SolverName", "check_failure_option", "check_tolerance", "initial_poi
 SolverName = Literal["auto", "pdhg", "lbfgs", "newton-cg"]
 FailureOption = Literal["return", "raise"]
 
-_RIGOROUS: BoundKind = "rigorous"
-_ESTIMATE: BoundKind = "estimate"
+_AIM, _FLOAT32_AIM, _MAX_ATTEMPTS = 0.999, 0.97, 4
+"""Shares of the tolerance that solvers aim at, so that the judgement in float64 agrees; attempts with smaller ones."""
+
 _SOLVERS: dict[str, type[Solver[Any]]] = {"pdhg": PDHG, "lbfgs": LBFGS, "newton-cg": NewtonCG}
 
 
 def make_solver(name: str, instance: Instance) -> Solver[Any]:
-    """The solver of that name; "auto" is L-BFGS, or PDHG with a constraint."""
+    """The solver of that name; "auto" is PDHG for a diagonal data term (denoising, inpainting with a ridge) and with
+    a constraint, else L-BFGS: by operator applications on trained models (docs/benchmarks.md)."""
     if name == "auto":
-        return LBFGS() if instance.box is None else PDHG()
+        return PDHG() if instance.diagonal is not None or instance.box is not None else LBFGS()
     if name not in _SOLVERS:
         raise ConfigError(f"solver={name!r}: expected 'auto', {', '.join(map(repr, _SOLVERS))}.")
     return _SOLVERS[name]()
@@ -81,13 +83,16 @@ def residual_tolerance(instance: Instance, error: Tensor) -> Tensor:
 
 
 def run_state_solver(
-    solver: Solver[Any], instance: Instance, x: Tensor, error: Tensor, max_steps: int | None
+    solver: Solver[Any], instance: Instance, x: Tensor, error: Tensor, max_steps: int | None, t: Tensor | None = None
 ) -> LoopResult:
-    """Iterate to a certified 2-norm error per sample; where L-BFGS stagnates, Newton-CG goes on."""
+    """Iterate to a certified 2-norm error per sample, from x and the dual pull-back t of an earlier run; where that
+    ends early, Newton-CG goes on (in float64; in float32 it would meet the same rounding)."""
     residual = residual_tolerance(instance, error)
     bound = error if instance.strong_convexity > 0 else torch.zeros_like(error)
-    result = iterate(solver, instance, x, residual, bound, max_steps)
-    if isinstance(solver, LBFGS) and result.status is Status.STAGNATED:
+    result = iterate(solver, instance, x, residual, bound, max_steps, solver.resume(instance, x, t))
+    limited = result.status is Status.PRECISION and x.dtype == torch.float64
+    stopped_early = limited or result.status is Status.STAGNATED
+    if stopped_early and instance.box is None and not isinstance(solver, NewtonCG):
         left = None if max_steps is None else max_steps - result.steps
         if left is None or left > 0:
             more = iterate(NewtonCG(), instance, result.x, residual, bound, left)
@@ -114,7 +119,7 @@ def solve(
     tolerance: root-mean-square error per sample, in units of x. A rigorous bound when the problem is strongly convex,
         else an estimate (``Solution.bound_kind``).
     max_steps: iterations at most; None stops when the bound stagnates, too.
-    solver: "auto", "pdhg", "lbfgs" or "newton-cg".
+    solver: "auto", "pdhg", "lbfgs" or "newton-cg"; ``Solution.solver`` says which one ran.
     start: where to start, (batch, *domain_shape).
     on_failure: "return" a Solution whose status says what happened, or "raise".
 
@@ -135,34 +140,30 @@ def solve(
         x = start.detach().to(b)
     scale = math.sqrt(math.prod(problem.operator.domain_shape))
     judge_instance = exact_instance(problem, b, instance)
-    aim = 0.95 * target
-    steps, result_x = 0, x
-    for attempt in range(4):
+    working, aim, steps = instance, target * (_AIM if b.dtype == torch.float64 else _FLOAT32_AIM), 0
+    t: Tensor | None = None
+    for attempt in range(_MAX_ATTEMPTS):
         error = torch.full((b.shape[0],), aim * scale, dtype=x.dtype, device=x.device)
         left = None if max_steps is None else max_steps - steps
-        result = run_state_solver(method, instance, x, error, left)
+        result = run_state_solver(method, working, x, error, left, t)
         steps += result.steps
-        x = result_x = result.x
-        t = None if result.t is None else result.t.double()
-        exact_x = x.double() if instance.box is None else instance.box.exactly(x)
-        result_x = x if instance.box is None else instance.box.inside(exact_x, x.dtype)
-        moved = sum_samples((result_x - exact_x) ** 2).sqrt()
-        judged = smallest_bound(judge_instance, exact_x, t)
-        bound, y, kind = (judged.bound + moved) / scale, judged.y, _RIGOROUS
-        if instance.strong_convexity <= 0:
-            bound, kind = _estimated_error(judge_instance, result_x, scale), _ESTIMATE
-        worst = float(bound.max())
+        x, t = result.x, result.t
+        judged = _judge(judge_instance, x, t, b.dtype, scale)
+        worst = float(judged.bound.max())
         if worst <= target or result.status is Status.MAX_STEPS or (max_steps is not None and steps >= max_steps):
             break
-        if result.status is Status.PRECISION or attempt == 3:
-            break
-        aim *= min(0.3, 0.5 * target / worst)
-    status = _final_status(worst <= target, kind, result.status)
+        if result.status is Status.PRECISION:
+            if working.q.dtype == torch.float64:
+                break
+            working, x, t = judge_instance, x.double(), None if t is None else t.double()
+        elif attempt + 1 < _MAX_ATTEMPTS:
+            aim *= min(0.3, 0.5 * target / worst)
+    status = _final_status(worst <= target, judged.kind, result.status)
     solution = Solution(
-        x=result_x,
-        y=y.to(b.dtype),
-        error_bound=bound.to(b.dtype) * (1.0 + 2.0 * torch.finfo(b.dtype).eps),
-        bound_kind=kind,
+        x=judged.x,
+        y=judged.y,
+        error_bound=judged.bound.to(b.dtype) * (1.0 + 2.0 * torch.finfo(b.dtype).eps),
+        bound_kind=judged.kind,
         status=status,
         steps=steps,
         operator_applications=instance.counter.applications,
@@ -171,6 +172,33 @@ def solve(
     if on_failure == "raise" and not status.converged:
         raise SolverError(f"solve(tolerance={target:g}): error bound {worst:.3g}. {status.value}", solution)
     return solution
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """x as it is returned, with y = f'(K x) and the bound (float64) or estimate of its root-mean-square error."""
+
+    x: Tensor
+    y: Tensor
+    bound: Tensor
+    kind: BoundKind
+
+
+def _judge(instance: Instance, x: Tensor, t: Tensor | None, dtype: torch.dtype, scale: float) -> _Judged:
+    """Bound the error of x, rounded to ``dtype``, in float64."""
+    box = instance.box
+    exact = x.double() if box is None else box.exactly(x)
+    returned = exact.to(dtype) if box is None else box.inside(exact, dtype)
+    moved = sum_samples((returned.double() - exact) ** 2).sqrt()
+    bounds, duals = [], []
+    for part, index in instance.parts():
+        judged = smallest_bound(part, exact[index], None if t is None else t[index].double())
+        bounds.append(judged.bound)
+        duals.append(judged.y.to(dtype))
+    bound = (torch.cat(bounds) + moved) / scale
+    if instance.strong_convexity > 0:
+        return _Judged(returned, torch.cat(duals), bound, "rigorous")
+    return _Judged(returned, torch.cat(duals), _estimated_error(instance, returned, scale), "estimate")
 
 
 def _final_status(reached: bool, kind: BoundKind, loop_status: Status) -> Status:

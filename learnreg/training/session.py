@@ -87,6 +87,7 @@ class Session:
     _epoch: int = 0
     _began: float = field(default_factory=time.monotonic)
     _audit_seconds: float = 0.0
+    _last_audit_seconds: float = 0.0
     _unaudited: _Audited | None = None
 
     def __post_init__(self) -> None:
@@ -207,14 +208,15 @@ class Session:
         return chunk, result, float((result.x - x_true).double().square().mean()), audited
 
     def _audit_if_due(self) -> Audit | None:
-        """Audit the hypergradient of a few samples of the latest batch, if audits took little time so far, and adapt
-        the tolerances to what it says."""
+        """Audit the hypergradient of a few samples of the latest batch, if one more keeps the time of audits at its
+        small share, and adapt the tolerances to what it says."""
         latest = self._unaudited
-        if latest is None or self._audit_seconds > _AUDIT_SHARE * self.elapsed:
+        if latest is None or self._audit_seconds + self._last_audit_seconds > _AUDIT_SHARE * self.elapsed:
             return None
         began = time.monotonic()
         found = audit(self.problem, latest.b, self.loss(latest.x_true), latest.x, latest.X, self.target)
-        self._audit_seconds += time.monotonic() - began
+        self._last_audit_seconds = time.monotonic() - began
+        self._audit_seconds += self._last_audit_seconds
         self.applications += found.applications
         self.tolerances = self.tolerances.adapted(found.relative_error, self.target)
         return found

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from learnreg.blocks import planes, sum_blocks
 from learnreg.convex import ConvexFunction, dual_point, sum_samples
 from learnreg.errors import ConfigError
 
@@ -22,7 +23,6 @@ __all__ = ["Huber", "IsotropicPseudoHuber", "LogCosh", "Potential", "PseudoHuber
 
 _PROX_STEPS = 12
 _WARM_PROX_STEPS = 3
-_BLOCK_BYTES = 256 * 1024
 _OUTWARD = 1e-13
 """Relative outward rounding of interval ends: above the rounding of the few operations that form them in float64."""
 
@@ -375,35 +375,6 @@ class IsotropicPseudoHuber(Potential):
 
     def apply_change(self, change: Tensor, v: Tensor) -> Tensor:
         return change * self._length(v)
-
-
-def planes(responses: Tensor, *others: Tensor, whole: bool = False) -> Iterator[tuple[Tensor, ...]]:
-    """Views of tensors that broadcast against ``responses`` (batch, n, ...): one block of channels of one sample after
-    the other, so small that it stays in a CPU's cache with what is computed from it. ``whole``: all channels of a
-    sample together. Small responses and other devices: one block."""
-    if responses.device.type != "cpu" or responses.dim() < 3 or responses.nbytes <= _BLOCK_BYTES:
-        yield responses, *others
-        return
-    batch, channels = responses.shape[:2]
-    count = channels if whole else max(1, _BLOCK_BYTES // responses[0, 0].nbytes)
-
-    def parts(value: Tensor, first: int) -> tuple[Tensor, ...]:
-        """Those channels of each sample."""
-        batch_axis = value.dim() - responses.dim()
-        channel_axis = batch_axis + 1
-        if channel_axis >= 0 and value.shape[channel_axis] > 1:
-            value = value.narrow(channel_axis, first, min(count, channels - first))
-        return value.split(1) if batch_axis == 0 and value.shape[0] > 1 else (value,) * batch
-
-    blocks = [zip(*(parts(v, k) for v in (responses, *others)), strict=True) for k in range(0, channels, count)]
-    for sample in zip(*blocks, strict=True):
-        yield from sample
-
-
-def sum_blocks(blocks: Iterable[tuple[Tensor, ...]], batch: int) -> tuple[Tensor, ...]:
-    """Sums per sample, (batch,) each, from those of the blocks in the order of :func:`planes`."""
-    sums = [torch.stack(column) for column in zip(*blocks, strict=True)]
-    return tuple(s.flatten() if s.shape[0] == 1 else s.reshape(batch, -1).sum(1) for s in sums)
 
 
 def _detach(value: float | Tensor) -> float | Tensor:

@@ -6,6 +6,7 @@ Residuals are recomputed in float64 whatever the dtype of the solver, so that no
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,7 +46,6 @@ class Judgement:
     adjoint_residual: Tensor
     state_share: float
     adjoint_share: float
-    responses: Responses
 
     @property
     def norm(self) -> float:
@@ -63,62 +63,114 @@ def judge(
 ) -> Judgement:
     """Form the hypergradient at (x, X) in float64 and bound its error by the published-style certificate.
 
-    Costs 4 applications, 6 with learnable operators. ``instance`` is in float64.
+    Costs 4 applications, 6 with learnable operators. ``instance`` is in float64. The batch goes through in parts, so
+    that the memory for responses stays bounded; only what couples its samples, the loss, sees all of it.
     """
     x, X = x.double() if instance.box is None else instance.box.exactly(x), X.double()
-    gradient, responses = evaluate_pairing(problem, instance, b, x, X)
-    pullback = instance.adjoint(responses.y)
-    residual = state_residual(instance, x, pullback)
-    floor = rounding_floor(instance, x, pullback)
-    state_norm = sum_samples(residual**2).sqrt() + floor
-    loss_gradient = loss.gradient(x)
-    equation = AdjointEquation.at(instance, x, responses.t, loss_gradient)
-    bent = instance.adjoint(responses.Y)
-    adjoint_residual = equation.project(instance.quadratic(X) + bent) - equation.rhs
-    adjoint_floor = rounding_floor(instance, X, bent, loss_gradient)
-    adjoint_norm = sum_samples(adjoint_residual**2).sqrt() + adjoint_floor
-    mu = instance.strong_convexity
-    infinite = torch.full_like(state_norm, math.inf)
-    e = state_norm / mu if mu > 0 else infinite
     reason = missing_assumption(problem, instance, loss)
-    loss_interval = loss.interval(x, e)
-    error_bound = state_share = adjoint_share = math.inf
-    E = infinite
+    loss_gradient = loss.gradient(x)
+    parts = [
+        _judge_part(problem, part, b[index], x[index], X[index], loss_gradient[index], bounded=not reason)
+        for part, index in instance.parts()
+    ]
+    gradient = {name: torch.stack([p.gradient[name] for p in parts]).sum(0) for name in parts[0].gradient}
+    e, state_norm = torch.cat([p.e for p in parts]), torch.cat([p.state_norm for p in parts])
+    adjoint_norm = torch.cat([p.adjoint_norm for p in parts])
+    reason = reason or next((p.reason for p in parts if p.reason), "")
+    E, error_bound, state_share, adjoint_share = torch.full_like(e, math.inf), math.inf, math.inf, math.inf
     if not reason:
-        bound = _Published(problem, instance, loss, x, X, responses, state_norm, e)
-        if not bool(bound.interval.smooth.all()):
-            reason = (
-                "a kink of the potential lies within the error of x; solve more accurately or use a smooth potential"
-            )
-        elif instance.box is not None and not constraint_decided(instance, x, residual, e, bound.interval.high_max):
-            reason = "the active set of the constraint is undecided within the error of x; solve more accurately"
-        else:
-            if equation.free is not None:
-                adjoint_norm = adjoint_norm + bound.boundary_residual(X - equation.project(X))
-            E = bound.adjoint_error(adjoint_norm)
-            rounding = sum(torch.finfo(g.dtype).eps * gradient_norm({"": g}) for g in gradient.values())
-            rounding += 1e-13 * bound.magnitude() if gradient else 0.0
-            state_share = bound.total(bound.adjoint_error(torch.zeros_like(adjoint_norm))) + rounding
-            error_bound = bound.total(E) + rounding
-            adjoint_share = error_bound - state_share
-    if not math.isfinite(error_bound):
-        error_bound = math.inf
+        rounding = sum(torch.finfo(g.dtype).eps * gradient_norm({"": g}) for g in gradient.values())
+        rounding += 1e-13 * sum(p.magnitude for p in parts) if gradient else 0.0
+        change = loss.gradient_change(x, e)
+        assert change is not None  # missing_assumption() has seen to it
+        bend, L, mu = (
+            torch.cat([p.change_norm for p in parts]),
+            instance.analysis.norm_bound(),
+            instance.strong_convexity,
+        )
+        E = adjoint_bound(adjoint_norm, change, bend, L, mu)
+        inexact = adjoint_bound(torch.zeros_like(adjoint_norm), change, bend, L, mu)
+        groups = [_joined(pairs) for pairs in zip(*(p.groups for p in parts), strict=True)]
+        error_bound, state_share = _total(groups, E) + rounding, _total(groups, inexact) + rounding
+        adjoint_share = error_bound - state_share
     return Judgement(
         x=x,
         X=X,
         gradient=gradient,
-        error_bound=error_bound,
+        error_bound=error_bound if math.isfinite(error_bound) else math.inf,
         reason=reason,
         loss=float(loss.value(x)),
-        loss_interval=loss_interval,
+        loss_interval=loss.interval(x, e),
         state_error=e,
         adjoint_error=E,
         state_residual=state_norm,
         adjoint_residual=adjoint_norm,
         state_share=state_share,
         adjoint_share=adjoint_share,
-        responses=responses,
     )
+
+
+def _joined(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    constants, slopes = zip(*pairs, strict=True)
+    return torch.cat(constants), torch.cat(slopes)
+
+
+def _total(groups: list[tuple[Tensor, Tensor]], E: Tensor) -> float:
+    """Root of the sum of squares over the parameter groups of (constant + slope E), each summed over the batch; the
+    factors cover the rounding of the slope, which is a difference."""
+    sums = [float((constant * (1.0 + 1e-15 * E) + slope * E).sum()) for constant, slope in groups]
+    return math.sqrt(sum(s * s for s in sums)) * (1.0 + 1e-12)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What the bound needs of some samples, per sample: residual norms, the error e of x, the norm of what e changes in
+    f''(Kx) K X, and for each group of parameters the bound as (constant, slope) in the error of X."""
+
+    gradient: dict[str, Tensor]
+    state_norm: Tensor
+    e: Tensor
+    adjoint_norm: Tensor
+    reason: str
+    change_norm: Tensor
+    groups: list[tuple[Tensor, Tensor]]
+    magnitude: float
+
+
+def _judge_part(
+    problem: LowerLevelProblem,
+    instance: Instance,
+    b: Tensor,
+    x: Tensor,
+    X: Tensor,
+    loss_gradient: Tensor,
+    bounded: bool,
+) -> _Part:
+    gradient, responses = evaluate_pairing(problem, instance, b, x, X)
+    pullback = instance.adjoint(responses.y)
+    residual = state_residual(instance, x, pullback)
+    state_norm = sum_samples(residual**2).sqrt() + rounding_floor(instance, x, pullback)
+    equation = AdjointEquation.at(instance, x, responses.t, loss_gradient)
+    bent = instance.adjoint(responses.Y)
+    adjoint_residual = equation.project(instance.quadratic(X) + bent) - equation.rhs
+    adjoint_norm = sum_samples(adjoint_residual**2).sqrt() + rounding_floor(instance, X, bent, loss_gradient)
+    mu = instance.strong_convexity
+    e = state_norm / mu if mu > 0 else torch.full_like(state_norm, math.inf)
+    reason, change_norm, magnitude = "", torch.zeros_like(e), 0.0
+    groups: list[tuple[Tensor, Tensor]] = []
+    if bounded:
+        bound = _Published(problem, instance, x, X, responses, state_norm, e)
+        if not bool(bound.interval.smooth.all()):
+            reason = (
+                "a kink of the potential lies within the error of x; solve more accurately or use a smooth potential"
+            )
+        elif instance.box is not None and not constraint_decided(instance, x, residual, e, bound.interval.high_max):
+            reason = "the active set of the constraint is undecided within the error of x; solve more accurately"
+        if equation.free is not None:
+            adjoint_norm = adjoint_norm + bound.boundary_residual(X - equation.project(X))
+        change_norm, magnitude = bound.interval.change_norm, bound.magnitude()
+        groups = bound.groups()
+    return _Part(gradient, state_norm, e, adjoint_norm, reason, change_norm, groups, magnitude)
 
 
 class _Published:
@@ -128,7 +180,6 @@ class _Published:
         self,
         problem: LowerLevelProblem,
         instance: Instance,
-        loss: UpperLoss,
         x: Tensor,
         X: Tensor,
         responses: Responses,
@@ -141,12 +192,6 @@ class _Published:
         potential = instance.potential
         row_norms = instance.analysis.row_norms(potential.grouped)
         self.interval = curvature_interval(potential, responses.t, responses.V, row_norms, e)
-        change = loss.gradient_change(x, e)
-        assert change is not None  # missing_assumption() has seen to it
-        self.loss_change = change
-
-    def adjoint_error(self, adjoint_norm: Tensor) -> Tensor:
-        return adjoint_bound(adjoint_norm, self.loss_change, self.interval.change_norm, self.L, self.mu)
 
     def boundary_residual(self, X_active: Tensor) -> Tensor:
         """mu times the share of X on active pixels, where X^ = 0, in its error: by the Schur complement,
@@ -161,8 +206,13 @@ class _Published:
         norms = [sum_samples(t * t).sqrt() for t in (self.x, r.Y, self.X, r.y)]
         return float((norms[0] * norms[1] + norms[2] * norms[3]).sum())
 
-    def total(self, E: Tensor) -> float:
-        """Root of the sum of squares over the parameter groups, each the sum over the batch."""
+    def groups(self) -> list[tuple[Tensor, Tensor]]:
+        """The bound of each parameter group as (constant, slope) in the error E of X: it is affine in E."""
+        zero = torch.zeros_like(self.e)
+        constants, sums = self._groups_at(zero), self._groups_at(zero + 1.0)
+        return [(constant, (s - constant).clamp_min(0.0)) for constant, s in zip(constants, sums, strict=True)]
+
+    def _groups_at(self, E: Tensor) -> list[Tensor]:
         r, instance = self.responses, self.instance
         terms = published.error_terms(self.x, self.X, r.y, r.Y, self.e, E, self.energy_error, self.interval, self.L)
         own = self.problem.parameter_roles()
@@ -180,7 +230,7 @@ class _Published:
         if isinstance(self.problem.ridge, Tensor) and self.problem.ridge.requires_grad:
             parts.append(published.ridge_bound(terms))
         parts.extend(self._data_parts(terms))
-        return math.sqrt(sum(float(part.sum()) ** 2 for part in parts)) if parts else 0.0
+        return parts
 
     def _data_parts(self, terms: published.ErrorTerms) -> list[Tensor]:
         residual, forward_X = self.responses.residual, self.responses.forward_X

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from learnreg.blocks import sum_blocks
 from learnreg.convex import sum_samples
-from learnreg.potentials import sum_blocks
 from learnreg.problem import Instance
 
 __all__ = [

@@ -26,7 +26,7 @@ class Accuracy:
 @dataclass(frozen=True)
 class Iterates:
     """State and adjoint state, with how the solvers ended and how many steps they took; t is the dual pull-back that
-    belongs to x, from solvers that have one."""
+    belongs to x, from solvers that have one; warm tells that x is not just any starting point."""
 
     x: Tensor
     X: Tensor
@@ -34,6 +34,7 @@ class Iterates:
     state_steps: int = 0
     adjoint_steps: int = 0
     t: Tensor | None = None
+    warm: bool = False
 
 
 class HypergradientMethod(ABC):

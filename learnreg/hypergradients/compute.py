@@ -154,7 +154,7 @@ class _Search:
             return Iterates(x, torch.zeros_like(x))
         self.problem.operator.check_domain(start.x, "start.x")
         self.problem.operator.check_domain(start.X, "start.X")
-        return Iterates(start.x.detach().to(self.b), start.X.detach().to(self.b))
+        return Iterates(start.x.detach().to(self.b), start.X.detach().to(self.b), warm=True)
 
     def _initial_accuracy(self, iterates: Iterates) -> Accuracy:
         """A first guess: relative to the image and to the loss gradient, a tenth of the tolerance asked for."""
@@ -169,7 +169,7 @@ class _Search:
         if self.max_steps is not None:
             left = (max(1, self.max_steps - self.state_steps), max(1, self.max_steps - self.adjoint_steps))
         t = None if iterates.t is None else iterates.t.to(dtype)
-        start = Iterates(iterates.x.to(dtype), iterates.X.to(dtype), t=t)
+        start = Iterates(iterates.x.to(dtype), iterates.X.to(dtype), t=t, warm=iterates.warm)
         goal = Accuracy(accuracy.state.to(dtype), accuracy.adjoint.to(dtype))
         improved = self.method.improve(self.working, self.loss, start, goal, *left)
         self.state_steps += improved.state_steps

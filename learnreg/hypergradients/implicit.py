@@ -31,17 +31,17 @@ def improve_sequentially(
     max_adjoint_steps: int | None,
 ) -> Iterates:
     """Improve x with a lower-level solver, then X with an adjoint solver at the new x."""
-    solver = make_solver(state_solver, instance)
+    solver = make_solver(state_solver, instance, start.warm)
     state = run_state_solver(solver, instance, start.x, accuracy.state, max_state_steps, start.t)
     equation = AdjointEquation.at(instance, state.x, instance.apply(state.x), loss.gradient(state.x))
     never = torch.zeros_like(accuracy.adjoint)
     adjoint = iterate(adjoint_solver, equation, start.X, accuracy.adjoint, never, max_adjoint_steps)
     status = state.status if state.status is not Status.CONVERGED else adjoint.status
-    return Iterates(state.x, adjoint.x, status, state.steps, adjoint.steps, state.t)
+    return Iterates(state.x, adjoint.x, status, state.steps, adjoint.steps, state.t, warm=state.t is None)
 
 
 class Implicit(HypergradientMethod):
-    """Implicit differentiation: L-BFGS (PDHG with a constraint) for the state, conjugate gradients for the adjoint.
+    """Implicit differentiation: a lower-level solver for the state, conjugate gradients for the adjoint.
 
     Parameters
     ----------

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from learnreg.adjoint import AdjointEquation
+from learnreg.blocks import planes
 from learnreg.convex import sum_samples
-from learnreg.potentials import planes
 from learnreg.problem import expand
 from learnreg.solvers.base import AdjointSolver, Report, SolverState
 from learnreg.solvers.pdhg import StepSizes, balanced_tau, initial_tau

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from learnreg.blocks import sum_blocks
 from learnreg.certificates.state import primal_bound, rounding_floor
 from learnreg.convex import inner_samples
 from learnreg.errors import AssumptionError
@@ -22,12 +23,14 @@ __all__ = ["LBFGS", "LBFGSState"]
 
 @dataclass(frozen=True)
 class LBFGSState(SolverState):
-    """x, its responses t = Kx, the gradient of the quadratic part, the pull-back K^T f'(t), and the memory of pairs."""
+    """x, its responses t = Kx, the gradient of the quadratic part, the pull-back K^T f'(t), memory for responses, and
+    the pairs. ``step`` overwrites t and the memory."""
 
     x: Tensor
     t: Tensor
     data_grad: Tensor
     pullback: Tensor
+    memory: Tensor
     s: tuple[Tensor, ...] = ()
     d: tuple[Tensor, ...] = ()
     inverse_curvature: tuple[Tensor, ...] = ()
@@ -50,17 +53,18 @@ class LBFGS(Solver[LBFGSState]):
         if instance.box is not None:
             raise AssumptionError("L-BFGS does not handle constraints; use solver='pdhg'.")
         t = instance.apply(x)
-        return LBFGSState(x, t, instance.quadratic(x) - instance.q, instance.adjoint(instance.potential.grad(t)))
+        memory = instance.potential.grad_into(t, torch.empty_like(t))
+        return LBFGSState(x, t, instance.quadratic(x) - instance.q, instance.adjoint(memory), memory)
 
     def step(self, instance: Instance, state: LBFGSState) -> LBFGSState:
         grad = state.data_grad + state.pullback
         p = self._direction(state, grad)
-        v, m_p = instance.apply(p), instance.quadratic(p)
+        v, m_p = instance.apply(p, state.memory), instance.quadratic(p)
         alpha = self._step_length(instance, state, grad, p, v, m_p)
         step = expand(alpha, p)
-        t = torch.addcmul(state.t, expand(alpha, v), v)
+        t = state.t.addcmul_(expand(alpha, v), v)
         x, data_grad = torch.addcmul(state.x, step, p), torch.addcmul(state.data_grad, step, m_p)
-        pullback = instance.adjoint(instance.potential.grad(t))
+        pullback = instance.adjoint(instance.potential.grad_into(t, v))
         s, d = step * p, data_grad + pullback - grad
         curvature = inner_samples(s, d)
         usable = curvature > 1e-30
@@ -70,6 +74,7 @@ class LBFGS(Solver[LBFGSState]):
             t,
             data_grad,
             pullback,
+            v,
             (*state.s, s)[-self.memory :],
             (*state.d, d)[-self.memory :],
             (*state.inverse_curvature, inverse)[-self.memory :],
@@ -101,7 +106,8 @@ class LBFGS(Solver[LBFGSState]):
         data_slope, data_curvature = inner_samples(state.data_grad, p), inner_samples(p, m_p)
         start = inner_samples(grad, p)
         if not state.s:
-            curvature = data_curvature + inner_samples(v, instance.potential.hess_vec(state.t, v))
+            bends = ((inner_samples(v_, f.hess_vec(t_, v_)),) for f, t_, v_ in instance.potential.blocks(state.t, v))
+            curvature = data_curvature + sum_blocks(bends, p.shape[0])[0]
             first = -start / curvature.clamp_min(torch.finfo(p.dtype).tiny)
         else:
             first = torch.ones_like(start)
@@ -114,8 +120,9 @@ class LBFGS(Solver[LBFGSState]):
     def _slope(
         self, instance: Instance, state: LBFGSState, alpha: Tensor, v: Tensor, data_slope: Tensor, curvature: Tensor
     ) -> Tensor:
-        gradient = instance.potential.grad(torch.addcmul(state.t, expand(alpha, v), v))
-        return data_slope + alpha * curvature + inner_samples(gradient, v)
+        blocks = instance.potential.blocks(state.t, v, expand(alpha, v))
+        slopes = ((inner_samples(f.grad(torch.addcmul(t, step, u)), u),) for f, t, u, step in blocks)
+        return data_slope + alpha * curvature + sum_blocks(slopes, v.shape[0])[0]
 
     def report(self, instance: Instance, state: LBFGSState) -> Report:
         grad = state.data_grad + state.pullback

@@ -32,11 +32,13 @@ _AIM, _FLOAT32_AIM, _MAX_ATTEMPTS = 0.999, 0.97, 4
 _SOLVERS: dict[str, type[Solver[Any]]] = {"pdhg": PDHG, "lbfgs": LBFGS, "newton-cg": NewtonCG}
 
 
-def make_solver(name: str, instance: Instance) -> Solver[Any]:
-    """The solver of that name; "auto" is PDHG for a diagonal data term (denoising, inpainting with a ridge) and with
-    a constraint, else L-BFGS: by operator applications on trained models (docs/benchmarks.md)."""
+def make_solver(name: str, instance: Instance, warm: bool = False) -> Solver[Any]:
+    """The solver of that name. "auto", by operator applications on trained models (docs/benchmarks.md): from a cold
+    start PDHG where the data term is diagonal (denoising, inpainting with a ridge), L-BFGS otherwise; from a warm one
+    L-BFGS, since a good x without its dual iterate is of little use to PDHG; PDHG with a constraint."""
     if name == "auto":
-        return PDHG() if instance.diagonal is not None or instance.box is not None else LBFGS()
+        cold_pdhg = instance.diagonal is not None and not warm
+        return PDHG() if cold_pdhg or instance.box is not None else LBFGS()
     if name not in _SOLVERS:
         raise ConfigError(f"solver={name!r}: expected 'auto', {', '.join(map(repr, _SOLVERS))}.")
     return _SOLVERS[name]()
@@ -132,7 +134,7 @@ def solve(
     check_failure_option(on_failure)
     check_max_steps(max_steps)
     instance = problem.instance(b)
-    method = make_solver(solver, instance)
+    method = make_solver(solver, instance, warm=start is not None)
     if start is None:
         x = initial_point(instance)
     else:

@@ -86,7 +86,7 @@ def improve_batch(
     pixels = b.new_full((b.shape[0],), float(start.x[0].numel()))
     slope = loss.gradient(start.x).flatten(1).norm(dim=1)
     goal = Accuracy(tolerances.state * pixels.sqrt(), tolerances.adjoint * slope)
-    result = method.improve(instance, loss, Iterates(start.x, start.X), goal, None, None)
+    result = method.improve(instance, loss, Iterates(start.x, start.X, warm=True), goal, None, None)
     gradient, _ = evaluate_pairing(problem, instance, b, result.x, result.X)
     return BatchGradient(
         gradient=gradient,

@@ -4,7 +4,6 @@ operands there."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -31,7 +30,7 @@ def planes(responses: Tensor, *others: Tensor, whole: bool = False) -> Iterator[
         if channel_axis >= 0 and value.shape[channel_axis] > 1:
             value = value.narrow(channel_axis, first, min(count, channels - first))
         if batch_axis == 0 and value.shape[0] > 1:
-            return cast(tuple[Tensor, ...], torch.split(value, 1))
+            return torch.split(value, 1)
         return (value,) * batch
 
     blocks = [zip(*(parts(v, k) for v in (responses, *others)), strict=True) for k in range(0, channels, count)]

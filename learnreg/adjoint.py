@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from learnreg.convex import sum_samples
 from learnreg.problem import Instance
 
 __all__ = ["AdjointEquation"]
@@ -15,13 +16,12 @@ __all__ = ["AdjointEquation"]
 
 @dataclass(frozen=True)
 class AdjointEquation:
-    """H X = rhs with H frozen at x. t: responses K x. curvature: f''(t), None for grouped potentials. free: (batch,
-    ...) mask of pixels off the constraint's boundary, None without a constraint."""
+    """H X = rhs with H frozen at x. at_response: f''(Kx), or for grouped potentials K x itself. free: (batch, ...) mask
+    of pixels off the constraint's boundary, None without a constraint."""
 
     instance: Instance
-    t: Tensor
+    at_response: Tensor
     rhs: Tensor
-    curvature: Tensor | None
     free: Tensor | None
 
     @classmethod
@@ -32,12 +32,18 @@ class AdjointEquation:
             lower, upper = instance.box.bounds_for(x)
             free = (x > lower) & (x < upper)
         rhs = -loss_gradient
-        curvature = None if instance.potential.grouped else instance.potential.second(t)
-        return cls(instance, t, rhs if free is None else torch.where(free, rhs, 0.0), curvature, free)
+        at_response = t if instance.potential.grouped else instance.potential.second_into(t, torch.empty_like(t))
+        return cls(instance, at_response, rhs if free is None else torch.where(free, rhs, 0.0), free)
+
+    @property
+    def curvature(self) -> Tensor | None:
+        """f''(Kx), elementwise; None for grouped potentials."""
+        return None if self.instance.potential.grouped else self.at_response
 
     def bend(self, v: Tensor) -> Tensor:
         """f''(t) v."""
-        return self.instance.potential.hess_vec(self.t, v) if self.curvature is None else self.curvature * v
+        curvature = self.curvature
+        return self.instance.potential.hess_vec(self.at_response, v) if curvature is None else curvature * v
 
     def project(self, p: Tensor) -> Tensor:
         """p on the free pixels, 0 elsewhere."""
@@ -45,7 +51,8 @@ class AdjointEquation:
 
     def bend_(self, v: Tensor) -> Tensor:
         """f''(t) v in the memory of v."""
-        return v.copy_(self.bend(v)) if self.curvature is None else v.mul_(self.curvature)
+        curvature = self.curvature
+        return v.copy_(self.bend(v)) if curvature is None else v.mul_(curvature)
 
     def hessian(self, p: Tensor, memory: Tensor | None = None) -> Tensor:
         """H p on the free pixels, for p supported there; overwrites ``memory``, of the shape of t. Counts 2
@@ -58,8 +65,16 @@ class AdjointEquation:
         return replace(
             self,
             instance=self.instance.select(index),
-            t=self.t[index],
+            at_response=self.at_response[index],
             rhs=self.rhs[index],
-            curvature=None if self.curvature is None else self.curvature[index],
             free=None if self.free is None else self.free[index],
         )
+
+    def residual_norm(self, X: Tensor) -> Tensor:
+        """‖rhs - H X‖ per sample, (batch,), part by part to save memory; counts 2 applications."""
+        norms = []
+        for instance, index in self.instance.parts():
+            free = None if self.free is None else self.free[index]
+            part = replace(self, instance=instance, at_response=self.at_response[index], rhs=self.rhs[index], free=free)
+            norms.append(sum_samples((part.rhs - part.hessian(X[index])) ** 2).sqrt())
+        return torch.cat(norms)

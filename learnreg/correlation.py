@@ -28,7 +28,7 @@ Kernel = Callable[[Tensor, Tensor, Tensor], None]
 """(input, filters, out): overwrites ``out``."""
 
 _BLOCK_BYTES = 2 * 1024**2
-_TAP_BYTES = 8 * 1024**2
+_TAP_BYTES = 4 * 1024**2
 _MEASURED_ROWS = 64
 _MEASURE_REPEATS = 3
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from learnreg.errors import ShapeError
 from learnreg.hypergradients.base import Accuracy, HypergradientMethod, Iterates
 from learnreg.hypergradients.implicit import Implicit
-from learnreg.hypergradients.pairing import evaluate_pairing
+from learnreg.hypergradients.pairing import pairing_gradient
 from learnreg.losses import UpperLoss
 from learnreg.problem import LowerLevelProblem
 from learnreg.solvers.solve import check_tolerance, solve
@@ -64,7 +64,7 @@ class _Solve(torch.autograd.Function):
         accuracy = Accuracy(torch.full_like(size, torch.inf), layer.tolerance * size)
         start = Iterates(x, torch.zeros_like(x))
         adjoint = layer.method.improve(instance, loss, start, accuracy, None, None).X
-        gradient, _ = evaluate_pairing(problem, instance, b, x, adjoint)
+        gradient = pairing_gradient(problem, instance, b, x, adjoint)
         by_name = list(problem.learnable())
         if len(by_name) != len(parameters):
             raise ShapeError("solution_layer: requires_grad of a parameter changed between forward and backward.")

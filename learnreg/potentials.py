@@ -139,6 +139,12 @@ class Potential(ConvexFunction):
         """f'(t) in the memory of ``out``, which is not t."""
         return out.copy_(self.grad(t))
 
+    def second_into(self, t: Tensor, out: Tensor) -> Tensor:
+        """f''(t), elementwise, in the memory of ``out``, block by block."""
+        for f, t_, out_ in self.blocks(t, out):
+            out_.copy_(f.second(t_))
+        return out
+
     def dual_step_(
         self, v: Tensor, y: Tensor, t: Tensor, sigma: Tensor, relaxation: float, newton_steps: int = _WARM_PROX_STEPS
     ) -> None:
@@ -207,26 +213,14 @@ class PseudoHuber(Potential):
     def dual_step_(
         self, v: Tensor, y: Tensor, t: Tensor, sigma: Tensor, relaxation: float, newton_steps: int = _WARM_PROX_STEPS
     ) -> None:
-        """Newton's method on sigma T + f'(T) = |v|, T >= 0: with R = 1/sqrt(T² + nu²) its next point is
-        (|v| - l (TR)³) / (sigma + l nu² R³), never above the root since f' is concave there. Blocks that fit in the
-        cache go through all operations before the next block starts."""
-        square = torch.as_tensor(self.smoothing, dtype=t.dtype, device=t.device) ** 2
-        weight = torch.as_tensor(self.weight, dtype=t.dtype, device=t.device)
-        curvature, share = weight * square, 1.0 / (sigma + self.curvature_limit)
-        for v_, *rest in planes(v, y, t, square, weight, curvature, sigma, share):
-            y_, t_, square_, weight_, curvature_, sigma_, share_ = rest
-            size, low = v_.abs(), None
-            t_.abs_()
-            for _ in range(newton_steps):
-                inverse = torch.addcmul(square_, t_, t_).rsqrt_()
-                t_.mul_(inverse).pow_(3)
-                torch.addcmul(size, t_, weight_, value=-1.0, out=t_)
-                t_.div_(inverse.pow_(3).mul_(curvature_).add_(sigma_))  # addcmul with two of a channel is slow
-                low = size * share_ if low is None else low
-                torch.maximum(t_, low, out=t_)
+        """Blocks that fit in the cache go through all operations before the next block starts."""
+        constants = _newton_constants(self, t, sigma)
+        for v_, y_, t_, *rest in planes(v, y, t, *constants):
+            _newton_pull_back(v_.abs(), t_.abs_(), newton_steps, *rest)
+            square, weight = rest[:2]
             t_.mul_(v_.sign_())
-            y_hat = torch.addcmul(square_, t_, t_).rsqrt_().mul_(t_)
-            y_.mul_(1.0 - relaxation).addcmul_(y_hat, weight_, value=relaxation)
+            y_hat = torch.addcmul(square, t_, t_).rsqrt_().mul_(t_)
+            y_.mul_(1.0 - relaxation).addcmul_(y_hat, weight, value=relaxation)
 
     def _inverse_scale(self, t: Tensor) -> Tensor:
         """1/sqrt(t² + v²), in place where autograd does not look: these passes over the responses are what iterations
@@ -326,6 +320,25 @@ class IsotropicPseudoHuber(Potential):
         direction = t / self._length(t).clamp_min(torch.finfo(t.dtype).tiny)
         return tangential * v + (radial - tangential) * direction * (direction * v).sum(1, keepdim=True)
 
+    def grad_into(self, t: Tensor, out: Tensor) -> Tensor:
+        for f, t_, out_ in self.blocks(t, out):
+            torch.mul(t_, (t_ * t_).sum(1, keepdim=True).add_(f.smoothing**2).rsqrt_().mul_(f.weight), out=out_)
+        return out
+
+    def dual_step_(
+        self, v: Tensor, y: Tensor, t: Tensor, sigma: Tensor, relaxation: float, newton_steps: int = _WARM_PROX_STEPS
+    ) -> None:
+        """The proximal map shortens each group, so that Newton's method runs on lengths."""
+        tiny = torch.finfo(t.dtype).tiny
+        for v_, y_, t_, *rest in planes(v, y, t, *_newton_constants(self, t, sigma), whole=True):
+            length, T = ((u * u).sum(1, keepdim=True).sqrt_() for u in (v_, t_))
+            _newton_pull_back(length, T, newton_steps, *rest)
+            square, weight = rest[:2]
+            T.div_(length.clamp_min_(tiny))
+            torch.mul(v_, T, out=t_)
+            slope = torch.addcmul(square, T.mul_(length), T).rsqrt_().mul_(T).div_(length).mul_(weight)
+            y_.mul_(1.0 - relaxation).addcmul_(v_, slope, value=relaxation)
+
     def prox(self, v: Tensor, step: Tensor | float, start: Tensor | None = None) -> Tensor:
         length = self._length(v)
         guess = (
@@ -375,6 +388,26 @@ class IsotropicPseudoHuber(Potential):
 
     def apply_change(self, change: Tensor, v: Tensor) -> Tensor:
         return change * self._length(v)
+
+
+def _newton_constants(f: Potential, t: Tensor, sigma: Tensor) -> tuple[Tensor, ...]:
+    """nu², l, l nu², sigma and 1/(sigma + l/nu) of a pseudo-Huber function, to broadcast against t."""
+    square = torch.as_tensor(f.smoothing, dtype=t.dtype, device=t.device) ** 2
+    weight = torch.as_tensor(f.weight, dtype=t.dtype, device=t.device)
+    return square, weight, weight * square, sigma, 1.0 / (sigma + f.curvature_limit)
+
+
+def _newton_pull_back(size: Tensor, T: Tensor, steps: int, *constants: Tensor) -> None:
+    """Newton's method on sigma T + f'(T) = size, T >= 0, in the memory of T, which holds the start: with R = 1/sqrt(T²
+    + nu²) the next point is (size - l (TR)³) / (sigma + l nu² R³), never above the root since f' is concave there."""
+    square, weight, curvature, sigma, share = constants
+    low = size * share
+    for _ in range(steps):
+        inverse = torch.addcmul(square, T, T).rsqrt_()
+        T.mul_(inverse).pow_(3)
+        torch.addcmul(size, T, weight, value=-1.0, out=T)
+        T.div_(inverse.pow_(3).mul_(curvature).add_(sigma))  # addcmul with two constants of a channel is slow
+        torch.maximum(T, low, out=T)
 
 
 def _detach(value: float | Tensor) -> float | Tensor:

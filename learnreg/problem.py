@@ -18,13 +18,14 @@ from torch import Tensor, nn
 
 from learnreg.convex import Box, LeastSquares, sum_samples
 from learnreg.errors import AssumptionError, ConfigError, DataError, ShapeError
+from learnreg.filterbank import FilterBank, weighted_norm_bound
 from learnreg.linop import LinearOperator
 from learnreg.potentials import Potential
 from learnreg.regularizers.base import ParameterRole, Regularizer, SaddleTerms
 
 __all__ = ["Counter", "Instance", "LowerLevelProblem", "expand"]
 
-_PART_BYTES = 8 * 1024**2
+_PART_BYTES = 2 * 1024**2
 
 
 def expand(values: Tensor, like: Tensor) -> Tensor:
@@ -93,6 +94,19 @@ class Instance:
         """½<x,Mx> - <q,x> + ½ w b², (batch,): the data term and the ridge."""
         return 0.5 * sum_samples(x * self.quadratic(x)) - sum_samples(self.q * x) + self.half_square
 
+    def condition_bound(self) -> float:
+        """Upper bound of the Hessian's condition number, from the largest curvature of each channel; infinite without a
+        modulus."""
+        if self.strong_convexity <= 0:
+            return math.inf
+        data = float(self.data_weights.max()) * self.forward.norm_bound() ** 2 + self.ridge
+        limit = torch.as_tensor(self.potential.curvature_limit, dtype=self.q.dtype, device=self.q.device)
+        if isinstance(self.analysis, FilterBank) and limit.numel() == self.analysis.filters.shape[0]:
+            bend = weighted_norm_bound(self.analysis, limit.flatten(), tight=False) ** 2
+        else:
+            bend = float(limit.max()) * self.analysis.norm_bound() ** 2
+        return (data + bend) / self.strong_convexity
+
     def select(self, index: Tensor) -> Instance:
         """The instance restricted to some samples, sharing the counter."""
         return replace(self, q=self.q[index], half_square=self.half_square[index])
@@ -101,7 +115,7 @@ class Instance:
         """The instance in parts of the batch whose responses stay small, for work that needs many of them; their
         operator applications count once for the batch."""
         size = math.prod(self.analysis.range_shape) * self.q.element_size()
-        count = self.batch if size * self.batch <= _PART_BYTES else max(1, _PART_BYTES // (4 * size))
+        count = self.batch if size * self.batch <= _PART_BYTES else max(1, _PART_BYTES // size)
         for first in range(0, self.batch, count):
             index = slice(first, first + count)
             counter = self.counter if first == 0 else Counter()

@@ -3,15 +3,18 @@ linearisation."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from learnreg.adjoint import AdjointEquation
+from learnreg.convex import sum_samples
+from learnreg.errors import ConfigError
 from learnreg.hypergradients.base import Accuracy, HypergradientMethod, Iterates
 from learnreg.losses import UpperLoss
 from learnreg.problem import Instance
 from learnreg.result import Status
+from learnreg.solvers.adjoint_pdhg import AdjointPDHG
 from learnreg.solvers.base import AdjointSolver
 from learnreg.solvers.conjugate_gradient import ConjugateGradient
 from learnreg.solvers.loop import iterate
@@ -20,9 +23,25 @@ from learnreg.solvers.solve import SolverName, make_solver, run_state_solver
 __all__ = ["Implicit", "improve_sequentially"]
 
 
+AdjointSolverName = Literal["auto", "cg", "piggyback"]
+_ILL_CONDITIONED, _LOOSE = 1000.0, 3e-3
+
+
+def make_adjoint_solver(
+    name: AdjointSolverName, instance: Instance, start: Iterates, relative: float
+) -> AdjointSolver[Any]:
+    """The adjoint solver of that name. "auto", by operator applications (docs/benchmarks.md): the piggyback iteration
+    from a cold start on ill-conditioned problems at loose relative residuals, conjugate gradients otherwise."""
+    if name == "auto":
+        fits = instance.diagonal is not None and instance.strong_convexity > 0 and not start.warm
+        hard = fits and relative >= _LOOSE and instance.condition_bound() >= _ILL_CONDITIONED
+        name = "piggyback" if hard else "cg"
+    return AdjointPDHG() if name == "piggyback" else ConjugateGradient()
+
+
 def improve_sequentially(
     state_solver: SolverName,
-    adjoint_solver: AdjointSolver[Any],
+    adjoint_solver: AdjointSolverName,
     instance: Instance,
     loss: UpperLoss,
     start: Iterates,
@@ -35,23 +54,32 @@ def improve_sequentially(
     state = run_state_solver(solver, instance, start.x, accuracy.state, max_state_steps, start.t)
     equation = AdjointEquation.at(instance, state.x, instance.apply(state.x), loss.gradient(state.x))
     never = torch.zeros_like(accuracy.adjoint)
-    adjoint = iterate(adjoint_solver, equation, start.X, accuracy.adjoint, never, max_adjoint_steps)
+    size = sum_samples(equation.rhs**2).sqrt().clamp_min(torch.finfo(never.dtype).tiny)
+    chosen = make_adjoint_solver(adjoint_solver, instance, start, float((accuracy.adjoint / size).min()))
+    adjoint = iterate(chosen, equation, start.X, accuracy.adjoint, never, max_adjoint_steps)
     status = state.status if state.status is not Status.CONVERGED else adjoint.status
     return Iterates(state.x, adjoint.x, status, state.steps, adjoint.steps, state.t, warm=state.t is None)
 
 
 class Implicit(HypergradientMethod):
-    """Implicit differentiation: a lower-level solver for the state, conjugate gradients for the adjoint.
+    """Implicit differentiation: a lower-level solver for the state, a linear solver for the adjoint equation.
 
     Parameters
     ----------
     state_solver: "auto", "pdhg", "lbfgs" or "newton-cg".
+    adjoint_solver: "auto", "cg" or "piggyback" (the same iteration as :class:`Piggyback`'s, sequential).
+
+    Raises
+    ------
+    ConfigError: an unknown solver.
     """
 
     name = "implicit"
 
-    def __init__(self, state_solver: SolverName = "auto") -> None:
-        self.state_solver = state_solver
+    def __init__(self, state_solver: SolverName = "auto", adjoint_solver: AdjointSolverName = "auto") -> None:
+        if adjoint_solver not in ("auto", "cg", "piggyback"):
+            raise ConfigError(f"Implicit(adjoint_solver={adjoint_solver!r}): expected 'auto', 'cg' or 'piggyback'.")
+        self.state_solver, self.adjoint_solver = state_solver, adjoint_solver
 
     def improve(
         self,
@@ -64,7 +92,7 @@ class Implicit(HypergradientMethod):
     ) -> Iterates:
         return improve_sequentially(
             self.state_solver,
-            ConjugateGradient(),
+            self.adjoint_solver,
             instance,
             loss,
             start,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from learnreg.problem import Instance, LowerLevelProblem
 
-__all__ = ["Responses", "evaluate_pairing"]
+__all__ = ["Responses", "evaluate_pairing", "pairing_gradient"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,15 @@ class Responses:
     Y: Tensor
     residual: Tensor | None
     forward_X: Tensor | None
+
+
+def pairing_gradient(
+    problem: LowerLevelProblem, instance: Instance, b: Tensor, x: Tensor, X: Tensor
+) -> dict[str, Tensor]:
+    """The hypergradient formed from exactly these x and X, in their dtype; the batch goes through in parts, which
+    bounds the memory for responses. Counts as :func:`evaluate_pairing`."""
+    parts = [evaluate_pairing(problem, part, b[i], x[i], X[i])[0] for part, i in instance.parts()]
+    return {name: torch.stack([g[name] for g in parts]).sum(0) for name in parts[0]}
 
 
 def evaluate_pairing(
@@ -47,20 +56,24 @@ def evaluate_pairing(
         t_fixed, V_fixed = t.detach(), V.detach()
         frozen = terms.potential.detached()
         y, Y = frozen.grad(t_fixed), frozen.hess_vec(t_fixed, V_fixed)
-        scalar = (terms.potential.grad(t_fixed) * V_fixed).sum()
+        outputs, weights = [terms.potential.grad(t_fixed)], [V_fixed]
         if t.requires_grad:
-            scalar = scalar + (V * y).sum() + (t * Y).sum()
+            outputs, weights = [*outputs, V, t], [*weights, y, Y]
             counter.applications += 2
         residual = forward_X = None
         if data_side:
             residual, forward_X = problem.operator(x) - b.to(x.dtype), problem.operator(X)
-            scalar = scalar + (problem.data_term.grad(residual) * forward_X).sum()
+            outputs.append((problem.data_term.grad(residual) * forward_X).sum())
+            weights.append(torch.ones_like(outputs[-1]))
             residual, forward_X = residual.detach(), forward_X.detach()
         if isinstance(problem.ridge, Tensor):
-            scalar = scalar + problem.ridge * (x * X).sum()
+            outputs.append(problem.ridge * (x * X).sum())
+            weights.append(torch.ones_like(outputs[-1]))
+        learned = [(o, w) for o, w in zip(outputs, weights, strict=True) if o.requires_grad]
         grads: tuple[Tensor | None, ...] = (None,) * len(parameters)
-        if parameters and scalar.requires_grad:
-            grads = torch.autograd.grad(scalar, list(parameters.values()), allow_unused=True)
+        if parameters and learned:
+            targets, cotangents = zip(*learned, strict=True)
+            grads = torch.autograd.grad(targets, list(parameters.values()), cotangents, allow_unused=True)
     gradient = {
         name: torch.zeros_like(p) if g is None else g.detach()
         for (name, p), g in zip(parameters.items(), grads, strict=True)

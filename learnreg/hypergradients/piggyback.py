@@ -15,7 +15,6 @@ from learnreg.hypergradients.base import Accuracy, HypergradientMethod, Iterates
 from learnreg.hypergradients.implicit import improve_sequentially
 from learnreg.losses import UpperLoss
 from learnreg.problem import Instance
-from learnreg.solvers.adjoint_pdhg import AdjointPDHG
 from learnreg.solvers.interleaved import InterleavedPDHG, InterleavedProblem
 from learnreg.solvers.loop import iterate
 
@@ -49,7 +48,7 @@ class Piggyback(HypergradientMethod):
     ) -> Iterates:
         if self.mode == "sequential":
             return improve_sequentially(
-                "pdhg", AdjointPDHG(), instance, loss, start, accuracy, max_state_steps, max_adjoint_steps
+                "pdhg", "piggyback", instance, loss, start, accuracy, max_state_steps, max_adjoint_steps
             )
         problem = InterleavedProblem.of(instance, loss, start.x, start.X, accuracy)
         one = torch.ones_like(accuracy.state)

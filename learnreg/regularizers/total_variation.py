@@ -31,6 +31,14 @@ class Gradient(LinearOperator):
         result[:, 1, :, :-1] = image[:, :, 1:] - image[:, :, :-1]
         return result
 
+    def forward_into(self, x: Tensor, out: Tensor) -> Tensor:
+        image = x[:, 0]
+        torch.sub(image[:, 1:], image[:, :-1], out=out[:, 0, :-1])
+        torch.sub(image[:, :, 1:], image[:, :, :-1], out=out[:, 1, :, :-1])
+        out[:, 0, -1].zero_()
+        out[:, 1, :, -1].zero_()
+        return out
+
     def adjoint(self, y: Tensor) -> Tensor:
         vertical, horizontal = y[:, 0, :-1], y[:, 1, :, :-1]
         result = y.new_zeros(y.shape[0], *self.domain_shape)

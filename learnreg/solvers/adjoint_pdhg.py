@@ -6,16 +6,15 @@ replaced by their derivatives at its solution.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from learnreg.adjoint import AdjointEquation
 from learnreg.blocks import planes
-from learnreg.convex import sum_samples
 from learnreg.problem import expand
-from learnreg.solvers.base import AdjointSolver, Report, SolverState
+from learnreg.solvers.base import OWNED, AdjointSolver, Report, SolverState
 from learnreg.solvers.pdhg import StepSizes, balanced_tau, initial_tau
 
 __all__ = ["AdjointPDHG", "AdjointPDHGState"]
@@ -26,9 +25,9 @@ class AdjointPDHGState(SolverState):
     """Relaxed iterates X, Y, the prox outputs X_hat, Y_hat, and tau per sample. ``step`` overwrites Y and Y_hat."""
 
     X: Tensor
-    Y: Tensor
+    Y: Tensor = field(metadata=OWNED)
     X_hat: Tensor
-    Y_hat: Tensor
+    Y_hat: Tensor = field(metadata=OWNED)
     tau: Tensor
     steps: int
     sizes: StepSizes
@@ -74,7 +73,7 @@ class AdjointPDHG(AdjointSolver[AdjointPDHGState]):
                 V_.mul_((sigma_ + curvature).reciprocal_().mul_(curvature))
                 Y_.lerp_(V_, sizes.relaxation)
         else:
-            V.copy_(instance.potential.dual_prox_jvp(equation.t, sigma, V))
+            V.copy_(instance.potential.dual_prox_jvp(equation.at_response, sigma, V))
             state.Y.lerp_(V, sizes.relaxation)
         X = torch.lerp(state.X, X_hat, sizes.relaxation)
         return replace(state, X=X, X_hat=X_hat, steps=state.steps + 1)
@@ -89,7 +88,6 @@ class AdjointPDHG(AdjointSolver[AdjointPDHGState]):
         X = state.X_hat
         if instance.diagonal is not None and mu > 0:
             X = equation.project((equation.rhs - instance.adjoint(state.Y_hat)) / instance.diagonal)
-        r = equation.rhs - equation.hessian(X)
-        residual = sum_samples(r * r).sqrt()
+        residual = equation.residual_norm(X)
         bound = residual / mu if mu > 0 else torch.full_like(residual, torch.inf)
         return Report(X, residual, bound, torch.zeros_like(residual))

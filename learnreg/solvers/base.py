@@ -11,7 +11,20 @@ from torch import Tensor
 from learnreg.adjoint import AdjointEquation
 from learnreg.problem import Instance
 
-__all__ = ["AdjointSolver", "Iteration", "Report", "Selectable", "Solver", "SolverState", "select_samples"]
+__all__ = [
+    "OWNED",
+    "AdjointSolver",
+    "Iteration",
+    "Report",
+    "Selectable",
+    "Solver",
+    "SolverState",
+    "front_rows",
+    "select_samples",
+]
+
+OWNED = {"owned": True}
+"""Metadata of a state's field for a response-sized tensor that belongs to the state alone."""
 
 
 @dataclass(frozen=True)
@@ -32,18 +45,29 @@ ProblemT = TypeVar("ProblemT", bound=Selectable)
 
 
 def select_samples(state: StateT, index: Tensor) -> StateT:
-    """The state restricted to some samples."""
+    """The state restricted to some samples, in ascending order. Owned tensors keep their memory: the rows of these
+    samples are swapped to its front."""
 
-    def pick(value: Any) -> Any:
+    def pick(value: Any, keep_memory: bool) -> Any:
         if isinstance(value, Tensor):
-            return value[index]
+            return front_rows(value, index) if keep_memory else value[index]
         if isinstance(value, SolverState):
             return select_samples(value, index)
         if isinstance(value, tuple):
-            return tuple(pick(v) for v in value)
+            return tuple(pick(v, keep_memory) for v in value)
         return value
 
-    return replace(state, **{f.name: pick(getattr(state, f.name)) for f in fields(state)})
+    return replace(state, **{f.name: pick(getattr(state, f.name), "owned" in f.metadata) for f in fields(state)})
+
+
+def front_rows(tensor: Tensor, index: Tensor) -> Tensor:
+    """A view of these rows (ascending), after swapping each with one at the front."""
+    for row, source in enumerate(index.tolist()):
+        if row != source:
+            kept = tensor[row].clone()
+            tensor[row].copy_(tensor[source])
+            tensor[source].copy_(kept)
+    return tensor[: len(index)]
 
 
 @dataclass(frozen=True)

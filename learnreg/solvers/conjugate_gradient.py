@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from learnreg.adjoint import AdjointEquation
 from learnreg.convex import inner_samples
 from learnreg.problem import expand
-from learnreg.solvers.base import AdjointSolver, Report, SolverState
+from learnreg.solvers.base import OWNED, AdjointSolver, Report, SolverState
 
 __all__ = ["CGState", "ConjugateGradient"]
 
@@ -23,7 +23,7 @@ class CGState(SolverState):
     r: Tensor
     p: Tensor
     rr: Tensor
-    memory: Tensor
+    memory: Tensor = field(metadata=OWNED)
 
 
 class ConjugateGradient(AdjointSolver[CGState]):
@@ -36,7 +36,7 @@ class ConjugateGradient(AdjointSolver[CGState]):
 
     def init(self, equation: AdjointEquation, X: Tensor) -> CGState:
         X = equation.project(X)
-        memory = torch.empty_like(equation.t)
+        memory = torch.empty_like(equation.at_response)
         r = equation.rhs - equation.hessian(X, memory)
         return CGState(X, r, r, inner_samples(r, r), memory)
 

@@ -6,7 +6,7 @@ only, so an iteration needs one K (for v) and one K^T (for the gradient), whatev
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from learnreg.certificates.state import primal_bound, rounding_floor
 from learnreg.convex import inner_samples
 from learnreg.errors import AssumptionError
 from learnreg.problem import Instance, expand
-from learnreg.solvers.base import Report, Solver, SolverState
+from learnreg.solvers.base import OWNED, Report, Solver, SolverState
 
 __all__ = ["LBFGS", "LBFGSState"]
 
@@ -27,10 +27,10 @@ class LBFGSState(SolverState):
     the pairs. ``step`` overwrites t and the memory."""
 
     x: Tensor
-    t: Tensor
+    t: Tensor = field(metadata=OWNED)
     data_grad: Tensor
     pullback: Tensor
-    memory: Tensor
+    memory: Tensor = field(metadata=OWNED)
     s: tuple[Tensor, ...] = ()
     d: tuple[Tensor, ...] = ()
     inverse_curvature: tuple[Tensor, ...] = ()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from learnreg.result import Status
-from learnreg.solvers.base import Iteration, Report, Selectable, select_samples
+from learnreg.solvers.base import Iteration, Report, Selectable, front_rows, select_samples
 
 __all__ = ["LoopResult", "iterate"]
 
@@ -67,7 +67,7 @@ def iterate(
     milestone_step = torch.zeros(x.shape[0], dtype=torch.float32, device=x.device)
     stopped = torch.zeros(x.shape[0], dtype=torch.int64, device=x.device)
     active = torch.arange(x.shape[0], device=x.device)
-    last_t: Tensor | None = None
+    buffer, rows = report.t, active  # all pull-backs, as the state keeps them, and whose they are
     shortfall, pause = infinite, solver.check_every * (2 if solver.report_applications else 1)
     while True:
         measure = torch.where(torch.isfinite(report.bound), report.bound, report.residual)
@@ -88,15 +88,15 @@ def iterate(
         running = stopped[active] == _RUNNING
         remaining = int(running.sum())
         if remaining == 0 or steps >= limit:
-            last_t = _keep_pullback(last_t, report, active, x.shape[0])
             break
         if solver.report_applications:
             now = _shortfall(report, residual_tolerance[active], bound_tolerance[active])
             pause = _next_check(solver.check_every, pause, shortfall[active][running], now[running])
             shortfall = shortfall.index_copy(0, active, now)
         if remaining <= 0.75 * len(running):
-            last_t = _keep_pullback(last_t, report, active, x.shape[0])
             index = running.nonzero()[:, 0]
+            rows = rows.clone()
+            front_rows(rows, index)
             active, part, state = active[index], part.select(index), select_samples(state, index)
         aim = min(steps + pause, limit)
         while steps < aim:
@@ -106,15 +106,10 @@ def iterate(
                 state = solver.step(part, state)
                 steps += 1
         report = solver.report(part, state)
-    return LoopResult(best_x, last_t, best_residual, best_bound, _status(stopped), steps)
-
-
-def _keep_pullback(kept: Tensor | None, report: Report, active: Tensor, batch: int) -> Tensor | None:
-    """Pull-backs of all samples as they were when they last iterated; without a copy if they stop together."""
-    if report.t is None or len(active) == batch:
-        return report.t
-    assert kept is not None  # samples left the batch before
-    return kept.index_copy(0, active, report.t)
+    del state, report
+    if buffer is not None and len(active) < x.shape[0]:
+        buffer = buffer[rows.argsort()]
+    return LoopResult(best_x, buffer, best_residual, best_bound, _status(stopped), steps)
 
 
 def _shortfall(report: Report, residual_tolerance: Tensor, bound_tolerance: Tensor) -> Tensor:

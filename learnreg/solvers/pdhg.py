@@ -6,7 +6,8 @@ of primal and dual movement: Applegate et al. (2021).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -15,12 +16,15 @@ from learnreg.certificates.state import dual_answer, smallest_bound
 from learnreg.convex import sum_samples
 from learnreg.filterbank import FilterBank, weighted_norm_bound
 from learnreg.problem import Instance, expand
-from learnreg.solvers.base import Report, Solver, SolverState
+from learnreg.solvers.base import OWNED, Report, Solver, SolverState
 
 _PRIMAL_SHARE = 0.6
 """Below 1 the dual iterate, which the certificate waits for, gets longer steps than the primal one."""
 
-_FIRST_STEPS, _FIRST_NEWTON_STEPS, _LATER_NEWTON_STEPS = 20, 3, 1
+_FIRST_STEPS, _FIRST_NEWTON_STEPS = 20, 3
+_NEWTON_STEPS = ((100.0, 1), (300.0, 3), (math.inf, 6))
+"""Newton steps of the proximal map once iterates hardly move, by its stiffness, the largest f''/sigma: one is enough up
+to 100 (as measured on trained models), where the map bends sharply more are needed."""
 
 __all__ = ["PDHG", "PDHGState", "StepSizes", "balanced_tau", "initial_tau", "primal_step"]
 
@@ -66,12 +70,13 @@ class PDHGState(SolverState):
     responses. ``step`` overwrites y, t and the memory."""
 
     x: Tensor
-    y: Tensor
+    y: Tensor = field(metadata=OWNED)
     x_hat: Tensor
-    t: Tensor
+    t: Tensor = field(metadata=OWNED)
     tau: Tensor
-    memory: Tensor
+    memory: Tensor = field(metadata=OWNED)
     steps: int
+    newton_steps: int
     sizes: StepSizes
 
 
@@ -106,9 +111,9 @@ class PDHG(Solver[PDHGState]):
         sizes = StepSizes.of(instance)
         x = x if instance.box is None else instance.box.prox(x)
         t = instance.apply(x) if t is None else t
-        y = instance.potential.grad(t)
+        y = instance.potential.grad_into(t, torch.empty_like(t))
         tau = torch.full((x.shape[0],), initial_tau(instance, sizes), dtype=x.dtype, device=x.device)
-        return PDHGState(x, y, x, t, tau, torch.empty_like(t), 0, sizes)
+        return PDHGState(x, y, x, t, tau, torch.empty_like(t), 0, newton_steps(instance, sizes, tau), sizes)
 
     def step(self, instance: Instance, state: PDHGState) -> PDHGState:
         sizes = state.sizes
@@ -116,14 +121,15 @@ class PDHG(Solver[PDHGState]):
         x_hat = primal_step(instance, state.x, instance.adjoint(state.y), state.tau)
         response = instance.apply(2.0 * x_hat - state.x, state.memory)
         v = torch.addcmul(state.y, sigma, response, out=response)
-        newton_steps = _FIRST_NEWTON_STEPS if state.steps < _FIRST_STEPS else _LATER_NEWTON_STEPS
-        instance.potential.dual_step_(v, state.y, state.t, sigma, sizes.relaxation, newton_steps)
+        count = max(state.newton_steps, _FIRST_NEWTON_STEPS if state.steps < _FIRST_STEPS else 1)
+        instance.potential.dual_step_(v, state.y, state.t, sigma, sizes.relaxation, count)
         return replace(state, x=torch.lerp(state.x, x_hat, sizes.relaxation), x_hat=x_hat, steps=state.steps + 1)
 
     def adapt(self, instance: Instance, state: PDHGState) -> PDHGState:
         ahead_y = torch.sub(state.y, instance.potential.grad_into(state.t, state.memory), out=state.memory)
         checks = state.steps // self.check_every
-        return replace(state, tau=balanced_tau(state.sizes, state.tau, state.x - state.x_hat, ahead_y, checks))
+        tau = balanced_tau(state.sizes, state.tau, state.x - state.x_hat, ahead_y, checks)
+        return replace(state, tau=tau, newton_steps=newton_steps(instance, state.sizes, tau))
 
     def report(self, instance: Instance, state: PDHGState) -> Report:
         if instance.diagonal is not None and instance.strong_convexity > 0:
@@ -131,6 +137,12 @@ class PDHG(Solver[PDHGState]):
             return Report(answer.x, answer.residual, answer.bound, answer.floor, state.t)
         judged = smallest_bound(instance, state.x_hat, state.t)
         return Report(state.x_hat, judged.residual, judged.bound, judged.floor, state.t)
+
+
+def newton_steps(instance: Instance, sizes: StepSizes, tau: Tensor) -> int:
+    """Newton steps of the proximal map, from its stiffness."""
+    stiffness = float((instance.potential.curvature_limit / sizes.sigma(tau, instance.q)).max())
+    return next(count for limit, count in _NEWTON_STEPS if stiffness <= limit)
 
 
 def initial_tau(instance: Instance, sizes: StepSizes) -> float:
@@ -142,9 +154,9 @@ def initial_tau(instance: Instance, sizes: StepSizes) -> float:
 
 def balanced_tau(sizes: StepSizes, tau: Tensor, moved_x: Tensor, moved_y: Tensor, checks: int) -> Tensor:
     """Move tau (batch,) towards 0.6 ‖Δx‖/(‖Δy‖ ‖K‖), by less and less. The movements are those of the latest step up to
-    a common factor: the relaxed iterate lies rho - 1 of a step ahead of the prox output."""
+    a common factor: the relaxed iterate lies rho - 1 of a step ahead of the prox output. Overwrites moved_y."""
     primal = sum_samples(moved_x * moved_x).sqrt()
-    dual = sum_samples(moved_y * moved_y / sizes.scaling).sqrt()
+    dual = sum_samples(moved_y.square_().div_(sizes.scaling)).sqrt()
     tiny = torch.finfo(primal.dtype).tiny
     target = _PRIMAL_SHARE * primal / (dual.clamp_min(tiny) * sizes.norm)
     balanced = tau * (target / tau).clamp(0.1, 10.0) ** (0.3 / (1.0 + 0.3 * checks))

@@ -16,7 +16,7 @@ from learnreg.certificates.judgement import gradient_norm
 from learnreg.hypergradients.base import Accuracy, HypergradientMethod, Iterates
 from learnreg.hypergradients.compute import Start, hypergradient
 from learnreg.hypergradients.implicit import Implicit
-from learnreg.hypergradients.pairing import evaluate_pairing
+from learnreg.hypergradients.pairing import pairing_gradient
 from learnreg.losses import UpperLoss
 from learnreg.problem import LowerLevelProblem
 
@@ -87,7 +87,7 @@ def improve_batch(
     slope = loss.gradient(start.x).flatten(1).norm(dim=1)
     goal = Accuracy(tolerances.state * pixels.sqrt(), tolerances.adjoint * slope)
     result = method.improve(instance, loss, Iterates(start.x, start.X, warm=True), goal, None, None)
-    gradient, _ = evaluate_pairing(problem, instance, b, result.x, result.X)
+    gradient = pairing_gradient(problem, instance, b, result.x, result.X)
     return BatchGradient(
         gradient=gradient,
         loss=float(loss.value(result.x)),
@@ -104,7 +104,7 @@ def audit(
 ) -> Audit:
     """Bound the relative error of the hypergradient formed at (x, X) by a certified float64 one of the same samples."""
     instance = problem.instance(b)
-    used, _ = evaluate_pairing(problem, instance, b, x, X)
+    used = pairing_gradient(problem, instance, b, x, X)
     exact = hypergradient(
         problem,
         b.double(),

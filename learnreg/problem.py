@@ -44,8 +44,9 @@ class Counter:
 class Instance:
     """The lower-level problem for given data, parameters detached: E(x) = ½<x,Mx> - <q,x> + f(Kx), M = A^T w A + ridge.
 
-    ``K`` is the regularizer's analysis operator; the forward operator runs beside it, so that one call of
-    ``apply``/``adjoint`` together with its data part counts as one application.
+    ``diagonal``: M where it is one, to broadcast against an image. ``K`` is the regularizer's analysis operator; the
+    forward operator runs beside it, so that one call of ``apply``/``adjoint`` together with its data part counts as one
+    application.
     """
 
     forward: LinearOperator
@@ -270,7 +271,9 @@ class LowerLevelProblem(nn.Module):
         weights = self.data_term.weights_for(b).detach()
         diagonal = self.operator.diagonal()
         if diagonal is not None:
-            diagonal = (weights * diagonal.to(b) ** 2 + self.ridge_value).expand(self.operator.domain_shape)
+            diagonal = weights * diagonal.to(b) ** 2 + self.ridge_value
+            if b.device.type != "meta" and bool((diagonal == diagonal.flatten()[0]).all()):
+                diagonal = diagonal.flatten()[0]  # a number spares every step passes over the image
         counter = Counter()
         return Instance(
             forward=self.operator,

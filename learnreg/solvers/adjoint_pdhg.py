@@ -38,7 +38,7 @@ def adjoint_primal_step(equation: AdjointEquation, X: Tensor, pullback: Tensor, 
     pixels."""
     instance, step = equation.instance, expand(tau, X)
     if instance.diagonal is not None:
-        X_hat = (X - step * (pullback - equation.rhs)) / (1.0 + step * instance.diagonal)
+        X_hat = torch.addcmul(X, equation.rhs - pullback, step).div_(1.0 + step * instance.diagonal)
     else:
         explicit = instance.quadratic(X) - instance.ridge * X
         X_hat = (X - step * (pullback + explicit - equation.rhs)) / (1.0 + step * instance.ridge)
@@ -66,7 +66,7 @@ class AdjointPDHG(AdjointSolver[AdjointPDHGState]):
         instance, sizes = equation.instance, state.sizes
         sigma = sizes.sigma(state.tau, state.Y)
         X_hat = adjoint_primal_step(equation, state.X, instance.adjoint(state.Y), state.tau)
-        response = instance.apply(2.0 * X_hat - state.X, state.Y_hat)
+        response = instance.apply(torch.lerp(state.X, X_hat, 2.0), state.Y_hat)
         V = torch.addcmul(state.Y, sigma, response, out=response)
         if equation.curvature is not None:
             for V_, Y_, curvature, sigma_ in planes(V, state.Y, equation.curvature, sigma):

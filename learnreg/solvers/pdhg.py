@@ -84,7 +84,7 @@ def primal_step(instance: Instance, x: Tensor, pullback: Tensor, tau: Tensor) ->
     """prox_{tau g}(x - tau K^T y), with the data term inside g when it is diagonal and explicit otherwise."""
     step = expand(tau, x)
     if instance.diagonal is not None:
-        x_hat = (x - step * (pullback - instance.q)) / (1.0 + step * instance.diagonal)
+        x_hat = torch.addcmul(x, instance.q - pullback, step).div_(1.0 + step * instance.diagonal)
     else:
         explicit = instance.quadratic(x) - instance.ridge * x - instance.q
         x_hat = (x - step * (pullback + explicit)) / (1.0 + step * instance.ridge)
@@ -119,7 +119,7 @@ class PDHG(Solver[PDHGState]):
         sizes = state.sizes
         sigma = sizes.sigma(state.tau, state.y)
         x_hat = primal_step(instance, state.x, instance.adjoint(state.y), state.tau)
-        response = instance.apply(2.0 * x_hat - state.x, state.memory)
+        response = instance.apply(torch.lerp(state.x, x_hat, 2.0), state.memory)
         v = torch.addcmul(state.y, sigma, response, out=response)
         count = max(state.newton_steps, _FIRST_NEWTON_STEPS if state.steps < _FIRST_STEPS else 1)
         instance.potential.dual_step_(v, state.y, state.t, sigma, sizes.relaxation, count)

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["Table", "arguments", "finish", "interleave", "machine", "peak_bytes", "render"]
+__all__ = ["Table", "arguments", "document", "finish", "interleave", "machine", "peak_bytes", "render"]
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -176,10 +176,15 @@ def _cell(value: Any) -> str:
 
 
 def render() -> None:
-    """Write docs/benchmarks.md from all result files."""
+    """Write docs/benchmarks.md."""
+    DOCUMENT.write_text(document())
+
+
+def document() -> str:
+    """docs/benchmarks.md, from all result files."""
     results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
     results.sort(key=lambda r: (r["order"], r["name"]))
-    DOCUMENT.write_text(_INTRODUCTION + "\n" + "\n".join(_section(r) for r in results))
+    return _INTRODUCTION + "\n" + "\n".join(_section(r) for r in results)
 
 
 def _section(result: dict[str, Any]) -> str:

@@ -121,11 +121,11 @@ def _shortfall(report: Report, residual_tolerance: Tensor, bound_tolerance: Tens
 
 
 def _next_check(check_every: int, pause: int, before: Tensor, now: Tensor) -> int:
-    """Steps until the next check: what the fastest sample still needs at its latest rate, less a margin."""
+    """Steps until the next check: what the median sample still needs at its latest rate, less a margin."""
     rate = (before - now) / pause
     predicted = torch.where(torch.isfinite(rate) & (rate > 0), now / rate, 2.0 * pause)
-    checks = _OPTIMISM * float(predicted.min()) / check_every
-    return check_every * int(min(max(checks, 1.0), _LONGEST_PAUSE))
+    steps = _OPTIMISM * float(predicted.median())
+    return int(min(max(steps, 0.5 * check_every), _LONGEST_PAUSE * check_every))
 
 
 def _status(stopped: Tensor) -> Status:

@@ -60,6 +60,9 @@ def iterate(
     limit = _DEFAULT_MAX_STEPS if max_steps is None else max_steps
     part, steps = problem, 0
     state = solver.init(problem, x) if state is None else state
+    pause = solver.check_every * (2 if solver.report_applications else 1)
+    if solver.report_applications:  # a costly look at the start would rarely end anything
+        state, steps = _advance(solver, part, state, 0, min(pause, limit))
     report = solver.report(part, state)
     infinite = torch.full_like(residual_tolerance, math.inf)
     best_x = report.x.clone()
@@ -68,7 +71,7 @@ def iterate(
     stopped = torch.zeros(x.shape[0], dtype=torch.int64, device=x.device)
     active = torch.arange(x.shape[0], device=x.device)
     buffer, rows = report.t, active  # all pull-backs, as the state keeps them, and whose they are
-    shortfall, pause = infinite, solver.check_every * (2 if solver.report_applications else 1)
+    shortfall = infinite
     while True:
         measure = torch.where(torch.isfinite(report.bound), report.bound, report.residual)
         known = torch.where(torch.isfinite(best_bound[active]), best_bound[active], best_residual[active])
@@ -98,18 +101,23 @@ def iterate(
             rows = rows.clone()
             front_rows(rows, index)
             active, part, state = active[index], part.select(index), select_samples(state, index)
-        aim = min(steps + pause, limit)
-        while steps < aim:
-            if steps:
-                state = solver.adapt(part, state)
-            for _ in range(min(solver.check_every, aim - steps)):
-                state = solver.step(part, state)
-                steps += 1
+        state, steps = _advance(solver, part, state, steps, min(steps + pause, limit))
         report = solver.report(part, state)
     del state, report
     if buffer is not None and len(active) < x.shape[0]:
         buffer = buffer[rows.argsort()]
     return LoopResult(best_x, buffer, best_residual, best_bound, _status(stopped), steps)
+
+
+def _advance(solver: Iteration[Any, Any], part: Selectable, state: Any, steps: int, aim: int) -> tuple[Any, int]:
+    """Steps until their number is ``aim``, with an adjustment of step sizes every ``check_every``."""
+    while steps < aim:
+        if steps:
+            state = solver.adapt(part, state)
+        for _ in range(min(solver.check_every, aim - steps)):
+            state = solver.step(part, state)
+            steps += 1
+    return state, steps
 
 
 def _shortfall(report: Report, residual_tolerance: Tensor, bound_tolerance: Tensor) -> Tensor:

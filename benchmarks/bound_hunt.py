@@ -126,17 +126,18 @@ def _compare_judgement(case: Case, draw: Draw, summary: Summary, truth: Truth) -
     if draw.chance(0.5):  # what solvers return: nothing off the free pixels
         X = torch.where(truth.X == 0, 0.0, X)
     x = x.reshape(shape) if problem.constraint is None else problem.constraint.prox(x.reshape(shape))
-    judged = judge(problem, problem.instance(case.b.double()), case.b, case.loss, x, X.reshape(shape))
-    if not judged.reason:
-        error = distance(judged.gradient, truth.gradient)
-        summary.compare("certificate", error, judged.error_bound, truth.gradient_slack, case.label)
-    for sample in range(x.shape[0]):
-        error = float((x[sample].flatten() - truth.x[sample]).norm())
-        bound = float(judged.state_error[sample])
-        summary.compare("certificate x", error, bound, float(truth.x_slack[sample]), case.label)
-        error = float((X[sample] - truth.X[sample]).norm())
-        bound = float(judged.adjoint_error[sample])
-        summary.compare("certificate X", error, bound, float(truth.X_slack[sample]), case.label)
+    for kind in ("published", "sharp"):
+        judged = judge(problem, problem.instance(case.b.double()), case.b, case.loss, x, X.reshape(shape), kind)
+        if not judged.reason:
+            error = distance(judged.gradient, truth.gradient)
+            summary.compare(f"{kind} certificate", error, judged.error_bound, truth.gradient_slack, case.label)
+        for sample in range(x.shape[0]):
+            error = float((x[sample].flatten() - truth.x[sample]).norm())
+            bound = float(judged.state_error[sample])
+            summary.compare(f"{kind} certificate x", error, bound, float(truth.x_slack[sample]), case.label)
+            error = float((X[sample] - truth.X[sample]).norm())
+            bound = float(judged.adjoint_error[sample])
+            summary.compare(f"{kind} certificate X", error, bound, float(truth.X_slack[sample]), case.label)
 
 
 def _compare_hypergradient(result: lr.Hypergradient, truth: Truth, summary: Summary, label: str, name: str) -> None:

@@ -26,7 +26,7 @@ from learnreg.norms import (
     probabilistic_norm_bound,
 )
 
-__all__ = ["Boundary", "FilterBank", "pad", "pad_adjoint"]
+__all__ = ["Boundary", "FilterBank", "pad", "pad_adjoint", "reflection_norm", "weighted_norm_bound"]
 
 Boundary = Literal["valid", "zero", "circular", "reflect"]
 BOUNDARIES: tuple[str, ...] = ("valid", "zero", "circular", "reflect")
@@ -80,6 +80,8 @@ class FilterBank(LinearOperator):
     domain_shape: (1, H, W).
     boundary: "valid" (responses only where the filter fits, range (n, H-k+1, W-l+1)), or "zero", "circular",
         "reflect" (range (n, H, W)).
+    zero_mean: the filters come from a parametrisation that subtracts their means, so that gradients with respect to its
+        raw filters have zero means; certificates use it.
 
     Raises
     ------
@@ -88,7 +90,13 @@ class FilterBank(LinearOperator):
 
     filters: Tensor
 
-    def __init__(self, filters: Tensor, domain_shape: tuple[int, int, int], boundary: Boundary = "valid") -> None:
+    def __init__(
+        self,
+        filters: Tensor,
+        domain_shape: tuple[int, int, int],
+        boundary: Boundary = "valid",
+        zero_mean: bool = False,
+    ) -> None:
         if boundary not in BOUNDARIES:
             raise ConfigError(f"boundary={boundary!r}: expected one of {', '.join(BOUNDARIES)}.")
         if filters.dim() != 3:
@@ -102,20 +110,21 @@ class FilterBank(LinearOperator):
             raise ShapeError(f"image {height}x{width} is too small to reflect at the margin of {k}x{l} filters.")
         sides = (height - k + 1, width - l + 1) if boundary == "valid" else (height, width)
         super().__init__(domain_shape, (n, *sides))
-        self.filters, self.boundary = filters, boundary
+        self.filters, self.boundary, self.zero_mean = filters, boundary, zero_mean
 
     def forward(self, x: Tensor) -> Tensor:
-        return correlate(pad(x, self._filter_shape, self.boundary), self.filters.to(x.dtype))
+        return correlate(pad(x, self.filter_shape, self.boundary), self.filters.to(x.dtype))
 
     def forward_into(self, x: Tensor, out: Tensor) -> Tensor:
-        return correlate(pad(x, self._filter_shape, self.boundary), self.filters.to(x.dtype), out)
+        return correlate(pad(x, self.filter_shape, self.boundary), self.filters.to(x.dtype), out)
 
     def adjoint(self, y: Tensor) -> Tensor:
         padded = correlate_adjoint(y, self.filters.to(y.dtype))
-        return pad_adjoint(padded, self._filter_shape, self.boundary, self._sides)
+        return pad_adjoint(padded, self.filter_shape, self.boundary, self._sides)
 
     @property
-    def _filter_shape(self) -> tuple[int, int]:
+    def filter_shape(self) -> tuple[int, int]:
+        """Sides (k, l) of the filters."""
         return int(self.filters.shape[1]), int(self.filters.shape[2])
 
     @property
@@ -129,7 +138,7 @@ class FilterBank(LinearOperator):
         """The torus bound, unless it may be loose (reflection, narrow images) and a power iteration cannot show that it
         is not: then the dense Gram matrix, or beyond 4,096 pixels the randomised bound."""
         bound = weighted_norm_bound(self, torch.ones(self.filters.shape[0]))
-        pixels, narrow = math.prod(self._sides), min(self._sides) < 4 * max(self._filter_shape)
+        pixels, narrow = math.prod(self._sides), min(self._sides) < 4 * max(self.filter_shape)
         if self.boundary == "circular" or pixels <= _DENSE_PIXELS or not (narrow or self.boundary == "reflect"):
             return bound, "rigorous"
         bank = FilterBank(self.filters.detach().double(), (1, *self._sides), self.boundary)
@@ -156,10 +165,10 @@ class FilterBank(LinearOperator):
         if grouped:
             return self.norm_bound()
         norms = self.filters.detach().to(torch.float64).flatten(1)
-        if self.boundary == "circular" and any(k > n for k, n in zip(self._filter_shape, self._sides, strict=True)):
+        if self.boundary == "circular" and any(k > n for k, n in zip(self.filter_shape, self._sides, strict=True)):
             norms = norms.abs().sum(1)
         else:
-            norms = norms.norm(dim=1) * (_reflection_norm(self) if self.boundary == "reflect" else 1.0)
+            norms = norms.norm(dim=1) * (reflection_norm(self) if self.boundary == "reflect" else 1.0)
         return (norms * (1.0 + 1e-12))[:, None, None]
 
     def parameter_lipschitz(self) -> float | None:
@@ -173,7 +182,7 @@ def weighted_norm_bound(bank: FilterBank, channel_weights: Tensor, tight: bool =
     ``tight=False`` leaves out the dense matrix of small images, where the bound is then looser, but cheap."""
     scale = channel_weights.detach().to(dtype=torch.float64, device=bank.filters.device).sqrt()
     filters = bank.filters.detach().to(torch.float64) * scale[:, None, None]
-    k, l = bank._filter_shape
+    k, l = bank.filter_shape
     height, width = bank._sides
     if bank.boundary == "circular":
         return math.sqrt(circulant_bound(filters, (height, width))[0]) * (1.0 + 1e-12)
@@ -183,14 +192,14 @@ def weighted_norm_bound(bank: FilterBank, channel_weights: Tensor, tight: bool =
     torus = (height + k - 1, width + l - 1)
     bound = math.sqrt(circulant_bound(filters, torus)[0])
     if bank.boundary == "reflect":
-        bound = min(bound * _reflection_norm(bank), _schur_bound(filters, bank))
+        bound = min(bound * reflection_norm(bank), _schur_bound(filters, bank))
     return bound * (1.0 + 1e-12)
 
 
-def _reflection_norm(bank: FilterBank) -> float:
-    """Norm of the padding: it repeats a pixel as often as the largest column count says."""
+def reflection_norm(bank: FilterBank) -> float:
+    """Bound of the norm of the padding: it repeats a pixel as often as the largest column count says."""
     counts = 1.0
-    for n, k in zip(bank._sides, bank._filter_shape, strict=True):
+    for n, k in zip(bank._sides, bank.filter_shape, strict=True):
         index = _source_index(n, *_margins(k), "reflect", torch.device("cpu"))
         counts *= float(torch.bincount(index, minlength=n).max())
     return math.sqrt(counts)
@@ -210,7 +219,7 @@ def padding_lipschitz(bank: FilterBank) -> float:
     The gradient's entry (c, i, j) is the inner product of p_c with one shifted window of the padded image; a window of
     a circular padding is a permutation of the image, so the factor is needed for "reflect" alone.
     """
-    k, l = bank._filter_shape
+    k, l = bank.filter_shape
     repeat = 1.0
     if bank.boundary == "reflect":
         for n, side in zip(bank._sides, (k, l), strict=True):

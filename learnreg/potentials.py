@@ -177,9 +177,10 @@ class Potential(ConvexFunction):
         second = self.second(t)
         return torch.maximum(high - second, second - low) + second * _OUTWARD
 
-    def apply_change(self, change: Tensor, v: Tensor) -> Tensor:
-        """A tensor whose norm bounds that of (f''(t') - f''(t)) v, given ``curvature_change``."""
-        return change * v
+    def third_bound(self, t: Tensor, radius: Tensor | float) -> Tensor:
+        """Bound of ‖f''(t') - f''(t)‖ / |t' - t| for |t' - t| <= radius, elementwise (per group, for groups); infinite
+        where none is known, as by default. *Rigorous bound.*"""
+        return torch.full_like(self.second(t), math.inf)
 
 
 class PseudoHuber(Potential):
@@ -222,6 +223,12 @@ class PseudoHuber(Potential):
             y_hat = torch.addcmul(square, t_, t_).rsqrt_().mul_(t_)
             y_.mul_(1.0 - relaxation).addcmul_(y_hat, weight, value=relaxation)
 
+    def third_bound(self, t: Tensor, radius: Tensor | float) -> Tensor:
+        """|f'''| = 3 l v² |t| / (t² + v²)^(5/2) rises up to |t| = v/2 and falls beyond."""
+        at = _nearest(t.abs(), radius, 0.5 * self.smoothing)
+        square = at * at + self.smoothing**2
+        return 3.0 * self.weight * self.smoothing**2 * at / (square * square * square.sqrt()) * (1.0 + _OUTWARD)
+
     def _inverse_scale(self, t: Tensor) -> Tensor:
         """1/sqrt(t² + v²), in place where autograd does not look: these passes over the responses are what iterations
         spend most of their time on."""
@@ -255,6 +262,11 @@ class LogCosh(Potential):
     def smoothing_sensitivity(self, t: Tensor, radius: Tensor | float) -> Tensor | float:
         return 1.0 + 2.0 * (t.abs() + radius) / self.smoothing
 
+    def third_bound(self, t: Tensor, radius: Tensor | float) -> Tensor:
+        """|f'''| = 2 (l/v²) tanh u / cosh² u, u = |t|/v, rises up to tanh² u = 1/3 and falls beyond."""
+        at = _nearest(t.abs(), radius, math.atanh(1.0 / math.sqrt(3.0)) * self.smoothing)
+        return 2.0 / self.smoothing * torch.tanh(at / self.smoothing) * self.second(at) * (1.0 + _OUTWARD)
+
 
 class Huber(Potential):
     """l t²/(2v) for |t| <= v, l(|t| - v/2) beyond: once differentiable, f'' jumps at |t| = v."""
@@ -284,6 +296,13 @@ class Huber(Potential):
 
     def smoothing_sensitivity(self, t: Tensor, radius: Tensor | float) -> Tensor | float:
         return 1.0
+
+    def third_bound(self, t: Tensor, radius: Tensor | float) -> Tensor:
+        """0 on either side of a kink, and nothing across one."""
+        size = t.abs()
+        inside = size + radius < self.smoothing * (1.0 - _OUTWARD)
+        outside = size - radius > self.smoothing * (1.0 + _OUTWARD)
+        return torch.where(inside | outside, torch.zeros_like(size), torch.full_like(size, math.inf))
 
 
 class IsotropicPseudoHuber(Potential):
@@ -366,11 +385,16 @@ class IsotropicPseudoHuber(Potential):
         return low * (1.0 - _OUTWARD), high * (1.0 + _OUTWARD)
 
     def curvature_change(self, t: Tensor, radius: Tensor | float) -> Tensor:
-        """min(eigenvalue bound, radius times the largest third derivative on the ball); with p = |t|/s the latter is
-        (l/v²) 3p(1-p²)² up to p = 1/sqrt(3) (largest at 1/sqrt(5)) and (l/v²)(2/sqrt(3))(1-p²) beyond."""
+        """min(eigenvalue bound, radius times the largest third derivative on the ball)."""
         low, high = self.curvature_bounds(t, radius)
         s = self._scale(t)
         by_eigenvalues = torch.maximum(high - self.weight * self.smoothing**2 / s**3, self.weight / s - low)
+        change = torch.minimum(by_eigenvalues, self.third_bound(t, radius) * radius)
+        return change * (1.0 + _OUTWARD) + self.weight / s * _OUTWARD
+
+    def third_bound(self, t: Tensor, radius: Tensor | float) -> Tensor:
+        """With p = |t|/s: (l/v²) 3p(1-p²)² up to p = 1/sqrt(3) (largest at 1/sqrt(5)), (l/v²)(2/sqrt(3))(1-p²)
+        beyond."""
         length = self._length(t)
         near = ((length - radius) * (1.0 - _OUTWARD)).clamp_min(0.0)
         far = (length + radius) * (1.0 + _OUTWARD)
@@ -383,11 +407,14 @@ class IsotropicPseudoHuber(Potential):
         outer = (2.0 / math.sqrt(3.0)) * (1.0 - outer_start * outer_start)
         inner = torch.where(p_near <= 1.0 / math.sqrt(3.0), inner, torch.zeros_like(inner))
         outer = torch.where(p_far >= 1.0 / math.sqrt(3.0), outer, torch.zeros_like(outer))
-        third = torch.maximum(inner, outer) * (self.weight / self.smoothing**2)
-        return torch.minimum(by_eigenvalues, third * radius) * (1.0 + _OUTWARD) + self.weight / s * _OUTWARD
+        return torch.maximum(inner, outer) * (self.weight / self.smoothing**2) * (1.0 + _OUTWARD)
 
-    def apply_change(self, change: Tensor, v: Tensor) -> Tensor:
-        return change * self._length(v)
+
+def _nearest(size: Tensor, radius: Tensor | float, peak: Tensor | float) -> Tensor:
+    """The point of [size - radius, size + radius], rounded outwards, that is nearest to the peak of a function."""
+    near = ((size - radius) * (1.0 - _OUTWARD)).clamp_min(0.0)
+    far = (size + radius) * (1.0 + _OUTWARD)
+    return torch.minimum(torch.maximum(torch.as_tensor(peak, dtype=size.dtype, device=size.device), near), far)
 
 
 def _newton_constants(f: Potential, t: Tensor, sigma: Tensor) -> tuple[Tensor, ...]:

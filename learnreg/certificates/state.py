@@ -19,6 +19,7 @@ __all__ = [
     "DualAnswer",
     "StateBound",
     "dual_answer",
+    "energy_error",
     "gap_bound",
     "primal_bound",
     "rounding_floor",
@@ -122,6 +123,14 @@ def primal_bound(residual: Tensor, mu: float) -> Tensor:
         if mu > 0
         else torch.full_like(residual.flatten(1)[:, 0], torch.inf)
     )
+
+
+def energy_error(residual: Tensor, e: Tensor, mu: float) -> Tensor:
+    """‖√Dbar K (x - x^)‖ <= sqrt(‖r‖ e - mu e²), at most ‖r‖/(2√mu), r the reduced gradient and Dbar the mean of f''
+    between x^ and x (Lemma 1, from the inner product of Hbar (x - x^) = r with x - x^), for any bound e of
+    ‖x - x^‖."""
+    farthest = torch.minimum(e, residual / (2.0 * mu))
+    return (residual * farthest - mu * farthest**2).clamp_min(0.0).sqrt() * (1.0 + 1e-12)
 
 
 def saddle_bound(r_x: Tensor, r_y: Tensor, dual_modulus: Tensor | float, mu: float) -> Tensor:

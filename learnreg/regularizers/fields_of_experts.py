@@ -171,7 +171,7 @@ class FieldsOfExperts(Regularizer):
     def saddle_terms(self, image_shape: tuple[int, ...]) -> SaddleTerms:
         if len(image_shape) != 3:
             raise ShapeError(f"FieldsOfExperts: got images of shape {image_shape}, expected (1, height, width).")
-        bank = FilterBank(self._exact_filters(), image_shape, self.boundary)
+        bank = FilterBank(self._exact_filters(), image_shape, self.boundary, self.zero_mean)
         weights = self.log_weights.double().exp()[:, None, None]
         smoothing = self.minimum_smoothing + self.log_smoothing.double().exp()[:, None, None]
         return SaddleTerms(bank, self._potential.with_parameters(weights, smoothing))

@@ -1,0 +1,69 @@
+"""Bounds of the gradient with respect to parameters outside the regularizer: ridge, data weights, forward operator.
+
+e bounds the error of x. All *rigorous bounds*, per sample, (batch,).
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from learnreg.certificates.groups import GroupBound, group_norm
+from learnreg.convex import sum_samples
+from learnreg.hypergradients.pairing import Responses
+from learnreg.problem import LowerLevelProblem
+
+__all__ = ["data_groups", "data_weight_bound", "forward_operator_bound", "ridge_bound"]
+
+
+def ridge_bound(x: Tensor, X: Tensor, e: Tensor) -> GroupBound:
+    """For the ridge: <x, X>."""
+    return GroupBound.by_norm(_norm(X) * e, _norm(x) + e)
+
+
+def data_weight_bound(
+    residual: Tensor, forward_X: Tensor, e: Tensor, forward_norm: float, shape: tuple[int, ...]
+) -> GroupBound:
+    """For data-term weights of this shape: (A x - b)_i (A X)_i, summed over the measurements that share a weight."""
+    r_max, X_max = group_norm(residual, shape), group_norm(forward_X, shape)
+    return GroupBound.by_norm(forward_norm * X_max * e, forward_norm * (r_max + forward_norm * e))
+
+
+def forward_operator_bound(
+    x: Tensor,
+    X: Tensor,
+    residual: Tensor,
+    forward_X: Tensor,
+    e: Tensor,
+    forward_norm: float,
+    lipschitz: float,
+    weight_max: float,
+) -> GroupBound:
+    """For parameters of A: C(X, w(Ax - b)) + C(x, w A X), with errors w ‖A‖ e and w ‖A‖ ‖X - X^‖ of the second
+    arguments."""
+    change = weight_max * forward_norm
+    constant = _norm(X) * change * e + weight_max * _norm(forward_X) * e
+    on_E = weight_max * _norm(residual) + change * e + (_norm(x) + e) * change
+    return GroupBound.by_norm(lipschitz * constant, lipschitz * on_E)
+
+
+def data_groups(problem: LowerLevelProblem, x: Tensor, X: Tensor, responses: Responses, e: Tensor) -> list[GroupBound]:
+    """The groups of ridge, data term and forward operator that have learnable parameters."""
+    found: list[GroupBound] = []
+    if isinstance(problem.ridge, Tensor) and problem.ridge.requires_grad:
+        found.append(ridge_bound(x, X, e))
+    residual, forward_X, forward = responses.residual, responses.forward_X, problem.operator
+    if residual is None or forward_X is None:
+        return found
+    forward_norm = forward.norm_bound()
+    if any(p.requires_grad for p in problem.data_term.parameters()):
+        shape = tuple(problem.data_term.weights_for(residual).shape)
+        found.append(data_weight_bound(residual, forward_X, e, forward_norm, shape))
+    lipschitz = forward.parameter_lipschitz()
+    if lipschitz and any(p.requires_grad for p in forward.parameters()):
+        weight_max = problem.data_term.weight_range()[1]
+        found.append(forward_operator_bound(x, X, residual, forward_X, e, forward_norm, lipschitz, weight_max))
+    return found
+
+
+def _norm(t: Tensor) -> Tensor:
+    return sum_samples(t * t).sqrt()

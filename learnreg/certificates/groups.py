@@ -1,0 +1,77 @@
+"""Bounds of one group of parameters each, and the groups of responses that one entry of a parameter multiplies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from learnreg.certificates.gram import largest_eigenvalue
+from learnreg.convex import sum_samples
+from learnreg.correlation import correlate_adjoint
+from learnreg.filterbank import FilterBank, pad_adjoint
+from learnreg.problem import Instance
+
+__all__ = ["GroupBound", "group_norm", "group_pullback_norm", "parameter_shape"]
+
+
+@dataclass(frozen=True)
+class GroupBound:
+    """constant + on_E ‖X - X^‖ + on_energy ‖√D^ K (X - X^)‖ bounds the error of one parameter group's gradient, per
+    sample: (batch,) each. The errors of X wait for the whole batch where the loss couples its samples."""
+
+    constant: Tensor
+    on_E: Tensor
+    on_energy: Tensor
+
+    @classmethod
+    def by_norm(cls, constant: Tensor, on_E: Tensor) -> GroupBound:
+        """Without the energy norm."""
+        return cls(constant, on_E, torch.zeros_like(on_E))
+
+    def at(self, E: Tensor, E_energy: Tensor) -> Tensor:
+        """The bound for these errors of X, (batch,); infinite errors count only where they matter."""
+        terms = ((self.on_E, E), (self.on_energy, E_energy))
+        return self.constant + sum(torch.where(factor > 0, factor * error, 0.0) for factor, error in terms)
+
+
+def parameter_shape(value: float | Tensor) -> tuple[int, ...]:
+    """The shape of a potential's parameter, () for a number."""
+    return tuple(value.shape) if isinstance(value, Tensor) else ()
+
+
+def group_norm(t: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Largest norm of a group of t (batch, ...), (batch,): a group is what one entry of a parameter of this shape,
+    broadcast against t without its batch axis, multiplies."""
+    aligned = (1,) * (t.dim() - 1 - len(shape)) + shape
+    shared = [axis + 1 for axis, size in enumerate(aligned) if size == 1]
+    square = (t * t).sum(shared, keepdim=True) if shared else t * t
+    return square.flatten(1).amax(1).sqrt()
+
+
+def group_pullback_norm(
+    instance: Instance, p: Tensor, shape: tuple[int, ...], pullback: Tensor | None = None
+) -> Tensor:
+    """sup over u of ‖(<p_g, (K u)_g>)_g‖ / ‖u‖ over groups g, (batch,): the norm of the images K_g^T p_g, by their Gram
+    matrix for one group or one group per filter, else at most max_g ‖p_g‖ ‖K‖. *Rigorous bound.* Counts one
+    application at most; none if ``pullback``, K^T p, is all it needs."""
+    by_norm = group_norm(p, shape) * instance.analysis.norm_bound()
+    bank = instance.analysis
+    if all(size == 1 for size in shape):
+        image = instance.adjoint(p) if pullback is None else pullback
+        return torch.minimum(by_norm, sum_samples(image * image).sqrt() * (1.0 + 1e-12) + 1e-14 * by_norm)
+    if isinstance(bank, FilterBank) and shape == (bank.filters.shape[0], 1, 1):
+        instance.counter.applications += 1
+        images = _images_by_filter(bank, p).flatten(2)
+        gram = largest_eigenvalue(images @ images.transpose(1, 2)).sqrt()
+        return torch.minimum(by_norm, gram * (1.0 + 1e-12) + 1e-14 * by_norm)
+    return by_norm
+
+
+def _images_by_filter(bank: FilterBank, p: Tensor) -> Tensor:
+    """W_c^T p_c of each filter, (batch, n, height, width)."""
+    filters = bank.filters.to(p.dtype)
+    parts = [correlate_adjoint(p[:, c : c + 1], filters[c : c + 1]) for c in range(filters.shape[0])]
+    sides = (bank.domain_shape[1], bank.domain_shape[2])
+    return pad_adjoint(torch.cat(parts, dim=1), bank.filter_shape, bank.boundary, sides)

@@ -1,0 +1,88 @@
+"""f'' over every response that the exact solution may have."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from learnreg.potentials import Potential
+from learnreg.problem import Instance, expand
+
+__all__ = ["CurvatureInterval", "curvature_interval", "response_budget", "response_radius", "response_size"]
+
+_ENERGY_SHARE = 0.9
+
+
+@dataclass(frozen=True)
+class CurvatureInterval:
+    """Bounds over the interval of some radius around each response t (a ball, for groups), *rigorous* and rounded
+    outwards.
+
+    low, high: smallest and largest f''. change: Delta >= |f'' - f''(t)|. ratio: tau >= |f'' - f''(t)| / √f'', infinite
+    where f'' may vanish. third: kappa >= |f''(t') - f''(t)| / |t' - t|. sensitivity: factor q of ``Potential.smoothing_sensitivity``. smooth: (batch,), no kink lies
+    in any interval.
+    """
+
+    low: Tensor
+    high: Tensor
+    change: Tensor
+    ratio: Tensor
+    third: Tensor
+    sensitivity: Tensor
+    smooth: Tensor
+
+    @property
+    def high_max(self) -> Tensor:
+        """The largest f'' of each sample, (batch,)."""
+        return self.high.flatten(1).amax(1)
+
+
+def response_radius(instance: Instance, error: Tensor, t: Tensor) -> Tensor:
+    """|K_i x - K_i x^| <= ‖k_i‖ e for errors e (batch,): broadcasts against t, or its groups."""
+    grouped = instance.potential.grouped
+    radius = instance.analysis.row_norms(grouped) * expand(error, t)
+    return radius.amax(1, keepdim=True) if grouped and radius.shape[1] > 1 else radius
+
+
+def response_budget(interval: CurvatureInterval, e: Tensor, energy_error: Tensor, operator_norm: float) -> Tensor:
+    """Weights omega with sum_i omega_i |K_i (x - x^)|² <= 1, elementwise or per group: from ‖K (x - x^)‖ <= ‖K‖ e and
+    ‖√Dbar K (x - x^)‖ <= e_en, Dbar >= low, in fixed shares. *Rigorous.*"""
+    tiny = torch.finfo(e.dtype).tiny ** 0.25
+    energy, plain = (
+        1.0 / expand(norm, interval.low).clamp_min(tiny) ** 2 for norm in (energy_error, operator_norm * e)
+    )
+    return _ENERGY_SHARE * interval.low * energy + (1.0 - _ENERGY_SHARE) * plain
+
+
+def response_size(potential: Potential, v: Tensor) -> Tensor:
+    """|v|, elementwise, or the length of each group."""
+    return (v * v).sum(1, keepdim=True).sqrt() if potential.grouped else v.abs()
+
+
+def curvature_interval(potential: Potential, t: Tensor, radius: Tensor) -> CurvatureInterval:
+    """The interval of that radius around t."""
+    low, high = potential.curvature_bounds(t, radius)
+    change = potential.curvature_change(t, radius)
+    return CurvatureInterval(
+        low=low,
+        high=high,
+        change=change,
+        ratio=_ratio(potential, t, low, high, change),
+        third=potential.third_bound(t, radius),
+        sensitivity=torch.as_tensor(potential.smoothing_sensitivity(t, radius), dtype=t.dtype, device=t.device),
+        smooth=potential.kink_excluded(t, radius),
+    )
+
+
+def _ratio(potential: Potential, t: Tensor, low: Tensor, high: Tensor, change: Tensor) -> Tensor:
+    """Both (f''(t) - D)/√D and (D - f''(t))/√D are monotone in D, so that the ends of the interval decide; matrices
+    (groups) need not commute with f''(t), where Delta/√low has to do."""
+    root = low.clamp_min(0.0).sqrt()
+    below = change if potential.grouped else (potential.second(t) - low).clamp_min(0.0)
+    ratio = torch.where(root > 0, below / root, torch.where(below > 0, torch.inf, 0.0))
+    if not potential.grouped:
+        above = (high - potential.second(t)).clamp_min(0.0) / high.clamp_min(torch.finfo(t.dtype).tiny).sqrt()
+        ratio = torch.maximum(ratio, above)
+    return ratio * (1.0 + 1e-12)

@@ -1,0 +1,149 @@
+"""Norms of the map from errors to parameter gradients, C(u, p) = ∂_theta <K_theta u, p> for parameters of K.
+
+``NormPairing`` knows the constant c of ‖C(u, p)‖ <= c ‖u‖ ‖p‖ alone. ``FilterPairing`` knows filter banks: C(u, p)_c =
+U_u^T p_c with the patch matrix U_u (pixels x k²), so that Gram matrices of size k² and n k² give the norms themselves.
+All *rigorous bounds*, per sample, (batch,).
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from learnreg.certificates.gram import largest_eigenvalue
+from learnreg.convex import sum_samples
+from learnreg.filterbank import FilterBank, pad, reflection_norm
+from learnreg.problem import Instance
+
+__all__ = ["FilterPairing", "NormPairing", "Pairing", "pairing_of"]
+
+_ROUND_UP = 1.0 + 1e-10
+
+
+class Pairing(ABC):
+    """What Lemma 4 asks of C(u, p)."""
+
+    lipschitz: float
+
+    @abstractmethod
+    def dual_norm(self, p: Tensor) -> Tensor:
+        """sup over u of ‖C(u, p)‖ / ‖u‖."""
+
+    @abstractmethod
+    def weighted_norm(self, u: Tensor, high: Tensor) -> Tensor:
+        """sup over v of ‖C(u, √D v)‖ / ‖v‖ for every 0 <= D <= high; ``high`` broadcasts against responses."""
+
+    @abstractmethod
+    def perturbation_norm(self, u: Tensor, bent: Tensor) -> Tensor:
+        """Largest ‖C(u, q)‖ over all q with |q| <= bent, elementwise or per group (``bent`` with one channel)."""
+
+
+class NormPairing(Pairing):
+    """From ‖C(u, p)‖ <= c ‖u‖ ‖p‖."""
+
+    def __init__(self, lipschitz: float) -> None:
+        self.lipschitz = lipschitz
+
+    def dual_norm(self, p: Tensor) -> Tensor:
+        return self.lipschitz * _norm(p)
+
+    def weighted_norm(self, u: Tensor, high: Tensor) -> Tensor:
+        return self.lipschitz * _norm(u) * high.flatten(1).amax(1).sqrt()
+
+    def perturbation_norm(self, u: Tensor, bent: Tensor) -> Tensor:
+        return self.lipschitz * _norm(u) * _norm(bent)
+
+
+class FilterPairing(Pairing):
+    """For the filters of a bank; with means projected out of the gradient if the bank's parametrisation does so."""
+
+    def __init__(self, bank: FilterBank, lipschitz: float) -> None:
+        self.bank, self.lipschitz = bank, lipschitz
+        self._patches: list[tuple[Tensor, Tensor]] = []
+
+    def patches(self, u: Tensor) -> Tensor:
+        """U_u: (batch, k l, pixels), kept for the images of one judgement."""
+        known = next((patches for image, patches in self._patches if image is u), None)
+        if known is None:
+            k, l = self.bank.filter_shape
+            padded = pad(u, (k, l), self.bank.boundary)[:, 0]
+            windows = padded.unfold(-2, k, 1).unfold(-2, l, 1)  # (batch, rows, cols, k, l)
+            known = windows.flatten(1, 2).flatten(2).transpose(1, 2).contiguous()
+            if self.bank.zero_mean:
+                known = known - known.mean(1, keepdim=True)
+            self._patches.append((u, known))
+        return known
+
+    def dual_norm(self, p: Tensor) -> Tensor:
+        """Through the Gram matrix of all shifts of all p_c: its entries are correlations of p_c and p_d at lags."""
+        k, l = self.bank.filter_shape
+        gram = torch.stack([self._shift_gram(sample, k, l) for sample in p])
+        repeat = reflection_norm(self.bank) if self.bank.boundary == "reflect" else 1.0
+        by_gram = repeat * largest_eigenvalue(gram).sqrt()
+        return torch.minimum(by_gram, self.lipschitz * _norm(p)) * _ROUND_UP
+
+    def _shift_gram(self, p: Tensor, k: int, l: int) -> Tensor:
+        """(n k l, n k l) for p (n, rows, cols): entry (c a, d b) = <p_c shifted by a, p_d shifted by b>."""
+        n, rows, cols = p.shape
+        flat = p.flatten(1)
+        lags = p.new_empty(2 * k - 1, 2 * l - 1, n, n)
+        circular = self.bank.boundary == "circular"
+        padded = p if circular else torch.nn.functional.pad(p, (l - 1, l - 1, k - 1, k - 1))
+        for i in range(2 * k - 1):
+            for j in range(2 * l - 1):
+                dy, dx = i - (k - 1), j - (l - 1)
+                shifted = torch.roll(p, (-dy, -dx), (1, 2)) if circular else padded[:, i : i + rows, j : j + cols]
+                lags[i, j] = flat @ shifted.flatten(1).T  # sum_s p_c(s) p_d(s + lag)
+        a, b = torch.arange(k, device=p.device), torch.arange(l, device=p.device)
+        # <p_c(. - a), p_d(. - a')> = sum_s p_c(s) p_d(s + a - a')
+        gram = lags[
+            (a[:, None] - a[None, :] + k - 1)[:, None, :, None], (b[:, None] - b[None, :] + l - 1)[None, :, None]
+        ]
+        gram = gram.permute(4, 0, 1, 5, 2, 3).reshape(n, k * l, n, k * l)
+        if self.bank.zero_mean:
+            gram = gram - gram.mean(1, keepdim=True)
+            gram = gram - gram.mean(3, keepdim=True)
+        return gram.reshape(n * k * l, n * k * l)
+
+    def weighted_norm(self, u: Tensor, high: Tensor) -> Tensor:
+        """The largest eigenvalue of U^T diag(high_c) U over the channels c; channels whose trace, which bounds it, is
+        below one already found are left out."""
+        U = self.patches(u)
+        high = high.flatten(2)
+        traces = torch.einsum("bcp,bp->bc", high, (U * U).sum(1)).nan_to_num(torch.inf, torch.inf)
+        largest = torch.stack([self._largest(*sample) for sample in zip(U, high, traces, strict=True)])
+        return largest.clamp_min(0.0).sqrt() * _ROUND_UP
+
+    @staticmethod
+    def _largest(U: Tensor, high: Tensor, traces: Tensor) -> Tensor:
+        best = torch.zeros_like(traces[0])
+        for c in traces.argsort(descending=True).tolist():
+            if not float(traces[c]) > float(best):
+                break
+            best = torch.maximum(best, largest_eigenvalue((U * high[c]) @ U.T))
+        return best
+
+    def perturbation_norm(self, u: Tensor, bent: Tensor) -> Tensor:
+        """min(‖ |U|^T bent ‖, ‖U‖ ‖bent‖)."""
+        U, channels = self.patches(u), self.bank.filters.shape[0]
+        summed = torch.einsum("bkp,bcp->bck", U.abs(), bent.flatten(2))
+        shared = channels if bent.shape[1] == 1 else 1  # a group's length bounds each of its channels
+        by_sum = math.sqrt(shared) * summed.flatten(1).norm(dim=1)
+        by_norm = largest_eigenvalue(U @ U.transpose(1, 2)).sqrt() * _norm(bent)
+        return torch.minimum(by_sum, by_norm) * _ROUND_UP
+
+
+def pairing_of(instance: Instance) -> Pairing | None:
+    """The pairing of the analysis operator's parameters; None without a constant that bounds it."""
+    if instance.analysis_lipschitz is None:
+        return None
+    if isinstance(instance.analysis, FilterBank):
+        return FilterPairing(instance.analysis, instance.analysis_lipschitz)
+    return NormPairing(instance.analysis_lipschitz)
+
+
+def _norm(t: Tensor) -> Tensor:
+    return sum_samples(t * t).sqrt()

@@ -1,0 +1,84 @@
+"""What the bounds of a hypergradient formed at one point (x, X) have in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from learnreg.certificates.data_parameters import data_groups
+from learnreg.certificates.groups import GroupBound
+from learnreg.certificates.interval import curvature_interval, response_radius, response_size
+from learnreg.certificates.state import energy_error
+from learnreg.convex import sum_samples
+from learnreg.hypergradients.pairing import Responses
+from learnreg.problem import Instance, LowerLevelProblem
+
+__all__ = ["PointBound"]
+
+
+class PointBound(ABC):
+    """Bound of the hypergradient at (x, X), given the errors of X, which are affine in the residual of the adjoint
+    equation; the residual waits for the whole batch where the loss couples its samples.
+
+    Parameters
+    ----------
+    state_norm: ‖∇E(x)‖ with its rounding. e: bound of ‖x - x^‖. X_active: the part of X on active pixels of a
+        constraint, where X^ = 0; None without one. pullback: K^T y.
+    """
+
+    def __init__(
+        self,
+        problem: LowerLevelProblem,
+        instance: Instance,
+        x: Tensor,
+        X: Tensor,
+        responses: Responses,
+        state_norm: Tensor,
+        e: Tensor,
+        pullback: Tensor,
+        X_active: Tensor | None = None,
+    ) -> None:
+        self.problem, self.instance, self.x, self.X, self.responses, self.e = problem, instance, x, X, responses, e
+        self.pullback, self.mu, self.L = pullback, instance.strong_convexity, instance.analysis.norm_bound()
+        self.energy_error = energy_error(state_norm, e, self.mu)
+        self.interval = curvature_interval(instance.potential, responses.t, response_radius(instance, e, responses.t))
+        self.size = response_size(instance.potential, responses.V)
+        self.active_norm = torch.zeros_like(e) if X_active is None else sum_samples(X_active**2).sqrt()
+
+    @abstractmethod
+    def adjoint_error(self) -> Tensor:
+        """Bound of ‖X - X^‖ for a vanishing residual, which itself adds residual / mu."""
+
+    def energy_adjoint_error(self) -> Tensor:
+        """Bound of ‖√D^ K (X - X^)‖ for a vanishing residual, which itself adds residual / (2√mu)."""
+        return torch.zeros_like(self.e)
+
+    @abstractmethod
+    def regularizer_groups(self) -> list[GroupBound]:
+        """Bounds of the regularizer's parameter groups."""
+
+    def groups(self) -> list[GroupBound]:
+        """Bounds of all parameter groups."""
+        return self.regularizer_groups() + data_groups(self.problem, self.x, self.X, self.responses, self.e)
+
+    def roles(self) -> set[str]:
+        """What the regularizer's learnable parameters do."""
+        own = self.problem.parameter_roles()
+        return {own[n] for n, p in self.problem.regularizer.named_parameters() if p.requires_grad}
+
+    def data_norm(self) -> float:
+        """Bound of ‖M‖."""
+        return float(self.instance.data_weights.max()) * self.instance.forward.norm_bound() ** 2 + self.instance.ridge
+
+    def boundary_error(self) -> Tensor:
+        """Share of X on active pixels in the error of X: by the Schur complement, (1 + sqrt(‖H_AA‖/mu)) ‖X_A‖."""
+        hessian_norm = self.data_norm() + self.interval.high_max * self.L**2
+        return (1.0 + (hessian_norm / self.mu).sqrt()) * self.active_norm
+
+    def magnitude(self) -> float:
+        """Size of the terms summed in the gradient: the scale of its rounding errors."""
+        r = self.responses
+        norms = [sum_samples(t * t).sqrt() for t in (self.x, r.Y, self.X, r.y)]
+        return float((norms[0] * norms[1] + norms[2] * norms[3]).sum())

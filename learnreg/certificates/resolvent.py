@@ -1,0 +1,99 @@
+"""Lemma 0: what a perturbation of the curvature does to the solution of the linearised system.
+
+H = M + K^T D K with M >= mu, D >= 0 diagonal (blockwise, for groups). With U = [K^T √D, √(M - mu)], H = mu + U U^T, so
+that singular values s of U give
+
+    ‖H^-1‖ <= 1/mu,   ‖H^-1 K^T √D‖ <= max s/(mu + s²) = 1/(2√mu),   ‖√D K H^-1 K^T √D‖ <= 1.
+
+A perturbation Gamma V of curvature, |Gamma_i| <= |D_i - f''(t_i)|, is bounded in two ways: entry by entry, |Gamma_i| <=
+Delta_i on its interval, and all at once, |Gamma_i| <= kappa_i |dt_i| with sum_i omega_i |dt_i|² <= 1, so that
+‖(c_i Gamma_i V_i)‖ <= max_i c_i kappa_i |V_i| / √omega_i. No response has its whole interval for itself: the second is
+smaller by up to the root of the number of pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from learnreg.certificates.interval import CurvatureInterval
+from learnreg.convex import sum_samples
+from learnreg.problem import expand
+
+__all__ = ["Perturbation"]
+
+_HALVINGS = 8
+_ROUND_UP = 1.0 + 1e-12
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """Gamma V for every curvature on an interval.
+
+    size: |V|, elementwise, or per group. budget: omega of ``response_budget``. All bounds are *rigorous*, (batch,).
+    """
+
+    interval: CurvatureInterval
+    size: Tensor
+    budget: Tensor
+    operator_norm: float
+    mu: float
+
+    def norm(self) -> Tensor:
+        """‖Gamma V‖."""
+        return _joint(*self._plain(), torch.ones_like(self._plain()[0], dtype=torch.bool))
+
+    def scaled_norm(self) -> Tensor:
+        """‖D^-½ Gamma V‖; infinite where f'' may vanish."""
+        return _joint(*self._scaled(), torch.ones_like(self._scaled()[0], dtype=torch.bool))
+
+    def push(self) -> Tensor:
+        """‖H^-1 K^T Gamma V‖: the smallest of (‖K‖/mu) ‖Gamma V‖, ‖D^-½ Gamma V‖/(2√mu), and the sum of both where
+        each entry takes the smaller one."""
+        return self._best(self.operator_norm / self.mu, 1.0 / (2.0 * math.sqrt(self.mu)))
+
+    def energy_push(self) -> Tensor:
+        """‖√D K H^-1 K^T Gamma V‖, likewise from (‖K‖/(2√mu)) ‖Gamma V‖ and ‖D^-½ Gamma V‖."""
+        return self._best(self.operator_norm / (2.0 * math.sqrt(self.mu)), 1.0)
+
+    def _best(self, on_plain: float, on_scaled: float) -> Tensor:
+        plain, scaled = (
+            [factor * part for part in parts]
+            for factor, parts in ((on_plain, self._plain()), (on_scaled, self._scaled()))
+        )
+        first = plain[1] < scaled[1]
+        everywhere = torch.ones_like(first)
+        split = _joint(*plain, first) + _joint(*scaled, ~first)
+        return torch.minimum(torch.minimum(_joint(*plain, everywhere), _joint(*scaled, everywhere)), split)
+
+    def _plain(self) -> tuple[Tensor, Tensor]:
+        """(entry by entry, all at once) for Gamma V."""
+        return self.interval.change * self.size, self.slope() / self.budget.sqrt()
+
+    def _scaled(self) -> tuple[Tensor, Tensor]:
+        """The same for D^-½ Gamma V; infinite where f'' may vanish and V does not."""
+        root = (self.budget * self.interval.low.clamp_min(0.0)).sqrt()
+        slope = self.slope()
+        joint = torch.where(slope > 0, slope / root, 0.0)
+        return torch.where(self.size > 0, self.interval.ratio * self.size, 0.0), joint
+
+    def slope(self) -> Tensor:
+        """kappa |V|."""
+        return torch.where(self.size > 0, self.interval.third * self.size, 0.0)
+
+
+def _joint(alone: Tensor, together: Tensor, where: Tensor) -> Tensor:
+    """The smallest bound of a vector supported on ``where`` whose entries obey |g_i| <= alone_i, and of which every
+    part S has a norm of at most max_S together: entries above a threshold count by the first, the others by the
+    second."""
+    alone, together = torch.where(where, alone, 0.0), torch.where(where, together, 0.0)
+    square = alone * alone
+    best, threshold = sum_samples(square).sqrt(), together.flatten(1).amax(1)
+    for _ in range(_HALVINGS):
+        above = torch.where(together > expand(threshold, together), square, 0.0)
+        best = torch.minimum(best, (sum_samples(above) + threshold**2).sqrt())
+        threshold = 0.5 * threshold
+    return best * _ROUND_UP

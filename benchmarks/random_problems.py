@@ -24,7 +24,7 @@ DOUBLE = torch.float64
 class Ranges:
     """What problems are drawn from."""
 
-    smoothing: tuple[float, float] = (1e-3, 1.0)
+    smoothing: tuple[float, float] = (1e-4, 1.0)
     scale: tuple[float, float] = (1e-2, 2.0)
     ridge: tuple[float, float] = (1e-2, 1.0)
     offset: float = 0.0
@@ -86,6 +86,37 @@ class Case:
     label: str
 
 
+class DenseMatrix(LinearOperator):
+    """A random matrix, wide or tall; learnable, so that its entries get a gradient, or not."""
+
+    matrix: Tensor
+
+    def __init__(self, matrix: Tensor, domain_shape: tuple[int, ...], learnable: bool) -> None:
+        super().__init__(domain_shape, (matrix.shape[0],))
+        if learnable:
+            self.matrix = nn.Parameter(matrix)
+        else:
+            self.register_buffer("matrix", matrix)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1) @ self.matrix.to(x.dtype).T
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return (y @ self.matrix.to(y.dtype)).reshape(-1, *self.domain_shape)
+
+    def row_norms(self, grouped: bool) -> Tensor | float:
+        return self.matrix.detach().double().norm(dim=1) * (1.0 + 1e-12)
+
+    def parameter_lipschitz(self) -> float | None:
+        return 1.0 if self.matrix.requires_grad else 0.0
+
+
+def random_matrix(draw: Draw, shape: tuple[int, int, int], scale: float) -> DenseMatrix:
+    columns = math.prod(shape)
+    rows = draw.integer(max(1, columns // 3), 2 * columns)
+    return DenseMatrix(scale / math.sqrt(columns) * draw.normal(rows, columns), shape, draw.chance(0.4))
+
+
 def potential(draw: Draw, smoothing: float, weight: float) -> lr.PseudoHuber | lr.LogCosh | lr.Huber:
     kind = draw.choice(lr.PseudoHuber, lr.PseudoHuber, lr.LogCosh, lr.LogCosh, lr.Huber)
     return kind(smoothing, weight)  # type: ignore[operator]
@@ -114,7 +145,9 @@ def total_variation(draw: Draw, shape: tuple[int, int, int], smoothing: float) -
 
 def analysis_operator(draw: Draw, shape: tuple[int, int, int], smoothing: float) -> Regularizer:
     weight = draw.scale()
-    kind = draw.integer(0, 2)
+    kind = draw.integer(0, 3)
+    if kind == 3:
+        return AnalysisOperator(random_matrix(draw, shape, draw.scale()), potential(draw, smoothing, weight)).double()
     if kind == 0:
         size = draw.integer(2, min(3, *shape[1:]))
         filters = nn.Parameter(draw.scale() * draw.normal(draw.integer(1, 3), size, size))
@@ -134,9 +167,11 @@ REGULARIZERS: dict[str, Callable[[Draw, tuple[int, int, int], float], Regularize
 
 
 def forward_operator(draw: Draw, shape: tuple[int, int, int]) -> LinearOperator:
-    kind = draw.integer(0, 4)
+    kind = draw.integer(0, 5)
     if kind <= 1:
         return Identity(shape)
+    if kind == 5:
+        return random_matrix(draw, shape, 1.0)
     if kind == 2:
         return Inpainting((draw.rand(*shape) > 0.3).to(DOUBLE))
     size = draw.integer(1, 3)

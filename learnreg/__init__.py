@@ -18,6 +18,7 @@ from learnreg.errors import (
     ShapeError,
     SolverError,
 )
+from learnreg.hypergradients.certify import certify
 from learnreg.hypergradients.compute import Start, hypergradient
 from learnreg.hypergradients.implicit import Implicit
 from learnreg.hypergradients.piggyback import Piggyback
@@ -27,7 +28,7 @@ from learnreg.losses import SquaredError, UpperLoss
 from learnreg.objective import BatchObjective
 from learnreg.potentials import Huber, LogCosh, PseudoHuber
 from learnreg.problem import LowerLevelProblem
-from learnreg.result import Hypergradient, Solution, Status
+from learnreg.result import Certificate, Hypergradient, Solution, Status
 from learnreg.solvers.solve import solve
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ __all__ = [
     "AssumptionError",
     "BatchObjective",
     "Box",
+    "Certificate",
     "CheckpointError",
     "ConfigError",
     "DataError",
@@ -75,6 +77,7 @@ __all__ = [
     "TrainResult",
     "UpperLoss",
     "WeightedLeastSquares",
+    "certify",
     "hypergradient",
     "load",
     "pretrained",

@@ -9,9 +9,9 @@ certificates, and counts operator applications.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,8 @@ from learnreg.potentials import Potential
 from learnreg.regularizers.base import ParameterRole, Regularizer, SaddleTerms
 
 __all__ = ["Counter", "Instance", "LowerLevelProblem", "expand"]
+
+T = TypeVar("T")
 
 _PART_BYTES = 2 * 1024**2
 
@@ -121,6 +123,17 @@ class Instance:
             index = slice(first, first + count)
             counter = self.counter if first == 0 else Counter()
             yield replace(self, q=self.q[index], half_square=self.half_square[index], counter=counter), index
+
+    def by_parts(self, work: Callable[[Instance, slice], T]) -> list[T]:
+        """``work`` on each of :meth:`parts`, one after the other. Iterations may differ between parts: applications
+        count as in one run over the whole batch, which lasts as long as its slowest part."""
+        results, most = [], 0
+        for part, index in self.parts():
+            counted = replace(part, counter=Counter())
+            results.append(work(counted, index))
+            most = max(most, counted.counter.applications)
+        self.counter.applications += most
+        return results
 
     def to(self, dtype: torch.dtype) -> Instance:
         """The instance in another dtype, sharing the counter."""

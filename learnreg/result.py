@@ -9,7 +9,7 @@ from typing import Literal
 
 from torch import Tensor
 
-__all__ = ["BoundKind", "Hypergradient", "Solution", "Status"]
+__all__ = ["BoundKind", "Certificate", "Hypergradient", "Solution", "Status"]
 
 BoundKind = Literal["rigorous", "estimate", "none"]
 
@@ -88,3 +88,34 @@ class Hypergradient:
     def norm(self) -> float:
         """‖gradient‖_2 over all parameters."""
         return math.sqrt(sum(float(g.double().square().sum()) for g in self.gradient.values()))
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """The result of :func:`learnreg.certify`: what can be said of somebody's x and X.
+
+    error_bound: (batch,) root-mean-square error of x, in units of x. gradient: formed from exactly these x, X.
+    gradient_error_bound: ‖gradient - exact‖_2 over all parameters. Both are *rigorous bounds* when ``certified``; else
+    ``bound_kind`` and ``reason`` say what they are. loss: at x. loss_interval: contains the loss at the exact minimiser
+    ((-inf, inf) without a certificate). adjoint_error_bound: 2-norm error of X, (batch,).
+
+    gradient_error_estimate: distance to the corrected gradient, an *estimate* of the error. loss_estimate: the loss
+    corrected by the dual-weighted residual <X, ∇E(x)>, an *estimate* of the loss at the exact minimiser.
+    corrected_gradient and its corrected_error_bound, like gradient_error_bound: a better answer, at a corrected point.
+    """
+
+    error_bound: Tensor
+    gradient: dict[str, Tensor]
+    gradient_error_bound: float
+    loss: float
+    loss_interval: tuple[float, float]
+    certified: bool
+    bound_kind: BoundKind
+    reason: str
+    X: Tensor
+    adjoint_error_bound: Tensor
+    gradient_error_estimate: float
+    loss_estimate: float
+    corrected_gradient: dict[str, Tensor]
+    corrected_error_bound: float
+    operator_applications: int

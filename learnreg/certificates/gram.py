@@ -12,7 +12,8 @@ _EIGENVALUE_LIMIT = 640
 
 def largest_eigenvalue(gram: Tensor) -> Tensor:
     """Rigorous bound of the largest eigenvalue of symmetric positive semidefinite matrices (..., n, n): itself, or
-    beyond 640 rows the fourth root of ‖G^2‖_F^2, at most n^(1/4) and usually about 1.2 times it. Infinite where entries are not finite."""
+    beyond 640 rows the root of ‖G²‖_F, at most n^(1/4) and usually about 1.2 times it. Infinite where entries are not
+    finite."""
     n = gram.shape[-1]
     scale = gram.flatten(-2).norm(dim=-1)
     usable = torch.isfinite(scale) & (scale > 0)

@@ -21,8 +21,8 @@ class CurvatureInterval:
     outwards.
 
     low, high: smallest and largest f''. change: Delta >= |f'' - f''(t)|. ratio: tau >= |f'' - f''(t)| / √f'', infinite
-    where f'' may vanish. third: kappa >= |f''(t') - f''(t)| / |t' - t|. sensitivity: factor q of ``Potential.smoothing_sensitivity``. smooth: (batch,), no kink lies
-    in any interval.
+    where f'' may vanish. third: kappa >= |f''(t') - f''(t)| / |t' - t|. sensitivity: factor q of
+    ``Potential.smoothing_sensitivity``. smooth: (batch,), no kink lies in any interval.
     """
 
     low: Tensor

@@ -24,7 +24,7 @@ from learnreg.hypergradients.pairing import evaluate_pairing
 from learnreg.losses import UpperLoss
 from learnreg.problem import Instance, LowerLevelProblem
 
-__all__ = ["Judgement", "PointCertificate", "gradient_norm", "judge"]
+__all__ = ["Judgement", "PointCertificate", "gradient_distance", "gradient_norm", "judge"]
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,18 @@ def gradient_norm(gradient: dict[str, Tensor]) -> float:
     return math.sqrt(sum(float(g.double().square().sum()) for g in gradient.values()))
 
 
-PointCertificate = Literal["published", "sharp"]
+PointCertificate = Literal["auto", "published", "sharp"]
 
-_BOUNDS: dict[str, type[PointBound]] = {"published": PublishedBound, "sharp": SharpBound}
+_BOUNDS: dict[str, tuple[type[PointBound], ...]] = {
+    "auto": (PublishedBound, SharpBound),
+    "published": (PublishedBound,),
+    "sharp": (SharpBound,),
+}
+
+
+def gradient_distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    """‖a - b‖_2 over all parameters, in float64."""
+    return math.sqrt(sum(float((a[name].double() - b[name].double()).square().sum()) for name in a))
 
 
 @torch.no_grad()
@@ -79,15 +88,16 @@ def judge(
 
     Costs 4 applications, 6 with learnable operators, and 1 to 2 more for the sharp bound. ``instance`` is in float64.
     The batch goes through in parts, so that the memory for responses stays bounded; only what couples its samples, the
-    loss, sees all of it. ``state_error``: a rigorous bound of ‖x - x^‖ that is known already, (batch,).
+    loss, sees all of it. "auto" takes the smaller of both bounds. ``state_error``: a rigorous bound of ‖x - x^‖ that is
+    known already, (batch,).
     """
     x, X = x.double() if instance.box is None else instance.box.exactly(x), X.double()
     reason = missing_assumption(problem, instance, loss)
     loss_gradient = loss.gradient(x)
     known = torch.full_like(instance.half_square, math.inf) if state_error is None else state_error.double()
-    kind = None if reason else _BOUNDS[certificate]
+    kinds = () if reason else _BOUNDS[certificate]
     parts = [
-        _judge_part(problem, part, b[index], x[index], X[index], loss_gradient[index], known[index], kind)
+        _judge_part(problem, part, b[index], x[index], X[index], loss_gradient[index], known[index], kinds)
         for part, index in instance.parts()
     ]
     gradient = {name: torch.stack([p.gradient[name] for p in parts]).sum(0) for name in parts[0].gradient}
@@ -100,9 +110,11 @@ def judge(
         rounding += 1e-13 * sum(p.magnitude for p in parts) if gradient else 0.0
         change = loss.gradient_change(x, e)
         assert change is not None  # missing_assumption() has seen to it
-        E = torch.cat([p.adjoint_error for p in parts]) + (adjoint_norm + change) / instance.strong_convexity
-        error_bound = _total(instance, parts, adjoint_norm + change) + rounding
-        state_share = _total(instance, parts, change) + rounding
+        bounds = [list(column) for column in zip(*(p.bounds for p in parts), strict=True)]
+        with_residual = [_total(instance.strong_convexity, column, adjoint_norm + change) for column in bounds]
+        without = [_total(instance.strong_convexity, column, change) for column in bounds]
+        E = torch.stack([error for _, error in with_residual]).amin(0)
+        error_bound, state_share = (min(total for total, _ in found) + rounding for found in (with_residual, without))
         adjoint_share = error_bound - state_share
     return Judgement(
         x=x,
@@ -121,31 +133,39 @@ def judge(
     )
 
 
-def _total(instance: Instance, parts: list[_Part], residual: Tensor) -> float:
-    """Root of the sum of squares over the parameter groups, each summed over the batch, for residuals of the adjoint
-    equation (batch,)."""
-    mu, sums, first = instance.strong_convexity, [0.0] * len(parts[0].groups), 0
+@dataclass(frozen=True)
+class _Errors:
+    """The errors of X for a vanishing residual in both norms, (batch,), and the bound of each parameter group."""
+
+    adjoint: Tensor
+    energy: Tensor
+    groups: list[GroupBound]
+
+
+def _total(mu: float, parts: list[_Errors], residual: Tensor) -> tuple[float, Tensor]:
+    """Root of the sum of squares over the parameter groups, each summed over the batch, and ‖X - X^‖ (batch,), for
+    residuals of the adjoint equation (batch,)."""
+    sums, first, found = [0.0] * len(parts[0].groups), 0, []
     for part in parts:
-        rho = residual[first : first + part.e.shape[0]]
-        first += part.e.shape[0]
-        E, E_energy = part.adjoint_error + rho / mu, part.energy_adjoint_error + rho / (2.0 * math.sqrt(mu))
+        rho = residual[first : first + part.adjoint.shape[0]]
+        first += part.adjoint.shape[0]
+        E, E_energy = part.adjoint + rho / mu, part.energy + rho / (2.0 * math.sqrt(mu))
+        found.append(E)
         sums = [s + float(group.at(E, E_energy).sum()) for s, group in zip(sums, part.groups, strict=True)]
-    return math.sqrt(sum(s * s for s in sums)) * (1.0 + 1e-12)
+    return math.sqrt(sum(s * s for s in sums)) * (1.0 + 1e-12), torch.cat(found)
 
 
 @dataclass(frozen=True)
 class _Part:
-    """What the bound needs of some samples, per sample: residual norms, the error e of x, the errors of X for a
-    vanishing residual in both norms, and the bound of each group of parameters."""
+    """What the bound needs of some samples, per sample: residual norms, the error e of x, and what each kind of bound
+    says."""
 
     gradient: dict[str, Tensor]
     state_norm: Tensor
     e: Tensor
     adjoint_norm: Tensor
     reason: str
-    adjoint_error: Tensor
-    energy_adjoint_error: Tensor
-    groups: list[GroupBound]
+    bounds: list[_Errors]
     magnitude: float
 
 
@@ -157,7 +177,7 @@ def _judge_part(
     X: Tensor,
     loss_gradient: Tensor,
     known_error: Tensor,
-    kind: type[PointBound] | None,
+    kinds: tuple[type[PointBound], ...],
 ) -> _Part:
     gradient, responses = evaluate_pairing(problem, instance, b, x, X)
     pullback = instance.adjoint(responses.y)
@@ -169,15 +189,14 @@ def _judge_part(
     adjoint_norm = sum_samples(adjoint_residual**2).sqrt() + rounding_floor(instance, X, bent, loss_gradient)
     mu = instance.strong_convexity
     e = torch.minimum(state_norm / mu if mu > 0 else torch.full_like(state_norm, math.inf), known_error)
-    if kind is None:
-        zero = torch.zeros_like(e)
-        return _Part(gradient, state_norm, e, adjoint_norm, "", zero, zero, [], 0.0)
+    if not kinds:
+        return _Part(gradient, state_norm, e, adjoint_norm, "", [], 0.0)
     X_active = None if equation.free is None else X - equation.project(X)
-    bound = kind(problem, instance, x, X, responses, state_norm, e, pullback, X_active)
-    reason = ""
-    if not bool(bound.interval.smooth.all()):
+    bounds = [kind(problem, instance, x, X, responses, state_norm, e, pullback, X_active) for kind in kinds]
+    reason, interval = "", bounds[0].interval
+    if not bool(interval.smooth.all()):
         reason = "a kink of the potential lies within the error of x; solve more accurately or use a smooth potential"
-    elif instance.box is not None and not constraint_decided(instance, x, residual, e, bound.interval.high_max):
+    elif instance.box is not None and not constraint_decided(instance, x, residual, e, interval.high_max):
         reason = "the active set of the constraint is undecided within the error of x; solve more accurately"
     return _Part(
         gradient=gradient,
@@ -185,8 +204,6 @@ def _judge_part(
         e=e,
         adjoint_norm=adjoint_norm,
         reason=reason,
-        adjoint_error=bound.adjoint_error(),
-        energy_adjoint_error=bound.energy_adjoint_error(),
-        groups=bound.groups(),
-        magnitude=bound.magnitude(),
+        bounds=[_Errors(b.adjoint_error(), b.energy_adjoint_error(), b.groups()) for b in bounds],
+        magnitude=bounds[0].magnitude(),
     )

@@ -19,7 +19,7 @@ _SWEEPS = 6
 def newton_bound(
     instance: Instance, t: Tensor, gradient_norm: Tensor, e: Tensor, d: Tensor, K_d: Tensor, residual_norm: Tensor
 ) -> Tensor:
-    """‖x - x^ - d‖ <= ‖s‖/mu + ‖Hbar^-1 K^T Gamma K d‖ with s = ∇E(x) - H(x) d, for any d: (batch,), a *rigorous bound*.
+    """‖x - x^ - d‖ <= ‖s‖/mu + ‖Hbar^-1 K^T Gamma K d‖ with s = ∇E(x) - H(x) d, for any d: (batch,). *Rigorous bound.*
 
     Proof: x - x^ - d = Hbar^-1 (s - K^T Gamma K d), Hbar = M + K^T Dbar K with Dbar a mean of f'' between t^ and t. The
     radius of the interval is min(‖k_i‖ e, |K_i d| + ‖k_i‖ delta) with the delta of the sweep before.

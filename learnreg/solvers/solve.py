@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from learnreg.certificates.estimate import state_correction
+from learnreg.certificates.correction import correct_state
 from learnreg.certificates.state import smallest_bound
 from learnreg.convex import sum_samples
 from learnreg.errors import ConfigError, SolverError
@@ -210,5 +210,5 @@ def _final_status(reached: bool, kind: BoundKind, loop_status: Status) -> Status
 
 
 def _estimated_error(instance: Instance, x: Tensor, scale: float) -> Tensor:
-    d = state_correction(instance, x.double(), 0.1)
-    return 1.1 * sum_samples(d**2).sqrt() / scale
+    moved = x.double() - correct_state(instance, x.double(), torch.full_like(instance.half_square, 0.1)).point
+    return 1.1 * sum_samples(moved**2).sqrt() / scale

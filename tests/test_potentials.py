@@ -12,7 +12,8 @@ from torch import Tensor
 import learnreg as lr
 from learnreg.convex import dual_point
 from learnreg.errors import ConfigError
-from learnreg.potentials import Huber, IsotropicPseudoHuber, LogCosh, Potential, PseudoHuber
+from learnreg.isotropic import IsotropicPseudoHuber
+from learnreg.potentials import Huber, LogCosh, Potential, PseudoHuber
 
 NAMES = list(registry.POTENTIALS)
 WEIGHT, SMOOTHING = 0.7, 0.2

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 import learnreg as lr
 from learnreg.filterbank import FilterBank
+from learnreg.isotropic import IsotropicPseudoHuber
 from learnreg.linop import LinearOperator
 from learnreg.operators import Blur, Identity, Inpainting
-from learnreg.potentials import IsotropicPseudoHuber
 from learnreg.regularizers import AnalysisOperator, FieldsOfExperts, Regularizer, TotalVariation
 from learnreg.regularizers.total_variation import Gradient
 

@@ -18,12 +18,13 @@ from torch import Tensor
 from learnreg.blocks import planes, sum_blocks
 from learnreg.convex import ConvexFunction, dual_point, sum_samples
 from learnreg.errors import ConfigError
+from learnreg.pull_back import newton_constants, newton_pull_back
 
-__all__ = ["Huber", "IsotropicPseudoHuber", "LogCosh", "Potential", "PseudoHuber"]
+__all__ = ["OUTWARD", "WARM_PROX_STEPS", "Huber", "LogCosh", "Potential", "PseudoHuber"]
 
 _PROX_STEPS = 12
-_WARM_PROX_STEPS = 3
-_OUTWARD = 1e-13
+WARM_PROX_STEPS = 3
+OUTWARD = 1e-13
 """Relative outward rounding of interval ends: above the rounding of the few operations that form them in float64."""
 
 
@@ -107,7 +108,7 @@ class Potential(ConvexFunction):
         low = torch.maximum(size - step * self.weight, size / (1.0 + step * self.curvature_limit))
         steps, t = _PROX_STEPS, low
         if start is not None:
-            steps, t = _WARM_PROX_STEPS, torch.minimum(torch.maximum(start * v.sign(), low), size)
+            steps, t = WARM_PROX_STEPS, torch.minimum(torch.maximum(start * v.sign(), low), size)
         for _ in range(steps):
             grad, second = self.grad_and_second(t)
             t = t - (t + step * grad - size) / (1.0 + step * second)
@@ -146,7 +147,7 @@ class Potential(ConvexFunction):
         return out
 
     def dual_step_(
-        self, v: Tensor, y: Tensor, t: Tensor, sigma: Tensor, relaxation: float, newton_steps: int = _WARM_PROX_STEPS
+        self, v: Tensor, y: Tensor, t: Tensor, sigma: Tensor, relaxation: float, newton_steps: int = WARM_PROX_STEPS
     ) -> None:
         """The dual half of an over-relaxed PDHG step, overwriting v, y and t: t becomes the pull-back of
         prox_{sigma f*}(v), found from the old one, and y moves to y + relaxation (f'(t) - y).
@@ -167,15 +168,15 @@ class Potential(ConvexFunction):
 
     def curvature_bounds(self, t: Tensor, radius: Tensor | float) -> tuple[Tensor, Tensor]:
         size = t.abs()
-        low = self.second((size + radius) * (1.0 + _OUTWARD))
-        high = self.second(((size - radius) * (1.0 - _OUTWARD)).clamp_min(0.0))
-        return low * (1.0 - _OUTWARD), high * (1.0 + _OUTWARD)
+        low = self.second((size + radius) * (1.0 + OUTWARD))
+        high = self.second(((size - radius) * (1.0 - OUTWARD)).clamp_min(0.0))
+        return low * (1.0 - OUTWARD), high * (1.0 + OUTWARD)
 
     def curvature_change(self, t: Tensor, radius: Tensor | float) -> Tensor:
         """Bound of ‖f''(t') - f''(t)‖ for |t' - t| <= radius, elementwise (per group, for groups). *Rigorous bound.*"""
         low, high = self.curvature_bounds(t, radius)
         second = self.second(t)
-        return torch.maximum(high - second, second - low) + second * _OUTWARD
+        return torch.maximum(high - second, second - low) + second * OUTWARD
 
     def third_bound(self, t: Tensor, radius: Tensor | float) -> Tensor:
         """Bound of ‖f''(t') - f''(t)‖ / |t' - t| for |t' - t| <= radius, elementwise (per group, for groups); infinite
@@ -212,12 +213,12 @@ class PseudoHuber(Potential):
         return torch.addcmul(square, t, t, out=out).rsqrt_().mul_(t).mul_(self.weight)
 
     def dual_step_(
-        self, v: Tensor, y: Tensor, t: Tensor, sigma: Tensor, relaxation: float, newton_steps: int = _WARM_PROX_STEPS
+        self, v: Tensor, y: Tensor, t: Tensor, sigma: Tensor, relaxation: float, newton_steps: int = WARM_PROX_STEPS
     ) -> None:
         """Blocks that fit in the cache go through all operations before the next block starts."""
-        constants = _newton_constants(self, t, sigma)
+        constants = newton_constants(self.weight, self.smoothing, t, sigma)
         for v_, y_, t_, *rest in planes(v, y, t, *constants):
-            _newton_pull_back(v_.abs(), t_.abs_(), newton_steps, *rest)
+            newton_pull_back(v_.abs(), t_.abs_(), newton_steps, *rest)
             square, weight = rest[:2]
             t_.mul_(v_.sign_())
             y_hat = torch.addcmul(square, t_, t_).rsqrt_().mul_(t_)
@@ -227,7 +228,7 @@ class PseudoHuber(Potential):
         """|f'''| = 3 l v² |t| / (t² + v²)^(5/2) rises up to |t| = v/2 and falls beyond."""
         at = _nearest(t.abs(), radius, 0.5 * self.smoothing)
         square = at * at + self.smoothing**2
-        return 3.0 * self.weight * self.smoothing**2 * at / (square * square * square.sqrt()) * (1.0 + _OUTWARD)
+        return 3.0 * self.weight * self.smoothing**2 * at / (square * square * square.sqrt()) * (1.0 + OUTWARD)
 
     def _inverse_scale(self, t: Tensor) -> Tensor:
         """1/sqrt(t² + v²), in place where autograd does not look: these passes over the responses are what iterations
@@ -265,7 +266,7 @@ class LogCosh(Potential):
     def third_bound(self, t: Tensor, radius: Tensor | float) -> Tensor:
         """|f'''| = 2 (l/v²) tanh u / cosh² u, u = |t|/v, rises up to tanh² u = 1/3 and falls beyond."""
         at = _nearest(t.abs(), radius, math.atanh(1.0 / math.sqrt(3.0)) * self.smoothing)
-        return 2.0 / self.smoothing * torch.tanh(at / self.smoothing) * self.second(at) * (1.0 + _OUTWARD)
+        return 2.0 / self.smoothing * torch.tanh(at / self.smoothing) * self.second(at) * (1.0 + OUTWARD)
 
 
 class Huber(Potential):
@@ -290,8 +291,8 @@ class Huber(Potential):
 
     def kink_excluded(self, t: Tensor, radius: Tensor | float) -> Tensor:
         size = t.abs()
-        inside = size + radius < self.smoothing * (1.0 - _OUTWARD)
-        outside = size - radius > self.smoothing * (1.0 + _OUTWARD)
+        inside = size + radius < self.smoothing * (1.0 - OUTWARD)
+        outside = size - radius > self.smoothing * (1.0 + OUTWARD)
         return (inside | outside).flatten(1).all(1)
 
     def smoothing_sensitivity(self, t: Tensor, radius: Tensor | float) -> Tensor | float:
@@ -300,141 +301,16 @@ class Huber(Potential):
     def third_bound(self, t: Tensor, radius: Tensor | float) -> Tensor:
         """0 on either side of a kink, and nothing across one."""
         size = t.abs()
-        inside = size + radius < self.smoothing * (1.0 - _OUTWARD)
-        outside = size - radius > self.smoothing * (1.0 + _OUTWARD)
+        inside = size + radius < self.smoothing * (1.0 - OUTWARD)
+        outside = size - radius > self.smoothing * (1.0 + OUTWARD)
         return torch.where(inside | outside, torch.zeros_like(size), torch.full_like(size, math.inf))
-
-
-class IsotropicPseudoHuber(Potential):
-    """l (sqrt(|t|² + v²) - v) of the Euclidean length of each group of channels (axis 1): isotropic, rotation
-    invariant.
-
-    The Hessian of a group is I l/s on the tangent and l v²/s³ along t, s = sqrt(|t|² + v²).
-    """
-
-    grouped = True
-
-    def _length(self, t: Tensor) -> Tensor:
-        return (t * t).sum(1, keepdim=True).sqrt()
-
-    def _scale(self, t: Tensor) -> Tensor:
-        return torch.sqrt((t * t).sum(1, keepdim=True) + self.smoothing**2)
-
-    def density(self, t: Tensor) -> Tensor:
-        square = (t * t).sum(1, keepdim=True)
-        return self.weight * square / (torch.sqrt(square + self.smoothing**2) + self.smoothing)
-
-    def grad(self, t: Tensor) -> Tensor:
-        return self.weight * t / self._scale(t)
-
-    def second(self, t: Tensor) -> Tensor:
-        """The larger eigenvalue l/s, per group."""
-        return self.weight / self._scale(t)
-
-    def hess_vec(self, t: Tensor, v: Tensor) -> Tensor:
-        s = self._scale(t)
-        return (self.weight / s) * (v - t * ((t * v).sum(1, keepdim=True) / (s * s)))
-
-    def _with_eigenvalues(self, t: Tensor, v: Tensor, radial: Tensor, tangential: Tensor) -> Tensor:
-        direction = t / self._length(t).clamp_min(torch.finfo(t.dtype).tiny)
-        return tangential * v + (radial - tangential) * direction * (direction * v).sum(1, keepdim=True)
-
-    def grad_into(self, t: Tensor, out: Tensor) -> Tensor:
-        for f, t_, out_ in self.blocks(t, out):
-            torch.mul(t_, (t_ * t_).sum(1, keepdim=True).add_(f.smoothing**2).rsqrt_().mul_(f.weight), out=out_)
-        return out
-
-    def dual_step_(
-        self, v: Tensor, y: Tensor, t: Tensor, sigma: Tensor, relaxation: float, newton_steps: int = _WARM_PROX_STEPS
-    ) -> None:
-        """The proximal map shortens each group, so that Newton's method runs on lengths."""
-        tiny = torch.finfo(t.dtype).tiny
-        for v_, y_, t_, *rest in planes(v, y, t, *_newton_constants(self, t, sigma), whole=True):
-            length, T = ((u * u).sum(1, keepdim=True).sqrt_() for u in (v_, t_))
-            _newton_pull_back(length, T, newton_steps, *rest)
-            square, weight = rest[:2]
-            T.div_(length.clamp_min_(tiny))
-            torch.mul(v_, T, out=t_)
-            slope = torch.addcmul(square, T.mul_(length), T).rsqrt_().mul_(T).div_(length).mul_(weight)
-            y_.mul_(1.0 - relaxation).addcmul_(v_, slope, value=relaxation)
-
-    def prox(self, v: Tensor, step: Tensor | float, start: Tensor | None = None) -> Tensor:
-        length = self._length(v)
-        guess = (
-            None if start is None else (start * v).sum(1, keepdim=True) / length.clamp_min(torch.finfo(v.dtype).tiny)
-        )
-        radial = PseudoHuber(self.smoothing, self.weight).prox(length, step, guess)
-        return v * (radial / length.clamp_min(torch.finfo(v.dtype).tiny))
-
-    def prox_jvp(self, t: Tensor, step: Tensor | float, v: Tensor) -> Tensor:
-        s = self._scale(t)
-        radial, tangential = self.weight * self.smoothing**2 / s**3, self.weight / s
-        return self._with_eigenvalues(t, v, 1.0 / (1.0 + step * radial), 1.0 / (1.0 + step * tangential))
-
-    def dual_prox_jvp(self, t: Tensor, sigma: Tensor | float, v: Tensor) -> Tensor:
-        s = self._scale(t)
-        radial, tangential = self.weight * self.smoothing**2 / s**3, self.weight / s
-        return self._with_eigenvalues(t, v, radial / (sigma + radial), tangential / (sigma + tangential))
-
-    def curvature_bounds(self, t: Tensor, radius: Tensor | float) -> tuple[Tensor, Tensor]:
-        length = self._length(t)
-        far = (length + radius) * (1.0 + _OUTWARD)
-        near = ((length - radius) * (1.0 - _OUTWARD)).clamp_min(0.0)
-        low = self.weight * self.smoothing**2 / (self.smoothing**2 + far * far) ** 1.5
-        high = self.weight / torch.sqrt(self.smoothing**2 + near * near)
-        return low * (1.0 - _OUTWARD), high * (1.0 + _OUTWARD)
-
-    def curvature_change(self, t: Tensor, radius: Tensor | float) -> Tensor:
-        """min(eigenvalue bound, radius times the largest third derivative on the ball)."""
-        low, high = self.curvature_bounds(t, radius)
-        s = self._scale(t)
-        by_eigenvalues = torch.maximum(high - self.weight * self.smoothing**2 / s**3, self.weight / s - low)
-        change = torch.minimum(by_eigenvalues, self.third_bound(t, radius) * radius)
-        return change * (1.0 + _OUTWARD) + self.weight / s * _OUTWARD
-
-    def third_bound(self, t: Tensor, radius: Tensor | float) -> Tensor:
-        """With p = |t|/s: (l/v²) 3p(1-p²)² up to p = 1/sqrt(3) (largest at 1/sqrt(5)), (l/v²)(2/sqrt(3))(1-p²)
-        beyond."""
-        length = self._length(t)
-        near = ((length - radius) * (1.0 - _OUTWARD)).clamp_min(0.0)
-        far = (length + radius) * (1.0 + _OUTWARD)
-        p_near = near / torch.sqrt(near * near + self.smoothing**2)
-        p_far = far / torch.sqrt(far * far + self.smoothing**2)
-        peak = torch.full_like(p_near, 1.0 / math.sqrt(5.0))
-        at = torch.minimum(torch.maximum(p_near, peak), p_far)
-        inner = 3.0 * at * (1.0 - at * at) ** 2
-        outer_start = p_near.clamp_min(1.0 / math.sqrt(3.0))
-        outer = (2.0 / math.sqrt(3.0)) * (1.0 - outer_start * outer_start)
-        inner = torch.where(p_near <= 1.0 / math.sqrt(3.0), inner, torch.zeros_like(inner))
-        outer = torch.where(p_far >= 1.0 / math.sqrt(3.0), outer, torch.zeros_like(outer))
-        return torch.maximum(inner, outer) * (self.weight / self.smoothing**2) * (1.0 + _OUTWARD)
 
 
 def _nearest(size: Tensor, radius: Tensor | float, peak: Tensor | float) -> Tensor:
     """The point of [size - radius, size + radius], rounded outwards, that is nearest to the peak of a function."""
-    near = ((size - radius) * (1.0 - _OUTWARD)).clamp_min(0.0)
-    far = (size + radius) * (1.0 + _OUTWARD)
+    near = ((size - radius) * (1.0 - OUTWARD)).clamp_min(0.0)
+    far = (size + radius) * (1.0 + OUTWARD)
     return torch.minimum(torch.maximum(torch.as_tensor(peak, dtype=size.dtype, device=size.device), near), far)
-
-
-def _newton_constants(f: Potential, t: Tensor, sigma: Tensor) -> tuple[Tensor, ...]:
-    """nu², l, l nu², sigma and 1/(sigma + l/nu) of a pseudo-Huber function, to broadcast against t."""
-    square = torch.as_tensor(f.smoothing, dtype=t.dtype, device=t.device) ** 2
-    weight = torch.as_tensor(f.weight, dtype=t.dtype, device=t.device)
-    return square, weight, weight * square, sigma, 1.0 / (sigma + f.curvature_limit)
-
-
-def _newton_pull_back(size: Tensor, T: Tensor, steps: int, *constants: Tensor) -> None:
-    """Newton's method on sigma T + f'(T) = size, T >= 0, in the memory of T, which holds the start: with R = 1/sqrt(T²
-    + nu²) the next point is (size - l (TR)³) / (sigma + l nu² R³), never above the root since f' is concave there."""
-    square, weight, curvature, sigma, share = constants
-    low = size * share
-    for _ in range(steps):
-        inverse = torch.addcmul(square, T, T).rsqrt_()
-        T.mul_(inverse).pow_(3)
-        torch.addcmul(size, T, weight, value=-1.0, out=T)
-        T.div_(inverse.pow_(3).mul_(curvature).add_(sigma))  # addcmul with two constants of a channel is slow
-        torch.maximum(T, low, out=T)
 
 
 def _detach(value: float | Tensor) -> float | Tensor:

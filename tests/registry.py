@@ -12,9 +12,10 @@ from torch import Tensor, nn
 import learnreg as lr
 from learnreg.filterbank import FilterBank
 from learnreg.hypergradients.base import HypergradientMethod
+from learnreg.isotropic import IsotropicPseudoHuber
 from learnreg.linop import LinearOperator
 from learnreg.operators import Blur, Identity, Inpainting
-from learnreg.potentials import IsotropicPseudoHuber, Potential
+from learnreg.potentials import Potential
 from learnreg.regularizers import AnalysisOperator, FieldsOfExperts, Regularizer, TotalVariation
 from learnreg.regularizers.total_variation import Gradient
 from learnreg.solvers import LBFGS, PDHG, AdjointPDHG, ConjugateGradient, NewtonCG

@@ -10,7 +10,8 @@ import torch
 from learnreg import blocks
 from learnreg.blocks import planes, sum_blocks
 from learnreg.convex import dual_point
-from learnreg.potentials import IsotropicPseudoHuber, Potential, PseudoHuber
+from learnreg.isotropic import IsotropicPseudoHuber
+from learnreg.potentials import Potential, PseudoHuber
 
 SIZES = [1, 700, 2**30]
 

@@ -12,7 +12,8 @@ from torch import Tensor
 import learnreg as lr
 from learnreg.convex import dual_point
 from learnreg.errors import ConfigError
-from learnreg.potentials import Huber, IsotropicPseudoHuber, LogCosh, Potential, PseudoHuber
+from learnreg.isotropic import IsotropicPseudoHuber
+from learnreg.potentials import Huber, LogCosh, Potential, PseudoHuber
 
 NAMES = list(registry.POTENTIALS)
 WEIGHT, SMOOTHING = 0.7, 0.2
@@ -172,7 +173,7 @@ def test_curvature_bounds_and_changes_are_bounds(f: Potential, radius: float, ro
         seed = rotating_seed % 10**6 + 100 * trial
         t = points(seed=seed)
         low, high = f.curvature_bounds(t, radius)
-        change = f.curvature_change(t, radius)
+        change, slope = f.curvature_change(t, radius), f.third_bound(t, radius)
         here = hessians(f, t)
         assert bool((low <= high).all())
         for share in (0.0, 1.0, 0.3, -1.0 if not f.grouped else 0.99):
@@ -184,6 +185,8 @@ def test_curvature_bounds_and_changes_are_bounds(f: Potential, radius: float, ro
                 assert bool((eigenvalues[..., 1] <= high[:, 0] * (1 + 1e-12)).all())
                 moved = torch.linalg.matrix_norm((there - here).movedim((1, 2), (-2, -1)), 2)
                 assert bool((moved <= change[:, 0] + 1e-14 * WEIGHT / SMOOTHING).all())
+                distance = (other - t).norm(dim=1)
+                assert bool((moved <= slope[:, 0] * distance + 1e-14 * WEIGHT / SMOOTHING).all())
             else:
                 f2 = f.hess_vec(other, torch.ones_like(t))
                 on_kink = (other.abs() / SMOOTHING - 1).abs() < 1e-9 if isinstance(f, Huber) else other != other
@@ -191,9 +194,12 @@ def test_curvature_bounds_and_changes_are_bounds(f: Potential, radius: float, ro
                 assert bool(((f2 <= high) | on_kink).all())
                 moved = (f2 - f.hess_vec(t, torch.ones_like(t))).abs()
                 assert bool(((moved <= change) | on_kink).all())
+                by_slope = torch.where(other == t, 0.0, slope * (other - t).abs())
+                assert bool(((moved <= by_slope + 1e-14 * WEIGHT / SMOOTHING) | on_kink).all())
             v = registry.randn(*t.shape, seed=seed + 8)
             pushed = (f.hess_vec(other, v) - f.hess_vec(t, v)).flatten(1).norm(dim=1)
-            bound = f.apply_change(change, v).flatten(1).norm(dim=1)
+            size = (v * v).sum(1, keepdim=True).sqrt() if f.grouped else v
+            bound = (change * size).flatten(1).norm(dim=1)
             slack = 1e-13 * WEIGHT / SMOOTHING * v.flatten(1).norm(dim=1)
             if not isinstance(f, Huber) or bool(f.kink_excluded(t, radius).all()):
                 assert bool((pushed <= bound + slack).all())

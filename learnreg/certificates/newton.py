@@ -26,8 +26,8 @@ def newton_bound(
 
     Parameters
     ----------
-    t: K x. gradient_norm: ‖∇E(x)‖, (batch,). e: a bound of ‖x - x^‖, (batch,). d, K_d: the step and its responses. residual_norm: ‖s‖, freshly evaluated
-        and with its rounding, (batch,).
+    t: K x. gradient_norm: ‖∇E(x)‖, (batch,). e: a bound of ‖x - x^‖, (batch,). d, K_d: the step and its responses.
+    residual_norm: ‖s‖, freshly evaluated and with its rounding, (batch,).
     """
     potential, mu, L = instance.potential, instance.strong_convexity, instance.analysis.norm_bound()
     size = response_size(potential, K_d)

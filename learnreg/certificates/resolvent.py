@@ -44,11 +44,7 @@ class Perturbation:
 
     def norm(self) -> Tensor:
         """‖Gamma V‖."""
-        return _joint(*self._plain(), torch.ones_like(self._plain()[0], dtype=torch.bool))
-
-    def scaled_norm(self) -> Tensor:
-        """‖D^-½ Gamma V‖; infinite where f'' may vanish."""
-        return _joint(*self._scaled(), torch.ones_like(self._scaled()[0], dtype=torch.bool))
+        return _joint(*self._plain())
 
     def push(self) -> Tensor:
         """‖H^-1 K^T Gamma V‖: the smallest of (‖K‖/mu) ‖Gamma V‖, ‖D^-½ Gamma V‖/(2√mu), and the sum of both where
@@ -60,14 +56,11 @@ class Perturbation:
         return self._best(self.operator_norm / (2.0 * math.sqrt(self.mu)), 1.0)
 
     def _best(self, on_plain: float, on_scaled: float) -> Tensor:
-        plain, scaled = (
-            [factor * part for part in parts]
-            for factor, parts in ((on_plain, self._plain()), (on_scaled, self._scaled()))
-        )
+        plain = [on_plain * part for part in self._plain()]
+        scaled = [on_scaled * part for part in self._scaled()]
         first = plain[1] < scaled[1]
-        everywhere = torch.ones_like(first)
-        split = _joint(*plain, first) + _joint(*scaled, ~first)
-        return torch.minimum(torch.minimum(_joint(*plain, everywhere), _joint(*scaled, everywhere)), split)
+        split = _joint(*_where(first, plain)) + _joint(*_where(~first, scaled))
+        return torch.minimum(torch.minimum(_joint(*plain), _joint(*scaled)), split)
 
     def _plain(self) -> tuple[Tensor, Tensor]:
         """(entry by entry, all at once) for Gamma V."""
@@ -85,13 +78,16 @@ class Perturbation:
         return torch.where(self.size > 0, self.interval.third * self.size, 0.0)
 
 
-def _joint(alone: Tensor, together: Tensor, where: Tensor) -> Tensor:
-    """The smallest bound of a vector supported on ``where`` whose entries obey |g_i| <= alone_i, and of which every
-    part S has a norm of at most max_S together: entries above a threshold count by the first, the others by the
-    second."""
-    alone, together = torch.where(where, alone, 0.0), torch.where(where, together, 0.0)
+def _where(mask: Tensor, parts: list[Tensor]) -> list[Tensor]:
+    return [torch.where(mask, part, 0.0) for part in parts]
+
+
+def _joint(alone: Tensor, together: Tensor) -> Tensor:
+    """The smallest bound of a vector g whose entries obey |g_i| <= alone_i, and of which every part S has a norm of at
+    most max_S together: entries above a threshold count by the first, the others by the second."""
     square = alone * alone
-    best, threshold = sum_samples(square).sqrt(), together.flatten(1).amax(1)
+    best = sum_samples(square).sqrt()
+    threshold = torch.where(torch.isfinite(together), together, 0.0).flatten(1).amax(1)
     for _ in range(_HALVINGS):
         above = torch.where(together > expand(threshold, together), square, 0.0)
         best = torch.minimum(best, (sum_samples(above) + threshold**2).sqrt())

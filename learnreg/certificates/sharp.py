@@ -5,7 +5,8 @@ norms of dx and dX are small where f'' is large:
 
     ‖√Dbar K dx‖ <= e_en (Lemma 1),   ‖√D^ K dX‖ <= E_en (Lemma 3),   √Dbar, √D^ <= √hi.
 
-So C(x, dY) is bounded by the norm of v -> C(x, √hi v), not by ‖x‖ ‖hi‖ ‖K‖ ‖dX‖. *Rigorous bounds* per sample, (batch,).
+So C(x, dY) is bounded by the norm of v -> C(x, √hi v), not by ‖x‖ ‖hi‖ ‖K‖ ‖dX‖. *Rigorous bounds* per sample,
+(batch,).
 """
 
 from __future__ import annotations
@@ -92,7 +93,8 @@ class SharpBound(PointBound):
         """On active pixels, where X^ = 0, X_A acts through H_FA = M_FA + K_F^T D^ K_A and by itself."""
         inside = sharp_energy_bound(torch.zeros_like(self.e), self.bent)
         active = 0.5 * self.data_norm() / self.mu**0.5 + 2.0 * self.interval.high_max.sqrt() * self.L
-        return inside + active * self.active_norm
+        result: Tensor = inside + active * self.active_norm
+        return result
 
     def regularizer_groups(self) -> list[GroupBound]:
         r, instance, interval = self.responses, self.instance, self.interval

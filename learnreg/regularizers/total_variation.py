@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from learnreg.errors import ConfigError, ShapeError
+from learnreg.isotropic import IsotropicPseudoHuber
 from learnreg.linop import LinearOperator, NormKind
-from learnreg.potentials import IsotropicPseudoHuber
 from learnreg.regularizers.base import ParameterRole, Regularizer, SaddleTerms, positive_log
 
 __all__ = ["Gradient", "TotalVariation"]

@@ -32,6 +32,7 @@ class Correction:
     steps: int
 
 
+@torch.no_grad()
 def correct_state(instance: Instance, x: Tensor, relative: Tensor, max_steps: int | None = None) -> Correction:
     """One Newton step on the free pixels, each sample to its own relative residual, (batch,); inside the box."""
 
@@ -50,6 +51,7 @@ def correct_state(instance: Instance, x: Tensor, relative: Tensor, max_steps: in
     return _joined(instance.by_parts(work))
 
 
+@torch.no_grad()
 def correct_adjoint(
     instance: Instance, loss: UpperLoss, x: Tensor, X: Tensor, residual: Tensor, max_steps: int | None = None
 ) -> Correction:
@@ -65,6 +67,7 @@ def correct_adjoint(
     return _joined(instance.by_parts(work))
 
 
+@torch.no_grad()
 def newton_correction(
     instance: Instance, loss: UpperLoss, x: Tensor, X: Tensor, relative: float
 ) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ from learnreg.result import Hypergradient, Status
 
 __all__ = ["SharpSearch"]
 
-_MAX_ROUNDS, _MAX_IDLE_ROUNDS = 24, 3
+_MAX_ROUNDS, _MAX_IDLE_ROUNDS = 24, 6
 _FIRST_ADJOINT = 0.1
 _FIRST_FORCING, _LARGEST_FORCING = 1e-2, 0.1
 _CONTRACTION = 0.5

@@ -112,9 +112,11 @@ def test_the_adjoint_solver_follows_condition_and_tolerance(
     smoothing: float, relative: float, warm: bool, expected: str
 ) -> None:
     problem, b, _ = setting(smoothing)
-    instance = problem.instance(b)
-    solver = make_adjoint_solver("auto", instance, Iterates(b, b, warm=warm), relative)
-    assert solver.name == expected
+    start = Iterates(b, b, warm=warm)
+    assert make_adjoint_solver("auto", problem.instance(b), start, relative).name == "cg"  # has a preconditioner
+    weighted = lr.WeightedLeastSquares(1.0 + registry.rand(*SHAPE))
+    other = lr.LowerLevelProblem(problem.operator, problem.regularizer, data_term=weighted)
+    assert make_adjoint_solver("auto", other.instance(b), start, relative).name == expected
 
 
 def test_condition_bounds_hold() -> None:

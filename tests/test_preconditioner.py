@@ -14,7 +14,7 @@ from learnreg.norms import dense_matrix
 from learnreg.operators import Blur, Identity, Inpainting
 from learnreg.problem import Instance
 from learnreg.regularizers import AnalysisOperator, FieldsOfExperts, Regularizer, TotalVariation
-from learnreg.solvers import ConjugateGradient, iterate
+from learnreg.solvers import LBFGS, ConjugateGradient, iterate
 from learnreg.solvers.base import select_samples
 from learnreg.solvers.preconditioner import SpectralPreconditioner, can_precondition
 
@@ -101,6 +101,16 @@ def test_conjugate_gradients_agree_with_a_dense_solve(constraint: lr.Box | None)
     for i in range(2):
         exact = torch.linalg.solve(dense_hessian(eq, i), eq.rhs[i].flatten())
         torch.testing.assert_close(X[i].flatten(), exact, rtol=1e-9, atol=1e-11)
+
+
+@torch.no_grad()
+def test_lbfgs_needs_fewer_steps() -> None:
+    b = scene(32)
+    instance = lr.LowerLevelProblem(Identity((1, 32, 32)), experts(smoothing=2e-3)).instance(b)
+    error = torch.full((2,), 1e-3, dtype=torch.float64)
+    plain, faster = (iterate(LBFGS(precondition=p), instance, b, 0.0 * error, error) for p in (False, True))
+    assert float((plain.x - faster.x).flatten(1).norm(dim=1).max()) <= 2e-3
+    assert faster.steps <= 0.7 * plain.steps
 
 
 @torch.no_grad()

@@ -49,7 +49,9 @@ class ConjugateGradient(AdjointSolver[CGState]):
         preconditioner = None
         if self.precondition and equation.curvature is not None:
             preconditioner = SpectralPreconditioner.of(equation.instance, equation.curvature)
-        r = equation.rhs - equation.hessian(X, memory)
+        r = equation.rhs
+        if bool(X.any()):  # from zero, the usual start, the residual is known
+            r = r - equation.hessian(X, memory)
         z = _preconditioned(equation, preconditioner, r)
         return CGState(X, r, z, inner_samples(r, r), inner_samples(r, z), preconditioner, memory)
 

@@ -82,16 +82,17 @@ class LBFGS(Solver[LBFGSState]):
         v, m_p = instance.apply(p, state.memory), instance.quadratic(p)
         alpha = self._step_length(instance, state, grad, p, v, m_p)
         step = expand(alpha, p)
-        t = state.t.addcmul_(expand(alpha, v), v)
+        for f, t_, v_, step_ in instance.potential.blocks(state.t, v, expand(alpha, v)):
+            f.grad_into(t_.addcmul_(step_, v_), v_)
         x, data_grad = torch.addcmul(state.x, step, p), torch.addcmul(state.data_grad, step, m_p)
-        pullback = instance.adjoint(instance.potential.grad_into(t, v))
+        pullback = instance.adjoint(v)
         s, d = step * p, data_grad + pullback - grad
         curvature = inner_samples(s, d)
         usable = curvature > 1e-30
         inverse = torch.where(usable, 1.0 / torch.where(usable, curvature, torch.ones_like(curvature)), 0.0)
         return LBFGSState(
             x,
-            t,
+            state.t,
             data_grad,
             pullback,
             v,

@@ -20,6 +20,7 @@ from learnreg.solvers.lbfgs import LBFGS
 from learnreg.solvers.loop import LoopResult, iterate
 from learnreg.solvers.newton_cg import NewtonCG
 from learnreg.solvers.pdhg import PDHG
+from learnreg.solvers.preconditioner import can_precondition
 
 __all__ = ["SolverName", "check_failure_option", "check_tolerance", "initial_point", "run_state_solver", "solve"]
 
@@ -33,11 +34,12 @@ _SOLVERS: dict[str, type[Solver[Any]]] = {"pdhg": PDHG, "lbfgs": LBFGS, "newton-
 
 
 def make_solver(name: str, instance: Instance, warm: bool = False) -> Solver[Any]:
-    """The solver of that name. "auto", by operator applications on trained models (docs/benchmarks.md): from a cold
-    start PDHG where the data term is diagonal (denoising, inpainting with a ridge), L-BFGS otherwise; from a warm one
-    L-BFGS, since a good x without its dual iterate is of little use to PDHG; PDHG with a constraint."""
+    """The solver of that name. "auto", by operator applications on trained models (docs/benchmarks.md): L-BFGS where
+    it has a preconditioner (denoising with filters); else from a cold start PDHG where the data term is diagonal
+    (inpainting with a ridge), L-BFGS otherwise; from a warm one L-BFGS, since a good x without its dual iterate is of
+    little use to PDHG; PDHG with a constraint."""
     if name == "auto":
-        cold_pdhg = instance.diagonal is not None and not warm
+        cold_pdhg = instance.diagonal is not None and not warm and not can_precondition(instance)
         return PDHG() if cold_pdhg or instance.box is not None else LBFGS()
     if name not in _SOLVERS:
         raise ConfigError(f"solver={name!r}: expected 'auto', {', '.join(map(repr, _SOLVERS))}.")

@@ -121,11 +121,13 @@ class Potential(ConvexFunction):
 
     def divergence(self, r: Tensor, t: Tensor) -> Tensor:
         """The Bregman distance f(r) - f(t) - <f'(t), r - t>, elementwise (per group, for groups), plus what rounding
-        may have cancelled."""
+        may have cancelled: a density l·phi(t; v) <= l |t| is computed from terms of the size of l (|t| + v)."""
         f, dtype, r, t = self.to(torch.float64), t.dtype, r.double(), t.double()
-        inner, at_r, at_t = f.grad(t) * (r - t), f.density(r), f.density(t)
-        inner = inner.sum(1, keepdim=True) if self.grouped else inner
-        return (at_r - at_t - inner + 4.0 * torch.finfo(torch.float64).eps * (at_r + at_t)).to(dtype)
+        inner, sizes = f.grad(t) * (r - t), f.weight * (r.abs() + t.abs() + f.smoothing)
+        if self.grouped:
+            inner, sizes = inner.sum(1, keepdim=True), sizes.sum(1, keepdim=True)
+        distance = f.density(r) - f.density(t) - inner
+        return (distance + 4.0 * torch.finfo(torch.float64).eps * sizes).to(dtype)
 
     def blocks(self, t: Tensor, *others: Tensor) -> Iterator[tuple[Any, ...]]:
         """(potential, t, *others) of every block of responses that fits in a cache; parameters and others, which

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from learnreg.blocks import sum_blocks
 from learnreg.convex import sum_samples
+from learnreg.potentials import Potential
 from learnreg.problem import Instance
 
 __all__ = [
@@ -31,22 +32,17 @@ __all__ = [
 @dataclass(frozen=True)
 class StateBound:
     """The smallest valid error bound of x (2-norm, (batch,), infinite without a modulus), the norm of the reduced
-    energy gradient, the rounding floor of that norm, the responses K x and the dual point y = f'(K x)."""
+    energy gradient, the rounding floor of that norm, and the dual point y = f'(K x)."""
 
     bound: Tensor
     residual: Tensor
     floor: Tensor
-    response: Tensor
     y: Tensor
 
 
-def smallest_bound(
-    instance: Instance, x: Tensor, t: Tensor | None = None, pullback: Tensor | None = None
-) -> StateBound:
-    """Judge x by the primal form, and with a dual pull-back t by the saddle residual and the duality gap, too.
-
-    ``pullback`` is K^T f'(t), if it is known. Costs 2 applications, 3 with t.
-    """
+def smallest_bound(instance: Instance, x: Tensor, t: Tensor | None = None) -> StateBound:
+    """Judge x by the primal form, and with a dual pull-back t by the saddle residual and the duality gap, too. Costs 2
+    applications, 3 with t."""
     potential, mu = instance.potential, instance.strong_convexity
     response = instance.apply(x)
     y = potential.grad(response)
@@ -55,25 +51,17 @@ def smallest_bound(
     floor = rounding_floor(instance, x, own_pullback)
     residual = sum_samples(gradient * gradient).sqrt()
     if mu <= 0:
-        return StateBound(torch.full_like(residual, torch.inf), residual, floor, response, y)
+        return StateBound(torch.full_like(residual, torch.inf), residual, floor, y)
     bound = (residual + floor) / mu
     if t is not None:
-        if pullback is None:
-            pullback = instance.adjoint(potential.grad(t))
-        r_x = state_residual(instance, x, pullback)
-        dual_modulus = potential.conjugate_strong_convexity
-        bound = torch.minimum(bound, saddle_bound(r_x, t - response, dual_modulus, mu) + floor / mu)
+        pullback = instance.adjoint(potential.grad(t))
+        r_x = sum_samples(state_residual(instance, x, pullback) ** 2)
+        distance, r_y = _dual_distances(potential, response, t)
+        bound = torch.minimum(bound, saddle_bound(r_x, r_y, mu) + floor / mu)
         if instance.diagonal is not None:
-            # the minimiser of g + <K^T y, .> is exact for a diagonal M, so the dual value is one, too
-            z = (instance.q - pullback) / instance.diagonal
-            z = z if instance.box is None else instance.box.prox(z)
-            dual = instance.data_energy(z) + sum_samples(z * pullback) - potential.conjugate_at_gradient(t)
-            terms = (instance.quadratic(x) * x, instance.q * x, instance.quadratic(z) * z, instance.q * z, z * pullback)
-            magnitude = 2.0 * instance.half_square + potential.value(response) + potential.value(t)
-            magnitude = magnitude + sum(sum_samples(term.abs()) for term in terms)
-            magnitude = magnitude + sum_samples((t * potential.grad(t)).abs())
-            bound = torch.minimum(bound, gap_bound(instance.energy(x, response), dual, mu, magnitude))
-    return StateBound(bound, residual, floor, response, y)
+            gap = distance + _primal_distance(instance, x, pullback)
+            bound = torch.minimum(bound, gap_bound(gap, mu) + floor / mu)
+    return StateBound(bound, residual, floor, y)
 
 
 @dataclass(frozen=True)
@@ -90,23 +78,39 @@ class DualAnswer:
 def dual_answer(instance: Instance, t: Tensor, memory: Tensor) -> DualAnswer:
     """The image that belongs to the dual point y = f'(t), for a diagonal M, judged by the saddle residual (whose primal
     part vanishes) and by the duality gap, which is the Bregman distance f(Kx) - f(t) - <y, Kx - t> here. Costs 2
-    applications; overwrites ``memory``, of the shape of t."""
+    applications; may overwrite ``memory``, of the shape of t."""
     potential, mu = instance.potential, instance.strong_convexity
     assert instance.diagonal is not None
     pullback = instance.adjoint(potential.grad_into(t, memory))
     x = (instance.q - pullback) / instance.diagonal
     x = x if instance.box is None else instance.box.prox(x)
-    response = instance.apply(x, memory)
+    gap, r_y = _dual_distances(potential, instance.apply(x, memory), t)
+    r_x = sum_samples(state_residual(instance, x, pullback) ** 2)
+    floor = rounding_floor(instance, x, pullback)
+    saddle = saddle_bound(r_x, r_y, mu)
+    return DualAnswer(x, torch.minimum(saddle, gap_bound(gap, mu)) + floor / mu, mu * saddle, floor)
+
+
+def _dual_distances(potential: Potential, response: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """f(r) - f(t) - <f'(t), r - t> at the response r, and the square of r - t in the norm of the dual modulus,
+    (batch,) each."""
     sums = (
         (sum_samples(f.divergence(r, p)), sum_samples((r - p).square_() / f.conjugate_strong_convexity))
         for f, r, p in potential.blocks(response, t)
     )
-    gap, r_y = sum_blocks(sums, t.shape[0])
-    r_x = sum_samples(state_residual(instance, x, pullback) ** 2)
-    floor = rounding_floor(instance, x, pullback)
-    saddle = (r_x.sqrt() + (r_x + mu * r_y).sqrt()) / (2.0 * mu)
-    bound = torch.minimum(saddle, (2.0 * gap.clamp_min(0.0) / mu).sqrt()) + floor / mu
-    return DualAnswer(x, bound, mu * saddle, floor)
+    distance, r_y = sum_blocks(sums, t.shape[0])
+    return distance, r_y
+
+
+def _primal_distance(instance: Instance, x: Tensor, pullback: Tensor) -> Tensor:
+    """g(x) + <x, K^T y> minus its minimum over the constraint, for a diagonal M, without cancellation: with u the free
+    and z the feasible minimiser, ½ d (x - z)² + d (x - z)(z - u)."""
+    assert instance.diagonal is not None
+    free = (instance.q - pullback) / instance.diagonal
+    if instance.box is None:
+        return 0.5 * sum_samples(instance.diagonal * (x - free).square_())
+    z = instance.box.prox(free)
+    return sum_samples(instance.diagonal * (x - z) * (0.5 * (x - z) + (z - free)))
 
 
 def state_residual(instance: Instance, x: Tensor, pullback: Tensor) -> Tensor:
@@ -124,19 +128,15 @@ def primal_bound(residual: Tensor, mu: float) -> Tensor:
     )
 
 
-def saddle_bound(r_x: Tensor, r_y: Tensor, dual_modulus: Tensor | float, mu: float) -> Tensor:
+def saddle_bound(r_x: Tensor, r_y: Tensor, mu: float) -> Tensor:
     """‖x - x^‖ <= (‖r_x‖ + sqrt(‖r_x‖² + mu ‖r_y‖²_{1/mu_f*})) / (2 mu), strong monotonicity of F, sharper for x
-    alone."""
-    primal = sum_samples(r_x * r_x)
-    dual = sum_samples(r_y * r_y / dual_modulus)
-    return (primal.sqrt() + (primal + mu * dual).sqrt()) / (2.0 * mu)
+    alone. Takes the squares of these norms, (batch,) each."""
+    return (r_x.sqrt() + (r_x + mu * r_y).sqrt()) / (2.0 * mu)
 
 
-def gap_bound(primal_value: Tensor, dual_value: Tensor, mu: float, magnitude: Tensor) -> Tensor:
-    """½ mu ‖x - x^‖² <= P(x) - D(y), widened by the rounding of the difference; ``magnitude`` is the sum of the
-    absolute values of all terms that P and D add up, which may be far larger than either."""
-    rounding = 32.0 * torch.finfo(primal_value.dtype).eps * magnitude
-    return (2.0 * ((primal_value - dual_value).clamp_min(0.0) + rounding) / mu).sqrt()
+def gap_bound(gap: Tensor, mu: float) -> Tensor:
+    """½ mu ‖x - x^‖² <= P(x) - D(y), formed from terms that are not negative, lest rounding rule their difference."""
+    return (2.0 * gap.clamp_min(0.0) / mu).sqrt()
 
 
 def rounding_floor(instance: Instance, x: Tensor, pullback: Tensor, rhs: Tensor | None = None) -> Tensor:
@@ -146,6 +146,10 @@ def rounding_floor(instance: Instance, x: Tensor, pullback: Tensor, rhs: Tensor 
     A first-order model of rounding rather than a worst-case bound: sums of n terms err by about eps sqrt(n), and the
     factor 8 covers the operators here.
     """
-    eps = 8.0 * torch.finfo(x.dtype).eps
     terms = (instance.quadratic(x), instance.q if rhs is None else rhs, pullback)
-    return eps * sum((sum_samples(t * t).sqrt() for t in terms), torch.zeros_like(instance.half_square))
+    return _floor(x.dtype, *(sum_samples(t * t) for t in terms)).expand_as(instance.half_square)
+
+
+def _floor(dtype: torch.dtype, *squares: Tensor) -> Tensor:
+    """The rounding floor from the squares of its norms."""
+    return 8.0 * torch.finfo(dtype).eps * torch.stack([s.sqrt() for s in squares]).sum(0)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from learnreg.blocks import sum_blocks
 from learnreg.convex import sum_samples
+from learnreg.fused import FusedTotalVariation
 from learnreg.potentials import Potential
 from learnreg.problem import Instance
 
@@ -32,7 +33,7 @@ __all__ = [
 @dataclass(frozen=True)
 class StateBound:
     """The smallest valid error bound of x (2-norm, (batch,), infinite without a modulus), the norm of the reduced
-    energy gradient, the rounding floor of that norm, and the dual point y = f'(K x)."""
+    energy gradient, the rounding floor of that norm, and the dual point y = f'(K x), whose dtype may be that of t."""
 
     bound: Tensor
     residual: Tensor
@@ -41,9 +42,13 @@ class StateBound:
 
 
 def smallest_bound(instance: Instance, x: Tensor, t: Tensor | None = None) -> StateBound:
-    """Judge x by the primal form, and with a dual pull-back t by the saddle residual and the duality gap, too. Costs 2
-    applications, 3 with t."""
-    potential, mu = instance.potential, instance.strong_convexity
+    """Judge x by the primal form, and with a dual pull-back t by the saddle residual and the duality gap, too, in the
+    precision of the instance; x and t may have less. Costs 2 applications, 3 with t."""
+    potential, mu, dtype = instance.potential, instance.strong_convexity, instance.q.dtype
+    fused = None if t is None or mu <= 0 else FusedTotalVariation.of(instance, x, t)
+    if fused is not None and t is not None:
+        return _fused_bound(fused, x, t, mu)
+    x, t = x.to(dtype), None if t is None else t.to(dtype)
     response = instance.apply(x)
     y = potential.grad(response)
     own_pullback = instance.adjoint(y)
@@ -64,6 +69,16 @@ def smallest_bound(instance: Instance, x: Tensor, t: Tensor | None = None) -> St
     return StateBound(bound, residual, floor, y)
 
 
+def _fused_bound(fused: FusedTotalVariation, x: Tensor, t: Tensor, mu: float) -> StateBound:
+    """The same by a kernel; without a constraint the primal part of the gap is r_x² / (2 d)."""
+    y, (distance, r_y, r_x, *squares, reduced, own) = fused.judge(x, t)
+    dtype = fused.instance.q.dtype
+    floor = _floor(dtype, *squares[:2], own)
+    saddle, gap = saddle_bound(r_x, r_y, mu), gap_bound(distance + 0.5 * r_x / fused.diagonal, mu)
+    bound = torch.minimum(torch.minimum(saddle, gap) + floor / mu, (reduced.sqrt() + floor) / mu)
+    return StateBound(bound.to(dtype), reduced.sqrt().to(dtype), floor.to(dtype), y)
+
+
 @dataclass(frozen=True)
 class DualAnswer:
     """x = argmin g + <K^T y, .> for a dual point y, with its error bound (2-norm), an equivalent of the residual (the
@@ -81,12 +96,18 @@ def dual_answer(instance: Instance, t: Tensor, memory: Tensor) -> DualAnswer:
     applications; may overwrite ``memory``, of the shape of t."""
     potential, mu = instance.potential, instance.strong_convexity
     assert instance.diagonal is not None
-    pullback = instance.adjoint(potential.grad_into(t, memory))
-    x = (instance.q - pullback) / instance.diagonal
-    x = x if instance.box is None else instance.box.prox(x)
-    gap, r_y = _dual_distances(potential, instance.apply(x, memory), t)
-    r_x = sum_samples(state_residual(instance, x, pullback) ** 2)
-    floor = rounding_floor(instance, x, pullback)
+    fused = FusedTotalVariation.of(instance, t)
+    if fused is not None:
+        x, sums = fused.dual_answer(t)
+        floor = _floor(x.dtype, *sums[3:]).to(x.dtype)
+        gap, r_y, r_x = sums[:3].to(x.dtype)
+    else:
+        pullback = instance.adjoint(potential.grad_into(t, memory))
+        x = (instance.q - pullback) / instance.diagonal
+        x = x if instance.box is None else instance.box.prox(x)
+        gap, r_y = _dual_distances(potential, instance.apply(x, memory), t)
+        r_x = sum_samples(state_residual(instance, x, pullback) ** 2)
+        floor = rounding_floor(instance, x, pullback)
     saddle = saddle_bound(r_x, r_y, mu)
     return DualAnswer(x, torch.minimum(saddle, gap_bound(gap, mu)) + floor / mu, mu * saddle, floor)
 
@@ -147,7 +168,7 @@ def rounding_floor(instance: Instance, x: Tensor, pullback: Tensor, rhs: Tensor 
     factor 8 covers the operators here.
     """
     terms = (instance.quadratic(x), instance.q if rhs is None else rhs, pullback)
-    return _floor(x.dtype, *(sum_samples(t * t) for t in terms)).expand_as(instance.half_square)
+    return _floor(x.dtype, *(sum_samples(t * t) for t in terms))
 
 
 def _floor(dtype: torch.dtype, *squares: Tensor) -> Tensor:

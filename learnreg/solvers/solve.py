@@ -189,12 +189,12 @@ class _Judged:
 def _judge(instance: Instance, x: Tensor, t: Tensor | None, dtype: torch.dtype, scale: float) -> _Judged:
     """Bound the error of x, rounded to ``dtype``, in float64."""
     box = instance.box
-    exact = x.double() if box is None else box.exactly(x)
+    exact = x if box is None else box.exactly(x)
     returned = exact.to(dtype) if box is None else box.inside(exact, dtype)
-    moved = sum_samples((returned.double() - exact) ** 2).sqrt()
+    moved = 0.0 if returned is exact else sum_samples((returned.double() - exact) ** 2).sqrt()
     bounds, duals = [], []
     for part, index in instance.parts():
-        judged = smallest_bound(part, exact[index], None if t is None else t[index].double())
+        judged = smallest_bound(part, exact[index], None if t is None else t[index])
         bounds.append(judged.bound)
         duals.append(judged.y.to(dtype))
     bound = (torch.cat(bounds) + moved) / scale

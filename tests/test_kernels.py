@@ -13,9 +13,11 @@ from torch import Tensor
 
 import learnreg as lr
 from learnreg.certificates.state import dual_answer, smallest_bound
+from learnreg.channels import ChannelKernels
 from learnreg.fused import FusedTotalVariation
 from learnreg.kernels import loader
 from learnreg.operators import Identity, Inpainting
+from learnreg.potentials import PseudoHuber
 from learnreg.problem import Instance
 from learnreg.regularizers import TotalVariation
 from learnreg.solvers import PDHG
@@ -137,6 +139,47 @@ def test_a_start_is_not_overwritten() -> None:
     lr.solve(denoising(tuple(b.shape)), b, 1e-6)
     assert torch.equal(b, kept[0])
     assert torch.equal(start, kept[1])
+
+
+def potentials(dtype: torch.dtype) -> list[PseudoHuber]:
+    weight, smoothing = registry.rand(2, 1, 1, seed=1) + 0.1, registry.rand(2, 1, 1, seed=2) * 0.1 + 0.01
+    per_channel, number = PseudoHuber(smoothing, weight), torch.tensor(0.3, dtype=dtype)
+    return [per_channel.to(dtype), PseudoHuber(1e-3, 0.5), PseudoHuber(0.02, number)]
+
+
+@needs_numba
+@pytest.mark.parametrize("pixels", [(7, 5), (1, 1), (50, 41)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_pseudo_huber_kernels_are_torch(
+    pixels: tuple[int, ...], dtype: torch.dtype, in_torch: Callable[[Callable[[], Any]], Any]
+) -> None:
+    v, y, t, memory = (registry.randn(3, 2, *pixels, seed=s).to(dtype) for s in (3, 4, 5, 6))
+    step = (0.3 + registry.rand(3, 1, 1, 1, seed=7)).to(dtype)
+    for f in potentials(dtype):
+        for sigma in (step, step * torch.ones(2, 1, 1, dtype=dtype)):
+
+            def calls(f: PseudoHuber = f, sigma: Tensor = sigma) -> list[Tensor]:
+                moved_y, moved_t = y.clone(), t.clone()
+                f.dual_step_(v.clone(), moved_y, moved_t, sigma, 1.9, 2)
+                derivatives = f.grad_into(t, memory).clone(), f.second_into(t, memory).clone()
+                return [moved_y, moved_t, *derivatives, f.slope(t, v, step), *f.distances(t + 1e-3 * v, t)]
+
+            tolerance = 2e-4 if dtype == torch.float32 else 1e-11
+            for fast, reference in zip(calls(), in_torch(calls), strict=True):
+                assert fast.dtype == reference.dtype
+                torch.testing.assert_close(fast, reference, rtol=tolerance, atol=tolerance)
+
+
+@needs_numba
+def test_channel_kernels_leave_other_calls_to_torch() -> None:
+    t = registry.randn(2, 3, 4, 5, seed=8)
+    assert ChannelKernels.of("pseudo_huber", (t,), 0.1, torch.ones(3, 1, 1)) is not None
+    assert ChannelKernels.of("pseudo_huber", (t, t.float()), 0.1) is None
+    assert ChannelKernels.of("pseudo_huber", (t.transpose(2, 3),), 0.1) is None
+    assert ChannelKernels.of("pseudo_huber", (t,), torch.ones(3, 4, 5)) is None
+    assert ChannelKernels.of("pseudo_huber", (t[:, :, 0, 0],), 0.1) is None
+    with torch.enable_grad():
+        assert ChannelKernels.of("pseudo_huber", (t,), 0.1) is None
 
 
 def test_other_calls_are_left_to_torch() -> None:

@@ -11,10 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from learnreg.blocks import sum_blocks
 from learnreg.convex import sum_samples
 from learnreg.fused import FusedTotalVariation
-from learnreg.potentials import Potential
 from learnreg.problem import Instance
 
 __all__ = [
@@ -50,7 +48,7 @@ def smallest_bound(instance: Instance, x: Tensor, t: Tensor | None = None) -> St
         return _fused_bound(fused, x, t, mu)
     x, t = x.to(dtype), None if t is None else t.to(dtype)
     response = instance.apply(x)
-    y = potential.grad(response)
+    y = potential.grad_into(response, torch.empty_like(response))
     own_pullback = instance.adjoint(y)
     gradient = state_residual(instance, x, own_pullback)
     floor = rounding_floor(instance, x, own_pullback)
@@ -59,9 +57,9 @@ def smallest_bound(instance: Instance, x: Tensor, t: Tensor | None = None) -> St
         return StateBound(torch.full_like(residual, torch.inf), residual, floor, y)
     bound = (residual + floor) / mu
     if t is not None:
-        pullback = instance.adjoint(potential.grad(t))
+        pullback = instance.adjoint(potential.grad_into(t, torch.empty_like(t)))
         r_x = sum_samples(state_residual(instance, x, pullback) ** 2)
-        distance, r_y = _dual_distances(potential, response, t)
+        distance, r_y = potential.distances(response, t)
         bound = torch.minimum(bound, saddle_bound(r_x, r_y, mu) + floor / mu)
         if instance.diagonal is not None:
             gap = distance + _primal_distance(instance, x, pullback)
@@ -105,22 +103,11 @@ def dual_answer(instance: Instance, t: Tensor, memory: Tensor) -> DualAnswer:
         pullback = instance.adjoint(potential.grad_into(t, memory))
         x = (instance.q - pullback) / instance.diagonal
         x = x if instance.box is None else instance.box.prox(x)
-        gap, r_y = _dual_distances(potential, instance.apply(x, memory), t)
+        gap, r_y = potential.distances(instance.apply(x, memory), t)
         r_x = sum_samples(state_residual(instance, x, pullback) ** 2)
         floor = rounding_floor(instance, x, pullback)
     saddle = saddle_bound(r_x, r_y, mu)
     return DualAnswer(x, torch.minimum(saddle, gap_bound(gap, mu)) + floor / mu, mu * saddle, floor)
-
-
-def _dual_distances(potential: Potential, response: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """f(r) - f(t) - <f'(t), r - t> at the response r, and the square of r - t in the norm of the dual modulus,
-    (batch,) each."""
-    sums = (
-        (sum_samples(f.divergence(r, p)), sum_samples((r - p).square_() / f.conjugate_strong_convexity))
-        for f, r, p in potential.blocks(response, t)
-    )
-    distance, r_y = sum_blocks(sums, t.shape[0])
-    return distance, r_y
 
 
 def _primal_distance(instance: Instance, x: Tensor, pullback: Tensor) -> Tensor:

@@ -234,8 +234,8 @@ def _adjoint_row(y, above, here, first, last, out):
             out[j] -= y[0, here, j]
     for j in range(width - 1):
         out[j] -= y[1, here, j]
-    for j in range(1, width):
-        out[j] += y[1, here, j - 1]
+    for j in range(width - 1):
+        out[j + 1] += y[1, here, j]
 
 
 @compiled

@@ -198,9 +198,10 @@ def _judge(instance: Instance, x: Tensor, t: Tensor | None, dtype: torch.dtype, 
         bounds.append(judged.bound)
         duals.append(judged.y.to(dtype))
     bound = (torch.cat(bounds) + moved) / scale
+    y = duals[0] if len(duals) == 1 else torch.cat(duals)
     if instance.strong_convexity > 0:
-        return _Judged(returned, torch.cat(duals), bound, "rigorous")
-    return _Judged(returned, torch.cat(duals), _estimated_error(instance, returned, scale), "estimate")
+        return _Judged(returned, y, bound, "rigorous")
+    return _Judged(returned, y, _estimated_error(instance, returned, scale), "estimate")
 
 
 def _final_status(reached: bool, kind: BoundKind, loop_status: Status) -> Status:

@@ -46,7 +46,7 @@ class FusedTotalVariation:
         kernels = kernels_for("total_variation", instance.q, diagonal, weight, *tensors)
         return None if kernels is None else cls(kernels, instance, diagonal, weight, smoothing)
 
-    def step(
+    def steps(
         self,
         x: Tensor,
         x_hat: Tensor,
@@ -56,11 +56,12 @@ class FusedTotalVariation:
         norm: float,
         relaxation: float,
         newton_steps: int,
+        count: int,
     ) -> None:
-        """One over-relaxed PDHG iteration with sigma = 1/(tau norm²), overwriting the first four; counts 2."""
-        self.instance.counter.applications += 2
+        """Over-relaxed PDHG iterations with sigma = 1/(tau norm²), overwriting the first four; each counts 2."""
+        self.instance.counter.applications += 2 * count
         images = _arrays(x, x_hat, y, t, self.instance.q, self.diagonal, tau, self.weight)
-        self.kernels.step(*images, self.smoothing, norm, relaxation, newton_steps)
+        self.kernels.steps(*images, self.smoothing, norm, relaxation, newton_steps, count)
 
     def movement(self, x: Tensor, x_hat: Tensor, y: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """‖x - x_hat‖ and ‖y - f'(t)‖ per sample, (batch,) each."""

@@ -259,10 +259,12 @@ class LowerLevelProblem(nn.Module):
             if not bool(torch.isfinite(p).all()):
                 raise AssumptionError(f"parameter {name} has NaN or infinite entries; restore an earlier model.")
         weights = self.data_term.weights_for(b).detach()
-        diagonal = self.operator.diagonal()
+        weighted, diagonal = self.data_term.weigh(b), self.operator.diagonal()
+        identity = False
         if diagonal is not None:
             if not any(diagonal.stride()):
                 diagonal = diagonal.flatten()[0]  # a number, expanded
+                identity = float(diagonal) == 1.0
             diagonal = weights * diagonal.to(b) ** 2 + self.ridge_value
             if b.device.type != "meta" and diagonal.dim() > 0 and bool((diagonal == diagonal.flatten()[0]).all()):
                 diagonal = diagonal.flatten()[0]  # a number spares every step passes over the image
@@ -271,7 +273,7 @@ class LowerLevelProblem(nn.Module):
             forward=self.operator,
             data_weights=weights,
             ridge=self.ridge_value,
-            q=self.operator.adjoint(self.data_term.weigh(b)),
+            q=weighted if identity else self.operator.adjoint(weighted),  # spares a copy
             analysis=terms.operator,
             potential=terms.potential.detached(),
             box=self.constraint,

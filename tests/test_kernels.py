@@ -90,6 +90,19 @@ def test_iterations_are_those_of_torch(
 
 @needs_numba
 @pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_several_iterations_at_once_are_those_one_by_one(shape: tuple[int, ...], count: int) -> None:
+    instance, solver = instance_of(shape, torch.float64), PDHG()
+    at_once, one_by_one = (solver.init(instance, instance.q + 0.1) for _ in range(2))
+    for _ in range(count):
+        one_by_one = solver.step(instance, one_by_one)
+    instance.counter.applications = 0
+    close(solver.steps(instance, at_once, count), one_by_one, torch.float64)
+    assert instance.counter.applications == 2 * count
+
+
+@needs_numba
+@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_judgements_are_those_of_torch(
     shape: tuple[int, ...], dtype: torch.dtype, in_torch: Callable[[Callable[[], Any]], Any]

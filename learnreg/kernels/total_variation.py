@@ -14,36 +14,39 @@ import numpy as np
 
 from learnreg.kernels.jit import compiled, compiled_fast
 
-__all__ = ["dual_answer", "judge", "movement", "step"]
+__all__ = ["dual_answer", "judge", "movement", "steps"]
 
 # ---- the iteration ---------------------------------------------------------------------------------------------------
 
 
 @compiled_fast
-def step(x, x_hat, y, t, q, diagonal, tau, weight, smoothing, norm, relaxation, newton_steps):
-    """One over-relaxed PDHG iteration per sample, in the memory of x, x_hat, y and t.
+def steps(x, x_hat, y, t, q, diagonal, tau, weight, smoothing, norm, relaxation, newton_steps, count):
+    """``count`` over-relaxed PDHG iterations per sample, in the memory of x, x_hat, y and t.
 
     tau: (batch,). diagonal, weight: without axes. norm: of D, sigma = 1/(tau norm²). newton_steps: of the dual proximal
-    map, from the old |t|.
+    map, from the old |t|. Every iteration follows one row behind the one before it, so that the rows they share stay in
+    the cache.
     """
     batch, _, height, width = x.shape
     number = x.dtype.type
     relax = number(relaxation)
-    ahead = np.empty((2, width), x.dtype)
+    ahead = np.empty((count, 2, width), x.dtype)
     scratch = np.empty((4, width), x.dtype)
     for n in range(batch):
         tau_n = tau[n]
         sigma = number(1.0 / (norm * norm * tau_n))
         shrink = number(1.0 / (1.0 + tau_n * diagonal[()]))
-        for i in range(height + 1):
-            if i < height:
-                _primal_row(x[n, 0], x_hat[n, 0], y[n], q[n, 0], i, ahead[i % 2], tau_n, shrink, relax)
-            if i > 0:  # the last row has no difference to a next one
-                here = ahead[(i - 1) % 2]
-                following = ahead[i % 2] if i < height else here
-                _dual_row(
-                    here, following, y[n], t[n], i - 1, scratch, sigma, weight[()], smoothing, relax, newton_steps
-                )
+        for front in range(height + count):
+            for k in range(count):
+                i = front - k
+                if 0 <= i < height:
+                    _primal_row(x[n, 0], x_hat[n, 0], y[n], q[n, 0], i, ahead[k, i % 2], tau_n, shrink, relax)
+                if 0 < i <= height:  # the last row has no difference to a next one
+                    here = ahead[k, (i - 1) % 2]
+                    following = ahead[k, i % 2] if i < height else here
+                    _dual_row(
+                        here, following, y[n], t[n], i - 1, scratch, sigma, weight[()], smoothing, relax, newton_steps
+                    )
 
 
 @compiled_fast

@@ -118,18 +118,28 @@ class PDHG(Solver[PDHGState]):
 
     def step(self, instance: Instance, state: PDHGState) -> PDHGState:
         sizes = state.sizes
-        count = max(state.newton_steps, _FIRST_NEWTON_STEPS if state.steps < _FIRST_STEPS else 1)
-        iterates = (state.x, state.x_hat, state.y, state.t)
-        fused = FusedTotalVariation.of(instance, *iterates, state.tau)
+        fused = self._fused_steps(instance, state, 1)
         if fused is not None:
-            fused.step(*iterates, state.tau, sizes.norm, sizes.relaxation, count)
-            return replace(state, steps=state.steps + 1)
+            return fused
         sigma = sizes.sigma(state.tau, state.y)
         x_hat = primal_step(instance, state.x, instance.adjoint(state.y), state.tau)
         response = instance.apply(torch.lerp(state.x, x_hat, 2.0), state.memory)
         v = torch.addcmul(state.y, sigma, response, out=response)
-        instance.potential.dual_step_(v, state.y, state.t, sigma, sizes.relaxation, count)
+        instance.potential.dual_step_(v, state.y, state.t, sigma, sizes.relaxation, _newton_now(state))
         return replace(state, x=torch.lerp(state.x, x_hat, sizes.relaxation), x_hat=x_hat, steps=state.steps + 1)
+
+    def steps(self, instance: Instance, state: PDHGState, count: int) -> PDHGState:
+        fused = self._fused_steps(instance, state, count)
+        return super().steps(instance, state, count) if fused is None else fused
+
+    def _fused_steps(self, instance: Instance, state: PDHGState, count: int) -> PDHGState | None:
+        """All of them by one kernel, where it fits; Newton steps as at the first."""
+        iterates, sizes = (state.x, state.x_hat, state.y, state.t), state.sizes
+        fused = FusedTotalVariation.of(instance, *iterates, state.tau)
+        if fused is None:
+            return None
+        fused.steps(*iterates, state.tau, sizes.norm, sizes.relaxation, _newton_now(state), count)
+        return replace(state, steps=state.steps + count)
 
     def adapt(self, instance: Instance, state: PDHGState) -> PDHGState:
         iterates = (state.x, state.x_hat, state.y, state.t)
@@ -148,6 +158,10 @@ class PDHG(Solver[PDHGState]):
             return Report(answer.x, answer.residual, answer.bound, answer.floor, state.t)
         judged = smallest_bound(instance, state.x_hat, state.t)
         return Report(state.x_hat, judged.residual, judged.bound, judged.floor, state.t)
+
+
+def _newton_now(state: PDHGState) -> int:
+    return max(state.newton_steps, _FIRST_NEWTON_STEPS if state.steps < _FIRST_STEPS else 1)
 
 
 def newton_steps(instance: Instance, sizes: StepSizes, tau: Tensor) -> int:

@@ -72,7 +72,7 @@ def newton_correction(
     instance: Instance, loss: UpperLoss, x: Tensor, X: Tensor, relative: float
 ) -> tuple[Tensor, Tensor]:
     """(x', X') one Newton step further, both to the same relative residual."""
-    share = torch.full_like(instance.half_square, relative)
+    share = x.new_full((instance.batch,), relative)
     x = correct_state(instance, x, share).point
     size = sum_samples(loss.gradient(x) ** 2).sqrt()
     return x, correct_adjoint(instance, loss, x, X, share * size).point

@@ -91,7 +91,7 @@ def judge(
     x, X = x.double() if instance.box is None else instance.box.exactly(x), X.double()
     reason = missing_assumption(problem, instance, loss)
     loss_gradient = loss.gradient(x)
-    known = torch.full_like(instance.half_square, math.inf) if state_error is None else state_error.double()
+    known = x.new_full((instance.batch,), math.inf) if state_error is None else state_error.double()
     kind = None if reason else _BOUNDS[certificate]
     parts = [
         _judge_part(problem, part, b[index], x[index], X[index], loss_gradient[index], known[index], kind)

@@ -146,9 +146,7 @@ class LBFGS(Solver[LBFGSState]):
     def _slope(
         self, instance: Instance, state: LBFGSState, alpha: Tensor, v: Tensor, data_slope: Tensor, curvature: Tensor
     ) -> Tensor:
-        blocks = instance.potential.blocks(state.t, v, expand(alpha, v))
-        slopes = ((inner_samples(f.grad(torch.addcmul(t, step, u)), u),) for f, t, u, step in blocks)
-        return data_slope + alpha * curvature + sum_blocks(slopes, v.shape[0])[0]
+        return data_slope + alpha * curvature + instance.potential.slope(state.t, v, expand(alpha, v))
 
     def report(self, instance: Instance, state: LBFGSState) -> Report:
         grad = state.data_grad + state.pullback

@@ -191,18 +191,19 @@ class _Judged:
 def _judge(instance: Instance, x: Tensor, t: Tensor | None, dtype: torch.dtype, scale: float) -> _Judged:
     """Bound the error of x, rounded to ``dtype``, in float64."""
     box = instance.box
-    exact = x.double() if box is None else box.exactly(x)
+    exact = x if box is None else box.exactly(x)
     returned = exact.to(dtype) if box is None else box.inside(exact, dtype)
-    moved = sum_samples((returned.double() - exact) ** 2).sqrt()
+    moved = 0.0 if returned is exact else sum_samples((returned.double() - exact) ** 2).sqrt()
     bounds, duals = [], []
     for part, index in instance.parts():
-        judged = smallest_bound(part, exact[index], None if t is None else t[index].double())
+        judged = smallest_bound(part, exact[index], None if t is None else t[index])
         bounds.append(judged.bound)
         duals.append(judged.y.to(dtype))
     bound = (torch.cat(bounds) + moved) / scale
+    y = duals[0] if len(duals) == 1 else torch.cat(duals)
     if instance.strong_convexity > 0:
-        return _Judged(returned, torch.cat(duals), bound, "rigorous")
-    return _Judged(returned, torch.cat(duals), _estimated_error(instance, returned, scale), "estimate")
+        return _Judged(returned, y, bound, "rigorous")
+    return _Judged(returned, y, _estimated_error(instance, returned, scale), "estimate")
 
 
 def _final_status(reached: bool, kind: BoundKind, loop_status: Status) -> Status:
@@ -212,5 +213,5 @@ def _final_status(reached: bool, kind: BoundKind, loop_status: Status) -> Status
 
 
 def _estimated_error(instance: Instance, x: Tensor, scale: float) -> Tensor:
-    moved = x.double() - correct_state(instance, x.double(), torch.full_like(instance.half_square, 0.1)).point
+    moved = x.double() - correct_state(instance, x.double(), x.new_full((instance.batch,), 0.1).double()).point
     return 1.1 * sum_samples(moved**2).sqrt() / scale

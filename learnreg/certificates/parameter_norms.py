@@ -21,6 +21,7 @@ from learnreg.problem import Instance
 __all__ = ["FilterPairing", "NormPairing", "Pairing", "pairing_of"]
 
 _ROUND_UP = 1.0 + 1e-10
+_LARGEST_GRAM = 640
 
 
 class Pairing(ABC):
@@ -78,8 +79,11 @@ class FilterPairing(Pairing):
         return known
 
     def dual_norm(self, p: Tensor) -> Tensor:
-        """Through the Gram matrix of all shifts of all p_c: its entries are correlations of p_c and p_d at lags."""
+        """Through the Gram matrix of all shifts of all p_c, whose entries are correlations of p_c and p_d at lags; by
+        norms where that matrix is large."""
         k, l = self.bank.filter_shape
+        if p.shape[1] * k * l > _LARGEST_GRAM:
+            return self.lipschitz * _norm(p)
         gram = torch.stack([self._shift_gram(sample, k, l) for sample in p])
         repeat = reflection_norm(self.bank) if self.bank.boundary == "reflect" else 1.0
         by_gram = repeat * largest_eigenvalue(gram).sqrt()

@@ -197,8 +197,8 @@ def reconstruct(
 
 
 def _describe(row: Reconstructed) -> str:
-    kind = "certified" if row.certified else "estimated"
-    return f"{row.input} -> {row.output}  {kind} error {row.error_bound:.2e}  {row.status}  {row.seconds:.2f} s"
+    kind = {"rigorous": "certified error", "estimate": "estimated error", "none": "unknown error"}[row.bound_kind]
+    return f"{row.input} -> {row.output}  {kind} {row.error_bound:.2e}  {row.status}  {row.seconds:.2f} s"
 
 
 @app.command()

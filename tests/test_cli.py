@@ -114,7 +114,7 @@ def test_version_and_help(learnreg: Any) -> None:
     assert learnreg("--version").out == f"learnreg {lr.__version__}\n"
     found = learnreg("--help")
     assert found.code == 0
-    assert all(command in found.out for command in ("train", "reconstruct", "evaluate", "doctor"))
+    assert all(command in found.out for command in ("train", "reconstruct", "evaluate", "accuracy", "doctor"))
     assert "[default: 25/255]" in learnreg("train", "denoise", "--help").out
 
 

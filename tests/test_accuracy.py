@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +32,7 @@ from learnreg.training.accuracy_report import (
 from learnreg.training.model import load, save_model
 from learnreg.training.registry import METHODS
 
+ROOT = Path(__file__).resolve().parents[1]
 SIDE = 7
 PUBLIC_KEYS = {
     "problem",
@@ -190,12 +192,15 @@ def test_builtin_problems_have_a_certificate() -> None:
     assert all(torch.equal(a.b, b.b) for a, b in zip(problems, again, strict=True))
 
 
-def test_without_photographs_there_is_a_synthetic_image(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_photographs_there_is_a_synthetic_image(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def absent(split: str) -> None:
         raise lr.DataError("scikit-image is not installed")
 
     monkeypatch.setattr(accuracy_problems, "natural_images", absent)
     patches = clean_patches(3, 24, seed=0)
+    assert "synthetic image" in capsys.readouterr().err
     assert patches.shape == (3, 1, 24, 24)
     assert 0 <= float(patches.min()) < float(patches.max()) <= 1
     assert float(patches.std()) > 0.05
@@ -376,3 +381,21 @@ def test_names_and_tolerances() -> None:
     assert parse_methods("all") == list(METHODS)
     assert parse_methods("implicit, piggyback,implicit") == ["implicit", "piggyback"]
     assert parse_tolerances("1e-3,1,1e-3") == [1.0, 1e-3]
+
+
+# -----------------------------------------------------------------------------------------------------------------docs
+
+
+def test_the_snippet_of_the_documentation(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (ROOT / "docs" / "accuracy.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"<!-- snippet -->\n```python\n(.*?)```", text, flags=re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile(code, "docs/accuracy.md", "exec"), names)
+    certificate, printed = names["certificate"], capsys.readouterr().out
+    assert certificate.certified
+    assert "certified: True" in printed
+    assert "%" in printed
+    problem, b, loss, gradient = (names[name] for name in ("problem", "b", "loss", "gradient"))
+    exact = solve_reference(problem, b, loss).gradient
+    theirs = dict(zip(exact, gradient, strict=True))
+    assert distance(theirs, exact) <= names["bound"] <= 1.1 * distance(theirs, exact)

@@ -16,6 +16,7 @@ __all__ = ["accuracy_figure", "figure_file"]
 
 _COLOURS = {"published": "#D55E00", "sharp": "#0072B2"}  # Okabe and Ito: told apart by colour-blind readers, too
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
+_LONGEST_TITLE = 40
 _GREY, _SHADE = "#555555", "#E3E3E3"
 _STYLE = {
     "font.size": 9.5,
@@ -61,9 +62,10 @@ def _draw(report: AccuracyReport) -> Any:
     names = list(dict.fromkeys(row.problem for row in report.rows))
     columns = math.ceil(math.sqrt(len(names)))
     lines = math.ceil(len(names) / columns)
-    figure = figures.Figure(figsize=(5.2 + 3.2 * columns, 5.6 if lines < 3 else 2.6 * lines), layout="constrained")
+    width = max(5.6, 3.2 * columns)
+    figure = figures.Figure(figsize=(5.2 + width, 5.6 if lines < 3 else 2.6 * lines), layout="constrained")
     require("matplotlib.backends.backend_agg", "drawing figures", "matplotlib").FigureCanvasAgg(figure)
-    left, right = figure.subfigures(1, 2, width_ratios=(3.2 * columns, 5.2), wspace=0.03)
+    left, right = figure.subfigures(1, 2, width_ratios=(width, 5.2), wspace=0.03)
     panels = left.subplots(lines, columns, squeeze=False, sharey=True)
     methods = list(dict.fromkeys(row.method for row in report.rows))
     for panel, name in zip(panels.flat, names, strict=False):
@@ -91,7 +93,7 @@ def _draw_problem(panel: Any, name: str, rows: Sequence[AccuracyRow], methods: S
         panel.plot(cost, error, marker, ms=4.5, color=colour, mec="white", mew=0.4, zorder=4)
     panel.set_xscale("log")
     panel.set_yscale("log")
-    panel.set_title(name)
+    panel.set_title(name if len(name) <= _LONGEST_TITLE else f"…{name[1 - _LONGEST_TITLE :]}")
     _plain_ticks(panel, [row.operator_applications for row in rows])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 import torch
@@ -73,10 +74,11 @@ def model_problem(model: Model, name: str, seed: int = 0, side: int = _SIDE) -> 
 
 def clean_patches(count: int, side: int, seed: int) -> Tensor:
     """Patches (count, 1, side, side) in float64 of the photographs installed with scikit-image; without it, of a
-    synthetic image."""
+    synthetic image, which a line on stderr says."""
     try:
         images = natural_images("test")
-    except DataError:
+    except DataError as error:
+        print(f"learnreg: a synthetic image instead of photographs ({error})", file=sys.stderr)
         images = {"synthetic": _synthetic_image(seed)}
     patches = DenoisingPatches(images, _SIGMA, patch=side, count=count, seed=seed)
     return torch.stack([patches[i][1] for i in range(count)]).double()

@@ -199,7 +199,8 @@ def describe(report: AccuracyReport) -> Iterator[str]:
             cells = [_cell(row) for row in own if (row.method, row.tolerance) == (method, tolerance)]
             yield f"  {method:{width}}  {tolerance:>9g}{' '.join(cells)}"
         yield ""
-    yield "errors and bounds relative to the norm of the gradient; applied: operator applications; ~: an estimate"
+    yield "errors and bounds relative to the norm of the gradient; applied: operator applications"
+    yield "~: an estimate, not certified; !: a certified bound above the tolerance"
     yield ""
     for what, title in (("rows", "hypergradients"), ("plain", "gradients at perturbed points, judged by certify")):
         for kind in CERTIFICATES:
@@ -210,7 +211,7 @@ def describe(report: AccuracyReport) -> Iterator[str]:
 
 
 def _cell(row: AccuracyRow) -> str:
-    mark = " " if row.certified else "~"
+    mark = "~" if not row.certified else "!" if row.relative_bound > row.tolerance else " "
     bound = f"{mark}{row.relative_bound:8.1e} {row.effectivity:12.3g}"
     return f"{row.relative_error:9.1e} {bound} {row.operator_applications:8d}"
 

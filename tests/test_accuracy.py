@@ -154,6 +154,7 @@ def test_what_is_not_certified_is_not_checked() -> None:
     lines = list(describe(found))
     assert "nothing" in lines[-1]
     assert any("~" in line for line in lines)
+    assert sum("nothing certified" in line for line in lines) == 4
     found.check()
 
 
@@ -237,14 +238,15 @@ def test_files(report: AccuracyReport, tmp_path: Path) -> None:
     assert len(pdf) > 5_000
 
 
-def test_a_figure_without_certified_rows(report: AccuracyReport, tmp_path: Path) -> None:
+@pytest.mark.parametrize("certificate", ["", "sharp"])
+def test_a_figure_without_certified_rows(report: AccuracyReport, tmp_path: Path, certificate: str) -> None:
     pytest.importorskip("matplotlib")
     bare = dataclasses.replace(
         report,
         rows=tuple(
             dataclasses.replace(r, certified=False, relative_bound=float("inf")) for r in report.rows if r.tolerance < 1
         ),
-        plain=(),
+        plain=tuple(r for r in report.plain if r.certificate == certificate),
     )
     assert write_accuracy(bare, tmp_path)[1].stat().st_size > 10_000
 

@@ -141,7 +141,8 @@ def _draw_judged(figure: Any, report: AccuracyReport) -> None:
     for kind, colour in _COLOURS.items():
         own = [row for row in rows if row.certificate == kind]
         found = report.effectivities(kind, plain=True)
-        label = f"{kind}: bound/error {_short(found['median'])} (median), {_short(found['percentile_95'])} (95 %)"
+        figures = f"bound/error {_short(found['median'])} (median), {_short(found['percentile_95'])} (95 %)"
+        label = f"{kind}: {figures if own else 'nothing certified'}"
         x, y = [row.relative_error for row in own], [row.relative_bound for row in own]
         panel.plot(x, y, "o", ms=6, mfc=colour, mec="white", mew=0.6, alpha=0.85, zorder=3, label=label)
     panel.set_xscale("log")

@@ -205,8 +205,9 @@ def describe(report: AccuracyReport) -> Iterator[str]:
     for what, title in (("rows", "hypergradients"), ("plain", "gradients at perturbed points, judged by certify")):
         for kind in CERTIFICATES:
             found = report.effectivities(kind, what == "plain")
-            middle, most = (_number(found[key]) for key in ("median", "percentile_95"))
-            yield f"{title}, {kind}: bound/error {middle} (median), {most} (95th percentile)"
+            middle, most = found["median"], found["percentile_95"]
+            said = "nothing certified" if middle is None else f"bound/error {middle:.3g} (median), {most:.3g} (95 %)"
+            yield f"{title}, {kind}: {said}"
     yield _coverage_line(report)
 
 
@@ -214,10 +215,6 @@ def _cell(row: AccuracyRow) -> str:
     mark = "~" if not row.certified else "!" if row.relative_bound > row.tolerance else " "
     bound = f"{mark}{row.relative_bound:8.1e} {row.effectivity:12.3g}"
     return f"{row.relative_error:9.1e} {bound} {row.operator_applications:8d}"
-
-
-def _number(value: float | None) -> str:
-    return "none certified" if value is None else f"{value:.3g}"
 
 
 def _coverage_line(report: AccuracyReport) -> str:

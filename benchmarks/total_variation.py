@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -95,7 +97,10 @@ def main() -> None:
     runs = own + same + peers
     progress("timing")
     seconds = interleave({run.key: run.call for run in runs}, min(options.rounds, MOST_ROUNDS), warmup=0)
+    first, again = first_calls()
     notes = [
+        "Timings are of calls after the first one. A process's first `solve` in float32, import of numba included, "
+        f"takes {first:.1f} CPU seconds where kernels must be compiled, {again:.2f} where they are on disk.",
         f"References, error at most: smoothed {slack_smooth:.1g} (certified by learnreg), non-smooth {slack_sharp:.1g} "
         f"(its duality gap). They are {rms(smooth, sharp):.2g} apart; with smoothing {SMALL_SMOOTHING:g}, {gap:.2g}.",
         "The last two columns divide by `solve(solver='auto')` in the same dtype, stopped at a true error of 1e-4: "
@@ -128,6 +133,29 @@ def load_image(options: argparse.Namespace) -> tuple[Tensor | None, str]:
 
 def rms(x: Tensor, reference: Tensor) -> float:
     return float((x.double().reshape(reference.shape) - reference).square().mean().sqrt())
+
+
+FIRST_CALL = """
+import time, torch, learnreg as lr
+from learnreg.operators import Identity
+from learnreg.regularizers import TotalVariation
+problem, b = lr.LowerLevelProblem(Identity((1, 512, 512)), TotalVariation(0.0666)), torch.rand(1, 1, 512, 512)
+began = time.process_time()
+lr.solve(problem, b, tolerance=1e-4)
+print(time.process_time() - began)
+"""
+
+
+def first_calls() -> tuple[float, float]:
+    """CPU seconds of the first solve in a process, without and with compiled kernels on disk."""
+    seconds = []
+    with tempfile.TemporaryDirectory() as cache:
+        for _ in range(2):
+            environment = {**os.environ, "NUMBA_CACHE_DIR": cache}
+            command = [sys.executable, "-c", FIRST_CALL]
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+            seconds.append(float(done.stdout.split()[-1]))
+    return seconds[0], seconds[1]
 
 
 # ---- references ------------------------------------------------------------------------------------------------------

@@ -97,6 +97,10 @@ class LeastSquares(nn.Module, ConvexFunction):
         """The weight of each measurement, broadcastable against (batch, *range_shape)."""
         return torch.ones((), dtype=p.dtype, device=p.device)
 
+    def weigh(self, p: Tensor) -> Tensor:
+        """w p; p itself without weights."""
+        return p
+
     def value(self, t: Tensor) -> Tensor:
         return 0.5 * sum_samples(self.weights_for(t) * t * t)
 
@@ -143,6 +147,9 @@ class WeightedLeastSquares(LeastSquares):
 
     def weights_for(self, p: Tensor) -> Tensor:
         return self.weights.to(p.dtype)
+
+    def weigh(self, p: Tensor) -> Tensor:
+        return self.weights_for(p) * p
 
     def weight_range(self) -> tuple[float, float]:
         return float(self.weights.detach().min()), float(self.weights.detach().max())

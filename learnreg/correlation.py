@@ -55,9 +55,17 @@ def correlate_adjoint(y: Tensor, filters: Tensor, out: Tensor | None = None) -> 
 
 def filter_gradient(x: Tensor, y: Tensor, size: tuple[int, int]) -> Tensor:
     """∂_w <w * x, y>: the correlation of the image (batch, 1, H, W) with the responses (batch, n, h, w): (n, k, l)."""
-    _, n, rows, cols = y.shape
-    windows = x[:, 0].unfold(-2, rows, 1).unfold(-2, cols, 1)
-    return torch.einsum("bklrc,bnrc->nkl", windows, y).reshape(n, *size)
+    batch, n, rows, cols = y.shape
+    if x.device.type != "cpu" or _differentiates(x, y):
+        windows = x[:, 0].unfold(-2, rows, 1).unfold(-2, cols, 1)
+        return torch.einsum("bklrc,bnrc->nkl", windows, y).reshape(n, *size)
+    k, l = size
+    gradient = y.new_zeros(n, k * l)
+    windows = _scratch(k * l * rows * cols, y).view(k, l, rows, cols)
+    for i in range(batch):  # the windows of one sample at a time stay in the cache
+        windows.copy_(x[i, 0].unfold(-2, rows, 1).unfold(-2, cols, 1))
+        gradient.addmm_(y[i].reshape(n, rows * cols), windows.view(k * l, rows * cols).T)
+    return gradient.view(n, k, l)
 
 
 def chosen_kernels() -> dict[str, str]:

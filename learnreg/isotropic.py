@@ -48,6 +48,17 @@ class IsotropicPseudoHuber(Potential):
         direction = t / self._length(t).clamp_min(torch.finfo(t.dtype).tiny)
         return tangential * v + (radial - tangential) * direction * (direction * v).sum(1, keepdim=True)
 
+    def divergence(self, r: Tensor, t: Tensor) -> Tensor:
+        """l (nu² |e|² + |t|² |e_t|²) / (s_t (s_r s_t + <r, t> + nu²)) with e = r - t and its part e_t orthogonal to t:
+        the same without cancellation."""
+        f, dtype, r, t = self.to(torch.float64), t.dtype, r.double(), t.double()
+        e, length, s_t, square = r - t, self._length(t), f._scale(t), f.smoothing**2
+        direction = t / length.clamp_min(torch.finfo(torch.float64).tiny)
+        turned = length * (e - direction * (direction * e).sum(1, keepdim=True))
+        above = square * (e * e).sum(1, keepdim=True) + (turned * turned).sum(1, keepdim=True)
+        below = f._scale(r) * s_t + (r * t).sum(1, keepdim=True) + square
+        return (f.weight * above / (s_t * below.clamp_min(square))).to(dtype)
+
     def grad_into(self, t: Tensor, out: Tensor) -> Tensor:
         for f, t_, out_ in self.blocks(t, out):
             torch.mul(t_, (t_ * t_).sum(1, keepdim=True).add_(f.smoothing**2).rsqrt_().mul_(f.weight), out=out_)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from learnreg.hypergradients.base import HypergradientMethod
-from learnreg.hypergradients.compute import Start, hypergradient
+from learnreg.hypergradients.compute import CertificateName, Start, check_certificate, hypergradient
 from learnreg.hypergradients.implicit import Implicit
 from learnreg.losses import UpperLoss
 from learnreg.problem import LowerLevelProblem
@@ -42,15 +42,21 @@ class BatchObjective:
     ----------
     problem, b, loss: as in :func:`learnreg.hypergradient`.
     method: of the hypergradients; ``Implicit()`` by default.
+    certificate: of the hypergradients, as in :func:`learnreg.hypergradient`.
 
     States and adjoint states of earlier calls are the starting points of later ones. ``operator_applications`` counts
     everything so far.
     """
 
     def __init__(
-        self, problem: LowerLevelProblem, b: Tensor, loss: UpperLoss, method: HypergradientMethod | None = None
+        self,
+        problem: LowerLevelProblem,
+        b: Tensor,
+        loss: UpperLoss,
+        method: HypergradientMethod | None = None,
+        certificate: CertificateName = "auto",
     ) -> None:
-        self.problem, self.b, self.loss = problem, b, loss
+        self.problem, self.b, self.loss, self.certificate = problem, b, loss, check_certificate(certificate)
         self.method = method if method is not None else Implicit()
         self.start: Start | None = None
         self.operator_applications = 0
@@ -67,6 +73,7 @@ class BatchObjective:
             tolerance,
             absolute_tolerance=absolute_tolerance,
             max_steps=max_steps,
+            certificate=self.certificate,
             start=self.start,
         )
         self.start = Start(result.x, result.X)

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from learnreg.blocks import planes, sum_blocks
-from learnreg.convex import ConvexFunction, dual_point, sum_samples
+from learnreg.channels import ChannelKernels, as_rows
+from learnreg.convex import ConvexFunction, dual_point, inner_samples, sum_samples
 from learnreg.errors import ConfigError
 from learnreg.pull_back import newton_constants, newton_pull_back
 
@@ -121,11 +122,31 @@ class Potential(ConvexFunction):
 
     def divergence(self, r: Tensor, t: Tensor) -> Tensor:
         """The Bregman distance f(r) - f(t) - <f'(t), r - t>, elementwise (per group, for groups), plus what rounding
-        may have cancelled."""
+        may have cancelled: a density l·phi(t; v) <= l |t| is computed from terms of the size of l (|t| + v)."""
         f, dtype, r, t = self.to(torch.float64), t.dtype, r.double(), t.double()
-        inner, at_r, at_t = f.grad(t) * (r - t), f.density(r), f.density(t)
-        inner = inner.sum(1, keepdim=True) if self.grouped else inner
-        return (at_r - at_t - inner + 4.0 * torch.finfo(torch.float64).eps * (at_r + at_t)).to(dtype)
+        inner, sizes = f.grad(t) * (r - t), f.weight * (r.abs() + t.abs() + f.smoothing)
+        if self.grouped:
+            inner, sizes = inner.sum(1, keepdim=True), sizes.sum(1, keepdim=True)
+        distance = f.density(r) - f.density(t) - inner
+        return (distance + 4.0 * torch.finfo(torch.float64).eps * sizes).to(dtype)
+
+    def distances(self, r: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The sums per sample, (batch,), of the divergence from t to r, and of |r - t|² l/v, the square of the norm
+        that belongs to the dual modulus."""
+        blocks = self.blocks(r, t)
+        sums = (
+            (sum_samples(f.divergence(r_, t_)), sum_samples((r_ - t_).square_() / f.conjugate_strong_convexity))
+            for f, r_, t_ in blocks
+        )
+        distance, apart = sum_blocks(sums, r.shape[0])
+        return distance, apart
+
+    def slope(self, t: Tensor, v: Tensor, step: Tensor) -> Tensor:
+        """<f'(t + step v), v> per sample, (batch,); step (batch, 1, ...)."""
+        slopes = (
+            (inner_samples(f.grad(torch.addcmul(t_, step_, v_)), v_),) for f, t_, v_, step_ in self.blocks(t, v, step)
+        )
+        return sum_blocks(slopes, t.shape[0])[0]
 
     def blocks(self, t: Tensor, *others: Tensor) -> Iterator[tuple[Any, ...]]:
         """(potential, t, *others) of every block of responses that fits in a cache; parameters and others, which
@@ -208,7 +229,38 @@ class PseudoHuber(Potential):
         grad = self.weight * t * inverse
         return grad, (self.weight * self.smoothing**2) * (inverse * inverse * inverse)
 
+    def _kernels(self, *responses: Tensor, step: Tensor | float = 1.0) -> ChannelKernels | None:
+        return ChannelKernels.of("pseudo_huber", responses, self.weight, self.smoothing, step)
+
+    def distances(self, r: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        fast = self._kernels(r, t)
+        if fast is None:
+            return super().distances(r, t)
+        sums = torch.empty(r.shape[0], r.shape[1], 2, dtype=torch.float64)
+        fast.kernels.distances(as_rows(r), as_rows(t), *fast.constants[:2], sums.view(-1, 2).numpy())
+        distance, apart = sums.sum(1).to(r.dtype).unbind(1)
+        return distance, apart
+
+    def slope(self, t: Tensor, v: Tensor, step: Tensor) -> Tensor:
+        fast = self._kernels(t, v, step=step)
+        if fast is None:
+            return super().slope(t, v, step)
+        sums = torch.empty(t.shape[0], t.shape[1], dtype=torch.float64)
+        fast.kernels.slope(as_rows(t), as_rows(v), *fast.constants, sums.view(-1).numpy())
+        return sums.sum(1).to(t.dtype)
+
+    def second_into(self, t: Tensor, out: Tensor) -> Tensor:
+        fast = self._kernels(t, out)
+        if fast is None:
+            return super().second_into(t, out)
+        fast.kernels.second(as_rows(t), *fast.constants[:2], as_rows(out))
+        return out
+
     def grad_into(self, t: Tensor, out: Tensor) -> Tensor:
+        fast = self._kernels(t, out)
+        if fast is not None:
+            fast.kernels.grad(as_rows(t), *fast.constants[:2], as_rows(out))
+            return out
         square = torch.as_tensor(self.smoothing, dtype=t.dtype, device=t.device) ** 2
         return torch.addcmul(square, t, t, out=out).rsqrt_().mul_(t).mul_(self.weight)
 
@@ -216,6 +268,11 @@ class PseudoHuber(Potential):
         self, v: Tensor, y: Tensor, t: Tensor, sigma: Tensor, relaxation: float, newton_steps: int = WARM_PROX_STEPS
     ) -> None:
         """Blocks that fit in the cache go through all operations before the next block starts."""
+        fast = self._kernels(v, y, t, step=sigma)
+        if fast is not None:
+            rows = (as_rows(v), as_rows(y), as_rows(t))
+            fast.kernels.dual_step(*rows, *fast.constants, relaxation, newton_steps)
+            return
         constants = newton_constants(self.weight, self.smoothing, t, sigma)
         for v_, y_, t_, *rest in planes(v, y, t, *constants):
             newton_pull_back(v_.abs(), t_.abs_(), newton_steps, *rest)

@@ -55,7 +55,6 @@ class Instance:
     data_weights: Tensor
     ridge: float
     q: Tensor
-    half_square: Tensor
     analysis: LinearOperator
     potential: Potential
     box: Box | None
@@ -89,14 +88,6 @@ class Instance:
         """∇E(x) without the constraint; counts 2."""
         return self.quadratic(x) - self.q + self.adjoint(self.potential.grad(self.apply(x)))
 
-    def energy(self, x: Tensor, response: Tensor) -> Tensor:
-        """E(x) given K x, (batch,), without the constraint."""
-        return self.data_energy(x) + self.potential.value(response)
-
-    def data_energy(self, x: Tensor) -> Tensor:
-        """½<x,Mx> - <q,x> + ½ w b², (batch,): the data term and the ridge."""
-        return 0.5 * sum_samples(x * self.quadratic(x)) - sum_samples(self.q * x) + self.half_square
-
     def condition_bound(self) -> float:
         """Upper bound of the Hessian's condition number, from the largest curvature of each channel; infinite without a
         modulus."""
@@ -112,7 +103,7 @@ class Instance:
 
     def select(self, index: Tensor) -> Instance:
         """The instance restricted to some samples, sharing the counter."""
-        return replace(self, q=self.q[index], half_square=self.half_square[index])
+        return replace(self, q=self.q[index])
 
     def parts(self) -> Iterator[tuple[Instance, slice]]:
         """The instance in parts of the batch whose responses stay small, for work that needs many of them; their
@@ -122,7 +113,7 @@ class Instance:
         for first in range(0, self.batch, count):
             index = slice(first, first + count)
             counter = self.counter if first == 0 else Counter()
-            yield replace(self, q=self.q[index], half_square=self.half_square[index], counter=counter), index
+            yield replace(self, q=self.q[index], counter=counter), index
 
     def by_parts(self, work: Callable[[Instance, slice], T]) -> list[T]:
         """``work`` on each of :meth:`parts`, one after the other. Iterations may differ between parts: applications
@@ -142,7 +133,6 @@ class Instance:
         return replace(
             self,
             q=self.q.to(dtype),
-            half_square=self.half_square.to(dtype),
             data_weights=self.data_weights.to(dtype),
             potential=self.potential.to(dtype),
             diagonal=None if self.diagonal is None else self.diagonal.to(dtype),
@@ -270,7 +260,7 @@ class LowerLevelProblem(nn.Module):
         ShapeError: wrong shape or dtype. DataError: NaN or infinite entries. AssumptionError: non-finite parameters.
         """
         self.operator.check_range(b, "b")
-        if b.device.type != "meta" and not bool(torch.isfinite(b).all()):
+        if b.device.type != "meta" and not _all_finite(b):
             bad = int((~torch.isfinite(b)).flatten(1).any(1).sum())
             raise DataError(f"b has NaN or infinite entries in {bad} of {b.shape[0]} samples.", hint="Clean the data.")
         with torch.no_grad():
@@ -282,18 +272,21 @@ class LowerLevelProblem(nn.Module):
             if not bool(torch.isfinite(p).all()):
                 raise AssumptionError(f"parameter {name} has NaN or infinite entries; restore an earlier model.")
         weights = self.data_term.weights_for(b).detach()
-        diagonal = self.operator.diagonal()
+        weighted, diagonal = self.data_term.weigh(b), self.operator.diagonal()
+        identity = False
         if diagonal is not None:
+            if not any(diagonal.stride()):
+                diagonal = diagonal.flatten()[0]  # a number, expanded
+                identity = float(diagonal) == 1.0
             diagonal = weights * diagonal.to(b) ** 2 + self.ridge_value
-            if b.device.type != "meta" and bool((diagonal == diagonal.flatten()[0]).all()):
+            if b.device.type != "meta" and diagonal.dim() > 0 and bool((diagonal == diagonal.flatten()[0]).all()):
                 diagonal = diagonal.flatten()[0]  # a number spares every step passes over the image
         counter = Counter()
         return Instance(
             forward=self.operator,
             data_weights=weights,
             ridge=self.ridge_value,
-            q=self.operator.adjoint(weights * b),
-            half_square=0.5 * sum_samples(weights * b * b),
+            q=weighted if identity else self.operator.adjoint(weighted),  # spares a copy
             analysis=terms.operator,
             potential=terms.potential.detached(),
             box=self.constraint,
@@ -302,6 +295,11 @@ class LowerLevelProblem(nn.Module):
             diagonal=diagonal,
             analysis_lipschitz=terms.operator.parameter_lipschitz(),
         )
+
+
+def _all_finite(t: Tensor) -> bool:
+    """Whether no entry is NaN or infinite; a sum that is finite tells in one pass without temporary memory."""
+    return bool(torch.isfinite(t.sum())) or bool(torch.isfinite(t).all())
 
 
 def _check_type(value: object, kind: type, name: str, expected: str) -> None:

@@ -32,7 +32,7 @@ class Identity(LinearOperator):
         return 1.0
 
     def diagonal(self) -> Tensor | None:
-        return torch.ones(self.domain_shape, dtype=torch.float64)
+        return torch.ones((), dtype=torch.float64).expand(self.domain_shape)
 
     def row_norms(self, grouped: bool) -> Tensor | float:
         return 1.0

@@ -17,7 +17,7 @@ from learnreg.certificates.judgement import judge
 from learnreg.hypergradients.base import Iterates
 from learnreg.hypergradients.implicit import make_adjoint_solver
 from learnreg.operators import Blur, Identity
-from learnreg.regularizers import FieldsOfExperts
+from learnreg.regularizers import FieldsOfExperts, TotalVariation
 from learnreg.solvers import PDHG, SolverState, iterate
 from learnreg.solvers.base import OWNED, select_samples
 
@@ -96,9 +96,11 @@ def test_pull_backs_come_back_in_order() -> None:
 
 def test_the_automatic_choice_is_reported() -> None:
     problem, b, _ = setting()
-    cold = lr.solve(problem, b, 1e-4)
+    assert lr.solve(problem, b, 1e-4).solver == "lbfgs"
+    variation = lr.LowerLevelProblem(problem.operator, TotalVariation())
+    cold = lr.solve(variation, b, 1e-4)
     assert cold.solver == "pdhg"
-    assert lr.solve(problem, b, 1e-6, start=cold.x).solver == "lbfgs"
+    assert lr.solve(variation, b, 1e-6, start=cold.x).solver == "lbfgs"
     kernel = torch.ones(3, 3, dtype=b.dtype) / 9
     blurred = lr.LowerLevelProblem(Blur(kernel, SHAPE), problem.regularizer, ridge=1e-2)
     assert lr.solve(blurred, b, 1e-4).solver == "lbfgs"
@@ -112,9 +114,11 @@ def test_the_adjoint_solver_follows_condition_and_tolerance(
     smoothing: float, relative: float, warm: bool, expected: str
 ) -> None:
     problem, b, _ = setting(smoothing)
-    instance = problem.instance(b)
-    solver = make_adjoint_solver("auto", instance, Iterates(b, b, warm=warm), relative)
-    assert solver.name == expected
+    start = Iterates(b, b, warm=warm)
+    assert make_adjoint_solver("auto", problem.instance(b), start, relative).name == "cg"  # has a preconditioner
+    weighted = lr.WeightedLeastSquares(1.0 + registry.rand(*SHAPE))
+    other = lr.LowerLevelProblem(problem.operator, problem.regularizer, data_term=weighted)
+    assert make_adjoint_solver("auto", other.instance(b), start, relative).name == expected
 
 
 def test_condition_bounds_hold() -> None:

@@ -11,9 +11,15 @@ from learnreg import blocks
 from learnreg.blocks import planes, sum_blocks
 from learnreg.convex import dual_point
 from learnreg.isotropic import IsotropicPseudoHuber
+from learnreg.kernels import loader
 from learnreg.potentials import Potential, PseudoHuber
 
 SIZES = [1, 700, 2**30]
+
+
+@pytest.fixture(autouse=True)
+def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "numba_works", lambda: False)
 
 
 @pytest.fixture(params=SIZES, ids=["one by one", "some", "all at once"])

@@ -81,6 +81,7 @@ SETTINGS = [
     ("FieldsOfExperts", "denoising", False),
     ("FieldsOfExperts-LogCosh", "learned-blur", False),
     ("FieldsOfExperts-Huber", "inpainting", False),
+    ("TotalVariation", "denoising", False),
     ("TotalVariation", "circular-blur", False),
     ("TotalVariation", "learned-weights", True),
     ("AnalysisOperator-FilterBank", "weights-and-blur", True),

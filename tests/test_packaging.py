@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-OPTIONAL_MODULES = ("PIL", "astra", "h5py", "jinja2", "matplotlib", "odl", "pydicom", "scipy", "skimage", "tifffile")
+OPTIONAL_MODULES = (
+    *("PIL", "astra", "h5py", "jinja2", "matplotlib", "numba", "odl", "pydicom", "scipy", "skimage", "tifffile"),
+)
 
 
 @pytest.fixture(scope="module")

@@ -101,13 +101,12 @@ def test_energy_is_data_term_plus_regularizer_plus_ridge(name: str, regularizer:
     torch.testing.assert_close(energy, expected)
     instance = problem.instance(b)
     with torch.no_grad():
-        torch.testing.assert_close(instance.energy(x, instance.apply(x)), expected.detach())
-        half = instance.select(torch.tensor([1]))
-        torch.testing.assert_close(half.energy(x[1:], half.apply(x[1:])), expected[1:].detach())
         point = x.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(problem.energy(point, b).sum(), point)
     with torch.no_grad():
         torch.testing.assert_close(instance.full_gradient(x), gradient)
+        half = instance.select(torch.tensor([1]))
+        torch.testing.assert_close(half.full_gradient(x[1:]), gradient[1:])
 
 
 @pytest.mark.parametrize("regularizer", registry.REGULARIZERS)

@@ -32,6 +32,7 @@ class Correction:
     steps: int
 
 
+@torch.no_grad()
 def correct_state(instance: Instance, x: Tensor, relative: Tensor, max_steps: int | None = None) -> Correction:
     """One Newton step on the free pixels, each sample to its own relative residual, (batch,); inside the box."""
 
@@ -50,6 +51,7 @@ def correct_state(instance: Instance, x: Tensor, relative: Tensor, max_steps: in
     return _joined(instance.by_parts(work))
 
 
+@torch.no_grad()
 def correct_adjoint(
     instance: Instance, loss: UpperLoss, x: Tensor, X: Tensor, residual: Tensor, max_steps: int | None = None
 ) -> Correction:
@@ -65,11 +67,12 @@ def correct_adjoint(
     return _joined(instance.by_parts(work))
 
 
+@torch.no_grad()
 def newton_correction(
     instance: Instance, loss: UpperLoss, x: Tensor, X: Tensor, relative: float
 ) -> tuple[Tensor, Tensor]:
     """(x', X') one Newton step further, both to the same relative residual."""
-    share = torch.full_like(instance.half_square, relative)
+    share = x.new_full((instance.batch,), relative)
     x = correct_state(instance, x, share).point
     size = sum_samples(loss.gradient(x) ** 2).sqrt()
     return x, correct_adjoint(instance, loss, x, X, share * size).point

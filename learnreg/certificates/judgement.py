@@ -61,11 +61,8 @@ def gradient_norm(gradient: dict[str, Tensor]) -> float:
 
 PointCertificate = Literal["auto", "published", "sharp"]
 
-_BOUNDS: dict[str, tuple[type[PointBound], ...]] = {
-    "auto": (PublishedBound, SharpBound),
-    "published": (PublishedBound,),
-    "sharp": (SharpBound,),
-}
+_BOUNDS: dict[str, type[PointBound]] = {"auto": SharpBound, "published": PublishedBound, "sharp": SharpBound}
+"""Term by term, the sharp bound is the smaller one."""
 
 
 def gradient_distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
@@ -88,16 +85,16 @@ def judge(
 
     Costs 4 applications, 6 with learnable operators, and 1 to 2 more for the sharp bound. ``instance`` is in float64.
     The batch goes through in parts, so that the memory for responses stays bounded; only what couples its samples, the
-    loss, sees all of it. "auto" takes the smaller of both bounds. ``state_error``: a rigorous bound of ‖x - x^‖ that is
+    loss, sees all of it. ``state_error``: a rigorous bound of ‖x - x^‖ that is
     known already, (batch,).
     """
     x, X = x.double() if instance.box is None else instance.box.exactly(x), X.double()
     reason = missing_assumption(problem, instance, loss)
     loss_gradient = loss.gradient(x)
-    known = torch.full_like(instance.half_square, math.inf) if state_error is None else state_error.double()
-    kinds = () if reason else _BOUNDS[certificate]
+    known = x.new_full((instance.batch,), math.inf) if state_error is None else state_error.double()
+    kind = None if reason else _BOUNDS[certificate]
     parts = [
-        _judge_part(problem, part, b[index], x[index], X[index], loss_gradient[index], known[index], kinds)
+        _judge_part(problem, part, b[index], x[index], X[index], loss_gradient[index], known[index], kind)
         for part, index in instance.parts()
     ]
     gradient = {name: torch.stack([p.gradient[name] for p in parts]).sum(0) for name in parts[0].gradient}
@@ -110,12 +107,10 @@ def judge(
         rounding += 1e-13 * sum(p.magnitude for p in parts) if gradient else 0.0
         change = loss.gradient_change(x, e)
         assert change is not None  # missing_assumption() has seen to it
-        bounds = [list(column) for column in zip(*(p.bounds for p in parts), strict=True)]
-        with_residual = [_total(instance.strong_convexity, column, adjoint_norm + change) for column in bounds]
-        without = [_total(instance.strong_convexity, column, change) for column in bounds]
-        E = torch.stack([error for _, error in with_residual]).amin(0)
-        error_bound, state_share = (min(total for total, _ in found) + rounding for found in (with_residual, without))
-        adjoint_share = error_bound - state_share
+        bounds = [p.errors for p in parts if p.errors is not None]
+        total, E = _total(instance.strong_convexity, bounds, adjoint_norm + change)
+        without, _ = _total(instance.strong_convexity, bounds, change)
+        error_bound, state_share, adjoint_share = total + rounding, without + rounding, total - without
     return Judgement(
         x=x,
         X=X,
@@ -157,15 +152,14 @@ def _total(mu: float, parts: list[_Errors], residual: Tensor) -> tuple[float, Te
 
 @dataclass(frozen=True)
 class _Part:
-    """What the bound needs of some samples, per sample: residual norms, the error e of x, and what each kind of bound
-    says."""
+    """What the bound needs of some samples, per sample: residual norms, the error e of x, and what the bound says."""
 
     gradient: dict[str, Tensor]
     state_norm: Tensor
     e: Tensor
     adjoint_norm: Tensor
     reason: str
-    bounds: list[_Errors]
+    errors: _Errors | None
     magnitude: float
 
 
@@ -177,7 +171,7 @@ def _judge_part(
     X: Tensor,
     loss_gradient: Tensor,
     known_error: Tensor,
-    kinds: tuple[type[PointBound], ...],
+    kind: type[PointBound] | None,
 ) -> _Part:
     gradient, responses = evaluate_pairing(problem, instance, b, x, X)
     pullback = instance.adjoint(responses.y)
@@ -189,11 +183,11 @@ def _judge_part(
     adjoint_norm = sum_samples(adjoint_residual**2).sqrt() + rounding_floor(instance, X, bent, loss_gradient)
     mu = instance.strong_convexity
     e = torch.minimum(state_norm / mu if mu > 0 else torch.full_like(state_norm, math.inf), known_error)
-    if not kinds:
-        return _Part(gradient, state_norm, e, adjoint_norm, "", [], 0.0)
+    if kind is None:
+        return _Part(gradient, state_norm, e, adjoint_norm, "", None, 0.0)
     X_active = None if equation.free is None else X - equation.project(X)
-    bounds = [kind(problem, instance, x, X, responses, state_norm, e, pullback, X_active) for kind in kinds]
-    reason, interval = "", bounds[0].interval
+    bound = kind(problem, instance, x, X, responses, state_norm, e, pullback, X_active)
+    reason, interval = "", bound.interval
     if not bool(interval.smooth.all()):
         reason = "a kink of the potential lies within the error of x; solve more accurately or use a smooth potential"
     elif instance.box is not None and not constraint_decided(instance, x, residual, e, interval.high_max):
@@ -204,6 +198,6 @@ def _judge_part(
         e=e,
         adjoint_norm=adjoint_norm,
         reason=reason,
-        bounds=[_Errors(b.adjoint_error(), b.energy_adjoint_error(), b.groups()) for b in bounds],
-        magnitude=bounds[0].magnitude(),
+        errors=_Errors(bound.adjoint_error(), bound.energy_adjoint_error(), bound.groups()),
+        magnitude=bound.magnitude(),
     )

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ from learnreg.problem import expand
 
 __all__ = ["Perturbation"]
 
-_HALVINGS = 8
+_THRESHOLDS, _FALL = 5, 0.25
 _ROUND_UP = 1.0 + 1e-12
 
 
@@ -44,7 +45,7 @@ class Perturbation:
 
     def norm(self) -> Tensor:
         """‖Gamma V‖."""
-        return _joint(*self._plain())
+        return _joint(*self._plain)
 
     def push(self) -> Tensor:
         """‖H^-1 K^T Gamma V‖: the smallest of (‖K‖/mu) ‖Gamma V‖, ‖D^-½ Gamma V‖/(2√mu), and the sum of both where
@@ -56,23 +57,25 @@ class Perturbation:
         return self._best(self.operator_norm / (2.0 * math.sqrt(self.mu)), 1.0)
 
     def _best(self, on_plain: float, on_scaled: float) -> Tensor:
-        plain = [on_plain * part for part in self._plain()]
-        scaled = [on_scaled * part for part in self._scaled()]
+        plain = [on_plain * part for part in self._plain]
+        scaled = [on_scaled * part for part in self._scaled]
         first = plain[1] < scaled[1]
         split = _joint(*_where(first, plain)) + _joint(*_where(~first, scaled))
         return torch.minimum(torch.minimum(_joint(*plain), _joint(*scaled)), split)
 
+    @cached_property
     def _plain(self) -> tuple[Tensor, Tensor]:
         """(entry by entry, all at once) for Gamma V."""
-        return self.interval.change * self.size, self.slope() / self.budget.sqrt()
+        return self.interval.change * self.size, self.slope / self.budget.sqrt()
 
+    @cached_property
     def _scaled(self) -> tuple[Tensor, Tensor]:
         """The same for D^-½ Gamma V; infinite where f'' may vanish and V does not."""
         root = (self.budget * self.interval.low.clamp_min(0.0)).sqrt()
-        slope = self.slope()
-        joint = torch.where(slope > 0, slope / root, 0.0)
+        joint = torch.where(self.slope > 0, self.slope / root, 0.0)
         return torch.where(self.size > 0, self.interval.ratio * self.size, 0.0), joint
 
+    @cached_property
     def slope(self) -> Tensor:
         """kappa |V|."""
         return torch.where(self.size > 0, self.interval.third * self.size, 0.0)
@@ -88,8 +91,8 @@ def _joint(alone: Tensor, together: Tensor) -> Tensor:
     square = alone * alone
     best = sum_samples(square).sqrt()
     threshold = torch.where(torch.isfinite(together), together, 0.0).flatten(1).amax(1)
-    for _ in range(_HALVINGS):
+    for _ in range(_THRESHOLDS):
         above = torch.where(together > expand(threshold, together), square, 0.0)
         best = torch.minimum(best, (sum_samples(above) + threshold**2).sqrt())
-        threshold = 0.5 * threshold
+        threshold = _FALL * threshold
     return best * _ROUND_UP

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from learnreg.blocks import sum_blocks
 from learnreg.convex import sum_samples
+from learnreg.fused import FusedTotalVariation
 from learnreg.problem import Instance
 
 __all__ = [
@@ -32,49 +32,50 @@ __all__ = [
 @dataclass(frozen=True)
 class StateBound:
     """The smallest valid error bound of x (2-norm, (batch,), infinite without a modulus), the norm of the reduced
-    energy gradient, the rounding floor of that norm, the responses K x and the dual point y = f'(K x)."""
+    energy gradient, the rounding floor of that norm, and the dual point y = f'(K x), whose dtype may be that of t."""
 
     bound: Tensor
     residual: Tensor
     floor: Tensor
-    response: Tensor
     y: Tensor
 
 
-def smallest_bound(
-    instance: Instance, x: Tensor, t: Tensor | None = None, pullback: Tensor | None = None
-) -> StateBound:
-    """Judge x by the primal form, and with a dual pull-back t by the saddle residual and the duality gap, too.
-
-    ``pullback`` is K^T f'(t), if it is known. Costs 2 applications, 3 with t.
-    """
-    potential, mu = instance.potential, instance.strong_convexity
+def smallest_bound(instance: Instance, x: Tensor, t: Tensor | None = None) -> StateBound:
+    """Judge x by the primal form, and with a dual pull-back t by the saddle residual and the duality gap, too, in the
+    precision of the instance; x and t may have less. Costs 2 applications, 3 with t."""
+    potential, mu, dtype = instance.potential, instance.strong_convexity, instance.q.dtype
+    fused = None if t is None or mu <= 0 else FusedTotalVariation.of(instance, x, t)
+    if fused is not None and t is not None:
+        return _fused_bound(fused, x, t, mu)
+    x, t = x.to(dtype), None if t is None else t.to(dtype)
     response = instance.apply(x)
-    y = potential.grad(response)
+    y = potential.grad_into(response, torch.empty_like(response))
     own_pullback = instance.adjoint(y)
     gradient = state_residual(instance, x, own_pullback)
     floor = rounding_floor(instance, x, own_pullback)
     residual = sum_samples(gradient * gradient).sqrt()
     if mu <= 0:
-        return StateBound(torch.full_like(residual, torch.inf), residual, floor, response, y)
+        return StateBound(torch.full_like(residual, torch.inf), residual, floor, y)
     bound = (residual + floor) / mu
     if t is not None:
-        if pullback is None:
-            pullback = instance.adjoint(potential.grad(t))
-        r_x = state_residual(instance, x, pullback)
-        dual_modulus = potential.conjugate_strong_convexity
-        bound = torch.minimum(bound, saddle_bound(r_x, t - response, dual_modulus, mu) + floor / mu)
+        pullback = instance.adjoint(potential.grad_into(t, torch.empty_like(t)))
+        r_x = sum_samples(state_residual(instance, x, pullback) ** 2)
+        distance, r_y = potential.distances(response, t)
+        bound = torch.minimum(bound, saddle_bound(r_x, r_y, mu) + floor / mu)
         if instance.diagonal is not None:
-            # the minimiser of g + <K^T y, .> is exact for a diagonal M, so the dual value is one, too
-            z = (instance.q - pullback) / instance.diagonal
-            z = z if instance.box is None else instance.box.prox(z)
-            dual = instance.data_energy(z) + sum_samples(z * pullback) - potential.conjugate_at_gradient(t)
-            terms = (instance.quadratic(x) * x, instance.q * x, instance.quadratic(z) * z, instance.q * z, z * pullback)
-            magnitude = 2.0 * instance.half_square + potential.value(response) + potential.value(t)
-            magnitude = magnitude + sum(sum_samples(term.abs()) for term in terms)
-            magnitude = magnitude + sum_samples((t * potential.grad(t)).abs())
-            bound = torch.minimum(bound, gap_bound(instance.energy(x, response), dual, mu, magnitude))
-    return StateBound(bound, residual, floor, response, y)
+            gap = distance + _primal_distance(instance, x, pullback)
+            bound = torch.minimum(bound, gap_bound(gap, mu) + floor / mu)
+    return StateBound(bound, residual, floor, y)
+
+
+def _fused_bound(fused: FusedTotalVariation, x: Tensor, t: Tensor, mu: float) -> StateBound:
+    """The same by a kernel; without a constraint the primal part of the gap is r_x² / (2 d)."""
+    y, (distance, r_y, r_x, *squares, reduced, own) = fused.judge(x, t)
+    dtype = fused.instance.q.dtype
+    floor = _floor(dtype, *squares[:2], own)
+    saddle, gap = saddle_bound(r_x, r_y, mu), gap_bound(distance + 0.5 * r_x / fused.diagonal, mu)
+    bound = torch.minimum(torch.minimum(saddle, gap) + floor / mu, (reduced.sqrt() + floor) / mu)
+    return StateBound(bound.to(dtype), reduced.sqrt().to(dtype), floor.to(dtype), y)
 
 
 @dataclass(frozen=True)
@@ -91,23 +92,34 @@ class DualAnswer:
 def dual_answer(instance: Instance, t: Tensor, memory: Tensor) -> DualAnswer:
     """The image that belongs to the dual point y = f'(t), for a diagonal M, judged by the saddle residual (whose primal
     part vanishes) and by the duality gap, which is the Bregman distance f(Kx) - f(t) - <y, Kx - t> here. Costs 2
-    applications; overwrites ``memory``, of the shape of t."""
+    applications; may overwrite ``memory``, of the shape of t."""
     potential, mu = instance.potential, instance.strong_convexity
     assert instance.diagonal is not None
-    pullback = instance.adjoint(potential.grad_into(t, memory))
-    x = (instance.q - pullback) / instance.diagonal
-    x = x if instance.box is None else instance.box.prox(x)
-    response = instance.apply(x, memory)
-    sums = (
-        (sum_samples(f.divergence(r, p)), sum_samples((r - p).square_() / f.conjugate_strong_convexity))
-        for f, r, p in potential.blocks(response, t)
-    )
-    gap, r_y = sum_blocks(sums, t.shape[0])
-    r_x = sum_samples(state_residual(instance, x, pullback) ** 2)
-    floor = rounding_floor(instance, x, pullback)
-    saddle = (r_x.sqrt() + (r_x + mu * r_y).sqrt()) / (2.0 * mu)
-    bound = torch.minimum(saddle, (2.0 * gap.clamp_min(0.0) / mu).sqrt()) + floor / mu
-    return DualAnswer(x, bound, mu * saddle, floor)
+    fused = FusedTotalVariation.of(instance, t)
+    if fused is not None:
+        x, sums = fused.dual_answer(t)
+        floor = _floor(x.dtype, *sums[3:]).to(x.dtype)
+        gap, r_y, r_x = sums[:3].to(x.dtype)
+    else:
+        pullback = instance.adjoint(potential.grad_into(t, memory))
+        x = (instance.q - pullback) / instance.diagonal
+        x = x if instance.box is None else instance.box.prox(x)
+        gap, r_y = potential.distances(instance.apply(x, memory), t)
+        r_x = sum_samples(state_residual(instance, x, pullback) ** 2)
+        floor = rounding_floor(instance, x, pullback)
+    saddle = saddle_bound(r_x, r_y, mu)
+    return DualAnswer(x, torch.minimum(saddle, gap_bound(gap, mu)) + floor / mu, mu * saddle, floor)
+
+
+def _primal_distance(instance: Instance, x: Tensor, pullback: Tensor) -> Tensor:
+    """g(x) + <x, K^T y> minus its minimum over the constraint, for a diagonal M, without cancellation: with u the free
+    and z the feasible minimiser, ½ d (x - z)² + d (x - z)(z - u)."""
+    assert instance.diagonal is not None
+    free = (instance.q - pullback) / instance.diagonal
+    if instance.box is None:
+        return 0.5 * sum_samples(instance.diagonal * (x - free).square_())
+    z = instance.box.prox(free)
+    return sum_samples(instance.diagonal * (x - z) * (0.5 * (x - z) + (z - free)))
 
 
 def state_residual(instance: Instance, x: Tensor, pullback: Tensor) -> Tensor:
@@ -133,19 +145,15 @@ def energy_error(residual: Tensor, e: Tensor, mu: float) -> Tensor:
     return (residual * farthest - mu * farthest**2).clamp_min(0.0).sqrt() * (1.0 + 1e-12)
 
 
-def saddle_bound(r_x: Tensor, r_y: Tensor, dual_modulus: Tensor | float, mu: float) -> Tensor:
+def saddle_bound(r_x: Tensor, r_y: Tensor, mu: float) -> Tensor:
     """‖x - x^‖ <= (‖r_x‖ + sqrt(‖r_x‖² + mu ‖r_y‖²_{1/mu_f*})) / (2 mu), strong monotonicity of F, sharper for x
-    alone."""
-    primal = sum_samples(r_x * r_x)
-    dual = sum_samples(r_y * r_y / dual_modulus)
-    return (primal.sqrt() + (primal + mu * dual).sqrt()) / (2.0 * mu)
+    alone. Takes the squares of these norms, (batch,) each."""
+    return (r_x.sqrt() + (r_x + mu * r_y).sqrt()) / (2.0 * mu)
 
 
-def gap_bound(primal_value: Tensor, dual_value: Tensor, mu: float, magnitude: Tensor) -> Tensor:
-    """½ mu ‖x - x^‖² <= P(x) - D(y), widened by the rounding of the difference; ``magnitude`` is the sum of the
-    absolute values of all terms that P and D add up, which may be far larger than either."""
-    rounding = 32.0 * torch.finfo(primal_value.dtype).eps * magnitude
-    return (2.0 * ((primal_value - dual_value).clamp_min(0.0) + rounding) / mu).sqrt()
+def gap_bound(gap: Tensor, mu: float) -> Tensor:
+    """½ mu ‖x - x^‖² <= P(x) - D(y), formed from terms that are not negative, lest rounding rule their difference."""
+    return (2.0 * gap.clamp_min(0.0) / mu).sqrt()
 
 
 def rounding_floor(instance: Instance, x: Tensor, pullback: Tensor, rhs: Tensor | None = None) -> Tensor:
@@ -155,6 +163,10 @@ def rounding_floor(instance: Instance, x: Tensor, pullback: Tensor, rhs: Tensor 
     A first-order model of rounding rather than a worst-case bound: sums of n terms err by about eps sqrt(n), and the
     factor 8 covers the operators here.
     """
-    eps = 8.0 * torch.finfo(x.dtype).eps
     terms = (instance.quadratic(x), instance.q if rhs is None else rhs, pullback)
-    return eps * sum((sum_samples(t * t).sqrt() for t in terms), torch.zeros_like(instance.half_square))
+    return _floor(x.dtype, *(sum_samples(t * t) for t in terms))
+
+
+def _floor(dtype: torch.dtype, *squares: Tensor) -> Tensor:
+    """The rounding floor from the squares of its norms."""
+    return 8.0 * torch.finfo(dtype).eps * torch.stack([s.sqrt() for s in squares]).sum(0)

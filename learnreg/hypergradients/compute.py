@@ -74,7 +74,8 @@ def hypergradient(
     return result
 
 
-def check_certificate(certificate: str) -> None:
-    """ConfigError unless the certificate is known."""
+def check_certificate(certificate: CertificateName) -> CertificateName:
+    """The certificate, or ConfigError unless it is known."""
     if certificate not in ("auto", "published", "sharp"):
         raise ConfigError(f"certificate={certificate!r}: expected 'auto', 'published' or 'sharp'.")
+    return certificate

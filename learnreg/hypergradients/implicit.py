@@ -18,6 +18,7 @@ from learnreg.solvers.adjoint_pdhg import AdjointPDHG
 from learnreg.solvers.base import AdjointSolver
 from learnreg.solvers.conjugate_gradient import ConjugateGradient
 from learnreg.solvers.loop import iterate
+from learnreg.solvers.preconditioner import can_precondition
 from learnreg.solvers.solve import SolverName, make_solver, run_state_solver
 
 __all__ = ["Implicit", "improve_sequentially"]
@@ -30,10 +31,12 @@ _ILL_CONDITIONED, _LOOSE = 1000.0, 3e-3
 def make_adjoint_solver(
     name: AdjointSolverName, instance: Instance, start: Iterates, relative: float
 ) -> AdjointSolver[Any]:
-    """The adjoint solver of that name. "auto", by operator applications (docs/benchmarks.md): the piggyback iteration
-    from a cold start on ill-conditioned problems at loose relative residuals, conjugate gradients otherwise."""
+    """The adjoint solver of that name. "auto", by operator applications (docs/benchmarks.md): conjugate gradients where
+    they have a preconditioner; else the piggyback iteration from a cold start on ill-conditioned problems at loose
+    relative residuals, conjugate gradients otherwise."""
     if name == "auto":
-        fits = instance.diagonal is not None and instance.strong_convexity > 0 and not start.warm
+        alone = not can_precondition(instance) and not start.warm
+        fits = alone and instance.diagonal is not None and instance.strong_convexity > 0
         hard = fits and relative >= _LOOSE and instance.condition_bound() >= _ILL_CONDITIONED
         name = "piggyback" if hard else "cg"
     return AdjointPDHG() if name == "piggyback" else ConjugateGradient()

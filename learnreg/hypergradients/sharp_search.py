@@ -20,7 +20,7 @@ from learnreg.result import Hypergradient, Status
 
 __all__ = ["SharpSearch"]
 
-_MAX_ROUNDS, _MAX_IDLE_ROUNDS = 24, 3
+_MAX_ROUNDS, _MAX_IDLE_ROUNDS = 24, 6
 _FIRST_ADJOINT = 0.1
 _FIRST_FORCING, _LARGEST_FORCING = 1e-2, 0.1
 _CONTRACTION = 0.5
@@ -33,11 +33,13 @@ ones, where a step that fails is expensive."""
 
 @dataclass(frozen=True)
 class _Position:
-    """Where the search stands: iterates, what is known of them, and the relative residual of the next Newton step."""
+    """Where the search stands: iterates, what is known of them, the relative residual of the next Newton step, and
+    whether rounding keeps the state from getting any better."""
 
     iterates: Iterates
     judged: Judgement
     forcing: float
+    state_final: bool = False
 
 
 class SharpSearch(Search):
@@ -71,6 +73,8 @@ class SharpSearch(Search):
                 accuracy = Accuracy(0.1 * torch.minimum(accuracy.state, at.judged.state_error), accuracy.adjoint)
                 moved = self._go_on(at, accuracy)
                 status = moved.iterates.status
+            elif at.state_final and moved.judged.error_bound > 0.9 * best.error_bound:
+                break
             idle = 0 if moved.judged.error_bound < 0.9 * best.error_bound or best.reason else idle + 1
             at = moved
             if at.judged.error_bound < best.error_bound:
@@ -82,18 +86,18 @@ class SharpSearch(Search):
     def _first_accuracy(self, iterates: Iterates) -> Accuracy:
         """A state from which Newton's method should contract, and an adjoint state good enough to weigh errors."""
         near = _NEARER if self.instance.condition_bound() >= _ILL_CONDITIONED else _NEAR
-        accuracy = self._initial_accuracy(iterates)
         size = sum_samples(iterates.x.double() ** 2).sqrt().clamp_min(1e-6)
         slope = sum_samples(self.loss.gradient(iterates.x).double() ** 2).sqrt()
         loose = (_FIRST_ADJOINT * slope).clamp_min(torch.finfo(torch.float64).tiny)
-        return Accuracy(torch.minimum(accuracy.state, near * size), loose)
+        return Accuracy(near * size, loose)
 
     def _correct(self, at: _Position) -> _Position | None:
         """A Newton step for the state if its share of the bound is too large, and the adjoint equation if this is
         the last one needed; None if the step did not contract."""
         judged, target = at.judged, self.target(at.judged)
         instance, x, X = self.exact_instance, judged.x, judged.X
-        wanted = _factor(target, judged.state_share)
+        wanted = 1.0 if at.state_final else _factor(target, judged.state_share)
+        target = max(target, 2.0 * judged.state_share) if at.state_final else target
         relative = max(at.forcing, wanted)
         if wanted < 1.0:
             step = correct_state(
@@ -109,7 +113,7 @@ class SharpSearch(Search):
         iterates = Iterates(x, X, warm=True)
         after = self._judge(iterates)
         if wanted >= 1.0:
-            return _Position(iterates, after, at.forcing)
+            return _Position(iterates, after, at.forcing, at.state_final)
         ratio = float((after.state_residual / judged.state_residual.clamp_min(1e-300)).max())
         if not ratio <= _CONTRACTION:
             return None
@@ -117,10 +121,13 @@ class SharpSearch(Search):
 
     def _go_on(self, at: _Position, accuracy: Accuracy) -> _Position:
         """The method again, from where it was; in float64 once rounding limits it."""
+        exact = self.working is self.exact_instance
         iterates = self._improve(at.iterates, accuracy)
-        if iterates.status in (Status.PRECISION, Status.STAGNATED):
+        judged, limited = self._judge(iterates), iterates.status in (Status.PRECISION, Status.STAGNATED)
+        if limited:
             self.working = self.exact_instance
-        return _Position(iterates, self._judge(iterates), _FIRST_FORCING)
+        gained = bool((judged.state_residual <= _CONTRACTION * at.judged.state_residual).all())
+        return _Position(iterates, judged, _FIRST_FORCING, limited and exact and not gained)
 
     def _left(self, steps: int) -> int | None:
         return None if self.max_steps is None else max(1, self.max_steps - steps)

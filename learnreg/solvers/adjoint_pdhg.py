@@ -15,7 +15,7 @@ from learnreg.adjoint import AdjointEquation
 from learnreg.blocks import planes
 from learnreg.problem import expand
 from learnreg.solvers.base import OWNED, AdjointSolver, Report, SolverState
-from learnreg.solvers.pdhg import StepSizes, balanced_tau, initial_tau
+from learnreg.solvers.pdhg import StepSizes, balanced_tau, initial_tau, scaled_movement
 
 __all__ = ["AdjointPDHG", "AdjointPDHGState"]
 
@@ -81,7 +81,8 @@ class AdjointPDHG(AdjointSolver[AdjointPDHGState]):
     def adapt(self, equation: AdjointEquation, state: AdjointPDHGState) -> AdjointPDHGState:
         ahead_Y = torch.sub(state.Y, state.Y_hat, out=state.Y_hat)
         checks = state.steps // self.check_every
-        return replace(state, tau=balanced_tau(state.sizes, state.tau, state.X - state.X_hat, ahead_Y, checks))
+        movement = scaled_movement(state.sizes, state.X - state.X_hat, ahead_Y)
+        return replace(state, tau=balanced_tau(state.sizes, state.tau, *movement, checks))
 
     def report(self, equation: AdjointEquation, state: AdjointPDHGState) -> Report:
         instance, mu = equation.instance, equation.instance.strong_convexity

@@ -106,6 +106,12 @@ class Iteration(ABC, Generic[ProblemT, StateT]):
     def step(self, problem: ProblemT, state: StateT) -> StateT:
         """One iteration."""
 
+    def steps(self, problem: ProblemT, state: StateT, count: int) -> StateT:
+        """``count`` iterations."""
+        for _ in range(count):
+            state = self.step(problem, state)
+        return state
+
     @abstractmethod
     def report(self, problem: ProblemT, state: StateT) -> Report:
         """The current answer and its bound."""

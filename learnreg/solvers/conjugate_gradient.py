@@ -1,4 +1,4 @@
-"""Conjugate gradients on the adjoint equation."""
+"""Preconditioned conjugate gradients on the adjoint equation."""
 
 from __future__ import annotations
 
@@ -11,49 +11,71 @@ from learnreg.adjoint import AdjointEquation
 from learnreg.convex import inner_samples
 from learnreg.problem import expand
 from learnreg.solvers.base import OWNED, AdjointSolver, Report, SolverState
+from learnreg.solvers.preconditioner import SpectralPreconditioner
 
 __all__ = ["CGState", "ConjugateGradient"]
 
 
 @dataclass(frozen=True)
 class CGState(SolverState):
-    """Solution X, residual r = rhs - H X by recursion, direction p, ‖r‖², and memory for responses."""
+    """Solution X, residual r = rhs - H X by recursion, direction p, ‖r‖², <r, Pr>, the preconditioner P (None: the
+    identity) and memory for responses."""
 
     X: Tensor
     r: Tensor
     p: Tensor
     rr: Tensor
+    rz: Tensor
+    preconditioner: SpectralPreconditioner | None
     memory: Tensor = field(metadata=OWNED)
 
 
 class ConjugateGradient(AdjointSolver[CGState]):
-    """CG; adapts to the spectrum. The recursion's residual only steers it: certificates recompute the true one."""
+    """CG; adapts to the spectrum. The recursion's residual only steers it: certificates recompute the true one.
+
+    Parameters
+    ----------
+    precondition: where the Hessian is of a kind that ``SpectralPreconditioner`` knows.
+    """
 
     name = "cg"
 
-    def __init__(self, check_every: int = 5) -> None:
-        self.check_every = check_every
+    def __init__(self, check_every: int = 5, precondition: bool = True) -> None:
+        self.check_every, self.precondition = check_every, precondition
 
     def init(self, equation: AdjointEquation, X: Tensor) -> CGState:
         X = equation.project(X)
         memory = torch.empty_like(equation.at_response)
-        r = equation.rhs - equation.hessian(X, memory)
-        return CGState(X, r, r, inner_samples(r, r), memory)
+        preconditioner = None
+        if self.precondition and equation.curvature is not None:
+            preconditioner = SpectralPreconditioner.of(equation.instance, equation.curvature)
+        r = equation.rhs
+        if bool(X.any()):  # from zero, the usual start, the residual is known
+            r = r - equation.hessian(X, memory)
+        z = _preconditioned(equation, preconditioner, r)
+        return CGState(X, r, z, inner_samples(r, r), inner_samples(r, z), preconditioner, memory)
 
     def step(self, equation: AdjointEquation, state: CGState) -> CGState:
         h_p = equation.hessian(state.p, state.memory)
         curvature = inner_samples(state.p, h_p)
-        usable = (curvature > 0) & (state.rr > 0)
-        alpha = torch.where(usable, state.rr / torch.where(usable, curvature, 1.0), 0.0)
+        usable = (curvature > 0) & (state.rz > 0)
+        alpha = torch.where(usable, state.rz / torch.where(usable, curvature, 1.0), 0.0)
         step = expand(alpha, state.p)
         r = torch.addcmul(state.r, step, h_p, value=-1.0)
-        rr = inner_samples(r, r)
-        beta = torch.where(usable, rr / torch.where(usable, state.rr, 1.0), 0.0)
-        p = torch.addcmul(r, expand(beta, r), state.p)
-        return CGState(torch.addcmul(state.X, step, state.p), r, p, rr, state.memory)
+        z = _preconditioned(equation, state.preconditioner, r)
+        rz = inner_samples(r, z)
+        beta = torch.where(usable, rz / torch.where(usable, state.rz, 1.0), 0.0)
+        p = torch.addcmul(z, expand(beta, r), state.p)
+        X = torch.addcmul(state.X, step, state.p)
+        return CGState(X, r, p, inner_samples(r, r), rz, state.preconditioner, state.memory)
 
     def report(self, equation: AdjointEquation, state: CGState) -> Report:
         residual = state.rr.sqrt()
         mu = equation.instance.strong_convexity
         bound = residual / mu if mu > 0 else torch.full_like(residual, torch.inf)
         return Report(state.X, residual, bound, torch.zeros_like(residual))
+
+
+def _preconditioned(equation: AdjointEquation, preconditioner: SpectralPreconditioner | None, r: Tensor) -> Tensor:
+    """P r on the free pixels: restricted to them, P stays symmetric and positive definite."""
+    return r if preconditioner is None else equation.project(preconditioner(r))

@@ -6,7 +6,7 @@ only, so an iteration needs one K (for v) and one K^T (for the gradient), whatev
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -15,22 +15,26 @@ from learnreg.blocks import sum_blocks
 from learnreg.certificates.state import primal_bound, rounding_floor
 from learnreg.convex import inner_samples
 from learnreg.errors import AssumptionError
+from learnreg.potentials import Potential
 from learnreg.problem import Instance, expand
 from learnreg.solvers.base import OWNED, Report, Solver, SolverState
+from learnreg.solvers.preconditioner import SpectralPreconditioner, can_precondition
 
 __all__ = ["LBFGS", "LBFGSState"]
 
 
 @dataclass(frozen=True)
 class LBFGSState(SolverState):
-    """x, its responses t = Kx, the gradient of the quadratic part, the pull-back K^T f'(t), memory for responses, and
-    the pairs. ``step`` overwrites t and the memory."""
+    """x, its responses t = Kx, the gradient of the quadratic part, the pull-back K^T f'(t), memory for responses, the
+    preconditioner (None: the identity), steps so far, and the pairs. ``step`` overwrites t and the memory."""
 
     x: Tensor
     t: Tensor = field(metadata=OWNED)
     data_grad: Tensor
     pullback: Tensor
     memory: Tensor = field(metadata=OWNED)
+    preconditioner: SpectralPreconditioner | None = None
+    steps: int = 0
     s: tuple[Tensor, ...] = ()
     d: tuple[Tensor, ...] = ()
     inverse_curvature: tuple[Tensor, ...] = ()
@@ -42,19 +46,35 @@ class LBFGS(Solver[LBFGSState]):
     Parameters
     ----------
     memory: number of pairs kept.
+    precondition: where the Hessian is of a kind that ``SpectralPreconditioner`` knows.
     """
 
     name = "lbfgs"
 
-    def __init__(self, memory: int = 10, check_every: int = 5) -> None:
-        self.memory, self.check_every = memory, check_every
+    def __init__(self, memory: int = 10, check_every: int = 5, precondition: bool = True) -> None:
+        self.memory, self.check_every, self.precondition = memory, check_every, precondition
 
     def init(self, instance: Instance, x: Tensor) -> LBFGSState:
         if instance.box is not None:
             raise AssumptionError("L-BFGS does not handle constraints; use solver='pdhg'.")
         t = instance.apply(x)
         memory = instance.potential.grad_into(t, torch.empty_like(t))
-        return LBFGSState(x, t, instance.quadratic(x) - instance.q, instance.adjoint(memory), memory)
+        data_grad, pullback = instance.quadratic(x) - instance.q, instance.adjoint(memory)
+        return LBFGSState(x, t, data_grad, pullback, memory, self._preconditioner(instance, t, memory))
+
+    def adapt(self, instance: Instance, state: LBFGSState) -> LBFGSState:
+        """Renew the preconditioner after 1, 2, 4, 8 ... checks: the curvature moves less and less."""
+        checks = state.steps // self.check_every
+        if state.preconditioner is None or checks & (checks - 1):
+            return state
+        return replace(state, preconditioner=self._preconditioner(instance, state.t, state.memory))
+
+    def _preconditioner(self, instance: Instance, t: Tensor, memory: Tensor) -> SpectralPreconditioner | None:
+        if not (self.precondition and can_precondition(instance)):
+            return None
+        for f, t_, memory_ in instance.potential.blocks(t, memory):
+            memory_.copy_(majorant(f, t_))
+        return SpectralPreconditioner.of(instance, memory)
 
     def step(self, instance: Instance, state: LBFGSState) -> LBFGSState:
         grad = state.data_grad + state.pullback
@@ -62,35 +82,41 @@ class LBFGS(Solver[LBFGSState]):
         v, m_p = instance.apply(p, state.memory), instance.quadratic(p)
         alpha = self._step_length(instance, state, grad, p, v, m_p)
         step = expand(alpha, p)
-        t = state.t.addcmul_(expand(alpha, v), v)
+        for f, t_, v_, step_ in instance.potential.blocks(state.t, v, expand(alpha, v)):
+            f.grad_into(t_.addcmul_(step_, v_), v_)
         x, data_grad = torch.addcmul(state.x, step, p), torch.addcmul(state.data_grad, step, m_p)
-        pullback = instance.adjoint(instance.potential.grad_into(t, v))
+        pullback = instance.adjoint(v)
         s, d = step * p, data_grad + pullback - grad
         curvature = inner_samples(s, d)
         usable = curvature > 1e-30
         inverse = torch.where(usable, 1.0 / torch.where(usable, curvature, torch.ones_like(curvature)), 0.0)
         return LBFGSState(
             x,
-            t,
+            state.t,
             data_grad,
             pullback,
             v,
+            state.preconditioner,
+            state.steps + 1,
             (*state.s, s)[-self.memory :],
             (*state.d, d)[-self.memory :],
             (*state.inverse_curvature, inverse)[-self.memory :],
         )
 
     def _direction(self, state: LBFGSState, grad: Tensor) -> Tensor:
-        """-H grad by the two-loop recursion; the gradient where that is no descent direction."""
+        """-H grad by the two-loop recursion, from the preconditioner (or the identity) in the scale of the latest pair;
+        the gradient where that is no descent direction."""
+        precondition = state.preconditioner or (lambda r: r)
         q = -grad
         alphas = []
         for s, d, rho in zip(reversed(state.s), reversed(state.d), reversed(state.inverse_curvature), strict=True):
             a = rho * inner_samples(s, q)
             q = torch.addcmul(q, expand(a, q), d, value=-1.0)
             alphas.append(a)
+        q = precondition(q)
         if state.s:
-            s, d, rho = state.s[-1], state.d[-1], state.inverse_curvature[-1]
-            scale = 1.0 / (rho * inner_samples(d, d)).clamp_min(1e-30)
+            d, rho = state.d[-1], state.inverse_curvature[-1]
+            scale = 1.0 / (rho * inner_samples(d, precondition(d))).clamp_min(1e-30)
             q = q * expand(torch.where(rho > 0, scale, torch.ones_like(scale)), q)
         for s, d, rho, a in zip(state.s, state.d, state.inverse_curvature, reversed(alphas), strict=True):
             b = rho * inner_samples(d, q)
@@ -102,11 +128,11 @@ class LBFGS(Solver[LBFGSState]):
         self, instance: Instance, state: LBFGSState, grad: Tensor, p: Tensor, v: Tensor, m_p: Tensor
     ) -> Tensor:
         """alpha = 1 where the slope there is at most half the initial one in size, else one secant step on the slope;
-        a first step starts from the exact curvature."""
+        a first step minimises the parabola above the energy."""
         data_slope, data_curvature = inner_samples(state.data_grad, p), inner_samples(p, m_p)
         start = inner_samples(grad, p)
         if not state.s:
-            bends = ((inner_samples(v_, f.hess_vec(t_, v_)),) for f, t_, v_ in instance.potential.blocks(state.t, v))
+            bends = ((inner_samples(v_, majorant(f, t_) * v_),) for f, t_, v_ in instance.potential.blocks(state.t, v))
             curvature = data_curvature + sum_blocks(bends, p.shape[0])[0]
             first = -start / curvature.clamp_min(torch.finfo(p.dtype).tiny)
         else:
@@ -120,9 +146,7 @@ class LBFGS(Solver[LBFGSState]):
     def _slope(
         self, instance: Instance, state: LBFGSState, alpha: Tensor, v: Tensor, data_slope: Tensor, curvature: Tensor
     ) -> Tensor:
-        blocks = instance.potential.blocks(state.t, v, expand(alpha, v))
-        slopes = ((inner_samples(f.grad(torch.addcmul(t, step, u)), u),) for f, t, u, step in blocks)
-        return data_slope + alpha * curvature + sum_blocks(slopes, v.shape[0])[0]
+        return data_slope + alpha * curvature + instance.potential.slope(state.t, v, expand(alpha, v))
 
     def report(self, instance: Instance, state: LBFGSState) -> Report:
         grad = state.data_grad + state.pullback
@@ -130,3 +154,9 @@ class LBFGS(Solver[LBFGSState]):
         residual = inner_samples(grad, grad).sqrt()
         bound = primal_bound(grad, instance.strong_convexity)
         return Report(state.x, residual, bound, floor)
+
+
+def majorant(f: Potential, t: Tensor) -> Tensor:
+    """f'(t)/t: the curvature of the parabola that touches f at t and lies above it, since f'' is non-increasing in
+    |t|."""
+    return torch.where(t == 0, f.curvature_limit, f.grad(t) / t)

@@ -77,8 +77,11 @@ def iterate(
         known = torch.where(torch.isfinite(best_bound[active]), best_bound[active], best_residual[active])
         better = measure < known
         chosen = active[better]
-        best_x[chosen], best_residual[chosen] = report.x[better], report.residual[better]
-        best_bound[chosen] = report.bound[better]
+        if len(chosen) == x.shape[0]:
+            best_x.copy_(report.x)  # without the copies that an index makes
+        else:
+            best_x[chosen] = report.x[better]
+        best_residual[chosen], best_bound[chosen] = report.residual[better], report.bound[better]
         progressed = report.residual < 0.9 * milestone[active]
         milestone[active] = torch.where(progressed, report.residual, milestone[active])
         milestone_step[active] = torch.where(progressed, float(steps), milestone_step[active])
@@ -114,9 +117,8 @@ def _advance(solver: Iteration[Any, Any], part: Selectable, state: Any, steps: i
     while steps < aim:
         if steps:
             state = solver.adapt(part, state)
-        for _ in range(min(solver.check_every, aim - steps)):
-            state = solver.step(part, state)
-            steps += 1
+        count = min(solver.check_every, aim - steps)
+        state, steps = solver.steps(part, state, count), steps + count
     return state, steps
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from learnreg.certificates.state import dual_answer, smallest_bound
 from learnreg.convex import sum_samples
 from learnreg.filterbank import FilterBank, weighted_norm_bound
+from learnreg.fused import FusedTotalVariation
 from learnreg.problem import Instance, expand
 from learnreg.solvers.base import OWNED, Report, Solver, SolverState
 
@@ -26,7 +27,7 @@ _NEWTON_STEPS = ((100.0, 1), (300.0, 3), (math.inf, 6))
 """Newton steps of the proximal map once iterates hardly move, by its stiffness, the largest f''/sigma: one is enough up
 to 100 (as measured on trained models), where the map bends sharply more are needed."""
 
-__all__ = ["PDHG", "PDHGState", "StepSizes", "balanced_tau", "initial_tau", "primal_step"]
+__all__ = ["PDHG", "PDHGState", "StepSizes", "balanced_tau", "initial_tau", "primal_step", "scaled_movement"]
 
 
 @dataclass(frozen=True)
@@ -67,11 +68,11 @@ class StepSizes:
 @dataclass(frozen=True)
 class PDHGState(SolverState):
     """Relaxed iterates x, y; the prox outputs x_hat and f'(t), t the pull-back; tau per sample; and memory for
-    responses. ``step`` overwrites y, t and the memory."""
+    responses. ``step`` overwrites y, t and the memory, and may overwrite x and x_hat."""
 
-    x: Tensor
+    x: Tensor = field(metadata=OWNED)
     y: Tensor = field(metadata=OWNED)
-    x_hat: Tensor
+    x_hat: Tensor = field(metadata=OWNED)
     t: Tensor = field(metadata=OWNED)
     tau: Tensor
     memory: Tensor = field(metadata=OWNED)
@@ -109,26 +110,46 @@ class PDHG(Solver[PDHGState]):
 
     def resume(self, instance: Instance, x: Tensor, t: Tensor | None) -> PDHGState:
         sizes = StepSizes.of(instance)
-        x = x if instance.box is None else instance.box.prox(x)
+        x = x.clone() if instance.box is None else instance.box.prox(x)
         t = instance.apply(x) if t is None else t
         y = instance.potential.grad_into(t, torch.empty_like(t))
         tau = torch.full((x.shape[0],), initial_tau(instance, sizes), dtype=x.dtype, device=x.device)
-        return PDHGState(x, y, x, t, tau, torch.empty_like(t), 0, newton_steps(instance, sizes, tau), sizes)
+        return PDHGState(x, y, x.clone(), t, tau, torch.empty_like(t), 0, newton_steps(instance, sizes, tau), sizes)
 
     def step(self, instance: Instance, state: PDHGState) -> PDHGState:
         sizes = state.sizes
+        fused = self._fused_steps(instance, state, 1)
+        if fused is not None:
+            return fused
         sigma = sizes.sigma(state.tau, state.y)
         x_hat = primal_step(instance, state.x, instance.adjoint(state.y), state.tau)
         response = instance.apply(torch.lerp(state.x, x_hat, 2.0), state.memory)
         v = torch.addcmul(state.y, sigma, response, out=response)
-        count = max(state.newton_steps, _FIRST_NEWTON_STEPS if state.steps < _FIRST_STEPS else 1)
-        instance.potential.dual_step_(v, state.y, state.t, sigma, sizes.relaxation, count)
+        instance.potential.dual_step_(v, state.y, state.t, sigma, sizes.relaxation, _newton_now(state))
         return replace(state, x=torch.lerp(state.x, x_hat, sizes.relaxation), x_hat=x_hat, steps=state.steps + 1)
 
+    def steps(self, instance: Instance, state: PDHGState, count: int) -> PDHGState:
+        fused = self._fused_steps(instance, state, count)
+        return super().steps(instance, state, count) if fused is None else fused
+
+    def _fused_steps(self, instance: Instance, state: PDHGState, count: int) -> PDHGState | None:
+        """All of them by one kernel, where it fits; Newton steps as at the first."""
+        iterates, sizes = (state.x, state.x_hat, state.y, state.t), state.sizes
+        fused = FusedTotalVariation.of(instance, *iterates, state.tau)
+        if fused is None:
+            return None
+        fused.steps(*iterates, state.tau, sizes.norm, sizes.relaxation, _newton_now(state), count)
+        return replace(state, steps=state.steps + count)
+
     def adapt(self, instance: Instance, state: PDHGState) -> PDHGState:
-        ahead_y = torch.sub(state.y, instance.potential.grad_into(state.t, state.memory), out=state.memory)
-        checks = state.steps // self.check_every
-        tau = balanced_tau(state.sizes, state.tau, state.x - state.x_hat, ahead_y, checks)
+        iterates = (state.x, state.x_hat, state.y, state.t)
+        fused = FusedTotalVariation.of(instance, *iterates)
+        if fused is not None:
+            movement = fused.movement(*iterates)
+        else:
+            ahead_y = torch.sub(state.y, instance.potential.grad_into(state.t, state.memory), out=state.memory)
+            movement = scaled_movement(state.sizes, state.x - state.x_hat, ahead_y)
+        tau = balanced_tau(state.sizes, state.tau, *movement, state.steps // self.check_every)
         return replace(state, tau=tau, newton_steps=newton_steps(instance, state.sizes, tau))
 
     def report(self, instance: Instance, state: PDHGState) -> Report:
@@ -137,6 +158,10 @@ class PDHG(Solver[PDHGState]):
             return Report(answer.x, answer.residual, answer.bound, answer.floor, state.t)
         judged = smallest_bound(instance, state.x_hat, state.t)
         return Report(state.x_hat, judged.residual, judged.bound, judged.floor, state.t)
+
+
+def _newton_now(state: PDHGState) -> int:
+    return max(state.newton_steps, _FIRST_NEWTON_STEPS if state.steps < _FIRST_STEPS else 1)
 
 
 def newton_steps(instance: Instance, sizes: StepSizes, tau: Tensor) -> int:
@@ -152,11 +177,15 @@ def initial_tau(instance: Instance, sizes: StepSizes) -> float:
     return min(tau, 0.5 / sizes.explicit_lipschitz) if sizes.explicit_lipschitz > 0 else tau
 
 
-def balanced_tau(sizes: StepSizes, tau: Tensor, moved_x: Tensor, moved_y: Tensor, checks: int) -> Tensor:
-    """Move tau (batch,) towards 0.6 ‖Δx‖/(‖Δy‖ ‖K‖), by less and less. The movements are those of the latest step up to
-    a common factor: the relaxed iterate lies rho - 1 of a step ahead of the prox output. Overwrites moved_y."""
+def scaled_movement(sizes: StepSizes, moved_x: Tensor, moved_y: Tensor) -> tuple[Tensor, Tensor]:
+    """‖Δx‖ and ‖Δy‖ in the norm of the scaled dual space, (batch,) each; overwrites moved_y."""
     primal = sum_samples(moved_x * moved_x).sqrt()
-    dual = sum_samples(moved_y.square_().div_(sizes.scaling)).sqrt()
+    return primal, sum_samples(moved_y.square_().div_(sizes.scaling)).sqrt()
+
+
+def balanced_tau(sizes: StepSizes, tau: Tensor, primal: Tensor, dual: Tensor, checks: int) -> Tensor:
+    """Move tau (batch,) towards 0.6 ‖Δx‖/(‖Δy‖ ‖K‖), by less and less. The movements are those of the latest step up to
+    a common factor: the relaxed iterate lies rho - 1 of a step ahead of the prox output."""
     tiny = torch.finfo(primal.dtype).tiny
     target = _PRIMAL_SHARE * primal / (dual.clamp_min(tiny) * sizes.norm)
     balanced = tau * (target / tau).clamp(0.1, 10.0) ** (0.3 / (1.0 + 0.3 * checks))

@@ -20,6 +20,7 @@ from learnreg.solvers.lbfgs import LBFGS
 from learnreg.solvers.loop import LoopResult, iterate
 from learnreg.solvers.newton_cg import NewtonCG
 from learnreg.solvers.pdhg import PDHG
+from learnreg.solvers.preconditioner import can_precondition
 
 __all__ = ["SolverName", "check_failure_option", "check_tolerance", "initial_point", "run_state_solver", "solve"]
 
@@ -33,11 +34,12 @@ _SOLVERS: dict[str, type[Solver[Any]]] = {"pdhg": PDHG, "lbfgs": LBFGS, "newton-
 
 
 def make_solver(name: str, instance: Instance, warm: bool = False) -> Solver[Any]:
-    """The solver of that name. "auto", by operator applications on trained models (docs/benchmarks.md): from a cold
-    start PDHG where the data term is diagonal (denoising, inpainting with a ridge), L-BFGS otherwise; from a warm one
-    L-BFGS, since a good x without its dual iterate is of little use to PDHG; PDHG with a constraint."""
+    """The solver of that name. "auto", by operator applications on trained models (docs/benchmarks.md): L-BFGS where
+    it has a preconditioner (denoising with filters); else from a cold start PDHG where the data term is diagonal
+    (inpainting with a ridge), L-BFGS otherwise; from a warm one L-BFGS, since a good x without its dual iterate is of
+    little use to PDHG; PDHG with a constraint."""
     if name == "auto":
-        cold_pdhg = instance.diagonal is not None and not warm
+        cold_pdhg = instance.diagonal is not None and not warm and not can_precondition(instance)
         return PDHG() if cold_pdhg or instance.box is not None else LBFGS()
     if name not in _SOLVERS:
         raise ConfigError(f"solver={name!r}: expected 'auto', {', '.join(map(repr, _SOLVERS))}.")
@@ -189,18 +191,19 @@ class _Judged:
 def _judge(instance: Instance, x: Tensor, t: Tensor | None, dtype: torch.dtype, scale: float) -> _Judged:
     """Bound the error of x, rounded to ``dtype``, in float64."""
     box = instance.box
-    exact = x.double() if box is None else box.exactly(x)
+    exact = x if box is None else box.exactly(x)
     returned = exact.to(dtype) if box is None else box.inside(exact, dtype)
-    moved = sum_samples((returned.double() - exact) ** 2).sqrt()
+    moved = 0.0 if returned is exact else sum_samples((returned.double() - exact) ** 2).sqrt()
     bounds, duals = [], []
     for part, index in instance.parts():
-        judged = smallest_bound(part, exact[index], None if t is None else t[index].double())
+        judged = smallest_bound(part, exact[index], None if t is None else t[index])
         bounds.append(judged.bound)
         duals.append(judged.y.to(dtype))
     bound = (torch.cat(bounds) + moved) / scale
+    y = duals[0] if len(duals) == 1 else torch.cat(duals)
     if instance.strong_convexity > 0:
-        return _Judged(returned, torch.cat(duals), bound, "rigorous")
-    return _Judged(returned, torch.cat(duals), _estimated_error(instance, returned, scale), "estimate")
+        return _Judged(returned, y, bound, "rigorous")
+    return _Judged(returned, y, _estimated_error(instance, returned, scale), "estimate")
 
 
 def _final_status(reached: bool, kind: BoundKind, loop_status: Status) -> Status:
@@ -210,5 +213,5 @@ def _final_status(reached: bool, kind: BoundKind, loop_status: Status) -> Status
 
 
 def _estimated_error(instance: Instance, x: Tensor, scale: float) -> Tensor:
-    moved = x.double() - correct_state(instance, x.double(), torch.full_like(instance.half_square, 0.1)).point
+    moved = x.double() - correct_state(instance, x.double(), x.new_full((instance.batch,), 0.1).double()).point
     return 1.1 * sum_samples(moved**2).sqrt() / scale

@@ -24,7 +24,7 @@ from learnreg.solvers.solve import solve
 
 __all__ = ["examine"]
 
-_USER_EXTRAS = ("images", "ct", "odl")
+_USER_EXTRAS = ("fast", "images", "ct", "odl")
 
 
 def examine() -> dict[str, Any]:

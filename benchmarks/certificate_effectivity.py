@@ -1,0 +1,129 @@
+"""How close the bounds of plain hypergradients are to their true errors.
+
+    python benchmarks/certificate_effectivity.py --record
+
+Iterates at a given relative state error, formed by random perturbations and by stopping a solver early, adjoint states
+from conjugate gradients to 1e-2; judged by ``lr.certify``. No data needed.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from harness import Table, arguments, finish
+from torch import Tensor
+
+import learnreg as lr
+from learnreg.certificates.correction import correct_adjoint
+from learnreg.certificates.judgement import gradient_distance, judge
+from learnreg.linop import LinearOperator
+from learnreg.operators import Blur, Identity
+from learnreg.regularizers import FieldsOfExperts
+
+SIDE, SIGMA, STATE_ERROR, ADJOINT = 20, 25 / 255, 1e-3, 1e-2
+SHAPE = (1, SIDE, SIDE)
+SMOOTHINGS = (1e-2, 3e-3, 1e-3)
+
+
+def draw_image(generator: torch.Generator) -> Tensor:
+    """A piecewise smooth image in [0, 1]: discs of random grey on a ramp, (1, 1, side, side)."""
+    rows, cols = torch.meshgrid(*(torch.linspace(0, 1, SIDE, dtype=torch.float64),) * 2, indexing="ij")
+    slope = torch.rand(2, generator=generator, dtype=torch.float64)
+    image = 0.3 * (slope[0] * rows + slope[1] * cols)
+    for _ in range(4):
+        y, x, radius, grey = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
+        image = torch.where((rows - y) ** 2 + (cols - x) ** 2 < (0.1 + 0.3 * radius) ** 2, grey, image)
+    return image[None, None]
+
+
+def problems() -> Iterator[tuple[str, LinearOperator, float, float]]:
+    """(name, forward operator, smoothing, ridge)."""
+    blur = Blur(torch.full((3, 3), 1 / 9, dtype=torch.float64), SHAPE, "reflect")
+    for smoothing in SMOOTHINGS:
+        yield f"denoising, smoothing {smoothing:g}", Identity(SHAPE), smoothing, 0.0
+    for smoothing in SMOOTHINGS:
+        yield f"blur 3x3, ridge 1e-2, smoothing {smoothing:g}", blur, smoothing, 1e-2
+
+
+@torch.no_grad()
+def iterates(problem: lr.LowerLevelProblem, b: Tensor, exact: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
+    """States of the given relative error: one perturbed at random, one on the way of a solver."""
+    size = STATE_ERROR * exact.norm()
+    noise = torch.randn(exact.shape, generator=generator, dtype=exact.dtype)
+    yield exact + size * noise / noise.norm()
+    for steps in range(1, 400):
+        x = lr.solve(problem, b, 1e-12, solver="lbfgs", max_steps=steps).x
+        if float((x - exact).norm()) <= size:
+            break
+    yield exact + size * (x - exact) / (x - exact).norm()
+
+
+@torch.no_grad()
+def row(name: str, operator: LinearOperator, smoothing: float, ridge: float, images: int) -> dict[str, Any]:
+    """Effectivities of one problem over all images and both kinds of iterates."""
+    generator = torch.Generator().manual_seed(0)
+    ratios: dict[str, list[float]] = {"published": [], "sharp": []}
+    errors, counts, violations = [], [], 0
+    for _ in range(images):
+        regularizer = FieldsOfExperts(16, 5, lr.PseudoHuber(smoothing, 0.5), generator=generator).double()
+        problem = lr.LowerLevelProblem(operator, regularizer, ridge=ridge)
+        x_true = draw_image(generator)
+        b = operator(x_true) + SIGMA * torch.randn(x_true.shape, generator=generator, dtype=x_true.dtype)
+        loss, instance = lr.SquaredError(x_true), problem.instance(b)
+        exact = lr.solve(problem, b, 1e-13, solver="newton-cg").x
+        X = correct_adjoint(instance, loss, exact, torch.zeros_like(exact), torch.full((1,), 1e-15).double()).point
+        truth = judge(problem, instance, b, loss, exact, X).gradient
+        for x in iterates(problem, b, exact, generator):
+            goal = ADJOINT * loss.gradient(x).flatten(1).norm(dim=1)
+            near = correct_adjoint(instance, loss, x, torch.zeros_like(x), goal).point
+            for kind, found in ratios.items():
+                judged = lr.certify(problem, b, loss, x, near, certificate=kind)  # type: ignore[arg-type]
+                error = gradient_distance(judged.gradient, truth)
+                violations += error > judged.gradient_error_bound
+                found.append(judged.gradient_error_bound / error)
+            errors.append(error / math.sqrt(sum(float(g.square().sum()) for g in truth.values())))
+            counts.append(judged.operator_applications)
+    entry = {
+        "problem": name,
+        "condition bound": problem.instance(b).condition_bound(),
+        "true relative error": _quantile(errors, 0.5),
+        "published, median": _quantile(ratios["published"], 0.5),
+        "sharp, median": _quantile(ratios["sharp"], 0.5),
+        "sharp, 95 %": _quantile(ratios["sharp"], 0.95),
+        "sharp, largest": max(ratios["sharp"]),
+        "violations": violations,
+        "applications": _quantile([float(c) for c in counts], 0.5),
+    }
+    print(entry, file=sys.stderr, flush=True)
+    return entry
+
+
+def _quantile(values: list[float], share: float) -> float:
+    return float(torch.tensor(values, dtype=torch.float64).quantile(share))
+
+
+def main() -> None:
+    options = arguments(__doc__ or "", images={"type": int, "default": 30, "help": "images per problem"})
+    table = Table(
+        name="certificate_effectivity",
+        order=6,
+        title="Bound over true error of given hypergradients",
+        command="python benchmarks/certificate_effectivity.py --record",
+        text=f"""{options.images} random images of {SIDE} x {SIDE} pixels per problem, 16 filters 5x5 (DCT) of weight
+0.5/16 each, noise 25/255, batch mean of ½‖x - x_true‖². Two states per image with a relative error of
+{STATE_ERROR:g}: random, and along the way of L-BFGS; adjoint states by conjugate gradients to {ADJOINT:g}. The gradient
+formed from exactly these is judged by `lr.certify`; the truth comes from Newton's method to rounding. *applications*:
+of the sharp certificate.""",
+    )
+    for problem in problems():
+        table.rows.append(row(*problem, options.images))
+    table.tracked["largest median, sharp"] = max(float(r["sharp, median"]) for r in table.rows)
+    finish(table, options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""A preconditioner for Hessians of filter-bank regularizers, M + W^T D W with a diagonal M, by a few FFTs of an image.
+
+Were the curvature D the same at every pixel, the Hessian would be a convolution, m + T, which the FFT inverts. D varies
+by orders of magnitude between flat regions and edges, mostly by a common factor: with s(pixel) its local size over its
+mean, the Hessian acts near a pixel like m + s T. The preconditioner interpolates between the inverses at a low and a
+high level of s: sum_k sqrt(u_k) (m + s_k T)^-1 sqrt(u_k), with non-negative shares u_k(pixel) that sum to one, linear
+in log s. It is symmetric and positive definite whatever the data.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from learnreg.filterbank import FilterBank
+from learnreg.problem import Instance
+from learnreg.solvers.base import SolverState
+
+__all__ = ["SpectralPreconditioner", "can_precondition"]
+
+_LEVELS = (0.01, 0.99)
+"""Quantiles of the local size that the two levels are."""
+
+_SAMPLED_PIXELS = 2048
+_SMALLEST_SIZE, _SMALLEST_MASS = 1e-6, 1e-4
+"""Floors of the local size and, relative to the mean symbol, of m, which may vanish."""
+
+
+def can_precondition(instance: Instance) -> bool:
+    """The preconditioner knows this Hessian: a filter bank, an ungrouped potential and a data term that is a multiple
+    of the identity."""
+    bank, diagonal = instance.analysis, instance.diagonal
+    if not isinstance(bank, FilterBank) or instance.potential.grouped or diagonal is None or diagonal.dim() > 0:
+        return False
+    return all(n >= 2 * k - 1 for n, k in zip(bank.domain_shape[1:], bank.filters.shape[1:], strict=True))
+
+
+@dataclass(frozen=True)
+class SpectralPreconditioner(SolverState):
+    """An approximate inverse Hessian, per sample. shares: sqrt(u_k), (batch, 2, H, W); inverses: 1/(m + s_k T) on the
+    half spectrum of the padded image, (batch, 2, rows, columns // 2 + 1)."""
+
+    shares: Tensor
+    inverses: Tensor
+    sides: tuple[int, int]
+
+    @classmethod
+    def of(cls, instance: Instance, curvature: Tensor) -> SpectralPreconditioner | None:
+        """From f''(Kx), elementwise; None where the Hessian is of another kind. Counts one application."""
+        if not can_precondition(instance):
+            return None
+        bank, m = instance.analysis, instance.diagonal
+        assert isinstance(bank, FilterBank)
+        assert m is not None
+        filters = bank.filters.detach().to(curvature.dtype)
+        squares = FilterBank(filters.square(), (1, *bank._sides), bank.boundary)
+        instance.counter.applications += 1
+        local = squares.adjoint(curvature)
+        mean = curvature.mean((2, 3))
+        total = (mean @ filters.square().flatten(1).sum(1))[:, None, None, None]
+        size = (local / total.clamp_min(torch.finfo(total.dtype).tiny)).clamp_min(_SMALLEST_SIZE).log()
+        low, high = _quantiles(size)
+        share = ((size - low) / (high - low).clamp_min(1e-3)).clamp(0.0, 1.0)
+        sides = _padded_sides(bank)
+        symbol = _symbol(filters, mean, sides)
+        mass = torch.maximum(m, _SMALLEST_MASS * total)
+        levels = torch.cat([low, high], 1).exp()
+        shares = torch.cat([1.0 - share, share], 1).sqrt()
+        return cls(shares, 1.0 / (mass + levels * symbol), sides)
+
+    def __call__(self, r: Tensor) -> Tensor:
+        """The approximate H^-1 r; no operator application."""
+        spectrum = torch.fft.rfft2(self.shares * r, s=self.sides)
+        image = torch.fft.irfft2(spectrum.mul_(self.inverses), s=self.sides)
+        rows, columns = r.shape[-2:]
+        levels: Tensor = self.shares * image[..., :rows, :columns]
+        return levels.sum(1, keepdim=True)
+
+
+def _quantiles(size: Tensor) -> list[Tensor]:
+    """The levels, (batch, 1, 1, 1) each, from a part of the pixels."""
+    values = size.flatten(1)
+    values = values[:, :: max(1, values.shape[1] // _SAMPLED_PIXELS)].sort(dim=1).values
+    return [values[:, round(q * (values.shape[1] - 1)), None, None, None] for q in _LEVELS]
+
+
+def _symbol(filters: Tensor, channel_weights: Tensor, sides: tuple[int, int]) -> Tensor:
+    """sum_c weight_c |w^_c|² >= 0, (batch, 1, rows, columns // 2 + 1): the transform of the filters' autocorrelation,
+    which is so small that it costs next to nothing."""
+    n, k, l = filters.shape
+    pairs = F.conv2d(F.pad(filters[None], (l - 1, l - 1, k - 1, k - 1)), filters[:, None], groups=n)[0]
+    kernel = torch.einsum("bn,nkl->bkl", channel_weights, pairs)[:, None]
+    kernel = F.pad(kernel, (0, sides[1] - kernel.shape[-1], 0, sides[0] - kernel.shape[-2]))
+    spectrum: Tensor = torch.fft.rfft2(kernel.roll((1 - k, 1 - l), (-2, -1)))
+    return spectrum.real.clamp_min(0.0)
+
+
+def _padded_sides(bank: FilterBank) -> tuple[int, int]:
+    """The torus: the image itself for circular boundaries, else with a margin that keeps opposite borders apart, of
+    sides that the FFT likes."""
+    rows, columns = bank.domain_shape[1:]
+    if bank.boundary == "circular":
+        return rows, columns
+    k, l = bank.filters.shape[1:]
+    return _smooth_at_least(rows + k - 1), _smooth_at_least(columns + l - 1)
+
+
+def _smooth_at_least(n: int) -> int:
+    """The smallest product of 2, 3 and 5 that is at least n."""
+    odd = [int(3**i * 5**j) for i in range(9) for j in range(6)]
+    return min(int(factor * 2 ** max(0, math.ceil(math.log2(n / factor)))) for factor in odd)

@@ -1,0 +1,154 @@
+"""The spectral preconditioner: symmetric positive definite, exact where it can be, effective, and harmless."""
+
+from __future__ import annotations
+
+import pytest
+import registry
+import torch
+from torch import Tensor
+
+import learnreg as lr
+from learnreg.adjoint import AdjointEquation
+from learnreg.filterbank import BOUNDARIES, FilterBank
+from learnreg.norms import dense_matrix
+from learnreg.operators import Blur, Identity, Inpainting
+from learnreg.problem import Instance
+from learnreg.regularizers import AnalysisOperator, FieldsOfExperts, Regularizer, TotalVariation
+from learnreg.solvers import LBFGS, ConjugateGradient, iterate
+from learnreg.solvers.base import select_samples
+from learnreg.solvers.preconditioner import SpectralPreconditioner, can_precondition
+
+SHAPE = (1, 12, 10)
+
+
+def scene(side: int, batch: int = 2) -> Tensor:
+    """Noisy images of a disc on a ramp: curvatures differ by orders of magnitude between flat regions and edges."""
+    rows, cols = torch.meshgrid(*[torch.linspace(-1, 1, side, dtype=torch.float64)] * 2, indexing="ij")
+    discs = [(rows**2 + (cols - 0.1 * i) ** 2 < 0.4).double() + 0.2 * rows for i in range(batch)]
+    return torch.stack(discs)[:, None] + 0.05 * registry.randn(batch, 1, side, side, seed=3)
+
+
+def experts(boundary: str = "valid", smoothing: float = 1e-2, weight: float = 0.5, count: int = 8) -> FieldsOfExperts:
+    filters = registry.randn(count, 3, 3, seed=8)
+    filters = filters - filters.mean((1, 2), keepdim=True)
+    ones = torch.ones(count, dtype=torch.float64)
+    return FieldsOfExperts.from_arrays(filters, weight * ones, smoothing * ones, boundary)  # type: ignore[arg-type]
+
+
+def equation(regularizer: Regularizer, b: Tensor, constraint: lr.Box | None = None) -> AdjointEquation:
+    """The adjoint equation near the solution."""
+    problem = lr.LowerLevelProblem(Identity((1, *b.shape[-2:])), regularizer, constraint=constraint)
+    instance = problem.instance(b)
+    x = lr.solve(problem, b, 1e-3).x
+    return AdjointEquation.at(instance, x, instance.apply(x), registry.randn(*b.shape, seed=4))
+
+
+def preconditioner(eq: AdjointEquation) -> SpectralPreconditioner:
+    assert eq.curvature is not None
+    found = SpectralPreconditioner.of(eq.instance, eq.curvature)
+    assert found is not None
+    return found
+
+
+def dense_hessian(eq: AdjointEquation, sample: int) -> Tensor:
+    """The Hessian of one sample; identity on pixels that are not free."""
+    part = eq.select(torch.tensor([sample]))
+    shape = part.rhs.shape[1:]
+
+    def apply(units: Tensor) -> Tensor:
+        images = [part.hessian(part.project(u[None])) + (u[None] - part.project(u[None])) for u in units]
+        return torch.cat(images)
+
+    return dense_matrix(apply, shape)
+
+
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+@torch.no_grad()
+def test_is_symmetric_positive_definite(boundary: str) -> None:
+    b = registry.rand(1, *SHAPE, seed=2)
+    matrix = dense_matrix(preconditioner(equation(experts(boundary), b)), SHAPE)
+    torch.testing.assert_close(matrix, matrix.T)
+    assert float(torch.linalg.eigvalsh(matrix).min()) > 0
+
+
+@torch.no_grad()
+def test_inverts_a_convolution_exactly() -> None:
+    quadratic = lr.Huber(smoothing=1e3, weight=2e3)
+    regularizer = AnalysisOperator(FilterBank(registry.randn(3, 3, 3, seed=1), SHAPE, "circular"), quadratic)
+    eq = equation(regularizer, registry.rand(2, *SHAPE, seed=2))
+    torch.testing.assert_close(preconditioner(eq)(eq.hessian(eq.rhs)), eq.rhs)
+
+
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@torch.no_grad()
+def test_saves_most_steps_of_conjugate_gradients(boundary: str, dtype: torch.dtype) -> None:
+    eq = equation(experts(boundary, smoothing=2e-3), scene(32).to(dtype))
+    goal = 1e-3 * eq.rhs.flatten(1).norm(dim=1)
+    start, never = torch.zeros_like(eq.rhs), torch.zeros_like(goal)
+    plain, faster = (iterate(ConjugateGradient(1, precondition=p), eq, start, goal, never, 500) for p in (False, True))
+    assert bool((eq.residual_norm(faster.x) <= 1.01 * goal).all())
+    assert faster.steps <= 0.5 * plain.steps
+
+
+@pytest.mark.parametrize("constraint", [None, lr.Box(0.0, 0.9)])
+@torch.no_grad()
+def test_conjugate_gradients_agree_with_a_dense_solve(constraint: lr.Box | None) -> None:
+    eq = equation(experts(), scene(12), constraint)
+    assert (eq.free is None) == (constraint is None)
+    never = torch.zeros(2, dtype=torch.float64)
+    X = iterate(ConjugateGradient(), eq, torch.zeros_like(eq.rhs), never, never, 150).x
+    for i in range(2):
+        exact = torch.linalg.solve(dense_hessian(eq, i), eq.rhs[i].flatten())
+        torch.testing.assert_close(X[i].flatten(), exact, rtol=1e-9, atol=1e-11)
+
+
+@torch.no_grad()
+def test_lbfgs_needs_fewer_steps() -> None:
+    b = scene(32)
+    instance = lr.LowerLevelProblem(Identity((1, 32, 32)), experts(smoothing=2e-3)).instance(b)
+    error = torch.full((2,), 1e-3, dtype=torch.float64)
+    plain, faster = (iterate(LBFGS(precondition=p), instance, b, 0.0 * error, error) for p in (False, True))
+    assert float((plain.x - faster.x).flatten(1).norm(dim=1).max()) <= 2e-3
+    assert faster.steps <= 0.7 * plain.steps
+
+
+@torch.no_grad()
+def test_counts_one_application_and_follows_samples() -> None:
+    eq = equation(experts(), scene(12, batch=3))
+    before = eq.instance.counter.applications
+    whole = preconditioner(eq)
+    assert eq.instance.counter.applications == before + 1
+    index = torch.tensor([0, 2])
+    torch.testing.assert_close(select_samples(whole, index)(eq.rhs[index]), whole(eq.rhs)[index])
+    torch.testing.assert_close(preconditioner(eq.select(index))(eq.rhs[index]), whole(eq.rhs)[index])
+
+
+def instance_of(operator: lr.LinearOperator, regularizer: Regularizer, **options: object) -> Instance:
+    problem = lr.LowerLevelProblem(operator, regularizer, **options)  # type: ignore[arg-type]
+    return problem.instance(registry.rand(1, *SHAPE))
+
+
+@torch.no_grad()
+def test_leaves_other_hessians_alone() -> None:
+    weighted = lr.WeightedLeastSquares(0.5 + registry.rand(*SHAPE))
+    large = FilterBank(registry.randn(2, 7, 3), SHAPE, "circular")
+    others = [
+        instance_of(Identity(SHAPE), TotalVariation()),
+        instance_of(Identity(SHAPE), experts(), data_term=weighted),
+        instance_of(Inpainting((registry.rand(*SHAPE) > 0.4).double()), experts(), ridge=0.1),
+        instance_of(Blur(torch.ones(3, 3, dtype=torch.float64) / 9, SHAPE), experts()),
+        instance_of(Identity(SHAPE), AnalysisOperator(large, lr.PseudoHuber(1e-2))),
+    ]
+    assert can_precondition(instance_of(Identity(SHAPE), experts()))
+    for instance in others:
+        assert not can_precondition(instance)
+        assert SpectralPreconditioner.of(instance, torch.ones(1, 1, 1, 1, dtype=torch.float64)) is None
+
+
+@torch.no_grad()
+def test_bears_a_curvature_that_vanishes() -> None:
+    eq = equation(experts(), scene(12))
+    M = SpectralPreconditioner.of(eq.instance, torch.zeros_like(eq.at_response))
+    assert M is not None
+    torch.testing.assert_close(M(eq.rhs), eq.rhs)

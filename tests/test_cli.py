@@ -18,7 +18,7 @@ from learnreg import cli
 from learnreg.regularizers import FieldsOfExperts
 from learnreg.training import doctor
 from learnreg.training.config import DenoiseConfig
-from learnreg.training.model import save_model
+from learnreg.training.model import Model, save_model
 from learnreg.training.reconstruct import png_bytes
 from learnreg.training.run_folder import RunFolder
 
@@ -114,7 +114,7 @@ def test_version_and_help(learnreg: Any) -> None:
     assert learnreg("--version").out == f"learnreg {lr.__version__}\n"
     found = learnreg("--help")
     assert found.code == 0
-    assert all(command in found.out for command in ("train", "reconstruct", "evaluate", "doctor"))
+    assert all(command in found.out for command in ("train", "reconstruct", "evaluate", "accuracy", "doctor"))
     assert "[default: 25/255]" in learnreg("train", "denoise", "--help").out
 
 
@@ -278,10 +278,31 @@ def test_reconstruct(learnreg: Any, model: Path, images: Path, tmp_path: Path) -
     found = learnreg("reconstruct", model, *inputs, "--out", tmp_path / "out", *FAST, "--json")
     assert found.code == 0, found.err
     rows = found.json["rows"]
-    assert [set(row) for row in rows] == 2 * [{"input", "output", "error_bound", "certified", "status", "seconds"}]
+    keys = {"input", "output", "error_bound", "bound_kind", "certified", "status", "seconds"}
+    assert [set(row) for row in rows] == 2 * [keys]
+    assert all(row["bound_kind"] == "rigorous" and row["status"] == "CONVERGED" for row in rows)
+    assert all(0 < row["error_bound"] <= 1e-2 for row in rows)
     assert [row["input"] for row in rows] == [str(path) for path in inputs]
     assert all(Path(row["output"]).is_file() and row["certified"] for row in rows)
     assert len(learnreg("reconstruct", model, *inputs, "--out", tmp_path / "out", *FAST).out.splitlines()) == 2
+
+
+def test_reconstruct_says_what_the_error_is(
+    learnreg: Any, model: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def solve(self: Model, b: torch.Tensor, tolerance: float) -> lr.Solution:
+        x = b.clamp(0, 1)
+        return lr.Solution(x, x, torch.full((1,), torch.inf), kind, lr.Status.STAGNATED, 1, 2, "pdhg")
+
+    monkeypatch.setattr(Model, "solve", solve)
+    arguments = ("reconstruct", model, images / "a.png", "--out", tmp_path / "out")
+    kind: Any = "estimate"
+    (row,) = learnreg(*arguments, "--json").json["rows"]
+    assert (row["error_bound"], row["bound_kind"], row["certified"]) == (None, "estimate", False)
+    assert row["status"] == "STAGNATED"
+    assert "estimated error" in learnreg(*arguments).out
+    kind = "none"
+    assert "unknown error" in learnreg(*arguments).out
 
 
 def test_reconstruct_fails(learnreg: Any, model: Path, images: Path, tmp_path: Path) -> None:

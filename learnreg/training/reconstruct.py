@@ -14,6 +14,7 @@ from torch import Tensor
 
 from learnreg.datasets import read_image
 from learnreg.errors import ConfigError, DataError
+from learnreg.result import BoundKind
 from learnreg.solvers.solve import check_tolerance
 from learnreg.training.extras import require
 from learnreg.training.files import write_atomically
@@ -26,12 +27,13 @@ _EXACT_SUFFIXES = frozenset({".npy", ".tif", ".tiff"})  # whose values a PNG of 
 
 @dataclass(frozen=True)
 class Reconstructed:
-    """One reconstruction: error_bound is the root-mean-square error, rigorous where ``certified``; status is the name
-    of a Status."""
+    """One reconstruction: error_bound is the root-mean-square error, in units of x; bound_kind "rigorous" (where
+    ``certified``), "estimate" or "none"; status is the name of a Status."""
 
     input: str
     output: str
     error_bound: float
+    bound_kind: BoundKind
     certified: bool
     status: str
     seconds: float
@@ -120,6 +122,7 @@ def _reconstruct(model: Model, path: Path, output: Path, tolerance: float) -> Re
         input=str(path),
         output=str(output),
         error_bound=float(solution.error_bound[0]),
+        bound_kind=solution.bound_kind,
         certified=solution.certified,
         status=solution.status.name,
         seconds=seconds,

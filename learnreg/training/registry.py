@@ -1,16 +1,34 @@
-"""The names under which regularizers and forward operators are stored in files and given on the command line."""
+"""The names under which regularizers, forward operators and hypergradient methods are stored in files and given on the
+command line."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, cast
 
 from learnreg.errors import ConfigError
+from learnreg.hypergradients.base import HypergradientMethod
+from learnreg.hypergradients.implicit import Implicit
+from learnreg.hypergradients.piggyback import Piggyback
 from learnreg.linop import LinearOperator
 from learnreg.operators import Identity
 from learnreg.regularizers import FieldsOfExperts, Regularizer, TotalVariation
 
-__all__ = ["REGULARIZERS", "build_operator", "build_regularizer", "describe_operator", "describe_regularizer"]
+__all__ = [
+    "METHODS",
+    "REGULARIZERS",
+    "build_operator",
+    "build_regularizer",
+    "describe_operator",
+    "describe_regularizer",
+]
+
+METHODS: dict[str, Callable[[], HypergradientMethod]] = {
+    "piggyback": Piggyback,
+    "piggyback-interleaved": lambda: Piggyback(mode="interleaved"),
+    "implicit": Implicit,
+}
+"""Every hypergradient method; ``learnreg accuracy`` measures them all."""
 
 REGULARIZERS: dict[str, type[Regularizer]] = {
     "fields-of-experts": FieldsOfExperts,

@@ -7,6 +7,7 @@ own with an exact adjoint, so every boundary is the valid correlation of a padde
 from __future__ import annotations
 
 import math
+import threading
 from typing import Any, Literal, cast
 
 import torch
@@ -32,6 +33,9 @@ Boundary = Literal["valid", "zero", "circular", "reflect"]
 BOUNDARIES: tuple[str, ...] = ("valid", "zero", "circular", "reflect")
 _DENSE_PIXELS = 1024
 _LOOSE = 1.45
+_REMEMBERED_SIZE, _REMEMBERED_BANKS = 100_000, 64
+_lock = threading.Lock()
+_norm_bounds: dict[tuple[Any, ...], tuple[float, NormKind, float]] = {}
 
 
 def pad(x: Tensor, filter_shape: tuple[int, int], boundary: Boundary) -> Tensor:
@@ -135,6 +139,22 @@ class FilterBank(LinearOperator):
         return fingerprint(self.filters)
 
     def _compute_norm_bound(self) -> tuple[float, NormKind]:
+        """Shared by equal banks: regularizers form a new one at every call."""
+        key = (fingerprint(self.filters), self.domain_shape, self.boundary)
+        if self.filters.numel() > _REMEMBERED_SIZE or self.filters.device.type == "meta":
+            return self._fresh_norm_bound()
+        with _lock:
+            known = _norm_bounds.get(key)
+        if known is None:
+            known = (*self._fresh_norm_bound(), self.norm_failure_probability)
+            with _lock:
+                while len(_norm_bounds) >= _REMEMBERED_BANKS:
+                    del _norm_bounds[next(iter(_norm_bounds))]
+                _norm_bounds[key] = known
+        bound, kind, self.norm_failure_probability = known
+        return bound, kind
+
+    def _fresh_norm_bound(self) -> tuple[float, NormKind]:
         """The torus bound, unless it may be loose (reflection, narrow images) and a power iteration cannot show that it
         is not: then the dense Gram matrix, or beyond 4,096 pixels the randomised bound."""
         bound = weighted_norm_bound(self, torch.ones(self.filters.shape[0]))

@@ -79,22 +79,19 @@ def judge(
     x: Tensor,
     X: Tensor,
     certificate: PointCertificate = "published",
-    state_error: Tensor | None = None,
 ) -> Judgement:
     """Form the hypergradient at (x, X) in float64 and bound its error at this point.
 
     Costs 4 applications, 6 with learnable operators, and 1 to 2 more for the sharp bound. ``instance`` is in float64.
     The batch goes through in parts, so that the memory for responses stays bounded; only what couples its samples, the
-    loss, sees all of it. ``state_error``: a rigorous bound of ‖x - x^‖ that is
-    known already, (batch,).
+    loss, sees all of it.
     """
     x, X = x.double() if instance.box is None else instance.box.exactly(x), X.double()
     reason = missing_assumption(problem, instance, loss)
     loss_gradient = loss.gradient(x)
-    known = x.new_full((instance.batch,), math.inf) if state_error is None else state_error.double()
     kind = None if reason else _BOUNDS[certificate]
     parts = [
-        _judge_part(problem, part, b[index], x[index], X[index], loss_gradient[index], known[index], kind)
+        _judge_part(problem, part, b[index], x[index], X[index], loss_gradient[index], kind)
         for part, index in instance.parts()
     ]
     gradient = {name: torch.stack([p.gradient[name] for p in parts]).sum(0) for name in parts[0].gradient}
@@ -170,7 +167,6 @@ def _judge_part(
     x: Tensor,
     X: Tensor,
     loss_gradient: Tensor,
-    known_error: Tensor,
     kind: type[PointBound] | None,
 ) -> _Part:
     gradient, responses = evaluate_pairing(problem, instance, b, x, X)
@@ -182,7 +178,7 @@ def _judge_part(
     adjoint_residual = equation.project(instance.quadratic(X) + bent) - equation.rhs
     adjoint_norm = sum_samples(adjoint_residual**2).sqrt() + rounding_floor(instance, X, bent, loss_gradient)
     mu = instance.strong_convexity
-    e = torch.minimum(state_norm / mu if mu > 0 else torch.full_like(state_norm, math.inf), known_error)
+    e = state_norm / mu if mu > 0 else torch.full_like(state_norm, math.inf)
     if kind is None:
         return _Part(gradient, state_norm, e, adjoint_norm, "", None, 0.0)
     X_active = None if equation.free is None else X - equation.project(X)

@@ -67,6 +67,7 @@ def front_rows(tensor: Tensor, index: Tensor) -> Tensor:
             kept = tensor[row].clone()
             tensor[row].copy_(tensor[source])
             tensor[source].copy_(kept)
+            del kept  # before the next row is cloned
     return tensor[: len(index)]
 
 

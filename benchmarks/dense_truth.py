@@ -99,6 +99,16 @@ class Dense:
         groups = self.K.reshape(t.shape[1], -1, self.K.shape[1])
         return self.M + torch.einsum("cpi,bcdp,dpj->bij", groups, second.flatten(3), groups)
 
+    def energy_rounding(self, X: Tensor) -> float:
+        """What autograd of the energy loses of the gradient: that of log cosh is 1 - (1 - small) for small responses,
+        which rounds f' to eps times the weight."""
+        if self.kind != "LogCosh":
+            return 0.0
+        terms = self.problem.saddle_terms(DOUBLE)
+        rounding = 4.0 * torch.finfo(DOUBLE).eps * self.weight.expand(self.range_shape).norm()
+        lipschitz = terms.operator.parameter_lipschitz() or 0.0
+        return float(rounding * ((X @ self.K.T).norm(dim=1) + lipschitz * X.norm(dim=1)).sum())
+
     def residual(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The reduced gradient and the mask of free pixels."""
         g = self.gradient(x)
@@ -207,9 +217,10 @@ def truth_of(problem: lr.LowerLevelProblem, b: Tensor, loss: lr.UpperLoss) -> Tr
     X_slack = 4.0 * (X - X_previous).norm(dim=1) + 1e-13 * X.norm(dim=1)
     # autograd rounds the truth's gradient to the dtype of the parameters
     eps = 1e-13 if all(p.dtype == DOUBLE for p in problem.parameters()) else 3e-7
+    rounding = eps * norm(gradient) + dense.energy_rounding(X)
     usable = bool((residual <= 1e-9 * (1.0 + dense.q.norm(dim=1))).all())
     value = float(loss.value(x.reshape(shape)))
-    return Truth(x, X, gradient, value, x_slack, X_slack, 4.0 * change + eps * norm(gradient), usable)
+    return Truth(x, X, gradient, value, x_slack, X_slack, 4.0 * change + rounding, usable)
 
 
 # ----------------------------------------------------------------------------------------------------------------- hunt

@@ -21,6 +21,8 @@ from learnreg.problem import Instance
 __all__ = ["FilterPairing", "NormPairing", "Pairing", "pairing_of"]
 
 _ROUND_UP = 1.0 + 1e-10
+_CANCELLED = 1e-14
+"""Rounding of inner products of vectors, relative to the product of their norms."""
 
 
 class Pairing(ABC):
@@ -82,7 +84,9 @@ class FilterPairing(Pairing):
         k, l = self.bank.filter_shape
         gram = torch.stack([self._shift_gram(sample, k, l) for sample in p])
         repeat = reflection_norm(self.bank) if self.bank.boundary == "reflect" else 1.0
-        by_gram = repeat * largest_eigenvalue(gram).sqrt()
+        # the means are projected out of a rounded Gram matrix, of which little may remain
+        lost = _CANCELLED * k * l * _norm(p) ** 2 if self.bank.zero_mean else 0.0
+        by_gram = repeat * (largest_eigenvalue(gram) + lost).sqrt()
         return torch.minimum(by_gram, self.lipschitz * _norm(p)) * _ROUND_UP
 
     def _shift_gram(self, p: Tensor, k: int, l: int) -> Tensor:

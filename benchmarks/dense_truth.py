@@ -109,6 +109,12 @@ class Dense:
         lipschitz = terms.operator.parameter_lipschitz() or 0.0
         return float(rounding * ((X @ self.K.T).norm(dim=1) + lipschitz * X.norm(dim=1)).sum())
 
+    def apply_hessian(self, x: Tensor, v: Tensor) -> Tensor:
+        t, V = ((u @ self.K.T).reshape(-1, *self.range_shape) for u in (x, v))
+        second = derivatives(self.kind, t, self.weight, self.smoothing)[2]
+        bent = second * V if second.dim() == t.dim() else torch.einsum("bcd...,bd...->bc...", second, V)
+        return v @ self.M + bent.flatten(1) @ self.K
+
     def residual(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The reduced gradient and the mask of free pixels."""
         g = self.gradient(x)
@@ -165,7 +171,10 @@ class Dense:
         slope = loss.gradient(x.reshape(-1, *self.problem.operator.domain_shape)).flatten(1)
         _, free = self.residual(x)
         free = free & (x > self.lower) & (x < self.upper)
-        return self.step(x, -slope, free)
+        X = self.step(x, -slope, free)
+        for _ in range(3):  # the matrix H is rounded relative to its norm: its product with X, factor by factor, is not
+            X = X + self.step(x, -slope - self.apply_hessian(x, X), free)
+        return X
 
 
 def gradient_by_autograd(problem: lr.LowerLevelProblem, b: Tensor, x: Tensor, X: Tensor) -> dict[str, Tensor]:

@@ -7,7 +7,6 @@ All *rigorous bounds*, per sample, (batch,).
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 
 import torch
@@ -132,10 +131,9 @@ class FilterPairing(Pairing):
 
     def perturbation_norm(self, u: Tensor, bent: Tensor) -> Tensor:
         """min(‖ |U|^T bent ‖, ‖U‖ ‖bent‖)."""
-        U, channels = self.patches(u), self.bank.filters.shape[0]
-        summed = torch.einsum("bkp,bcp->bck", U.abs(), bent.flatten(2))
-        shared = channels if bent.shape[1] == 1 else 1  # a group's length bounds each of its channels
-        by_sum = math.sqrt(shared) * summed.flatten(1).norm(dim=1)
+        U = self.patches(u)
+        # for groups, too: ‖sum_p U_kp q_p‖ <= sum_p |U_kp| |q_p| for the vectors q_p
+        by_sum = torch.einsum("bkp,bcp->bck", U.abs(), bent.flatten(2)).flatten(1).norm(dim=1)
         by_norm = largest_eigenvalue(U @ U.transpose(1, 2)).sqrt() * _norm(bent)
         return torch.minimum(by_sum, by_norm) * _ROUND_UP
 

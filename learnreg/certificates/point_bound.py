@@ -86,4 +86,9 @@ class PointBound(ABC):
             residual, forward_X = (sum_samples(t * t).sqrt() for t in (r.residual, r.forward_X))
             weight = max(1.0, float(self.instance.data_weights.max()))
             size = size + weight * (residual + 2.0 * self.instance.forward.norm_bound() * x) * (forward_X + X)
-        return float(size.sum())
+        # K x and K X are rounded relative to ‖k_i‖ ‖x‖, which may be far above |K_i x|
+        rows = self.instance.analysis.row_norms(self.instance.potential.grouped)
+        longest = max(self.L, float(torch.as_tensor(rows).max()))
+        slope = max(self.L, self.instance.analysis_lipschitz or 0.0)
+        responses = 0.02 * slope * longest * self.interval.high_max * x * X
+        return float((size + responses).sum())

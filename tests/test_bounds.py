@@ -230,3 +230,22 @@ def test_channels_of_a_group_share_their_parameters(weight: torch.Tensor) -> Non
 def test_zero_mean_filters_are_computed_from_parameters() -> None:
     with pytest.raises(lr.ConfigError, match="zero_mean"):
         FilterBank(nn.Parameter(registry.randn(2, 3, 3)), SHAPE, zero_mean=True)
+
+
+def test_losses_of_each_sample_that_see_the_whole_batch() -> None:
+    """An error of one sample moves the loss gradient, and so the adjoint state, of all others."""
+    problem = registry.build("denoising", "TotalVariation")
+    x_true, b = registry.measure(problem, batch=4)
+    coupled = lambda x: (0.5 * ((x - x_true).mean(0) ** 2).sum()).expand(len(x))  # noqa: E731
+    loss = lr.UpperLoss(coupled, 1.0 / 4.0)
+    truth = dense_truth.truth_of(problem, b, loss)
+    x = truth.x.reshape(b.shape).clone()
+    x[0] += 0.3 * registry.randn(*SHAPE)
+    X = dense_truth.Dense(problem, b).adjoint(x.flatten(1), loss).reshape(x.shape)
+    judged = judge(problem, problem.instance(b), b, loss, x, X, "sharp")
+    assert bool(((X.flatten(1) - truth.X).norm(dim=1) <= judged.adjoint_error).all())
+    assert judged.loss_interval[0] <= truth.loss <= judged.loss_interval[1]
+    assert loss.gradient_change(x, judged.state_error)[1] > 0.0  # type: ignore[index]
+    alone = lr.UpperLoss(lambda x: ((x - x_true) ** 4).flatten(1).sum(1), 1.0)
+    error = torch.tensor([1.0, 0.0, 0.0, 0.0], dtype=torch.float64)
+    assert alone.gradient_change(x, error).tolist() == [0.25, 0.0, 0.0, 0.0]  # type: ignore[union-attr]

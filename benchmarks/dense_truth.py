@@ -99,6 +99,22 @@ class Dense:
         groups = self.K.reshape(t.shape[1], -1, self.K.shape[1])
         return self.M + torch.einsum("cpi,bcdp,dpj->bij", groups, second.flatten(3), groups)
 
+    def energy_rounding(self, X: Tensor) -> float:
+        """What autograd of the energy loses of the gradient: that of log cosh is 1 - (1 - small) for small responses,
+        which rounds f' to eps times the weight."""
+        if self.kind != "LogCosh":
+            return 0.0
+        terms = self.problem.saddle_terms(DOUBLE)
+        rounding = 4.0 * torch.finfo(DOUBLE).eps * self.weight.expand(self.range_shape).norm()
+        lipschitz = terms.operator.parameter_lipschitz() or 0.0
+        return float(rounding * ((X @ self.K.T).norm(dim=1) + lipschitz * X.norm(dim=1)).sum())
+
+    def apply_hessian(self, x: Tensor, v: Tensor) -> Tensor:
+        t, V = ((u @ self.K.T).reshape(-1, *self.range_shape) for u in (x, v))
+        second = derivatives(self.kind, t, self.weight, self.smoothing)[2]
+        bent = second * V if second.dim() == t.dim() else torch.einsum("bcd...,bd...->bc...", second, V)
+        return v @ self.M + bent.flatten(1) @ self.K
+
     def residual(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The reduced gradient and the mask of free pixels."""
         g = self.gradient(x)
@@ -155,7 +171,10 @@ class Dense:
         slope = loss.gradient(x.reshape(-1, *self.problem.operator.domain_shape)).flatten(1)
         _, free = self.residual(x)
         free = free & (x > self.lower) & (x < self.upper)
-        return self.step(x, -slope, free)
+        X = self.step(x, -slope, free)
+        for _ in range(3):  # the matrix H is rounded relative to its norm: its product with X, factor by factor, is not
+            X = X + self.step(x, -slope - self.apply_hessian(x, X), free)
+        return X
 
 
 def gradient_by_autograd(problem: lr.LowerLevelProblem, b: Tensor, x: Tensor, X: Tensor) -> dict[str, Tensor]:
@@ -207,9 +226,10 @@ def truth_of(problem: lr.LowerLevelProblem, b: Tensor, loss: lr.UpperLoss) -> Tr
     X_slack = 4.0 * (X - X_previous).norm(dim=1) + 1e-13 * X.norm(dim=1)
     # autograd rounds the truth's gradient to the dtype of the parameters
     eps = 1e-13 if all(p.dtype == DOUBLE for p in problem.parameters()) else 3e-7
+    rounding = eps * norm(gradient) + dense.energy_rounding(X)
     usable = bool((residual <= 1e-9 * (1.0 + dense.q.norm(dim=1))).all())
     value = float(loss.value(x.reshape(shape)))
-    return Truth(x, X, gradient, value, x_slack, X_slack, 4.0 * change + eps * norm(gradient), usable)
+    return Truth(x, X, gradient, value, x_slack, X_slack, 4.0 * change + rounding, usable)
 
 
 # ----------------------------------------------------------------------------------------------------------------- hunt

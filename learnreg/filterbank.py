@@ -103,6 +103,11 @@ class FilterBank(LinearOperator):
     ) -> None:
         if boundary not in BOUNDARIES:
             raise ConfigError(f"boundary={boundary!r}: expected one of {', '.join(BOUNDARIES)}.")
+        if zero_mean and isinstance(filters, torch.nn.Parameter):
+            raise ConfigError(
+                "FilterBank(zero_mean=True): the filters are parameters themselves, so nothing subtracts their means; "
+                "pass filters computed from parameters, or zero_mean=False."
+            )
         if filters.dim() != 3:
             raise ShapeError(f"filters: got shape {tuple(filters.shape)}, expected (n, k, k).")
         if len(domain_shape) != 3 or domain_shape[0] != 1:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,6 +21,8 @@ import learnreg as lr
 from learnreg.certificates.groups import GroupBound
 from learnreg.certificates.judgement import judge
 from learnreg.certificates.state import smallest_bound
+from learnreg.filterbank import FilterBank
+from learnreg.isotropic import IsotropicPseudoHuber
 from learnreg.operators import Blur, Identity
 from learnreg.regularizers import AnalysisOperator, FieldsOfExperts
 from learnreg.regularizers.total_variation import Gradient
@@ -158,3 +162,90 @@ def test_the_duality_gap_is_no_smaller_than_its_rounding(offset: float) -> None:
             bound = smallest_bound(instance, x + offset, instance.apply(x)).bound
             error = (x - exact).flatten(1).norm(dim=1)
             assert bool((error <= bound + 1e-15 * (1.0 + offset) * 30).all())
+
+
+def _chosen_adjoint(problem: lr.LowerLevelProblem, b: torch.Tensor, X: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The solution, and a linear loss whose adjoint state is X."""
+    dense = dense_truth.Dense(problem, b)
+    x = dense.solve()[0]
+    slope = -torch.einsum("bij,bj->bi", dense.hessian(x), X.flatten(1)).reshape(X.shape)
+    return x.reshape(X.shape), slope
+
+
+@pytest.mark.parametrize("parts", [False, True])
+def test_float32_gradients_that_cancel(parts: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """float32 parameters: what is rounded are the shares of x and X, or those of the parts of a batch, not their
+    sum, which may be far smaller."""
+    batch, shape = (8, (1, 5, 5)) if parts else (1, (1, 5, 5))
+    filters = registry.randn(1, 2, 2).float()
+    bank = FilterBank(nn.Parameter(filters), shape, "zero")
+    problem = lr.LowerLevelProblem(Identity(shape), AnalysisOperator(bank, lr.PseudoHuber(0.3, 0.5)))
+    problem.regularizer.log_weight.requires_grad_(False)
+    problem.regularizer.log_smoothing.requires_grad_(False)
+    exact = copy.deepcopy(problem).double()
+    b = registry.rand(1, *shape, seed=3).float().expand(batch, -1, -1, -1).clone()
+    X = registry.randn(batch, *shape, seed=4)
+    if parts:
+        monkeypatch.setattr("learnreg.problem._PART_BYTES", 500)
+        X[4:] = -X[:4]
+        X = X + 1e-9 * registry.randn(*X.shape, seed=5)
+    else:
+        x = dense_truth.Dense(problem, b).solve()[0]
+        units = torch.eye(25, dtype=torch.float64)[:, None]
+        columns = [dense_truth.gradient_by_autograd(exact, b.double(), x, unit)["analysis.filters"] for unit in units]
+        _, _, directions = torch.linalg.svd(torch.stack([c.flatten() for c in columns], 1))
+        X = (directions[10] + 1e-9 * directions[0]).reshape(X.shape)
+    x, slope = _chosen_adjoint(problem, b, X)
+    assert len(list(problem.instance(b.double()).parts())) == (4 if parts else 1)
+    result = lr.certify(problem, b, lr.UpperLoss(lambda z: (z * slope).sum(), 0.0), x, X)
+    assert result.certified
+    truth = dense_truth.gradient_by_autograd(exact, b.double(), x, X)
+    assert dense_truth.distance(result.gradient, truth) <= result.gradient_error_bound
+
+
+def test_x_outside_the_constraint() -> None:
+    """The point judged is the projection of x; the error bound is that of x."""
+    problem = registry.build("denoising", "FieldsOfExperts", lr.Nonnegative())
+    x_true, b = registry.measure(problem)
+    b[0, 0, 2, 2] = -3.0
+    truth = dense_truth.truth_of(problem, b, lr.SquaredError(x_true))
+    x = truth.x.reshape(b.shape)
+    assert float(x[0, 0, 2, 2]) == 0.0
+    x[0, 0, 2, 2] = -5.0
+    result = lr.certify(problem, b, lr.SquaredError(x_true), x)
+    assert result.certified
+    assert float(result.error_bound[0]) >= 5.0 / math.sqrt(30)
+    assert dense_truth.distance(result.gradient, truth.gradient) <= result.gradient_error_bound + truth.gradient_slack
+
+
+@pytest.mark.parametrize("weight", [registry.rand(2, 1, 1), registry.rand(2, 5, 6)])
+def test_channels_of_a_group_share_their_parameters(weight: torch.Tensor) -> None:
+    """Otherwise f' would be the gradient of no energy."""
+    with pytest.raises(lr.ShapeError, match="groups"):
+        AnalysisOperator(Gradient(SHAPE), IsotropicPseudoHuber(0.1, weight + 0.1))
+    with pytest.raises(lr.ShapeError, match="groups"):
+        AnalysisOperator(Gradient(SHAPE), IsotropicPseudoHuber(weight + 0.1, 0.1))
+
+
+def test_zero_mean_filters_are_computed_from_parameters() -> None:
+    with pytest.raises(lr.ConfigError, match="zero_mean"):
+        FilterBank(nn.Parameter(registry.randn(2, 3, 3)), SHAPE, zero_mean=True)
+
+
+def test_losses_of_each_sample_that_see_the_whole_batch() -> None:
+    """An error of one sample moves the loss gradient, and so the adjoint state, of all others."""
+    problem = registry.build("denoising", "TotalVariation")
+    x_true, b = registry.measure(problem, batch=4)
+    coupled = lambda x: (0.5 * ((x - x_true).mean(0) ** 2).sum()).expand(len(x))  # noqa: E731
+    loss = lr.UpperLoss(coupled, 1.0 / 4.0)
+    truth = dense_truth.truth_of(problem, b, loss)
+    x = truth.x.reshape(b.shape).clone()
+    x[0] += 0.3 * registry.randn(*SHAPE)
+    X = dense_truth.Dense(problem, b).adjoint(x.flatten(1), loss).reshape(x.shape)
+    judged = judge(problem, problem.instance(b), b, loss, x, X, "sharp")
+    assert bool(((X.flatten(1) - truth.X).norm(dim=1) <= judged.adjoint_error).all())
+    assert judged.loss_interval[0] <= truth.loss <= judged.loss_interval[1]
+    assert loss.gradient_change(x, judged.state_error)[1] > 0.0  # type: ignore[index]
+    alone = lr.UpperLoss(lambda x: ((x - x_true) ** 4).flatten(1).sum(1), 1.0)
+    error = torch.tensor([1.0, 0.0, 0.0, 0.0], dtype=torch.float64)
+    assert alone.gradient_change(x, error).tolist() == [0.25, 0.0, 0.0, 0.0]  # type: ignore[union-attr]

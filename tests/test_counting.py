@@ -31,7 +31,7 @@ class Counting(LinearOperator):
         self._count(x.shape[0])
         result = cast(Tensor, self.inner(x))
         if result.requires_grad:
-            result.register_hook(lambda _: self._count(1))
+            result.register_hook(lambda _: self._count(x.shape[0]))
         return result
 
     def adjoint(self, y: Tensor) -> Tensor:

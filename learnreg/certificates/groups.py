@@ -33,7 +33,7 @@ class GroupBound:
     def at(self, E: Tensor, E_energy: Tensor) -> Tensor:
         """The bound for these errors of X, (batch,); infinite errors count only where they matter."""
         terms = ((self.on_E, E), (self.on_energy, E_energy))
-        return self.constant + sum(torch.where(factor > 0, factor * error, 0.0) for factor, error in terms)
+        return self.constant + sum(torch.where(factor == 0, 0.0, factor * error) for factor, error in terms)
 
 
 def parameter_shape(value: float | Tensor) -> tuple[int, ...]:

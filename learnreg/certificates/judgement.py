@@ -20,7 +20,7 @@ from learnreg.certificates.published import PublishedBound
 from learnreg.certificates.sharp import SharpBound
 from learnreg.certificates.state import rounding_floor, state_residual
 from learnreg.convex import sum_samples
-from learnreg.hypergradients.pairing import evaluate_pairing
+from learnreg.hypergradients.pairing import evaluate_pairing, sum_gradients
 from learnreg.losses import UpperLoss
 from learnreg.problem import Instance, LowerLevelProblem
 
@@ -94,13 +94,14 @@ def judge(
         _judge_part(problem, part, b[index], x[index], X[index], loss_gradient[index], kind)
         for part, index in instance.parts()
     ]
-    gradient = {name: torch.stack([p.gradient[name] for p in parts]).sum(0) for name in parts[0].gradient}
+    gradient = sum_gradients([p.gradient for p in parts])
     e, state_norm = torch.cat([p.e for p in parts]), torch.cat([p.state_norm for p in parts])
     adjoint_norm = torch.cat([p.adjoint_norm for p in parts])
     reason = reason or next((p.reason for p in parts if p.reason), "")
     E, error_bound, state_share, adjoint_share = torch.full_like(e, math.inf), math.inf, math.inf, math.inf
     if not reason:
-        rounding = sum(torch.finfo(g.dtype).eps * gradient_norm({"": g}) for g in gradient.values())
+        # the gradient of each part is rounded to the dtype of the parameters, and so is their sum
+        rounding = sum(torch.finfo(g.dtype).eps * gradient_norm({"": g}) for p in parts for g in p.gradient.values())
         rounding += 1e-13 * sum(p.magnitude for p in parts) if gradient else 0.0
         change = loss.gradient_change(x, e)
         assert change is not None  # missing_assumption() has seen to it

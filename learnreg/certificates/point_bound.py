@@ -80,5 +80,15 @@ class PointBound(ABC):
     def magnitude(self) -> float:
         """Size of the terms summed in the gradient: the scale of its rounding errors."""
         r = self.responses
-        norms = [sum_samples(t * t).sqrt() for t in (self.x, r.Y, self.X, r.y)]
-        return float((norms[0] * norms[1] + norms[2] * norms[3]).sum())
+        x, X, y, Y, V = (sum_samples(t * t).sqrt() for t in (self.x, self.X, r.y, r.Y, r.V))
+        size = x * Y + X * y + 2.0 * y * V  # the last for weights and smoothings, |f'' t| <= |f'|
+        if r.residual is not None and r.forward_X is not None:
+            residual, forward_X = (sum_samples(t * t).sqrt() for t in (r.residual, r.forward_X))
+            weight = max(1.0, float(self.instance.data_weights.max()))
+            size = size + weight * (residual + 2.0 * self.instance.forward.norm_bound() * x) * (forward_X + X)
+        # K x and K X are rounded relative to ‖k_i‖ ‖x‖, which may be far above |K_i x|
+        rows = self.instance.analysis.row_norms(self.instance.potential.grouped)
+        longest = max(self.L, float(torch.as_tensor(rows).max()))
+        slope = max(self.L, self.instance.analysis_lipschitz or 0.0)
+        responses = 0.02 * slope * longest * self.interval.high_max * x * X
+        return float((size + responses).sum())

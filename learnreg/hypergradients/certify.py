@@ -63,7 +63,7 @@ def certify(
     ----------
     b: measurements (batch, *range_shape).
     x, X: lower-level solution and adjoint state, (batch, *domain_shape) each. Without X the adjoint equation at x is
-        solved first.
+        solved first. Of an x outside the constraint the nearest point inside is judged; the error bound is that of x.
     max_steps: Newton and adjoint iterations at most.
 
     Raises
@@ -74,7 +74,8 @@ def certify(
     search = _Corrections(problem, b, loss, Implicit(), 1.0, 0.0, max_steps)
     search.certificate = certificate
     instance = search.exact_instance
-    x = _checked(problem, x, "x")
+    given = _checked(problem, x, "x")
+    x = given if instance.box is None else instance.box.exactly(x.detach())
     if X is None:
         size = sum_samples(loss.gradient(x) ** 2).sqrt()
         X = correct_adjoint(instance, loss, x, torch.zeros_like(x), _ADJOINT * size, max_steps).point
@@ -87,9 +88,10 @@ def certify(
     if certifiable and certificate != "published":
         accuracy = Accuracy(plain.state_error, plain.adjoint_residual)
         final = search.refine(Iterates(x, X, warm=True), plain, accuracy)[0]
+    moved = _norm(given - plain.x)
     if final.reason:
-        return _uncertified(search, plain, loss)
-    return _certified(search, plain, final, loss)
+        return _uncertified(search, plain, loss, moved)
+    return _certified(search, plain, final, loss, moved)
 
 
 def _checked(problem: LowerLevelProblem, value: Tensor, name: str) -> Tensor:
@@ -102,8 +104,8 @@ def _checked(problem: LowerLevelProblem, value: Tensor, name: str) -> Tensor:
     return value.detach().double()
 
 
-def _certified(search: _Corrections, plain: Judgement, final: Judgement, loss: UpperLoss) -> Certificate:
-    """Lemma 5: the bounds at the final point, and the distance to it."""
+def _certified(search: _Corrections, plain: Judgement, final: Judgement, loss: UpperLoss, moved: Tensor) -> Certificate:
+    """Lemma 5: the bounds at the final point, and the distance to it. ``moved``: that of x from the constraint."""
     distance = gradient_distance(plain.gradient, final.gradient)
     rounded = distance * (1.0 + 1e-12) + _rounding(plain)
     state = torch.minimum(plain.state_error, _norm(plain.x - final.x) + final.state_error)
@@ -113,7 +115,7 @@ def _certified(search: _Corrections, plain: Judgement, final: Judgement, loss: U
         search,
         plain,
         final,
-        state_error=state,
+        state_error=state + moved,
         adjoint_error=adjoint,
         bound=min(plain.error_bound, rounded + final.error_bound) if final is not plain else plain.error_bound,
         kind="rigorous",
@@ -121,7 +123,7 @@ def _certified(search: _Corrections, plain: Judgement, final: Judgement, loss: U
     )
 
 
-def _uncertified(search: _Corrections, plain: Judgement, loss: UpperLoss) -> Certificate:
+def _uncertified(search: _Corrections, plain: Judgement, loss: UpperLoss, moved: Tensor) -> Certificate:
     """No bound exists: the distance to what Newton corrections lead to is an estimate."""
     estimated = search._estimate(plain, Iterates(plain.x, plain.X))
     final = judge(search.problem, search.exact_instance, search.b, loss, estimated.x.double(), estimated.X.double())
@@ -130,7 +132,7 @@ def _uncertified(search: _Corrections, plain: Judgement, loss: UpperLoss) -> Cer
         search,
         plain,
         final,
-        state_error=torch.minimum(plain.state_error, 1.1 * _norm(plain.x - final.x)),
+        state_error=torch.minimum(plain.state_error, 1.1 * _norm(plain.x - final.x)) + moved,
         adjoint_error=1.1 * _norm(plain.X - final.X),
         bound=bound,
         kind="estimate" if math.isfinite(bound) else "none",

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from learnreg.problem import Instance, LowerLevelProblem
 
-__all__ = ["Responses", "evaluate_pairing", "pairing_gradient"]
+__all__ = ["Responses", "evaluate_pairing", "pairing_gradient", "sum_gradients"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,12 @@ def pairing_gradient(
     """The hypergradient formed from exactly these x and X, in their dtype; the batch goes through in parts, which
     bounds the memory for responses. Counts as :func:`evaluate_pairing`."""
     parts = [evaluate_pairing(problem, part, b[i], x[i], X[i])[0] for part, i in instance.parts()]
-    return {name: torch.stack([g[name] for g in parts]).sum(0) for name in parts[0]}
+    return sum_gradients(parts)
+
+
+def sum_gradients(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The sum of the parts' gradients, rounded to their dtype once: parts may cancel."""
+    return {name: torch.stack([g[name].double() for g in parts]).sum(0).to(g) for name, g in parts[0].items()}
 
 
 def evaluate_pairing(
@@ -51,7 +56,9 @@ def evaluate_pairing(
     data_side = any(name.startswith(("operator.", "data_term.")) for name in _beyond_regularizer(problem))
     with torch.enable_grad():
         terms = problem.saddle_terms(x.dtype)
-        t, V = terms.operator(x), terms.operator(X)
+        # Both at once: operators cast their parameters to the dtype of the images, and autograd rounds the gradient to
+        # that of the parameters behind each cast, where the shares of x and X may have cancelled.
+        t, V = terms.operator(torch.cat([x, X])).split(x.shape[0])
         counter.applications += 2
         t_fixed, V_fixed = t.detach(), V.detach()
         frozen = terms.potential.detached()
@@ -62,7 +69,8 @@ def evaluate_pairing(
             counter.applications += 2
         residual = forward_X = None
         if data_side:
-            residual, forward_X = problem.operator(x) - b.to(x.dtype), problem.operator(X)
+            forward_x, forward_X = problem.operator(torch.cat([x, X])).split(x.shape[0])
+            residual = forward_x - b.to(x.dtype)
             outputs.append((problem.data_term.grad(residual) * forward_X).sum())
             weights.append(torch.ones_like(outputs[-1]))
             residual, forward_X = residual.detach(), forward_X.detach()

@@ -25,6 +25,9 @@ class AnalysisOperator(Regularizer):
 
     def __init__(self, operator: LinearOperator, potential: Potential) -> None:
         super().__init__()
+        if potential.grouped:
+            for name, value in (("smoothing", potential.smoothing), ("weight", potential.weight)):
+                _check_one_per_group(name, value, operator.range_shape)
         self.analysis, self._potential = operator, potential
         self.log_weight: nn.Parameter = positive_log(potential.weight, "potential weight")
         self.log_smoothing: nn.Parameter = positive_log(potential.smoothing, "potential smoothing")
@@ -44,3 +47,13 @@ class AnalysisOperator(Regularizer):
     def parameter_roles(self) -> dict[str, ParameterRole]:
         roles: dict[str, ParameterRole] = {"log_weight": "log_weight", "log_smoothing": "log_smoothing"}
         return roles | {f"analysis.{name}": "operator" for name, _ in self.analysis.named_parameters()}
+
+
+def _check_one_per_group(name: str, value: float | Tensor, range_shape: tuple[int, ...]) -> None:
+    """ShapeError if the channels of one group would get numbers of their own: the potential is a function of the
+    group's length."""
+    if isinstance(value, Tensor) and value.dim() == len(range_shape) and value.shape[0] > 1:
+        raise ShapeError(
+            f"AnalysisOperator: the potential's {name} has shape {tuple(value.shape)}, one number for each channel of "
+            f"{range_shape}, but the channels form groups; use shape {(1, *value.shape[1:])} or a number."
+        )

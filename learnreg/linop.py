@@ -215,6 +215,9 @@ class Scaled(LinearOperator):
         diagonal = self.operator.diagonal()
         return None if diagonal is None else diagonal * self.factor
 
+    def row_norms(self, grouped: bool) -> Tensor | float:
+        return abs(self.factor) * self.operator.row_norms(grouped)
+
     def parameter_lipschitz(self) -> float | None:
         constant = self.operator.parameter_lipschitz()
         return None if constant is None else abs(self.factor) * constant

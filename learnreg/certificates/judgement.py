@@ -79,19 +79,21 @@ def judge(
     x: Tensor,
     X: Tensor,
     certificate: PointCertificate = "published",
+    state_error: Tensor | None = None,
 ) -> Judgement:
     """Form the hypergradient at (x, X) in float64 and bound its error at this point.
 
     Costs 4 applications, 6 with learnable operators, and 1 to 2 more for the sharp bound. ``instance`` is in float64.
     The batch goes through in parts, so that the memory for responses stays bounded; only what couples its samples, the
-    loss, sees all of it.
+    loss, sees all of it. ``state_error``: a rigorous bound of ‖x - x^‖ that is known already, (batch,).
     """
     x, X = x.double() if instance.box is None else instance.box.exactly(x), X.double()
     reason = missing_assumption(problem, instance, loss)
     loss_gradient = loss.gradient(x)
+    known = x.new_full((instance.batch,), math.inf) if state_error is None else state_error.double()
     kind = None if reason else _BOUNDS[certificate]
     parts = [
-        _judge_part(problem, part, b[index], x[index], X[index], loss_gradient[index], kind)
+        _judge_part(problem, part, b[index], x[index], X[index], loss_gradient[index], known[index], kind)
         for part, index in instance.parts()
     ]
     gradient = sum_gradients([p.gradient for p in parts])
@@ -168,6 +170,7 @@ def _judge_part(
     x: Tensor,
     X: Tensor,
     loss_gradient: Tensor,
+    known_error: Tensor,
     kind: type[PointBound] | None,
 ) -> _Part:
     gradient, responses = evaluate_pairing(problem, instance, b, x, X)
@@ -179,15 +182,15 @@ def _judge_part(
     adjoint_residual = equation.project(instance.quadratic(X) + bent) - equation.rhs
     adjoint_norm = sum_samples(adjoint_residual**2).sqrt() + rounding_floor(instance, X, bent, loss_gradient)
     mu = instance.strong_convexity
-    e = state_norm / mu if mu > 0 else torch.full_like(state_norm, math.inf)
+    e = torch.minimum(state_norm / mu if mu > 0 else torch.full_like(state_norm, math.inf), known_error)
     if kind is None:
         return _Part(gradient, state_norm, e, adjoint_norm, "", None, 0.0)
     X_active = None if equation.free is None else X - equation.project(X)
     bound = kind(problem, instance, x, X, responses, state_norm, e, pullback, X_active)
-    reason, interval = "", bound.interval
-    if not bool(interval.smooth.all()):
+    reason = ""
+    if not bool(bound.smooth.all()):
         reason = "a kink of the potential lies within the error of x; solve more accurately or use a smooth potential"
-    elif instance.box is not None and not constraint_decided(instance, x, residual, e, interval.high_max):
+    elif instance.box is not None and not constraint_decided(instance, x, residual, e, bound.high_max):
         reason = "the active set of the constraint is undecided within the error of x; solve more accurately"
     return _Part(
         gradient=gradient,

@@ -19,7 +19,8 @@ _SWEEPS = 6
 def newton_bound(
     instance: Instance, t: Tensor, gradient_norm: Tensor, e: Tensor, d: Tensor, K_d: Tensor, residual_norm: Tensor
 ) -> Tensor:
-    """‖x - x^ - d‖ <= ‖s‖/mu + ‖Hbar^-1 K^T Gamma K d‖ with s = ∇E(x) - H(x) d, for any d: (batch,). *Rigorous bound.*
+    """‖x - x^ - d‖ <= ‖s‖/mu + ‖Hbar^-1 K^T Gamma K d‖ with s = ∇E(x) - H(x) d, for any d: (batch,). *Rigorous bound*
+    without a constraint.
 
     Proof: x - x^ - d = Hbar^-1 (s - K^T Gamma K d), Hbar = M + K^T Dbar K with Dbar a mean of f'' between t^ and t. The
     radius of the interval is min(‖k_i‖ e, |K_i d| + ‖k_i‖ delta) with the delta of the sweep before.
@@ -38,7 +39,7 @@ def newton_bound(
         radius = torch.minimum(whole * expand(e, t), size + whole * expand(best, t))
         interval = curvature_interval(potential, t, radius)
         budget = response_budget(interval, e, energy_error(gradient_norm, e, mu), L)
-        delta = residual_norm / mu + Perturbation(interval, size, budget, L, mu).push()
+        delta = residual_norm / mu + Perturbation.of(interval, size, budget, L, mu).push()
         best = torch.minimum(best, delta)
         e = torch.minimum(e, norm_d + best)
     return best

@@ -64,20 +64,21 @@ class FilterPairing(Pairing):
 
     def __init__(self, bank: FilterBank, lipschitz: float) -> None:
         self.bank, self.lipschitz = bank, lipschitz
-        self._patches: list[tuple[Tensor, Tensor]] = []
+        self._latest: tuple[Tensor, Tensor] | None = None
 
     def patches(self, u: Tensor) -> Tensor:
-        """U_u: (batch, k l, pixels), kept for the images of one judgement."""
-        known = next((patches for image, patches in self._patches if image is u), None)
-        if known is None:
-            k, l = self.bank.filter_shape
-            padded = pad(u, (k, l), self.bank.boundary)[:, 0]
-            windows = padded.unfold(-2, k, 1).unfold(-2, l, 1)  # (batch, rows, cols, k, l)
-            known = windows.flatten(1, 2).flatten(2).transpose(1, 2).contiguous()
-            if self.bank.zero_mean:
-                known = known - known.mean(1, keepdim=True)
-            self._patches.append((u, known))
-        return known
+        """U_u: (batch, k l, pixels), that of the latest image kept."""
+        if self._latest is not None and self._latest[0] is u:
+            return self._latest[1]
+        self._latest = None
+        k, l = self.bank.filter_shape
+        padded = pad(u, (k, l), self.bank.boundary)[:, 0]
+        windows = padded.unfold(-2, k, 1).unfold(-2, l, 1)  # (batch, rows, cols, k, l)
+        patches = windows.flatten(1, 2).flatten(2).transpose(1, 2).contiguous()
+        if self.bank.zero_mean:
+            patches = patches - patches.mean(1, keepdim=True)
+        self._latest = (u, patches)
+        return patches
 
     def dual_norm(self, p: Tensor) -> Tensor:
         """Through the Gram matrix of all shifts of all p_c, whose entries are correlations of p_c and p_d at lags; by

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from learnreg.certificates.data_parameters import data_groups
 from learnreg.certificates.groups import GroupBound
-from learnreg.certificates.interval import curvature_interval, response_radius, response_size
+from learnreg.certificates.interval import CurvatureInterval, curvature_interval, response_radius, response_size
 from learnreg.certificates.state import energy_error
 from learnreg.convex import sum_samples
 from learnreg.hypergradients.pairing import Responses
@@ -43,9 +43,16 @@ class PointBound(ABC):
         self.problem, self.instance, self.x, self.X, self.responses, self.e = problem, instance, x, X, responses, e
         self.pullback, self.mu, self.L = pullback, instance.strong_convexity, instance.analysis.norm_bound()
         self.energy_error = energy_error(state_norm, e, self.mu)
-        self.interval = curvature_interval(instance.potential, responses.t, response_radius(instance, e, responses.t))
-        self.size = response_size(instance.potential, responses.V)
+        interval = curvature_interval(instance.potential, responses.t, response_radius(instance, e, responses.t))
+        self.high, self.high_max, self.sensitivity = interval.high, interval.high_max, interval.sensitivity
+        self.smooth = interval.smooth
+        self.bend(interval, response_size(instance.potential, responses.V))
         self.active_norm = torch.zeros_like(e) if X_active is None else sum_samples(X_active**2).sqrt()
+
+    @abstractmethod
+    def bend(self, interval: CurvatureInterval, size: Tensor) -> None:
+        """Keep what is needed of Gamma V, the change of f''(K x) K X on an interval, |V| = size: the intervals
+        themselves would take the memory of five responses."""
 
     @abstractmethod
     def adjoint_error(self) -> Tensor:
@@ -74,7 +81,7 @@ class PointBound(ABC):
 
     def boundary_error(self) -> Tensor:
         """Share of X on active pixels in the error of X: by the Schur complement, (1 + sqrt(‖H_AA‖/mu)) ‖X_A‖."""
-        hessian_norm = self.data_norm() + self.interval.high_max * self.L**2
+        hessian_norm = self.data_norm() + self.high_max * self.L**2
         return (1.0 + (hessian_norm / self.mu).sqrt()) * self.active_norm
 
     def magnitude(self) -> float:
@@ -90,5 +97,5 @@ class PointBound(ABC):
         rows = self.instance.analysis.row_norms(self.instance.potential.grouped)
         longest = max(self.L, float(torch.as_tensor(rows).max()))
         slope = max(self.L, self.instance.analysis_lipschitz or 0.0)
-        responses = 0.02 * slope * longest * self.interval.high_max * x * X
+        responses = 0.02 * slope * longest * self.high_max * x * X
         return float((size + responses).sum())

@@ -22,7 +22,7 @@ from learnreg.certificates.interval import CurvatureInterval
 from learnreg.certificates.point_bound import PointBound
 from learnreg.convex import sum_samples
 
-__all__ = ["ErrorTerms", "PublishedBound", "error_terms", "operator_bound", "smoothing_bound", "weight_bound"]
+__all__ = ["ErrorTerms", "PublishedBound", "error_terms", "operator_bound", "potential_bound"]
 
 
 @dataclass(frozen=True)
@@ -68,50 +68,38 @@ def operator_bound(terms: ErrorTerms, lipschitz: float) -> GroupBound:
     return GroupBound.by_norm(lipschitz * constant, lipschitz * (around * terms.slope_Y + terms.y + terms.e_y))
 
 
-def _potential_bound(values: Tensor, slope_on_V: Tensor, slope: Tensor, e: Tensor, L: float) -> GroupBound:
-    return GroupBound.by_norm(slope_on_V * L * e, values * L + slope * L * e * L)
-
-
-def weight_bound(
-    f_prime: Tensor, V: Tensor, interval: CurvatureInterval, e: Tensor, L: float, shape: tuple[int, ...]
+def potential_bound(
+    gradient: Tensor, V: Tensor, slope: Tensor, e: Tensor, L: float, shape: tuple[int, ...]
 ) -> GroupBound:
-    """For log-weights of this shape: the gradient is <f'(t_c), V_c> per entry c; |f'(t^) - f'(t)| <= hi |dt|."""
-    high_V = group_norm(interval.high * V, shape)
-    return _potential_bound(group_norm(f_prime, shape), high_V, interval.high_max, e, L)
-
-
-def smoothing_bound(
-    sensitivity: Tensor, V: Tensor, interval: CurvatureInterval, e: Tensor, L: float, shape: tuple[int, ...]
-) -> GroupBound:
-    """For log-smoothings of this shape: <s(t_c), V_c> per entry with s = v ∂f'/∂v (the argument), |s(t^) - s(t)| <=
-    q hi |dt|."""
-    slope = interval.sensitivity * interval.high
+    """For parameters of the potential of this shape: <s(t_c), V_c> per entry c with |s(t^) - s(t)| <= slope |dt|.
+    Log-weights have s = f' and the slope hi, log-smoothings s = v ∂f'/∂v and q hi. ``gradient``: s(t)."""
     slope_V = group_norm(slope * V, shape)
     slope_max = slope.expand(V.shape[0], *slope.shape[1:]).flatten(1).amax(1)
-    return _potential_bound(group_norm(sensitivity, shape), slope_V, slope_max, e, L)
+    return GroupBound.by_norm(slope_V * L * e, group_norm(gradient, shape) * L + slope_max * L * e * L)
 
 
 class PublishedBound(PointBound):
     """Norms of everything."""
 
+    def bend(self, interval: CurvatureInterval, size: Tensor) -> None:
+        self.change_norm = _norm(interval.change * size)
+
     def adjoint_error(self) -> Tensor:
-        change_norm = _norm(self.interval.change * self.size)
-        return adjoint_bound(torch.zeros_like(self.e), change_norm, self.L, self.mu) + self.boundary_error()
+        return adjoint_bound(torch.zeros_like(self.e), self.change_norm, self.L, self.mu) + self.boundary_error()
 
     def regularizer_groups(self) -> list[GroupBound]:
-        r, instance, interval = self.responses, self.instance, self.interval
+        r, instance = self.responses, self.instance
         roles, found = self.roles(), []
         if "operator" in roles and instance.analysis_lipschitz is not None:
-            change_norm = _norm(interval.change * self.size)
             terms = error_terms(
-                self.x, self.X, r.y, r.Y, self.e, self.energy_error, interval.high_max, change_norm, self.L
+                self.x, self.X, r.y, r.Y, self.e, self.energy_error, self.high_max, self.change_norm, self.L
             )
             found.append(operator_bound(terms, instance.analysis_lipschitz))
         if "log_weight" in roles:
             shape = parameter_shape(instance.potential.weight)
-            found.append(weight_bound(r.y, r.V, interval, self.e, self.L, shape))
+            found.append(potential_bound(r.y, r.V, self.high, self.e, self.L, shape))
         if "log_smoothing" in roles:
             shape = parameter_shape(instance.potential.smoothing)
             sensitivity = instance.potential.smoothing_gradient(r.t)
-            found.append(smoothing_bound(sensitivity, r.V, interval, self.e, self.L, shape))
+            found.append(potential_bound(sensitivity, r.V, self.sensitivity * self.high, self.e, self.L, shape))
         return found

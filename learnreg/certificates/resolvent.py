@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -32,20 +31,36 @@ _ROUND_UP = 1.0 + 1e-12
 
 @dataclass(frozen=True)
 class Perturbation:
-    """Gamma V for every curvature on an interval.
+    """Gamma V for every curvature on an interval. All bounds are *rigorous*, (batch,).
 
-    size: |V|, elementwise, or per group. budget: omega of ``response_budget``. All bounds are *rigorous*, (batch,).
+    alone, together: bounds of each |Gamma_i V_i|, and of it over the share of the budget that its entry takes.
+    scaled_alone, scaled_together: the same for D^-½ Gamma V, infinite where f'' may vanish and V does not.
     """
 
-    interval: CurvatureInterval
-    size: Tensor
-    budget: Tensor
+    alone: Tensor
+    together: Tensor
+    scaled_alone: Tensor
+    scaled_together: Tensor
     operator_norm: float
     mu: float
 
+    @classmethod
+    def of(
+        cls, interval: CurvatureInterval, size: Tensor, budget: Tensor, operator_norm: float, mu: float
+    ) -> Perturbation:
+        """For V of this size, elementwise or per group, and omega of ``response_budget``. Overwrites the interval's
+        tensors but ``high``, and keeps their memory, which is most of what a judgement takes."""
+        still = size == 0
+        slope = interval.third.mul_(size).masked_fill_(still, 0.0)
+        scaled_together = interval.low.clamp_min_(0.0).mul_(budget).rsqrt_().mul_(slope).masked_fill_(slope == 0, 0.0)
+        scaled_alone = interval.ratio.mul_(size).masked_fill_(still, 0.0)
+        return cls(
+            interval.change.mul_(size), slope.div_(budget.sqrt()), scaled_alone, scaled_together, operator_norm, mu
+        )
+
     def norm(self) -> Tensor:
         """‖Gamma V‖."""
-        return _joint(*self._plain)
+        return _joint(self.alone, self.together)
 
     def push(self) -> Tensor:
         """‖H^-1 K^T Gamma V‖: the smallest of (‖K‖/mu) ‖Gamma V‖, ‖D^-½ Gamma V‖/(2√mu), and the sum of both where
@@ -57,38 +72,21 @@ class Perturbation:
         return self._best(self.operator_norm / (2.0 * math.sqrt(self.mu)), 1.0)
 
     def _best(self, on_plain: float, on_scaled: float) -> Tensor:
-        plain = [on_plain * part for part in self._plain]
-        scaled = [on_scaled * part for part in self._scaled]
-        first = plain[1] < scaled[1]
-        split = _joint(*_where(first, plain)) + _joint(*_where(~first, scaled))
-        return torch.minimum(torch.minimum(_joint(*plain), _joint(*scaled)), split)
-
-    @cached_property
-    def _plain(self) -> tuple[Tensor, Tensor]:
-        """(entry by entry, all at once) for Gamma V."""
-        return self.interval.change * self.size, self.slope / self.budget.sqrt()
-
-    @cached_property
-    def _scaled(self) -> tuple[Tensor, Tensor]:
-        """The same for D^-½ Gamma V; infinite where f'' may vanish and V does not."""
-        root = (self.budget * self.interval.low.clamp_min(0.0)).sqrt()
-        joint = torch.where(self.slope > 0, self.slope / root, 0.0)
-        return torch.where(self.size > 0, self.interval.ratio * self.size, 0.0), joint
-
-    @cached_property
-    def slope(self) -> Tensor:
-        """kappa |V|."""
-        return torch.where(self.size > 0, self.interval.third * self.size, 0.0)
+        first = on_plain * self.together < on_scaled * self.scaled_together
+        split = on_plain * _joint(self.alone, self.together, first)
+        split = split + on_scaled * _joint(self.scaled_alone, self.scaled_together, ~first)
+        plain = on_plain * _joint(self.alone, self.together)
+        scaled = on_scaled * _joint(self.scaled_alone, self.scaled_together)
+        return torch.minimum(torch.minimum(plain, scaled), split)
 
 
-def _where(mask: Tensor, parts: list[Tensor]) -> list[Tensor]:
-    return [torch.where(mask, part, 0.0) for part in parts]
-
-
-def _joint(alone: Tensor, together: Tensor) -> Tensor:
-    """The smallest bound of a vector g whose entries obey |g_i| <= alone_i, and of which every part S has a norm of at
-    most max_S together: entries above a threshold count by the first, the others by the second."""
+def _joint(alone: Tensor, together: Tensor, where: Tensor | None = None) -> Tensor:
+    """The smallest bound of a vector g, supported on ``where``, whose entries obey |g_i| <= alone_i, and of which every
+    part S has a norm of at most max_S together: entries above a threshold count by the first, the others by the
+    second."""
     square = alone * alone
+    if where is not None:
+        square, together = square.masked_fill_(~where, 0.0), together.masked_fill(~where, 0.0)
     best = sum_samples(square).sqrt()
     threshold = torch.where(torch.isfinite(together), together, 0.0).flatten(1).amax(1)
     for _ in range(_THRESHOLDS):

@@ -12,14 +12,13 @@ So C(x, dY) is bounded by the norm of v -> C(x, √hi v), not by ‖x‖ ‖hi�
 from __future__ import annotations
 
 import math
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from learnreg.certificates.adjoint import sharp_adjoint_bound, sharp_energy_bound
 from learnreg.certificates.groups import GroupBound, group_norm, group_pullback_norm, parameter_shape
-from learnreg.certificates.interval import response_budget
+from learnreg.certificates.interval import CurvatureInterval, response_budget
 from learnreg.certificates.parameter_norms import Pairing, pairing_of
 from learnreg.certificates.point_bound import PointBound
 from learnreg.certificates.resolvent import Perturbation
@@ -50,11 +49,10 @@ def operator_bound(
     bent: Gamma V. e, e_energy: errors of x in both norms.
     """
     root, lipschitz = high.flatten(1).amax(1).sqrt(), pairing.lipschitz
-    together = pairing.weighted_norm(x, bent.slope**2 / bent.budget)
-    alone = pairing.perturbation_norm(x, bent.interval.change * bent.size)
-    constant = pairing.weighted_norm(X, high) * e_energy + torch.minimum(together, alone)
-    constant = constant + lipschitz * e * (_norm(Y) + bent.norm())
+    cross = lipschitz * e * (_norm(Y) + bent.norm())
     on_energy = pairing.weighted_norm(x, high) + lipschitz * e * root
+    perturbed = torch.minimum(pairing.weighted_norm(x, bent.together**2), pairing.perturbation_norm(x, bent.alone))
+    constant = pairing.weighted_norm(X, high) * e_energy + perturbed + cross
     dual_norm = lipschitz * _norm(y)
     # a residual rho adds rho/mu to the error of X, and rho/(2√mu) in the energy norm
     if not bool((dual_norm <= _NEGLIGIBLE * 0.5 * math.sqrt(bent.mu) * on_energy).all()):
@@ -87,11 +85,9 @@ def potential_bound(
 class SharpBound(PointBound):
     """Lemma 4 with what Lemmas 0, 1 and 3 say of the errors."""
 
-    @cached_property
-    def bent(self) -> Perturbation:
-        """Gamma K X, what the error of x changes in f''(K x) K X."""
-        budget = response_budget(self.interval, self.e, self.energy_error, self.L)
-        return Perturbation(self.interval, self.size, budget, self.L, self.mu)
+    def bend(self, interval: CurvatureInterval, size: Tensor) -> None:
+        budget = response_budget(interval, self.e, self.energy_error, self.L)
+        self.bent = Perturbation.of(interval, size, budget, self.L, self.mu)
 
     def adjoint_error(self) -> Tensor:
         none = torch.zeros_like(self.e)
@@ -100,26 +96,26 @@ class SharpBound(PointBound):
     def energy_adjoint_error(self) -> Tensor:
         """On active pixels, where X^ = 0, X_A acts through H_FA = M_FA + K_F^T D^ K_A and by itself."""
         inside = sharp_energy_bound(torch.zeros_like(self.e), self.bent)
-        active = 0.5 * self.data_norm() / self.mu**0.5 + 2.0 * self.interval.high_max.sqrt() * self.L
+        active = 0.5 * self.data_norm() / self.mu**0.5 + 2.0 * self.high_max.sqrt() * self.L
         result: Tensor = inside + active * self.active_norm
         return result
 
     def regularizer_groups(self) -> list[GroupBound]:
-        r, instance, interval = self.responses, self.instance, self.interval
+        r, instance = self.responses, self.instance
         roles, pairing = self.roles(), pairing_of(instance)
         found: list[GroupBound] = []
         if "operator" in roles and pairing is not None:
             found.append(
-                operator_bound(pairing, self.x, self.X, r.y, r.Y, interval.high, self.bent, self.e, self.energy_error)
+                operator_bound(pairing, self.x, self.X, r.y, r.Y, self.high, self.bent, self.e, self.energy_error)
             )
         if "log_weight" in roles:
             shape = parameter_shape(instance.potential.weight)
             norm = self._pullback_norm(r.y, shape, found, self.pullback)
-            found.append(self._potential_group(norm, torch.ones_like(interval.sensitivity), shape))
+            found.append(self._potential_group(norm, torch.ones_like(self.sensitivity), shape))
         if "log_smoothing" in roles:
             shape = parameter_shape(instance.potential.smoothing)
             norm = self._pullback_norm(instance.potential.smoothing_gradient(r.t), shape, found)
-            found.append(self._potential_group(norm, interval.sensitivity, shape))
+            found.append(self._potential_group(norm, self.sensitivity, shape))
         return found
 
     def _pullback_norm(
@@ -132,9 +128,7 @@ class SharpBound(PointBound):
         return group_pullback_norm(self.instance, p, shape, pullback)
 
     def _potential_group(self, pullback_norm: Tensor, factor: Tensor, shape: tuple[int, ...]) -> GroupBound:
-        return potential_bound(
-            pullback_norm, self.responses.V, self.interval.high, factor, shape, self.energy_error, self.L
-        )
+        return potential_bound(pullback_norm, self.responses.V, self.high, factor, shape, self.energy_error, self.L)
 
 
 def _norm(t: Tensor) -> Tensor:

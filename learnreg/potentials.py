@@ -284,8 +284,8 @@ class PseudoHuber(Potential):
     def third_bound(self, t: Tensor, radius: Tensor | float) -> Tensor:
         """|f'''| = 3 l v² |t| / (t² + v²)^(5/2) rises up to |t| = v/2 and falls beyond."""
         at = _nearest(t.abs(), radius, 0.5 * self.smoothing)
-        square = at * at + self.smoothing**2
-        return 3.0 * self.weight * self.smoothing**2 * at / (square * square * square.sqrt()) * (1.0 + OUTWARD)
+        square = torch.as_tensor(self.smoothing, dtype=t.dtype, device=t.device) ** 2
+        return at.mul_(torch.addcmul(square, at, at).pow_(-2.5)).mul_(3.0 * self.weight * square * (1.0 + OUTWARD))
 
     def _inverse_scale(self, t: Tensor) -> Tensor:
         """1/sqrt(t² + v²), in place where autograd does not look: these passes over the responses are what iterations
@@ -365,9 +365,9 @@ class Huber(Potential):
 
 def _nearest(size: Tensor, radius: Tensor | float, peak: Tensor | float) -> Tensor:
     """The point of [size - radius, size + radius], rounded outwards, that is nearest to the peak of a function."""
-    near = ((size - radius) * (1.0 - OUTWARD)).clamp_min(0.0)
-    far = (size + radius) * (1.0 + OUTWARD)
-    return torch.minimum(torch.maximum(torch.as_tensor(peak, dtype=size.dtype, device=size.device), near), far)
+    near = (size - radius).mul_(1.0 - OUTWARD).clamp_min_(0.0)
+    at = torch.maximum(near, torch.as_tensor(peak, dtype=size.dtype, device=size.device))
+    return torch.minimum(at, torch.add(size, radius, out=near).mul_(1.0 + OUTWARD), out=at)
 
 
 def _detach(value: float | Tensor) -> float | Tensor:

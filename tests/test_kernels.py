@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import learnreg as lr
+from learnreg.adjoint import AdjointEquation
 from learnreg.certificates.state import dual_answer, smallest_bound
 from learnreg.channels import ChannelKernels
 from learnreg.fused import FusedTotalVariation
@@ -20,7 +21,7 @@ from learnreg.operators import Identity, Inpainting
 from learnreg.potentials import PseudoHuber
 from learnreg.problem import Instance
 from learnreg.regularizers import TotalVariation
-from learnreg.solvers import PDHG
+from learnreg.solvers import PDHG, AdjointPDHG
 
 needs_numba = pytest.mark.skipif(not loader.numba_works(), reason="numba is not installed")
 
@@ -181,6 +182,26 @@ def test_pseudo_huber_kernels_are_torch(
             for fast, reference in zip(calls(), in_torch(calls), strict=True):
                 assert fast.dtype == reference.dtype
                 torch.testing.assert_close(fast, reference, rtol=tolerance, atol=tolerance)
+
+
+@needs_numba
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_piggyback_steps_are_those_of_torch(dtype: torch.dtype, in_torch: Callable[[Callable[[], Any]], Any]) -> None:
+    problem = registry.build("denoising", "FieldsOfExperts").to(dtype)
+    x_true, b = (t.to(dtype) for t in registry.measure(problem))
+    instance = problem.instance(b)
+    equation = AdjointEquation.at(instance, b, instance.apply(b), b - x_true)
+    solver = AdjointPDHG()
+
+    def steps() -> list[Tensor]:
+        state = solver.init(equation, torch.zeros_like(b))
+        for _ in range(3):
+            state = solver.step(equation, state)
+        return [state.X, state.Y, state.X_hat, state.Y_hat]
+
+    tolerance = 2e-5 if dtype == torch.float32 else 1e-12
+    for fast, reference in zip(steps(), in_torch(steps), strict=True):
+        torch.testing.assert_close(fast, reference, rtol=tolerance, atol=tolerance)
 
 
 @needs_numba

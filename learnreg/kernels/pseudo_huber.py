@@ -13,7 +13,7 @@ import numpy as np
 
 from learnreg.kernels.jit import compiled, compiled_fast
 
-__all__ = ["distances", "dual_step", "grad", "second", "slope"]
+__all__ = ["adjoint_dual_step", "distances", "dual_step", "grad", "second", "slope"]
 
 _CHUNK = 1024
 
@@ -89,6 +89,22 @@ def dual_step(v, y, t, weight, smoothing, sigma, relaxation, newton_steps):
             for j in range(v_.shape[0]):
                 t_[j] = T[j] if v_[j] >= number(0.0) else -T[j]
                 y_[j] = keep * y_[j] + relax * weight[row] * t_[j] / math.sqrt(t_[j] * t_[j] + square)
+
+
+@compiled_fast
+def adjoint_dual_step(response, Y, curvature, sigma, relaxation):
+    """The dual half of a piggyback step with a frozen linearisation, for any potential without groups: the prox output
+    in the memory of response, the relaxed iterate in that of Y; sigma (rows,)."""
+    number = Y.dtype.type
+    relax = number(relaxation)
+    keep = number(1.0) - relax
+    for row in range(Y.shape[0]):
+        step = sigma[row]
+        for j in range(Y.shape[1]):
+            bend = curvature[row, j]
+            output = (Y[row, j] + step * response[row, j]) * (bend / (step + bend))
+            response[row, j] = output
+            Y[row, j] = keep * Y[row, j] + relax * output
 
 
 @compiled

@@ -130,10 +130,12 @@ def judge(
 
 @dataclass(frozen=True)
 class _Errors:
-    """The errors of X for a vanishing residual in both norms, (batch,), and the bound of each parameter group."""
+    """The errors of X for a vanishing residual in both norms, the largest quotient of these norms, (batch,) each, and
+    the bound of each parameter group."""
 
     adjoint: Tensor
     energy: Tensor
+    stiffness: Tensor
     groups: list[GroupBound]
 
 
@@ -144,7 +146,8 @@ def _total(mu: float, parts: list[_Errors], residual: Tensor) -> tuple[float, Te
     for part in parts:
         rho = residual[first : first + part.adjoint.shape[0]]
         first += part.adjoint.shape[0]
-        E, E_energy = part.adjoint + rho / mu, part.energy + rho / (2.0 * math.sqrt(mu))
+        E = part.adjoint + rho / mu
+        E_energy = torch.minimum(part.energy + rho / (2.0 * math.sqrt(mu)), part.stiffness * E)
         found.append(E)
         sums = [s + float(group.at(E, E_energy).sum()) for s, group in zip(sums, part.groups, strict=True)]
     return math.sqrt(sum(s * s for s in sums)) * (1.0 + 1e-12), torch.cat(found)
@@ -198,6 +201,6 @@ def _judge_part(
         e=e,
         adjoint_norm=adjoint_norm,
         reason=reason,
-        errors=_Errors(bound.adjoint_error(), bound.energy_adjoint_error(), bound.groups()),
+        errors=_Errors(bound.adjoint_error(), bound.energy_adjoint_error(), bound.stiffness, bound.groups()),
         magnitude=bound.magnitude(),
     )

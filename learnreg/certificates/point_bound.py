@@ -26,6 +26,8 @@ class PointBound(ABC):
     ----------
     state_norm: ‖∇E(x)‖ with its rounding. e: bound of ‖x - x^‖. X_active: the part of X on active pixels of a
         constraint, where X^ = 0; None without one. pullback: K^T y.
+
+    ``stiffness``: ‖√D K‖ is at most this for every curvature D on the interval, (batch,).
     """
 
     def __init__(
@@ -42,10 +44,11 @@ class PointBound(ABC):
     ) -> None:
         self.problem, self.instance, self.x, self.X, self.responses, self.e = problem, instance, x, X, responses, e
         self.pullback, self.mu, self.L = pullback, instance.strong_convexity, instance.analysis.norm_bound()
-        self.energy_error = energy_error(state_norm, e, self.mu)
         interval = curvature_interval(instance.potential, responses.t, response_radius(instance, e, responses.t))
         self.high, self.high_max, self.sensitivity = interval.high, interval.high_max, interval.sensitivity
         self.smooth = interval.smooth
+        self.stiffness = self.high_max.sqrt() * self.L * (1.0 + 1e-12)
+        self.energy_error = torch.minimum(energy_error(state_norm, e, self.mu), self.stiffness * e)
         self.bend(interval, response_size(instance.potential, responses.V))
         self.active_norm = torch.zeros_like(e) if X_active is None else sum_samples(X_active**2).sqrt()
 

@@ -57,7 +57,7 @@ def certify(
 
     "published" judges the point alone. "sharp" goes on from it by Newton steps to a better point (x', X'), whose
     gradient has an error bound B' there (Lemmas 1 to 4), so that any gradient g is within ‖g - G(x', X')‖ + B' of the
-    exact one and x within ‖x - x'‖ + e' (Lemma 5). "auto" takes the smaller bound at each point.
+    exact one and x within ‖x - x'‖ + e' (Lemma 5). "auto" is the sharp one.
 
     Parameters
     ----------

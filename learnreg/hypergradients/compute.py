@@ -46,8 +46,8 @@ def hypergradient(
         bound exists, the error is *estimated* and ``certified`` is False.
     max_steps: lower-level iterations, and adjoint iterations, at most; None stops when the bound stagnates, too.
     certificate: "published" (norms of all terms at one point), "sharp" (Newton corrections, energy norms and Gram
-        matrices) or "auto" (the smaller bound at each point). With the last two the gradient returned is the corrected
-        one.
+        matrices, never larger at a point) or "auto", the sharp one. With these two the gradient returned is the
+        corrected one.
     start: warm start.
     on_failure: "return" a Hypergradient whose status says what happened, or "raise".
 

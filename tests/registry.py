@@ -18,7 +18,7 @@ from learnreg.operators import Blur, Identity, Inpainting
 from learnreg.potentials import Potential
 from learnreg.regularizers import AnalysisOperator, FieldsOfExperts, Regularizer, TotalVariation
 from learnreg.regularizers.total_variation import Gradient
-from learnreg.solvers import LBFGS, PDHG, AdjointPDHG, ConjugateGradient, NewtonCG
+from learnreg.solvers import LBFGS, PDHG, AdjointPDHG, ConjugateGradient, NewtonCG, ProjectedLBFGS
 from learnreg.solvers.interleaved import InterleavedPDHG
 
 SHAPE = (1, 5, 6)
@@ -177,5 +177,6 @@ METHODS: dict[str, Callable[[], HypergradientMethod]] = {
 }
 
 SOLVERS = {"pdhg": PDHG, "lbfgs": LBFGS, "newton-cg": NewtonCG}
+BOX_SOLVERS = {**SOLVERS, "lbfgs": ProjectedLBFGS}
 ADJOINT_SOLVERS = {"piggyback": AdjointPDHG, "cg": ConjugateGradient}
 OTHER_ITERATIONS = {"piggyback-interleaved": InterleavedPDHG}

@@ -1,16 +1,20 @@
-"""Images and data sets to learn from: photographs, folders, BSDS500, noisy patches."""
+"""Images and data sets to learn from: photographs, folders, BSDS500, noisy patches; phantoms, measurements and files of
+computed tomography."""
 
 from learnreg.datasets.bsds import BSDS500, load_training_images
 from learnreg.datasets.folder import ImageFolder, list_images
 from learnreg.datasets.images import read_image
 from learnreg.datasets.natural import natural_images
 from learnreg.datasets.patches import DenoisingPatches, add_noise, parse_sigma
+from learnreg.datasets.phantoms import ellipse_phantom, ellipse_phantoms
 
 __all__ = [
     "BSDS500",
     "DenoisingPatches",
     "ImageFolder",
     "add_noise",
+    "ellipse_phantom",
+    "ellipse_phantoms",
     "list_images",
     "load_training_images",
     "natural_images",

@@ -5,19 +5,26 @@ from learnreg.datasets.bsds import BSDS500, load_training_images
 from learnreg.datasets.folder import ImageFolder, list_images
 from learnreg.datasets.images import read_image
 from learnreg.datasets.natural import natural_images
+from learnreg.datasets.noise import PhotonNoise, RelativeNoise
 from learnreg.datasets.patches import DenoisingPatches, add_noise, parse_sigma
 from learnreg.datasets.phantoms import ellipse_phantom, ellipse_phantoms
+from learnreg.datasets.transmission import LineIntegrals, line_integrals, statistical_weights
 
 __all__ = [
     "BSDS500",
     "DenoisingPatches",
     "ImageFolder",
+    "LineIntegrals",
+    "PhotonNoise",
+    "RelativeNoise",
     "add_noise",
     "ellipse_phantom",
     "ellipse_phantoms",
+    "line_integrals",
     "list_images",
     "load_training_images",
     "natural_images",
     "parse_sigma",
     "read_image",
+    "statistical_weights",
 ]

@@ -3,11 +3,14 @@ computed tomography."""
 
 from learnreg.datasets.bsds import BSDS500, load_training_images
 from learnreg.datasets.folder import ImageFolder, list_images
+from learnreg.datasets.hdf5 import read_hdf5_array
 from learnreg.datasets.images import read_image
+from learnreg.datasets.lodopab import LoDoPaB
 from learnreg.datasets.natural import natural_images
 from learnreg.datasets.noise import PhotonNoise, RelativeNoise
 from learnreg.datasets.patches import DenoisingPatches, add_noise, parse_sigma
 from learnreg.datasets.phantoms import ellipse_phantom, ellipse_phantoms
+from learnreg.datasets.sinograms import read_sinogram
 from learnreg.datasets.transmission import LineIntegrals, line_integrals, statistical_weights
 
 __all__ = [
@@ -15,6 +18,7 @@ __all__ = [
     "DenoisingPatches",
     "ImageFolder",
     "LineIntegrals",
+    "LoDoPaB",
     "PhotonNoise",
     "RelativeNoise",
     "add_noise",
@@ -25,6 +29,8 @@ __all__ = [
     "load_training_images",
     "natural_images",
     "parse_sigma",
+    "read_hdf5_array",
     "read_image",
+    "read_sinogram",
     "statistical_weights",
 ]

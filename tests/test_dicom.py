@@ -74,6 +74,16 @@ def test_run_lengths_are_decoded(tmp_path: Path) -> None:
     assert torch.equal(read_dicom(path).hounsfield, read_dicom(SMALL).hounsfield)
 
 
+def test_jpeg_2000_is_decoded_with_pillow() -> None:
+    pytest.importorskip("PIL")
+    if not pydicom.pixels.get_decoder(pydicom.uid.JPEG2000Lossless).is_available:
+        pytest.skip("this pillow was built without JPEG 2000")
+    one = read_dicom(FILES / "J2K_pixelrep_mismatch.dcm")  # signed by its header, unsigned by its code stream
+    assert one.hounsfield.shape == (1, 512, 512)
+    assert float(one.hounsfield.min()) == -2000  # padding
+    assert -20 < float(one.hounsfield[one.hounsfield > -300].median()) < 200
+
+
 @pytest.mark.parametrize(
     ("change", "match"),
     [

@@ -93,17 +93,19 @@ class Canvas:
         texture: Texture | None = None,
         contrast: float = 0.0,
         within: Ellipse | None = None,
+        softness: float = 0.0,
     ) -> None:
         """Cover the ellipse with value · (1 + shading · (u, v) + contrast · texture), where u and v run from -1 to 1
         along its axes.
 
-        Pixels on the edge are mixed by the share that is covered. ``within`` clips to another ellipse.
+        Pixels on the edge are mixed by the share that is covered. ``within`` clips to another ellipse; ``softness``
+        makes the edge a ramp of that width, as a slice of some thickness shows a slanted surface.
         """
-        rows, columns = self._window(ellipse)
+        rows, columns = self._window(ellipse.grown(0.5 * softness))
         x, y = self.x[rows, columns], self.y[rows, columns]
         if x.size == 0:
             return
-        u, v, cover = _coverage(ellipse, x, y, self.pitch)
+        u, v, cover = _coverage(ellipse, x, y, self.pitch, softness)
         if within is not None:
             cover = cover * _coverage(within, x, y, self.pitch)[2]
         factor = 1.0 + shading[0] * u + shading[1] * v
@@ -126,7 +128,7 @@ class Canvas:
         return slice(max(first, 0), max(last, 0))
 
 
-def _coverage(ellipse: Ellipse, x: Array, y: Array, pitch: float) -> tuple[Array, Array, Array]:
+def _coverage(ellipse: Ellipse, x: Array, y: Array, pitch: float, softness: float = 0.0) -> tuple[Array, Array, Array]:
     """Coordinates in units of the semi-axes, and the share of each pixel that the ellipse covers.
 
     The share is that of a straight edge at the distance of the ellipse to first order (exact for discs).
@@ -141,4 +143,4 @@ def _coverage(ellipse: Ellipse, x: Array, y: Array, pitch: float) -> tuple[Array
     slope = np.hypot(u / a, v / b)
     per_radius = np.divide(radius, slope, out=np.full_like(radius, min(a, b)), where=slope > 0)
     distance = (1.0 - radius) * per_radius
-    return u, v, strength * np.clip(distance / pitch + 0.5, 0.0, 1.0)
+    return u, v, strength * np.clip(distance / (pitch + softness) + 0.5, 0.0, 1.0)

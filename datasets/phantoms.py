@@ -35,9 +35,10 @@ def ellipse_phantoms(count: int, size: int = 128, seed: int = 0, start: int = 0)
 def ellipse_phantom(index: int, size: int = 128, seed: int = 0, held_out: bool = False) -> Tensor:
     """One phantom, shape (1, size, size), float32 in [0, 1]: a chest or an abdomen made of 70 to 130 ellipses.
 
-    0 outside a body that lies inside the disc around the image. Regions have gradients of 3 to 12 % and a speckled or
-    streaky texture whose standard deviation is 2 to 5 % of their value before sampling (pixels average over waves that
-    are shorter); bones have bright shells, lungs vessels, and calcifications are one to three pixels wide. Another
+    0 outside a body that lies inside the disc around the image. Regions have gradients of up to 24 % from side to side,
+    edges up to 0.02 image sides wide (as slices of some thickness show slanted surfaces), and a speckled or streaky
+    texture whose standard deviation is 2 to 5 % of their value before sampling (pixels average over waves that are
+    shorter); bones have bright shells, lungs vessels, and calcifications are one to three pixels of 128 wide. Another
     ``size`` samples the same object.
 
     ``held_out`` chooses another sequence, which has no phantom in common with the first.
@@ -110,15 +111,16 @@ class _Anatomy:
 
     # ---- painting ----------------------------------------------------------------------------------------------------
 
-    def organ(self, ellipse: Ellipse, value: float, within: Ellipse | None = None) -> None:
-        """A region with a gradient and a texture."""
-        shading = (self.uniform(-0.06, 0.06), self.uniform(-0.06, 0.06))
-        self.canvas.paint(ellipse, value, shading, self.texture(), self.uniform(0.02, 0.05), within)
+    def organ(self, ellipse: Ellipse, value: float, within: Ellipse | None = None, softness: float = 0.04) -> None:
+        """A region with a gradient, a texture and an edge of some width up to ``softness``."""
+        shading = (self.uniform(-0.12, 0.12), self.uniform(-0.12, 0.12))
+        contrast, softness = self.uniform(0.02, 0.05), self.uniform(0.0, min(softness, ellipse.a, ellipse.b))
+        self.canvas.paint(ellipse, value, shading, self.texture(), contrast, within, softness)
 
     def bone(self, ellipse: Ellipse, shell: float) -> None:
         """A bright shell around marrow."""
         self.canvas.paint(ellipse, _BONE * self.uniform(0.9, 1.08), within=self.flesh)
-        self.organ(ellipse.grown(-shell), _MARROW * self.uniform(0.9, 1.25), within=self.flesh)
+        self.organ(ellipse.grown(-shell), _MARROW * self.uniform(0.9, 1.25), self.flesh, softness=0.01)
 
     def inside(self, ellipse: Ellipse, reach: float = 0.9) -> tuple[float, float]:
         """A point spread evenly over the middle of an ellipse."""
@@ -131,7 +133,7 @@ class _Anatomy:
         """Skin, fat and muscle."""
         self.canvas.paint(self.body, 0.44)
         self.flesh = self.body.grown(-0.015)
-        self.organ(self.flesh, _FAT)
+        self.organ(self.flesh, _FAT, softness=0.01)
         fat = self.uniform(0.03, 0.09)
         self.organ(self.body.grown(-fat), _MUSCLE)
         self.cavity = self.body.grown(-fat - self.uniform(0.05, 0.09))

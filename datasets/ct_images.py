@@ -48,11 +48,10 @@ def load_ct_images(
         return _phantoms(256 if count is None else count, size, seed)
     folder = Path(source)
     if folder.is_dir() and _holds_dicom(folder):
-        training, held_out = _split_series(folder, series_uid, window)
+        training, held_out = _split_series(folder, count, series_uid, window)
     else:
-        training, held_out = _split_files(folder, seed)
-    chosen = dict(list(training.items())[:count])
-    return _resized(chosen, size), _resized(held_out, size)
+        training, held_out = _split_files(folder, count, seed)
+    return _resized(training, size), _resized(held_out, size)
 
 
 def _resized(images: dict[str, Tensor], size: int) -> dict[str, Tensor]:
@@ -71,21 +70,21 @@ def _holds_dicom(folder: Path) -> bool:
 
 
 def _split_series(
-    folder: Path, series_uid: str | None, window: tuple[float, float]
+    folder: Path, count: int | None, series_uid: str | None, window: tuple[float, float]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     series = read_dicom_series(folder, series_uid, window)
     images = {path.name: image for path, image in zip(series.paths, series.images, strict=True)}
     names = list(images)
     first = len(names) - _held_out_count(len(names), folder)
-    return {n: images[n] for n in names[:first]}, {n: images[n] for n in names[first:]}
+    return {n: images[n] for n in names[:first][:count]}, {n: images[n] for n in names[first:]}
 
 
-def _split_files(folder: Path, seed: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    images = ImageFolder(folder).images()
-    names = sorted(images)
-    order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed)).tolist()
-    held_out = {names[i] for i in order[: _held_out_count(len(names), folder)]}
-    return {n: images[n] for n in names if n not in held_out}, {n: images[n] for n in names if n in held_out}
+def _split_files(folder: Path, count: int | None, seed: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    files = ImageFolder(folder)
+    order = torch.randperm(len(files), generator=torch.Generator().manual_seed(seed)).tolist()
+    held_out = _held_out_count(len(files), folder)
+    first, last = sorted(order[held_out:])[:count], sorted(order[:held_out])
+    return {files.names[i]: files[i] for i in first}, {files.names[i]: files[i] for i in last}
 
 
 def _held_out_count(total: int, folder: Path) -> int:

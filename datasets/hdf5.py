@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from learnreg.datasets.files import check_claim, check_file, float_tensor
-from learnreg.errors import DataError
+from learnreg.errors import DataError, LearnregError
 
 __all__ = ["dataset_names", "open_hdf5", "read_hdf5_array"]
 
@@ -39,7 +39,6 @@ def dataset_names(path: str | Path) -> list[str]:
     ------
     DataError: as `read_hdf5_array` for the file.
     """
-    import_h5py(path)
     with _opened(path) as file:
         return _names(file)
 
@@ -47,12 +46,11 @@ def dataset_names(path: str | Path) -> list[str]:
 @contextmanager
 def open_hdf5(path: str | Path, key: str) -> Iterator[Any]:
     """The h5py data set ``key`` while the context lasts; errors of reading inside it become DataError."""
-    import_h5py(path)
     with _opened(path) as file:
         yield _checked(_find(file, key, path), key, path)
 
 
-def import_h5py(path: str | Path) -> Any:
+def _import_h5py(path: str | Path) -> Any:
     try:
         import h5py
     except ImportError as error:
@@ -62,16 +60,16 @@ def import_h5py(path: str | Path) -> Any:
 
 @contextmanager
 def _opened(path: str | Path) -> Iterator[Any]:
-    h5py = import_h5py(path)
+    h5py = _import_h5py(path)
     path = check_file(path)
     if not h5py.is_hdf5(path):
         raise DataError("this is not an HDF5 file, or its beginning is damaged.", path, "Copy or download it again.")
     try:
         with h5py.File(path, "r") as file:
             yield file
-    except DataError:
+    except LearnregError:
         raise
-    except (OSError, RuntimeError, KeyError, MemoryError) as error:
+    except Exception as error:  # h5py raises anything at all when a file is damaged
         raise DataError(
             f"cannot be read, the file is truncated or damaged ({type(error).__name__}: {error}).",
             path,
@@ -81,7 +79,8 @@ def _opened(path: str | Path) -> Iterator[Any]:
 
 def _find(file: Any, key: str, path: str | Path) -> Any:
     """Walk hard links only: asking h5py for a name would open the files that external links point to."""
-    h5py = import_h5py(path)
+    import h5py
+
     node = file
     for part in [part for part in key.split("/") if part]:
         links = node.id.links if isinstance(node, h5py.Group) else None
@@ -98,10 +97,11 @@ def _find(file: Any, key: str, path: str | Path) -> Any:
 
 
 def _names(group: Any) -> list[str]:
-    h5py = import_h5py("")
+    from h5py import Dataset, h5l
+
     readable = [name for name in group if isinstance(name, str)]  # others are bytes
-    hard = [name for name in readable if group.id.links.get_info(name.encode()).type == h5py.h5l.TYPE_HARD]
-    return [name for name in hard if isinstance(group[name], h5py.Dataset)]
+    hard = [name for name in readable if group.id.links.get_info(name.encode()).type == h5l.TYPE_HARD]
+    return [name for name in hard if isinstance(group[name], Dataset)]
 
 
 def _checked(dataset: Any, key: str, path: str | Path) -> Any:
@@ -111,6 +111,8 @@ def _checked(dataset: Any, key: str, path: str | Path) -> Any:
         raise DataError(f"the values of {key!r} are stored in other files.", path, _SELF_CONTAINED)
     if dataset.dtype.kind not in "fiu":
         raise DataError(f"{key!r} holds {dataset.dtype}, expected real numbers.", path, "Save float32 or float64.")
+    if dataset.shape is None:
+        raise DataError(f"{key!r} has no shape and no values.", path, "Write or download it again.")
     if dataset.size and dataset.id.get_storage_size() == 0:
         raise DataError(f"{key!r} was created but never written.", path, "Write or download it again.")
     return dataset

@@ -80,6 +80,7 @@ def test_nothing_outside_the_file_is_read(tmp_path: Path) -> None:
         ({"shape": (4, 5), "dtype": "f4"}, "never written"),
         ({"data": np.array([1.0, np.nan, np.inf], "f4")}, "2 of 3 values are NaN"),
         ({"data": np.zeros((0, 4), "f4")}, "no values"),
+        ({"data": h5py.Empty("f4")}, "no values"),
         ({"data": np.ones(3, "c8")}, "expected real numbers"),
         ({"data": np.ones(3, "?")}, "expected real numbers"),
         ({"data": [b"a", b"b"]}, "expected real numbers"),

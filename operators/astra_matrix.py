@@ -62,32 +62,32 @@ def kernel_for(geometry: Geometry, kernel: Kernel | None) -> Kernel:
 
 
 def build_rows(geometry: Geometry, kernel: Kernel, rows: npt.NDArray[np.int64]) -> SparseRows:
-    """These rows (view · detectors + detector, ascending) of the system matrix; entries are lengths in pixels.
+    """These rows (view · detectors + detector, in any order) of the system matrix; entries are lengths in pixels.
 
     Raises
     ------
     ConfigError: astra is not installed. OperatorError: more than 2^31 - 1 entries.
     """
     astra, pixels = require("astra", "the ASTRA toolbox"), geometry.in_pixels()
-    views, detectors = np.divmod(rows, geometry.detectors)
+    order = np.argsort(rows)
+    ascending = rows[order]
+    views, detectors = np.divmod(ascending, geometry.detectors)
     used, last = np.unique(views), int(detectors.max()) + 1
     per_view = 3 * geometry.image_size * max(last, geometry.image_size)
     step = max(1, _ENTRIES_AT_ONCE // per_view)
-    parts, total = [], 0
+    parts: list[Any] = []
     for first in range(0, used.size, step):
         chosen = used[first : first + step]
-        kept = rows[(views >= chosen[0]) & (views <= chosen[-1])]
-        position = np.searchsorted(chosen, kept // geometry.detectors) * last + kept % geometry.detectors
-        matrix = _matrix(astra, pixels, kernel, chosen, last)[position]
+        kept = (views >= chosen[0]) & (views <= chosen[-1])
+        matrix = _matrix(astra, pixels, kernel, chosen, last)
+        matrix = matrix[np.searchsorted(chosen, views[kept]) * last + detectors[kept]].astype(np.float32)
         matrix.data.clip(0.0, None, out=matrix.data)  # strips have rounding errors of 1e-7 below zero
         matrix.eliminate_zeros()
         matrix.sort_indices()
-        total += matrix.nnz
-        check_entries(total)
-        parts.append((np.diff(matrix.indptr), matrix.indices.astype(np.int32), matrix.data.astype(np.float32)))
-    counts = np.concatenate([part[0] for part in parts])
-    starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
-    return SparseRows(starts, np.concatenate([p[1] for p in parts]), np.concatenate([p[2] for p in parts]))
+        parts.append(matrix)
+        check_entries(sum(part.nnz for part in parts))
+    whole = require("scipy.sparse", "SciPy").vstack(parts, format="csr")[np.argsort(order)]
+    return SparseRows(whole.indptr.astype(np.int32), whole.indices.astype(np.int32), whole.data)
 
 
 def check_entries(count: int) -> None:

@@ -20,15 +20,17 @@ __all__ = ["Symmetry", "symmetry_of"]
 Index = npt.NDArray[np.int64]
 
 _ANGLE_TOLERANCE = 1e-9
+_BUNDLE = 16
 
 
 @dataclass(frozen=True)
 class Symmetry:
     """How rays and pixels are permuted by a group of ``order`` motions.
 
-    rows: the rays (view · detectors + detector) whose rows of the matrix are stored, ascending. source: for every ray,
-    position in ``rows`` · order + motion. slots: for every such pair the ray that it gives, or the number of rays where
-    another pair gives it already. pixels: (order, pixels), the pixel whose value x∘g has at each pixel.
+    rows: the rays (view · detectors + detector) whose rows of the matrix are stored, in that order: bundles of
+    neighbouring detectors, their views, the detectors of each, so that rows meet pixels still in the cache. source:
+    for every ray, position in ``rows`` · order + motion. slots: for every such pair the ray that it gives, or the
+    number of rays where another pair gives it already. pixels: (order, pixels), the pixel whose value x∘g has at each.
     """
 
     order: int
@@ -52,12 +54,13 @@ def symmetry_of(geometry: Geometry, wanted: bool = True) -> Symmetry:
                 images.append(moved)
     table = np.stack(images)
     rows = np.flatnonzero(table.min(0) == identity)
+    view, detector = np.divmod(rows, geometry.detectors)
+    rows = rows[np.lexsort((detector, view, detector // _BUNDLE))]
     order, given = len(motions), table[:, rows].T.reshape(-1)
-    rays_given, first = np.unique(given, return_index=True)
     source = np.empty(rays, np.int64)
-    source[rays_given] = first
-    slots = np.full(rows.size * order, rays, np.int64)
-    slots[first] = rays_given
+    source[given] = np.arange(given.size)  # the last of the pairs that give a ray
+    slots = np.full(given.size, rays, np.int64)
+    slots[source] = identity
     return Symmetry(order, rows, source, slots, np.stack([_moved_pixels(n, *motion) for motion in motions]))
 
 
@@ -79,7 +82,7 @@ def _moved_rays(geometry: Geometry, quarter_turns: int, mirrored: bool) -> Index
     detectors = np.arange(geometry.detectors)
     columns = np.where(flipped[:, None], detectors[::-1], detectors)
     rays: Index = (views[:, None] * geometry.detectors + columns).reshape(-1)
-    return rays if np.unique(rays).size == rays.size else None
+    return rays if int(np.bincount(rays).max()) == 1 else None
 
 
 def _find(angles: npt.NDArray[np.float64], wanted: npt.NDArray[np.float64]) -> Index:

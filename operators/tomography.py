@@ -218,8 +218,9 @@ def system_matrix(geometry: Geometry, kernel: Kernel, symmetric: bool) -> System
     key = key_of(_description(geometry.in_pixels(), kernel, symmetry))
     rows = cached_rows(key, lambda: build_rows(geometry, kernel, symmetry.rows))
     if not symmetric and symmetry.order > 1:
-        rows, symmetry = all_rows(rows, symmetry), symmetry_of(geometry, wanted=False)
-    return SystemMatrix(rows, symmetry, geometry.detectors, geometry.pixel_size)
+        none = symmetry_of(geometry, wanted=False)
+        rows, symmetry = all_rows(rows, symmetry, none.rows), none
+    return SystemMatrix(rows, symmetry, geometry.pixel_size)
 
 
 def _description(geometry: Geometry, kernel: Kernel, symmetry: Symmetry) -> dict[str, Any]:

@@ -138,8 +138,8 @@ def main() -> None:
         "projectors",
         "Projectors of tomography",
         "python benchmarks/projectors.py --record",
-        "Milliseconds per image of one forward and one adjoint call, float32, random images; detectors at the pitch of "
-        "a pixel, as many as the default. *learnreg*: one stored row for up to eight rays; *all rows*: without symmetry "
+        "Milliseconds per image of one forward and one adjoint call, float32, random images; detectors at the pitch "
+        "of a pixel, as many as the default. *learnreg*: a stored row serves up to eight rays; *all rows*: no symmetry "
         '(`symmetry="none"`). *ODL*: RayTransform(impl="astra_cpu") on the same rays, image by image. *difference*: '
         "larger relative 2-norm distance of the two results; fan rays along a line of the grid are given to the pixels "
         f"of either side. *limit*: 8 bytes for each entry of A and of A^T at {speed / 1e9:.1f} GB/s, measured in the "

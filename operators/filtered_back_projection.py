@@ -16,8 +16,8 @@ __all__ = ["filtered_back_projection"]
 
 Filter = Literal["ramp", "hann"]
 
-_GAP = 3.0
-"""Neighbouring angles further apart than this multiple of the median are the ends of a limited scan."""
+_TYPICAL_GAPS, _SHARE_OF_TURN = 3.0, 0.05
+"""Neighbouring angles further apart than both, in median gaps and in turns, are the ends of a limited scan."""
 
 
 def filtered_back_projection(
@@ -90,8 +90,8 @@ def _angle_weights(geometry: Geometry) -> list[float]:
     angles = torch.tensor(geometry.angles, dtype=torch.float64) % turn
     ascending, order = angles.sort()
     gaps = torch.cat([ascending[1:], ascending[:1] + turn]) - ascending
-    typical = float(gaps.median())
-    limited = gaps > _GAP * typical + 1e-9
+    typical = float(gaps[gaps > 1e-6 * gaps.max()].median())  # opposite parallel views are one, up to rounding
+    limited = gaps > max(_TYPICAL_GAPS * typical, _SHARE_OF_TURN * turn)
     if isinstance(geometry, FanGeometry) and bool(limited.any()):
         raise ConfigError(
             f"filtered_back_projection: the fan's angles leave a gap of {float(gaps.max()):.3g} radians; expected the "

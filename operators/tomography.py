@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 import operator
-from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, ClassVar, Literal, Self
@@ -28,7 +27,7 @@ Backend = Literal["matrix", "astra-cuda"]
 SymmetryOption = Literal["auto", "none"]
 
 
-class Projector2D(LinearOperator):
+class _Projector2D(LinearOperator):
     """What the projectors share: (1, n, n) to (1, angles, detectors) through a sparse matrix that ASTRA builds once.
 
     The matrix is kept in the cache of :mod:`learnreg.operators.matrix_cache`; in memory it is part of no state dict.
@@ -39,7 +38,6 @@ class Projector2D(LinearOperator):
     geometry_class: ClassVar[type[Geometry]]
     engine: SystemMatrix | CudaProjector
 
-    @abstractmethod
     def __init__(self, geometry: Geometry, kernel: Kernel | None, symmetry: SymmetryOption, backend: Backend) -> None:
         name = type(self).__name__
         if symmetry not in ("auto", "none"):
@@ -68,7 +66,7 @@ class Projector2D(LinearOperator):
             expected = cls.geometry_class.__name__
             raise ConfigError(f"{cls.__name__}.from_geometry: got {type(geometry).__name__}, expected {expected}.")
         projector = cls.__new__(cls)
-        Projector2D.__init__(projector, geometry, kernel, symmetry, backend)
+        _Projector2D.__init__(projector, geometry, kernel, symmetry, backend)
         return projector
 
     def forward(self, x: Tensor) -> Tensor:
@@ -115,7 +113,7 @@ class Projector2D(LinearOperator):
         return f"{super().extra_repr()}, kernel={self.kernel!r}"
 
 
-class ParallelBeam2D(Projector2D):
+class ParallelBeam2D(_Projector2D):
     """Parallel-beam projector of an image with side 1.
 
     Parameters
@@ -155,7 +153,7 @@ class ParallelBeam2D(Projector2D):
         super().__init__(geometry, kernel, symmetry, backend)
 
 
-class FanBeam2D(Projector2D):
+class FanBeam2D(_Projector2D):
     """Fan-beam projector of an image with side 1, with a flat detector.
 
     Parameters

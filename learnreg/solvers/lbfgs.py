@@ -157,6 +157,8 @@ class LBFGS(Solver[LBFGSState]):
 
 
 def majorant(f: Potential, t: Tensor) -> Tensor:
-    """f'(t)/t: the curvature of the parabola that touches f at t and lies above it, since f'' is non-increasing in
-    |t|."""
+    """The curvature of the parabola that touches f at t and lies above it: f'(t)/t, since f'' is non-increasing in |t|;
+    for groups, the same of their lengths."""
+    if f.grouped:
+        return f.second(t).expand_as(t)
     return torch.where(t == 0, f.curvature_limit, f.grad(t) / t)

@@ -35,8 +35,8 @@ _SOLVERS: dict[str, type[Solver[Any]]] = {"pdhg": PDHG, "lbfgs": LBFGS, "newton-
 
 def make_solver(name: str, instance: Instance, warm: bool = False) -> Solver[Any]:
     """The solver of that name. "auto", by operator applications on trained models (docs/benchmarks.md): L-BFGS where
-    it has a preconditioner (denoising with filters); else from a cold start PDHG where the data term is diagonal
-    (inpainting with a ridge), L-BFGS otherwise; from a warm one L-BFGS, since a good x without its dual iterate is of
+    it has a preconditioner; else from a cold start PDHG where the data term is diagonal (denoising and inpainting by
+    total variation), L-BFGS otherwise; from a warm one L-BFGS, since a good x without its dual iterate is of
     little use to PDHG; PDHG with a constraint."""
     if name == "auto":
         cold_pdhg = instance.diagonal is not None and not warm and not can_precondition(instance)

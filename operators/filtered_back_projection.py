@@ -10,6 +10,7 @@ from torch import Tensor
 
 from learnreg.errors import ConfigError
 from learnreg.operators.geometry import FanGeometry, Geometry
+from learnreg.operators.system_matrix import take
 from learnreg.operators.tomography import FanBeam2D, ParallelBeam2D
 
 __all__ = ["filtered_back_projection"]
@@ -54,13 +55,14 @@ def filtered_back_projection(
     weights = _angle_weights(geometry)
     side = (torch.arange(n, **options) - 0.5 * (n - 1)) * geometry.pixel_size
     x, y = side[None, :], -side[:, None]
-    image = views.new_zeros(views.shape[0], n, n)
+    image = views.new_zeros(n * n, views.shape[0])
     for k, angle in enumerate(geometry.angles):
         along, towards = x * math.cos(angle) + y * math.sin(angle), x * math.sin(angle) - y * math.cos(angle)
         closeness = 1.0 / (1.0 - towards / distance)
         index = (along * closeness - positions[0]) / pitch
-        image = image + weights[k] * closeness**2 * _interpolate(views[:, k], index)
-    return image[:, None].to(sinogram.dtype)
+        weight = weights[k] * closeness**2
+        image = image + weight.expand(n, n).reshape(-1, 1) * _interpolate(views[:, k].T, index.flatten())
+    return image.T.reshape(-1, 1, n, n).to(sinogram.dtype)
 
 
 def _positions(geometry: Geometry, options: Any) -> Tensor:
@@ -105,10 +107,9 @@ def _angle_weights(geometry: Geometry) -> list[float]:
 
 
 def _interpolate(view: Tensor, index: Tensor) -> Tensor:
-    """Linear interpolation of (batch, detectors) at fractional positions (n, n); 0 beyond the detector."""
-    padded = torch.nn.functional.pad(view, (1, 2))
-    place = (index + 1.0).clamp(0.0, view.shape[1] + 1.0)
+    """(pixels, batch): linear interpolation of (detectors, batch) at fractional places; 0 beyond the detector."""
+    padded = torch.nn.functional.pad(view, (0, 0, 1, 2))
+    place = (index + 1.0).clamp(0.0, view.shape[0] + 1.0)
     lower = place.floor()
-    share = place - lower
-    first = lower.long()
-    return padded[:, first] * (1.0 - share) + padded[:, first + 1] * share
+    share, first = (place - lower)[:, None], lower.int()
+    return take(padded, first) + share * take(padded.diff(dim=0), first)

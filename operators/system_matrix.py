@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from learnreg.operators.astra_matrix import SparseRows, check_entries, require
 from learnreg.operators.symmetry import Symmetry
 
-__all__ = ["SystemMatrix", "all_rows"]
+__all__ = ["SystemMatrix", "all_rows", "take"]
 
 _COLUMNS = 32
 """Columns of a block: more do not fit the cache, fewer read the matrix more often."""
@@ -94,20 +94,20 @@ class SystemMatrix(nn.Module):
 
     def _forward(self, x: Tensor) -> Tensor:
         """A x for x (pixels, batch)."""
-        moved = x if self.order == 1 else _take(x, self.gather).reshape(self.pixels, -1)
-        return _take(self._multiply(False, moved).reshape(-1, x.shape[1]), self.source)
+        moved = x if self.order == 1 else take(x, self.gather).reshape(self.pixels, -1)
+        return take(self._multiply(False, moved).reshape(-1, x.shape[1]), self.source)
 
     def _backward(self, y: Tensor) -> Tensor:
         """A^T y for y (rays, batch)."""
         padded = torch.cat([y, y.new_zeros(1, y.shape[1])])
-        moved = _take(padded, self.slots).reshape(-1, self.order * y.shape[1])
+        moved = take(padded, self.slots).reshape(-1, self.order * y.shape[1])
         images = self._multiply(True, moved).reshape(-1, y.shape[1])
         if self.order == 1:
             return images
         first, *others = self.gather_T.reshape(self.order, -1)
-        result = _take(images, first)
+        result = take(images, first)
         for index in others:
-            result += _take(images, index)
+            result += take(images, index)
         return result
 
     def _multiply(self, transposed: bool, x: Tensor) -> Tensor:
@@ -190,7 +190,7 @@ class SystemMatrix(nn.Module):
         return copied
 
 
-def _take(rows: Tensor, index: Tensor) -> Tensor:
+def take(rows: Tensor, index: Tensor) -> Tensor:
     """rows[index]; torch is four times faster on vectors than on matrices of one column."""
     return rows[:, 0].index_select(0, index).unsqueeze(1) if rows.shape[1] == 1 else rows.index_select(0, index)
 

@@ -94,7 +94,7 @@ class _Projector2D(LinearOperator):
         return super()._compute_norm_bound()
 
     def _parameter_versions(self) -> tuple[Any, ...]:
-        return ()  # the matrix does not change
+        return (self._device(),)  # the matrix does not change
 
     def row_norms(self, grouped: bool) -> Tensor | float:
         if isinstance(self.engine, SystemMatrix):

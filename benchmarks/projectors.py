@@ -76,18 +76,11 @@ def learnreg_batch(A: Projector, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return A(x), A.adjoint(y)
 
 
-def bandwidth(rounds: int) -> float:
-    """Bytes per second of reading a tensor much larger than the caches."""
-    numbers = torch.ones(STREAM)
-    seconds = interleave({"read": numbers.sum}, rounds, 1, 0.2)["read"]
-    return 4 * STREAM / seconds
-
-
 def difference(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> float:
     return max(float((a - b).norm() / b.norm()) for a, b in zip(first, second, strict=True))
 
 
-def rows_of(kind: str, n: int, angles: int, rounds: int, speed: float) -> list[dict[str, Any]]:
+def rows_of(kind: str, n: int, angles: int, rounds: int, stream: Tensor) -> list[dict[str, Any]]:
     began = time.perf_counter()
     A = build(kind, n, angles)
     first = time.perf_counter() - began
@@ -103,10 +96,13 @@ def rows_of(kind: str, n: int, angles: int, rounds: int, speed: float) -> list[d
         methods: dict[str, Callable[[], Any]] = {
             "symmetric": partial(learnreg_batch, A, x, y),
             "whole": partial(learnreg_batch, whole, x, y),
+            "read": stream.sum,
         }
         if pair is not None:
             methods["odl"] = partial(odl_batch, pair, x, y)
-        seconds = {name: value / batch for name, value in interleave(methods, rounds, 1, 0.2).items()}
+        seconds = interleave(methods, rounds, 1, 0.2)
+        speed = stream.nbytes / seconds.pop("read")
+        seconds = {name: value / batch for name, value in seconds.items()}
         limit = 2 * BYTES_PER_ENTRY * whole.engine.entries / speed
         row: dict[str, Any] = {
             "scan": f"{kind} {n}², {angles} angles",
@@ -116,6 +112,7 @@ def rows_of(kind: str, n: int, angles: int, rounds: int, speed: float) -> list[d
             "ODL, ms": 1e3 * seconds["odl"] if pair is not None else None,
             "times faster": seconds["odl"] / seconds["symmetric"] if pair is not None else None,
             "difference": f"{difference(learnreg_batch(A, x, y), odl_batch(pair, x, y)):.0e}" if pair else None,
+            "GB/s": speed / 1e9,
             "limit of all rows, ms": 1e3 * limit,
             "all rows: share of the limit": limit / seconds["whole"],
             "MB": A.nbytes / 1e6,
@@ -129,11 +126,11 @@ def rows_of(kind: str, n: int, angles: int, rounds: int, speed: float) -> list[d
 
 def main() -> None:
     options = arguments(__doc__ or "", scans={"type": int, "default": len(SCANS), "help": "only the first of them"})
-    speed = bandwidth(options.rounds)
+    stream = torch.ones(STREAM)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["LEARNREG_CACHE"] = folder
         build("parallel", 16, 8)  # imports and first calls
-        rows = [row for scan in SCANS[: options.scans] for row in rows_of(*scan, options.rounds, speed)]
+        rows = [row for scan in SCANS[: options.scans] for row in rows_of(*scan, options.rounds, stream)]
     table = Table(
         "projectors",
         "Projectors of tomography",
@@ -142,8 +139,8 @@ def main() -> None:
         "of a pixel, as many as the default. *learnreg*: a stored row serves up to eight rays; *all rows*: no symmetry "
         '(`symmetry="none"`). *ODL*: RayTransform(impl="astra_cpu") on the same rays, image by image. *difference*: '
         "larger relative 2-norm distance of the two results; fan rays along a line of the grid are given to the pixels "
-        f"of either side. *limit*: 8 bytes for each entry of A and of A^T at {speed / 1e9:.1f} GB/s, measured in the "
-        "same run by summing a large tensor; a batch reads entries once for many images, and symmetry reads an eighth. "
+        "of either side. *limit*: 8 bytes for each entry of A and of A^T at the speed (GB/s) of summing a large tensor, "
+        "which takes turns with the rest; a batch reads entries once for many images, and symmetry reads an eighth. "
         "*first build* and *from the cache* are wall-clock seconds of the constructor.",
         rows,
         order=40,

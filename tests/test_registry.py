@@ -18,7 +18,7 @@ from learnreg.regularizers import Regularizer
 from learnreg.solvers import Iteration
 
 NOT_HERE = {"ConeBeam3D"} | (set() if registry.HAS_ASTRA else {"FanBeam2D", "ParallelBeam2D"})
-"""Operators that need a GPU or a package that is missing; test_astra_cuda.py and test_tomography.py have their tests."""
+"""Operators that need a GPU or a package that is missing; see test_astra_cuda.py and test_tomography.py."""
 
 
 def public_classes(base: type) -> set[type]:

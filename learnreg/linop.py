@@ -85,6 +85,12 @@ class LinearOperator(nn.Module):
         """True lower bound of the smallest eigenvalue of A^T A; 0 when nothing better is known. *Rigorous bound.*"""
         return 0.0
 
+    def adjoint_mismatch(self) -> float:
+        """How far ``adjoint`` is from A^T, relative to ‖A‖: 0.0 says that it is exact up to rounding. Override it with
+        a positive number, an *estimate*, where it is not: nothing is certified then, since every bound rests on
+        gradients."""
+        return 0.0
+
     def diagonal(self) -> Tensor | None:
         """The tensor d of shape ``domain_shape`` with A = diag(d), when A is one; None otherwise."""
         return None
@@ -204,6 +210,9 @@ class Adjoint(LinearOperator):
         self.norm_failure_probability = self.operator.norm_failure_probability
         return bound, self.operator.norm_bound_kind
 
+    def adjoint_mismatch(self) -> float:
+        return self.operator.adjoint_mismatch()
+
     def parameter_lipschitz(self) -> float | None:
         return self.operator.parameter_lipschitz()
 
@@ -230,6 +239,9 @@ class Scaled(LinearOperator):
         self.norm_failure_probability = self.operator.norm_failure_probability
         return abs(self.factor) * bound, self.operator.norm_bound_kind
 
+    def adjoint_mismatch(self) -> float:
+        return self.operator.adjoint_mismatch()
+
     def gram_lower_bound(self) -> float:
         return self.factor**2 * self.operator.gram_lower_bound()
 
@@ -254,6 +266,9 @@ class _Pair(LinearOperator):
 
     @abstractmethod
     def _bound_of_parts(self) -> float: ...
+
+    def adjoint_mismatch(self) -> float:
+        return self.first.adjoint_mismatch() + self.second.adjoint_mismatch()
 
     def _compute_norm_bound(self) -> tuple[float, NormKind]:
         bound, kind = super()._compute_norm_bound()

@@ -282,6 +282,7 @@ class LowerLevelProblem(nn.Module):
             if b.device.type != "meta" and diagonal.dim() > 0 and bool((diagonal == diagonal.flatten()[0]).all()):
                 diagonal = diagonal.flatten()[0]  # a number spares every step passes over the image
         counter = Counter()
+        exact = self.operator.adjoint_mismatch() == 0.0 and terms.operator.adjoint_mismatch() == 0.0
         return Instance(
             forward=self.operator,
             data_weights=weights,
@@ -290,7 +291,7 @@ class LowerLevelProblem(nn.Module):
             analysis=terms.operator,
             potential=terms.potential.detached(),
             box=self.constraint,
-            strong_convexity=self.strong_convexity,
+            strong_convexity=self.strong_convexity if exact else 0.0,  # no bound where gradients are inexact
             counter=counter,
             diagonal=diagonal,
             analysis_lipschitz=terms.operator.parameter_lipschitz(),

@@ -21,7 +21,7 @@ __all__ = ["Adjoint", "Composition", "LinearOperator", "Scaled", "Sum", "VStack"
 
 Shape = tuple[int, ...]
 _FINGERPRINT_SIZE = 100_000
-NormKind = Literal["rigorous", "probabilistic"]
+NormKind = Literal["rigorous", "probabilistic", "declared"]
 
 
 class LinearOperator(nn.Module):
@@ -238,9 +238,10 @@ class _Pair(LinearOperator):
         if kind == "rigorous":
             return bound, kind
         parts = self._bound_of_parts()
-        if parts <= bound and "probabilistic" not in (self.first.norm_bound_kind, self.second.norm_bound_kind):
+        kinds = (self.first.norm_bound_kind, self.second.norm_bound_kind)
+        if parts <= bound and "probabilistic" not in kinds:
             self.norm_failure_probability = 0.0
-            return parts, "rigorous"
+            return parts, "declared" if "declared" in kinds else "rigorous"
         return min(bound, parts), kind
 
 
@@ -330,19 +331,30 @@ def vstack(*operators: LinearOperator) -> LinearOperator:
 
 
 class _LinearMap(torch.autograd.Function):
-    """y = forward(x) with backward adjoint, and the other way round: differentiable any number of times."""
+    """y = forward(x) with backward adjoint, and the other way round: differentiable any number of times, in reverse and
+    in forward mode, and under torch.func; the axis that vmap adds joins the batch."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, forward: Callable[[Tensor], Tensor], adjoint: Callable[[Tensor], Tensor]
-    ) -> Tensor:
-        ctx.pair = (forward, adjoint)
+    def forward(x: Tensor, forward: Callable[[Tensor], Tensor], adjoint: Callable[[Tensor], Tensor]) -> Tensor:
         return forward(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.pair = inputs[1:]
 
     @staticmethod
     def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor, None, None]:
         forward, adjoint = ctx.pair
-        return cast(Tensor, _LinearMap.apply(grad[0], adjoint, forward)), None, None  # type: ignore[no-untyped-call]
+        return linear_map(grad[0], adjoint, forward), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        return linear_map(tangents[0], *ctx.pair)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], x: Tensor, *pair: Callable[[Tensor], Tensor]) -> tuple[Tensor, int]:
+        x = x.movedim(in_dims[0], 0)
+        return linear_map(x.flatten(0, 1), *pair).unflatten(0, x.shape[:2]), 0
 
 
 def linear_map(x: Tensor, forward: Callable[[Tensor], Tensor], adjoint: Callable[[Tensor], Tensor]) -> Tensor:

@@ -354,7 +354,8 @@ class _LinearMap(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], x: Tensor, *pair: Callable[[Tensor], Tensor]) -> tuple[Tensor, int]:
         x = x.movedim(in_dims[0], 0)
-        return linear_map(x.flatten(0, 1), *pair).unflatten(0, x.shape[:2]), 0
+        result = linear_map(x.flatten(0, 1), *pair)
+        return result.reshape(*x.shape[:2], *result.shape[1:]), 0
 
 
 def linear_map(x: Tensor, forward: Callable[[Tensor], Tensor], adjoint: Callable[[Tensor], Tensor]) -> Tensor:

@@ -165,6 +165,7 @@ def _numpy_flip(x: Tensor) -> Tensor:
 EXACT: dict[str, tuple[tuple[str, ...], Callable[[], LinearOperator]]] = {
     "callables-numpy": ((), lambda: from_callables(_numpy_flip, _numpy_flip, SHAPE, SHAPE, check=True)),
     "callables-derived": ((), lambda: from_callables(lambda x: x[..., ::2] * 3, None, SHAPE, (1, H, 3), check=True)),
+    "callables-sums": ((), lambda: from_callables(lambda x: 2.0 * x.sum(-1), None, SHAPE, (1, H), check=True)),
     "scipy-csr": (("scipy",), lambda: from_scipy(random_sparse(20, 30), SHAPE, (4, 5))),
     "scipy-coo": (("scipy",), lambda: from_scipy(random_sparse(40, 30).tocoo(), SHAPE, (40,))),
     "scipy-dense": (("scipy",), lambda: from_scipy(random_sparse(7, 30).toarray(), SHAPE, (7,), check=True)),
@@ -202,7 +203,7 @@ SINGLE: dict[str, tuple[tuple[str, ...], Callable[[], LinearOperator]]] = {
 
 STUCK = {
     "pickled": {
-        *("callables-derived", "odl-ray", "odl-matrix-ignores-weights"),
+        *("callables-derived", "callables-sums", "odl-ray", "odl-matrix-ignores-weights"),
         *("odl-resampling-of-cells", "odl-cells-to-weights"),
     },
     "copied": {"odl-matrix-ignores-weights"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -257,3 +258,17 @@ def test_to_odl(dtype: str) -> None:
     for found, expected in ((O(element), M @ x), (O.adjoint(element), M.T @ x), (O.adjoint.adjoint(element), M @ x)):
         np.testing.assert_allclose(found.asarray().ravel(), expected, rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(dense(from_odl(O)), torch.from_numpy(M), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(("package", "call"), [
+    ("odl", lambda: to_odl(Identity(SHAPE))),
+    ("scipy", lambda: to_scipy(Identity(SHAPE))),
+    ("scipy", lambda: from_scipy(np.eye(30), SHAPE, SHAPE)),
+    ("astra", lambda: from_astra(1)),
+])  # fmt: skip
+def test_a_missing_library_is_named(package: str, call: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in [m for m in sys.modules if m.split(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(lr.ConfigError, match=rf"needs the package {package}.*pip install"):
+        call()

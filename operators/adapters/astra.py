@@ -12,8 +12,7 @@ from learnreg.linop import LinearOperator, Shape
 from learnreg.operators.adapters.checks import check_adjoint, check_linear
 from learnreg.operators.adapters.host import checked_sizes
 from learnreg.operators.adapters.pylops import with_channel
-from learnreg.operators.adapters.scipy import host_operator, sparse_tensor
-from learnreg.operators.adapters.sparse import SparseOperator
+from learnreg.operators.adapters.scipy import host_operator, sparse_operator
 
 __all__ = ["from_astra"]
 
@@ -50,7 +49,8 @@ def from_astra(
     range_shape = with_channel(tomo.sshape) if range_shape is None else range_shape
     checked_sizes(tomo.shape, domain_shape, range_shape, name)
     if not tomo.appendString:
-        return SparseOperator(_matrix(astra, tomo.proj_id), domain_shape, range_shape)
+        matrix, dtype = _matrix(astra, tomo.proj_id)
+        return sparse_operator(matrix, dtype, domain_shape, range_shape)
     if not astra.use_cuda():
         raise OperatorError(f"{name}: this projector needs a GPU, and ASTRA finds none.", "device")
     operator = host_operator(tomo, domain_shape, range_shape, torch.float32, name)
@@ -70,13 +70,12 @@ def _tomo(astra: Any, projector: Any) -> Any:
         ) from error
 
 
-def _matrix(astra: Any, projector: int) -> torch.Tensor:
-    """The projector's matrix; ASTRA computes its entries in float32."""
+def _matrix(astra: Any, projector: int) -> tuple[Any, torch.dtype]:
+    """The projector's matrix and the dtype that holds it without loss: ASTRA computes its entries in float32."""
     handle = astra.projector.matrix(projector)
     try:
         matrix = astra.matrix.get(handle)
     finally:
         astra.matrix.delete(handle)
-    narrow = matrix.data.astype(np.float32)
-    lossless = bool((narrow == matrix.data).all())
-    return sparse_tensor(matrix, torch.float32 if lossless else torch.float64)
+    lossless = bool((matrix.data.astype(np.float32) == matrix.data).all())
+    return matrix, torch.float32 if lossless else torch.float64

@@ -75,6 +75,9 @@ class BlackBox(LinearOperator):
         dtype = "" if self.compute_dtype is None else f", in {str(self.compute_dtype).removeprefix('torch.')}"
         return f"{self.name}: {super().extra_repr()}{dtype}"
 
+    def __repr__(self) -> str:
+        return super().__repr__() if len(self.wrapped) else f"{type(self).__name__}({self.extra_repr()})"
+
     def _compute_norm_bound(self) -> tuple[float, NormKind]:
         if self.declared_norm is not None:
             return self.declared_norm, "declared"
@@ -135,10 +138,9 @@ class BlackBox(LinearOperator):
                 f"{tuple(given.shape)}, expected {shape}: correct {side}_shape or the function.{one}",
                 "shape",
             )
-        if result.untyped_storage().data_ptr() == given.untyped_storage().data_ptr():
-            result = result.clone()
-        converted: Tensor = result.detach().to(x.device, x.dtype)
-        return converted
+        shared = result.untyped_storage().data_ptr() == given.untyped_storage().data_ptr()
+        own: Tensor = result.detach().to(x.device, x.dtype, memory_format=torch.contiguous_format, copy=shared)
+        return own.contiguous()
 
     # ---- modules, pickles and copies -------------------------------------------------------------------------------
 

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from learnreg.errors import OperatorError
+from learnreg.errors import ConfigError, OperatorError
 from learnreg.linop import LinearOperator, Shape
 from learnreg.operators.adapters.black_box import COMPLEX_HINT, BlackBox
 from learnreg.operators.adapters.checks import check_adjoint, check_linear, declare, probe
 from learnreg.operators.adapters.host import HostFunction, checked_sizes, real_dtype
-from learnreg.operators.adapters.sparse import SparseOperator
+from learnreg.operators.adapters.sparse import SparseOperator, compressed_rows
 
-__all__ = ["Columns", "from_scipy", "sparse_tensor", "to_scipy"]
+__all__ = ["Columns", "from_scipy", "host_operator", "sparse_operator", "to_scipy"]
 
 
 class Columns:
@@ -25,7 +25,7 @@ class Columns:
         self.operator, self.method = operator, method
 
     def __call__(self, x: Any) -> Any:
-        return np.asarray(getattr(self.operator, self.method)(np.ascontiguousarray(x.T))).T
+        return np.asarray(getattr(self.operator, self.method)(x.T)).T  # columns of x.T lie in one piece
 
 
 def from_scipy(
@@ -52,9 +52,7 @@ def from_scipy(
     ------
     OperatorError: complex, sizes that do not fit, no ``rmatvec``, NaN; with ``check`` a wrong adjoint.
     """
-    import scipy.sparse
-    import scipy.sparse.linalg
-
+    scipy = _scipy("from_scipy")
     name = f"from_scipy({type(linear_operator).__name__})"
     if len(getattr(linear_operator, "shape", ())) != 2:
         raise OperatorError(
@@ -66,7 +64,7 @@ def from_scipy(
     if scipy.sparse.issparse(linear_operator):
         if norm_bound is not None or gram_lower_bound is not None:
             raise OperatorError(f"{name}: the bounds of a sparse matrix are computed; declare none.", "norm_bound")
-        return SparseOperator(sparse_tensor(linear_operator, dtype), domain_shape, range_shape)
+        return sparse_operator(linear_operator, dtype, domain_shape, range_shape)
     host = scipy.sparse.linalg.aslinearoperator(linear_operator)
     operator = host_operator(host, domain_shape, range_shape, dtype, name)
     if check:
@@ -85,12 +83,16 @@ def host_operator(host: Any, domain_shape: Shape, range_shape: Shape, dtype: tor
     return operator
 
 
-def sparse_tensor(matrix: Any, dtype: torch.dtype) -> torch.Tensor:
-    """A scipy.sparse matrix as a sparse COO tensor of its own."""
-    found = matrix.tocoo()
-    indices = torch.from_numpy(np.stack([found.row, found.col]).astype(np.int64))
-    values = torch.tensor(found.data, dtype=dtype)
-    return torch.sparse_coo_tensor(indices, values, found.shape, check_invariants=False)
+def sparse_operator(matrix: Any, dtype: torch.dtype, domain_shape: Shape, range_shape: Shape) -> SparseOperator:
+    """A scipy.sparse matrix as an operator with values of that dtype, in memory of its own."""
+
+    def compressed(part: Any) -> torch.Tensor:
+        rows = part.tocsr(copy=True)
+        rows.sum_duplicates()
+        tensors = (torch.tensor(rows.indptr), torch.tensor(rows.indices), torch.tensor(rows.data, dtype=dtype))
+        return compressed_rows(*tensors, rows.shape)
+
+    return SparseOperator(compressed(matrix), domain_shape, range_shape, compressed(matrix.T))
 
 
 def to_scipy(operator: LinearOperator, dtype: Any = np.float64, device: torch.device | str | None = None) -> Any:
@@ -101,8 +103,7 @@ def to_scipy(operator: LinearOperator, dtype: Any = np.float64, device: torch.de
     dtype: float32 or float64, in which the operator computes.
     device: where; None: where the operator's own tensors are.
     """
-    import scipy.sparse.linalg
-
+    scipy = _scipy("to_scipy")
     kind = np.dtype(dtype)
     if kind not in (np.float32, np.float64):
         raise OperatorError(f"to_scipy(dtype={kind}): expected float32 or float64. {COMPLEX_HINT}", "real")
@@ -111,6 +112,14 @@ def to_scipy(operator: LinearOperator, dtype: Any = np.float64, device: torch.de
     return scipy.sparse.linalg.LinearOperator(
         shape, matvec=rows.forward, rmatvec=rows.adjoint, matmat=rows.forward, rmatmat=rows.adjoint, dtype=kind
     )
+
+
+def _scipy(purpose: str) -> Any:
+    try:
+        import scipy.sparse.linalg
+    except ImportError as error:
+        raise ConfigError(f"{purpose} needs the package scipy ({error}). Install it with: pip install scipy") from error
+    return scipy
 
 
 class _Rows:

@@ -14,12 +14,13 @@ from learnreg.errors import OperatorError, ShapeError
 from learnreg.linop import LinearOperator, NormKind, Shape, linear_map
 from learnreg.norms import gram_norm_bound, power_estimate
 
-__all__ = ["SparseOperator", "assemble"]
+__all__ = ["SparseOperator", "assemble", "compressed_rows"]
 
 _COLUMNS = 8  # images that are multiplied at once on a CPU: fewer waste memory bandwidth, more its cache
 _DENSE_ENTRIES = 4_000_000
 _GRAM_LIMIT = 1024
-_SCHUR_STEPS = 60
+_SCHUR_STEPS = 100
+_POWER_STEPS = 30
 
 
 class SparseOperator(LinearOperator):
@@ -29,6 +30,7 @@ class SparseOperator(LinearOperator):
     ----------
     matrix: a sparse tensor (COO or CSR), float32 or float64. Inputs are multiplied in their own dtype.
     domain_shape, range_shape: without the batch axis.
+    transposed: the transpose; with both in CSR, and no index twice in a row, nothing is sorted.
 
     ``norm_bound`` is rigorous for matrices of any size that are, up to signs, of one kind (all entries >= 0, say), by
     Schur's test; ``gram_lower_bound`` is the smallest eigenvalue of M^T M minus rounding up to 1,024 unknowns, else 0.
@@ -37,7 +39,9 @@ class SparseOperator(LinearOperator):
     values: Tensor
     rows: Tensor
 
-    def __init__(self, matrix: Tensor, domain_shape: Shape, range_shape: Shape) -> None:
+    def __init__(
+        self, matrix: Tensor, domain_shape: Shape, range_shape: Shape, transposed: Tensor | None = None
+    ) -> None:
         super().__init__(domain_shape, range_shape)
         expected = (math.prod(self.range_shape), math.prod(self.domain_shape))
         if tuple(matrix.shape) != expected:
@@ -45,14 +49,15 @@ class SparseOperator(LinearOperator):
                 f"SparseOperator: a matrix of shape {tuple(matrix.shape)} does not map {self.domain_shape} to "
                 f"{self.range_shape}, which takes {expected}."
             )
-        matrix = matrix.detach().to_sparse_coo().coalesce()  # type: ignore[no-untyped-call]
+        if transposed is None or matrix.layout != torch.sparse_csr:
+            pairs = matrix.detach().to_sparse_coo().coalesce()  # type: ignore[no-untyped-call]
+            matrix, transposed = _from_pairs(pairs), _from_pairs(pairs.T.coalesce())
         if not bool(torch.isfinite(matrix.values()).all()):
             raise OperatorError("SparseOperator: the matrix has NaN or infinite entries.", "finite")
-        for prefix, part in (("", matrix), ("T_", matrix.T.coalesce())):
-            starts, columns = _compressed(part)
-            self.register_buffer(f"{prefix}rows", starts, persistent=False)
-            self.register_buffer(f"{prefix}columns", columns, persistent=False)
-            self.register_buffer(f"{prefix}values", part.values().clone(), persistent=False)
+        for prefix, part in (("", matrix), ("T_", transposed)):
+            self.register_buffer(f"{prefix}rows", _narrow(part.crow_indices(), part), persistent=False)
+            self.register_buffer(f"{prefix}columns", _narrow(part.col_indices(), part), persistent=False)
+            self.register_buffer(f"{prefix}values", part.values(), persistent=False)
         self._converted: dict[tuple[str, torch.dtype], Tensor] = {}
         self._lowest: float | None = None
 
@@ -84,8 +89,7 @@ class SparseOperator(LinearOperator):
         sizes = (math.prod(self.range_shape), math.prod(self.domain_shape))
         starts, columns = getattr(self, f"{prefix}rows"), getattr(self, f"{prefix}columns")
         size = sizes[::-1] if prefix else sizes
-        _warn_of_beta_state_never()
-        return torch.sparse_csr_tensor(starts, columns, values, size, check_invariants=False)
+        return compressed_rows(starts, columns, values, size)
 
     def _apply(self, fn: Any, recurse: bool = True) -> SparseOperator:
         self._converted = {}
@@ -100,24 +104,30 @@ class SparseOperator(LinearOperator):
         size = math.prod(self.range_shape) * math.prod(self.domain_shape)
         if size <= _DENSE_ENTRIES:
             return gram_norm_bound(self.compressed("", torch.float64).to_dense()), "rigorous"
-        schur = self._schur_bound()
-        gram = lambda v: self._multiply_transposed(self._multiply(v))  # noqa: E731
-        if schur <= 1.5 * power_estimate(gram, self.domain_shape, device=self._device(), steps=_SCHUR_STEPS):
-            return schur, "rigorous"
+        upper, lower = self._schur_bounds()
+        signs = torch.sign(self.values)
+        if not (bool((signs >= 0).all()) or bool((signs <= 0).all())):  # else |M| is M up to sign
+            gram = lambda v: self._multiply_transposed(self._multiply(v))  # noqa: E731
+            lower = power_estimate(gram, self.domain_shape, device=self._device(), steps=_POWER_STEPS)
+        if upper <= 1.5 * lower:
+            return upper, "rigorous"
         return super()._compute_norm_bound()
 
-    def _schur_bound(self) -> float:
+    def _schur_bounds(self) -> tuple[float, float]:
         """sqrt(max_i (|M|^T |M| v)_i / v_i) for a positive v near the leading singular vector of |M|: >= ‖|M|‖ >= ‖M‖
-        (Schur's test; Collatz 1942), up to rounding, which is allowed for."""
+        (Schur's test; Collatz 1942) up to rounding, which is allowed for; and ‖|M| v‖ / ‖v‖."""
         values, transposed = (getattr(self, f"{p}values").double().abs() for p in ("", "T_"))
         absolute, back = self._csr("", values), self._csr("T_", transposed)
         v = torch.ones(absolute.shape[1], dtype=torch.float64, device=values.device)
-        best = math.inf
+        upper, lower = math.inf, 0.0
         for _ in range(_SCHUR_STEPS):
             image = back @ (absolute @ v)
-            best = min(best, float((image / v).max()))
+            upper = min(upper, float((image / v).max()))
+            lower = max(lower, float(image @ v / (v @ v)))
+            if upper <= 1.02 * lower:
+                break
             v = image / image.max().clamp_min(1e-300) + 1e-6  # positive where the matrix has empty columns
-        return math.sqrt(best) * (1.0 + 1e-9)
+        return math.sqrt(upper) * (1.0 + 1e-9), math.sqrt(lower)
 
     def gram_lower_bound(self) -> float:
         if self._lowest is None:
@@ -143,13 +153,19 @@ class SparseOperator(LinearOperator):
         return sums.sqrt().reshape(self.range_shape) * (1.0 + 1e-12)
 
 
+def compressed_rows(starts: Tensor, columns: Tensor, values: Tensor, size: tuple[int, ...]) -> Tensor:
+    """A CSR tensor, unchecked."""
+    _use_up_warning()
+    return torch.sparse_csr_tensor(starts, columns, values, size, check_invariants=False)
+
+
 @cache
-def _warn_of_beta_state_never() -> None:
-    """Use up torch's warning about CSR tensors, which comes once per process; products are all that is needed here."""
-    empty = torch.zeros(1, dtype=torch.int64)
+def _use_up_warning() -> None:
+    """Torch says once per process that CSR tensors are beta; all they do here is multiply."""
+    one = torch.zeros(2, dtype=torch.int64)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.sparse_csr_tensor(torch.zeros(2, dtype=torch.int64), empty[:0], torch.zeros(0), (1, 1))
+        torch.sparse_csr_tensor(one, one[:0], torch.zeros(0), (1, 1), check_invariants=False)
 
 
 def assemble(operator: LinearOperator, threshold: float = 0.0) -> SparseOperator:
@@ -176,12 +192,18 @@ def assemble(operator: LinearOperator, threshold: float = 0.0) -> SparseOperator
     return SparseOperator(matrix, operator.domain_shape, operator.range_shape)
 
 
-def _compressed(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Row starts and column indices of a coalesced matrix, 32-bit where they fit."""
+def _from_pairs(matrix: Tensor) -> Tensor:
+    """A coalesced COO tensor in compressed rows."""
     row, column = matrix.indices()
-    kind = torch.int32 if max(column.numel(), *matrix.shape) < 2**31 else torch.int64
     counts = torch.bincount(row, minlength=matrix.shape[0])
-    return torch.cat([counts.new_zeros(1), counts.cumsum(0)]).to(kind), column.to(kind)
+    starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    return compressed_rows(starts, column, matrix.values(), tuple(matrix.shape))
+
+
+def _narrow(indices: Tensor, matrix: Tensor) -> Tensor:
+    """32-bit indices where they fit: products are twice as fast."""
+    fits = max(matrix.values().numel(), *matrix.shape) < 2**31
+    return indices.to(torch.int32 if fits else torch.int64)
 
 
 def _times(matrix: Tensor, x: Tensor, shape: Shape) -> Tensor:

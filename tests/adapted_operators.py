@@ -98,6 +98,7 @@ def _odl(name: str) -> LinearOperator:
     operators: dict[str, Callable[[], Any]] = {
         "gradient": lambda: odl.Gradient(fine),
         "gradient-weighted-product": lambda: odl.Gradient(fine, range=odl.ProductSpace(fine, 2, weighting=[1.0, 3.0])),
+        "gradient-in-torch": lambda: odl.Gradient(odl.uniform_discr([0, 0], [1, 3], (H, W), impl="pytorch")),
         "laplacian": lambda: odl.Laplacian(fine),
         "resampling-of-cells": lambda: _Pick(fine, odl.uniform_discr([0, 0], [2, 5], (2, 3)), odl),
         "cells-to-weights": lambda: _Pick(weighted, odl.rn((2, 3), weighting=1.0 + rng.random((2, 3))), odl),
@@ -177,7 +178,14 @@ EXACT: dict[str, tuple[tuple[str, ...], Callable[[], LinearOperator]]] = {
     **{
         f"odl-{name}": (("odl",), lambda name=name: _odl(name))  # type: ignore[misc]
         for name in (
-            *("gradient", "gradient-weighted-product", "laplacian", "resampling-of-cells", "cells-to-weights"),
+            *(
+                "gradient",
+                "gradient-weighted-product",
+                "gradient-in-torch",
+                "laplacian",
+                "resampling-of-cells",
+                "cells-to-weights",
+            ),
             *("matrix-ignores-weights", "broadcast"),
         )
     },

@@ -26,7 +26,7 @@ class HostFunction:
         self.function, self.shape = function, shape
 
     def __call__(self, x: Tensor) -> Tensor:
-        given = np.array(x.detach().cpu().flatten(1).numpy())
+        given = np.array(x.detach().resolve_neg().cpu().flatten(1).numpy())
         result = np.asarray(self.function(given))
         if np.iscomplexobj(result):
             raise OperatorError(f"the wrapped operator returned complex numbers. {COMPLEX_HINT}", "real")

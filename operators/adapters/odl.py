@@ -129,7 +129,7 @@ def _no_adjoint(y: torch.Tensor) -> torch.Tensor:
 
 def _common_dtype(layouts: tuple[Layout, ...], name: str) -> torch.dtype:
     """float32 where any space is, else float64."""
-    found = {real_dtype(space.dtype, name) for layout in layouts for space in _leaves(layout)}
+    found = {real_dtype(space.dtype_identifier, name) for layout in layouts for space in _leaves(layout)}
     return torch.float32 if torch.float32 in found else torch.float64
 
 

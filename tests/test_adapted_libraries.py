@@ -85,7 +85,7 @@ def test_from_scipy_refuses() -> None:
     for operator, shapes, message in cases:
         with pytest.raises(lr.OperatorError, match=message):
             from_scipy(operator, *shapes)
-    with pytest.raises(lr.OperatorError, match="declare none"):
+    with pytest.raises(lr.ConfigError, match="declare none"):
         from_scipy(matrix, SHAPE, (20,), norm_bound=1.0)
     wrong = scipy_linalg.LinearOperator((20, 30), matvec=lambda x: matrix @ x, rmatvec=lambda y: 2 * (matrix.T @ y))
     assert from_scipy(wrong, SHAPE, (20,)).domain_shape == SHAPE
@@ -163,6 +163,8 @@ def test_from_odl_refuses() -> None:
     assert caught.value.failed_property == "adjoint"
     exact = from_odl(ray, assembled=True)
     torch.testing.assert_close(dense(exact.T), dense(exact).T, rtol=0, atol=0)
+    with pytest.raises(lr.ConfigError, match="declare none"):
+        from_odl(ray, assembled=True, norm_bound=10.0)
 
 
 def test_from_odl_names_the_dtype_astra_wants() -> None:

@@ -62,6 +62,7 @@ def from_odl(
     Raises
     ------
     OperatorError: nonlinear, complex, no adjoint, or an adjoint that fails the adjoint test (the error names the gap).
+    ConfigError: declared bounds with ``assembled``.
     """
     name = f"from_odl({type(operator).__name__})"
     if not all(hasattr(operator, attribute) for attribute in ("domain", "range", "is_linear")):
@@ -80,6 +81,8 @@ def from_odl(
         dtype=_common_dtype((domain, range_), name),
     )  # fmt: skip
     if assembled:
+        if norm_bound is not None or gram_lower_bound is not None:
+            raise ConfigError(f"{name}: the bounds of an assembled operator are computed; declare none.")
         adapted = adapt(adjoint=_no_adjoint)
         check_linear(adapted)
         return assemble(adapted)

@@ -50,7 +50,8 @@ def from_scipy(
 
     Raises
     ------
-    OperatorError: complex, sizes that do not fit, no ``rmatvec``, NaN; with ``check`` a wrong adjoint.
+    OperatorError: complex, sizes that do not fit, no ``rmatvec``, NaN; with ``check`` a wrong adjoint. ConfigError:
+    declared bounds of a sparse matrix.
     """
     scipy = _scipy("from_scipy")
     name = f"from_scipy({type(linear_operator).__name__})"
@@ -63,7 +64,7 @@ def from_scipy(
     dtype = real_dtype(getattr(linear_operator, "dtype", None), name)
     if scipy.sparse.issparse(linear_operator):
         if norm_bound is not None or gram_lower_bound is not None:
-            raise OperatorError(f"{name}: the bounds of a sparse matrix are computed; declare none.", "norm_bound")
+            raise ConfigError(f"{name}: the bounds of a sparse matrix are computed; declare none.")
         return sparse_operator(linear_operator, dtype, domain_shape, range_shape)
     host = scipy.sparse.linalg.aslinearoperator(linear_operator)
     operator = host_operator(host, domain_shape, range_shape, dtype, name)

@@ -64,6 +64,8 @@ class LinearOperator(nn.Module):
         if self._norm_cache is None or self._norm_cache[0] != key:
             with torch.no_grad():
                 bound, kind = self._compute_norm_bound()
+            if not math.isfinite(bound):
+                raise OperatorError(f"{self!r} returned NaN or infinite numbers while its norm was computed.", "finite")
             self._norm_cache = (key, bound, kind)
         _, bound, self.norm_bound_kind = self._norm_cache
         return bound

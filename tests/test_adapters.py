@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Callable
 from typing import Any
 
 import adapted_operators
@@ -22,6 +23,7 @@ from learnreg.operators import (
     assemble,
     from_callables,
 )
+from learnreg.operators.adapters.black_box import BlackBox
 from learnreg.regularizers import TotalVariation
 
 
@@ -264,3 +266,28 @@ def test_results_stay_on_the_device(name: str) -> None:
     x = registry.randn(2, *A.domain_shape).cuda()
     assert A(x).device == x.device
     torch.testing.assert_close(A(x).cpu(), built(name)(x.cpu()))
+
+
+def test_nan_in_the_middle_of_a_solve_certifies_nothing() -> None:
+    broken: set[str] = set()
+
+    def part(name: str) -> Callable[[Tensor], Tensor]:
+        return lambda x: x * float("nan") if name in broken else 1.0 * x
+
+    A = from_callables(part("forward"), part("adjoint"), SHAPE, SHAPE)
+    problem = lr.LowerLevelProblem(A, TotalVariation(0.1, 0.1).double(), ridge=0.1)
+    b = registry.rand(2, *SHAPE)
+    A.norm_bound()
+    broken.add("forward")
+    for shape in (SHAPE, (70, 70)):
+        with pytest.raises(lr.OperatorError, match="NaN or infinite numbers while its norm was computed"):
+            BlackBox(part("forward"), part("adjoint"), shape, shape).norm_bound()
+    solution = lr.solve(problem, b, tolerance=1e-3)
+    assert not solution.status.converged
+    assert bool(torch.isinf(solution.error_bound).all())
+    hg = lr.hypergradient(problem, b, lr.SquaredError(b), tolerance=1e-2)
+    assert not hg.status.converged
+    assert hg.error_bound == float("inf")
+    broken.add("adjoint")
+    with pytest.raises(lr.OperatorError, match=r"the adjoint of BlackBox\(from_callables.*NaN or infinite"):
+        lr.solve(problem, b)

@@ -36,6 +36,7 @@ class LinearOperator(nn.Module):
     range_shape: Shape
     norm_bound_kind: NormKind = "rigorous"
     norm_failure_probability: float = 0.0
+    unit_roundoff: float = 0.0  # of operators that compute in less than the precision of their input
 
     def __init__(self, domain_shape: Shape, range_shape: Shape) -> None:
         super().__init__()

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from learnreg.convex import Box, LeastSquares, sum_samples
-from learnreg.errors import AssumptionError, ConfigError, DataError, OperatorError, ShapeError
+from learnreg.errors import AssumptionError, ConfigError, DataError, ShapeError
 from learnreg.filterbank import FilterBank, weighted_norm_bound
 from learnreg.linop import LinearOperator
 from learnreg.potentials import Potential
@@ -258,7 +258,6 @@ class LowerLevelProblem(nn.Module):
         Raises
         ------
         ShapeError: wrong shape or dtype. DataError: NaN or infinite entries. AssumptionError: non-finite parameters.
-        OperatorError: the adjoint returns NaN or infinite entries for finite data.
         """
         self.operator.check_range(b, "b")
         if b.device.type != "meta" and not _all_finite(b):
@@ -287,7 +286,7 @@ class LowerLevelProblem(nn.Module):
             forward=self.operator,
             data_weights=weights,
             ridge=self.ridge_value,
-            q=weighted if identity else self._back_projected(weighted),  # spares a copy
+            q=weighted if identity else self.operator.adjoint(weighted),  # spares a copy
             analysis=terms.operator,
             potential=terms.potential.detached(),
             box=self.constraint,
@@ -296,17 +295,6 @@ class LowerLevelProblem(nn.Module):
             diagonal=diagonal,
             analysis_lipschitz=terms.operator.parameter_lipschitz(),
         )
-
-    def _back_projected(self, weighted: Tensor) -> Tensor:
-        """A^T w b, or OperatorError if that is not finite: b is."""
-        q = self.operator.adjoint(weighted)
-        if q.device.type != "meta" and not _all_finite(q):
-            raise OperatorError(
-                f"the adjoint of {self.operator!r} returned NaN or infinite numbers for finite data. Check the "
-                "operator on such data, in float32 for overflow, too.",
-                "finite",
-            )
-        return q
 
 
 def _all_finite(t: Tensor) -> bool:

@@ -199,16 +199,11 @@ def _judge(instance: Instance, x: Tensor, t: Tensor | None, dtype: torch.dtype, 
         judged = smallest_bound(part, exact[index], None if t is None else t[index])
         bounds.append(judged.bound)
         duals.append(judged.y.to(dtype))
-    bound = _infinite_if_nan((torch.cat(bounds) + moved) / scale)
+    bound = (torch.cat(bounds) + moved) / scale
     y = duals[0] if len(duals) == 1 else torch.cat(duals)
     if instance.strong_convexity > 0:
         return _Judged(returned, y, bound, "rigorous")
-    return _Judged(returned, y, _infinite_if_nan(_estimated_error(instance, returned, scale)), "estimate")
-
-
-def _infinite_if_nan(bound: Tensor) -> Tensor:
-    """Nothing is known where an operator returned NaN."""
-    return torch.nan_to_num(bound, nan=math.inf, posinf=math.inf)
+    return _Judged(returned, y, _estimated_error(instance, returned, scale), "estimate")
 
 
 def _final_status(reached: bool, kind: BoundKind, loop_status: Status) -> Status:

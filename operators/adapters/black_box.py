@@ -60,6 +60,12 @@ class BlackBox(LinearOperator):
         self.check_range(y)
         return linear_map(y, self._run_adjoint, self._run_forward)
 
+    @property
+    def unit_roundoff(self) -> float:  # type: ignore[override]
+        """That of float32 where the functions compute in float32 whatever comes in: certificates allow for it."""
+        computed = self.dtype_for(torch.float64)
+        return 0.0 if computed == torch.float64 else float(torch.finfo(computed).eps)
+
     def gram_lower_bound(self) -> float:
         """The declared bound; 0 without one."""
         return self.declared_gram

@@ -150,7 +150,7 @@ def _astra(kind: str) -> LinearOperator:
     return from_astra(projector, SHAPE, (1, 4, 9))
 
 
-def _ray_transform() -> Any:
+def ray_transform() -> Any:
     import odl.applications.tomo as tomo
     from odl import uniform_discr
 
@@ -193,7 +193,7 @@ EXACT: dict[str, tuple[tuple[str, ...], Callable[[], LinearOperator]]] = {
         f"astra-{kind}": (("astra",), lambda kind=kind: _astra(kind))  # type: ignore[misc]
         for kind in ("line", "strip", "linear", "line_fanflat", "strip_fanflat")
     },
-    "odl-ray-assembled": (("odl", "astra"), lambda: from_odl(_ray_transform(), assembled=True)),
+    "odl-ray-assembled": (("odl", "astra"), lambda: from_odl(ray_transform(), assembled=True)),
     "deepinv-assembled": ((), lambda: assemble(from_deepinv(Physics(), SHAPE))),
     "deepinv-double": ((), lambda: from_deepinv(Physics().double(), SHAPE)),
 }
@@ -205,7 +205,7 @@ SINGLE: dict[str, tuple[tuple[str, ...], Callable[[], LinearOperator]]] = {
         ("scipy",),
         lambda: from_scipy(random_sparse(7, 30, "float32").toarray(), SHAPE, (7,), check=True),
     ),
-    "odl-ray": (("odl", "astra"), lambda: from_odl(_ray_transform())),
+    "odl-ray": (("odl", "astra"), lambda: from_odl(ray_transform())),
 }
 """Computed in float32 whatever the input."""
 

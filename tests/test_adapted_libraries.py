@@ -130,7 +130,7 @@ def test_from_astra_matrix_is_what_astra_computes() -> None:
 def test_from_odl_is_euclidean_for_weighted_spaces() -> None:
     odl = pytest.importorskip("odl")
     pytest.importorskip("astra")
-    ray = adapted_operators._ray_transform()
+    ray = adapted_operators.ray_transform()
     A = from_odl(ray)
     assert (A.domain_shape, A.range_shape) == (SHAPE, (1, *ray.range.shape))
     assert ray.domain.weighting.const != ray.range.weighting.const

@@ -16,10 +16,11 @@ from learnreg.operators import Identity
 from learnreg.regularizers import FieldsOfExperts, TotalVariation
 from learnreg.training import extras
 from learnreg.training.comparison import compare, quality
-from learnreg.training.evaluate import denoise, evaluate, noisy_scenes
+from learnreg.training.evaluate import denoise, evaluate
 from learnreg.training.extras import require
 from learnreg.training.model import Model, load, save_model
 from learnreg.training.reconstruct import png_bytes, read_measurement, reconstruct_files
+from learnreg.training.scenes import noisy_scenes
 
 metrics = pytest.importorskip("skimage.metrics")
 Image = pytest.importorskip("PIL.Image")
@@ -123,7 +124,7 @@ def test_compare(generator: torch.Generator) -> None:
     images = {name: torch.rand(1, 12, 10, generator=generator) for name in ("one", "two")}
     learned = partial(denoise, TotalVariation(weight=0.05), tolerance=TOLERANCE)
     tv = partial(denoise, TotalVariation(weight=0.2), tolerance=TOLERANCE)
-    found = compare(learned, tv, noisy_scenes(images, SIGMA, 3), seed=3, tolerance=TOLERANCE)
+    found = compare(learned, tv, noisy_scenes(images.items(), SIGMA, 3), seed=3, tolerance=TOLERANCE)
     assert [image.name for image in found.images] == ["one", "two"]
     second = found.images[1]
     assert torch.equal(second.input, add_noise(images["two"], SIGMA, 4))

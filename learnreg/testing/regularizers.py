@@ -107,7 +107,7 @@ def examine_regularizer(
 
 
 def examine_regularizer_quickly(
-    regularizer: Regularizer | Any, image_shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0
+    regularizer: Regularizer | Any, image_shape: tuple[int, ...] | None, dtype: torch.dtype, seed: int = 0
 ) -> Report:
     """The properties without which training goes wrong, with few evaluations: for use before each run."""
     return examine(

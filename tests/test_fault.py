@@ -225,7 +225,7 @@ def test_examination_before_training_takes_few_applications() -> None:
     from learnreg.training.guard import examine_problem
 
     examine_problem(problem_with(scanner), lambda: torch.float32)
-    assert scanner.calls <= 25
+    assert scanner.calls <= 6  # forward alone is counted
 
 
 def test_only_foreign_operators_are_examined_and_watched() -> None:

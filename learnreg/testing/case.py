@@ -85,7 +85,7 @@ class OperatorCase:
             return {}
         return {name: p for name, p in self.operator.named_parameters() if p.requires_grad}
 
-    def quicker(self, dtype: torch.dtype) -> OperatorCase:
+    def in_dtype(self, dtype: torch.dtype) -> OperatorCase:
         """The same in another dtype."""
         return replace(self, dtype=dtype)
 

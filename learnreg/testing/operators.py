@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
 from learnreg.linop import LinearOperator
-from learnreg.testing.adjoint import check_adjoint, quick_adjoint_gap
+from learnreg.testing.adjoint import check_adjoint
 from learnreg.testing.basics import (
     check_batch,
     check_determinism,
@@ -20,7 +19,6 @@ from learnreg.testing.basics import (
     check_precision,
     check_purity,
     check_shape,
-    has_single_precision,
 )
 from learnreg.testing.bounds import check_diagonal, check_gram_lower_bound, check_norm_bound, check_row_norms
 from learnreg.testing.case import OperatorCase, operator_case
@@ -31,16 +29,9 @@ from learnreg.testing.derivatives import (
     check_parameter_lipschitz,
     check_third_derivative,
 )
-from learnreg.testing.diagnosis import diagnose
-from learnreg.testing.report import Property, Report, examine, judged
+from learnreg.testing.report import Property, Report, examine
 
-__all__ = [
-    "OPERATOR_PROPERTIES",
-    "QUICK_OPERATOR_PROPERTIES",
-    "check_operator",
-    "examine_operator",
-    "examine_operator_quickly",
-]
+__all__ = ["OPERATOR_PROPERTIES", "check_operator", "examine_operator"]
 
 OPERATOR_PROPERTIES: Mapping[str, Callable[[OperatorCase], Property]] = {
     "shape": check_shape,
@@ -112,44 +103,3 @@ def examine_operator(
     something that is no operator."""
     case = operator_case(operator, dtype, adjoint_tolerance, device, seed)
     return examine(type(operator).__name__, case, OPERATOR_PROPERTIES)
-
-
-def examine_operator_quickly(operator: LinearOperator | Any, dtype: torch.dtype, seed: int = 0) -> Report:
-    """The properties without which training goes wrong, with few applications: for use before each run."""
-    case = operator_case(operator, dtype, None, None, seed)
-    if dtype == torch.float64 and _is_single(case):
-        case = operator_case(operator, torch.float32, None, None, seed)
-    return examine(type(operator).__name__, case, QUICK_OPERATOR_PROPERTIES)
-
-
-@torch.no_grad()
-def _is_single(case: OperatorCase) -> bool:
-    """Whether the operator computes in single precision; one that fails is left to the checks."""
-    with contextlib.suppress(Exception):
-        return has_single_precision(case.forward.apply(case.randn(1, case.forward.source)))
-    return False
-
-
-@torch.no_grad()
-def _quick_adjoint(case: OperatorCase) -> Property:
-    value = quick_adjoint_gap(case)
-    measured = "relative gap between <Ax, y> and <x, adjoint(y)>"
-    return judged("adjoint", value, case.adjoint_tolerance, measured, lambda: diagnose(case, value))
-
-
-def _both_precisions(case: OperatorCase) -> Property:
-    """Training audits itself in float64, whatever the data."""
-    return check_dtype(case.quicker(torch.float64))
-
-
-QUICK_OPERATOR_PROPERTIES: Mapping[str, Callable[[OperatorCase], Property]] = {
-    "shape": check_shape,
-    "dtype": _both_precisions,
-    "finite": check_finite,
-    "determinism": check_determinism,
-    "purity": check_purity,
-    "batch": check_batch,
-    "linearity": check_linearity,
-    "adjoint": _quick_adjoint,
-    "parameter gradients": check_parameter_gradients,
-}

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from learnreg.regularizers.base import Regularizer
-from learnreg.testing.operators import QUICK_OPERATOR_PROPERTIES
 from learnreg.testing.potentials import check_potential
+from learnreg.testing.quick import examine_operator_quickly
 from learnreg.testing.report import Property, Report, examine
 from learnreg.testing.structure import (
     check_analysis_operator,
@@ -60,7 +60,7 @@ _QUICK_PROPERTIES: Mapping[str, Callable[[RegularizerCase], Property]] = {
     "finite": check_finite,
     "gradient": check_gradient,
     "saddle_terms": check_saddle_terms,
-    "analysis operator": lambda case: check_analysis_operator(case, QUICK_OPERATOR_PROPERTIES),
+    "analysis operator": lambda case: check_analysis_operator(case, examine_operator_quickly),
     "potential": check_potential,
     "parameter gradients": check_parameter_gradients,
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
 import torch
@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from learnreg.regularizers.base import ParameterRole, SaddleTerms
-from learnreg.testing.case import norms, operator_case
-from learnreg.testing.operators import OPERATOR_PROPERTIES
-from learnreg.testing.report import Property, Report, broken, examine, holds, judged, skipped
+from learnreg.testing.case import norms
+from learnreg.testing.operators import examine_operator
+from learnreg.testing.report import Property, Report, broken, holds, judged, skipped
 from learnreg.testing.values import RegularizerCase, difference_steps
 
 __all__ = [
@@ -52,11 +52,11 @@ def check_saddle_terms(case: RegularizerCase) -> Property:
     return judged("saddle_terms", value, 100 * case.rounding, "relative difference of value and f(Wx)", problem)
 
 
-def check_analysis_operator(case: RegularizerCase, properties: Mapping[str, Any] = OPERATOR_PROPERTIES) -> Property:
+def check_analysis_operator(
+    case: RegularizerCase, examination: Callable[[Any, torch.dtype], Report] = examine_operator
+) -> Property:
     """The operator W of saddle_terms passes ``check_operator``."""
-    operator = terms_of(case).operator
-    examined = operator_case(operator, case.dtype, None, case.device, 0)
-    report: Report = examine(type(operator).__name__, examined, properties)
+    report = examination(terms_of(case).operator, case.dtype)
     if report.failed is not None:
         failed = report.failed
         problem = f"the operator {report.subject} of saddle_terms fails '{failed.name}': {failed.problem}"

@@ -14,7 +14,7 @@ from learnreg.fault import nonfinite_result
 from learnreg.linop import LinearOperator
 from learnreg.problem import LowerLevelProblem
 from learnreg.regularizers import Regularizer
-from learnreg.testing.operators import examine_operator_quickly
+from learnreg.testing.quick import examine_operator_quickly
 from learnreg.testing.regularizers import examine_regularizer_quickly
 from learnreg.testing.report import failure
 

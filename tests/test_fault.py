@@ -249,7 +249,10 @@ def test_only_foreign_operators_are_examined_and_watched() -> None:
 
 def test_a_watched_operator_is_the_operator() -> None:
     class Learned(Blur):
-        pass
+        unit_roundoff = 1e-7
+
+        def adjoint_mismatch(self) -> float:
+            return 0.25
 
     A = Learned(nn.Parameter(torch.eye(3, dtype=torch.float64)), SHAPE, "circular")
     problem = problem_with(A)
@@ -259,6 +262,9 @@ def test_a_watched_operator_is_the_operator() -> None:
     assert all(p is q for p, q in zip(watched.learnable().values(), problem.learnable().values(), strict=True))
     twin = watched.operator
     assert (twin.norm_bound(), twin.norm_bound_kind) == (A.norm_bound(), A.norm_bound_kind)
+    assert isinstance(twin, Learned)
+    assert (twin.unit_roundoff, twin.adjoint_mismatch()) == (1e-7, 0.25), "what an operator declares, whatever that is"
+    assert "forward" not in vars(A)
     assert twin.gram_lower_bound() == A.gram_lower_bound()
     assert twin.parameter_lipschitz() == A.parameter_lipschitz()
     x = rand(2, *SHAPE)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from learnreg.errors import LearnregError, OperatorError
+from learnreg.errors import OperatorError
 from learnreg.fault import nonfinite_result
 from learnreg.linop import LinearOperator
 from learnreg.problem import LowerLevelProblem
@@ -70,67 +70,35 @@ def guarded(problem: LowerLevelProblem) -> LowerLevelProblem:
     if is_own_operator(problem.operator):
         return problem
     twin = copy.copy(problem)
-    twin._modules = {**problem._modules, "operator": _GuardedOperator(problem.operator)}
+    twin._modules = {**problem._modules, "operator": _watched(problem.operator)}
     return twin
 
 
-class _GuardedOperator(LinearOperator):
-    """An operator whose errors, and NaN or infinite results for finite inputs, become OperatorErrors at the call where
-    they arise. It has the parameters of the operator under their own names."""
+def _watched(operator: LinearOperator) -> LinearOperator:
+    """The same operator, with the same parameters and all it declares, but what its maps raise, and NaN or infinite
+    results for finite inputs, become OperatorErrors at the call where they arise. The operator itself stays as it is.
+    """
+    twin = object.__new__(type(operator))
+    twin.__dict__.update(operator.__dict__)
+    for direction in ("forward", "adjoint"):
+        object.__setattr__(twin, direction, _Watched(operator, direction))
+    return twin
 
-    _operator: LinearOperator
 
-    def __init__(self, operator: LinearOperator) -> None:
-        super().__init__(operator.domain_shape, operator.range_shape)
-        object.__setattr__(self, "_operator", operator)  # not as a submodule, which would rename the parameters
+class _Watched:
+    """One map of an operator, watched."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self._watched("forward", self._operator, x)
+    def __init__(self, operator: LinearOperator, direction: str) -> None:
+        self._operator, self._direction = operator, direction
 
-    def adjoint(self, y: Tensor) -> Tensor:
-        return self._watched("adjoint", self._operator.adjoint, y)
-
-    def _watched(self, direction: str, apply: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
+    def __call__(self, t: Tensor) -> Tensor:
         try:
-            result = apply(t)
-        except (Exception, SystemExit) as error:
-            raise self._raised(direction, error) from error
-        _check_finite(self._operator, direction, t.detach(), result.detach())
-        return result
-
-    def _raised(self, what: str, error: BaseException) -> OperatorError:
-        kind, text = type(error).__name__, " ".join(str(error).split())
-        message = text if isinstance(error, LearnregError) else f"{kind}: {text}"
-        return OperatorError(f"{type(self._operator).__name__}.{what} raised {message}", "raises")
-
-    # ---- what the operator says of itself ----------------------------------------------------------------------------
-
-    def norm_bound(self) -> float:
-        try:
-            bound = self._operator.norm_bound()
+            result: Tensor = getattr(self._operator, self._direction)(t)
         except Exception as error:
-            raise self._raised("norm_bound", error) from error
-        self.norm_bound_kind = self._operator.norm_bound_kind
-        self.norm_failure_probability = self._operator.norm_failure_probability
-        return bound
-
-    def gram_lower_bound(self) -> float:
-        return self._operator.gram_lower_bound()
-
-    def diagonal(self) -> Tensor | None:
-        return self._operator.diagonal()
-
-    def row_norms(self, grouped: bool) -> Tensor | float:
-        return self._operator.row_norms(grouped)
-
-    def parameter_lipschitz(self) -> float | None:
-        return self._operator.parameter_lipschitz()
-
-    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
-        return self._operator.named_parameters(*args, **kwargs)
-
-    def named_buffers(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Tensor]]:
-        return self._operator.named_buffers(*args, **kwargs)
+            what = f"{type(self._operator).__name__}.{self._direction}"
+            raise OperatorError(f"{what} raised {type(error).__name__}: {error}", "raises") from error
+        _check_finite(self._operator, self._direction, t.detach(), result.detach())
+        return result
 
 
 def _check_finite(operator: LinearOperator, direction: str, t: Tensor, result: Tensor) -> None:

@@ -40,6 +40,11 @@ class AdjointEquation:
         """f''(Kx), elementwise; None for grouped potentials."""
         return None if self.instance.potential.grouped else self.at_response
 
+    def curvature_diagonal(self) -> Tensor:
+        """The diagonal of f''(Kx), in the shape of Kx."""
+        curvature = self.curvature
+        return self.instance.potential.second_diagonal(self.at_response) if curvature is None else curvature
+
     def bend(self, v: Tensor) -> Tensor:
         """f''(t) v."""
         curvature = self.curvature

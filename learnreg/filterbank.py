@@ -26,6 +26,7 @@ from learnreg.norms import (
     power_estimate,
     probabilistic_norm_bound,
 )
+from learnreg.stencil import Stencil
 
 __all__ = ["Boundary", "FilterBank", "pad", "pad_adjoint", "reflection_norm", "weighted_norm_bound"]
 
@@ -195,6 +196,11 @@ class FilterBank(LinearOperator):
         else:
             norms = norms.norm(dim=1) * (reflection_norm(self) if self.boundary == "reflect" else 1.0)
         return (norms * (1.0 + 1e-12))[:, None, None]
+
+    def stencil(self) -> Stencil | None:
+        filters = self.filters.detach()
+        squares = FilterBank(filters.square(), (1, *self._sides), self.boundary)
+        return Stencil(filters, self.boundary == "circular", squares.adjoint)
 
     def parameter_lipschitz(self) -> float | None:
         # Also for filters that require no gradient: under no_grad, filters computed from parameters do not show it.

@@ -40,6 +40,11 @@ class IsotropicPseudoHuber(Potential):
         """The larger eigenvalue l/s, per group."""
         return self.weight / self._scale(t)
 
+    def second_diagonal(self, t: Tensor) -> Tensor:
+        """l (1 - t_c²/s²)/s for each component t_c of a group."""
+        s = self._scale(t)
+        return self.weight / s * (1.0 - (t / s) ** 2)
+
     def hess_vec(self, t: Tensor, v: Tensor) -> Tensor:
         s = self._scale(t)
         return (self.weight / s) * (v - t * ((t * v).sum(1, keepdim=True) / (s * s)))

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from learnreg.errors import OperatorError, ShapeError
 from learnreg.norms import DENSE_LIMIT, FAILURE_PROBABILITY, dense_matrix, gram_norm_bound, probabilistic_norm_bound
+from learnreg.stencil import Stencil
+from learnreg.symbol import point_response_symbol
 
 __all__ = ["Adjoint", "Composition", "LinearOperator", "Scaled", "Sum", "VStack", "linear_map", "vstack"]
 
@@ -42,6 +44,7 @@ class LinearOperator(nn.Module):
         self.domain_shape = _checked_shape(domain_shape, "domain_shape")
         self.range_shape = _checked_shape(range_shape, "range_shape")
         self._norm_cache: tuple[Any, float, NormKind] | None = None
+        self._symbol_cache: tuple[Any, Tensor] | None = None
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
@@ -82,6 +85,12 @@ class LinearOperator(nn.Module):
         """True lower bound of the smallest eigenvalue of A^T A; 0 when nothing better is known. *Rigorous bound.*"""
         return 0.0
 
+    def adjoint_mismatch(self) -> float:
+        """How far ``adjoint`` is from A^T, relative to ‖A‖: 0.0 says that it is exact up to rounding. Override it with
+        a positive number, an *estimate*, where it is not: nothing is certified then, since every bound rests on
+        gradients."""
+        return 0.0
+
     def diagonal(self) -> Tensor | None:
         """The tensor d of shape ``domain_shape`` with A = diag(d), when A is one; None otherwise."""
         return None
@@ -90,6 +99,25 @@ class LinearOperator(nn.Module):
         """Bound of the 2-norm of each row of A (of each group of rows along the first range axis, if ``grouped``), a
         number or a tensor that broadcasts against the range. *Rigorous bound* when ``norm_bound`` is one."""
         return self.norm_bound()
+
+    def stencil(self) -> Stencil | None:
+        """How this operator is a convolution, for preconditioners of regularizers; None when it is not one."""
+        return None
+
+    def gram_symbol(self, sides: tuple[int, int]) -> Tensor | None:
+        """*Estimate* of the eigenvalues of A^T A for the frequencies of a torus with these sides, (rows, columns // 2 +
+        1), from its responses to a few points; None unless the domain is one image (1, H, W). Preconditioners use it,
+        no bound does. Its applications are made once, like those of ``norm_bound``, and not counted."""
+        if len(self.domain_shape) != 3 or self.domain_shape[0] != 1:
+            return None
+        key = (sides, self._parameter_versions())
+        if self._symbol_cache is None or self._symbol_cache[0] != key:
+            with torch.no_grad():
+                symbol = point_response_symbol(
+                    lambda v: self.adjoint(self(v)), self.domain_shape, sides, self._device()
+                )
+            self._symbol_cache = (key, symbol)
+        return self._symbol_cache[1]
 
     def parameter_lipschitz(self) -> float | None:
         """Constant c with ‖∂_theta <A_theta u, p>‖ <= c ‖u‖ ‖p‖ over all parameters that require a gradient, for A
@@ -182,6 +210,9 @@ class Adjoint(LinearOperator):
         self.norm_failure_probability = self.operator.norm_failure_probability
         return bound, self.operator.norm_bound_kind
 
+    def adjoint_mismatch(self) -> float:
+        return self.operator.adjoint_mismatch()
+
     def parameter_lipschitz(self) -> float | None:
         return self.operator.parameter_lipschitz()
 
@@ -208,6 +239,9 @@ class Scaled(LinearOperator):
         self.norm_failure_probability = self.operator.norm_failure_probability
         return abs(self.factor) * bound, self.operator.norm_bound_kind
 
+    def adjoint_mismatch(self) -> float:
+        return self.operator.adjoint_mismatch()
+
     def gram_lower_bound(self) -> float:
         return self.factor**2 * self.operator.gram_lower_bound()
 
@@ -232,6 +266,9 @@ class _Pair(LinearOperator):
 
     @abstractmethod
     def _bound_of_parts(self) -> float: ...
+
+    def adjoint_mismatch(self) -> float:
+        return self.first.adjoint_mismatch() + self.second.adjoint_mismatch()
 
     def _compute_norm_bound(self) -> tuple[float, NormKind]:
         bound, kind = super()._compute_norm_bound()

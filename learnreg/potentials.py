@@ -99,6 +99,10 @@ class Potential(ConvexFunction):
     def hess_vec(self, t: Tensor, v: Tensor) -> Tensor:
         return self.second(t) * v
 
+    def second_diagonal(self, t: Tensor) -> Tensor:
+        """The diagonal of the Hessian at t, in the shape of t."""
+        return self.second(t)
+
     def prox(self, v: Tensor, step: Tensor | float, start: Tensor | None = None) -> Tensor:
         """Newton's method on t + step f'(t) = v, which is concave on each side of 0: from a lower bound of |t| it rises
         monotonically to the root, quadratically, so that twelve steps reach rounding.

@@ -287,6 +287,7 @@ class LowerLevelProblem(nn.Module):
             kind = type(self.operator).__name__
             raise OperatorError(f"{kind}.adjoint made NaN or infinite numbers of finite measurements b.", "finite")
         counter = Counter()
+        exact = self.operator.adjoint_mismatch() == 0.0 and terms.operator.adjoint_mismatch() == 0.0
         return Instance(
             forward=self.operator,
             data_weights=weights,
@@ -295,7 +296,7 @@ class LowerLevelProblem(nn.Module):
             analysis=terms.operator,
             potential=terms.potential.detached(),
             box=self.constraint,
-            strong_convexity=self.strong_convexity,
+            strong_convexity=self.strong_convexity if exact else 0.0,  # no bound where gradients are inexact
             counter=counter,
             diagonal=diagonal,
             analysis_lipschitz=terms.operator.parameter_lipschitz(),

@@ -1,6 +1,22 @@
 """Forward operators of imaging; shapes exclude the batch axis."""
 
+from learnreg.operators.astra_cuda import ConeBeam3D
 from learnreg.operators.blur import Blur
+from learnreg.operators.filtered_back_projection import filtered_back_projection
+from learnreg.operators.geometry import FanGeometry, ParallelGeometry
+from learnreg.operators.geometry_file import from_geometry
 from learnreg.operators.identity import Identity, Inpainting
+from learnreg.operators.tomography import FanBeam2D, ParallelBeam2D
 
-__all__ = ["Blur", "Identity", "Inpainting"]
+__all__ = [
+    "Blur",
+    "ConeBeam3D",
+    "FanBeam2D",
+    "FanGeometry",
+    "Identity",
+    "Inpainting",
+    "ParallelBeam2D",
+    "ParallelGeometry",
+    "filtered_back_projection",
+    "from_geometry",
+]

@@ -14,6 +14,8 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 ROTATING_SEED = int(os.environ.get("LEARNREG_SEED") or time.time_ns() // 1_000_000 % 2**31)
 
+os.environ["LEARNREG_CACHE"] = ""  # tests build their matrices and leave the user's cache alone
+
 
 def pytest_report_header() -> str:
     return f"rotating seed: LEARNREG_SEED={ROTATING_SEED}"

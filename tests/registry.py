@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +15,11 @@ from learnreg.filterbank import FilterBank
 from learnreg.hypergradients.base import HypergradientMethod
 from learnreg.isotropic import IsotropicPseudoHuber
 from learnreg.linop import LinearOperator
-from learnreg.operators import Blur, Identity, Inpainting
+from learnreg.operators import Blur, FanBeam2D, Identity, Inpainting, ParallelBeam2D
 from learnreg.potentials import Potential
 from learnreg.regularizers import AnalysisOperator, FieldsOfExperts, Regularizer, TotalVariation
 from learnreg.regularizers.total_variation import Gradient
-from learnreg.solvers import LBFGS, PDHG, AdjointPDHG, ConjugateGradient, NewtonCG
+from learnreg.solvers import LBFGS, PDHG, AdjointPDHG, ConjugateGradient, NewtonCG, ProjectedLBFGS
 from learnreg.solvers.interleaved import InterleavedPDHG
 
 SHAPE = (1, 5, 6)
@@ -67,6 +68,17 @@ OPERATORS: dict[str, Callable[[], LinearOperator]] = {
     "Sum": lambda: Identity(SHAPE) - Blur(randn(3, 3), SHAPE, "reflect"),
     "VStack": lambda: lr.vstack(Identity(SHAPE), Gradient(SHAPE), _bank("valid", 3, 2)),
 }
+
+HAS_ASTRA = find_spec("astra") is not None
+
+if HAS_ASTRA:  # square images
+    OPERATORS |= {
+        "ParallelBeam2D": lambda: ParallelBeam2D(6, 5),
+        "ParallelBeam2D-symmetric": lambda: ParallelBeam2D(5, 8),
+        "ParallelBeam2D-all-rows": lambda: ParallelBeam2D(5, 6, 9, kernel="line", symmetry="none"),
+        "FanBeam2D": lambda: FanBeam2D(5, torch.tensor([0.3, 1.0, 2.0, 4.0]), 14),
+        "FanBeam2D-symmetric": lambda: FanBeam2D(6, 8, kernel="strip"),
+    }
 
 
 def _delta(k: int) -> Tensor:
@@ -177,5 +189,6 @@ METHODS: dict[str, Callable[[], HypergradientMethod]] = {
 }
 
 SOLVERS = {"pdhg": PDHG, "lbfgs": LBFGS, "newton-cg": NewtonCG}
+BOX_SOLVERS = {**SOLVERS, "lbfgs": ProjectedLBFGS}
 ADJOINT_SOLVERS = {"piggyback": AdjointPDHG, "cg": ConjugateGradient}
 OTHER_ITERATIONS = {"piggyback-interleaved": InterleavedPDHG}

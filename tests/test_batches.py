@@ -116,8 +116,7 @@ def test_the_adjoint_solver_follows_condition_and_tolerance(
     problem, b, _ = setting(smoothing)
     start = Iterates(b, b, warm=warm)
     assert make_adjoint_solver("auto", problem.instance(b), start, relative).name == "cg"  # has a preconditioner
-    weighted = lr.WeightedLeastSquares(1.0 + registry.rand(*SHAPE))
-    other = lr.LowerLevelProblem(problem.operator, problem.regularizer, data_term=weighted)
+    other = lr.LowerLevelProblem(problem.operator, TotalVariation(0.5, smoothing).double())
     assert make_adjoint_solver("auto", other.instance(b), start, relative).name == expected
 
 

@@ -14,8 +14,8 @@ from lemma_points import PIXELS, SHAPE, at_most, normal
 from torch import Tensor
 
 import learnreg as lr
-from learnreg.operators import Blur
-from learnreg.regularizers import TotalVariation
+from learnreg.operators import Blur, Identity
+from learnreg.regularizers import AnalysisOperator, TotalVariation
 
 # ---- Lemma 5, and what certify() promises ----------------------------------------------------------------------------
 
@@ -142,6 +142,44 @@ def test_certify_without_a_bound(obstacle: str) -> None:
     assert ("ridge" if obstacle == "modulus" else "gradient_lipschitz") in found.reason
     assert math.isfinite(found.gradient_error_bound)
     assert found.loss_interval == (-math.inf, math.inf)
+
+
+class InexactBlur(Blur):
+    """Its adjoint is slightly wrong, and it says so."""
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return super().adjoint(y).roll(1, -1) * 1e-3 + super().adjoint(y)
+
+    def adjoint_mismatch(self) -> float:
+        return 1e-3
+
+
+def test_nothing_is_certified_with_an_inexact_adjoint() -> None:
+    operator = InexactBlur(registry.rand(3, 3) / 9, SHAPE)
+    problem = lr.LowerLevelProblem(operator, TotalVariation(0.2, 0.05).double(), ridge=0.1)
+    x_true, b = registry.measure(problem)
+    loss = lr.SquaredError(x_true)
+    solution = lr.solve(problem, b, 1e-3)
+    assert solution.bound_kind == "estimate"
+    assert float((solution.x - lr.solve(problem, b, 1e-6).x).abs().max()) < 0.1, "it still solves, nearly"
+    for found in (
+        lr.hypergradient(problem, b, loss, tolerance=1e-1, max_steps=200),
+        lr.certify(problem, b, loss, solution.x, max_steps=200),
+    ):
+        assert not found.certified
+        assert found.bound_kind != "rigorous"
+        assert "adjoint of the forward operator is inexact (adjoint_mismatch() is 1.0e-03)" in found.reason
+    exact = lr.LowerLevelProblem(Blur(operator.kernel, SHAPE), problem.regularizer, ridge=0.1)
+    assert lr.certify(exact, b, loss, solution.x).certified
+
+
+def test_nothing_is_certified_with_an_inexact_analysis_operator() -> None:
+    regularizer = AnalysisOperator(InexactBlur(registry.rand(3, 3), SHAPE), lr.PseudoHuber(0.2, 0.3)).double()
+    problem = lr.LowerLevelProblem(Identity(SHAPE), regularizer)
+    x_true, b = registry.measure(problem)
+    found = lr.certify(problem, b, lr.SquaredError(x_true), x_true, max_steps=50)
+    assert not found.certified
+    assert "analysis operator is inexact" in found.reason
 
 
 def test_certify_kinks_within_the_error() -> None:

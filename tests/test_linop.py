@@ -73,6 +73,15 @@ def test_lower_bounds_of_combined_operators(second: LinearOperator) -> None:
     assert (second + Identity(SHAPE)).gram_lower_bound() == 0.0
 
 
+def test_an_inexact_adjoint_is_passed_on(
+    first: LinearOperator, second: LinearOperator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    combined = (first.T, 2 * first, second @ first, first @ second, first - second, lr.vstack(second, first))
+    assert all(operator.adjoint_mismatch() == 0.0 for operator in combined)
+    monkeypatch.setattr(first, "adjoint_mismatch", lambda: 1e-3)
+    assert all(operator.adjoint_mismatch() == 1e-3 for operator in combined)
+
+
 def test_linear_map_is_differentiable_any_number_of_times() -> None:
     A = registry.randn(4, 3, seed=3)
 

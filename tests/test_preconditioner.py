@@ -14,6 +14,7 @@ from learnreg.norms import dense_matrix
 from learnreg.operators import Blur, Identity, Inpainting
 from learnreg.problem import Instance
 from learnreg.regularizers import AnalysisOperator, FieldsOfExperts, Regularizer, TotalVariation
+from learnreg.regularizers.total_variation import Gradient
 from learnreg.solvers import LBFGS, ConjugateGradient, iterate
 from learnreg.solvers.base import select_samples
 from learnreg.solvers.preconditioner import SpectralPreconditioner, can_precondition
@@ -129,21 +130,103 @@ def instance_of(operator: lr.LinearOperator, regularizer: Regularizer, **options
     return problem.instance(registry.rand(1, *SHAPE))
 
 
+WEIGHTED = lr.WeightedLeastSquares(0.5 + registry.rand(*SHAPE))
+MASK = (registry.rand(*SHAPE) > 0.4).double()
+BOX_FILTER = torch.ones(3, 3, dtype=torch.float64) / 9
+
+
 @torch.no_grad()
-def test_leaves_other_hessians_alone() -> None:
-    weighted = lr.WeightedLeastSquares(0.5 + registry.rand(*SHAPE))
+def test_knows_which_hessians_it_helps() -> None:
     large = FilterBank(registry.randn(2, 7, 3), SHAPE, "circular")
-    others = [
-        instance_of(Identity(SHAPE), TotalVariation()),
-        instance_of(Identity(SHAPE), experts(), data_term=weighted),
-        instance_of(Inpainting((registry.rand(*SHAPE) > 0.4).double()), experts(), ridge=0.1),
-        instance_of(Blur(torch.ones(3, 3, dtype=torch.float64) / 9, SHAPE), experts()),
-        instance_of(Identity(SHAPE), AnalysisOperator(large, lr.PseudoHuber(1e-2))),
+    known = [
+        instance_of(Identity(SHAPE), experts()),
+        instance_of(Identity(SHAPE), experts(), data_term=WEIGHTED),
+        instance_of(Inpainting(MASK), experts(), ridge=0.1),
+        instance_of(Blur(BOX_FILTER, SHAPE), experts(), ridge=0.1),
+        instance_of(Blur(BOX_FILTER, SHAPE), TotalVariation(), ridge=0.1),
     ]
-    assert can_precondition(instance_of(Identity(SHAPE), experts()))
+    others = [
+        instance_of(Identity(SHAPE), TotalVariation()),  # differences are cheaper than FFTs
+        instance_of(Identity(SHAPE), AnalysisOperator(large, lr.PseudoHuber(1e-2))),  # larger than the image
+        instance_of(Identity(SHAPE), AnalysisOperator(Blur(BOX_FILTER, SHAPE), lr.PseudoHuber(1e-2))),
+    ]
+    for instance in known:
+        assert can_precondition(instance)
     for instance in others:
         assert not can_precondition(instance)
         assert SpectralPreconditioner.of(instance, torch.ones(1, 1, 1, 1, dtype=torch.float64)) is None
+
+
+@pytest.mark.parametrize("boundary", ["zero", "circular", "reflect"])
+@torch.no_grad()
+def test_symbol_of_a_blur(boundary: str) -> None:
+    """Exact on the torus; elsewhere for kernels that the image contains."""
+    kernel = registry.rand(3, 3, seed=5)
+    blur = Blur(kernel, (1, 32, 30), boundary)  # type: ignore[arg-type]
+    symbol = blur.gram_symbol((32, 30))
+    assert symbol is not None
+    padded = torch.zeros(32, 30, dtype=torch.float64)
+    padded[:3, :3] = kernel
+    torch.testing.assert_close(symbol.double(), torch.fft.rfft2(padded).abs() ** 2, rtol=1e-4, atol=1e-4)
+    assert blur.gram_symbol((32, 30)) is symbol
+    blur.kernel.mul_(2.0)
+    torch.testing.assert_close(blur.gram_symbol((32, 30)), 4.0 * symbol)
+    assert Blur(kernel, (2, 32, 30)).gram_symbol((32, 30)) is None
+
+
+def hard_operators() -> dict[str, tuple[lr.LinearOperator, dict[str, object]]]:
+    shape, mask = (1, 32, 32), registry.rand(1, 32, 32, seed=7)
+    return {
+        "blur": (Blur(torch.ones(5, 5, dtype=torch.float64) / 25, shape), {"ridge": 1e-2}),
+        "weighted": (
+            Blur(torch.ones(3, 3, dtype=torch.float64) / 9, shape, "reflect"),
+            {"ridge": 1e-2, "data_term": lr.WeightedLeastSquares(0.5 + mask)},
+        ),
+        "inpainting": (Inpainting((mask > 0.5).double()), {"ridge": 1e-2}),
+    }
+
+
+@pytest.mark.parametrize("name", list(hard_operators()))
+@pytest.mark.parametrize("kind", ["experts", "tv"])
+@torch.no_grad()
+def test_helps_with_any_forward_operator(name: str, kind: str) -> None:
+    operator, options = hard_operators()[name]
+    regularizer = experts(smoothing=2e-3, weight=0.02) if kind == "experts" else TotalVariation(2e-3, 1e-3).double()
+    problem = lr.LowerLevelProblem(operator, regularizer, **options)  # type: ignore[arg-type]
+    instance = problem.instance(operator(scene(32)))
+    if not can_precondition(instance):
+        pytest.skip("differences with a diagonal data term")
+    start, error = torch.zeros(2, 1, 32, 32, dtype=torch.float64), torch.full((2,), 32e-3, dtype=torch.float64)
+    plain, faster = (iterate(LBFGS(precondition=p), instance, start, 0.0 * error, error) for p in (False, True))
+    assert bool((faster.bound <= error).all())
+    assert float((plain.x - faster.x).flatten(1).norm(dim=1).max()) <= 2 * 32e-3
+    assert faster.steps <= 0.7 * plain.steps
+    eq = AdjointEquation.at(instance, faster.x, instance.apply(faster.x), registry.randn(2, 1, 32, 32, seed=4))
+    goal, never = 1e-3 * eq.rhs.flatten(1).norm(dim=1), 0.0 * error
+    plain, faster = (iterate(ConjugateGradient(1, precondition=p), eq, start, goal, never, 900) for p in (False, True))
+    assert bool((eq.residual_norm(faster.x) <= 1.01 * goal).all())
+    assert faster.steps <= 0.7 * plain.steps
+
+
+@torch.no_grad()
+def test_stencils_have_the_diagonal_of_their_gram_matrix() -> None:
+    for operator in (Gradient(SHAPE), *(FilterBank(registry.randn(3, 3, 2), SHAPE, b) for b in BOUNDARIES)):  # type: ignore[arg-type]
+        stencil = operator.stencil()
+        assert stencil is not None
+        w, matrix = registry.rand(1, *operator.range_shape), dense_matrix(operator, SHAPE)
+        expected = (matrix.T @ (w.flatten()[:, None] * matrix)).diagonal()
+        reflects = isinstance(operator, FilterBank) and operator.boundary == "reflect"
+        inside = torch.ones(SHAPE, dtype=torch.bool)
+        if reflects:  # at the border, two taps fall on one pixel: the diagonal leaves out their product
+            inside[:, [0, 1, 2, -3, -2, -1]] = False
+            inside[..., [0, 1, 2, -3, -2, -1]] = False
+        found = stencil.gram_diagonal(w)[0]
+        torch.testing.assert_close(found[inside], expected.reshape(SHAPE)[inside])
+        row = torch.zeros(SHAPE, dtype=torch.float64)
+        row[0, 6, 5] = 1.0
+        filters = stencil.filters.double()
+        window = operator(row[None])[0][:, 3:9, 2:8]
+        assert float(window.square().sum()) == pytest.approx(float(filters.square().sum()))
 
 
 @torch.no_grad()

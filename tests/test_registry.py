@@ -17,6 +17,9 @@ from learnreg.potentials import Potential
 from learnreg.regularizers import Regularizer
 from learnreg.solvers import Iteration
 
+NOT_HERE = {"ConeBeam3D"} | (set() if registry.HAS_ASTRA else {"FanBeam2D", "ParallelBeam2D"})
+"""Operators that need a GPU or a package that is missing; see test_astra_cuda.py and test_tomography.py."""
+
 
 def public_classes(base: type) -> set[type]:
     """Concrete public classes below ``base`` in all modules of the package."""
@@ -33,6 +36,7 @@ def public_classes(base: type) -> set[type]:
         cls
         for cls in below(base)
         if cls.__module__.startswith("learnreg.")
+        and cls.__name__ not in NOT_HERE
         and not cls.__name__.startswith("_")
         and not inspect.isabstract(cls)
         and "[" not in cls.__name__
@@ -48,7 +52,12 @@ def public_classes(base: type) -> set[type]:
         (HypergradientMethod, {type(f()) for f in registry.METHODS.values()}),
         (
             Iteration,
-            {*registry.SOLVERS.values(), *registry.ADJOINT_SOLVERS.values(), *registry.OTHER_ITERATIONS.values()},
+            {
+                *registry.SOLVERS.values(),
+                *registry.BOX_SOLVERS.values(),
+                *registry.ADJOINT_SOLVERS.values(),
+                *registry.OTHER_ITERATIONS.values(),
+            },
         ),
     ],
     ids=lambda value: value.__name__ if isinstance(value, type) else "",

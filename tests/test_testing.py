@@ -70,6 +70,18 @@ def test_what_a_screening_finds_it_names_alike(name: str) -> None:
     assert report.failed is None or report.failed.name == case.blamed
 
 
+def test_an_adjoint_that_is_declared_inexact_may_be_trained_with() -> None:
+    class Inexact(Custom):
+        def adjoint_mismatch(self) -> float:
+            return 0.01
+
+    A = Inexact(correlate, lambda y: 1.005 * correlate_adjoint(y))
+    assert examine_operator_quickly(A, torch.float32).ok
+    with pytest.raises(lr.OperatorError, match=r"1\.005"):
+        check_operator(A)
+    assert check_operator(A, adjoint_tolerance=0.02)["adjoint"].value > 0.004
+
+
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_an_adjoint_off_by_half_a_percent_is_caught_at_any_size(dtype: torch.dtype, seed: int) -> None:

@@ -12,6 +12,10 @@ __all__ = ["constraint_decided", "missing_assumption", "missing_state_assumption
 
 def missing_state_assumption(instance: Instance) -> str:
     """Why x has no rigorous error bound; empty if it has one."""
+    for operator, name in ((instance.forward, "forward"), (instance.analysis, "analysis")):
+        mismatch = operator.adjoint_mismatch()
+        if mismatch > 0:
+            return f"the adjoint of the {name} operator is inexact (adjoint_mismatch() is {mismatch:.1e})"
     if instance.strong_convexity <= 0:
         return "no positive modulus of strong convexity is known: add a ridge, or an operator with gram_lower_bound"
     return ""

@@ -12,6 +12,7 @@ from learnreg.errors import ConfigError, ShapeError
 from learnreg.isotropic import IsotropicPseudoHuber
 from learnreg.linop import LinearOperator, NormKind
 from learnreg.regularizers.base import ParameterRole, Regularizer, SaddleTerms, positive_log
+from learnreg.stencil import Stencil
 
 __all__ = ["Gradient", "TotalVariation"]
 
@@ -55,6 +56,19 @@ class Gradient(LinearOperator):
 
     def row_norms(self, grouped: bool) -> Tensor | float:
         return math.sqrt(3.0) * (1.0 + 1e-12) if grouped else math.sqrt(2.0) * (1.0 + 1e-12)
+
+    def stencil(self) -> Stencil | None:
+        filters = torch.tensor([[[-1.0, 0.0], [1.0, 0.0]], [[-1.0, 1.0], [0.0, 0.0]]], dtype=torch.float64)
+        return Stencil(filters, False, self._gram_diagonal)
+
+    def _gram_diagonal(self, weights: Tensor) -> Tensor:
+        vertical, horizontal = weights[:, 0, :-1], weights[:, 1, :, :-1]
+        result = weights.new_zeros(weights.shape[0], *self.domain_shape)
+        result[:, 0, 1:] += vertical
+        result[:, 0, :-1] += vertical
+        result[:, 0, :, 1:] += horizontal
+        result[:, 0, :, :-1] += horizontal
+        return result
 
 
 class TotalVariation(Regularizer):

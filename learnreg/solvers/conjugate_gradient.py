@@ -11,7 +11,7 @@ from learnreg.adjoint import AdjointEquation
 from learnreg.convex import inner_samples
 from learnreg.problem import expand
 from learnreg.solvers.base import OWNED, AdjointSolver, Report, SolverState
-from learnreg.solvers.preconditioner import SpectralPreconditioner
+from learnreg.solvers.preconditioner import SpectralPreconditioner, can_precondition
 
 __all__ = ["CGState", "ConjugateGradient"]
 
@@ -47,8 +47,8 @@ class ConjugateGradient(AdjointSolver[CGState]):
         X = equation.project(X)
         memory = torch.empty_like(equation.at_response)
         preconditioner = None
-        if self.precondition and equation.curvature is not None:
-            preconditioner = SpectralPreconditioner.of(equation.instance, equation.curvature)
+        if self.precondition and can_precondition(equation.instance):
+            preconditioner = SpectralPreconditioner.of(equation.instance, equation.curvature_diagonal())
         r = equation.rhs
         if bool(X.any()):  # from zero, the usual start, the residual is known
             r = r - equation.hessian(X, memory)

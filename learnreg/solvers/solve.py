@@ -22,6 +22,7 @@ from learnreg.solvers.loop import LoopResult, iterate
 from learnreg.solvers.newton_cg import NewtonCG
 from learnreg.solvers.pdhg import PDHG
 from learnreg.solvers.preconditioner import can_precondition
+from learnreg.solvers.projected_lbfgs import ProjectedLBFGS
 
 __all__ = ["SolverName", "check_failure_option", "check_tolerance", "initial_point", "run_state_solver", "solve"]
 
@@ -36,12 +37,14 @@ _SOLVERS: dict[str, type[Solver[Any]]] = {"pdhg": PDHG, "lbfgs": LBFGS, "newton-
 
 def make_solver(name: str, instance: Instance, warm: bool = False) -> Solver[Any]:
     """The solver of that name. "auto", by operator applications on trained models (docs/benchmarks.md): L-BFGS where
-    it has a preconditioner (denoising with filters); else from a cold start PDHG where the data term is diagonal
-    (inpainting with a ridge), L-BFGS otherwise; from a warm one L-BFGS, since a good x without its dual iterate is of
-    little use to PDHG; PDHG with a constraint."""
+    it has a preconditioner; else from a cold start PDHG where the data term is diagonal (denoising and inpainting by
+    total variation), L-BFGS otherwise; from a warm one L-BFGS, since a good x without its dual iterate is of
+    little use to PDHG. With a constraint, L-BFGS is the projected one."""
     if name == "auto":
         cold_pdhg = instance.diagonal is not None and not warm and not can_precondition(instance)
-        return PDHG() if cold_pdhg or instance.box is not None else LBFGS()
+        name = "pdhg" if cold_pdhg else "lbfgs"
+    if name == "lbfgs" and instance.box is not None:
+        return ProjectedLBFGS()
     if name not in _SOLVERS:
         raise ConfigError(f"solver={name!r}: expected 'auto', {', '.join(map(repr, _SOLVERS))}.")
     return _SOLVERS[name]()
@@ -97,7 +100,7 @@ def run_state_solver(
     result = iterate(solver, instance, x, residual, bound, max_steps, solver.resume(instance, x, t))
     limited = result.status is Status.PRECISION and x.dtype == torch.float64
     stopped_early = limited or result.status in (Status.STAGNATED, Status.NOT_FINITE)
-    if stopped_early and instance.box is None and not isinstance(solver, NewtonCG):
+    if stopped_early and not isinstance(solver, NewtonCG):
         left = None if max_steps is None else max_steps - result.steps
         if left is None or left > 0:
             more = iterate(NewtonCG(), instance, result.x, residual, bound, left)

@@ -29,16 +29,19 @@ from learnreg.testing.report import Property, Report, broken, examine, holds, ju
 
 __all__ = ["examine_operator_quickly"]
 
-_FACTOR, _POWER_STEPS = -2.5, 3
+_FACTOR, _POWER_STEPS, _MISMATCH_FACTOR = -2.5, 3, 3.0
 
 
 def examine_operator_quickly(operator: LinearOperator | Any, dtype: torch.dtype, seed: int = 0) -> Report:
     """The properties without which training goes wrong. Seven applications to two images, some more for a norm
-    or diagonal of its own and learnable parameters, and many more only where something is wrong and has to be named."""
+    or diagonal of its own and learnable parameters, and many more only where something is wrong and has to be named. An
+    adjoint that is declared inexact (``adjoint_mismatch``) may be so."""
     subject = type(operator).__name__
     case = operator_case(operator, dtype, None, None, seed)
     if dtype == torch.float64 and _is_single(case):
         case = operator_case(operator, torch.float32, None, None, seed)
+    mismatch = 0.0 if case.linear_operator is None else case.linear_operator.adjoint_mismatch()
+    case.adjoint_tolerance = max(case.adjoint_tolerance, _MISMATCH_FACTOR * mismatch)
     screened = run_check("screening", _screen, case)
     if screened.passed:
         return _with_declarations(subject, case, screened)

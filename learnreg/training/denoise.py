@@ -23,8 +23,9 @@ from learnreg.potentials import Potential
 from learnreg.problem import LowerLevelProblem
 from learnreg.regularizers import FieldsOfExperts, Regularizer, TotalVariation
 from learnreg.regularizers.base import potential_from_config
+from learnreg.training.comparison import compare
 from learnreg.training.config import DenoiseConfig
-from learnreg.training.evaluate import compare, denoise
+from learnreg.training.evaluate import denoise, noisy_scenes
 from learnreg.training.report import write_report
 from learnreg.training.run_folder import RunFolder
 from learnreg.training.train import TrainResult, train
@@ -99,14 +100,14 @@ def run(config: DenoiseConfig, resume: bool = False) -> dict[str, Any]:
     comparison = compare(
         partial(denoise, problem.regularizer.at(sigma), tolerance=_COMPARISON_TOLERANCE),
         partial(denoise, baseline, tolerance=_COMPARISON_TOLERANCE),
-        held_out,
-        sigma,
+        noisy_scenes(held_out, sigma, config.seed),
+        setting=f"at noise level {sigma:.4g} ({255 * sigma:.4g}/255)",
         seed=config.seed,
         tolerance=_COMPARISON_TOLERANCE,
     )
-    means = {what: comparison.mean(what) for what in ("noisy", "tv", "learned")}
+    means = {what: comparison.mean(what) for what in ("input", "tv", "learned")}
     summary = {
-        "psnr_noisy": means["noisy"].psnr,
+        "psnr_noisy": means["input"].psnr,
         "psnr_tv": means["tv"].psnr,
         "psnr_learned": means["learned"].psnr,
         "gain_over_tv": means["learned"].psnr - means["tv"].psnr,

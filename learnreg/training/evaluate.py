@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -11,28 +11,15 @@ from statistics import fmean
 from torch import Tensor
 
 from learnreg.datasets import add_noise, list_images, read_image
-from learnreg.errors import DataError
 from learnreg.operators import Identity
 from learnreg.problem import LowerLevelProblem
 from learnreg.regularizers import Regularizer
 from learnreg.result import Solution
 from learnreg.solvers.solve import check_tolerance, solve
-from learnreg.training.extras import require
+from learnreg.training.comparison import Quality, Scene, quality
 from learnreg.training.model import Model
 
-__all__ = ["Compared", "Comparison", "Evaluation", "Quality", "compare", "denoise", "evaluate", "quality"]
-
-_SSIM_WINDOW = 7  # the default of skimage.metrics.structural_similarity
-
-Reconstruct = Callable[[Tensor], Solution]
-
-
-@dataclass(frozen=True)
-class Quality:
-    """Agreement of an image with the clean one; psnr in dB for the data range 1, infinite for equal images."""
-
-    psnr: float
-    ssim: float
+__all__ = ["Evaluation", "denoise", "evaluate", "noisy_scenes"]
 
 
 @dataclass(frozen=True)
@@ -50,61 +37,6 @@ class Evaluation:
     tolerance: float
     error_bound: float
     certified: bool
-
-
-@dataclass(frozen=True)
-class Compared:
-    """One image, (1, height, width) each, and its quality by "noisy", "tv", "learned".
-
-    error_bound: root-mean-square error bound of the learned reconstruction; certified: whether it is rigorous.
-    """
-
-    name: str
-    clean: Tensor
-    noisy: Tensor
-    tv: Tensor
-    learned: Tensor
-    quality: Mapping[str, Quality]
-    error_bound: float
-    certified: bool
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A learned regularizer beside total variation on images it has not seen."""
-
-    images: tuple[Compared, ...]
-    sigma: float
-    seed: int
-    tolerance: float
-
-    def mean(self, what: str) -> Quality:
-        """Mean quality of "noisy", "tv" or "learned"."""
-        found = [image.quality[what] for image in self.images]
-        return Quality(fmean(q.psnr for q in found), fmean(q.ssim for q in found))
-
-
-def quality(x: Tensor, clean: Tensor, name: str = "image") -> Quality:
-    """PSNR and SSIM of x against the clean image, (1, height, width) each, data range 1, not clipped.
-
-    Raises
-    ------
-    DataError: an image smaller than SSIM's window of 7 pixels. ConfigError: scikit-image is not installed.
-    """
-    if min(clean.shape[-2:]) < _SSIM_WINDOW:
-        raise DataError(
-            f"the image has {clean.shape[-2]} x {clean.shape[-1]} pixels; SSIM needs at least "
-            f"{_SSIM_WINDOW} x {_SSIM_WINDOW}.",
-            name,
-        )
-    metrics = require("skimage.metrics", "measuring SSIM", "scikit-image")
-    reference, image = clean[0].double().numpy(), x.detach()[0].double().cpu().numpy()
-    if not (reference != image).any():
-        return Quality(float("inf"), 1.0)
-    return Quality(
-        float(metrics.peak_signal_noise_ratio(reference, image, data_range=1.0)),
-        float(metrics.structural_similarity(reference, image, data_range=1.0)),
-    )
 
 
 def denoise(regularizer: Regularizer, noisy: Tensor, tolerance: float = 1e-4) -> Solution:
@@ -139,40 +71,11 @@ def evaluate(model: Model, folder: str | Path, sigma: float, seed: int = 0, tole
     )
 
 
-def compare(
-    learned: Reconstruct,
-    tv: Reconstruct,
-    images: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]],
-    sigma: float,
-    seed: int = 0,
-    tolerance: float = 1e-4,
-) -> Comparison:
-    """Denoise each image by two methods, such as ``functools.partial(denoise, regularizer, tolerance=...)``.
-
-    ``images``: (1, height, width) in [0, 1] by name; the noise of image i has the seed ``seed + i``. ``tolerance`` is
-    what the two methods were asked for.
-    """
-    named = images.items() if isinstance(images, Mapping) else images
-    compared = [_compare(learned, tv, name, clean, sigma, seed + i) for i, (name, clean) in enumerate(named)]
-    if not compared:
-        raise DataError("there are no images to compare on.", hint="Pass at least one image.")
-    return Comparison(tuple(compared), sigma, seed, tolerance)
-
-
-def _compare(learned: Reconstruct, tv: Reconstruct, name: str, clean: Tensor, sigma: float, seed: int) -> Compared:
-    noisy = add_noise(clean, sigma, seed)
-    solution, baseline = learned(noisy[None]), tv(noisy[None]).x[0]
-    results = {"noisy": noisy, "tv": baseline, "learned": solution.x[0]}
-    return Compared(
-        name=name,
-        clean=clean,
-        noisy=noisy,
-        tv=baseline,
-        learned=solution.x[0],
-        quality={what: quality(x, clean, name) for what, x in results.items()},
-        error_bound=float(solution.error_bound[0]),
-        certified=solution.certified,
-    )
+def noisy_scenes(images: Mapping[str, Tensor], sigma: float, seed: int = 0) -> Iterator[Scene]:
+    """Clean images (1, height, width) by name with added noise; that of image i has the seed ``seed + i``."""
+    for i, (name, clean) in enumerate(images.items()):
+        noisy = add_noise(clean, sigma, seed + i)
+        yield Scene(name, clean, noisy, noisy)
 
 
 @dataclass(frozen=True)

@@ -346,6 +346,28 @@ def accuracy(
         report.check()
 
 
+@app.command("check-operator")
+@_command
+def check_operator(
+    target: Annotated[str, typer.Argument(metavar="PACKAGE.MODULE:FACTORY", help="what makes the operator, or is one")],
+    dtype: Annotated[str, typer.Option(help="float64, or float32 for an operator of single precision")] = "float64",
+    json: Json = False,
+) -> None:
+    """Check that an operator of your own is what it has to be: linear, with its exact adjoint, derivatives and bounds.
+
+    Prints one line for each property with the number measured; exit code 4 at the first that fails. FACTORY is called
+    without arguments; modules are found from the current directory, too.
+    """
+    from learnreg.training.check_command import check_operator_command, report_as_dict
+
+    report = check_operator_command(target, dtype)
+    for line in str(report).splitlines():
+        _say(line, json)
+    if json:
+        typer.echo(dumps(report_as_dict(report)))
+    report.require()
+
+
 @app.command()
 @_command
 def doctor(json: Json = False) -> None:

@@ -226,4 +226,6 @@ class NewtonCG(Solver[NewtonCGState]):
             grad = instance.box.reduced_gradient(state.x, grad)
         floor = rounding_floor(instance, state.x, state.pullback)
         bound = primal_bound(grad, instance.strong_convexity)
-        return Report(state.x, inner_samples(grad, grad).sqrt(), bound, floor)
+        residual = inner_samples(grad, grad).sqrt()
+        dead = ~torch.isfinite(state.rr)  # the linear iteration, from which no step will come
+        return Report(state.x, torch.where(dead, state.rr, residual), bound, floor)

@@ -107,18 +107,19 @@ class LinearOperator(nn.Module):
         """How this operator is a convolution, for preconditioners of regularizers; None when it is not one."""
         return None
 
-    def gram_symbol(self, sides: tuple[int, int]) -> Tensor | None:
+    def gram_symbol(self, sides: tuple[int, int], dtype: torch.dtype) -> Tensor | None:
         """*Estimate* of the eigenvalues of A^T A for the frequencies of a torus with these sides, (rows, columns // 2 +
-        1), from its responses to a few points; None unless the domain is one image (1, H, W). Preconditioners use it,
-        no bound does. Its applications are made once, like those of ``norm_bound``, and not counted."""
+        1), from its responses to a few points in this dtype; None unless the domain is one image (1, H, W).
+        Preconditioners use it, no bound does. Its applications are made once, like those of ``norm_bound``, and not
+        counted."""
         if len(self.domain_shape) != 3 or self.domain_shape[0] != 1:
             return None
-        key = (sides, self._parameter_versions())
+        key = (sides, dtype, self._parameter_versions())
         if self._symbol_cache is None or self._symbol_cache[0] != key:
+            options = {"dtype": dtype, "device": self._device()}
             with torch.no_grad():
-                symbol = point_response_symbol(
-                    lambda v: self.adjoint(self(v)), self.domain_shape, sides, self._device()
-                )
+                gram = lambda v: self.adjoint(self(v))  # noqa: E731
+                symbol = point_response_symbol(gram, self.domain_shape, sides, **options)
             self._symbol_cache = (key, symbol)
         return self._symbol_cache[1]
 

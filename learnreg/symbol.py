@@ -16,6 +16,7 @@ def point_response_symbol(
     gram: Callable[[Tensor], Tensor],
     image_shape: tuple[int, ...],
     sides: tuple[int, int],
+    dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
 ) -> Tensor:
     """The symbol of a symmetric non-negative operator on images, as if it were a convolution on a torus: the transform
@@ -29,10 +30,10 @@ def point_response_symbol(
 
     Returns
     -------
-    (rows, columns // 2 + 1), float32, >= 0.
+    (rows, columns // 2 + 1), >= 0.
     """
     _, rows, columns = image_shape
-    points = torch.zeros(len(_POSITIONS), *image_shape, device=device)
+    points = torch.zeros(len(_POSITIONS), *image_shape, dtype=dtype, device=device)
     for point, (down, right) in zip(points, _POSITIONS, strict=True):
         point[0, int(down * rows), int(right * columns)] = 1.0
     response, shift = torch.fft.rfft2(gram(points), s=sides), torch.fft.rfft2(points, s=sides)

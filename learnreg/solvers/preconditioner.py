@@ -112,8 +112,8 @@ def _data_symbol(instance: Instance, sides: tuple[int, int]) -> Tensor | None:
     if instance.diagonal is not None:
         diagonal = instance.diagonal
         return diagonal if diagonal.dim() == 0 else diagonal.mean((-3, -2, -1), keepdim=True)
-    symbol = instance.forward.gram_symbol(sides)
-    return None if symbol is None else symbol.to(instance.q) * instance.data_weights.mean() + instance.ridge
+    symbol = instance.forward.gram_symbol(sides, instance.q.dtype)
+    return None if symbol is None else symbol.to(instance.q.device) * instance.data_weights.mean() + instance.ridge
 
 
 def _padded_sides(stencil: Stencil, image_shape: tuple[int, ...]) -> tuple[int, int]:

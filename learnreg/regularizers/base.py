@@ -15,8 +15,9 @@ from learnreg.potentials import Huber, LogCosh, Potential, PseudoHuber
 
 __all__ = ["ParameterRole", "Regularizer", "SaddleTerms", "potential_from_config", "potential_to_config"]
 
-ParameterRole = Literal["operator", "log_weight", "log_smoothing"]
-"""What a raw parameter does: it enters the operator affinely, or it is the logarithm of a weight or smoothing."""
+ParameterRole = Literal["operator", "log_weight", "log_smoothing", "log_factor"]
+"""What a raw parameter does: it enters the operator affinely, or it is the logarithm of a weight or smoothing (of the
+shape of the potential's), or of one factor of all weights."""
 
 _POTENTIALS: dict[str, type[Potential]] = {"pseudo-huber": PseudoHuber, "log-cosh": LogCosh, "huber": Huber}
 

@@ -146,11 +146,8 @@ class Reconstructor:
     def units(self) -> str:
         """A line for people: what the numbers of the outputs are."""
         options = self.options
-        if options.geometry is not None:
-            unit = "per unit of length of the geometry"
-        else:
-            unit = "per side of the image" if options.model_value != 1.0 else "of the model"
-        return f"outputs in units {unit}; the model's 1 is {options.model_value:g}"
+        unit = "unit of length of the geometry" if options.geometry is not None else "side of the image"
+        return f".npy files hold attenuation per {unit}; the model's 1, white in the .png, is {options.model_value:g}"
 
     def run(self, inputs: Sequence[Path], out: Path, tolerance: float = 1e-4) -> Iterator[Reconstructed]:
         """Reconstruct one file after the other into ``out``/<name>.npy, float32 in the units of the measurement, and

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 import learnreg as lr
 from learnreg.cli import app
-from learnreg.datasets import ellipse_phantom, line_integrals, statistical_weights
+from learnreg.datasets import ellipse_phantom, line_integrals
 from learnreg.operators import ParallelBeam2D, from_geometry
 from learnreg.regularizers import FieldsOfExperts, TotalVariation
 from learnreg.training import learning, tomography
@@ -149,6 +149,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     regularizer = FieldsOfExperts(3, 3, lr.PseudoHuber(2e-2, 1e-3), generator=torch.Generator().manual_seed(0))
     problem = lr.LowerLevelProblem(operator, regularizer, ridge=0.05, constraint=lr.Nonnegative())
     save_model(folder / "model.safetensors", problem)
+    save_model(folder / "noise.safetensors", problem, {"noise": 0.02, "photons": 0.0})
+    save_model(folder / "photons.safetensors", problem, {"noise": 0.01, "photons": 3e4})
     detectors = operator.range_shape[-1]
     (folder / "scan.toml").write_text(
         f'kind = "parallel"\nimage_size = {N}\npixel_size = {SIDE / N}\nangles = {ANGLES}\n'
@@ -212,17 +214,20 @@ def test_the_value_of_one_and_other_lengths(folder: Path, tmp_path: Path) -> Non
     assert cm[0]["error_bound"] == pytest.approx(10 * mm[0]["error_bound"], rel=0.2)
 
 
-def test_counts_become_weighted_line_integrals(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["model", "noise", "photons"])
+def test_counts_become_weighted_line_integrals(folder: Path, tmp_path: Path, name: str) -> None:
     rows = succeed(
-        "reconstruct", folder / "model.safetensors", folder / "counts.npy", "--out", tmp_path, "--tolerance", 1e-3,
+        "reconstruct", folder / f"{name}.safetensors", folder / "counts.npy", "--out", tmp_path, "--tolerance", 1e-3,
         "--geometry", folder / "scan.toml", "--counts", "--flat", folder / "flat.npy", "--dark", 10,
         "--data-weight", 0.5,
     )["rows"]  # fmt: skip
     counts = torch.from_numpy(np.load(folder / "counts.npy"))
-    b = line_integrals(counts, torch.from_numpy(np.load(folder / "flat.npy")), 10.0).values / (WATER * SIDE)
-    model = load(folder / "model.safetensors")
-    weights = lr.WeightedLeastSquares(0.5 * statistical_weights(counts, 10.0))
-    exact = lr.solve(model.problem(data_term=weights), b[None], tolerance=1e-6).x[0, 0].numpy()
+    values = line_integrals(counts, torch.from_numpy(np.load(folder / "flat.npy")), 10.0).values
+    training = {"noise": (0.02 * values.mean()) ** 2, "photons": values.mean().exp() / 3e4}
+    photons = counts - 10.0  # whose inverse is the variance of a line integral
+    weights = photons / photons.mean() if name == "model" else training[name] * photons
+    problem = load(folder / "model.safetensors").problem(data_term=lr.WeightedLeastSquares(0.5 * weights))
+    exact = lr.solve(problem, values[None] / (WATER * SIDE), tolerance=1e-6).x[0, 0].numpy()
     (found,) = outputs(rows)
     error = float(np.sqrt(np.mean((found.astype(np.float64) - WATER * exact) ** 2)))
     assert error <= rows[0]["error_bound"] + WATER * 2e-6 <= WATER * 1.1e-3

@@ -183,11 +183,21 @@ class Reconstructor:
         if options.counts:
             assert options.flat is not None
             flat, dark = _field(options.flat), _field(options.dark or "0")
-            weights, counts = statistical_weights(values, dark).float(), values
-            found = line_integrals(counts, flat, dark)
+            found = line_integrals(values, flat, dark)
+            weights = torch.stack([self._weights(*pair, dark) for pair in zip(values, found.values, strict=True)])
             values, floored = found.values, found.floored
         values = values / (options.model_value * self.length)
         return _Scan(values.float(), weights, floored)
+
+    def _weights(self, counts: Tensor, values: Tensor, dark: Tensor | float) -> Tensor:
+        """The noise variance of training over that of each ray, for line integrals without a unit; mean 1 where the
+        model does not know the noise of its training."""
+        config, mean = self.model.config, float(values.mean())
+        noise, photons = (float(config.get(name) or 0.0) for name in ("noise", "photons"))
+        variance = math.exp(mean) / photons if photons > 0 else (noise * mean) ** 2
+        if variance > 0:
+            return variance * statistical_weights(counts, dark, normalise=False).float()
+        return statistical_weights(counts, dark).float()
 
     def _all(self, path: Path, outputs: Sequence[Path], tolerance: float) -> Iterator[Reconstructed]:
         scan = self._read(path)

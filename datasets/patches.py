@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from learnreg.datasets.seeding import item_generator
 from learnreg.errors import ConfigError, DataError
 
 __all__ = ["DenoisingPatches", "add_noise", "parse_sigma"]
@@ -89,7 +89,7 @@ class DenoisingPatches(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         if not -self.count <= index < self.count:
             raise IndexError(f"item {index} of a data set of {self.count} items")
-        generator = _item_generator(self.seed, index % self.count)
+        generator = item_generator(self.seed, index % self.count)
         x_true = self._draw_patch(generator)
         noise = torch.randn(x_true.shape, generator=generator, dtype=torch.float32)
         return x_true + self.sigma * noise, x_true
@@ -104,12 +104,6 @@ class DenoisingPatches(Dataset[tuple[Tensor, Tensor]]):
         dims = [dim for dim, flip in ((1, flip_rows), (2, flip_columns)) if flip]
         x_true = x_true.flip(dims)
         return (x_true.transpose(1, 2) if transpose else x_true).contiguous()
-
-
-def _item_generator(seed: int, index: int) -> torch.Generator:
-    # Hashed, because generators with neighbouring seeds must not be neighbours.
-    digest = hashlib.blake2b(f"{seed}:{index}".encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
 
 
 def _positions(image: Tensor, patch: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from learnreg import regularizers
+from learnreg import regularizers, testing
 from learnreg.convex import Box, LeastSquares, Nonnegative, WeightedLeastSquares
 from learnreg.descent import AdaptiveDescent
 from learnreg.errors import (
@@ -84,6 +84,7 @@ __all__ = [
     "regularizers",
     "solution_layer",
     "solve",
+    "testing",
     "train",
     "vstack",
 ]

@@ -16,7 +16,7 @@ import typer
 import learnreg
 from learnreg.datasets import parse_sigma
 from learnreg.errors import ConfigError, LearnregError
-from learnreg.training.config import DenoiseConfig, check_resume, merge_config
+from learnreg.training.config import DenoiseConfig, TomographyConfig, TrainingConfig, check_resume, merge_config
 from learnreg.training.doctor import examine
 from learnreg.training.evaluate import evaluate as run_evaluation
 from learnreg.training.files import dumps
@@ -43,6 +43,7 @@ app.add_typer(train_app)
 
 P = ParamSpec("P")
 T = TypeVar("T")
+C = TypeVar("C", bound=TrainingConfig)
 
 
 def main() -> None:
@@ -91,15 +92,15 @@ def _say(message: str, json: bool) -> None:
     typer.echo(message, err=json)
 
 
-def _help_of(name: str) -> str:
+def _help_of(name: str, kind: type[TrainingConfig] = DenoiseConfig) -> str:
     """Help and default of an option of training, from the dataclass of options."""
-    field = next(field for field in dataclasses.fields(DenoiseConfig) if field.name == name)
+    field = next(field for field in dataclasses.fields(kind) if field.name == name)
     choices = f": {' | '.join(field.metadata['choices'])}" if field.metadata["choices"] else ""
     return f"{field.metadata['help']}{choices} [default: {field.default}]"
 
 
-def _settings_help() -> str:
-    return f"set any option, repeatable; one of {', '.join(field.name for field in dataclasses.fields(DenoiseConfig))}"
+def _settings_help(kind: type[TrainingConfig]) -> str:
+    return f"set any option, repeatable; one of {', '.join(field.name for field in dataclasses.fields(kind))}"
 
 
 def _check_seed(seed: int) -> None:
@@ -144,7 +145,9 @@ def train_denoise(
     minutes: Annotated[float | None, typer.Option(help=_help_of("minutes"), show_default=False)] = None,
     out: Annotated[str | None, typer.Option(help=_help_of("out"), show_default=False)] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file of options", show_default=False)] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help=_settings_help())] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help=_settings_help(DenoiseConfig))
+    ] = None,
     seed: Annotated[int | None, typer.Option(help=_help_of("seed"), show_default=False)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with the run in --out, with its options")] = False,
     json: Json = False,
@@ -166,8 +169,57 @@ def train_denoise(
         "out": out,
         "seed": seed,
     }
-    options = _training_options(config, set_ or [], explicit, resume)
-    summary = run(options, resume)
+    options = _training_options(DenoiseConfig, config, set_ or [], explicit, resume)
+    _say_summary(run(options, resume), json)
+
+
+def _ct_help(name: str) -> str:
+    return _help_of(name, TomographyConfig)
+
+
+@train_app.command("ct")
+@_command
+def train_ct(
+    data: Annotated[str | None, typer.Option(help=_ct_help("data"), show_default=False)] = None,
+    angles: Annotated[int | None, typer.Option(help=_ct_help("angles"), show_default=False)] = None,
+    geometry: Annotated[str | None, typer.Option(help=_ct_help("geometry"), show_default=False)] = None,
+    size: Annotated[int | None, typer.Option(help=_ct_help("size"), show_default=False)] = None,
+    noise: Annotated[float | None, typer.Option(help=_ct_help("noise"), show_default=False)] = None,
+    regularizer: Annotated[str | None, typer.Option(help=_ct_help("regularizer"), show_default=False)] = None,
+    method: Annotated[str | None, typer.Option(help=_ct_help("method"), show_default=False)] = None,
+    minutes: Annotated[float | None, typer.Option(help=_ct_help("minutes"), show_default=False)] = None,
+    out: Annotated[str | None, typer.Option(help=_ct_help("out"), show_default=False)] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file of options", show_default=False)] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help=_settings_help(TomographyConfig))
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help=_ct_help("seed"), show_default=False)] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with the run in --out, with its options")] = False,
+    json: Json = False,
+) -> None:
+    """Learn a regularizer for computed tomography (needs the extra ct).
+
+    Run folder and options as for `learnreg train denoise`.
+    """
+    from learnreg.training.tomography import run
+
+    explicit = {
+        "data": data,
+        "angles": angles,
+        "geometry": geometry,
+        "size": size,
+        "noise": noise,
+        "regularizer": regularizer,
+        "method": method,
+        "minutes": minutes,
+        "out": out,
+        "seed": seed,
+    }
+    options = _training_options(TomographyConfig, config, set_ or [], explicit, resume)
+    _say_summary(run(options, resume), json)
+
+
+def _say_summary(summary: Mapping[str, Any], json: bool) -> None:
     for key, value in summary.items():
         _say(f"{key}: {value:.5g}" if isinstance(value, float) else f"{key}: {value}", json)
     if json:
@@ -175,9 +227,9 @@ def train_denoise(
 
 
 def _training_options(
-    file: Path | None, assignments: list[str], explicit: Mapping[str, Any], resume: bool
-) -> DenoiseConfig:
-    first = merge_config(DenoiseConfig, file=file, assignments=assignments, explicit=explicit)
+    kind: type[C], file: Path | None, assignments: list[str], explicit: Mapping[str, Any], resume: bool
+) -> C:
+    first = merge_config(kind, file=file, assignments=assignments, explicit=explicit)
     if not resume:
         return first
     stored = RunFolder(first.out, resume=True).load_config()
@@ -185,8 +237,8 @@ def _training_options(
         return first
     # The folder may have been moved since its config.toml was written.
     here = {**stored, "out": first.out}
-    wanted = merge_config(DenoiseConfig, stored=here, file=file, assignments=assignments, explicit=explicit)
-    check_resume(merge_config(DenoiseConfig, stored=here), wanted)
+    wanted = merge_config(kind, stored=here, file=file, assignments=assignments, explicit=explicit)
+    check_resume(merge_config(kind, stored=here), wanted)
     return wanted
 
 
@@ -218,25 +270,34 @@ def _describe(row: Reconstructed) -> str:
 def evaluate(
     model: ModelName,
     data: Annotated[Path, typer.Option(help="folder of clean images (png, jpg, tif), not searched recursively")],
-    sigma: Annotated[str, typer.Option(help="noise level, the standard deviation for images in [0, 1]")] = "25/255",
+    sigma: Annotated[
+        str | None,
+        typer.Option(
+            help="noise level: the standard deviation for images in [0, 1], for CT relative to the mean sinogram value",
+            show_default="25/255; for CT that of training",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="the noise of image i has the seed SEED + i")] = 0,
     tolerance: Tolerance = 1e-4,
     json: Json = False,
 ) -> None:
-    """Measure a denoiser: PSNR and SSIM, means over a folder of clean images with added noise."""
-    level = parse_sigma(sigma)
+    """Measure a model: PSNR and SSIM, means over a folder of clean images whose measurements are simulated."""
     _check_seed(seed)
-    loaded = load(model)
-    result = run_evaluation(loaded, data, level, seed, tolerance)
+    level = None if sigma is None else parse_sigma(sigma)
+    result = run_evaluation(load(model), data, level, seed, tolerance)
+    tomography = result.psnr_fbp is not None
+    noise = f"noise {100 * result.sigma:.4g} %" if tomography else f"sigma {result.sigma * 255:.4g}/255"
     _say(
-        f"{result.n} images, sigma {level * 255:.4g}/255, seed {seed}: PSNR {result.psnr:.3f} dB "
-        f"(noisy {result.psnr_input:.3f} dB), SSIM {result.ssim:.4f}, {result.seconds_per_image:.2f} s per image",
+        f"{result.n} images, {noise}, seed {seed}: PSNR {result.psnr:.3f} dB "
+        f"({'FBP' if tomography else 'noisy'} {result.psnr_input:.3f} dB), SSIM {result.ssim:.4f}, "
+        f"{result.seconds_per_image:.2f} s per image",
         json,
     )
     kind = "certified" if result.certified else "NOT certified"
     _say(f"largest error bound {result.error_bound:.2e}, tolerance {tolerance:.0e}: {kind}", json)
     if json:
-        typer.echo(dumps(dataclasses.asdict(result)))
+        figures = dataclasses.asdict(result)
+        typer.echo(dumps({key: value for key, value in figures.items() if key != "psnr_fbp" or tomography}))
 
 
 @app.command()
@@ -283,6 +344,28 @@ def accuracy(
             _say(f"wrote {path}", json)
     finally:
         report.check()
+
+
+@app.command("check-operator")
+@_command
+def check_operator(
+    target: Annotated[str, typer.Argument(metavar="PACKAGE.MODULE:FACTORY", help="what makes the operator, or is one")],
+    dtype: Annotated[str, typer.Option(help="float64, or float32 for an operator of single precision")] = "float64",
+    json: Json = False,
+) -> None:
+    """Check that an operator of your own is what it has to be: linear, with its exact adjoint, derivatives and bounds.
+
+    Prints one line for each property with the number measured; exit code 4 at the first that fails. FACTORY is called
+    without arguments; modules are found from the current directory, too.
+    """
+    from learnreg.training.check_command import check_operator_command, report_as_dict
+
+    report = check_operator_command(target, dtype)
+    for line in str(report).splitlines():
+        _say(line, json)
+    if json:
+        typer.echo(dumps(report_as_dict(report)))
+    report.require()
 
 
 @app.command()

@@ -23,7 +23,7 @@ __all__ = ["Adjoint", "Composition", "LinearOperator", "Scaled", "Sum", "VStack"
 
 Shape = tuple[int, ...]
 _FINGERPRINT_SIZE = 100_000
-NormKind = Literal["rigorous", "probabilistic"]
+NormKind = Literal["rigorous", "probabilistic", "declared"]
 
 
 class LinearOperator(nn.Module):
@@ -38,6 +38,7 @@ class LinearOperator(nn.Module):
     range_shape: Shape
     norm_bound_kind: NormKind = "rigorous"
     norm_failure_probability: float = 0.0
+    unit_roundoff: float = 0.0  # of operators that compute in less than the precision of their input
 
     def __init__(self, domain_shape: Shape, range_shape: Shape) -> None:
         super().__init__()
@@ -67,6 +68,8 @@ class LinearOperator(nn.Module):
         if self._norm_cache is None or self._norm_cache[0] != key:
             with torch.no_grad():
                 bound, kind = self._compute_norm_bound()
+            if not math.isfinite(bound):
+                raise OperatorError(f"{self!r} returned NaN or infinite numbers while its norm was computed.", "finite")
             self._norm_cache = (key, bound, kind)
         _, bound, self.norm_bound_kind = self._norm_cache
         return bound
@@ -275,9 +278,10 @@ class _Pair(LinearOperator):
         if kind == "rigorous":
             return bound, kind
         parts = self._bound_of_parts()
-        if parts <= bound and "probabilistic" not in (self.first.norm_bound_kind, self.second.norm_bound_kind):
+        kinds = (self.first.norm_bound_kind, self.second.norm_bound_kind)
+        if parts <= bound and "probabilistic" not in kinds:
             self.norm_failure_probability = 0.0
-            return parts, "rigorous"
+            return parts, "declared" if "declared" in kinds else "rigorous"
         return min(bound, parts), kind
 
 
@@ -367,19 +371,31 @@ def vstack(*operators: LinearOperator) -> LinearOperator:
 
 
 class _LinearMap(torch.autograd.Function):
-    """y = forward(x) with backward adjoint, and the other way round: differentiable any number of times."""
+    """y = forward(x) with backward adjoint, and the other way round: differentiable any number of times, in reverse and
+    in forward mode, and under torch.func; the axis that vmap adds joins the batch."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, forward: Callable[[Tensor], Tensor], adjoint: Callable[[Tensor], Tensor]
-    ) -> Tensor:
-        ctx.pair = (forward, adjoint)
+    def forward(x: Tensor, forward: Callable[[Tensor], Tensor], adjoint: Callable[[Tensor], Tensor]) -> Tensor:
         return forward(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.pair = inputs[1:]
 
     @staticmethod
     def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor, None, None]:
         forward, adjoint = ctx.pair
-        return cast(Tensor, _LinearMap.apply(grad[0], adjoint, forward)), None, None  # type: ignore[no-untyped-call]
+        return linear_map(grad[0], adjoint, forward), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        return linear_map(tangents[0], *ctx.pair)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], x: Tensor, *pair: Callable[[Tensor], Tensor]) -> tuple[Tensor, int]:
+        x = x.movedim(in_dims[0], 0)
+        result = linear_map(x.flatten(0, 1), *pair)
+        return result.reshape(*x.shape[:2], *result.shape[1:]), 0
 
 
 def linear_map(x: Tensor, forward: Callable[[Tensor], Tensor], adjoint: Callable[[Tensor], Tensor]) -> Tensor:

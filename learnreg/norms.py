@@ -61,8 +61,8 @@ def gram_norm_bound(matrix: Tensor) -> float:
     unknowns its Schatten norm by repeated squaring, at most 1.07 times the norm."""
     a = matrix.to(torch.float64)
     size = float(a.abs().max())
-    if size == 0.0:
-        return 0.0
+    if size == 0.0 or not math.isfinite(size):
+        return size
     a = a / size  # squares neither underflow nor overflow
     gram = a @ a.T if a.shape[0] <= a.shape[1] else a.T @ a
     if gram.shape[0] <= _EIGENVALUE_LIMIT:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from learnreg.convex import Box, LeastSquares, sum_samples
-from learnreg.errors import AssumptionError, ConfigError, DataError, ShapeError
+from learnreg.errors import AssumptionError, ConfigError, DataError, OperatorError, ShapeError
 from learnreg.filterbank import FilterBank, weighted_norm_bound
 from learnreg.linop import LinearOperator
 from learnreg.potentials import Potential
@@ -257,7 +257,8 @@ class LowerLevelProblem(nn.Module):
 
         Raises
         ------
-        ShapeError: wrong shape or dtype. DataError: NaN or infinite entries. AssumptionError: non-finite parameters.
+        ShapeError: wrong shape or dtype. DataError: NaN or infinite entries. OperatorError: A^T b has some.
+        AssumptionError: non-finite parameters.
         """
         self.operator.check_range(b, "b")
         if b.device.type != "meta" and not _all_finite(b):
@@ -281,13 +282,17 @@ class LowerLevelProblem(nn.Module):
             diagonal = weights * diagonal.to(b) ** 2 + self.ridge_value
             if b.device.type != "meta" and diagonal.dim() > 0 and bool((diagonal == diagonal.flatten()[0]).all()):
                 diagonal = diagonal.flatten()[0]  # a number spares every step passes over the image
+        q = weighted if identity else self.operator.adjoint(weighted)  # spares a copy
+        if q is not weighted and b.device.type != "meta" and not _all_finite(q):
+            kind = type(self.operator).__name__
+            raise OperatorError(f"{kind}.adjoint made NaN or infinite numbers of finite measurements b.", "finite")
         counter = Counter()
         exact = self.operator.adjoint_mismatch() == 0.0 and terms.operator.adjoint_mismatch() == 0.0
         return Instance(
             forward=self.operator,
             data_weights=weights,
             ridge=self.ridge_value,
-            q=weighted if identity else self.operator.adjoint(weighted),  # spares a copy
+            q=q,
             analysis=terms.operator,
             potential=terms.potential.detached(),
             box=self.constraint,

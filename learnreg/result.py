@@ -21,6 +21,7 @@ class Status(Enum):
     ESTIMATED = "The estimated error meets the tolerance, but no bound exists; add a ridge to get a certificate."
     MAX_STEPS = "The step limit was reached before the tolerance; raise max_steps or the tolerance."
     STAGNATED = "The error bound no longer falls; loosen the tolerance, or smooth the potential more."
+    NOT_FINITE = "Iterates became NaN or infinite; check the parameters, and your own operators with learnreg.testing."
     PRECISION = "Rounding errors dominate the residual; use float64 data or a larger tolerance."
 
     @property

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,11 +16,20 @@ from learnreg.filterbank import FilterBank
 from learnreg.hypergradients.base import HypergradientMethod
 from learnreg.isotropic import IsotropicPseudoHuber
 from learnreg.linop import LinearOperator
-from learnreg.operators import Blur, FanBeam2D, Identity, Inpainting, ParallelBeam2D
+from learnreg.operators import (
+    Blur,
+    FanBeam2D,
+    FourierSampling,
+    Identity,
+    Inpainting,
+    ParallelBeam2D,
+    assemble,
+    from_callables,
+)
 from learnreg.potentials import Potential
 from learnreg.regularizers import AnalysisOperator, FieldsOfExperts, Regularizer, TotalVariation
 from learnreg.regularizers.total_variation import Gradient
-from learnreg.solvers import LBFGS, PDHG, AdjointPDHG, ConjugateGradient, NewtonCG
+from learnreg.solvers import LBFGS, PDHG, AdjointPDHG, ConjugateGradient, NewtonCG, ProjectedLBFGS
 from learnreg.solvers.interleaved import InterleavedPDHG
 
 SHAPE = (1, 5, 6)
@@ -59,6 +69,13 @@ OPERATORS: dict[str, Callable[[], LinearOperator]] = {
     "FilterBank-circular-larger": lambda: _bank("circular", 7, 8),
     "Gradient": lambda: Gradient(SHAPE),
     "Gradient-one-row": lambda: Gradient((1, 1, 7)),
+    "FourierSampling": lambda: FourierSampling(rand(5, 6) > 0.4),
+    "FourierSampling-weights": lambda: FourierSampling(nn.Parameter(0.2 + randn(5, 6)), SHAPE),
+    "FourierSampling-complex": lambda: FourierSampling(nn.Parameter(1 + rand(6, 4)), (2, 6, 4)),
+    "BlackBox": lambda: from_callables(_cumulate, _cumulate_back, SHAPE, SHAPE),
+    "BlackBox-derived-adjoint": lambda: from_callables(lambda x: x.cumsum(-1)[:, 0], None, SHAPE, (5, 6)),
+    "SparseOperator": lambda: assemble(Blur(randn(3, 3), SHAPE)),
+    "SparseOperator-more-rows": lambda: assemble(lr.vstack(Identity(SHAPE), Gradient(SHAPE))),
     "Adjoint": lambda: _bank("reflect", 3, 3).T,
     "Scaled": lambda: -2.5 * _bank("valid", 3, 3),
     "Composition": lambda: _bank("zero", 3, 3) @ Blur(rand(3, 3), SHAPE, "circular"),
@@ -79,6 +96,14 @@ if HAS_ASTRA:  # square images
         "FanBeam2D": lambda: FanBeam2D(5, torch.tensor([0.3, 1.0, 2.0, 4.0]), 14),
         "FanBeam2D-symmetric": lambda: FanBeam2D(6, 8, kernel="strip"),
     }
+
+
+def _cumulate(x: Tensor) -> Tensor:
+    return torch.from_numpy(np.cumsum(x.numpy(), axis=-1))
+
+
+def _cumulate_back(y: Tensor) -> Tensor:
+    return torch.from_numpy(np.cumsum(y.numpy()[..., ::-1], axis=-1)[..., ::-1].copy())
 
 
 def _delta(k: int) -> Tensor:
@@ -189,5 +214,6 @@ METHODS: dict[str, Callable[[], HypergradientMethod]] = {
 }
 
 SOLVERS = {"pdhg": PDHG, "lbfgs": LBFGS, "newton-cg": NewtonCG}
+BOX_SOLVERS = {**SOLVERS, "lbfgs": ProjectedLBFGS}
 ADJOINT_SOLVERS = {"piggyback": AdjointPDHG, "cg": ConjugateGradient}
 OTHER_ITERATIONS = {"piggyback-interleaved": InterleavedPDHG}

@@ -15,10 +15,12 @@ from learnreg.datasets import add_noise, read_image
 from learnreg.operators import Identity
 from learnreg.regularizers import FieldsOfExperts, TotalVariation
 from learnreg.training import extras
-from learnreg.training.evaluate import compare, denoise, evaluate, quality
+from learnreg.training.comparison import compare, quality
+from learnreg.training.evaluate import denoise, evaluate
 from learnreg.training.extras import require
 from learnreg.training.model import Model, load, save_model
 from learnreg.training.reconstruct import png_bytes, read_measurement, reconstruct_files
+from learnreg.training.scenes import noisy_scenes
 
 metrics = pytest.importorskip("skimage.metrics")
 Image = pytest.importorskip("PIL.Image")
@@ -122,17 +124,17 @@ def test_compare(generator: torch.Generator) -> None:
     images = {name: torch.rand(1, 12, 10, generator=generator) for name in ("one", "two")}
     learned = partial(denoise, TotalVariation(weight=0.05), tolerance=TOLERANCE)
     tv = partial(denoise, TotalVariation(weight=0.2), tolerance=TOLERANCE)
-    found = compare(learned, tv, images, SIGMA, seed=3, tolerance=TOLERANCE)
+    found = compare(learned, tv, noisy_scenes(images.items(), SIGMA, 3), seed=3, tolerance=TOLERANCE)
     assert [image.name for image in found.images] == ["one", "two"]
     second = found.images[1]
-    assert torch.equal(second.noisy, add_noise(images["two"], SIGMA, 4))
-    assert torch.equal(second.tv, tv(second.noisy[None]).x[0])
-    assert torch.equal(second.learned, learned(second.noisy[None]).x[0])
+    assert torch.equal(second.input, add_noise(images["two"], SIGMA, 4))
+    assert torch.equal(second.tv, tv(second.input[None]).x[0])
+    assert torch.equal(second.learned, learned(second.input[None]).x[0])
     assert second.certified
     assert second.quality["learned"] == quality(second.learned, images["two"])
     assert found.mean("tv").psnr == pytest.approx(np.mean([image.quality["tv"].psnr for image in found.images]))
     with pytest.raises(lr.DataError, match="no images"):
-        compare(learned, tv, {}, SIGMA)
+        compare(learned, tv, [])
 
 
 def test_a_missing_package_names_its_extra() -> None:

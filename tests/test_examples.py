@@ -33,10 +33,31 @@ def run(arguments: list[str], folder: Path) -> str:
         ("01_quickstart.py", [], "certified: True"),
         ("02_own_training_loop.py", ["2"], "certified True"),
         ("03_own_loss.py", [], "declares no gradient_lipschitz"),
+        ("04_own_operator.py", [], "certified: True"),
+        ("07_own_regularizer.py", [], "certified: True"),
     ],
 )
 def test_example_runs(name: str, arguments: list[str], expected: str, tmp_path: Path) -> None:
     assert expected in run([str(ROOT / "examples" / name), *arguments], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "packages", "expected"),
+    [
+        ("05_odl_operator.py", ("odl", "astra"), "rigorous"),
+        ("06_pylops_operator.py", ("pylops",), "certified: True"),
+    ],
+)
+def test_example_with_another_library_runs(name: str, packages: tuple[str, ...], expected: str, tmp_path: Path) -> None:
+    for package in packages:
+        pytest.importorskip(package)
+    assert expected in run([str(ROOT / "examples" / name)], tmp_path)
+
+
+@pytest.mark.parametrize(("name", "package"), [("05_odl_operator.py", "odl"), ("06_pylops_operator.py", "pylops")])
+def test_example_without_its_library_is_skipped(name: str, package: str, tmp_path: Path) -> None:
+    code = f"import runpy, sys; sys.modules[{package!r}] = None; runpy.run_path({str(ROOT / 'examples' / name)!r})"
+    assert "skipped: " in run(["-c", code], tmp_path)
 
 
 def test_readme_example_is_the_first_example(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def iterations(regularizer: str, problem: str, box: bool) -> dict[str, tuple[Ite
     equation = AdjointEquation.at(instance, x, instance.apply(x), loss.gradient(x))
     one = torch.ones(2, dtype=x.dtype)
     interleaved = InterleavedProblem.of(instance, loss, x, torch.zeros_like(x), Accuracy(one, one))
-    solvers = {n: s for n, s in registry.SOLVERS.items() if not box or n == "pdhg"}
+    solvers = registry.BOX_SOLVERS if box else registry.SOLVERS
     cases: dict[str, tuple[Iteration[Any, Any], Any]] = {n: (s(), instance) for n, s in solvers.items()}
     cases |= {f"adjoint {n}": (s(), equation) for n, s in registry.ADJOINT_SOLVERS.items()}
     cases["interleaved"] = (InterleavedPDHG(), interleaved)

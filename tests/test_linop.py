@@ -144,3 +144,37 @@ def test_gradient_is_the_difference_and_its_norm_exact() -> None:
         assert Gradient(shape).norm_bound() == pytest.approx(norm, rel=1e-11)
     with pytest.raises(lr.ShapeError, match=r"one channel"):
         Gradient((3, 4, 4))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # by torch's own import of decompositions
+def test_linear_map_works_under_torch_func() -> None:
+    A = registry.randn(4, 3, seed=3)
+    matrix = A.numpy()  # the maps leave torch: no transform can look inside
+
+    def apply(x: Tensor) -> Tensor:
+        return linear_map(
+            x,
+            lambda v: torch.from_numpy(v.numpy() @ matrix.T),
+            lambda v: torch.from_numpy(v.numpy() @ matrix),
+        )
+
+    x, v = registry.randn(2, 3, seed=4), registry.randn(2, 3, seed=5)
+    torch.testing.assert_close(torch.func.jvp(apply, (x,), (v,)), (x @ A.T, v @ A.T))
+    energy, expected = (lambda x: (apply(x) ** 4).sum()), (lambda x: ((x @ A.T) ** 4).sum())
+    hessian = torch.func.hessian(expected)(x)
+    for derivative in (
+        torch.func.hessian(energy)(x),
+        torch.func.jacfwd(torch.func.jacfwd(energy))(x),
+        torch.func.jacrev(torch.func.jacrev(energy))(x),
+        torch.autograd.functional.hessian(energy, x),
+    ):
+        torch.testing.assert_close(derivative, hessian)
+    third = torch.func.jacfwd(torch.func.hessian(energy))(x)
+    torch.testing.assert_close(third, torch.func.jacfwd(torch.func.hessian(expected))(x))
+    stacked = registry.randn(2, 5, 3, seed=6)
+    torch.testing.assert_close(torch.func.vmap(apply, in_dims=1, out_dims=1)(stacked), stacked @ A.T)
+    per_sample = torch.func.vmap(torch.func.grad(lambda x: energy(x[None])))(x)
+    torch.testing.assert_close(per_sample, torch.func.grad(expected)(x))
+    x.requires_grad_()
+    assert torch.autograd.gradcheck(apply, (x,), check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(apply, (x,), check_fwd_over_rev=True)

@@ -13,7 +13,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 OPTIONAL_MODULES = (
-    *("PIL", "astra", "h5py", "jinja2", "matplotlib", "numba", "odl", "pydicom", "scipy", "skimage", "tifffile"),
+    *("PIL", "astra", "h5py", "jinja2", "matplotlib", "numba", "odl", "pydicom", "pylops"),
+    *("scipy", "skimage", "tifffile"),
 )
 
 

@@ -52,7 +52,12 @@ def public_classes(base: type) -> set[type]:
         (HypergradientMethod, {type(f()) for f in registry.METHODS.values()}),
         (
             Iteration,
-            {*registry.SOLVERS.values(), *registry.ADJOINT_SOLVERS.values(), *registry.OTHER_ITERATIONS.values()},
+            {
+                *registry.SOLVERS.values(),
+                *registry.BOX_SOLVERS.values(),
+                *registry.ADJOINT_SOLVERS.values(),
+                *registry.OTHER_ITERATIONS.values(),
+            },
         ),
     ],
     ids=lambda value: value.__name__ if isinstance(value, type) else "",

@@ -20,7 +20,7 @@ import torch
 
 import learnreg as lr
 from learnreg.regularizers import FieldsOfExperts, Regularizer, TotalVariation
-from learnreg.training.evaluate import Compared, Comparison, quality
+from learnreg.training.comparison import Compared, Comparison, quality
 from learnreg.training.report import certificate_statistics, write_report
 from learnreg.training.run_folder import RunFolder
 from learnreg.training.toml import to_toml
@@ -253,12 +253,12 @@ def comparison(generator: torch.Generator, count: int = 2) -> Comparison:
         clean = torch.rand(1, 20, 30, generator=generator)
         others = {
             what: clean + s * torch.randn(clean.shape, generator=generator)
-            for what, s in (("noisy", 0.1), ("tv", 0.05), ("learned", 0.02))
+            for what, s in (("input", 0.1), ("tv", 0.05), ("learned", 0.02))
         }
         found = {what: quality(x, clean) for what, x in others.items()}
         return Compared(name, clean, **others, quality=found, error_bound=1e-4, certified=True)
 
-    return Comparison(tuple(image(f"<image {i}>") for i in range(count)), 25 / 255, 0, 1e-4)
+    return Comparison(tuple(image(f"<image {i}>") for i in range(count)), "noisy", "at sigma 25/255", 0, 1e-4)
 
 
 def pictures(page: str) -> list[np.ndarray]:
@@ -291,7 +291,7 @@ def test_the_report(
     assert "&lt;image 0&gt;" in page
     assert "<image 0>" not in page
     assert not re.search(r'(src|href)="(?!data:)', page), "the report refers to no other file"
-    for what in ("noisy", "tv", "learned"):
+    for what in ("input", "tv", "learned"):
         assert f"{shown.mean(what).psnr:.2f}" in page
     assert ("80.0 %" in page) == logged
     found = pictures(page)

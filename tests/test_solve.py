@@ -121,17 +121,15 @@ def test_constraints_against_scipy(name: str, regularizer: str) -> None:
     bounds = [(lower, upper)] * PIXELS
     options = {"ftol": 1e-16, "gtol": 1e-12, "maxiter": 5000, "maxcor": 30}
     found = optimize.minimize(energy, np.full(PIXELS, 0.5), jac=True, method="L-BFGS-B", bounds=bounds, options=options)
-    solution = lr.solve(problem, b, 1e-6)
-    assert solution.status is lr.Status.CONVERGED
-    assert solution.solver == "pdhg"
-    assert bool(torch.isfinite(problem.energy(solution.x, b)).all())
-    active = int(((solution.x == lower) | (solution.x == upper)).sum())
-    assert 0 < active < PIXELS
-    difference = float(np.linalg.norm(solution.x.numpy().ravel() - found.x)) / math.sqrt(PIXELS)
-    assert difference <= float(solution.error_bound) + 1e-6
-    for wrong in ("lbfgs", "newton-cg"):
-        with pytest.raises(lr.AssumptionError, match="use solver='pdhg'"):
-            lr.solve(problem, b, solver=wrong)  # type: ignore[arg-type]
+    for solver in registry.SOLVERS:
+        solution = lr.solve(problem, b, 1e-6, solver=solver)  # type: ignore[arg-type]
+        assert solution.status is lr.Status.CONVERGED
+        assert solution.solver == solver
+        assert bool(torch.isfinite(problem.energy(solution.x, b)).all())
+        active = int(((solution.x == lower) | (solution.x == upper)).sum())
+        assert 0 < active < PIXELS
+        difference = float(np.linalg.norm(solution.x.numpy().ravel() - found.x)) / math.sqrt(PIXELS)
+        assert difference <= float(solution.error_bound) + 1e-6
 
 
 def test_nonnegativity() -> None:

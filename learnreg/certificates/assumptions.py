@@ -33,7 +33,7 @@ def missing_assumption(problem: LowerLevelProblem, instance: Instance, loss: Upp
     if unknown:
         return f"parameter_roles() does not say how {', '.join(unknown)} enters the regularizer"
     instance.analysis.norm_bound()
-    if instance.analysis.norm_bound_kind != "rigorous":
+    if instance.analysis.norm_bound_kind == "probabilistic":
         return "the norm of the analysis operator is only known with high probability"
     if "operator" in roles.values() and instance.analysis_lipschitz is None:
         return "the analysis operator does not declare parameter_lipschitz"
@@ -41,7 +41,7 @@ def missing_assumption(problem: LowerLevelProblem, instance: Instance, loss: Upp
         return "the forward operator does not declare parameter_lipschitz"
     if any(p.requires_grad for p in (*problem.operator.parameters(), *problem.data_term.parameters())):
         problem.operator.norm_bound()
-        if problem.operator.norm_bound_kind != "rigorous":
+        if problem.operator.norm_bound_kind == "probabilistic":
             return "the norm of the forward operator is only known with high probability"
     return ""
 

@@ -20,6 +20,7 @@ from learnreg.certificates.published import PublishedBound
 from learnreg.certificates.sharp import SharpBound
 from learnreg.certificates.state import rounding_floor, state_residual
 from learnreg.convex import sum_samples
+from learnreg.fault import blame_operators
 from learnreg.hypergradients.pairing import evaluate_pairing, sum_gradients
 from learnreg.losses import UpperLoss
 from learnreg.problem import Instance, LowerLevelProblem
@@ -99,6 +100,9 @@ def judge(
     gradient = sum_gradients([p.gradient for p in parts])
     e, state_norm = torch.cat([p.e for p in parts]), torch.cat([p.state_norm for p in parts])
     adjoint_norm = torch.cat([p.adjoint_norm for p in parts])
+    if not bool(torch.isfinite(state_norm + adjoint_norm).all()):
+        blame_operators(instance, x)
+        e = torch.where(torch.isnan(e), math.inf, e)
     reason = reason or next((p.reason for p in parts if p.reason), "")
     E, error_bound, state_share, adjoint_share = torch.full_like(e, math.inf), math.inf, math.inf, math.inf
     if not reason:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from learnreg.convex import sum_samples
 from learnreg.fused import FusedTotalVariation
+from learnreg.linop import LinearOperator
 from learnreg.problem import Instance
 
 __all__ = [
@@ -158,15 +159,21 @@ def gap_bound(gap: Tensor, mu: float) -> Tensor:
 
 def rounding_floor(instance: Instance, x: Tensor, pullback: Tensor, rhs: Tensor | None = None) -> Tensor:
     """What rounding may hide in a residual M x - q + pullback (rhs instead of q, if given), (batch,):
-    8 eps (‖M x‖ + ‖q‖ + ‖pullback‖).
+    8 eps (‖M x‖ + ‖q‖ + ‖pullback‖), eps that of the dtype or of an operator that computes in less.
 
     A first-order model of rounding rather than a worst-case bound: sums of n terms err by about eps sqrt(n), and the
     factor 8 covers the operators here.
     """
     terms = (instance.quadratic(x), instance.q if rhs is None else rhs, pullback)
-    return _floor(x.dtype, *(sum_samples(t * t) for t in terms))
+    least = max(_unit_roundoff(instance.forward), _unit_roundoff(instance.analysis))
+    return _floor(x.dtype, *(sum_samples(t * t) for t in terms), least=least)
 
 
-def _floor(dtype: torch.dtype, *squares: Tensor) -> Tensor:
+def _floor(dtype: torch.dtype, *squares: Tensor, least: float = 0.0) -> Tensor:
     """The rounding floor from the squares of its norms."""
-    return 8.0 * torch.finfo(dtype).eps * torch.stack([s.sqrt() for s in squares]).sum(0)
+    return 8.0 * max(torch.finfo(dtype).eps, least) * torch.stack([s.sqrt() for s in squares]).sum(0)
+
+
+def _unit_roundoff(operator: LinearOperator) -> float:
+    """The largest of the operator and its parts."""
+    return max(part.unit_roundoff for part in operator.modules() if isinstance(part, LinearOperator))

@@ -17,7 +17,10 @@ from learnreg.problem import Instance, LowerLevelProblem
 from learnreg.result import BoundKind, Hypergradient, Status
 from learnreg.solvers.solve import exact_instance, initial_point
 
-__all__ = ["Search", "Start"]
+__all__ = ["LIMITED", "Search", "Start"]
+
+LIMITED = (Status.PRECISION, Status.STAGNATED, Status.NOT_FINITE)
+"""How a method ends that more steps in the same precision would not help."""
 
 _MAX_ROUNDS = 16
 _CORRECTION = 1e-2
@@ -76,7 +79,7 @@ class Search:
             if self._out_of_steps():
                 status = Status.MAX_STEPS
                 break
-            limited = iterates.status in (Status.PRECISION, Status.STAGNATED)
+            limited = iterates.status in LIMITED
             if self.working.q.dtype != torch.float64 and (limited or judged.error_bound > 0.5 * previous):
                 self.working = self.exact_instance
             elif limited and judged.error_bound > 0.5 * previous:

@@ -15,7 +15,7 @@ from learnreg.certificates.correction import correct_adjoint, correct_state
 from learnreg.certificates.judgement import Judgement, PointCertificate
 from learnreg.convex import sum_samples
 from learnreg.hypergradients.base import Accuracy, Iterates
-from learnreg.hypergradients.search import Search, Start
+from learnreg.hypergradients.search import LIMITED, Search, Start
 from learnreg.result import Hypergradient, Status
 
 __all__ = ["SharpSearch"]
@@ -123,7 +123,7 @@ class SharpSearch(Search):
         """The method again, from where it was; in float64 once rounding limits it."""
         exact = self.working is self.exact_instance
         iterates = self._improve(at.iterates, accuracy)
-        judged, limited = self._judge(iterates), iterates.status in (Status.PRECISION, Status.STAGNATED)
+        judged, limited = self._judge(iterates), iterates.status in LIMITED
         if limited:
             self.working = self.exact_instance
         gained = bool((judged.state_residual <= _CONTRACTION * at.judged.state_residual).all())

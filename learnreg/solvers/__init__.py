@@ -7,6 +7,7 @@ from learnreg.solvers.lbfgs import LBFGS
 from learnreg.solvers.loop import LoopResult, iterate
 from learnreg.solvers.newton_cg import NewtonCG
 from learnreg.solvers.pdhg import PDHG
+from learnreg.solvers.projected_lbfgs import ProjectedLBFGS
 
 __all__ = [
     "LBFGS",
@@ -17,6 +18,7 @@ __all__ = [
     "Iteration",
     "LoopResult",
     "NewtonCG",
+    "ProjectedLBFGS",
     "Report",
     "Solver",
     "SolverState",

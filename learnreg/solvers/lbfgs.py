@@ -6,6 +6,7 @@ only, so an iteration needs one K (for v) and one K^T (for the gradient), whatev
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -14,13 +15,12 @@ from torch import Tensor
 from learnreg.blocks import sum_blocks
 from learnreg.certificates.state import primal_bound, rounding_floor
 from learnreg.convex import inner_samples
-from learnreg.errors import AssumptionError
 from learnreg.potentials import Potential
 from learnreg.problem import Instance, expand
 from learnreg.solvers.base import OWNED, Report, Solver, SolverState
 from learnreg.solvers.preconditioner import SpectralPreconditioner, can_precondition
 
-__all__ = ["LBFGS", "LBFGSState"]
+__all__ = ["LBFGS", "LBFGSState", "inverse_curvature", "majorant", "pair_scale", "two_loop_direction"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class LBFGSState(SolverState):
 
 
 class LBFGS(Solver[LBFGSState]):
-    """L-BFGS, each sample of the batch on its own.
+    """L-BFGS without constraints, each sample of the batch on its own.
 
     Parameters
     ----------
@@ -55,8 +55,6 @@ class LBFGS(Solver[LBFGSState]):
         self.memory, self.check_every, self.precondition = memory, check_every, precondition
 
     def init(self, instance: Instance, x: Tensor) -> LBFGSState:
-        if instance.box is not None:
-            raise AssumptionError("L-BFGS does not handle constraints; use solver='pdhg'.")
         t = instance.apply(x)
         memory = instance.potential.grad_into(t, torch.empty_like(t))
         data_grad, pullback = instance.quadratic(x) - instance.q, instance.adjoint(memory)
@@ -78,7 +76,11 @@ class LBFGS(Solver[LBFGSState]):
 
     def step(self, instance: Instance, state: LBFGSState) -> LBFGSState:
         grad = state.data_grad + state.pullback
-        p = self._direction(state, grad)
+        precondition = state.preconditioner or (lambda r: r)
+        scale = torch.ones_like(grad.flatten(1)[:, 0])
+        if state.s:
+            scale = pair_scale(state.d[-1], state.inverse_curvature[-1], precondition, scale)
+        p = two_loop_direction(grad, state.s, state.d, state.inverse_curvature, precondition, scale)
         v, m_p = instance.apply(p, state.memory), instance.quadratic(p)
         alpha = self._step_length(instance, state, grad, p, v, m_p)
         step = expand(alpha, p)
@@ -87,9 +89,6 @@ class LBFGS(Solver[LBFGSState]):
         x, data_grad = torch.addcmul(state.x, step, p), torch.addcmul(state.data_grad, step, m_p)
         pullback = instance.adjoint(v)
         s, d = step * p, data_grad + pullback - grad
-        curvature = inner_samples(s, d)
-        usable = curvature > 1e-30
-        inverse = torch.where(usable, 1.0 / torch.where(usable, curvature, torch.ones_like(curvature)), 0.0)
         return LBFGSState(
             x,
             state.t,
@@ -100,29 +99,8 @@ class LBFGS(Solver[LBFGSState]):
             state.steps + 1,
             (*state.s, s)[-self.memory :],
             (*state.d, d)[-self.memory :],
-            (*state.inverse_curvature, inverse)[-self.memory :],
+            (*state.inverse_curvature, inverse_curvature(s, d))[-self.memory :],
         )
-
-    def _direction(self, state: LBFGSState, grad: Tensor) -> Tensor:
-        """-H grad by the two-loop recursion, from the preconditioner (or the identity) in the scale of the latest pair;
-        the gradient where that is no descent direction."""
-        precondition = state.preconditioner or (lambda r: r)
-        q = -grad
-        alphas = []
-        for s, d, rho in zip(reversed(state.s), reversed(state.d), reversed(state.inverse_curvature), strict=True):
-            a = rho * inner_samples(s, q)
-            q = torch.addcmul(q, expand(a, q), d, value=-1.0)
-            alphas.append(a)
-        q = precondition(q)
-        if state.s:
-            d, rho = state.d[-1], state.inverse_curvature[-1]
-            scale = 1.0 / (rho * inner_samples(d, precondition(d))).clamp_min(1e-30)
-            q = q * expand(torch.where(rho > 0, scale, torch.ones_like(scale)), q)
-        for s, d, rho, a in zip(state.s, state.d, state.inverse_curvature, reversed(alphas), strict=True):
-            b = rho * inner_samples(d, q)
-            q = torch.addcmul(q, expand(a - b, q), s)
-        descent = expand(inner_samples(q, grad) < 0, q)
-        return torch.where(descent, q, -grad)
 
     def _step_length(
         self, instance: Instance, state: LBFGSState, grad: Tensor, p: Tensor, v: Tensor, m_p: Tensor
@@ -162,3 +140,42 @@ def majorant(f: Potential, t: Tensor) -> Tensor:
     if f.grouped:
         return f.second(t).expand_as(t)
     return torch.where(t == 0, f.curvature_limit, f.grad(t) / t)
+
+
+def two_loop_direction(
+    grad: Tensor,
+    s: tuple[Tensor, ...],
+    d: tuple[Tensor, ...],
+    inverse_curvatures: tuple[Tensor, ...],
+    precondition: Callable[[Tensor], Tensor],
+    scale: Tensor,
+) -> Tensor:
+    """-H grad by the two-loop recursion over the pairs (s, d), from ``scale`` (batch,) times the preconditioner; the
+    gradient where that is no descent direction. An inverse curvature of 0 leaves a pair out."""
+    q = -grad
+    alphas = []
+    for s_k, d_k, rho in zip(reversed(s), reversed(d), reversed(inverse_curvatures), strict=True):
+        a = rho * inner_samples(s_k, q)
+        q = torch.addcmul(q, expand(a, q), d_k, value=-1.0)
+        alphas.append(a)
+    q = precondition(q)
+    q = q * expand(scale, q)
+    for s_k, d_k, rho, a in zip(s, d, inverse_curvatures, reversed(alphas), strict=True):
+        b = rho * inner_samples(d_k, q)
+        q = torch.addcmul(q, expand(a - b, q), s_k)
+    descent = expand(inner_samples(q, grad) < 0, q)
+    return torch.where(descent, q, -grad)
+
+
+def pair_scale(d: Tensor, inverse_curvature: Tensor, precondition: Callable[[Tensor], Tensor], old: Tensor) -> Tensor:
+    """The factor (batch,) that makes the preconditioner fit a pair, <s, d>/<d, P d>; ``old`` where the pair is left
+    out."""
+    scale = 1.0 / (inverse_curvature * inner_samples(d, precondition(d))).clamp_min(1e-30)
+    return torch.where(inverse_curvature > 0, scale, old)
+
+
+def inverse_curvature(s: Tensor, d: Tensor) -> Tensor:
+    """1/<s, d>, (batch,); 0 where it is not positive."""
+    curvature = inner_samples(s, d)
+    usable = curvature > 1e-30
+    return torch.where(usable, 1.0 / torch.where(usable, curvature, torch.ones_like(curvature)), 0.0)

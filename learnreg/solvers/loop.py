@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from learnreg.problem import expand
 from learnreg.result import Status
 from learnreg.solvers.base import Iteration, Report, Selectable, front_rows, select_samples
 
@@ -25,7 +26,16 @@ _DEFAULT_MAX_STEPS = 20_000
 _OPTIMISM, _LONGEST_PAUSE = 0.7, 6
 """Share of the predicted steps that pass before the next costly check, and the most multiples of ``check_every``."""
 
-_RUNNING, _CONVERGED, _STAGNATED, _AT_FLOOR = range(4)
+_RUNNING, _CONVERGED, _STAGNATED, _AT_FLOOR, _NOT_FINITE = range(5)
+
+
+_STATUSES = {
+    _NOT_FINITE: Status.NOT_FINITE,
+    _RUNNING: Status.MAX_STEPS,
+    _STAGNATED: Status.STAGNATED,
+    _AT_FLOOR: Status.PRECISION,
+}
+"""Of a batch, whose samples may have ended in different ways: the first that occurs."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +64,8 @@ def iterate(
     """Iterate until each sample has residual <= residual_tolerance or bound <= bound_tolerance, (batch,) each.
 
     The host looks at the iterates every ``solver.check_every`` steps at most; where looking costs operator
-    applications, it waits for most of the steps that the rate so far predicts. Samples that are done leave the batch.
+    applications, it waits for most of the steps that the rate so far predicts. Samples that are done leave the batch;
+    so do those with NaN or infinite residuals, from which nothing returns, with their best point or the start.
     ``state``: where to start, instead of at x.
     """
     limit = _DEFAULT_MAX_STEPS if max_steps is None else max_steps
@@ -65,7 +76,7 @@ def iterate(
         state, steps = _advance(solver, part, state, 0, min(pause, limit))
     report = solver.report(part, state)
     infinite = torch.full_like(residual_tolerance, math.inf)
-    best_x = report.x.clone()
+    best_x = _finite_points(report.x, x)
     best_residual, best_bound, milestone = infinite.clone(), infinite.clone(), infinite.clone()
     milestone_step = torch.zeros(x.shape[0], dtype=torch.float32, device=x.device)
     stopped = torch.zeros(x.shape[0], dtype=torch.int64, device=x.device)
@@ -90,6 +101,7 @@ def iterate(
         near_floor = (report.residual <= _NEAR_FLOOR * report.floor) & (idle >= _PATIENCE_AT_FLOOR)
         codes = torch.where((report.residual <= report.floor) | near_floor, _AT_FLOOR, _RUNNING)
         codes = torch.where((codes == _RUNNING) & (idle >= _PATIENCE), _STAGNATED, codes)
+        codes = torch.where(torch.isfinite(report.residual), codes, _NOT_FINITE)
         stopped[active] = torch.where(converged[active], _CONVERGED, codes)
         running = stopped[active] == _RUNNING
         remaining = int(running.sum())
@@ -107,9 +119,20 @@ def iterate(
         state, steps = _advance(solver, part, state, steps, min(steps + pause, limit))
         report = solver.report(part, state)
     del state, report
-    if buffer is not None and len(active) < x.shape[0]:
+    status = _status(stopped)
+    if status is Status.NOT_FINITE:
+        buffer = None  # of no use to anybody
+    elif buffer is not None and len(active) < x.shape[0]:
         buffer = buffer[rows.argsort()]
-    return LoopResult(best_x, buffer, best_residual, best_bound, _status(stopped), steps)
+    return LoopResult(best_x, buffer, best_residual, best_bound, status, steps)
+
+
+def _finite_points(found: Tensor, start: Tensor) -> Tensor:
+    """The first points of a solver, in memory of their own; of samples where they are not finite, the start."""
+    if found.shape != start.shape:  # a point with its adjoint state
+        return torch.nan_to_num(found, nan=0.0, posinf=0.0, neginf=0.0)
+    finite = torch.isfinite(found).flatten(1).all(1)
+    return torch.where(expand(finite, found), found, start)
 
 
 def _advance(solver: Iteration[Any, Any], part: Selectable, state: Any, steps: int, aim: int) -> tuple[Any, int]:
@@ -140,7 +163,4 @@ def _next_check(check_every: int, pause: int, before: Tensor, now: Tensor) -> in
 
 def _status(stopped: Tensor) -> Status:
     codes = stopped.tolist()
-    for code, status in ((_RUNNING, Status.MAX_STEPS), (_STAGNATED, Status.STAGNATED), (_AT_FLOOR, Status.PRECISION)):
-        if code in codes:
-            return status
-    return Status.CONVERGED
+    return next((status for code, status in _STATUSES.items() if code in codes), Status.CONVERGED)

@@ -1,7 +1,10 @@
-"""Newton's method whose linear systems are solved by conjugate gradients, with a line search on cached responses.
+"""Newton's method whose linear systems are solved by preconditioned conjugate gradients.
 
 One ``step`` is one CG iteration; the Newton update happens at a check, for the samples whose linear residual is below
-the forcing term (Eisenstat and Walker, 1996, choice 2). K d is accumulated beside d, so the update costs one K^T.
+the forcing term (Eisenstat and Walker, 1996, choice 2). K d is accumulated beside d, so that without a constraint the
+line search works on cached responses and the update costs one K^T. With a box, the linear system is that of the pixels
+that are not held at a bound by their gradient, and the step is projected (Bertsekas, 1982): the active set changes by
+any number of pixels at once.
 """
 
 from __future__ import annotations
@@ -13,9 +16,10 @@ from torch import Tensor
 
 from learnreg.certificates.state import primal_bound, rounding_floor
 from learnreg.convex import inner_samples
-from learnreg.errors import AssumptionError
 from learnreg.problem import Instance, expand
 from learnreg.solvers.base import Report, Solver, SolverState
+from learnreg.solvers.point import Point, evaluate, free_pixels, restrict, where
+from learnreg.solvers.preconditioner import SpectralPreconditioner, can_precondition
 
 __all__ = ["NewtonCG", "NewtonCGState"]
 
@@ -26,59 +30,89 @@ _LINE_SEARCH_TRIALS = 40
 
 @dataclass(frozen=True)
 class NewtonCGState(SolverState):
-    """Point x with responses t, gradient parts; CG on H(x) d = -grad: d, v = K d, residual r, direction p."""
+    """Point x with responses t, gradient parts, and the pixels that are free to move (None: all); CG on H(x) d = -grad:
+    d, v = K d, residual r, direction p, ‖r‖², <r, Pr>, the preconditioner P (None: the identity)."""
 
     x: Tensor
     t: Tensor
     data_grad: Tensor
     pullback: Tensor
+    free: Tensor | None
     d: Tensor
     v: Tensor
     r: Tensor
     p: Tensor
     rr: Tensor
+    rz: Tensor
+    preconditioner: SpectralPreconditioner | None
     grad_norm: Tensor
     forcing: Tensor
     inner: Tensor
 
 
 class NewtonCG(Solver[NewtonCGState]):
-    """Truncated Newton; fast at high accuracy and high condition numbers once it is near the solution."""
+    """Truncated Newton; fast at high accuracy and high condition numbers once it is near the solution.
+
+    Parameters
+    ----------
+    max_inner: conjugate-gradient steps at most for a Newton step.
+    precondition: where the Hessian is of a kind that ``SpectralPreconditioner`` knows.
+    """
 
     name = "newton-cg"
 
-    def __init__(self, check_every: int = 5, max_inner: int = 500) -> None:
-        self.check_every, self.max_inner = check_every, max_inner
+    def __init__(self, check_every: int = 5, max_inner: int = 500, precondition: bool = True) -> None:
+        self.check_every, self.max_inner, self.precondition = check_every, max_inner, precondition
 
     def init(self, instance: Instance, x: Tensor) -> NewtonCGState:
-        if instance.box is not None:
-            raise AssumptionError("Newton-CG does not handle constraints; use solver='pdhg'.")
-        t = instance.apply(x)
-        data_grad = instance.quadratic(x) - instance.q
-        pullback = instance.adjoint(instance.potential.grad(t))
-        r = -(data_grad + pullback)
+        point = evaluate(instance, x if instance.box is None else instance.box.prox(x))
+        preconditioner = self._preconditioner(instance, point.t)
+        free = free_pixels(instance, point)
+        r = restrict(-point.grad, free)
+        z = restrict(r if preconditioner is None else preconditioner(r), free)
         rr = inner_samples(r, r)
-        zero_d, zero_v, count = torch.zeros_like(x), torch.zeros_like(t), torch.zeros_like(rr)
-        forcing = torch.full_like(rr, _LARGEST_FORCING)
-        return NewtonCGState(x, t, data_grad, pullback, zero_d, zero_v, r, r, rr, rr.sqrt(), forcing, count)
+        return NewtonCGState(
+            x=point.x,
+            t=point.t,
+            data_grad=point.data_grad,
+            pullback=point.pullback,
+            free=free,
+            d=torch.zeros_like(x),
+            v=torch.zeros_like(point.t),
+            r=r,
+            p=z,
+            rr=rr,
+            rz=inner_samples(r, z),
+            preconditioner=preconditioner,
+            grad_norm=rr.sqrt(),
+            forcing=torch.full_like(rr, _LARGEST_FORCING),
+            inner=torch.zeros_like(rr),
+        )
+
+    def _preconditioner(self, instance: Instance, t: Tensor) -> SpectralPreconditioner | None:
+        if not (self.precondition and can_precondition(instance)):
+            return None
+        return SpectralPreconditioner.of(instance, instance.potential.second_diagonal(t))
 
     def step(self, instance: Instance, state: NewtonCGState) -> NewtonCGState:
         v_p = instance.apply(state.p)
         h_p = instance.quadratic(state.p) + instance.adjoint(instance.potential.hess_vec(state.t, v_p))
         curvature = inner_samples(state.p, h_p)
-        usable = (curvature > 0) & (state.rr > 0)
-        alpha = torch.where(usable, state.rr / torch.where(usable, curvature, 1.0), 0.0)
+        usable = (curvature > 0) & (state.rz > 0)
+        alpha = torch.where(usable, state.rz / torch.where(usable, curvature, 1.0), 0.0)
         step = expand(alpha, state.p)
-        r = torch.addcmul(state.r, step, h_p, value=-1.0)
-        rr = inner_samples(r, r)
-        beta = torch.where(usable, rr / torch.where(usable, state.rr, 1.0), 0.0)
+        r = torch.addcmul(state.r, step, restrict(h_p, state.free), value=-1.0)
+        z = restrict(r if state.preconditioner is None else state.preconditioner(r), state.free)
+        rz = inner_samples(r, z)
+        beta = torch.where(usable, rz / torch.where(usable, state.rz, 1.0), 0.0)
         return replace(
             state,
             d=torch.addcmul(state.d, step, state.p),
             v=torch.addcmul(state.v, expand(alpha, v_p), v_p),
             r=r,
-            p=torch.addcmul(r, expand(beta, r), state.p),
-            rr=rr,
+            p=torch.addcmul(z, expand(beta, r), state.p),
+            rr=inner_samples(r, r),
+            rz=rz,
             inner=state.inner + 1,
         )
 
@@ -87,34 +121,59 @@ class NewtonCG(Solver[NewtonCGState]):
         ready = (state.rr.sqrt() <= state.forcing * state.grad_norm) | (state.inner >= self.max_inner)
         if not bool(ready.any()):
             return state
-        alpha = torch.where(ready, self._step_length(instance, state), 0.0)
-        m_d = instance.quadratic(state.d)
-        x = torch.addcmul(state.x, expand(alpha, state.d), state.d)
-        t = torch.addcmul(state.t, expand(alpha, state.v), state.v)
-        data_grad = torch.addcmul(state.data_grad, expand(alpha, m_d), m_d)
-        pullback = instance.adjoint(instance.potential.grad(t))
-        grad = data_grad + pullback
-        norm = inner_samples(grad, grad).sqrt()
+        move = self._move if instance.box is None else self._move_in_box
+        point = move(instance, state, ready)
+        free = free_pixels(instance, point)
+        restarted = restrict(-point.grad, free)
+        norm = inner_samples(restarted, restarted).sqrt()
         ratio = norm / state.grad_norm.clamp_min(torch.finfo(norm.dtype).tiny)
         forcing = (0.9 * ratio**2).clamp(_SMALLEST_FORCING, _LARGEST_FORCING)
+        preconditioner = self._preconditioner(instance, point.t)
 
         def renewed(new: Tensor, old: Tensor) -> Tensor:
             return torch.where(expand(ready, new), new, old)
 
-        r = renewed(-grad, state.r)
+        # Samples that go on with their system keep its preconditioner.
+        if preconditioner is not None and state.preconditioner is not None:
+            shares, inverses = (
+                renewed(getattr(preconditioner, name), getattr(state.preconditioner, name))
+                for name in ("shares", "inverses")
+            )
+            preconditioner = replace(preconditioner, shares=shares, inverses=inverses)
+        r = renewed(restarted, state.r)
+        kept_free = None if free is None or state.free is None else renewed(free, state.free)
+        z = restrict(r if preconditioner is None else preconditioner(r), kept_free)
         return NewtonCGState(
-            x=x,
-            t=t,
-            data_grad=data_grad,
-            pullback=renewed(pullback, state.pullback),
+            x=point.x,
+            t=point.t,
+            data_grad=point.data_grad,
+            pullback=point.pullback,
+            free=kept_free,
             d=renewed(torch.zeros_like(state.d), state.d),
             v=renewed(torch.zeros_like(state.v), state.v),
             r=r,
-            p=renewed(r, state.p),
+            p=renewed(z, state.p),
             rr=inner_samples(r, r),
+            rz=inner_samples(r, z),
+            preconditioner=preconditioner,
             grad_norm=torch.where(ready, norm, state.grad_norm),
             forcing=torch.where(ready, forcing, state.forcing),
             inner=torch.where(ready, 0.0, state.inner),
+        )
+
+    def _move(self, instance: Instance, state: NewtonCGState, ready: Tensor) -> Point:
+        """The point after the step of the samples that are ready, on cached responses."""
+        alpha = torch.where(ready, self._step_length(instance, state), 0.0)
+        m_d = instance.quadratic(state.d)
+        t = torch.addcmul(state.t, expand(alpha, state.v), state.v)
+        pullback = torch.where(
+            expand(ready, state.pullback), instance.adjoint(instance.potential.grad(t)), state.pullback
+        )
+        return Point(
+            torch.addcmul(state.x, expand(alpha, state.d), state.d),
+            t,
+            torch.addcmul(state.data_grad, expand(alpha, m_d), m_d),
+            pullback,
         )
 
     def _step_length(self, instance: Instance, state: NewtonCGState) -> Tensor:
@@ -141,8 +200,32 @@ class NewtonCG(Solver[NewtonCGState]):
             current = torch.where(done, current, slope(alpha))
         return alpha
 
+    def _move_in_box(self, instance: Instance, state: NewtonCGState, ready: Tensor) -> Point:
+        """The projected step of the samples that are ready, shortened until the energy's slope at its end, along the
+        way that was made, is at most half the one at its start in size."""
+        assert instance.box is not None
+        start = Point(state.x, state.t, state.data_grad, state.pullback)
+        grad, found = start.grad, start
+        alpha, waiting = torch.ones_like(state.rr), ready
+        for _ in range(_LINE_SEARCH_TRIALS):
+            x = instance.box.prox(torch.addcmul(state.x, expand(alpha, state.d), state.d))
+            trial = evaluate(instance, x)
+            way = x - state.x
+            before, after = inner_samples(grad, way), inner_samples(trial.grad, way)
+            good = waiting & (before <= 0) & (after <= 0.5 * before.abs())
+            found = where(good, trial, found)
+            waiting = waiting & ~good
+            if not bool(waiting.any()):
+                break
+            alpha = torch.where(waiting, alpha * (before / (before - after)).nan_to_num(0.5).clamp(0.1, 0.5), alpha)
+        return found
+
     def report(self, instance: Instance, state: NewtonCGState) -> Report:
         grad = state.data_grad + state.pullback
+        if instance.box is not None:
+            grad = instance.box.reduced_gradient(state.x, grad)
         floor = rounding_floor(instance, state.x, state.pullback)
         bound = primal_bound(grad, instance.strong_convexity)
-        return Report(state.x, inner_samples(grad, grad).sqrt(), bound, floor)
+        residual = inner_samples(grad, grad).sqrt()
+        dead = ~torch.isfinite(state.rr)  # the linear iteration, from which no step will come
+        return Report(state.x, torch.where(dead, state.rr, residual), bound, floor)

@@ -13,6 +13,7 @@ from learnreg.certificates.correction import correct_state
 from learnreg.certificates.state import smallest_bound
 from learnreg.convex import sum_samples
 from learnreg.errors import ConfigError, SolverError
+from learnreg.fault import blame_operators
 from learnreg.problem import Instance, LowerLevelProblem
 from learnreg.result import BoundKind, Solution, Status
 from learnreg.solvers.base import Solver
@@ -21,6 +22,7 @@ from learnreg.solvers.loop import LoopResult, iterate
 from learnreg.solvers.newton_cg import NewtonCG
 from learnreg.solvers.pdhg import PDHG
 from learnreg.solvers.preconditioner import can_precondition
+from learnreg.solvers.projected_lbfgs import ProjectedLBFGS
 
 __all__ = ["SolverName", "check_failure_option", "check_tolerance", "initial_point", "run_state_solver", "solve"]
 
@@ -37,10 +39,12 @@ def make_solver(name: str, instance: Instance, warm: bool = False) -> Solver[Any
     """The solver of that name. "auto", by operator applications on trained models (docs/benchmarks.md): L-BFGS where
     it has a preconditioner; else from a cold start PDHG where the data term is diagonal (denoising and inpainting by
     total variation), L-BFGS otherwise; from a warm one L-BFGS, since a good x without its dual iterate is of
-    little use to PDHG; PDHG with a constraint."""
+    little use to PDHG. With a constraint, L-BFGS is the projected one."""
     if name == "auto":
         cold_pdhg = instance.diagonal is not None and not warm and not can_precondition(instance)
-        return PDHG() if cold_pdhg or instance.box is not None else LBFGS()
+        name = "pdhg" if cold_pdhg else "lbfgs"
+    if name == "lbfgs" and instance.box is not None:
+        return ProjectedLBFGS()
     if name not in _SOLVERS:
         raise ConfigError(f"solver={name!r}: expected 'auto', {', '.join(map(repr, _SOLVERS))}.")
     return _SOLVERS[name]()
@@ -95,8 +99,8 @@ def run_state_solver(
     bound = error if instance.strong_convexity > 0 else torch.zeros_like(error)
     result = iterate(solver, instance, x, residual, bound, max_steps, solver.resume(instance, x, t))
     limited = result.status is Status.PRECISION and x.dtype == torch.float64
-    stopped_early = limited or result.status is Status.STAGNATED
-    if stopped_early and instance.box is None and not isinstance(solver, NewtonCG):
+    stopped_early = limited or result.status in (Status.STAGNATED, Status.NOT_FINITE)
+    if stopped_early and not isinstance(solver, NewtonCG):
         left = None if max_steps is None else max_steps - result.steps
         if left is None or left > 0:
             more = iterate(NewtonCG(), instance, result.x, residual, bound, left)
@@ -129,8 +133,8 @@ def solve(
 
     Raises
     ------
-    ShapeError, DataError, ConfigError: bad input. SolverError: not converged, with ``on_failure="raise"``; its
-    ``result`` is the Solution.
+    ShapeError, DataError, ConfigError: bad input. OperatorError: an operator made NaN of finite numbers. SolverError:
+    not converged, with ``on_failure="raise"``; its ``result`` is the Solution.
     """
     target = check_tolerance(tolerance)
     check_failure_option(on_failure)
@@ -156,12 +160,15 @@ def solve(
         worst = float(judged.bound.max())
         if worst <= target or result.status is Status.MAX_STEPS or (max_steps is not None and steps >= max_steps):
             break
-        if result.status is Status.PRECISION:
-            if working.q.dtype == torch.float64:
-                break
+        exact = working.q.dtype == torch.float64
+        if result.status is Status.PRECISION and exact:
+            break
+        if result.status in (Status.PRECISION, Status.NOT_FINITE) and not exact:
             working, x, t = judge_instance, x.double(), None if t is None else t.double()
-        elif attempt + 1 < _MAX_ATTEMPTS:
+        elif attempt + 1 < _MAX_ATTEMPTS and math.isfinite(worst):
             aim *= min(0.3, 0.5 * target / worst)
+    if not math.isfinite(worst):
+        blame_operators(judge_instance, x)
     status = _final_status(worst <= target, judged.kind, result.status)
     solution = Solution(
         x=judged.x,
@@ -200,10 +207,12 @@ def _judge(instance: Instance, x: Tensor, t: Tensor | None, dtype: torch.dtype, 
         bounds.append(judged.bound)
         duals.append(judged.y.to(dtype))
     bound = (torch.cat(bounds) + moved) / scale
+    bound = torch.where(torch.isnan(bound), math.inf, bound)
     y = duals[0] if len(duals) == 1 else torch.cat(duals)
     if instance.strong_convexity > 0:
         return _Judged(returned, y, bound, "rigorous")
-    return _Judged(returned, y, _estimated_error(instance, returned, scale), "estimate")
+    estimate = _estimated_error(instance, returned, scale)
+    return _Judged(returned, y, torch.where(torch.isnan(estimate), math.inf, estimate), "estimate")
 
 
 def _final_status(reached: bool, kind: BoundKind, loop_status: Status) -> Status:

@@ -18,7 +18,9 @@ from learnreg.training.registry import REGULARIZERS
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-__all__ = ["DenoiseConfig", "check_resume", "merge_config", "read_toml"]
+__all__ = ["DenoiseConfig", "TomographyConfig", "TrainingConfig", "check_resume", "merge_config", "read_toml"]
+
+BEAMS = ("parallel", "fan")
 
 
 def option(
@@ -49,21 +51,16 @@ def option(
 
 
 @dataclass(frozen=True)
-class DenoiseConfig:
-    """Options of ``learnreg train denoise``. Raises ConfigError for a value of the wrong type or out of range."""
+class TrainingConfig:
+    """Options of every training run. Raises ConfigError for a value of the wrong type or out of range."""
 
-    data: str = option("natural", "'natural', photographs installed with scikit-image, or a folder of clean images")
-    sigma: str = option("25/255", "noise level, the standard deviation for images in [0, 1]", numeric_text=True)
     regularizer: str = option("fields-of-experts", "what is learned", choices=tuple(REGULARIZERS))
     method: str = option("implicit", "hypergradient method", choices=("implicit", "piggyback"))
     minutes: float = option(5.0, "duration of the upper-level training", above=0.0, at_most=1e6, resumable=True)
     out: str = option("runs/denoise", "run folder", resumable=True)
-    seed: int = option(0, "seed of patches, noise and initial filters", at_least=0, at_most=2**62)
-    patch: int = option(64, "side of the training patches in pixels", at_least=8)
-    patches: int = option(512, "number of training patches", at_least=1)
-    batch_size: int = option(16, "patches in a batch", at_least=1)
+    seed: int = option(0, "seed of images, noise and initial filters", at_least=0, at_most=2**62)
+    batch_size: int = option(16, "samples in a batch", at_least=1)
     filters: int = option(24, "number of filters of a field of experts", at_least=1)
-    size: int = option(5, "side of the filters", at_least=2)
     potential: str = option(
         "pseudo-huber", "potential of a field of experts", choices=("pseudo-huber", "log-cosh", "huber")
     )
@@ -73,14 +70,13 @@ class DenoiseConfig:
     optimizer: str = option(
         "adam", "upper-level method: minibatches, or the first samples at once", choices=("adam", "lbfgs", "adaptive")
     )
-    samples: int = option(64, "patches that lbfgs and adaptive minimise over", at_least=1)
+    samples: int = option(64, "samples that lbfgs and adaptive minimise over", at_least=1)
     step_size: float = option(3e-2, "initial upper-level step size of adam and adaptive", above=0.0)
     tolerance: float = option(1e-1, "relative error of the hypergradients, held by certified audits", above=0.0)
     max_updates: int = option(0, "upper-level updates at most; 0: as many as the minutes allow", at_least=0)
 
     def __post_init__(self) -> None:
         check_options(self)
-        _ = self.noise_level
         if self.smoothing <= self.minimum_smoothing:
             raise ConfigError(
                 f"smoothing={self.smoothing:g}: expected a number > minimum_smoothing={self.minimum_smoothing:g}; "
@@ -88,9 +84,62 @@ class DenoiseConfig:
             )
 
     @property
+    def filter_side(self) -> int:
+        """Side of the filters of a field of experts."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class DenoiseConfig(TrainingConfig):
+    """Options of ``learnreg train denoise``. Raises ConfigError for a value of the wrong type or out of range."""
+
+    data: str = option("natural", "'natural', photographs installed with scikit-image, or a folder of clean images")
+    sigma: str = option("25/255", "noise level, the standard deviation for images in [0, 1]", numeric_text=True)
+    patch: int = option(64, "side of the training patches in pixels", at_least=8)
+    patches: int = option(512, "number of training patches", at_least=1)
+    size: int = option(5, "side of the filters", at_least=2)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.noise_level
+
+    @property
+    def filter_side(self) -> int:
+        return self.size
+
+    @property
     def noise_level(self) -> float:
         """sigma as a number."""
         return parse_sigma(self.sigma)
+
+
+@dataclass(frozen=True)
+class TomographyConfig(TrainingConfig):
+    """Options of ``learnreg train ct``. Raises ConfigError for a value of the wrong type or out of range."""
+
+    data: str = option("ellipses", "'ellipses', seeded phantoms, or a folder of PNG, TIFF or DICOM slices")
+    geometry: str = option("parallel", "beam; a fan has its source two image sides from the centre", choices=BEAMS)
+    angles: int = option(60, "number of views, over the half turn (parallel) or the full one (fan)", at_least=1)
+    size: int = option(128, "side of the images in pixels; others are averaged or resized to it", at_least=16)
+    noise: float = option(
+        0.01,
+        "standard deviation of the Gaussian noise, relative to the mean of the sinogram",
+        at_least=0.0,
+        at_most=1.0,
+    )
+    photons: float = option(0.0, "photons per ray, for Poisson noise in place of Gaussian; 0: Gaussian", at_least=0.0)
+    images: int = option(64, "training images at most", at_least=1)
+    ridge: float = option(1e-4, "r/2 ‖x‖² makes reconstructions unique and certifiable; more of it biases", above=0.0)
+    nonnegative: bool = option(True, "whether reconstructions are constrained to be nonnegative")
+    filter_size: int = option(5, "side of the filters", at_least=2)
+    out: str = option("runs/ct", "run folder", resumable=True)
+    minutes: float = option(8.0, "duration of the upper-level training", above=0.0, at_most=1e6, resumable=True)
+    batch_size: int = option(8, "images in a batch", at_least=1)
+    weight: float = option(3e-5, "sum of the initial weights", above=0.0)
+
+    @property
+    def filter_side(self) -> int:
+        return self.filter_size
 
 
 C = TypeVar("C", bound="DataclassInstance")

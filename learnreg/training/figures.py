@@ -11,19 +11,19 @@ import torch
 from torch import Tensor
 
 from learnreg.regularizers import FieldsOfExperts, Regularizer
-from learnreg.training.evaluate import Compared, Comparison
+from learnreg.training.comparison import Compared, Comparison
 from learnreg.training.extras import require
 
 __all__ = ["comparison_figure", "filters_figure", "learning_curve_figure", "to_png"]
 
-_COLUMNS = {"noisy": "noisy", "tv": "total variation", "learned": "learned", "clean": "clean"}
+_COLUMNS = ("input", "tv", "learned", "clean")
 _MAX_IMAGES = 4
 _DETAIL = 96  # side of the enlarged centre, in pixels
 _WIDTH = 12.0  # inches
 
 
 def comparison_figure(comparison: Comparison) -> Any:
-    """A row per image, and below it its enlarged centre: noisy, total variation, learned, clean."""
+    """A row per image, and below it its enlarged centre: input, total variation, learned, clean."""
     shown = comparison.images[:_MAX_IMAGES]
     column = _WIDTH / len(_COLUMNS)
     heights = [column * _aspect(view) for image in shown for view in (image.clean, _centre(image.clean))]
@@ -33,7 +33,7 @@ def comparison_figure(comparison: Comparison) -> Any:
         for axes, detail, what in zip(rows[2 * i], rows[2 * i + 1], _COLUMNS, strict=True):
             pixels: Tensor = getattr(image, what)
             _draw_image(axes, pixels)
-            axes.set_title(_title(image, what), fontsize=10)
+            axes.set_title(_title(image, what, comparison.input_name), fontsize=10)
             _draw_image(detail, _centre(pixels))
     return figure
 
@@ -108,11 +108,12 @@ def _draw_image(axes: Any, pixels: Tensor) -> None:
     axes.set_axis_off()
 
 
-def _title(image: Compared, what: str) -> str:
+def _title(image: Compared, what: str, input_name: str) -> str:
     if what == "clean":
         return f"clean: {image.name}"
     found = image.quality[what]
-    return f"{_COLUMNS[what]}: {found.psnr:.2f} dB, SSIM {found.ssim:.3f}"
+    label = {"input": input_name, "tv": "total variation"}.get(what, what)
+    return f"{label}: {found.psnr:.2f} dB, SSIM {found.ssim:.3f}"
 
 
 def _aspect(image: Tensor) -> float:

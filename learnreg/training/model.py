@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -42,14 +43,33 @@ class Model:
     regularizer: Regularizer
     config: dict[str, Any]
 
-    def problem(self, image_shape: tuple[int, ...], operator: LinearOperator | None = None) -> LowerLevelProblem:
-        """The lower-level problem on images of shape (1, height, width).
+    @property
+    def denoises(self) -> bool:
+        """Whether the stored forward operator is the identity, on images of any size."""
+        return bool(self.config["operator"].get("name") == "identity")
+
+    @cached_property
+    def operator(self) -> LinearOperator:
+        """The stored forward operator of a model with one geometry, such as a projector.
+
+        Raises
+        ------
+        ConfigError: the file does not hold it, or the package that it needs is missing.
+        """
+        return build_operator(self.config["operator"])
+
+    def problem(
+        self, image_shape: tuple[int, ...] | None = None, operator: LinearOperator | None = None
+    ) -> LowerLevelProblem:
+        """The lower-level problem; for denoising on images of shape (1, height, width).
 
         ``operator`` replaces the stored forward operator; it is needed where the file does not hold one.
         """
         limits = self.config["constraint"]
+        if operator is None:
+            operator = build_operator(self.config["operator"], image_shape) if self.denoises else self.operator
         return LowerLevelProblem(
-            operator if operator is not None else build_operator(self.config["operator"], tuple(image_shape)),
+            operator,
             self.regularizer,
             ridge=self.config["ridge"],
             constraint=None if limits is None else Box(*_open_limits(limits)),
@@ -63,9 +83,9 @@ class Model:
         ------
         ShapeError: b has no batch axis, or another shape or dtype. DataError: NaN. ConfigError: tolerance <= 0.
         """
-        _check_measurement(b, operator)
-        shape = tuple(b.shape[1:]) if operator is None else operator.domain_shape
-        return solve(self.problem(shape, operator), b, tolerance=tolerance)
+        if operator is None and self.denoises:
+            _check_noisy(b)
+        return solve(self.problem(tuple(b.shape[1:]), operator), b, tolerance=tolerance)
 
     @overload
     def reconstruct(
@@ -103,8 +123,8 @@ def save_model(
     ----------
     path: usually ``model.safetensors``; folders are made.
     problem: the lower-level problem the regularizer was learned for. A regularizer alone is stored for denoising,
-        ½‖x - b‖² + R(x). An operator other than the identity is not stored, only its class: give it again to
-        ``Model.problem``.
+        ½‖x - b‖² + R(x). Of the operator the identity and projectors are stored, of another one its class alone: give
+        it again to ``Model.problem``.
     config: anything JSON knows, such as {"sigma": 0.098, "training": {...}}; becomes part of ``Model.config``.
 
     Raises
@@ -195,11 +215,9 @@ def _open_limits(limits: list[float | None]) -> tuple[float, float]:
     return -math.inf if lower is None else lower, math.inf if upper is None else upper
 
 
-def _check_measurement(b: Tensor, operator: LinearOperator | None) -> None:
+def _check_noisy(b: Tensor) -> None:
     if not isinstance(b, Tensor):
         raise ShapeError(f"reconstruct(b): got {type(b).__name__}, expected a tensor (batch, 1, height, width).")
-    if operator is not None:
-        return
     if b.dim() != 4 or b.shape[1] != 1:
         hint = {2: " Write b[None, None].", 3: " Add the missing axis with b[None] or b[:, None]."}.get(b.dim(), "")
         raise ShapeError(f"reconstruct(b): got shape {tuple(b.shape)}, expected (batch, 1, height, width).{hint}")

@@ -3,6 +3,7 @@ command line."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, cast
 
@@ -11,10 +12,12 @@ from learnreg.hypergradients.base import HypergradientMethod
 from learnreg.hypergradients.implicit import Implicit
 from learnreg.hypergradients.piggyback import Piggyback
 from learnreg.linop import LinearOperator
-from learnreg.operators import Identity
+from learnreg.operators import FanBeam2D, FanGeometry, Identity, ParallelBeam2D, ParallelGeometry
+from learnreg.operators.geometry import Geometry
 from learnreg.regularizers import FieldsOfExperts, Regularizer, TotalVariation
 
 __all__ = [
+    "BEAMS",
     "METHODS",
     "REGULARIZERS",
     "build_operator",
@@ -60,17 +63,36 @@ def build_regularizer(description: Mapping[str, Any]) -> Regularizer:
     return cast(_Storable, REGULARIZERS[name]).from_config(dict(description["config"]))
 
 
+BEAMS: dict[str, tuple[type[ParallelBeam2D] | type[FanBeam2D], type[Geometry]]] = {
+    "parallel-beam": (ParallelBeam2D, ParallelGeometry),
+    "fan-beam": (FanBeam2D, FanGeometry),
+}
+"""Projectors, which are stored by their geometry."""
+
+
 def describe_operator(operator: LinearOperator) -> dict[str, Any]:
-    """What rebuilds a forward operator on images of any size; for one that cannot be stored, its class alone."""
+    """What rebuilds a forward operator; for one that cannot be stored, its class alone."""
     if type(operator) is Identity:
         return {"name": "identity", "config": {}}
+    for name, (kind, _) in BEAMS.items():
+        if type(operator) is kind:
+            return {"name": name, "config": dataclasses.asdict(operator.geometry), "kernel": operator.kernel}
     return {"name": None, "class": type(operator).__name__}
 
 
-def build_operator(description: Mapping[str, Any], image_shape: tuple[int, ...]) -> LinearOperator:
-    """The forward operator on images of this shape, (1, height, width)."""
-    if description.get("name") == "identity":
+def build_operator(description: Mapping[str, Any], image_shape: tuple[int, ...] | None = None) -> LinearOperator:
+    """The forward operator; the identity on images of this shape, (1, height, width)."""
+    name = description.get("name")
+    if name == "identity":
+        if image_shape is None:
+            raise ConfigError("this model denoises images of any size: say which, image_shape=(1, height, width).")
         return Identity(image_shape)
+    if name in BEAMS:
+        kind, geometry = BEAMS[name]
+        values = dict(description["config"])
+        return kind.from_geometry(
+            geometry(**{**values, "angles": tuple(values["angles"])}), kernel=description["kernel"]
+        )
     raise ConfigError(
         f"the file does not hold its forward operator ({description.get('class', 'unknown')}); pass operator=..."
     )

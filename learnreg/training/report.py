@@ -12,15 +12,13 @@ from statistics import median
 from typing import Any
 
 from learnreg.regularizers import Regularizer
-from learnreg.training.evaluate import Comparison
+from learnreg.training.comparison import Comparison
 from learnreg.training.extras import require
 from learnreg.training.figures import comparison_figure, filters_figure, learning_curve_figure, to_png
 from learnreg.training.files import write_atomically
 from learnreg.training.run_folder import RunFolder
 
 __all__ = ["CertificateStatistics", "certificate_statistics", "write_report"]
-
-_METHODS = {"noisy": "noisy", "tv": "total variation", "learned": "learned"}
 
 
 @dataclass(frozen=True)
@@ -73,6 +71,7 @@ def write_report(
     """
     jinja2 = require("jinja2", "writing the report", "jinja2")
     rows = folder.rows()
+    methods = {"input": comparison.input_name, "tv": "total variation", "learned": "learned"}
     picture = to_png(comparison_figure(comparison))
     write_atomically(folder.path / "comparison.png", picture)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
@@ -80,8 +79,8 @@ def write_report(
     page: str = environment.from_string(source).render(
         title=title,
         comparison=comparison,
-        methods=_METHODS,
-        means={what: comparison.mean(what) for what in _METHODS},
+        methods=methods,
+        means={what: comparison.mean(what) for what in methods},
         gain=comparison.mean("learned").psnr - comparison.mean("tv").psnr,
         picture=_embed(picture),
         curve=_embed_figure(learning_curve_figure(rows)),

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from learnreg.errors import ConfigError, DataError, SolverError
+from learnreg.fault import blame_operators
 from learnreg.hypergradients.base import HypergradientMethod
 from learnreg.hypergradients.compute import Start
 from learnreg.losses import UpperLoss
@@ -176,7 +177,7 @@ class Session:
 
         Raises
         ------
-        SolverError: the loss or the gradient is not finite.
+        SolverError: the loss or the gradient is not finite. OperatorError: because of an operator.
         """
         total, square, steps = 0.0, 0.0, 0
         gradient = {name: torch.zeros_like(p) for name, p in self.problem.learnable().items()}
@@ -191,10 +192,18 @@ class Session:
             steps = max(steps, result.steps)
             self.applications += result.applications
         if not math.isfinite(total) or any(not bool(torch.isfinite(g).all()) for g in gradient.values()):
-            raise SolverError(
-                f"the upper-level loss or its gradient is not finite (loss {total}); lower the step size."
-            )
+            raise self._not_finite(indices, total)
         return Evaluation(total, gradient, square, steps, self._audit_if_due())
+
+    def _not_finite(self, indices: Sequence[int], total: float) -> SolverError:
+        """What to say of a loss or gradient that is not finite; OperatorError if an operator is the cause, and
+        AssumptionError if the parameters are."""
+        b, x_true = self.samples(list(indices)[:1])
+        blame_operators(self.problem.instance(b), x_true)
+        return SolverError(
+            f"the upper-level loss or its gradient is not finite (loss {total}), although parameters and operators "
+            "are; lower the step size, and check a loss or a regularizer of your own."
+        )
 
     def _evaluate_chunk(self, chunk: Sequence[int]) -> tuple[Sequence[int], BatchGradient, float, _Audited]:
         """One chunk, in a worker thread."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -13,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from learnreg.errors import ConfigError, DataError, LearnregError
+from learnreg.errors import ConfigError, DataError, LearnregError, OperatorError
 from learnreg.hypergradients.base import HypergradientMethod
 from learnreg.hypergradients.implicit import Implicit
 from learnreg.losses import SquaredError, UpperLoss
@@ -21,6 +20,7 @@ from learnreg.problem import LowerLevelProblem
 from learnreg.regularizers import Regularizer
 from learnreg.solvers.solve import check_tolerance
 from learnreg.training.allocator import keep_large_blocks
+from learnreg.training.guard import examine_problem, guarded
 from learnreg.training.run_folder import RunFolder
 from learnreg.training.session import PairedDataset, Session, TimeUp
 from learnreg.training.upper import make_upper_level
@@ -61,6 +61,7 @@ def train(
     seed: int = 0,
     max_updates: int | None = None,
     resume: bool = False,
+    check_operator: bool = True,
     config: Mapping[str, Any] | None = None,
     validate: Callable[[], float] | None = None,
     on_update: Callable[[Mapping[str, Any]], None] | None = None,
@@ -83,14 +84,17 @@ def train(
     step_size: initial, of Adam and of adaptive descent.
     max_updates: at most; None for as many as the minutes allow.
     resume: go on from the checkpoint in ``out``.
+    check_operator: examine operators and regularizers that are not this package's own before any work, with a few
+        applications (``learnreg.testing``).
     config: stored with the model.
     validate: called now and then; its value is logged as ``psnr``.
     on_update: gets each logged row.
 
     Raises
     ------
-    ConfigError, DataError, ShapeError: bad input. SolverError, OperatorError: a failure during training; the last
-    parameters and the checkpoint are saved first, as they are on an interrupt.
+    ConfigError, DataError, ShapeError: bad input. OperatorError: an operator of your own fails a check before training,
+    or raises or makes NaN in the middle of it. SolverError: another numerical failure. The last parameters and the
+    checkpoint are saved first, as they are on an interrupt, so that ``resume`` goes on from there.
     """
     if not (minutes > 0 and math.isfinite(minutes)):
         raise ConfigError(f"train(minutes={minutes!r}): expected a positive number.")
@@ -100,12 +104,14 @@ def train(
         raise DataError("the dataset is empty.")
     if not problem.learnable():
         raise ConfigError("train: no parameter of the problem requires a gradient.")
+    if check_operator:
+        examine_problem(problem, lambda: dataset[0][0].dtype)
     keep_large_blocks()
     folder = RunFolder(out, resume) if isinstance(out, (str, Path)) else out
     if folder is not None and folder.load_config() is None:
         folder.save_config({"optimizer": optimizer, "step_size": step_size, "tolerance": tolerance, "seed": seed})
     session = Session(
-        problem=problem,
+        problem=guarded(problem),
         dataset=dataset,
         loss=loss,
         method=method if method is not None else Implicit(),
@@ -118,7 +124,7 @@ def train(
     torch.set_num_threads(1)
     try:
         upper = make_upper_level(optimizer, session, step_size, samples)
-        run = _Run(session, upper, folder, config, validate, on_update)
+        run = _Run(problem, session, upper, folder, config, validate, on_update)
         if resume and folder is not None:
             run.restore()
         run.save()  # what cannot be stored is refused before the work, not after it
@@ -133,6 +139,7 @@ class _Run:
 
     def __init__(
         self,
+        problem: LowerLevelProblem,
         session: Session,
         upper: Any,
         folder: RunFolder | None,
@@ -140,7 +147,8 @@ class _Run:
         validate: Callable[[], float] | None,
         on_update: Callable[[Mapping[str, Any]], None] | None,
     ) -> None:
-        self.session, self.upper, self.folder, self.config = session, upper, folder, config
+        self.problem, self.session, self.upper = problem, session, upper
+        self.folder, self.config = folder, config
         self.validate, self.on_update = validate, on_update
         self.updates = 0
         self.rows: list[dict[str, Any]] = []
@@ -156,15 +164,30 @@ class _Run:
                     self.save()
         except TimeUp:
             pass
-        except BaseException:
-            with contextlib.suppress(LearnregError):  # what went wrong first matters more
-                self.save()
+        except OperatorError as error:
+            raise OperatorError(f"{error} {self._rescue()}", error.failed_property) from error
+        except BaseException as error:
+            error.add_note(self._rescue())
             raise
         self.save()
         path = None if self.folder is None else self.folder.model_path
         session = self.session
         return TrainResult(
             session.problem.regularizer, path, self.rows, self.updates, session.elapsed, session.applications
+        )
+
+    def _rescue(self) -> str:
+        """Save what there is, and say where it is and how to go on."""
+        when = f"It happened in update {self.updates + 1}"
+        if self.folder is None:
+            return f"{when}; the problem's regularizer holds what the updates before it learned."
+        try:
+            self.save()
+        except LearnregError as error:  # what went wrong first matters more
+            return f"{when}, and what was learned could not be saved: {error}"
+        return (
+            f"{when}; all that the updates before it learned is saved in {self.folder.path}. To go on from there: "
+            "resume=True, --resume on the command line."
         )
 
     def _log(self, row: dict[str, Any]) -> None:
@@ -190,7 +213,7 @@ class _Run:
         """Model and checkpoint."""
         if self.folder is None:
             return
-        self.folder.save_model(self.session.problem, self.config)
+        self.folder.save_model(self.problem, self.config)
         self.folder.save_checkpoint(
             {
                 "parameters": {name: p.detach() for name, p in self.session.problem.learnable().items()},

@@ -1,0 +1,75 @@
+"""Checks that all readers of array files share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from learnreg.errors import DataError
+
+__all__ = ["check_claim", "check_file", "float_tensor"]
+
+_LARGEST_EXPANSION = 1100  # deflate reaches 1032
+_LFS_POINTER = b"version https://git-lfs"
+
+
+def check_file(path: str | Path) -> Path:
+    """The path of a file that exists, is not empty and is not a Git LFS pointer.
+
+    Raises
+    ------
+    DataError: otherwise.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise DataError("this file does not exist.", path, "Check the path.")
+    if not path.is_file():
+        raise DataError("expected a file, this is a folder or a device.", path, "Pass a file inside it.")
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(_LFS_POINTER))
+    except OSError as error:
+        raise DataError(f"cannot be read ({error.strerror}).", path, "Check its permissions.") from error
+    if not start:
+        raise DataError("this file is empty (0 bytes).", path, "Copy or download it again.")
+    if start == _LFS_POINTER:
+        raise DataError("this is a Git LFS pointer, not the data.", path, "Fetch the data with: git lfs pull")
+    return path
+
+
+def check_claim(path: Path, claimed: int) -> None:
+    """Refuse an array of ``claimed`` bytes that a file of its size cannot hold, before memory is taken for it.
+
+    Raises
+    ------
+    DataError: the array is more than 1,100 times as large as the file.
+    """
+    size = path.stat().st_size
+    if claimed > _LARGEST_EXPANSION * size:
+        raise DataError(
+            f"its header promises {claimed:,} bytes of values, the file has {size:,}.", path, "Copy or write it again."
+        )
+
+
+def float_tensor(values: np.ndarray[Any, Any], path: str | Path) -> Tensor:
+    """Real numbers as a tensor, unscaled: float32 for float16, float32 and integers of at most 16 bits, otherwise
+    float64.
+
+    Raises
+    ------
+    DataError: not numbers, complex, empty, or NaN and infinite values.
+    """
+    if values.dtype.kind not in "fiu":
+        raise DataError(f"expected real numbers, got the type {values.dtype}.", path, "Save float32 or float64.")
+    if values.size == 0:
+        raise DataError(f"there are no values in this array of shape {values.shape}.", path)
+    small = values.dtype.itemsize <= (4 if values.dtype.kind == "f" else 2)
+    converted = np.array(values, dtype=np.float32 if small else np.float64, order="C")
+    bad = int(converted.size - np.isfinite(converted).sum())
+    if bad:
+        raise DataError(f"{bad} of {converted.size} values are NaN or infinite.", path, "Repair them before using it.")
+    return torch.from_numpy(converted)

@@ -1,0 +1,57 @@
+"""Slices of any size as square images of the size that an operator takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import avg_pool2d
+
+from learnreg.errors import ConfigError, DataError, ShapeError
+
+__all__ = ["resize_slice"]
+
+
+def resize_slice(image: Tensor, size: int) -> Tensor:
+    """The central square of an image (1, height, width), resized to (1, size, size), dtype and device kept.
+
+    Where the side of the square is a multiple of ``size``, blocks of pixels are averaged, which keeps the mean exactly;
+    otherwise scikit-image interpolates linearly behind an antialiasing filter. An odd rest is cut off below and on the
+    right. Values stay within the range of the image.
+
+    Raises
+    ------
+    ShapeError: not an image (1, height, width). ConfigError: ``size`` is not a positive integer.
+    DataError: scikit-image is needed and missing.
+    """
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise ConfigError(f"size={size!r} must be a positive integer.")
+    if image.dim() != 3 or image.shape[0] != 1 or min(image.shape) < 1 or not image.is_floating_point():
+        raise ShapeError(
+            f"resize_slice: got {tuple(image.shape)} of {image.dtype}, expected a float image (1, height, width)."
+        )
+    side = min(image.shape[1:])
+    top, left = ((n - side) // 2 for n in image.shape[1:])
+    square = image[:, top : top + side, left : left + side]
+    if side == size:
+        return square.clone()
+    if side % size == 0:
+        return avg_pool2d(square, side // size)
+    return _interpolate(square, size)
+
+
+def _interpolate(square: Tensor, size: int) -> Tensor:
+    try:
+        from skimage import transform
+    except ImportError as error:
+        raise DataError(
+            f"resizing {square.shape[1]} to {size} pixels, which does not divide it, needs the package scikit-image.",
+            hint="Install it with: pip install 'learnreg[images]'",
+        ) from error
+    pixels = square[0].detach().cpu().numpy().astype(np.float64)
+    resize: Callable[..., Any] = transform.resize
+    resized = resize(pixels, (size, size), order=1, mode="edge", anti_aliasing=True, preserve_range=True)
+    return torch.from_numpy(resized).unsqueeze(0).to(square)

@@ -1,0 +1,59 @@
+"""A point of the lower-level problem with its gradient, and the pixels that a box leaves free there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from learnreg.problem import Instance, expand
+from learnreg.solvers.base import SolverState
+
+__all__ = ["Point", "evaluate", "free_pixels", "restrict", "where"]
+
+
+@dataclass(frozen=True)
+class Point(SolverState):
+    """x, its responses t = K x, the gradient of the quadratic part, and the pull-back K^T f'(t)."""
+
+    x: Tensor
+    t: Tensor
+    data_grad: Tensor
+    pullback: Tensor
+
+    @property
+    def grad(self) -> Tensor:
+        """The energy's gradient, without the constraint."""
+        return self.data_grad + self.pullback
+
+
+def evaluate(instance: Instance, x: Tensor) -> Point:
+    """The point at x; counts 2 applications."""
+    t = instance.apply(x)
+    return Point(x, t, instance.quadratic(x) - instance.q, instance.adjoint(instance.potential.grad(t)))
+
+
+def free_pixels(instance: Instance, point: Point) -> Tensor | None:
+    """Pixels that are not held at a bound by their gradient; None without a box."""
+    if instance.box is None:
+        return None
+    lower, upper = instance.box.bounds_for(point.x)
+    grad = point.grad
+    return ~(((point.x <= lower) & (grad > 0)) | ((point.x >= upper) & (grad < 0)))
+
+
+def restrict(image: Tensor, free: Tensor | None) -> Tensor:
+    """The image on the free pixels, 0 elsewhere."""
+    return image if free is None else torch.where(free, image, 0.0)
+
+
+def where(chosen: Tensor, new: Point, old: Point) -> Point:
+    """``new`` for the samples chosen, (batch,), ``old`` for the others."""
+
+    def pick(a: Tensor, b: Tensor) -> Tensor:
+        return torch.where(expand(chosen, a), a, b)
+
+    return Point(
+        pick(new.x, old.x), pick(new.t, old.t), pick(new.data_grad, old.data_grad), pick(new.pullback, old.pullback)
+    )

@@ -1,0 +1,125 @@
+"""Limited-memory BFGS under box constraints: quasi-Newton on the free pixels, the step projected onto the box.
+
+Source: Bertsekas (1982), two-metric projection; Kim, Sra and Dhillon (2010), the same with quasi-Newton directions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from learnreg.certificates.state import primal_bound, rounding_floor
+from learnreg.convex import inner_samples
+from learnreg.problem import Instance, expand
+from learnreg.solvers.base import Report, Solver, SolverState
+from learnreg.solvers.lbfgs import inverse_curvature, majorant, pair_scale, two_loop_direction
+from learnreg.solvers.point import Point, evaluate, free_pixels, restrict, where
+from learnreg.solvers.preconditioner import SpectralPreconditioner, can_precondition
+
+__all__ = ["ProjectedLBFGS", "ProjectedLBFGSState"]
+
+_SHORTEST, _LONGEST = 0.1, 0.5
+"""Factors by which a step that was too long is shortened."""
+
+
+@dataclass(frozen=True)
+class ProjectedLBFGSState(SolverState):
+    """The point, the length of the next step along the quasi-Newton direction and the scale of the preconditioner,
+    (batch,) each, the preconditioner (None: the identity), steps so far, and the pairs, zero where a step was not
+    taken."""
+
+    point: Point
+    alpha: Tensor
+    scale: Tensor
+    preconditioner: SpectralPreconditioner | None
+    steps: int = 0
+    s: tuple[Tensor, ...] = ()
+    d: tuple[Tensor, ...] = ()
+
+
+class ProjectedLBFGS(Solver[ProjectedLBFGSState]):
+    """L-BFGS within a box, each sample of the batch on its own.
+
+    A step tries one point, and keeps it unless the energy's slope there, along the way, is more than half the one at
+    the start in size; the next step then tries a shorter way. So it costs one K and one K^T whatever happens.
+
+    Parameters
+    ----------
+    memory: number of pairs kept.
+    precondition: where the Hessian is of a kind that ``SpectralPreconditioner`` knows.
+    """
+
+    name = "lbfgs"
+
+    def __init__(self, memory: int = 10, check_every: int = 5, precondition: bool = True) -> None:
+        self.memory, self.check_every, self.precondition = memory, check_every, precondition
+
+    def init(self, instance: Instance, x: Tensor) -> ProjectedLBFGSState:
+        assert instance.box is not None
+        point = evaluate(instance, instance.box.prox(x))
+        preconditioner = self._preconditioner(instance, point)
+        ones = torch.ones_like(point.grad.flatten(1)[:, 0])
+        state = ProjectedLBFGSState(point, ones, ones, preconditioner)
+        p = self._direction(instance, state)
+        v = instance.apply(p)
+        curvature = inner_samples(p, instance.quadratic(p))
+        curvature += inner_samples(v, majorant(instance.potential, point.t) * v)
+        slope = inner_samples(point.grad, p)
+        return replace(state, alpha=-slope / curvature.clamp_min(torch.finfo(x.dtype).tiny))
+
+    def adapt(self, instance: Instance, state: ProjectedLBFGSState) -> ProjectedLBFGSState:
+        """Renew the preconditioner after 1, 2, 4, 8 ... checks: the curvature moves less and less."""
+        checks = state.steps // self.check_every
+        if state.preconditioner is None or checks & (checks - 1):
+            return state
+        return replace(state, preconditioner=self._preconditioner(instance, state.point))
+
+    def _preconditioner(self, instance: Instance, point: Point) -> SpectralPreconditioner | None:
+        if not (self.precondition and can_precondition(instance)):
+            return None
+        return SpectralPreconditioner.of(instance, majorant(instance.potential, point.t))
+
+    def step(self, instance: Instance, state: ProjectedLBFGSState) -> ProjectedLBFGSState:
+        assert instance.box is not None
+        start = state.point
+        p = self._direction(instance, state)
+        trial = evaluate(instance, instance.box.prox(torch.addcmul(start.x, expand(state.alpha, p), p)))
+        way = trial.x - start.x
+        before, after = inner_samples(start.grad, way), inner_samples(trial.grad, way)
+        good = (before <= 0) & (after <= 0.5 * before.abs())
+        secant = (before / (before - after)).nan_to_num(_LONGEST).clamp(_SHORTEST, _LONGEST)
+        alpha = torch.where(good, torch.ones_like(secant), state.alpha * secant)
+        zero = torch.zeros_like(way)
+        s, d = (torch.where(expand(good, u), u, zero) for u in (way, trial.grad - start.grad))
+        precondition = state.preconditioner or (lambda r: r)
+        return replace(
+            state,
+            point=where(good, trial, start),
+            alpha=alpha,
+            scale=pair_scale(d, inverse_curvature(s, d), precondition, state.scale),
+            steps=state.steps + 1,
+            s=(*state.s, s)[-self.memory :],
+            d=(*state.d, d)[-self.memory :],
+        )
+
+    def _direction(self, instance: Instance, state: ProjectedLBFGSState) -> Tensor:
+        """The quasi-Newton direction in the space of the free pixels, to which pairs and preconditioner are
+        restricted."""
+        free = free_pixels(instance, state.point)
+        s, d = (tuple(restrict(u, free) for u in pairs) for pairs in (state.s, state.d))
+
+        def precondition(r: Tensor) -> Tensor:
+            return r if state.preconditioner is None else restrict(state.preconditioner(r), free)
+
+        grad = restrict(state.point.grad, free)
+        return two_loop_direction(grad, s, d, tuple(map(inverse_curvature, s, d)), precondition, state.scale)
+
+    def report(self, instance: Instance, state: ProjectedLBFGSState) -> Report:
+        assert instance.box is not None
+        point = state.point
+        grad = instance.box.reduced_gradient(point.x, point.grad)
+        floor = rounding_floor(instance, point.x, point.pullback)
+        residual = inner_samples(grad, grad).sqrt()
+        return Report(point.x, residual, primal_bound(grad, instance.strong_convexity), floor)

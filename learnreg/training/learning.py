@@ -1,0 +1,132 @@
+"""What every training command does: a regularizer from its options, training with a progress bar, a baseline, and the
+report."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from learnreg.hypergradients.base import HypergradientMethod
+from learnreg.hypergradients.implicit import Implicit
+from learnreg.hypergradients.piggyback import Piggyback
+from learnreg.losses import SquaredError
+from learnreg.problem import LowerLevelProblem
+from learnreg.regularizers import FieldsOfExperts, Regularizer, TotalVariation
+from learnreg.regularizers.base import potential_from_config
+from learnreg.training.comparison import Comparison
+from learnreg.training.config import TrainingConfig
+from learnreg.training.run_folder import RunFolder
+from learnreg.training.session import PairedDataset
+from learnreg.training.train import TrainResult, train
+
+__all__ = ["comparison_figures", "initial_regularizer", "learn", "learn_total_variation", "training_figures"]
+
+_BASELINE_MINUTES = 0.5
+_BASELINE_UPDATES = 10
+
+_METHODS: dict[str, Callable[[], HypergradientMethod]] = {"implicit": Implicit, "piggyback": Piggyback}
+
+
+def initial_regularizer(config: TrainingConfig) -> Regularizer:
+    """The regularizer that training starts from."""
+    if config.regularizer == "tv":
+        return TotalVariation(weight=config.weight / 3.0)
+    kind = type(potential_from_config(config.potential))
+    return FieldsOfExperts(
+        config.filters,
+        config.filter_side,
+        kind(config.smoothing, config.weight),
+        minimum_smoothing=config.minimum_smoothing,
+        generator=torch.Generator().manual_seed(config.seed),
+    )
+
+
+def learn(
+    config: TrainingConfig,
+    problem: LowerLevelProblem,
+    pairs: PairedDataset,
+    folder: RunFolder,
+    resume: bool,
+    described: Mapping[str, Any],
+    validate: Callable[[], float],
+) -> TrainResult:
+    """Train with a progress bar on stderr. ``described``: goes into the model file beside the options."""
+    with tqdm(total=round(60 * config.minutes), unit="s", file=sys.stderr, desc="training") as bar:
+        return train(
+            problem,
+            pairs,
+            SquaredError,
+            folder,
+            config.minutes,
+            config.batch_size,
+            method=_METHODS[config.method](),
+            tolerance=config.tolerance,
+            optimizer=config.optimizer,  # type: ignore[arg-type]
+            step_size=config.step_size,
+            samples=config.samples,
+            seed=config.seed,
+            max_updates=config.max_updates or None,
+            resume=resume,
+            config={**described, "training": dataclasses.asdict(config)},
+            validate=validate,
+            on_update=partial(_advance, bar),
+        )
+
+
+def learn_total_variation(
+    config: TrainingConfig, problem: LowerLevelProblem, pairs: PairedDataset, samples: int
+) -> TotalVariation:
+    """Total variation with its weight learned on the samples that quasi-Newton training would see; ``problem`` has a
+    TotalVariation as its regularizer."""
+    train(
+        problem,
+        pairs,
+        minutes=_BASELINE_MINUTES,
+        batch_size=config.batch_size,
+        optimizer="lbfgs",
+        samples=samples,
+        seed=config.seed,
+        max_updates=_BASELINE_UPDATES,
+    )
+    assert isinstance(problem.regularizer, TotalVariation)
+    return problem.regularizer
+
+
+def comparison_figures(comparison: Comparison, input_key: str) -> dict[str, Any]:
+    """Means of a comparison, for the summary; ``input_key`` names the PSNR of the inputs."""
+    means = {what: comparison.mean(what) for what in ("input", "tv", "learned")}
+    return {
+        input_key: means["input"].psnr,
+        "psnr_tv": means["tv"].psnr,
+        "psnr_learned": means["learned"].psnr,
+        "gain_over_tv": means["learned"].psnr - means["tv"].psnr,
+        "ssim_tv": means["tv"].ssim,
+        "ssim_learned": means["learned"].ssim,
+    }
+
+
+def training_figures(result: TrainResult) -> dict[str, Any]:
+    """Totals of a run, for the summary."""
+    audits = [row for row in result.rows if "relative_error_bound" in row]
+    last = audits[-1] if audits else {}
+    return {
+        "updates": result.updates,
+        "seconds": result.seconds,
+        "operator_applications": result.operator_applications,
+        "hypergradient_relative_error_bound": last.get("relative_error_bound"),
+        "hypergradient_certified": last.get("certified"),
+    }
+
+
+def _advance(bar: Any, row: Mapping[str, Any]) -> None:
+    bar.n = min(round(row["seconds"]), bar.total)
+    shown = {"loss": f"{row['loss']:.4g}"}
+    if "psnr" in row:
+        shown["held-out PSNR"] = f"{row['psnr']:.2f}"
+    bar.set_postfix(shown, refresh=True)

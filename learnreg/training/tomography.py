@@ -1,0 +1,104 @@
+"""``learnreg train ct``: from slices or phantoms to a run folder with a model, a report and a comparison with total
+variation and filtered back-projection."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import torch
+
+from learnreg.convex import Box, Nonnegative
+from learnreg.datasets import TomographyPairs, load_ct_images
+from learnreg.operators import FanBeam2D, ParallelBeam2D
+from learnreg.problem import LowerLevelProblem
+from learnreg.regularizers import Regularizer, TotalVariation
+from learnreg.solvers.solve import solve
+from learnreg.training.comparison import Scene, compare
+from learnreg.training.config import TomographyConfig
+from learnreg.training.learning import (
+    comparison_figures,
+    initial_regularizer,
+    learn,
+    learn_total_variation,
+    training_figures,
+)
+from learnreg.training.report import write_report
+from learnreg.training.run_folder import RunFolder
+from learnreg.training.scenes import Projector, measured_scenes, noise_model
+
+__all__ = ["projector", "run"]
+
+_COMPARISON_TOLERANCE = 1e-3
+_VALIDATED, _VALIDATION_TOLERANCE = 4, 4e-3
+_BASELINE_SAMPLES = 16
+_BASELINE_WEIGHT = 3e-5
+
+
+def projector(config: TomographyConfig) -> Projector:
+    """The forward operator of the options."""
+    kind = ParallelBeam2D if config.geometry == "parallel" else FanBeam2D
+    return kind(config.size, config.angles)
+
+
+def run(config: TomographyConfig, resume: bool = False) -> dict[str, Any]:
+    """Train, compare with filtered back-projection and with total variation whose weight was learned on the same
+    images, and write the report.
+
+    Returns the figures of the summary.
+
+    Raises
+    ------
+    DataError, ConfigError: bad input, or astra-toolbox is missing. CheckpointError: the run folder cannot be used.
+    """
+    training, held_out = load_ct_images(config.data, config.size, config.images, config.seed)
+    operator = projector(config)
+    noise = noise_model(config.noise, config.photons)
+    pairs = TomographyPairs(operator, training, noise, config.seed)
+    scenes = list(measured_scenes(operator, held_out.items(), noise, config.seed + 1))
+    folder = RunFolder(config.out, resume)
+    options = dataclasses.asdict(config)
+    folder.save_config(options)
+    torch.manual_seed(config.seed)
+    constraint = Nonnegative() if config.nonnegative else None
+    problem = _problem(operator, initial_regularizer(config), config.ridge, constraint)
+    described = {"noise": config.noise, "photons": config.photons}
+    result = learn(config, problem, pairs, folder, resume, described, partial(_psnr, problem, scenes[:_VALIDATED]))
+    baseline_problem = _problem(operator, TotalVariation(weight=_BASELINE_WEIGHT), config.ridge, constraint)
+    baseline = learn_total_variation(config, baseline_problem, pairs, min(_BASELINE_SAMPLES, len(pairs)))
+    comparison = compare(
+        partial(solve, problem, tolerance=_COMPARISON_TOLERANCE),
+        partial(solve, baseline_problem, tolerance=_COMPARISON_TOLERANCE),
+        scenes,
+        input_name="FBP",
+        setting=f"from {config.angles} views ({config.geometry} beam) with {_describe_noise(config)}",
+        seed=config.seed + 1,
+        tolerance=_COMPARISON_TOLERANCE,
+    )
+    summary = {
+        **comparison_figures(comparison, "psnr_fbp"),
+        "tv_weight": float(baseline.weight.detach()),
+        "held_out": sorted(held_out),
+        **training_figures(result),
+        "model": str(folder.model_path),
+    }
+    report = write_report(folder, comparison, problem.regularizer, options, summary, "Learned CT reconstruction")
+    return summary | {"report": str(report)}
+
+
+def _problem(operator: Projector, regularizer: Regularizer, ridge: float, constraint: Box | None) -> LowerLevelProblem:
+    return LowerLevelProblem(operator, regularizer, ridge=ridge, constraint=constraint)
+
+
+def _psnr(problem: LowerLevelProblem, scenes: list[Scene]) -> float:
+    """Mean PSNR on held-out images, for the learning curve."""
+    b, clean = (torch.stack(column) for column in zip(*((s.b, s.clean) for s in scenes), strict=True))
+    x = solve(problem, b, _VALIDATION_TOLERANCE).x
+    return float((-10.0 * torch.log10((x - clean).double().square().flatten(1).mean(1))).mean())
+
+
+def _describe_noise(config: TomographyConfig) -> str:
+    if config.photons > 0:
+        return f"{config.photons:g} photons per ray"
+    return f"{100 * config.noise:g} % noise"

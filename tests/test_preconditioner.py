@@ -41,7 +41,7 @@ def equation(regularizer: Regularizer, b: Tensor, constraint: lr.Box | None = No
     problem = lr.LowerLevelProblem(Identity((1, *b.shape[-2:])), regularizer, constraint=constraint)
     instance = problem.instance(b)
     x = lr.solve(problem, b, 1e-3).x
-    return AdjointEquation.at(instance, x, instance.apply(x), registry.randn(*b.shape, seed=4))
+    return AdjointEquation.at(instance, x, instance.apply(x), registry.randn(*b.shape, seed=4).to(b))
 
 
 def preconditioner(eq: AdjointEquation) -> SpectralPreconditioner:

@@ -154,8 +154,8 @@ def main() -> None:
 0.5/16 each, noise 25/255, batch mean of ½‖x - x_true‖². Tomography: phantoms of {SCAN_SIDE} x {SCAN_SIDE} pixels,
 weights {SCAN_WEIGHT:g}/16, noise of {100 * SCAN_NOISE:g} % of the mean sinogram. Two states per image with a relative
 error of {STATE_ERROR:g}: random, and along the way of L-BFGS; adjoint states by conjugate gradients to {ADJOINT:g}. The
-gradient formed from exactly these is judged by `lr.certify`; the truth comes from Newton's method to rounding. *applications*:
-of the sharp certificate.""",
+gradient formed from exactly these is judged by `lr.certify`; the truth comes from Newton's method to rounding.
+*applications*: of the sharp certificate.""",
     )
     for setting in problems():
         table.rows.append(row(setting, options.images))

@@ -8,9 +8,11 @@ from conjugate gradients to 1e-2; judged by ``lr.certify``. No data needed.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,13 +22,39 @@ from torch import Tensor
 import learnreg as lr
 from learnreg.certificates.correction import correct_adjoint
 from learnreg.certificates.judgement import gradient_distance, judge
+from learnreg.datasets import ellipse_phantom
 from learnreg.linop import LinearOperator
-from learnreg.operators import Blur, Identity
+from learnreg.operators import Blur, Identity, ParallelBeam2D
 from learnreg.regularizers import FieldsOfExperts
 
 SIDE, SIGMA, STATE_ERROR, ADJOINT = 20, 25 / 255, 1e-3, 1e-2
 SHAPE = (1, SIDE, SIDE)
 SMOOTHINGS = (1e-2, 3e-3, 1e-3)
+SCAN_SIDE, VIEWS, SCAN_WEIGHT, SCAN_NOISE = 32, 20, 1e-3, 0.01
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A forward operator, the smoothing and the sum of the weights of the filters, and the ridge. ``noise``: standard
+    deviation, relative to the mean measurement for a scan."""
+
+    name: str
+    operator: LinearOperator
+    smoothing: float
+    ridge: float = 0.0
+    weight: float = 0.5
+    noise: float = SIGMA
+    scan: bool = False
+
+    def measured(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """A random image and its noisy measurement."""
+        if self.scan:
+            x_true = ellipse_phantom(int(torch.randint(2**20, (), generator=generator)), SCAN_SIDE)[None].double()
+        else:
+            x_true = draw_image(generator)
+        b: Tensor = self.operator(x_true)
+        noise = self.noise * (float(b.mean()) if self.scan else 1.0)
+        return x_true, b + noise * torch.randn(b.shape, generator=generator, dtype=b.dtype)
 
 
 def draw_image(generator: torch.Generator) -> Tensor:
@@ -40,13 +68,22 @@ def draw_image(generator: torch.Generator) -> Tensor:
     return image[None, None]
 
 
-def problems() -> Iterator[tuple[str, LinearOperator, float, float]]:
-    """(name, forward operator, smoothing, ridge)."""
+def problems() -> Iterator[Setting]:
     blur = Blur(torch.full((3, 3), 1 / 9, dtype=torch.float64), SHAPE, "reflect")
     for smoothing in SMOOTHINGS:
-        yield f"denoising, smoothing {smoothing:g}", Identity(SHAPE), smoothing, 0.0
+        yield Setting(f"denoising, smoothing {smoothing:g}", Identity(SHAPE), smoothing)
     for smoothing in SMOOTHINGS:
-        yield f"blur 3x3, ridge 1e-2, smoothing {smoothing:g}", blur, smoothing, 1e-2
+        yield Setting(f"blur 3x3, ridge 1e-2, smoothing {smoothing:g}", blur, smoothing, 1e-2)
+    if importlib.util.find_spec("astra") is not None:
+        yield from scans()
+
+
+def scans() -> Iterator[Setting]:
+    """Computed tomography of phantoms."""
+    A = ParallelBeam2D(SCAN_SIDE, VIEWS)
+    for ridge in (1e-2, 1e-3):
+        name = f"CT, {VIEWS} views, ridge {ridge:g}, smoothing 0.01"
+        yield Setting(name, A, 1e-2, ridge, SCAN_WEIGHT, SCAN_NOISE, scan=True)
 
 
 @torch.no_grad()
@@ -63,16 +100,16 @@ def iterates(problem: lr.LowerLevelProblem, b: Tensor, exact: Tensor, generator:
 
 
 @torch.no_grad()
-def row(name: str, operator: LinearOperator, smoothing: float, ridge: float, images: int) -> dict[str, Any]:
+def row(setting: Setting, images: int) -> dict[str, Any]:
     """Effectivities of one problem over all images and both kinds of iterates."""
     generator = torch.Generator().manual_seed(0)
     ratios: dict[str, list[float]] = {"published": [], "sharp": []}
     errors, counts, violations = [], [], 0
     for _ in range(images):
-        regularizer = FieldsOfExperts(16, 5, lr.PseudoHuber(smoothing, 0.5), generator=generator).double()
-        problem = lr.LowerLevelProblem(operator, regularizer, ridge=ridge)
-        x_true = draw_image(generator)
-        b = operator(x_true) + SIGMA * torch.randn(x_true.shape, generator=generator, dtype=x_true.dtype)
+        potential = lr.PseudoHuber(setting.smoothing, setting.weight)
+        regularizer = FieldsOfExperts(16, 5, potential, generator=generator).double()
+        problem = lr.LowerLevelProblem(setting.operator, regularizer, ridge=setting.ridge)
+        x_true, b = setting.measured(generator)
         loss, instance = lr.SquaredError(x_true), problem.instance(b)
         exact = lr.solve(problem, b, 1e-13, solver="newton-cg").x
         X = correct_adjoint(instance, loss, exact, torch.zeros_like(exact), torch.full((1,), 1e-15).double()).point
@@ -88,7 +125,7 @@ def row(name: str, operator: LinearOperator, smoothing: float, ridge: float, ima
             errors.append(error / math.sqrt(sum(float(g.square().sum()) for g in truth.values())))
             counts.append(judged.operator_applications)
     entry = {
-        "problem": name,
+        "problem": setting.name,
         "condition bound": problem.instance(b).condition_bound(),
         "true relative error": _quantile(errors, 0.5),
         "published, median": _quantile(ratios["published"], 0.5),
@@ -114,13 +151,14 @@ def main() -> None:
         title="Bound over true error of given hypergradients",
         command="python benchmarks/certificate_effectivity.py --record",
         text=f"""{options.images} random images of {SIDE} x {SIDE} pixels per problem, 16 filters 5x5 (DCT) of weight
-0.5/16 each, noise 25/255, batch mean of ½‖x - x_true‖². Two states per image with a relative error of
-{STATE_ERROR:g}: random, and along the way of L-BFGS; adjoint states by conjugate gradients to {ADJOINT:g}. The gradient
-formed from exactly these is judged by `lr.certify`; the truth comes from Newton's method to rounding. *applications*:
-of the sharp certificate.""",
+0.5/16 each, noise 25/255, batch mean of ½‖x - x_true‖². Tomography: phantoms of {SCAN_SIDE} x {SCAN_SIDE} pixels,
+weights {SCAN_WEIGHT:g}/16, noise of {100 * SCAN_NOISE:g} % of the mean sinogram. Two states per image with a relative
+error of {STATE_ERROR:g}: random, and along the way of L-BFGS; adjoint states by conjugate gradients to {ADJOINT:g}. The
+gradient formed from exactly these is judged by `lr.certify`; the truth comes from Newton's method to rounding.
+*applications*: of the sharp certificate.""",
     )
-    for problem in problems():
-        table.rows.append(row(*problem, options.images))
+    for setting in problems():
+        table.rows.append(row(setting, options.images))
     table.tracked["largest median, sharp"] = max(float(r["sharp, median"]) for r in table.rows)
     finish(table, options)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +15,7 @@ import learnreg as lr
 from learnreg.filterbank import FilterBank
 from learnreg.isotropic import IsotropicPseudoHuber
 from learnreg.linop import LinearOperator
-from learnreg.operators import Blur, Identity, Inpainting
+from learnreg.operators import Blur, FanBeam2D, Identity, Inpainting, ParallelBeam2D
 from learnreg.regularizers import AnalysisOperator, FieldsOfExperts, Regularizer, TotalVariation
 from learnreg.regularizers.total_variation import Gradient
 
@@ -29,14 +31,20 @@ class Ranges:
     ridge: tuple[float, float] = (1e-2, 1.0)
     offset: float = 0.0
     constrained: float = 0.1
-    dtype: torch.dtype = DOUBLE
+    weighted: float = 0.25
+    ridged: float = 0.3
+    dtypes: tuple[torch.dtype, ...] = (DOUBLE,)
+    scans: bool = False
 
 
 RANGES = {
     "ordinary": Ranges(),
     "extreme": Ranges((1e-4, 1e2), (1e-4, 1e2), (1e-4, 1e2), offset=100.0, constrained=0.2),
     "constrained": Ranges((1e-2, 1.0), (1e-2, 1.0), (0.1, 1.0), constrained=1.0),
-    "float32": Ranges(dtype=torch.float32),
+    "float32": Ranges(dtypes=(torch.float32,)),
+    "tomography": Ranges(
+        (1e-3, 1.0), (1e-3, 1.0), (1e-4, 0.1), 0.0, 0.4, 0.5, 1.0, dtypes=(DOUBLE, torch.float32), scans=True
+    ),
 }
 
 
@@ -166,7 +174,25 @@ REGULARIZERS: dict[str, Callable[[Draw, tuple[int, int, int], float], Regularize
 }
 
 
+def scan(draw: Draw, side: int) -> LinearOperator:
+    """X-ray transform of a square image of side 1: few random or uniform views, fewer or more rays than pixels, a
+    detector that may be too short."""
+    limit = math.pi if draw.chance(0.5) else 2.0 * math.pi
+    views = draw.integer(1, max(2, side))
+    angles = views if draw.chance(0.5) else limit * draw.rand(views)
+    detectors = None if draw.chance(0.5) else draw.integer(side, 2 * side)
+    kernel: Any = draw.choice("line", "strip")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of detectors that are too short
+        if draw.chance(0.5):
+            return ParallelBeam2D(side, angles, detectors, kernel="linear" if draw.chance(0.5) else kernel)
+        near = draw.uniform(1.0, 3.0)
+        return FanBeam2D(side, angles, detectors, near, near + draw.uniform(0.0, 3.0), kernel=kernel)
+
+
 def forward_operator(draw: Draw, shape: tuple[int, int, int]) -> LinearOperator:
+    if draw.ranges.scans:
+        return scan(draw, shape[1])
     kind = draw.integer(0, 5)
     if kind <= 1:
         return Identity(shape)
@@ -193,24 +219,31 @@ def upper_loss(draw: Draw, x_true: Tensor) -> tuple[lr.UpperLoss, bool]:
     return lr.UpperLoss(lambda x: 0.5 * ((x - x_true).mean(0) ** 2).sum(), 1.0 / x_true.shape[0]), True
 
 
+def image_shape(draw: Draw) -> tuple[int, int, int]:
+    if draw.ranges.scans:
+        side = draw.integer(6, 12)
+        return 1, side, side
+    return 1, draw.integer(3, 9), draw.integer(3, 9)
+
+
 def draw_case(draw: Draw) -> Case:
-    """A random problem of at most 9 x 9 pixels."""
+    """A random problem of at most 9 x 9 pixels, of 12 x 12 for scans."""
     ranges = draw.ranges
-    shape = (1, draw.integer(3, 9), draw.integer(3, 9))
+    shape = image_shape(draw)
     batch = draw.integer(1, 3)
     smoothing = draw.log_uniform(*ranges.smoothing)
     name = str(draw.choice(*REGULARIZERS, "FieldsOfExperts"))
     regularizer = REGULARIZERS[name](draw, shape, smoothing)
     operator = forward_operator(draw, shape)
     data_term: lr.LeastSquares = lr.LeastSquares()
-    if draw.chance(0.25):
+    if draw.chance(ranges.weighted):
         weights = draw.rand(*operator.range_shape) * (draw.rand(*operator.range_shape) > 0.2)
         if draw.chance(0.3):
             weights = torch.tensor(draw.uniform(0.2, 2.0), dtype=DOUBLE)
         data_term = lr.WeightedLeastSquares(nn.Parameter(weights) if draw.chance(0.5) else weights)
     ridge: float | nn.Parameter = 0.0
     modulus = data_term.weight_range()[0] * operator.gram_lower_bound()
-    if modulus < 1e-3 or draw.chance(0.3):
+    if modulus < 1e-3 or draw.chance(ranges.ridged):
         ridge = draw.log_uniform(*ranges.ridge)
         if draw.chance(0.3):
             ridge = nn.Parameter(torch.tensor(ridge, dtype=DOUBLE))
@@ -224,13 +257,15 @@ def draw_case(draw: Draw) -> Case:
     with torch.no_grad():
         b = operator(x_true)
         b = b + draw.log_uniform(1e-2, 0.3) * draw.normal(*b.shape)
-    problem, x_true, b = problem.to(ranges.dtype), x_true.to(ranges.dtype), b.to(ranges.dtype)
+    dtype = ranges.dtypes[0] if len(ranges.dtypes) == 1 else ranges.dtypes[draw.integer(0, len(ranges.dtypes) - 1)]
+    problem, x_true, b = problem.to(dtype), x_true.to(dtype), b.to(dtype)
     loss, coupled = upper_loss(draw, x_true)
     kind = type(problem.saddle_terms(DOUBLE).potential).__name__
     label = (
         f"{name}/{kind}/{type(operator).__name__}/{type(data_term).__name__}/{batch}x{shape[1]}x{shape[2]}"
         f"/smoothing={smoothing:.2g}/mu={problem.strong_convexity:.2g}"
         f"{'' if constraint is None else '/' + type(constraint).__name__}"
+        f"{'' if dtype == DOUBLE else '/' + str(dtype).removeprefix('torch.')}"
     )
     return Case(problem, b, loss, coupled, smoothing, label)
 

@@ -51,6 +51,15 @@ def test_random_problems(rotating_generator: torch.Generator) -> None:
     check(bound_hunt.hunt(60, rotating_generator))
 
 
+@pytest.mark.skipif(not registry.HAS_ASTRA, reason="needs astra-toolbox")
+def test_random_scans(rotating_generator: torch.Generator) -> None:
+    """Computed tomography, in both dtypes, with small ridges, missing rays and constraints."""
+    summary = bound_hunt.hunt(6, rotating_generator, bound_hunt.RANGES["tomography"])
+    assert not summary.violations, "\n".join(summary.violations)
+    assert summary.unusable_truth <= 1
+    assert summary.comparisons > 60
+
+
 @pytest.mark.slow
 def test_many_random_problems() -> None:
     check(bound_hunt.hunt(2000, torch.Generator().manual_seed(1), progress=True))

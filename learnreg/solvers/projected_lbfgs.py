@@ -100,9 +100,17 @@ class ProjectedLBFGS(Solver[ProjectedLBFGSState]):
             alpha=alpha,
             scale=pair_scale(d, inverse_curvature(s, d), precondition, state.scale),
             steps=state.steps + 1,
-            s=(*state.s, s)[-self.memory :],
-            d=(*state.d, d)[-self.memory :],
+            s=self._remember(state.s, s, good),
+            d=self._remember(state.d, d, good),
         )
+
+    def _remember(self, pairs: tuple[Tensor, ...], new: Tensor, good: Tensor) -> tuple[Tensor, ...]:
+        """The pairs and the new one, which drives out the oldest of the samples that stepped: a trial that is rejected
+        costs no memory."""
+        if len(pairs) < self.memory:
+            return (*pairs, new)
+        chosen = expand(good, new)
+        return tuple(torch.where(chosen, later, old) for old, later in zip(pairs, (*pairs[1:], new), strict=True))
 
     def _direction(self, instance: Instance, state: ProjectedLBFGSState) -> Tensor:
         """The quasi-Newton direction in the space of the free pixels, to which pairs and preconditioner are

@@ -32,6 +32,9 @@ FailureOption = Literal["return", "raise"]
 _AIM, _FLOAT32_AIM, _MAX_ATTEMPTS = 0.999, 0.97, 4
 """Shares of the tolerance that solvers aim at, so that the judgement in float64 agrees; attempts with smaller ones."""
 
+_ENDED_EARLY = (Status.PRECISION, Status.STAGNATED, Status.NOT_FINITE)
+"""How a solver ends in float32 that float64 may help: steps too short for the pixels' rounding stagnate, too."""
+
 _SOLVERS: dict[str, type[Solver[Any]]] = {"pdhg": PDHG, "lbfgs": LBFGS, "newton-cg": NewtonCG}
 
 
@@ -163,7 +166,7 @@ def solve(
         exact = working.q.dtype == torch.float64
         if result.status is Status.PRECISION and exact:
             break
-        if result.status in (Status.PRECISION, Status.NOT_FINITE) and not exact:
+        if result.status in _ENDED_EARLY and not exact:
             working, x, t = judge_instance, x.double(), None if t is None else t.double()
         elif attempt + 1 < _MAX_ATTEMPTS and math.isfinite(worst):
             aim *= min(0.3, 0.5 * target / worst)

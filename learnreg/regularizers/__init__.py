@@ -3,6 +3,7 @@
 from learnreg.regularizers.analysis import AnalysisOperator
 from learnreg.regularizers.base import Regularizer
 from learnreg.regularizers.fields_of_experts import FieldsOfExperts
+from learnreg.regularizers.ridge import RidgeRegularizer
 from learnreg.regularizers.total_variation import TotalVariation
 
-__all__ = ["AnalysisOperator", "FieldsOfExperts", "Regularizer", "TotalVariation"]
+__all__ = ["AnalysisOperator", "FieldsOfExperts", "Regularizer", "RidgeRegularizer", "TotalVariation"]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from random_ridges import ridge_regularizer
 from torch import Tensor, nn
 
 import learnreg as lr
@@ -30,6 +31,7 @@ class Ranges:
     offset: float = 0.0
     constrained: float = 0.1
     dtype: torch.dtype = DOUBLE
+    regularizers: tuple[str, ...] = ("FieldsOfExperts", "TotalVariation", "AnalysisOperator", "FieldsOfExperts")
 
 
 RANGES = {
@@ -37,6 +39,7 @@ RANGES = {
     "extreme": Ranges((1e-4, 1e2), (1e-4, 1e2), (1e-4, 1e2), offset=100.0, constrained=0.2),
     "constrained": Ranges((1e-2, 1.0), (1e-2, 1.0), (0.1, 1.0), constrained=1.0),
     "float32": Ranges(dtype=torch.float32),
+    "ridge": Ranges(regularizers=("RidgeRegularizer",)),
 }
 
 
@@ -163,6 +166,7 @@ REGULARIZERS: dict[str, Callable[[Draw, tuple[int, int, int], float], Regularize
     "FieldsOfExperts": fields_of_experts,
     "TotalVariation": total_variation,
     "AnalysisOperator": analysis_operator,
+    "RidgeRegularizer": ridge_regularizer,
 }
 
 
@@ -199,7 +203,7 @@ def draw_case(draw: Draw) -> Case:
     shape = (1, draw.integer(3, 9), draw.integer(3, 9))
     batch = draw.integer(1, 3)
     smoothing = draw.log_uniform(*ranges.smoothing)
-    name = str(draw.choice(*REGULARIZERS, "FieldsOfExperts"))
+    name = str(draw.choice(*ranges.regularizers))
     regularizer = REGULARIZERS[name](draw, shape, smoothing)
     operator = forward_operator(draw, shape)
     data_term: lr.LeastSquares = lr.LeastSquares()

@@ -161,7 +161,8 @@ REGULARIZERS: dict[str, Callable[[], Regularizer]] = {
     "FieldsOfExperts-Huber": lambda: _experts("Huber", "circular", size=2),
     "FieldsOfExperts-from_arrays": _arrays,
     "RidgeRegularizer": lambda: _ridge(False),
-    "RidgeRegularizer-shared": lambda: _ridge(True, noise_conditioned=True).at(0.2),
+    "RidgeRegularizer-shared": lambda: _ridge(True, boundary="valid"),
+    "RidgeRegularizer-noise": lambda: _ridge(True, noise_conditioned=True).at(0.2),
     "TotalVariation": lambda: TotalVariation(0.2, 0.05).double(),
     "AnalysisOperator-FilterBank": lambda: AnalysisOperator(_bank("zero", 2, 3), lr.PseudoHuber(0.2, 0.3)).double(),
     "AnalysisOperator-FilterBank-LogCosh": lambda: AnalysisOperator(

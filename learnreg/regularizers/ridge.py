@@ -111,9 +111,7 @@ class RidgeRegularizer(Regularizer):
     def potential(self) -> Spline:
         """The potentials in use, in float64."""
         weights, smoothing = self._log_weights(), self._log_smoothing()
-        return Spline(
-            smoothing.exp()[:, None, None], weights.exp()[:, None, None], self.log_curvature.double().exp()
-        )
+        return Spline(smoothing.exp()[:, None, None], weights.exp()[:, None, None], self.log_curvature.double().exp())
 
     def saddle_terms(self, image_shape: tuple[int, ...]) -> SaddleTerms:
         if len(image_shape) != 3:

@@ -30,8 +30,9 @@ OUTWARD = 1e-13
 
 
 class Potential(ConvexFunction):
-    """A smooth even potential l·phi(t; v) with f''(t) largest at 0 and non-increasing in |t|. A subclass where f'' rises
-    and falls overrides prox, curvature_limit, majorant and the intervals.
+    """A smooth even potential l·phi(t; v) with f''(t) largest at 0 and non-increasing in |t|.
+
+    A subclass where f'' rises and falls overrides prox, curvature_limit, majorant and the intervals.
 
     Parameters
     ----------

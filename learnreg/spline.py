@@ -1,8 +1,8 @@
 """Learned potentials: even functions whose second derivative is a linear spline with non-negative knots.
 
-With u = t/v in units of the knots' distance v, f(t) = l v h(u), h''(j) = c_j >= 0 at the knots j = 0 ... m - 1, h''(m) =
-0, linear between them and zero beyond: f is convex and twice continuously differentiable, and grows linearly in the
-end. f'' may rise and fall; its bounds on an interval are those at the ends and at the knots inside.
+With u = t/v in units of the knots' distance v, f(t) = l v h(u), h''(j) = c_j >= 0 at the knots j = 0 ... m - 1,
+h''(m) = 0, linear between them and zero beyond: f is convex and twice continuously differentiable, and grows linearly
+in the end. f'' may rise and fall; its bounds on an interval are those at the ends and at the knots inside.
 
 Source: learned convex spline potentials of Goujon, Neumayer, Bohra, Ducotterd and Unser (IEEE TCI 2023), whose f' is a
 linear spline; here it is f'', lest f'' jump.

@@ -47,9 +47,9 @@ class Regularizer(nn.Module):
         return {}
 
     def parameter_jacobian_bounds(self) -> dict[ParameterRole, float]:
-        """For roles whose numbers (the entries of the operator's own parameters, logarithms of weights ...) are a smooth
-        function of the raw parameters: a bound of the norm of its Jacobian, at the present parameters, over all raw
-        parameters of the role together. 1 for roles that are not named. *Rigorous bounds.*"""
+        """For roles whose numbers (the entries of the operator's own parameters, logarithms of weights ...) are a
+        smooth function of the raw parameters: a bound of the norm of its Jacobian, at the present parameters, over all
+        raw parameters of the role together. 1 for roles that are not named. *Rigorous bounds.*"""
         return {}
 
     def config(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, Literal, Self
@@ -26,7 +27,7 @@ _REFERENCE_NOISE = 25.0 / 255.0
 
 
 class RidgeRegularizer(Regularizer):
-    """R(x) = sum_c sum_i l_c v_c h_c((w_c * x)_i / v_c): filters w_c composed of small convolutions, potentials h_c with
+    """R(x) = sum_c sum_i l_c v_c h_c((w_c * x)_i / v_c): filters w_c composed of small convolutions, convex h_c with
     learned second derivatives.
 
     Parameters
@@ -49,8 +50,8 @@ class RidgeRegularizer(Regularizer):
     ``log_smoothing`` (n,), ``log_curvature`` (n or 1, (knots - 1)/2), the logarithms of f'' at the knots that are not
     the last, and with ``noise_conditioned`` ``weight_exponents`` and ``smoothing_exponents`` (n,).
 
-    Source: Goujon, Neumayer, Bohra, Ducotterd and Unser, IEEE Trans. Comput. Imaging 9 (2023), for ridge regularizers of
-    composed convolutions with learned splines; here f'' instead of f' is the linear spline.
+    Source: Goujon, Neumayer, Bohra, Ducotterd and Unser, IEEE Trans. Comput. Imaging 9 (2023), for ridge regularizers
+    of composed convolutions with learned splines; here f'' instead of f' is the linear spline.
     """
 
     def __init__(
@@ -193,14 +194,14 @@ def _check_sizes(channels: Sequence[int], size: int) -> tuple[int, ...]:
 
 
 def _initial_factors(channels: tuple[int, ...], size: int, generator: torch.Generator | None) -> list[nn.Parameter]:
-    """First the DCT basis without the constant; then random kernels, largest in the middle: entries are of the size that
-    steps of training have, the norm of the bank does not depend on it."""
+    """First the DCT basis without the constant; then random kernels, largest in the middle: entries are of the size
+    that steps of training have, the norm of the bank does not depend on it."""
     dtype = torch.get_default_dtype()
     first = dct_filters(channels[0], size, generator)[:, None]
     distance = torch.arange(size, dtype=torch.float64) - (size - 1) / 2.0
     window = torch.exp(-(distance[:, None] ** 2 + distance[None, :] ** 2) / 2.0)
     found = [first]
-    for before, after in zip(channels, channels[1:], strict=False):
+    for before, after in itertools.pairwise(channels):
         drawn = torch.randn(after, before, size, size, dtype=torch.float64, generator=generator)
         found.append(0.5 * window * drawn)
     return [nn.Parameter(kernels.to(dtype)) for kernels in found]

@@ -136,8 +136,8 @@ def _slope_error(
 @torch.no_grad()
 def check_parameter_roles(case: RegularizerCase) -> Property:
     """Parameters do what ``parameter_roles`` says: "operator" enters W affinely and nothing else, "log_weight" is the
-    logarithm of a weight of f, "log_smoothing" that of a smoothing (less a constant), "log_curvature" that of f'' at the
-    knots of a spline. Where a Jacobian is declared, weights and smoothings grow by no more than it says."""
+    logarithm of a weight of f, "log_smoothing" that of a smoothing (less a constant), "log_curvature" that of f''
+    at the knots of a spline. Where a Jacobian is declared, weights and smoothings grow by no more than it says."""
     name = "parameter_roles"
     roles: dict[str, str] = dict(getattr(case.regularizer, "parameter_roles", dict)())
     known = {key for key, _ in case.regularizer.named_parameters()}
@@ -203,8 +203,8 @@ def _close(a: Tensor, b: Tensor, tolerance: float) -> bool:
 def _gradient_size(
     case: RegularizerCase, parameters: dict[str, Tensor], inside: list[str], u: Tensor, p: Tensor, affine: bool
 ) -> tuple[float, Tensor]:
-    """‖∂_theta <W_theta u, p>‖ over the parameters ``inside`` of W, and the derivative of W u along that gradient, which
-    is the next p."""
+    """‖∂_theta <W_theta u, p>‖ over the parameters ``inside`` of W, and the derivative of W u along that gradient, the
+    next p."""
     p = p.detach().requires_grad_(not affine)
     pairing = (_call(case, parameters, u, False)[0] * p).sum()
     grads = torch.autograd.grad(

@@ -14,7 +14,7 @@ from learnreg.hypergradients.piggyback import Piggyback
 from learnreg.linop import LinearOperator
 from learnreg.operators import FanBeam2D, FanGeometry, Identity, ParallelBeam2D, ParallelGeometry
 from learnreg.operators.geometry import Geometry
-from learnreg.regularizers import FieldsOfExperts, Regularizer, TotalVariation
+from learnreg.regularizers import FieldsOfExperts, Regularizer, RidgeRegularizer, TotalVariation
 
 __all__ = [
     "BEAMS",
@@ -35,6 +35,7 @@ METHODS: dict[str, Callable[[], HypergradientMethod]] = {
 
 REGULARIZERS: dict[str, type[Regularizer]] = {
     "fields-of-experts": FieldsOfExperts,
+    "ridge": RidgeRegularizer,
     "tv": TotalVariation,
 }
 """Each has ``config()`` and ``from_config(config)``; the parameters themselves are stored beside that."""

@@ -40,7 +40,8 @@ def spectral_norm(filters: Tensor) -> Tensor:
     images. Differentiable almost everywhere."""
     side = _grid(filters.shape[-1])
     spectrum = torch.fft.rfft2(filters, s=(side, side))
-    return (spectrum.real.square() + spectrum.imag.square()).sum(0).amax().clamp_min(1e-300).sqrt()
+    result: Tensor = (spectrum.real.square() + spectrum.imag.square()).sum(0).amax().clamp_min(1e-300).sqrt()
+    return result
 
 
 def normalised(factors: Sequence[Tensor]) -> Tensor:
@@ -89,9 +90,10 @@ def _largest(spectrum: Tensor) -> Tensor:
     A = spectrum.permute(2, 3, 0, 1)
     gram = A.mH @ A if A.shape[-1] <= A.shape[-2] else A @ A.mH
     scale = A.abs().square().sum((-2, -1))
-    return (torch.linalg.eigvalsh(gram)[..., -1].clamp_min(0.0) + 1e-13 * scale).sqrt()
+    largest: Tensor = torch.linalg.eigvalsh(gram)[..., -1].clamp_min(0.0) + 1e-13 * scale
+    return largest.sqrt()
 
 
 def _grid(side: int) -> int:
     """Frequencies per axis: more than twice the kernel's side, so that nothing wraps around."""
-    return max(16, 2 ** math.ceil(math.log2(2 * side)))
+    return max(16, 1 << (2 * side - 1).bit_length())

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from learnreg.blocks import planes
+from learnreg.channels import ChannelKernels, as_rows
 from learnreg.errors import ConfigError
-from learnreg.potentials import OUTWARD, Potential
+from learnreg.potentials import OUTWARD, WARM_PROX_STEPS, Potential
 
 __all__ = ["Spline", "initial_coefficients"]
 
@@ -117,6 +118,49 @@ class Spline(Potential):
         u = piece + 2.0 * rest / (linear + root)
         return torch.minimum(u, size) * self.smoothing * v.sign()
 
+    # ---- compiled, where that works ----------------------------------------------------------------------------------
+
+    def grad_into(self, t: Tensor, out: Tensor) -> Tensor:
+        fast = self._kernels(t, out)
+        if fast is None:
+            return super().grad_into(t, out)
+        fast.kernels.grad(as_rows(t), *fast.constants[:2], *self._arrays(t), as_rows(out))
+        return out
+
+    def second_into(self, t: Tensor, out: Tensor) -> Tensor:
+        fast = self._kernels(t, out)
+        if fast is None:
+            return super().second_into(t, out)
+        fast.kernels.second(as_rows(t), *fast.constants[:2], self._arrays(t)[1], as_rows(out))
+        return out
+
+    def slope(self, t: Tensor, v: Tensor, step: Tensor) -> Tensor:
+        fast = self._kernels(t, v, step=step)
+        if fast is None:
+            return super().slope(t, v, step)
+        sums = torch.empty(t.shape[0], t.shape[1], dtype=torch.float64)
+        fast.kernels.slope(as_rows(t), as_rows(v), *fast.constants, *self._arrays(t), sums.view(-1).numpy())
+        return sums.sum(1).to(t.dtype)
+
+    def dual_step_(
+        self, v: Tensor, y: Tensor, t: Tensor, sigma: Tensor, relaxation: float, newton_steps: int = WARM_PROX_STEPS
+    ) -> None:
+        fast = self._kernels(v, y, t, step=sigma)
+        if fast is None:
+            super().dual_step_(v, y, t, sigma, relaxation, newton_steps)
+            return
+        rows = (as_rows(v), as_rows(y), as_rows(t))
+        fast.kernels.dual_step(*rows, *fast.constants, relaxation, *self._arrays(t))
+
+    def _kernels(self, *responses: Tensor, step: Tensor | float = 1.0) -> ChannelKernels | None:
+        if self.coefficients.requires_grad or self.coefficients.device.type != "cpu":
+            return None
+        return ChannelKernels.of("spline", responses, self.weight, self.smoothing, step)
+
+    def _arrays(self, like: Tensor) -> tuple[Any, ...]:
+        """The first three derivatives of h at the knots."""
+        return tuple(self._table(name).to(like.dtype).numpy() for name in ("slope", "bend", "twist"))
+
     # ---- constants and intervals -------------------------------------------------------------------------------------
 
     @property
@@ -145,7 +189,7 @@ class Spline(Potential):
     def curvature_bounds(self, t: Tensor, radius: Tensor | float) -> tuple[Tensor, Tensor]:
         near, far = self._interval(t, radius)
         first, last = near.ceil().clamp(max=self._last), far.floor().clamp(max=self._last)
-        ends = [self._bend_at(end - piece, self._index(piece, t), t) for end in (near, far) for piece in (_floor(end),)]
+        ends = [self._bend_at(end - end.floor(), self._index(end.floor(), t), t) for end in (near, far)]
         low, high = torch.minimum(*ends), torch.maximum(*ends)
         between = first <= last
         pair = self._index(torch.minimum(first, last), t, last)
@@ -244,10 +288,6 @@ class Spline(Potential):
 
 
 _RANGES = ("lowest", "highest", "steepest")
-
-
-def _floor(end: Tensor) -> Tensor:
-    return end.floor()
 
 
 def _tables(coefficients: Tensor) -> dict[str, Tensor]:

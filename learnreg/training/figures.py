@@ -39,8 +39,8 @@ def comparison_figure(comparison: Comparison) -> Any:
 
 
 def filters_figure(regularizer: Regularizer) -> Any | None:
-    """The filters of a field of experts or a ridge regularizer by falling weight, the latter with their potentials; None
-    for other regularizers."""
+    """The filters of a field of experts or a ridge regularizer by falling weight, the latter's with their potentials;
+    None for other regularizers."""
     if not isinstance(regularizer, FieldsOfExperts | RidgeRegularizer):
         return None
     filters, weights, smoothing = (

@@ -30,6 +30,9 @@ __all__ = ["comparison_figures", "initial_regularizer", "learn", "learn_total_va
 _BASELINE_MINUTES = 0.5
 _BASELINE_UPDATES = 10
 
+_RIDGE_WEIGHT = 0.5
+"""Initial weight of a ridge regularizer relative to a field of experts."""
+
 _RIDGE_SPACING = 2.0
 """Distance of a ridge regularizer's knots in initial smoothings of a field of experts: with ten of them f'' reaches the
 responses to noise."""
@@ -43,8 +46,7 @@ def initial_regularizer(config: TrainingConfig) -> Regularizer:
         return TotalVariation(weight=config.weight / 3.0)
     if config.regularizer == "ridge":
         return RidgeRegularizer(
-            boundary="valid",  # no edges at the border of photographs, unlike "zero"
-            weight=config.weight,
+            weight=_RIDGE_WEIGHT * config.weight,
             smoothing=_RIDGE_SPACING * config.smoothing,
             generator=torch.Generator().manual_seed(config.seed),
         )

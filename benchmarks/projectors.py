@@ -139,8 +139,8 @@ def main() -> None:
         "of a pixel, as many as the default. *learnreg*: a stored row serves up to eight rays; *all rows*: no symmetry "
         '(`symmetry="none"`). *ODL*: RayTransform(impl="astra_cpu") on the same rays, image by image. *difference*: '
         "larger relative 2-norm distance of the two results; fan rays along a line of the grid are given to the pixels "
-        "of either side. *limit*: 8 bytes for each entry of A and of A^T at the speed (GB/s) of summing a large tensor, "
-        "which takes turns with the rest; a batch reads entries once for many images, and symmetry reads an eighth. "
+        "of either side. *limit*: 8 bytes for each entry of A and of A^T at the speed (GB/s) of summing a large "
+        "tensor, which takes turns with the rest; a batch reads entries once for many images, symmetry an eighth. "
         "*first build* and *from the cache* are wall-clock seconds of the constructor.",
         rows,
         order=40,

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from learnreg.errors import OperatorError, ShapeError
+from learnreg.linear_map import linear_map
 from learnreg.norms import DENSE_LIMIT, FAILURE_PROBABILITY, dense_matrix, gram_norm_bound, probabilistic_norm_bound
 from learnreg.stencil import Stencil
 from learnreg.symbol import point_response_symbol
@@ -369,36 +369,3 @@ def vstack(*operators: LinearOperator) -> LinearOperator:
     for operator in operators[1:]:
         result = VStack(result, operator)
     return result
-
-
-class _LinearMap(torch.autograd.Function):
-    """y = forward(x) with backward adjoint, and the other way round: differentiable any number of times, in reverse and
-    in forward mode, and under torch.func; the axis that vmap adds joins the batch."""
-
-    @staticmethod
-    def forward(x: Tensor, forward: Callable[[Tensor], Tensor], adjoint: Callable[[Tensor], Tensor]) -> Tensor:
-        return forward(x)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.pair = inputs[1:]
-
-    @staticmethod
-    def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor, None, None]:
-        forward, adjoint = ctx.pair
-        return linear_map(grad[0], adjoint, forward), None, None
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        return linear_map(tangents[0], *ctx.pair)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], x: Tensor, *pair: Callable[[Tensor], Tensor]) -> tuple[Tensor, int]:
-        x = x.movedim(in_dims[0], 0)
-        result = linear_map(x.flatten(0, 1), *pair)
-        return result.reshape(*x.shape[:2], *result.shape[1:]), 0
-
-
-def linear_map(x: Tensor, forward: Callable[[Tensor], Tensor], adjoint: Callable[[Tensor], Tensor]) -> Tensor:
-    """Apply a black-box linear map so that autograd uses its adjoint, at every order of differentiation."""
-    return cast(Tensor, _LinearMap.apply(x, forward, adjoint))  # type: ignore[no-untyped-call]

@@ -192,7 +192,7 @@ def test_from_callables_names_what_is_wrong() -> None:
         (half, lambda y: None, "adjoint returned NoneType", "adjoint"),
         (lambda x: (half(x), x), spread, r"returned tuple.*vstack", "forward"),
         (lambda x: half(x) * 1j, spread, "complex.*two channels", "real"),
-        (touch, spread, "in place", "input changed"),
+        (touch, spread, "in place", "purity"),
         (lambda x: half(x) * weight, spread, "depends on tensors that require a gradient", "fixed"),
         (torch.nn.Linear(6, 3), spread, "parameters require a gradient", "fixed"),
         (lambda x: torch.from_numpy(half(x).numpy().copy()), None, "no adjoint can be derived; pass", "adjoint"),

@@ -41,7 +41,7 @@ def equation(regularizer: Regularizer, b: Tensor, constraint: lr.Box | None = No
     problem = lr.LowerLevelProblem(Identity((1, *b.shape[-2:])), regularizer, constraint=constraint)
     instance = problem.instance(b)
     x = lr.solve(problem, b, 1e-3).x
-    return AdjointEquation.at(instance, x, instance.apply(x), registry.randn(*b.shape, seed=4))
+    return AdjointEquation.at(instance, x, instance.apply(x), registry.randn(*b.shape, seed=4).to(b))
 
 
 def preconditioner(eq: AdjointEquation) -> SpectralPreconditioner:
@@ -102,6 +102,32 @@ def test_conjugate_gradients_agree_with_a_dense_solve(constraint: lr.Box | None)
     for i in range(2):
         exact = torch.linalg.solve(dense_hessian(eq, i), eq.rhs[i].flatten())
         torch.testing.assert_close(X[i].flatten(), exact, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("constraint", [None, lr.Box(0.0, 0.9)])
+@torch.no_grad()
+def test_smoothed_conjugate_gradients_report_the_least_residual_so_far(constraint: lr.Box | None) -> None:
+    eq = equation(experts(smoothing=2e-3), scene(12), constraint)
+    never = torch.zeros(2, dtype=torch.float64)
+
+    def residuals(steps: int, smooth: bool) -> Tensor:
+        solver = ConjugateGradient(1, precondition=False, smooth=smooth)
+        found = iterate(solver, eq, torch.zeros_like(eq.rhs), never, never, steps)
+        dense = [dense_hessian(eq, i) @ found.x[i].flatten() - eq.rhs[i].flatten() for i in range(2)]
+        true = torch.stack(dense).norm(dim=1)
+        torch.testing.assert_close(found.residual, true, rtol=1e-6, atol=0.0)
+        return true
+
+    previous = torch.full_like(never, torch.inf)
+    gains = []
+    for steps in (1, 3, 10, 20):
+        smoothed = residuals(steps, smooth=True)
+        assert bool((smoothed <= previous).all())
+        plain = residuals(steps, smooth=False)
+        assert bool((smoothed <= plain * (1.0 + 1e-9)).all())
+        gains.append(plain / smoothed)
+        previous = smoothed
+    assert float(torch.stack(gains).median()) >= 1.3
 
 
 @torch.no_grad()

@@ -161,6 +161,7 @@ SYMMETRIC = [
     (ParallelBeam2D, 8, 7, 4),
     (ParallelBeam2D, 24, 20, 8),
     (ParallelBeam2D, 6, torch.tensor([0.1, 0.5]), 2),
+    (ParallelBeam2D, 8, torch.linspace(0, math.pi, 13)[:-1], 8),  # rounded to float32
     (FanBeam2D, 8, 12, 8),
     (FanBeam2D, 9, 16, 8),
     (FanBeam2D, 8, 6, 4),

@@ -6,6 +6,7 @@ Residuals are recomputed in float64 whatever the dtype of the solver, so that no
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,7 +26,11 @@ from learnreg.hypergradients.pairing import evaluate_pairing, sum_gradients
 from learnreg.losses import UpperLoss
 from learnreg.problem import Instance, LowerLevelProblem
 
-__all__ = ["Judgement", "PointCertificate", "gradient_distance", "gradient_norm", "judge"]
+__all__ = ["OUTLOOK", "Enough", "Judgement", "PointCertificate", "gradient_distance", "gradient_norm", "judge"]
+
+OUTLOOK = 1e-2
+"""A share of the error of x in the outlook: bounds grow faster than the error far from the solution, about linearly
+near it."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,8 @@ class Judgement:
 
     state_share, adjoint_share: the parts of ``error_bound`` that come from the error of x and from the linear residual
     of X alone; they tell which tolerance to tighten. state_residual, adjoint_residual: norms per sample, (batch,).
+    outlook: *estimates* of both shares if the error of x were ``OUTLOOK`` times as large and all else the same, or
+    None.
     """
 
     x: Tensor
@@ -49,6 +56,7 @@ class Judgement:
     adjoint_residual: Tensor
     state_share: float
     adjoint_share: float
+    outlook: tuple[float, float] | None = None
 
     @property
     def norm(self) -> float:
@@ -61,6 +69,8 @@ def gradient_norm(gradient: dict[str, Tensor]) -> float:
 
 
 PointCertificate = Literal["auto", "published", "sharp"]
+Enough = Callable[[float], float]
+"""The error bound that is good enough for a gradient of this norm."""
 
 _BOUNDS: dict[str, type[PointBound]] = {"auto": SharpBound, "published": PublishedBound, "sharp": SharpBound}
 """Term by term, the sharp bound is the smaller one."""
@@ -81,12 +91,14 @@ def judge(
     X: Tensor,
     certificate: PointCertificate = "published",
     state_error: Tensor | None = None,
+    outlook: Enough | None = None,
 ) -> Judgement:
     """Form the hypergradient at (x, X) in float64 and bound its error at this point.
 
     Costs 4 applications, 6 with learnable operators, and 1 to 2 more for the sharp bound. ``instance`` is in float64.
     The batch goes through in parts, so that the memory for responses stays bounded; only what couples its samples, the
-    loss, sees all of it. ``state_error``: a rigorous bound of ‖x - x^‖ that is known already, (batch,).
+    loss, sees all of it. ``state_error``: a rigorous bound of ‖x - x^‖ that is known already, (batch,). ``outlook``:
+    estimate the shares nearer to the solution, too, where bounds exceed this function of the gradient's norm.
     """
     x, X = x.double() if instance.box is None else instance.box.exactly(x), X.double()
     reason = missing_assumption(problem, instance, loss)
@@ -94,7 +106,7 @@ def judge(
     known = x.new_full((instance.batch,), math.inf) if state_error is None else state_error.double()
     kind = None if reason else _BOUNDS[certificate]
     parts = [
-        _judge_part(problem, part, b[index], x[index], X[index], loss_gradient[index], known[index], kind)
+        _judge_part(problem, part, b[index], x[index], X[index], loss_gradient[index], known[index], kind, outlook)
         for part, index in instance.parts()
     ]
     gradient = sum_gradients([p.gradient for p in parts])
@@ -105,6 +117,8 @@ def judge(
         e = torch.where(torch.isnan(e), math.inf, e)
     reason = reason or next((p.reason for p in parts if p.reason), "")
     E, error_bound, state_share, adjoint_share = torch.full_like(e, math.inf), math.inf, math.inf, math.inf
+    nearer = [p.nearer for p in parts if p.nearer is not None]
+    shares: tuple[float, float] | None = None
     if not reason:
         # the gradient of each part is rounded to the dtype of the parameters, and so is their sum
         rounding = sum(torch.finfo(g.dtype).eps * gradient_norm({"": g}) for p in parts for g in p.gradient.values())
@@ -115,6 +129,9 @@ def judge(
         total, E = _total(instance.strong_convexity, bounds, adjoint_norm + change)
         without, _ = _total(instance.strong_convexity, bounds, change)
         error_bound, state_share, adjoint_share = total + rounding, without + rounding, total - without
+        if len(nearer) == len(parts):
+            near, _ = _total(instance.strong_convexity, nearer, OUTLOOK * change)
+            shares = (near, _total(instance.strong_convexity, nearer, adjoint_norm + OUTLOOK * change)[0] - near)
     return Judgement(
         x=x,
         X=X,
@@ -129,6 +146,7 @@ def judge(
         adjoint_residual=adjoint_norm,
         state_share=state_share,
         adjoint_share=adjoint_share,
+        outlook=shares,
     )
 
 
@@ -141,6 +159,10 @@ class _Errors:
     energy: Tensor
     stiffness: Tensor
     groups: list[GroupBound]
+
+    @classmethod
+    def of(cls, bound: PointBound) -> _Errors:
+        return cls(bound.adjoint_error(), bound.energy_adjoint_error(), bound.stiffness, bound.groups())
 
 
 def _total(mu: float, parts: list[_Errors], residual: Tensor) -> tuple[float, Tensor]:
@@ -159,7 +181,8 @@ def _total(mu: float, parts: list[_Errors], residual: Tensor) -> tuple[float, Te
 
 @dataclass(frozen=True)
 class _Part:
-    """What the bound needs of some samples, per sample: residual norms, the error e of x, and what the bound says."""
+    """What the bound needs of some samples, per sample: residual norms, the error e of x, what the bound says, and what
+    it would say nearer to the solution."""
 
     gradient: dict[str, Tensor]
     state_norm: Tensor
@@ -168,6 +191,7 @@ class _Part:
     reason: str
     errors: _Errors | None
     magnitude: float
+    nearer: _Errors | None = None
 
 
 def _judge_part(
@@ -179,6 +203,7 @@ def _judge_part(
     loss_gradient: Tensor,
     known_error: Tensor,
     kind: type[PointBound] | None,
+    outlook: Enough | None,
 ) -> _Part:
     gradient, responses = evaluate_pairing(problem, instance, b, x, X)
     pullback = instance.adjoint(responses.y)
@@ -199,12 +224,18 @@ def _judge_part(
         reason = "a kink of the potential lies within the error of x; solve more accurately or use a smooth potential"
     elif instance.box is not None and not constraint_decided(instance, x, residual, e, bound.high_max):
         reason = "the active set of the constraint is undecided within the error of x; solve more accurately"
+    errors, magnitude, nearer = _Errors.of(bound), bound.magnitude(), None
+    if outlook is not None and _total(mu, [errors], adjoint_norm)[0] > outlook(gradient_norm(gradient)):
+        del bound  # before the intervals of another one
+        near = kind(problem, instance, x, X, responses, OUTLOOK * state_norm, OUTLOOK * e, pullback, X_active)
+        nearer = _Errors.of(near)
     return _Part(
         gradient=gradient,
         state_norm=state_norm,
         e=e,
         adjoint_norm=adjoint_norm,
         reason=reason,
-        errors=_Errors(bound.adjoint_error(), bound.energy_adjoint_error(), bound.stiffness, bound.groups()),
-        magnitude=bound.magnitude(),
+        errors=errors,
+        magnitude=magnitude,
+        nearer=nearer,
     )

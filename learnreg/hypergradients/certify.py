@@ -22,7 +22,7 @@ from learnreg.result import BoundKind, Certificate
 
 __all__ = ["certify"]
 
-_SHARE = 0.05
+_SHARE = 0.02
 """Share of the distance to the corrected gradient that its own bound may add."""
 
 _SMALLEST = 1e-10
@@ -36,6 +36,7 @@ class _Corrections(SharpSearch):
     """Corrections of given iterates until they are much better than those."""
 
     plain: Judgement
+    newton_steps = 1
 
     def target(self, judged: Judgement) -> float:
         distance = gradient_distance(self.plain.gradient, judged.gradient)

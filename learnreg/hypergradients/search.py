@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from learnreg.certificates.correction import newton_correction
-from learnreg.certificates.judgement import Judgement, PointCertificate, gradient_distance, judge
+from learnreg.certificates.judgement import Enough, Judgement, PointCertificate, gradient_distance, judge
 from learnreg.convex import sum_samples
 from learnreg.hypergradients.base import Accuracy, HypergradientMethod, Iterates
 from learnreg.losses import UpperLoss
@@ -58,7 +58,10 @@ class Search:
 
     def target(self, judged: Judgement) -> float:
         """The error bound that is good enough for the gradient judged."""
-        return max(self.tolerance * judged.norm, self.absolute_tolerance)
+        return self._enough(judged.norm)
+
+    def _enough(self, norm: float) -> float:
+        return max(self.tolerance * norm, self.absolute_tolerance)
 
     def run(self, start: Start | None) -> Hypergradient:
         iterates = self._initial(start)
@@ -121,8 +124,9 @@ class Search:
         self.adjoint_steps += improved.adjoint_steps
         return improved
 
-    def _judge(self, iterates: Iterates) -> Judgement:
-        return judge(self.problem, self.exact_instance, self.b, self.loss, iterates.x, iterates.X, self.certificate)
+    def _judge(self, iterates: Iterates, outlook: Enough | None = None) -> Judgement:
+        x, X = iterates.x, iterates.X
+        return judge(self.problem, self.exact_instance, self.b, self.loss, x, X, self.certificate, outlook=outlook)
 
     def _depends_on_accuracy(self, judged: Judgement) -> bool:
         return "solve more accurately" in judged.reason

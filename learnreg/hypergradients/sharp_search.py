@@ -1,7 +1,8 @@
 """The search for the sharp certificate: the method's iterates, corrected by Newton steps (Lemma 5).
 
-A first run of the method leads into the region where Newton's method contracts, or is repeated until it does. Each
-correction is judged afresh, so that a step that did not pay is dropped and costs time alone.
+A first run of the method leads into the region where Newton's method contracts, or is repeated until it does. What the
+judgement says of errors there tells how accurate the state and the adjoint state have to be. Where the corrections lead
+is judged afresh, so that a step that did not pay is dropped and costs time alone.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
-from learnreg.certificates.correction import correct_adjoint, correct_state
-from learnreg.certificates.judgement import Judgement, PointCertificate
+from learnreg.certificates.correction import approach_state, correct_adjoint
+from learnreg.certificates.judgement import OUTLOOK, Judgement, PointCertificate
 from learnreg.convex import sum_samples
 from learnreg.hypergradients.base import Accuracy, Iterates
 from learnreg.hypergradients.search import LIMITED, Search, Start
@@ -22,9 +23,11 @@ __all__ = ["SharpSearch"]
 
 _MAX_ROUNDS, _MAX_IDLE_ROUNDS = 24, 6
 _FIRST_ADJOINT = 0.1
-_FIRST_FORCING, _LARGEST_FORCING = 1e-2, 0.1
+_FIRST_FORCING, _LARGEST_FORCING = 0.03, 0.1
 _CONTRACTION = 0.5
-_SHARE, _SMALLEST_FACTOR = 0.45, 1e-8
+_STATE_SHARE, _SHARE, _SMALLEST_FACTOR = 0.42, 0.93, 1e-8
+"""Shares of the tolerance that the state may take, and both states; the least that a residual shrinks by at once."""
+
 _ILL_CONDITIONED = 1000.0
 _NEAR, _NEARER = 1e-3, 1e-4
 """Relative accuracy of the first state: within it Newton's method contracts on most problems, and on ill-conditioned
@@ -46,12 +49,14 @@ class SharpSearch(Search):
     """Newton corrections of the state until its share of the bound is small, then the adjoint equation there."""
 
     certificate: PointCertificate = "sharp"
+    newton_steps = 12
+    """Newton steps at most until the next judgement."""
 
     def run(self, start: Start | None) -> Hypergradient:
         iterates = self._initial(start)
         accuracy = self._first_accuracy(iterates)
         iterates = self._improve(iterates, accuracy)
-        judged = self._judge(iterates)
+        judged = self._judge(iterates, self._enough)
         if judged.reason and not self._depends_on_accuracy(judged):
             return self._estimate(judged, iterates)
         best, at, status = self.refine(iterates, judged, accuracy)
@@ -92,21 +97,21 @@ class SharpSearch(Search):
         return Accuracy(near * size, loose)
 
     def _correct(self, at: _Position) -> _Position | None:
-        """A Newton step for the state if its share of the bound is too large, and the adjoint equation if this is
-        the last one needed; None if the step did not contract."""
+        """Newton steps for the state if its share of the bound is too large, then the adjoint equation if they lead far
+        enough; None if they did not contract."""
         judged, target = at.judged, self.target(at.judged)
         instance, x, X = self.exact_instance, judged.x, judged.X
-        wanted = 1.0 if at.state_final else _factor(target, judged.state_share)
-        target = max(target, 2.0 * judged.state_share) if at.state_final else target
-        relative = max(at.forcing, wanted)
+        wanted = 1.0 if at.state_final else _state_factor(target, judged)
+        before, reached, aim = judged.state_residual, True, wanted * judged.state_residual
         if wanted < 1.0:
-            step = correct_state(
-                instance, x, torch.full_like(judged.state_error, relative), self._left(self.state_steps)
-            )
+            step = approach_state(instance, x, aim, at.forcing, self._left(self.state_steps), self.newton_steps)
             self.state_steps += step.steps
-            x = step.point
-        if wanted >= 1.0 or relative <= wanted:
-            goal = judged.adjoint_residual * _factor(target, judged.adjoint_share)
+            if not step.contracted:
+                return None
+            x, before, reached = step.point, step.before, step.reached
+        if reached:
+            target = max(target, 2.0 * judged.state_share) if at.state_final else target
+            goal = judged.adjoint_residual * _adjoint_factor(target, judged, wanted)
             solved = correct_adjoint(instance, self.loss, x, X, goal, self._left(self.adjoint_steps))
             self.adjoint_steps += solved.steps
             X = solved.point
@@ -114,9 +119,9 @@ class SharpSearch(Search):
         after = self._judge(iterates)
         if wanted >= 1.0:
             return _Position(iterates, after, at.forcing, at.state_final)
-        ratio = float((after.state_residual / judged.state_residual.clamp_min(1e-300)).max())
-        if not ratio <= _CONTRACTION:
+        if not bool((after.state_residual <= torch.maximum(_CONTRACTION * judged.state_residual, 2.0 * aim)).all()):
             return None
+        ratio = float((after.state_residual / before.clamp_min(1e-300)).max())
         return _Position(iterates, after, min(max(ratio**2, _SMALLEST_FACTOR), _LARGEST_FORCING))
 
     def _go_on(self, at: _Position, accuracy: Accuracy) -> _Position:
@@ -133,8 +138,30 @@ class SharpSearch(Search):
         return None if self.max_steps is None else max(1, self.max_steps - steps)
 
 
-def _factor(target: float, share: float) -> float:
-    """What a residual must shrink by for its share of the bound to leave room for the other; 1 if it does."""
+def _state_factor(target: float, judged: Judgement) -> float:
+    """What the residual of the state must shrink by for its share of the bound to leave room for the other; 1 if it
+    does. Shares follow a power of the residual, at least the first, as far as the outlook goes, then the first."""
+    share = judged.state_share
+    if share <= 0.5 * target:
+        return 1.0
+    wanted = _STATE_SHARE * target
+    near = math.inf if judged.outlook is None else judged.outlook[0]
+    if not math.isfinite(near):
+        return max(wanted / share, _SMALLEST_FACTOR) if math.isfinite(share) else _FIRST_FORCING
+    near = max(min(near, OUTLOOK * share), _SMALLEST_FACTOR * wanted)
+    if wanted <= near or not math.isfinite(share):
+        return min(max(OUTLOOK * wanted / near, _SMALLEST_FACTOR), OUTLOOK)
+    return math.exp(math.log(OUTLOOK) * math.log(wanted / share) / math.log(near / share))
+
+
+def _adjoint_factor(target: float, judged: Judgement, state_factor: float) -> float:
+    """The same for the adjoint state, once the residual of the state has shrunk by its factor."""
+    share, state = judged.adjoint_share, judged.state_share
+    if state_factor < 1.0:
+        state = _STATE_SHARE * target
+        if judged.outlook is not None and state_factor <= OUTLOOK:
+            share = judged.outlook[1]
     if not math.isfinite(share):
         return _FIRST_FORCING
-    return 1.0 if share <= 0.5 * target else max(_SHARE * target / share, _SMALLEST_FACTOR)
+    wanted = max(_SHARE * target - state, 0.4 * target)
+    return 1.0 if share <= wanted else max(wanted / share, _SMALLEST_FACTOR)

@@ -186,7 +186,7 @@ def check_batch(case: OperatorCase) -> Property:
     value, name, note = 0.0, "forward", ""
     for direction in case.directions:
         x = case.probes(direction.source)[: max(_BATCHES)]
-        alone = torch.cat([direction.apply(x[i : i + 1].clone()) for i in range(x.shape[0])])
+        alone = torch.cat([direction.apply(x[i : i + 1].clone()).clone() for i in range(x.shape[0])])
         for batch in _BATCHES:
             found = largest(direction.apply(x[:batch].clone()) - alone[:batch], alone[:batch], _typical(alone, batch))
             if not found <= value:
@@ -220,7 +220,7 @@ def check_linearity(case: OperatorCase) -> Property:
 
 def _nonlinearity(case: OperatorCase, direction: Direction) -> tuple[float, Callable[[], str]]:
     x, z = case.probes(direction.source), case.randn(1, direction.source)
-    image, image_z, sum_image = (direction.apply(t).clone() for t in (x, z, x + z))
+    image, image_z, sum_image = (direction.apply(t.clone()).clone() for t in (x, z, x + z))
     scale = norms(image).max().expand(len(x))
     scale = torch.maximum(scale, norms(image_z).expand(len(x)))
     worst, wrong = largest(sum_image - image - image_z, scale), f"{direction.name}(x + z) is not the sum of the images"

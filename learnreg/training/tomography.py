@@ -11,7 +11,8 @@ import torch
 
 from learnreg.convex import Box, Nonnegative
 from learnreg.datasets import TomographyPairs, load_ct_images
-from learnreg.operators import FanBeam2D, ParallelBeam2D
+from learnreg.operators import FanBeam2D, FanGeometry, ParallelBeam2D
+from learnreg.operators.geometry import view_angles
 from learnreg.problem import LowerLevelProblem
 from learnreg.regularizers import Regularizer, TotalVariation
 from learnreg.solvers.solve import solve
@@ -33,13 +34,25 @@ __all__ = ["projector", "run"]
 _COMPARISON_TOLERANCE = 1e-3
 _VALIDATED, _VALIDATION_TOLERANCE = 4, 4e-3
 _BASELINE_SAMPLES = 16
+_SOURCE_TO_CENTER = 2.0  # image sides
 _BASELINE_WEIGHT = 3e-5
 
 
 def projector(config: TomographyConfig) -> Projector:
-    """The forward operator of the options."""
-    kind = ParallelBeam2D if config.geometry == "parallel" else FanBeam2D
-    return kind(config.size, config.angles)
+    """The forward operator of the options; a fan beam's detector covers all of the image."""
+    if config.geometry == "parallel":
+        return ParallelBeam2D(config.size, config.angles)
+    pixel = 1.0 / config.size
+    narrow = FanGeometry(
+        image_size=config.size,
+        angles=view_angles(config.angles, FanGeometry.full_turn, "train ct"),
+        detectors=1,
+        pixel_size=pixel,
+        detector_pitch=pixel,
+        source_to_center=_SOURCE_TO_CENTER,
+        source_to_detector=2.0 * _SOURCE_TO_CENTER,
+    )
+    return FanBeam2D.from_geometry(dataclasses.replace(narrow, detectors=narrow.covering_detectors()))
 
 
 def run(config: TomographyConfig, resume: bool = False) -> dict[str, Any]:

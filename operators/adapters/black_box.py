@@ -121,7 +121,7 @@ class BlackBox(LinearOperator):
                 what,
             ) from error
         if version is not None and given._version != version:
-            raise OperatorError(f"{self.name}: its {what} changes its input in place; clone it first.", "input changed")
+            raise OperatorError(f"{self.name}: its {what} changes its input in place; clone it first.", "purity")
         return self._checked(result, given, x, (x.shape[0], *shape), what)
 
     def _checked(self, result: Any, given: Tensor, x: Tensor, shape: Shape, what: str) -> Tensor:

@@ -51,7 +51,7 @@ def _probe_both(operator: BlackBox, dtype: torch.dtype = torch.float64) -> None:
         kept, what = x.clone(), ("forward", "adjoint")[which]
         y = operator.run(which, x)
         if not torch.equal(x, kept):
-            raise OperatorError(f"{operator.name}: its {what} changes its input; copy it first.", "input changed")
+            raise OperatorError(f"{operator.name}: its {what} changes its input; copy it first.", "purity")
         if not bool(torch.isfinite(y).all()):
             raise OperatorError(
                 f"{operator.name}: its {what} returned NaN or infinite numbers for standard normal noise of shape "

@@ -35,8 +35,8 @@ METHODS: dict[str, Callable[[], HypergradientMethod]] = {
 
 REGULARIZERS: dict[str, type[Regularizer]] = {
     "fields-of-experts": FieldsOfExperts,
-    "ridge": RidgeRegularizer,
     "tv": TotalVariation,
+    "ridge": RidgeRegularizer,
 }
 """Each has ``config()`` and ``from_config(config)``; the parameters themselves are stored beside that."""
 

@@ -13,7 +13,7 @@ from learnreg.datasets.natural import natural_images
 from learnreg.datasets.noise import PhotonNoise, RelativeNoise
 from learnreg.datasets.patches import DenoisingPatches, add_noise, parse_sigma
 from learnreg.datasets.phantoms import ellipse_phantom, ellipse_phantoms
-from learnreg.datasets.sinograms import read_sinogram
+from learnreg.datasets.sinograms import read_array, read_sinogram
 from learnreg.datasets.slices import resize_slice
 from learnreg.datasets.tomography import TomographyPairs
 from learnreg.datasets.transmission import LineIntegrals, line_integrals, statistical_weights
@@ -40,6 +40,7 @@ __all__ = [
     "load_training_images",
     "natural_images",
     "parse_sigma",
+    "read_array",
     "read_dicom",
     "read_dicom_series",
     "read_hdf5_array",

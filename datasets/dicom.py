@@ -204,10 +204,12 @@ def _check_decoder(syntax: Any, path: Path) -> None:
             f"its transfer syntax {syntax.name} cannot be decoded.", path, "Export it uncompressed."
         ) from error
     if not decoder.is_available:
+        missing = "; ".join(decoder.missing_dependencies)
+        extra = " Pillow comes with the extra images: pip install 'learnreg[images]'." if "illow" in missing else ""
         raise DataError(
             f"compressed as {syntax.name}, for which no decoder is installed.",
             path,
-            f"Export it uncompressed, or install one of: {'; '.join(decoder.missing_dependencies)}.",
+            f"Export it uncompressed, or install one of: {missing}.{extra}",
         )
 
 

@@ -153,7 +153,11 @@ def _choose(series: dict[str, list[Path]], series_uid: str | None, folder: Path)
             raise DataError(f"there is no CT series {series_uid}.", folder, f"Series here: {listed}.")
         return series[series_uid]
     if len(series) > 1:
-        raise DataError(f"this folder holds {len(series)} CT series: {listed}.", folder, "Choose one by series_uid=.")
+        raise DataError(
+            f"this folder holds {len(series)} CT series: {listed}.",
+            folder,
+            "Move all but one into other folders, or pass series_uid= in Python.",
+        )
     return next(iter(series.values()))
 
 

@@ -13,7 +13,7 @@ from learnreg.datasets.hdf5 import dataset_names, read_hdf5_array
 from learnreg.errors import DataError, ShapeError
 from learnreg.linop import LinearOperator
 
-__all__ = ["read_sinogram"]
+__all__ = ["read_array", "read_sinogram"]
 
 _HDF5_SUFFIXES = frozenset({".h5", ".hdf5", ".hdf", ".nxs"})
 _TIFF_SUFFIXES = frozenset({".tif", ".tiff"})
@@ -40,8 +40,7 @@ def read_sinogram(
     DataError: the file is missing, damaged, of an unknown kind or a Git LFS pointer; NaN; negative counts; a ``key``
         for a file that has none; what `read_hdf5_array` names.
     """
-    path = check_file(path)
-    values = _read(path, key)
+    values = read_array(path, key)
     if values.dim() == 4 and values.shape[1] == 1:
         values = values[:, 0]
     if values.dim() not in {2, 3}:
@@ -64,7 +63,14 @@ def read_sinogram(
     return sinograms
 
 
-def _read(path: Path, key: str | None) -> Tensor:
+def read_array(path: str | Path, key: str | None = None) -> Tensor:
+    """An array of any shape from a .npy, HDF5 or TIFF file (pages, height, width), unscaled, such as a flat field.
+
+    Raises
+    ------
+    ShapeError, DataError: as `read_sinogram` for the file.
+    """
+    path = check_file(path)
     suffix = path.suffix.lower()
     if suffix in _HDF5_SUFFIXES:
         return read_hdf5_array(path, key if key is not None else _only_key(path))

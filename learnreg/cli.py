@@ -16,14 +16,15 @@ import typer
 import learnreg
 from learnreg.datasets import parse_sigma
 from learnreg.errors import ConfigError, LearnregError
-from learnreg.training.config import DenoiseConfig, TomographyConfig, TrainingConfig, check_resume, merge_config
-from learnreg.training.doctor import examine
+from learnreg.training.config import DenoiseConfig, TomographyConfig
+from learnreg.training.doctor import describe_facts, examine
 from learnreg.training.evaluate import evaluate as run_evaluation
 from learnreg.training.files import dumps
+from learnreg.training.measured import Reconstructor, ScanOptions
 from learnreg.training.model import load
+from learnreg.training.options import help_of, settings_help, training_options
 from learnreg.training.reconstruct import Reconstructed, reconstruct_files
 from learnreg.training.registry import METHODS
-from learnreg.training.run_folder import RunFolder
 
 __all__ = ["app", "main"]
 
@@ -43,7 +44,6 @@ app.add_typer(train_app)
 
 P = ParamSpec("P")
 T = TypeVar("T")
-C = TypeVar("C", bound=TrainingConfig)
 
 
 def main() -> None:
@@ -92,17 +92,6 @@ def _say(message: str, json: bool) -> None:
     typer.echo(message, err=json)
 
 
-def _help_of(name: str, kind: type[TrainingConfig] = DenoiseConfig) -> str:
-    """Help and default of an option of training, from the dataclass of options."""
-    field = next(field for field in dataclasses.fields(kind) if field.name == name)
-    choices = f": {' | '.join(field.metadata['choices'])}" if field.metadata["choices"] else ""
-    return f"{field.metadata['help']}{choices} [default: {field.default}]"
-
-
-def _settings_help(kind: type[TrainingConfig]) -> str:
-    return f"set any option, repeatable; one of {', '.join(field.name for field in dataclasses.fields(kind))}"
-
-
 def _check_seed(seed: int) -> None:
     if not 0 <= seed <= 2**62:
         raise ConfigError(f"seed={seed}: expected an integer between 0 and 2^62.")
@@ -138,17 +127,17 @@ def _options(
 @train_app.command("denoise")
 @_command
 def train_denoise(
-    data: Annotated[str | None, typer.Option(help=_help_of("data"), show_default=False)] = None,
-    sigma: Annotated[str | None, typer.Option(help=_help_of("sigma"), show_default=False)] = None,
-    regularizer: Annotated[str | None, typer.Option(help=_help_of("regularizer"), show_default=False)] = None,
-    method: Annotated[str | None, typer.Option(help=_help_of("method"), show_default=False)] = None,
-    minutes: Annotated[float | None, typer.Option(help=_help_of("minutes"), show_default=False)] = None,
-    out: Annotated[str | None, typer.Option(help=_help_of("out"), show_default=False)] = None,
+    data: Annotated[str | None, typer.Option(help=help_of("data"), show_default=False)] = None,
+    sigma: Annotated[str | None, typer.Option(help=help_of("sigma"), show_default=False)] = None,
+    regularizer: Annotated[str | None, typer.Option(help=help_of("regularizer"), show_default=False)] = None,
+    method: Annotated[str | None, typer.Option(help=help_of("method"), show_default=False)] = None,
+    minutes: Annotated[float | None, typer.Option(help=help_of("minutes"), show_default=False)] = None,
+    out: Annotated[str | None, typer.Option(help=help_of("out"), show_default=False)] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file of options", show_default=False)] = None,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help=_settings_help(DenoiseConfig))
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help=settings_help(DenoiseConfig))
     ] = None,
-    seed: Annotated[int | None, typer.Option(help=_help_of("seed"), show_default=False)] = None,
+    seed: Annotated[int | None, typer.Option(help=help_of("seed"), show_default=False)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with the run in --out, with its options")] = False,
     json: Json = False,
 ) -> None:
@@ -169,12 +158,12 @@ def train_denoise(
         "out": out,
         "seed": seed,
     }
-    options = _training_options(DenoiseConfig, config, set_ or [], explicit, resume)
+    options = training_options(DenoiseConfig, config, set_ or [], explicit, resume)
     _say_summary(run(options, resume), json)
 
 
 def _ct_help(name: str) -> str:
-    return _help_of(name, TomographyConfig)
+    return help_of(name, TomographyConfig)
 
 
 @train_app.command("ct")
@@ -191,7 +180,7 @@ def train_ct(
     out: Annotated[str | None, typer.Option(help=_ct_help("out"), show_default=False)] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file of options", show_default=False)] = None,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help=_settings_help(TomographyConfig))
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help=settings_help(TomographyConfig))
     ] = None,
     seed: Annotated[int | None, typer.Option(help=_ct_help("seed"), show_default=False)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with the run in --out, with its options")] = False,
@@ -215,7 +204,7 @@ def train_ct(
         "out": out,
         "seed": seed,
     }
-    options = _training_options(TomographyConfig, config, set_ or [], explicit, resume)
+    options = training_options(TomographyConfig, config, set_ or [], explicit, resume)
     _say_summary(run(options, resume), json)
 
 
@@ -226,36 +215,56 @@ def _say_summary(summary: Mapping[str, Any], json: bool) -> None:
         typer.echo(dumps(summary))
 
 
-def _training_options(
-    kind: type[C], file: Path | None, assignments: list[str], explicit: Mapping[str, Any], resume: bool
-) -> C:
-    first = merge_config(kind, file=file, assignments=assignments, explicit=explicit)
-    if not resume:
-        return first
-    stored = RunFolder(first.out, resume=True).load_config()
-    if stored is None:
-        return first
-    # The folder may have been moved since its config.toml was written.
-    here = {**stored, "out": first.out}
-    wanted = merge_config(kind, stored=here, file=file, assignments=assignments, explicit=explicit)
-    check_resume(merge_config(kind, stored=here), wanted)
-    return wanted
-
-
 @app.command()
 @_command
 def reconstruct(
     model: ModelName,
-    inputs: Annotated[list[Path], typer.Argument(metavar="INPUT...", help="image files, or .npy arrays")],
+    inputs: Annotated[
+        list[Path], typer.Argument(metavar="INPUT...", help="images or .npy arrays; for CT sinograms: .npy, HDF5, TIFF")
+    ],
     out: Annotated[Path, typer.Option(help="folder of the reconstructions")],
     tolerance: Tolerance = 1e-4,
+    geometry: Annotated[
+        Path | None, typer.Option(help="CT: TOML file of the scan, lengths in mm", show_default="that of the model")
+    ] = None,
+    key: Annotated[
+        str | None, typer.Option(help="CT: data set in HDF5 files", show_default="data, or the only one")
+    ] = None,
+    attenuation: Annotated[
+        float | None,
+        typer.Option(
+            help="CT: attenuation per unit of length that the model's 1 stands for",
+            show_default="0.04 with --geometry; without: 16 for counts, else 1, per image side",
+        ),
+    ] = None,
+    data_weight: Annotated[
+        float, typer.Option(help="CT: factor of the data term, the noise variance of training over that of the scan")
+    ] = 1.0,
+    counts: Annotated[bool, typer.Option("--counts", help="CT: inputs are photon counts; needs --flat")] = False,
+    flat: Annotated[str | None, typer.Option(help="CT: counts without an object, a number or a file")] = None,
+    dark: Annotated[str | None, typer.Option(help="CT: counts without radiation, a number or a file")] = None,
     json: Json = False,
 ) -> None:
-    """Reconstruct files: INPUT becomes OUT/<name>.png, and <name>.npy too for .npy and TIFF inputs."""
+    """Reconstruct files: INPUT becomes OUT/<name>.png, and <name>.npy too for .npy and TIFF inputs.
+
+    Models for CT reconstruct sinograms: <name>.npy in attenuation per unit of length, <name>.png the model's range
+    [0, 1]; several sinograms in a file become <name>_000 and so on.
+    """
+    options, loaded, notes = ScanOptions(geometry, key, attenuation, data_weight, counts, flat, dark), load(model), []
+    if loaded.denoises and geometry is None:
+        if options.given:
+            raise ConfigError(f"{', '.join(options.given)}: this model denoises images; the option is for CT.")
+        found = reconstruct_files(loaded, inputs, out, tolerance)
+    else:
+        reconstructor = Reconstructor.of(loaded, options)
+        found = reconstructor.run(inputs, out, tolerance)
+        notes = [*reconstructor.notes, reconstructor.units]
     rows = []
-    for row in reconstruct_files(load(model), inputs, out, tolerance):
+    for row in found:
         rows.append(row)
         _say(_describe(row), json)
+    for note in notes:
+        typer.echo(note, err=True)
     if json:
         typer.echo(dumps({"rows": [dataclasses.asdict(row) for row in rows]}))
 
@@ -373,28 +382,12 @@ def check_operator(
 def doctor(json: Json = False) -> None:
     """Show versions and what the machine offers, and test that learnreg works here; exit code 1 if it does not."""
     facts = examine()
-    for line in _doctor_lines(facts):
+    for line in describe_facts(facts):
         _say(line, json)
     if json:
         typer.echo(dumps(facts))
     if not facts["ok"]:
         raise typer.Exit(1)
-
-
-def _doctor_lines(facts: Mapping[str, Any]) -> list[str]:
-    torch_facts, test = facts["torch"], facts["self_test"]
-    lines = [
-        f"learnreg {facts['learnreg']}, Python {facts['python']}, {facts['platform']}",
-        f"torch {torch_facts['version']}: {torch_facts['threads']} threads, BLAS {torch_facts['blas']}, "
-        f"{torch_facts['cpu_capability']}, CUDA {torch_facts['cuda'] or 'none'}",
-        f"{facts['cores']} cores, {facts['memory_gb']} GB of memory",
-    ]
-    for name, found in facts["packages"].items():
-        hint = f" (pip install 'learnreg[{found['extra']}]')" if found["extra"] else ""
-        lines.append(f"  {name}: {found['version'] or f'missing{hint}'}")
-    lines += [f"  {folder}: {'writable' if fits else 'NOT writable'}" for folder, fits in facts["writable"].items()]
-    lines.append(f"self-test: {'passed, certified' if test['ok'] else 'FAILED'}")
-    return [*lines, *(f"problem: {problem}" for problem in facts["problems"])]
 
 
 if __name__ == "__main__":

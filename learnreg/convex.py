@@ -124,6 +124,9 @@ class LeastSquares(nn.Module, ConvexFunction):
         """Smallest and largest weight."""
         return 1.0, 1.0
 
+    def project_(self) -> None:
+        """Project learnable weights onto >= 0; nothing to do without."""
+
 
 class WeightedLeastSquares(LeastSquares):
     """½ sum_i w_i p_i² of the residual p = A x - b.
@@ -153,6 +156,11 @@ class WeightedLeastSquares(LeastSquares):
 
     def weight_range(self) -> tuple[float, float]:
         return float(self.weights.detach().min()), float(self.weights.detach().max())
+
+    @torch.no_grad()
+    def project_(self) -> None:
+        if isinstance(self.weights, nn.Parameter):
+            self.weights.clamp_(min=0.0)
 
 
 class Box(nn.Module):

@@ -137,7 +137,7 @@ class AdaptiveDescent:
                 base = objective.value(0.2 * (self.eta - self.c) * predicted)
             for name, p in parameters.items():
                 p.copy_(origin[name] - alpha * direction[name])
-            objective.problem.regularizer.project_()
+            objective.problem.project_()
             try:
                 value = objective.value(0.2 * (self.eta - self.c) * predicted)
             except BaseException:

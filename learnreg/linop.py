@@ -116,10 +116,9 @@ class LinearOperator(nn.Module):
             return None
         key = (sides, dtype, self._parameter_versions())
         if self._symbol_cache is None or self._symbol_cache[0] != key:
-            options = {"dtype": dtype, "device": self._device()}
             with torch.no_grad():
                 gram = lambda v: self.adjoint(self(v))  # noqa: E731
-                symbol = point_response_symbol(gram, self.domain_shape, sides, **options)
+                symbol = point_response_symbol(gram, self.domain_shape, sides, dtype, self._device())
             self._symbol_cache = (key, symbol)
         return self._symbol_cache[1]
 

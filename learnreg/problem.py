@@ -188,9 +188,12 @@ class LowerLevelProblem(nn.Module):
         except RuntimeError:
             fits = False
         if not fits:
+            shape, range_shape = tuple(weights.shape), self.operator.range_shape
+            hint = ""
+            if shape[1:] == range_shape:
+                hint = " One set of weights serves all samples of a batch: make a problem for each measurement."
             raise ShapeError(
-                f"data_term weights of shape {tuple(weights.shape)} do not broadcast against the operator's range "
-                f"{self.operator.range_shape}."
+                f"data_term weights of shape {shape} do not broadcast against the operator's range {range_shape}.{hint}"
             )
 
     # ---- the definition ----------------------------------------------------------------------------------------------
@@ -240,6 +243,15 @@ class LowerLevelProblem(nn.Module):
             yield f"data_term.{name}", p
         if isinstance(self.ridge, nn.Parameter):
             yield "ridge", self.ridge
+
+    @torch.no_grad()
+    def project_(self) -> None:
+        """Project all parameters onto their admissible sets, after an accepted step: those of the regularizer by its
+        own rule, weights of the data term and the ridge to >= 0."""
+        self.regularizer.project_()
+        self.data_term.project_()
+        if isinstance(self.ridge, Tensor):
+            self.ridge.clamp_(min=0.0)
 
     def parameter_roles(self) -> dict[str, ParameterRole]:
         """Role of the regularizer's parameters by name."""

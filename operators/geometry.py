@@ -111,6 +111,11 @@ class Geometry:
         changes: dict[str, Any] = {key: getattr(self, key) / self.pixel_size for key in self._lengths()}
         return replace(self, **{**changes, "pixel_size": 1.0}, detector_offset=self.detector_offset / self.pixel_size)
 
+    def scaled(self, factor: float) -> Self:
+        """The same rays with all lengths times ``factor``, in another unit of length."""
+        changes: dict[str, Any] = {key: getattr(self, key) * factor for key in self._lengths()}
+        return replace(self, **changes, detector_offset=self.detector_offset * factor)
+
     def check_sinogram(self, shape: tuple[int, ...]) -> None:
         """Raise ShapeError where a sinogram (..., angles, detectors) does not fit."""
         for size, expected, what in zip(

@@ -14,7 +14,7 @@ from learnreg.operators.astra_matrix import Kernel
 from learnreg.operators.geometry import FanGeometry, Geometry, ParallelGeometry, view_angles
 from learnreg.operators.tomography import Backend, FanBeam2D, ParallelBeam2D, SymmetryOption
 
-__all__ = ["from_geometry", "read_geometry"]
+__all__ = ["beam_of", "from_geometry", "read_geometry"]
 
 _KINDS: dict[str, type[Geometry]] = {"parallel": ParallelGeometry, "fan": FanGeometry}
 _UNITS = {"radian": 1.0, "degree": math.pi / 180.0}
@@ -43,10 +43,12 @@ def from_geometry(
     """
     geometry = read_geometry(path)
     geometry.warn_if_truncated()
-    projector: type[ParallelBeam2D] | type[FanBeam2D] = ParallelBeam2D
-    if isinstance(geometry, FanGeometry):
-        projector = FanBeam2D
-    return projector.from_geometry(geometry, kernel=kernel, symmetry=symmetry, backend=backend)
+    return beam_of(geometry).from_geometry(geometry, kernel=kernel, symmetry=symmetry, backend=backend)
+
+
+def beam_of(geometry: Geometry) -> type[ParallelBeam2D] | type[FanBeam2D]:
+    """The projector's class for a geometry."""
+    return FanBeam2D if isinstance(geometry, FanGeometry) else ParallelBeam2D
 
 
 def read_geometry(path: str | Path) -> Geometry:

@@ -27,7 +27,14 @@ from learnreg.operators import (
     from_callables,
 )
 from learnreg.potentials import Potential
-from learnreg.regularizers import AnalysisOperator, FieldsOfExperts, Regularizer, RidgeRegularizer, TotalVariation
+from learnreg.regularizers import (
+    AnalysisOperator,
+    FieldsOfExperts,
+    Regularizer,
+    RidgeRegularizer,
+    Scaled,
+    TotalVariation,
+)
 from learnreg.regularizers.total_variation import Gradient
 from learnreg.solvers import LBFGS, PDHG, AdjointPDHG, ConjugateGradient, NewtonCG, ProjectedLBFGS
 from learnreg.solvers.interleaved import InterleavedPDHG
@@ -169,6 +176,9 @@ REGULARIZERS: dict[str, Callable[[], Regularizer]] = {
         _bank("circular", 3, 3), lr.LogCosh(0.3, 0.1 + rand(3, 1, 1, seed=4))
     ).double(),
     "AnalysisOperator-Gradient": lambda: AnalysisOperator(Gradient(SHAPE), IsotropicPseudoHuber(0.1, 0.2)).double(),
+    "Scaled": lambda: Scaled(_experts("PseudoHuber", "valid"), 0.7).double(),
+    "Scaled-all-learnable": lambda: Scaled(_experts("LogCosh", "zero"), 1.5).double().requires_grad_(),
+    "Scaled-TotalVariation": lambda: Scaled(TotalVariation(0.2, 0.05), 0.5).double(),
 }
 
 

@@ -50,7 +50,7 @@ def test_sigma_is_a_number_or_a_fraction(tmp_path: Path, text: str, value: float
     ("options", "message"),
     [
         ({"minuts": 3}, "'minuts' is unknown. Did you mean 'minutes'?"),
-        ({"xyzzy": 3}, "'xyzzy' is unknown. Known options: data, sigma"),
+        ({"xyzzy": 3}, "'xyzzy' is unknown. Known options: regularizer, method"),
         ({"sigma": "25"}, "25/255"),
         ({"sigma": "much"}, "sigma='much'"),
         ({"minutes": -1.0}, "minutes=-1.0: expected a finite number > 0"),

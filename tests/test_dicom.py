@@ -162,6 +162,15 @@ def test_missing_decoders_are_named(tmp_path: Path, syntax: Any, name: str, advi
     assert advice in caught.value.hint
 
 
+def test_a_decoder_that_comes_with_an_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = type(pydicom.pixels.get_decoder(pydicom.uid.JPEG2000Lossless))
+    monkeypatch.setattr(decoder, "is_available", property(lambda self: False))
+    monkeypatch.setattr(decoder, "missing_dependencies", property(lambda self: ["pillow - requires Pillow>=10.0"]))
+    with pytest.raises(DataError, match="no decoder is installed") as caught:
+        read_dicom(FILES / "J2K_pixelrep_mismatch.dcm")
+    assert "learnreg[images]" in caught.value.hint
+
+
 def test_other_files(tmp_path: Path) -> None:
     (tmp_path / "text.dcm").write_text("no DICOM" * 40)
     (tmp_path / "empty.dcm").touch()

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+TOMOGRAPHY = ("08_sparse_view_ct", "09_low_dose_ct", "10_transfer_denoising_to_ct", "11_learned_view_weights")
 
 
 def run(arguments: list[str], folder: Path) -> str:
@@ -42,6 +43,26 @@ def test_example_runs(name: str, arguments: list[str], expected: str, tmp_path: 
 
 
 @pytest.mark.parametrize(
+    ("name", "arguments", "expected"),
+    [
+        ("08_sparse_view_ct.py", ["2"], "(rigorous)"),
+        ("09_low_dose_ct.py", [], "statistical weights: "),
+        ("10_transfer_denoising_to_ct.py", ["2"], "learned factor"),
+        ("11_learned_view_weights.py", ["2"], "certified: True"),
+    ],
+)
+def test_example_of_tomography_runs(name: str, arguments: list[str], expected: str, tmp_path: Path) -> None:
+    pytest.importorskip("astra")
+    printed = run([str(ROOT / "examples" / name), *arguments], tmp_path)
+    assert expected in printed
+    if name == "09_low_dose_ct.py":
+        equal, weighted = (float(line.split(": ")[1].split()[0]) for line in printed.splitlines()[-2:])
+        assert weighted > equal + 0.5, "weights are worth more than half a decibel here"
+    if name == "11_learned_view_weights.py":
+        assert "stored and loaded: True" in printed
+
+
+@pytest.mark.parametrize(
     ("name", "packages", "expected"),
     [
         ("05_odl_operator.py", ("odl", "astra"), "rigorous"),
@@ -58,6 +79,21 @@ def test_example_with_another_library_runs(name: str, packages: tuple[str, ...],
 def test_example_without_its_library_is_skipped(name: str, package: str, tmp_path: Path) -> None:
     code = f"import runpy, sys; sys.modules[{package!r}] = None; runpy.run_path({str(ROOT / 'examples' / name)!r})"
     assert "skipped: " in run(["-c", code], tmp_path)
+
+
+def test_examples_of_tomography_without_astra_are_skipped(tmp_path: Path) -> None:
+    """All in one process, which takes long to start."""
+    names = [str(ROOT / "examples" / f"{name}.py") for name in TOMOGRAPHY]
+    code = f"""
+import runpy, sys
+sys.modules["astra"] = None
+for name in {names!r}:
+    try:
+        runpy.run_path(name)
+    except SystemExit as end:
+        assert not end.code
+"""
+    assert run(["-c", code], tmp_path).count("skipped: ") == len(names)
 
 
 def test_readme_example_is_the_first_example(tmp_path: Path) -> None:

@@ -18,7 +18,14 @@ from torch import Tensor
 import learnreg as lr
 import learnreg.regularizers
 from learnreg.operators import Blur, Identity
-from learnreg.regularizers import AnalysisOperator, FieldsOfExperts, Regularizer, RidgeRegularizer, TotalVariation
+from learnreg.regularizers import (
+    AnalysisOperator,
+    FieldsOfExperts,
+    Regularizer,
+    RidgeRegularizer,
+    Scaled,
+    TotalVariation,
+)
 from learnreg.training import model as model_module
 from learnreg.training.files import write_tensors
 from learnreg.training.model import FORMAT_VERSION, load, pretrained, save_model
@@ -34,6 +41,8 @@ SAMPLES = {
     ),
     "tv": lambda: TotalVariation(weight=0.07, smoothing=2e-3),
     "ridge": lambda: RidgeRegularizer((2, 5), 3, 9, shared=True, noise_conditioned=True),
+    "scaled": lambda: Scaled(FieldsOfExperts(filters=5, size=3), 0.3),
+    "scaled, of a scaled one": lambda: Scaled(Scaled(TotalVariation(), 2.0), 0.3),
 }
 
 
@@ -72,7 +81,7 @@ def test_a_regularizer_comes_back(tmp_path: Path, name: str, generator: torch.Ge
     ):
         assert loaded_key == key
         assert loaded.dtype == p.dtype
-        assert loaded.requires_grad
+        assert loaded.requires_grad == p.requires_grad
         assert torch.equal(loaded, p)
     x = torch.rand(2, 1, 9, 8, generator=generator, dtype=torch.float64)
     assert torch.equal(model.regularizer.value(x), regularizer.value(x))
@@ -82,7 +91,7 @@ def test_every_storable_regularizer_is_registered_and_tested() -> None:
     public = {getattr(learnreg.regularizers, name) for name in learnreg.regularizers.__all__}
     storable = {kind for kind in public if kind is not Regularizer and kind.config is not Regularizer.config}
     assert storable == set(REGULARIZERS.values())
-    assert {type(make()) for make in SAMPLES.values()} == storable
+    assert {type(make()) for make in SAMPLES.values()} == storable | {Scaled}, "Scaled stores what it scales"
 
 
 def test_the_problem_comes_back(tmp_path: Path) -> None:
@@ -97,6 +106,38 @@ def test_the_problem_comes_back(tmp_path: Path) -> None:
     assert again.noise_level == 0.1
     assert again.constraint is not None
     assert (float(again.constraint.lower), float(again.constraint.upper)) == (0.0, float("inf"))
+
+
+@pytest.mark.parametrize("learnable", [False, True])
+def test_weights_of_the_data_term_come_back(tmp_path: Path, learnable: bool) -> None:
+    weights = torch.rand(1, 8, 1) + 0.1
+    data_term = lr.WeightedLeastSquares(torch.nn.Parameter(weights) if learnable else weights)
+    problem = lr.LowerLevelProblem(Identity((1, 8, 8)), TotalVariation(), data_term=data_term)
+    path = tmp_path / "m.safetensors"
+    save_model(path, problem)
+    model = load(path)
+    again = model.problem((1, 8, 8))
+    assert torch.equal(again.data_term.weights_for(weights), weights)
+    assert ("data_term.weights" in again.learnable()) == learnable
+    b = torch.rand(1, 1, 8, 8)
+    assert torch.equal(model.reconstruct(b, 1e-3), lr.solve(problem, b, 1e-3).x)
+    replaced = model.solve(b, 1e-3, data_term=lr.LeastSquares())
+    plain = lr.LowerLevelProblem(Identity((1, 8, 8)), TotalVariation())
+    assert torch.equal(replaced.x, lr.solve(plain, b, 1e-3).x)
+    with pytest.raises(lr.ShapeError, match="do not broadcast"):
+        model.reconstruct(torch.rand(1, 1, 9, 9))
+    data = path.read_bytes()
+    rewrite(path, {name: t for name, t in load_bytes(data).items() if name != "data_term.weights"})
+    with pytest.raises(lr.CheckpointError, match=r"'weighted-least-squares' without weights"):
+        load(path)
+
+
+def test_files_without_a_data_term_are_read(file: Path) -> None:
+    data = file.read_bytes()
+    content = json.loads(json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]["learnreg"])
+    del content["data_term"]
+    write_tensors(file, load_bytes(data), content)
+    assert type(load(file).data_term) is lr.LeastSquares
 
 
 def test_another_operator_is_given_again(tmp_path: Path) -> None:
@@ -258,15 +299,20 @@ def test_nan_parameters_are_not_saved(file: Path) -> None:
     assert file.read_bytes() == before
 
 
+class OwnDataTerm(lr.LeastSquares):
+    """Not one that a file can name."""
+
+
 def test_what_cannot_be_stored(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     shape = (1, 6, 6)
-    weights = lr.WeightedLeastSquares(torch.rand(shape) + 1)
+    term = OwnDataTerm()
     box = lr.Box(torch.zeros(shape), torch.ones(shape))
     for problem, config, message in (
         (AnalysisOperator(Identity(shape), lr.Huber(0.1)), {}, "AnalysisOperator cannot be stored"),
         (TotalVariation(), {"ridge": 1}, "keys ridge are taken"),
-        (lr.LowerLevelProblem(Identity(shape), TotalVariation(), data_term=weights), {}, "data term Weighted"),
+        (lr.LowerLevelProblem(Identity(shape), TotalVariation(), data_term=term), {}, "data term OwnDataTerm"),
+        (Scaled(AnalysisOperator(Identity(shape), lr.Huber(0.1))), {}, "AnalysisOperator cannot be stored"),
         (lr.LowerLevelProblem(Identity(shape), TotalVariation(), constraint=box), {}, "Box"),
     ):
         with pytest.raises(lr.ConfigError, match=message):

@@ -176,6 +176,8 @@ def test_wrong_arguments() -> None:
             lr.LowerLevelProblem(A, R, ridge=bad)
     with pytest.raises(lr.ShapeError, match=r"weights of shape \(7,\)"):
         lr.LowerLevelProblem(A, R, data_term=lr.WeightedLeastSquares(torch.ones(7)))
+    with pytest.raises(lr.ShapeError, match="make a problem for each measurement"):
+        lr.LowerLevelProblem(A, R, data_term=lr.WeightedLeastSquares(torch.ones(3, *SHAPE)))
     with pytest.raises(lr.ConfigError, match=r"constraint=\.\.\.\): got str"):
         lr.LowerLevelProblem(A, R, constraint="nonnegative")  # type: ignore[arg-type]
     problem = lr.LowerLevelProblem(A, R)
@@ -191,3 +193,18 @@ def test_wrong_arguments() -> None:
         R.log_weight.fill_(math.nan)
     with pytest.raises(lr.AssumptionError, match="parameter log_weight"):
         problem.instance(torch.zeros(3, *SHAPE))
+
+
+def test_projection_keeps_weights_and_ridge_admissible() -> None:
+    weights, ridge = nn.Parameter(torch.tensor([0.5])), nn.Parameter(torch.tensor(0.1))
+    problem = lr.LowerLevelProblem(
+        Identity(SHAPE), TotalVariation(), data_term=lr.WeightedLeastSquares(weights), ridge=ridge
+    )
+    with torch.no_grad():
+        weights.fill_(-0.5)
+        ridge.fill_(-0.1)
+    problem.project_()
+    assert (float(weights.detach()), float(ridge.detach())) == (0.0, 0.0)
+    given = torch.tensor([0.3])
+    lr.LowerLevelProblem(Identity(SHAPE), TotalVariation(), data_term=lr.WeightedLeastSquares(given)).project_()
+    assert float(given) == pytest.approx(0.3)

@@ -101,6 +101,8 @@ class PublishedBound(PointBound):
         if "log_weight" in roles:
             shape = parameter_shape(instance.potential.weight)
             found["log_weight"] = potential_bound(r.y, r.V, self.high, self.e, self.L, shape)
+        if "log_factor" in roles:
+            found["log_factor"] = potential_bound(r.y, r.V, self.high, self.e, self.L, ())
         if "log_smoothing" in roles:
             shape = parameter_shape(instance.potential.smoothing)
             sensitivity = instance.potential.smoothing_gradient(r.t)

@@ -137,6 +137,9 @@ class SharpBound(PointBound):
             shape = parameter_shape(instance.potential.weight)
             norm = self._pullback_norm(r.y, shape, found, self.pullback)
             found["log_weight"] = self._potential_group(norm, torch.ones_like(self.sensitivity), shape)
+        if "log_factor" in roles:
+            norm = self._pullback_norm(r.y, (), found, self.pullback)
+            found["log_factor"] = self._potential_group(norm, torch.ones_like(self.sensitivity), ())
         if "log_smoothing" in roles:
             shape = parameter_shape(instance.potential.smoothing)
             norm = self._pullback_norm(instance.potential.smoothing_gradient(r.t), shape, found)

@@ -136,8 +136,9 @@ def _slope_error(
 @torch.no_grad()
 def check_parameter_roles(case: RegularizerCase) -> Property:
     """Parameters do what ``parameter_roles`` says: "operator" enters W affinely and nothing else, "log_weight" is the
-    logarithm of a weight of f, "log_smoothing" that of a smoothing (less a constant), "log_curvature" that of f''
-    at the knots of a spline. Where a Jacobian is declared, weights and smoothings grow by no more than it says."""
+    logarithm of a weight of f, "log_factor" that of a factor of all its weights, "log_smoothing" that of a smoothing
+    (less a constant), "log_curvature" that of f'' at the knots of a spline. Where a Jacobian is declared, weights and
+    smoothings grow by no more than it says."""
     name = "parameter_roles"
     roles: dict[str, str] = dict(getattr(case.regularizer, "parameter_roles", dict)())
     known = {key for key, _ in case.regularizer.named_parameters()}
@@ -164,7 +165,7 @@ def _contradiction(case: RegularizerCase, parameters: Mapping[str, Tensor], key:
     tolerance, grown = 100 * case.rounding, math.exp(_MOVE)
     same = {
         "the operator": role == "operator" or bool((norms(ahead - response) <= tolerance * norms(response)).all()),
-        "the weight": role == "log_weight" or _close(weight_ahead, weight, tolerance),
+        "the weight": role in ("log_weight", "log_factor") or _close(weight_ahead, weight, tolerance),
         "the smoothing": role == "log_smoothing" or _close(smoothing_ahead, smoothing, tolerance),
     }
     touched = [what for what, unchanged in same.items() if not unchanged]
@@ -179,11 +180,13 @@ def _contradiction(case: RegularizerCase, parameters: Mapping[str, Tensor], key:
         behind = _call(case, {**parameters, key: p - moved}, x, False)[0]
         bend = norms(ahead + behind - 2.0 * response)
         return "W is not affine in it" if bool((bend > tolerance * norms(response)).any()) else ""
-    ratio = weight_ahead / weight if role == "log_weight" else smoothing_ahead / smoothing
+    ratio = smoothing_ahead / smoothing if role == "log_smoothing" else weight_ahead / weight
     if jacobian is not None:
         growth = float(ratio.log().norm() / norms(moved.reshape(1, -1)))
         return "" if growth <= jacobian * (1.0 + tolerance) else f"its logarithm grows by more than {jacobian:.6g}"
-    if role == "log_weight":
+    if role == "log_factor":
+        fits = (ratio - grown).abs() <= tolerance
+    elif role == "log_weight":
         fits = ((ratio - grown).abs() <= tolerance) | ((ratio - 1.0).abs() <= tolerance)
     else:
         fits = (ratio >= 1.0 - tolerance) & (ratio <= grown + tolerance)

@@ -7,7 +7,7 @@ import os
 import platform
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from learnreg.problem import LowerLevelProblem
 from learnreg.regularizers import FieldsOfExperts
 from learnreg.solvers.solve import solve
 
-__all__ = ["examine"]
+__all__ = ["describe_facts", "examine"]
 
 _USER_EXTRAS = ("fast", "images", "ct", "odl")
 
@@ -55,6 +55,23 @@ def examine() -> dict[str, Any]:
         "writable": writable,
         "self_test": test,
     }
+
+
+def describe_facts(facts: Mapping[str, Any]) -> list[str]:
+    """What ``examine`` found, in lines for people."""
+    torch_facts, test = facts["torch"], facts["self_test"]
+    lines = [
+        f"learnreg {facts['learnreg']}, Python {facts['python']}, {facts['platform']}",
+        f"torch {torch_facts['version']}: {torch_facts['threads']} threads, BLAS {torch_facts['blas']}, "
+        f"{torch_facts['cpu_capability']}, CUDA {torch_facts['cuda'] or 'none'}",
+        f"{facts['cores']} cores, {facts['memory_gb']} GB of memory",
+    ]
+    for name, found in facts["packages"].items():
+        hint = f" (pip install 'learnreg[{found['extra']}]')" if found["extra"] else ""
+        lines.append(f"  {name}: {found['version'] or f'missing{hint}'}")
+    lines += [f"  {folder}: {'writable' if fits else 'NOT writable'}" for folder, fits in facts["writable"].items()]
+    lines.append(f"self-test: {'passed, certified' if test['ok'] else 'FAILED'}")
+    return [*lines, *(f"problem: {problem}" for problem in facts["problems"])]
 
 
 def _torch_facts() -> dict[str, Any]:

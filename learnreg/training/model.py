@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from learnreg.convex import Box, LeastSquares
+from learnreg.convex import Box, LeastSquares, WeightedLeastSquares
 from learnreg.errors import CheckpointError, ConfigError, LearnregError, ShapeError
 from learnreg.linop import LinearOperator
 from learnreg.problem import LowerLevelProblem
@@ -27,8 +27,10 @@ __all__ = ["FORMAT_VERSION", "Model", "load", "pretrained", "save_model"]
 FORMAT_VERSION = 1
 
 _SHIPPED_FOLDER = Path(__file__).parents[1] / "pretrained"
-_OWN_KEYS = ("regularizer", "operator", "ridge", "constraint", "noise_level")
+_OWN_KEYS = ("regularizer", "operator", "ridge", "constraint", "noise_level", "data_term")
+_WEIGHTS = "data_term.weights"
 _DENOISING = {"name": "identity", "config": {}}
+_LEAST_SQUARES = {"name": "least-squares"}
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,13 @@ class Model:
     """A learned regularizer with the lower-level problem it was learned for.
 
     regularizer: the Regularizer, its parameters trainable. config: what the file says besides the parameters: the keys
-    "regularizer", "operator", "ridge", "constraint", "noise_level", and those given to ``save_model`` (such as "sigma"
-    and "training").
+    "regularizer", "operator", "ridge", "constraint", "noise_level", "data_term", and those given to ``save_model``
+    (such as "sigma" and "training"). data_term: the one it was learned with, weights included.
     """
 
     regularizer: Regularizer
     config: dict[str, Any]
+    data_term: LeastSquares = field(default_factory=LeastSquares)
 
     @property
     def denoises(self) -> bool:
@@ -59,11 +62,19 @@ class Model:
         return build_operator(self.config["operator"])
 
     def problem(
-        self, image_shape: tuple[int, ...] | None = None, operator: LinearOperator | None = None
+        self,
+        image_shape: tuple[int, ...] | None = None,
+        operator: LinearOperator | None = None,
+        data_term: LeastSquares | None = None,
     ) -> LowerLevelProblem:
         """The lower-level problem; for denoising on images of shape (1, height, width).
 
-        ``operator`` replaces the stored forward operator; it is needed where the file does not hold one.
+        ``operator`` replaces the stored forward operator; it is needed where the file does not hold one. ``data_term``
+        replaces the stored one.
+
+        Raises
+        ------
+        ShapeError: stored weights that do not fit the measurements of another operator.
         """
         limits = self.config["constraint"]
         if operator is None:
@@ -72,11 +83,18 @@ class Model:
             operator,
             self.regularizer,
             ridge=self.config["ridge"],
+            data_term=self.data_term if data_term is None else data_term,
             constraint=None if limits is None else Box(*_open_limits(limits)),
             noise_level=self.config["noise_level"],
         )
 
-    def solve(self, b: Tensor, tolerance: float = 1e-4, operator: LinearOperator | None = None) -> Solution:
+    def solve(
+        self,
+        b: Tensor,
+        tolerance: float = 1e-4,
+        operator: LinearOperator | None = None,
+        data_term: LeastSquares | None = None,
+    ) -> Solution:
         """The Solution for measurements b, (batch, *range_shape): x with its certified root-mean-square error.
 
         Raises
@@ -85,7 +103,7 @@ class Model:
         """
         if operator is None and self.denoises:
             _check_noisy(b)
-        return solve(self.problem(tuple(b.shape[1:]), operator), b, tolerance=tolerance)
+        return solve(self.problem(tuple(b.shape[1:]), operator, data_term), b, tolerance=tolerance)
 
     @overload
     def reconstruct(
@@ -124,7 +142,7 @@ def save_model(
     path: usually ``model.safetensors``; folders are made.
     problem: the lower-level problem the regularizer was learned for. A regularizer alone is stored for denoising,
         ½‖x - b‖² + R(x). Of the operator the identity and projectors are stored, of another one its class alone: give
-        it again to ``Model.problem``.
+        it again to ``Model.problem``. Weights of the data term are stored, learned or given.
     config: anything JSON knows, such as {"sigma": 0.098, "training": {...}}; becomes part of ``Model.config``.
 
     Raises
@@ -138,6 +156,8 @@ def save_model(
         raise ConfigError(f"save_model(config=...): the keys {', '.join(reserved)} are taken from the problem.")
     regularizer = problem.regularizer if isinstance(problem, LowerLevelProblem) else problem
     state = regularizer.state_dict()
+    if isinstance(problem, LowerLevelProblem) and isinstance(problem.data_term, WeightedLeastSquares):
+        state = {**state, _WEIGHTS: problem.data_term.weights}
     _check_finite(state, path)
     content = {
         "format_version": FORMAT_VERSION,
@@ -164,13 +184,15 @@ def load(path: str | Path) -> Model:
         raise CheckpointError(f"{file}: {what}; this version of learnreg reads model files of format {FORMAT_VERSION}.")
     try:
         regularizer = build_regularizer(content["regularizer"])
+        content.setdefault("data_term", _LEAST_SQUARES)  # files of earlier versions
         config = {**content["config"], **{key: content[key] for key in _OWN_KEYS}}
+        data_term = _build_data_term(content["data_term"], tensors.pop(_WEIGHTS, None))
     except (LearnregError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{file}: cannot be rebuilt: {error}") from error
     _check_state(regularizer.state_dict(), tensors, file)
     _check_finite(tensors, file)
     regularizer.load_state_dict(tensors, assign=True)
-    return Model(regularizer, config)
+    return Model(regularizer, config, data_term)
 
 
 def pretrained() -> dict[str, dict[str, Any]]:
@@ -192,15 +214,37 @@ def _resolve(path: str | Path) -> Path:
 
 def _describe_problem(problem: LowerLevelProblem | Regularizer) -> dict[str, Any]:
     if isinstance(problem, Regularizer):
-        return {"operator": _DENOISING, "ridge": 0.0, "constraint": None, "noise_level": None}
-    if type(problem.data_term) is not LeastSquares:
-        raise ConfigError(f"the data term {type(problem.data_term).__name__} cannot be stored in a model file.")
+        return {
+            "operator": _DENOISING,
+            "ridge": 0.0,
+            "constraint": None,
+            "noise_level": None,
+            "data_term": _LEAST_SQUARES,
+        }
     return {
         "operator": describe_operator(problem.operator),
         "ridge": problem.ridge_value,
         "constraint": None if problem.constraint is None else _describe_limits(problem.constraint),
         "noise_level": problem.noise_level,
+        "data_term": _describe_data_term(problem.data_term),
     }
+
+
+def _describe_data_term(data_term: LeastSquares) -> dict[str, Any]:
+    if type(data_term) is LeastSquares:
+        return _LEAST_SQUARES
+    if type(data_term) is WeightedLeastSquares:
+        return {"name": "weighted-least-squares", "learnable": isinstance(data_term.weights, nn.Parameter)}
+    raise ConfigError(f"the data term {type(data_term).__name__} cannot be stored in a model file.")
+
+
+def _build_data_term(description: Mapping[str, Any], weights: Tensor | None) -> LeastSquares:
+    name = description["name"]
+    if name == "least-squares" and weights is None:
+        return LeastSquares()
+    if name == "weighted-least-squares" and weights is not None:
+        return WeightedLeastSquares(nn.Parameter(weights) if description["learnable"] else weights)
+    raise ConfigError(f"data term {name!r} {'without' if weights is None else 'with'} weights is unknown.")
 
 
 def _describe_limits(box: Box) -> list[float | None]:

@@ -20,15 +20,15 @@ from learnreg.training.extras import require
 from learnreg.training.files import write_atomically
 from learnreg.training.model import Model
 
-__all__ = ["Reconstructed", "png_bytes", "read_measurement", "reconstruct_files"]
+__all__ = ["Reconstructed", "output_paths", "png_bytes", "read_measurement", "reconstruct_files", "write_array"]
 
 _EXACT_SUFFIXES = frozenset({".npy", ".tif", ".tiff"})  # whose values a PNG of 8 bits would round
 
 
 @dataclass(frozen=True)
 class Reconstructed:
-    """One reconstruction: error_bound is the root-mean-square error, in units of x; bound_kind "rigorous" (where
-    ``certified``), "estimate" or "none"; status is the name of a Status."""
+    """One reconstruction: error_bound is the root-mean-square error, in the units of the .npy output (of x, for
+    denoising); bound_kind "rigorous" (where ``certified``), "estimate" or "none"; status is the name of a Status."""
 
     input: str
     output: str
@@ -52,7 +52,7 @@ def reconstruct_files(
         an output that cannot be written.
     """
     check_tolerance(tolerance)
-    outputs = _outputs(inputs, out)
+    outputs = [output for (output,) in output_paths(inputs, [1] * len(inputs), out)]
     for path in inputs:
         read_measurement(path)
     return (_reconstruct(model, path, output, tolerance) for path, output in zip(inputs, outputs, strict=True))
@@ -93,18 +93,34 @@ def png_bytes(x: Tensor) -> bytes:
     return buffer.getvalue()
 
 
-def _outputs(inputs: Sequence[Path], out: Path) -> list[Path]:
+def write_array(output: Path, x: Tensor) -> None:
+    """An image (1, height, width) as a .npy array (height, width) in float32, beside a .png of that name."""
+    buffer = io.BytesIO()
+    np.save(buffer, x[0].detach().to("cpu", torch.float32).numpy())
+    write_atomically(output.with_suffix(".npy"), buffer.getvalue(), DataError)
+
+
+def output_paths(inputs: Sequence[Path], counts: Sequence[int], out: Path) -> list[list[Path]]:
+    """Where the ``counts[i]`` reconstructions from input i go: ``out``/<name>.png, or <name>_000.png and so on.
+
+    Raises
+    ------
+    ConfigError: ``out`` is a file; two outputs of one name; one that would replace an input.
+    """
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out}: expected a folder, this is a file.")
-    outputs = [out / f"{path.stem}.png" for path in inputs]
     sources = {path.resolve() for path in inputs}
     owners: dict[Path, Path] = {}
-    for path, output in zip(inputs, outputs, strict=True):
-        if output in owners:
-            raise ConfigError(f"{owners[output]} and {path} would both be written to {output}; rename one of them.")
-        if output.resolve() in sources or output.with_suffix(".npy").resolve() in sources:
-            raise ConfigError(f"{path}: the output would replace an input; choose another --out.")
-        owners[output] = path
+    outputs = []
+    for path, count in zip(inputs, counts, strict=True):
+        names = [path.stem] if count == 1 else [f"{path.stem}_{i:03d}" for i in range(count)]
+        outputs.append([out / f"{name}.png" for name in names])
+        for output in outputs[-1]:
+            if output in owners:
+                raise ConfigError(f"{owners[output]} and {path} would both be written to {output}; rename one of them.")
+            if output.resolve() in sources or output.with_suffix(".npy").resolve() in sources:
+                raise ConfigError(f"{path}: the output would replace an input; choose another --out.")
+            owners[output] = path
     return outputs
 
 
@@ -115,9 +131,7 @@ def _reconstruct(model: Model, path: Path, output: Path, tolerance: float) -> Re
     seconds = time.perf_counter() - started
     write_atomically(output, png_bytes(solution.x[0]), DataError)
     if path.suffix.lower() in _EXACT_SUFFIXES:
-        buffer = io.BytesIO()
-        np.save(buffer, solution.x[0, 0].detach().to("cpu", torch.float32).numpy())
-        write_atomically(output.with_suffix(".npy"), buffer.getvalue(), DataError)
+        write_array(output, solution.x[0])
     return Reconstructed(
         input=str(path),
         output=str(output),

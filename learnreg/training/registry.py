@@ -14,7 +14,7 @@ from learnreg.hypergradients.piggyback import Piggyback
 from learnreg.linop import LinearOperator
 from learnreg.operators import FanBeam2D, FanGeometry, Identity, ParallelBeam2D, ParallelGeometry
 from learnreg.operators.geometry import Geometry
-from learnreg.regularizers import FieldsOfExperts, Regularizer, RidgeRegularizer, TotalVariation
+from learnreg.regularizers import FieldsOfExperts, Regularizer, RidgeRegularizer, Scaled, TotalVariation
 
 __all__ = [
     "BEAMS",
@@ -24,6 +24,7 @@ __all__ = [
     "build_regularizer",
     "describe_operator",
     "describe_regularizer",
+    "stored_geometry",
 ]
 
 METHODS: dict[str, Callable[[], HypergradientMethod]] = {
@@ -41,6 +42,9 @@ REGULARIZERS: dict[str, type[Regularizer]] = {
 """Each has ``config()`` and ``from_config(config)``; the parameters themselves are stored beside that."""
 
 
+_SCALED = "scaled"  # of any other
+
+
 class _Storable(Protocol):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Regularizer: ...
@@ -48,6 +52,8 @@ class _Storable(Protocol):
 
 def describe_regularizer(regularizer: Regularizer) -> dict[str, Any]:
     """Name and config of a regularizer; ConfigError when it cannot be stored."""
+    if type(regularizer) is Scaled:
+        return {"name": _SCALED, "config": {"base": describe_regularizer(regularizer.base)}}
     for name, kind in REGULARIZERS.items():
         if type(regularizer) is kind:
             return {"name": name, "config": regularizer.config()}
@@ -59,6 +65,8 @@ def describe_regularizer(regularizer: Regularizer) -> dict[str, Any]:
 def build_regularizer(description: Mapping[str, Any]) -> Regularizer:
     """The regularizer of that name and config, its parameters still to be loaded; ConfigError for an unknown name."""
     name = description.get("name")
+    if name == _SCALED:
+        return Scaled(build_regularizer(description["config"]["base"]))
     if name not in REGULARIZERS:
         raise ConfigError(f"regularizer {name!r} is unknown; expected one of {', '.join(REGULARIZERS)}.")
     return cast(_Storable, REGULARIZERS[name]).from_config(dict(description["config"]))
@@ -81,6 +89,15 @@ def describe_operator(operator: LinearOperator) -> dict[str, Any]:
     return {"name": None, "class": type(operator).__name__}
 
 
+def stored_geometry(description: Mapping[str, Any]) -> Geometry | None:
+    """The geometry of a projector; None for another operator."""
+    name = description.get("name")
+    if name not in BEAMS:
+        return None
+    values = dict(description["config"])
+    return BEAMS[name][1](**{**values, "angles": tuple(values["angles"])})
+
+
 def build_operator(description: Mapping[str, Any], image_shape: tuple[int, ...] | None = None) -> LinearOperator:
     """The forward operator; the identity on images of this shape, (1, height, width)."""
     name = description.get("name")
@@ -88,12 +105,9 @@ def build_operator(description: Mapping[str, Any], image_shape: tuple[int, ...] 
         if image_shape is None:
             raise ConfigError("this model denoises images of any size: say which, image_shape=(1, height, width).")
         return Identity(image_shape)
-    if name in BEAMS:
-        kind, geometry = BEAMS[name]
-        values = dict(description["config"])
-        return kind.from_geometry(
-            geometry(**{**values, "angles": tuple(values["angles"])}), kernel=description["kernel"]
-        )
+    geometry = stored_geometry(description)
+    if geometry is not None:
+        return BEAMS[description["name"]][0].from_geometry(geometry, kernel=description["kernel"])
     raise ConfigError(
         f"the file does not hold its forward operator ({description.get('class', 'unknown')}); pass operator=..."
     )

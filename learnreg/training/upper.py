@@ -74,7 +74,7 @@ class Adam(UpperLevel):
         for group in self._optimizer.param_groups:
             group["lr"] = self.step_size * max(0.5 * (1.0 + math.cos(math.pi * self.session.progress)), 1e-3)
         self._optimizer.step()
-        self.session.problem.regularizer.project_()
+        self.session.problem.project_()
         return _row(evaluation)
 
     def state_dict(self) -> dict[str, Any]:
@@ -126,7 +126,7 @@ class QuasiNewton(UpperLevel):
         before = math.inf if self._best is None else self._best[0]
         try:
             self._optimizer.step(self._closure)  # type: ignore[no-untyped-call]
-            self.session.problem.regularizer.project_()
+            self.session.problem.project_()
         except BaseException:
             self._return_to_best()  # not a trial point of the line search
             raise

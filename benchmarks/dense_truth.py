@@ -33,7 +33,27 @@ def _column(value: float | Tensor, t: Tensor) -> Tensor:
     return value.expand(t.shape[1:]) if value.dim() else value
 
 
-def derivatives(kind: str, t: Tensor, weight: Tensor, smoothing: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def spline_derivatives(
+    t: Tensor, weight: Tensor, smoothing: Tensor, coefficients: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums of hat functions and their integrals, for channels on the second axis."""
+    u = (t / smoothing).abs()
+    value, slope, second = torch.zeros_like(u), torch.zeros_like(u), torch.zeros_like(u)
+    for j in range(coefficients.shape[1]):
+        c = coefficients[:, j, None, None] if coefficients.shape[0] > 1 else coefficients[0, j]
+        x = (u - j).clamp(-1.0, 1.0)
+        second = second + c * (1.0 - x.abs())
+        once = torch.where(x < 0, (1.0 + x) ** 2 / 2.0, 1.0 - (1.0 - x) ** 2 / 2.0)
+        twice = torch.where(x < 0, (1.0 + x) ** 3 / 6.0, x + (1.0 - x) ** 3 / 6.0) + (u - j - 1.0).clamp_min(0.0)
+        at_zero = 1.0 if j == 0 else 0.0
+        slope = slope + c * (once - 0.5 * at_zero)
+        value = value + c * (twice - at_zero * (1.0 / 6.0 + 0.5 * u))
+    return weight * smoothing * value, weight * slope * t.sign(), weight / smoothing * second
+
+
+def derivatives(
+    kind: str, t: Tensor, weight: Tensor, smoothing: Tensor, coefficients: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Density, f' and f'' written out again; for groups f'' is (batch, c, c, h, w), else the shape of t."""
     l, v = weight, smoothing
     if kind == "PseudoHuber":
@@ -58,6 +78,8 @@ def derivatives(kind: str, t: Tensor, weight: Tensor, smoothing: Tensor) -> tupl
         identity = torch.eye(t.shape[1], dtype=t.dtype)[None, :, :, None, None]
         outer = t[:, :, None] * t[:, None, :]
         return l * (s - v), l * t / s, (l / s)[:, None] * identity - (l / s**3)[:, None] * outer
+    if kind == "Spline" and coefficients is not None:
+        return spline_derivatives(t, l, v, coefficients)
     raise NotImplementedError(kind)
 
 
@@ -75,24 +97,29 @@ class Dense:
         self.range_shape = terms.operator.range_shape
         self.weight = torch.as_tensor(terms.potential.weight, dtype=DOUBLE).detach()
         self.smoothing = torch.as_tensor(terms.potential.smoothing, dtype=DOUBLE).detach()
+        self.coefficients = getattr(terms.potential, "coefficients", None)
         self.M = A.T @ (weights[:, None] * A) + problem.ridge_value * torch.eye(A.shape[1], dtype=DOUBLE)
         self.q = (self.b.flatten(1) * weights) @ A
         self.lower, self.upper = -math.inf, math.inf
         if problem.constraint is not None:
             self.lower, self.upper = float(problem.constraint.lower), float(problem.constraint.upper)
 
+    def derivatives(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        c = self.coefficients
+        return derivatives(self.kind, t, self.weight, self.smoothing, None if c is None else c.detach())
+
     def value(self, x: Tensor) -> Tensor:
         t = (x @ self.K.T).reshape(-1, *self.range_shape)
-        density = derivatives(self.kind, t, self.weight, self.smoothing)[0]
+        density = self.derivatives(t)[0]
         return 0.5 * ((x @ self.M) * x).sum(1) - (self.q * x).sum(1) + density.flatten(1).sum(1)
 
     def gradient(self, x: Tensor) -> Tensor:
         t = (x @ self.K.T).reshape(-1, *self.range_shape)
-        return x @ self.M - self.q + derivatives(self.kind, t, self.weight, self.smoothing)[1].flatten(1) @ self.K
+        return x @ self.M - self.q + self.derivatives(t)[1].flatten(1) @ self.K
 
     def hessian(self, x: Tensor) -> Tensor:
         t = (x @ self.K.T).reshape(-1, *self.range_shape)
-        second = derivatives(self.kind, t, self.weight, self.smoothing)[2]
+        second = self.derivatives(t)[2]
         if second.dim() == t.dim():
             curvature = second.expand_as(t).flatten(1)
             return self.M + torch.einsum("mi,bm,mj->bij", self.K, curvature, self.K)
@@ -111,7 +138,7 @@ class Dense:
 
     def apply_hessian(self, x: Tensor, v: Tensor) -> Tensor:
         t, V = ((u @ self.K.T).reshape(-1, *self.range_shape) for u in (x, v))
-        second = derivatives(self.kind, t, self.weight, self.smoothing)[2]
+        second = self.derivatives(t)[2]
         bent = second * V if second.dim() == t.dim() else torch.einsum("bcd...,bd...->bc...", second, V)
         return v @ self.M + bent.flatten(1) @ self.K
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from random_ridges import ridge_regularizer
 from torch import Tensor, nn
 
 import learnreg as lr
@@ -35,6 +36,7 @@ class Ranges:
     ridged: float = 0.3
     dtypes: tuple[torch.dtype, ...] = (DOUBLE,)
     scans: bool = False
+    regularizers: tuple[str, ...] = ("FieldsOfExperts", "TotalVariation", "AnalysisOperator", "FieldsOfExperts")
 
 
 RANGES = {
@@ -45,6 +47,7 @@ RANGES = {
     "tomography": Ranges(
         (1e-3, 1.0), (1e-3, 1.0), (1e-4, 0.1), 0.0, 0.4, 0.5, 1.0, dtypes=(DOUBLE, torch.float32), scans=True
     ),
+    "ridge": Ranges(regularizers=("RidgeRegularizer",)),
 }
 
 
@@ -171,6 +174,7 @@ REGULARIZERS: dict[str, Callable[[Draw, tuple[int, int, int], float], Regularize
     "FieldsOfExperts": fields_of_experts,
     "TotalVariation": total_variation,
     "AnalysisOperator": analysis_operator,
+    "RidgeRegularizer": ridge_regularizer,
 }
 
 
@@ -232,7 +236,7 @@ def draw_case(draw: Draw) -> Case:
     shape = image_shape(draw)
     batch = draw.integer(1, 3)
     smoothing = draw.log_uniform(*ranges.smoothing)
-    name = str(draw.choice(*REGULARIZERS, "FieldsOfExperts"))
+    name = str(draw.choice(*ranges.regularizers))
     regularizer = REGULARIZERS[name](draw, shape, smoothing)
     operator = forward_operator(draw, shape)
     data_term: lr.LeastSquares = lr.LeastSquares()

@@ -32,6 +32,8 @@ OUTWARD = 1e-13
 class Potential(ConvexFunction):
     """A smooth even potential l·phi(t; v) with f''(t) largest at 0 and non-increasing in |t|.
 
+    A subclass where f'' rises and falls overrides prox, curvature_limit, majorant and the intervals.
+
     Parameters
     ----------
     smoothing: v > 0, in the units of the responses.
@@ -79,6 +81,10 @@ class Potential(ConvexFunction):
         """A factor q with |d/dt (v df'/dv)| <= q f'' on the interval around t. *Rigorous bound.*"""
         return 2.0
 
+    def smoothing_slope(self, t: Tensor, radius: Tensor | float) -> Tensor:
+        """The largest |d/dt (v df'/dv)| on the interval around t. *Rigorous bound.*"""
+        return self.smoothing_sensitivity(t, radius) * self.curvature_bounds(t, radius)[1]
+
     # ---- derived ---------------------------------------------------------------------------------------------------
 
     @property
@@ -98,6 +104,13 @@ class Potential(ConvexFunction):
 
     def hess_vec(self, t: Tensor, v: Tensor) -> Tensor:
         return self.second(t) * v
+
+    def majorant(self, t: Tensor) -> Tensor:
+        """The curvature of the parabola that touches f at t and lies above it: f'(t)/t, since f'' is non-increasing in
+        |t|; for groups, the same of their lengths. Preconditioners and first steps take it; bounds do not."""
+        if self.grouped:
+            return self.second(t).expand_as(t)
+        return torch.where(t == 0, self.curvature_limit, self.grad(t) / t)
 
     def second_diagonal(self, t: Tensor) -> Tensor:
         """The diagonal of the Hessian at t, in the shape of t."""

@@ -257,6 +257,11 @@ class LowerLevelProblem(nn.Module):
         """Role of the regularizer's parameters by name."""
         return self.regularizer.parameter_roles()
 
+    def parameter_jacobian_bounds(self) -> dict[ParameterRole, float]:
+        """From raw parameters to what the bounds of a role are about, at the problem's noise level; 1 where not named.
+        *Rigorous bounds.*"""
+        return self.active_regularizer.parameter_jacobian_bounds()
+
     # ---- for solvers and certificates ------------------------------------------------------------------------------
 
     def saddle_terms(self, dtype: torch.dtype) -> SaddleTerms:

@@ -27,10 +27,18 @@ from learnreg.operators import (
     from_callables,
 )
 from learnreg.potentials import Potential
-from learnreg.regularizers import AnalysisOperator, FieldsOfExperts, Regularizer, Scaled, TotalVariation
+from learnreg.regularizers import (
+    AnalysisOperator,
+    FieldsOfExperts,
+    Regularizer,
+    RidgeRegularizer,
+    Scaled,
+    TotalVariation,
+)
 from learnreg.regularizers.total_variation import Gradient
 from learnreg.solvers import LBFGS, PDHG, AdjointPDHG, ConjugateGradient, NewtonCG, ProjectedLBFGS
 from learnreg.solvers.interleaved import InterleavedPDHG
+from learnreg.spline import Spline
 
 SHAPE = (1, 5, 6)
 """Images of all registered objects."""
@@ -116,6 +124,7 @@ POTENTIALS: dict[str, Callable[[float | Tensor, float | Tensor], Potential]] = {
     "PseudoHuber": lr.PseudoHuber,
     "LogCosh": lr.LogCosh,
     "Huber": lr.Huber,
+    "Spline": Spline,
     "IsotropicPseudoHuber": IsotropicPseudoHuber,
 }
 
@@ -140,11 +149,27 @@ def _arrays() -> FieldsOfExperts:
     return FieldsOfExperts.from_arrays(filters, weights, smoothing, "reflect")
 
 
+def _ridge(shared: bool, **options: object) -> RidgeRegularizer:
+    """Away from its start: f'' rises and falls."""
+    generator = torch.Generator().manual_seed(4)
+    result = RidgeRegularizer(
+        (2, 3), 3, 9, shared=shared, weight=0.5, smoothing=0.15, generator=generator, **options  # type: ignore[arg-type]
+    ).double()  # fmt: skip
+    with torch.no_grad():
+        for i, p in enumerate(result.parameters()):
+            p.add_(0.3 * randn(*p.shape, seed=30 + i))
+        result.log_curvature.add_(randn(*result.log_curvature.shape, seed=40))
+    return result
+
+
 REGULARIZERS: dict[str, Callable[[], Regularizer]] = {
     "FieldsOfExperts": lambda: _experts("PseudoHuber", "valid"),
     "FieldsOfExperts-LogCosh": lambda: _experts("LogCosh", "zero"),
     "FieldsOfExperts-Huber": lambda: _experts("Huber", "circular", size=2),
     "FieldsOfExperts-from_arrays": _arrays,
+    "RidgeRegularizer": lambda: _ridge(False),
+    "RidgeRegularizer-shared": lambda: _ridge(True, boundary="valid"),
+    "RidgeRegularizer-noise": lambda: _ridge(True, noise_conditioned=True).at(0.2),
     "TotalVariation": lambda: TotalVariation(0.2, 0.05).double(),
     "AnalysisOperator-FilterBank": lambda: AnalysisOperator(_bank("zero", 2, 3), lr.PseudoHuber(0.2, 0.3)).double(),
     "AnalysisOperator-FilterBank-LogCosh": lambda: AnalysisOperator(

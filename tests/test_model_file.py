@@ -18,7 +18,14 @@ from torch import Tensor
 import learnreg as lr
 import learnreg.regularizers
 from learnreg.operators import Blur, Identity
-from learnreg.regularizers import AnalysisOperator, FieldsOfExperts, Regularizer, Scaled, TotalVariation
+from learnreg.regularizers import (
+    AnalysisOperator,
+    FieldsOfExperts,
+    Regularizer,
+    RidgeRegularizer,
+    Scaled,
+    TotalVariation,
+)
 from learnreg.training import model as model_module
 from learnreg.training.files import write_tensors
 from learnreg.training.model import FORMAT_VERSION, load, pretrained, save_model
@@ -33,6 +40,7 @@ SAMPLES = {
         torch.randn(3, 4, 4, dtype=torch.float64), torch.rand(3) + 0.1, torch.rand(3) + 0.1
     ),
     "tv": lambda: TotalVariation(weight=0.07, smoothing=2e-3),
+    "ridge": lambda: RidgeRegularizer((2, 5), 3, 9, shared=True, noise_conditioned=True),
     "scaled": lambda: Scaled(FieldsOfExperts(filters=5, size=3), 0.3),
     "scaled, of a scaled one": lambda: Scaled(Scaled(TotalVariation(), 2.0), 0.3),
 }

@@ -30,6 +30,10 @@ class GroupBound:
         """Without the energy norm."""
         return cls(constant, on_E, torch.zeros_like(on_E))
 
+    def scaled(self, factor: float) -> GroupBound:
+        """The bound after a linear map of this norm."""
+        return GroupBound(factor * self.constant, factor * self.on_E, factor * self.on_energy)
+
     def at(self, E: Tensor, E_energy: Tensor) -> Tensor:
         """The bound for these errors of X, (batch,); infinite errors count only where they matter."""
         terms = ((self.on_E, E), (self.on_energy, E_energy))

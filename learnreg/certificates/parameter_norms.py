@@ -21,6 +21,9 @@ __all__ = ["FilterPairing", "NormPairing", "Pairing", "pairing_of"]
 
 _ROUND_UP = 1.0 + 1e-10
 _LARGEST_GRAM = 640
+_LARGE_FILTER = 64
+"""Coefficients of a filter beyond which a Gram matrix for each channel is too dear."""
+
 _CANCELLED = 1e-14
 """Rounding of inner products of vectors, relative to the product of their norms."""
 
@@ -118,9 +121,11 @@ class FilterPairing(Pairing):
 
     def weighted_norm(self, u: Tensor, high: Tensor) -> Tensor:
         """The largest eigenvalue of U^T diag(high_c) U over the channels c; channels whose trace, which bounds it, is
-        below one already found are left out."""
+        below one already found are left out. Large filters: of U^T diag(max_c high_c) U, not below the others."""
         U = self.patches(u)
         high = high.flatten(2)
+        if U.shape[1] > _LARGE_FILTER:
+            high = high.amax(1, keepdim=True)
         traces = torch.einsum("bcp,bp->bc", high, (U * U).sum(1)).nan_to_num(torch.inf, torch.inf)
         largest = torch.stack([self._largest(*sample) for sample in zip(U, high, traces, strict=True)])
         return largest.clamp_min(0.0).sqrt() * _ROUND_UP

@@ -14,6 +14,7 @@ from learnreg.certificates.state import energy_error
 from learnreg.convex import sum_samples
 from learnreg.hypergradients.pairing import Responses
 from learnreg.problem import Instance, LowerLevelProblem
+from learnreg.regularizers.base import ParameterRole
 
 __all__ = ["PointBound"]
 
@@ -50,6 +51,7 @@ class PointBound(ABC):
         self.stiffness = self.high_max.sqrt() * self.L * (1.0 + 1e-12)
         self.energy_error = torch.minimum(energy_error(state_norm, e, self.mu), self.stiffness * e)
         self.bend(interval, response_size(instance.potential, responses.V))
+        self.jacobian = problem.parameter_jacobian_bounds()
         self.active_norm = torch.zeros_like(e) if X_active is None else sum_samples(X_active**2).sqrt()
 
     @abstractmethod
@@ -66,17 +68,24 @@ class PointBound(ABC):
         return torch.zeros_like(self.e)
 
     @abstractmethod
-    def regularizer_groups(self) -> list[GroupBound]:
-        """Bounds of the regularizer's parameter groups."""
+    def regularizer_groups(self) -> dict[ParameterRole, GroupBound]:
+        """Bounds of the gradient in what the regularizer's roles are about: entries of operators, logarithms."""
 
     def groups(self) -> list[GroupBound]:
-        """Bounds of all parameter groups."""
-        return self.regularizer_groups() + data_groups(self.problem, self.x, self.X, self.responses, self.e)
+        """Bounds of all parameter groups, in the raw parameters."""
+        own = self.regularizer_groups()
+        raw = [group.scaled(self.jacobian.get(role, 1.0)) for role, group in own.items()]
+        return raw + data_groups(self.problem, self.x, self.X, self.responses, self.e)
 
     def roles(self) -> set[str]:
         """What the regularizer's learnable parameters do."""
         own = self.problem.parameter_roles()
         return {own[n] for n, p in self.problem.regularizer.named_parameters() if p.requires_grad}
+
+    def smoothing_slope(self) -> Tensor:
+        """The largest |ds/dt| on the interval for s = v ∂f'/∂v."""
+        radius = response_radius(self.instance, self.e, self.responses.t)
+        return self.instance.potential.smoothing_slope(self.responses.t, radius)
 
     def data_norm(self) -> float:
         """Bound of ‖M‖."""
@@ -101,4 +110,4 @@ class PointBound(ABC):
         longest = max(self.L, float(torch.as_tensor(rows).max()))
         slope = max(self.L, self.instance.analysis_lipschitz or 0.0)
         responses = 0.02 * slope * longest * self.high_max * x * X
-        return float((size + responses).sum())
+        return float((size + responses).sum()) * max([1.0, *self.jacobian.values()])

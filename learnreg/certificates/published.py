@@ -19,8 +19,10 @@ from torch import Tensor
 from learnreg.certificates.adjoint import adjoint_bound
 from learnreg.certificates.groups import GroupBound, group_norm, parameter_shape
 from learnreg.certificates.interval import CurvatureInterval
+from learnreg.certificates.knots import knot_shape, spline_of
 from learnreg.certificates.point_bound import PointBound
 from learnreg.convex import sum_samples
+from learnreg.regularizers.base import ParameterRole
 
 __all__ = ["ErrorTerms", "PublishedBound", "error_terms", "operator_bound", "potential_bound"]
 
@@ -87,21 +89,26 @@ class PublishedBound(PointBound):
     def adjoint_error(self) -> Tensor:
         return adjoint_bound(torch.zeros_like(self.e), self.change_norm, self.L, self.mu) + self.boundary_error()
 
-    def regularizer_groups(self) -> list[GroupBound]:
+    def regularizer_groups(self) -> dict[ParameterRole, GroupBound]:
         r, instance = self.responses, self.instance
-        roles, found = self.roles(), []
+        roles = self.roles()
+        found: dict[ParameterRole, GroupBound] = {}
         if "operator" in roles and instance.analysis_lipschitz is not None:
             terms = error_terms(
                 self.x, self.X, r.y, r.Y, self.e, self.energy_error, self.high_max, self.change_norm, self.L
             )
-            found.append(operator_bound(terms, instance.analysis_lipschitz))
+            found["operator"] = operator_bound(terms, instance.analysis_lipschitz)
         if "log_weight" in roles:
             shape = parameter_shape(instance.potential.weight)
-            found.append(potential_bound(r.y, r.V, self.high, self.e, self.L, shape))
+            found["log_weight"] = potential_bound(r.y, r.V, self.high, self.e, self.L, shape)
         if "log_factor" in roles:
-            found.append(potential_bound(r.y, r.V, self.high, self.e, self.L, ()))
+            found["log_factor"] = potential_bound(r.y, r.V, self.high, self.e, self.L, ())
         if "log_smoothing" in roles:
             shape = parameter_shape(instance.potential.smoothing)
             sensitivity = instance.potential.smoothing_gradient(r.t)
-            found.append(potential_bound(sensitivity, r.V, self.sensitivity * self.high, self.e, self.L, shape))
+            found["log_smoothing"] = potential_bound(sensitivity, r.V, self.smoothing_slope(), self.e, self.L, shape)
+        if "log_curvature" in roles:
+            spline = spline_of(instance)
+            # |s_j| over all knots j is at most |f'|, and its change is at most that of f'
+            found["log_curvature"] = potential_bound(r.y, r.V, self.high, self.e, self.L, knot_shape(spline))
         return found

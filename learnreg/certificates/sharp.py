@@ -19,10 +19,13 @@ from torch import Tensor
 from learnreg.certificates.adjoint import sharp_adjoint_bound, sharp_energy_bound
 from learnreg.certificates.groups import GroupBound, group_norm, group_pullback_norm, parameter_shape
 from learnreg.certificates.interval import CurvatureInterval, response_budget
+from learnreg.certificates.knots import knot_shape, knots_norm, spline_of
 from learnreg.certificates.parameter_norms import Pairing, pairing_of
 from learnreg.certificates.point_bound import PointBound
 from learnreg.certificates.resolvent import Perturbation
 from learnreg.convex import sum_samples
+from learnreg.problem import expand
+from learnreg.regularizers.base import ParameterRole
 
 __all__ = ["SharpBound", "operator_bound", "potential_bound"]
 
@@ -82,6 +85,28 @@ def potential_bound(
     return GroupBound.by_norm(group_norm(scaled * V, shape) * e_energy, on_E)
 
 
+def split_bound(
+    pullback_norm: Tensor,
+    V: Tensor,
+    factor: Tensor,
+    slope: Tensor,
+    shape: tuple[int, ...],
+    e_energy: Tensor,
+    e_plain: Tensor,
+    operator_norm: float,
+) -> GroupBound:
+    """The same where a potential has |ds| <= factor √Dbar |dt| and |ds| <= slope |dt|: each response counts by the
+    cheaper of ‖√Dbar dt‖ <= e_energy and ‖dt‖ <= e_plain. ``factor`` may be infinite, or not a number where f''
+    vanishes."""
+    by_energy = factor * expand(e_energy, V) <= slope * expand(e_plain, V)
+    constant, on_E = torch.zeros_like(e_energy), pullback_norm
+    for chosen, rate, error in ((by_energy, factor, e_energy), (~by_energy, slope, e_plain)):
+        own = torch.where(chosen, rate, 0.0)
+        constant = constant + group_norm(own * V, shape) * error
+        on_E = on_E + own.flatten(1).amax(1) * error * operator_norm
+    return GroupBound.by_norm(constant, on_E)
+
+
 class SharpBound(PointBound):
     """Lemma 4 with what Lemmas 0, 1 and 3 say of the errors."""
 
@@ -100,35 +125,48 @@ class SharpBound(PointBound):
         result: Tensor = inside + active * self.active_norm
         return result
 
-    def regularizer_groups(self) -> list[GroupBound]:
+    def regularizer_groups(self) -> dict[ParameterRole, GroupBound]:
         r, instance = self.responses, self.instance
         roles, pairing = self.roles(), pairing_of(instance)
-        found: list[GroupBound] = []
+        found: dict[ParameterRole, GroupBound] = {}
         if "operator" in roles and pairing is not None:
-            found.append(
-                operator_bound(pairing, self.x, self.X, r.y, r.Y, self.high, self.bent, self.e, self.energy_error)
+            found["operator"] = operator_bound(
+                pairing, self.x, self.X, r.y, r.Y, self.high, self.bent, self.e, self.energy_error
             )
         if "log_weight" in roles:
             shape = parameter_shape(instance.potential.weight)
             norm = self._pullback_norm(r.y, shape, found, self.pullback)
-            found.append(self._potential_group(norm, torch.ones_like(self.sensitivity), shape))
+            found["log_weight"] = self._potential_group(norm, torch.ones_like(self.sensitivity), shape)
         if "log_factor" in roles:
             norm = self._pullback_norm(r.y, (), found, self.pullback)
-            found.append(self._potential_group(norm, torch.ones_like(self.sensitivity), ()))
+            found["log_factor"] = self._potential_group(norm, torch.ones_like(self.sensitivity), ())
         if "log_smoothing" in roles:
             shape = parameter_shape(instance.potential.smoothing)
             norm = self._pullback_norm(instance.potential.smoothing_gradient(r.t), shape, found)
-            found.append(self._potential_group(norm, self.sensitivity, shape))
+            found["log_smoothing"] = self._smoothing_group(norm, shape)
+        if "log_curvature" in roles:
+            spline = spline_of(instance)
+            norm = knots_norm(spline, r.t) * self.L
+            found["log_curvature"] = self._potential_group(norm, torch.ones_like(self.sensitivity), knot_shape(spline))
         return found
 
     def _pullback_norm(
-        self, p: Tensor, shape: tuple[int, ...], found: list[GroupBound], pullback: Tensor | None = None
+        self, p: Tensor, shape: tuple[int, ...], found: dict[ParameterRole, GroupBound], pullback: Tensor | None = None
     ) -> Tensor:
         """The norm of u -> (<p_g, (K u)_g>)_g, by norms alone where the operator's group is much larger."""
         by_norm = group_norm(p, shape) * self.L
-        if found and bool((by_norm <= _NEGLIGIBLE * 0.5 * math.sqrt(self.mu) * found[0].on_energy).all()):
+        operator = found.get("operator")
+        if operator and bool((by_norm <= _NEGLIGIBLE * 0.5 * math.sqrt(self.mu) * operator.on_energy).all()):
             return by_norm
         return group_pullback_norm(self.instance, p, shape, pullback)
+
+    def _smoothing_group(self, pullback_norm: Tensor, shape: tuple[int, ...]) -> GroupBound:
+        if bool(torch.isfinite(self.sensitivity).all()):
+            return self._potential_group(pullback_norm, self.sensitivity, shape)
+        slope, factor = self.smoothing_slope(), self.sensitivity * self.high.sqrt()
+        return split_bound(
+            pullback_norm, self.responses.V, factor, slope, shape, self.energy_error, self.L * self.e, self.L
+        )
 
     def _potential_group(self, pullback_norm: Tensor, factor: Tensor, shape: tuple[int, ...]) -> GroupBound:
         return potential_bound(pullback_norm, self.responses.V, self.high, factor, shape, self.energy_error, self.L)

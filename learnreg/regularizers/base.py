@@ -15,9 +15,10 @@ from learnreg.potentials import Huber, LogCosh, Potential, PseudoHuber
 
 __all__ = ["ParameterRole", "Regularizer", "SaddleTerms", "potential_from_config", "potential_to_config"]
 
-ParameterRole = Literal["operator", "log_weight", "log_smoothing", "log_factor"]
+ParameterRole = Literal["operator", "log_weight", "log_smoothing", "log_factor", "log_curvature"]
 """What a raw parameter does: it enters the operator affinely, or it is the logarithm of a weight or smoothing (of the
-shape of the potential's), or of one factor of all weights."""
+shape of the potential's), of one factor of all weights, or of the curvature of a spline at its knots. Where
+``parameter_jacobian_bounds`` names the role, it determines these numbers by a smooth map instead."""
 
 _POTENTIALS: dict[str, type[Potential]] = {"pseudo-huber": PseudoHuber, "log-cosh": LogCosh, "huber": Huber}
 
@@ -43,6 +44,12 @@ class Regularizer(nn.Module):
 
     def parameter_roles(self) -> dict[str, ParameterRole]:
         """Role of each parameter by name. A parameter that is not named here has no certified gradient."""
+        return {}
+
+    def parameter_jacobian_bounds(self) -> dict[ParameterRole, float]:
+        """For roles whose numbers (the entries of the operator's own parameters, logarithms of weights ...) are a
+        smooth function of the raw parameters: a bound of the norm of its Jacobian, at the present parameters, over all
+        raw parameters of the role together. 1 for roles that are not named. *Rigorous bounds.*"""
         return {}
 
     def config(self) -> dict[str, Any]:

@@ -57,6 +57,13 @@ class Scaled(Regularizer):
         roles: dict[str, ParameterRole] = {"log_factor": "log_factor"}
         return roles | {f"base.{name}": role for name, role in self.base.parameter_roles().items()}
 
+    def parameter_jacobian_bounds(self) -> dict[ParameterRole, float]:
+        """Those of R; factors of factors all move the same product."""
+        bounds = dict(self.base.parameter_jacobian_bounds())
+        if "log_factor" in self.base.parameter_roles().values():
+            bounds["log_factor"] = math.hypot(1.0, bounds.get("log_factor", 1.0)) * (1.0 + 1e-12)
+        return bounds
+
     def at(self, sigma: float) -> Self:
         conditioned = self.base.at(sigma)
         if conditioned is self.base:

@@ -15,12 +15,11 @@ from torch import Tensor
 from learnreg.blocks import sum_blocks
 from learnreg.certificates.state import primal_bound, rounding_floor
 from learnreg.convex import inner_samples
-from learnreg.potentials import Potential
 from learnreg.problem import Instance, expand
 from learnreg.solvers.base import OWNED, Report, Solver, SolverState
 from learnreg.solvers.preconditioner import SpectralPreconditioner, can_precondition
 
-__all__ = ["LBFGS", "LBFGSState", "inverse_curvature", "majorant", "pair_scale", "two_loop_direction"]
+__all__ = ["LBFGS", "LBFGSState", "inverse_curvature", "pair_scale", "two_loop_direction"]
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ class LBFGS(Solver[LBFGSState]):
         if not (self.precondition and can_precondition(instance)):
             return None
         for f, t_, memory_ in instance.potential.blocks(t, memory):
-            memory_.copy_(majorant(f, t_))
+            memory_.copy_(f.majorant(t_))
         return SpectralPreconditioner.of(instance, memory)
 
     def step(self, instance: Instance, state: LBFGSState) -> LBFGSState:
@@ -110,7 +109,7 @@ class LBFGS(Solver[LBFGSState]):
         data_slope, data_curvature = inner_samples(state.data_grad, p), inner_samples(p, m_p)
         start = inner_samples(grad, p)
         if not state.s:
-            bends = ((inner_samples(v_, majorant(f, t_) * v_),) for f, t_, v_ in instance.potential.blocks(state.t, v))
+            bends = ((inner_samples(v_, f.majorant(t_) * v_),) for f, t_, v_ in instance.potential.blocks(state.t, v))
             curvature = data_curvature + sum_blocks(bends, p.shape[0])[0]
             first = -start / curvature.clamp_min(torch.finfo(p.dtype).tiny)
         else:
@@ -132,14 +131,6 @@ class LBFGS(Solver[LBFGSState]):
         residual = inner_samples(grad, grad).sqrt()
         bound = primal_bound(grad, instance.strong_convexity)
         return Report(state.x, residual, bound, floor)
-
-
-def majorant(f: Potential, t: Tensor) -> Tensor:
-    """The curvature of the parabola that touches f at t and lies above it: f'(t)/t, since f'' is non-increasing in |t|;
-    for groups, the same of their lengths."""
-    if f.grouped:
-        return f.second(t).expand_as(t)
-    return torch.where(t == 0, f.curvature_limit, f.grad(t) / t)
 
 
 def two_loop_direction(

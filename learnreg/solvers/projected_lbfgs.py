@@ -14,7 +14,7 @@ from learnreg.certificates.state import primal_bound, rounding_floor
 from learnreg.convex import inner_samples
 from learnreg.problem import Instance, expand
 from learnreg.solvers.base import Report, Solver, SolverState
-from learnreg.solvers.lbfgs import inverse_curvature, majorant, pair_scale, two_loop_direction
+from learnreg.solvers.lbfgs import inverse_curvature, pair_scale, two_loop_direction
 from learnreg.solvers.point import Point, evaluate, free_pixels, restrict, where
 from learnreg.solvers.preconditioner import SpectralPreconditioner, can_precondition
 
@@ -65,7 +65,7 @@ class ProjectedLBFGS(Solver[ProjectedLBFGSState]):
         p = self._direction(instance, state)
         v = instance.apply(p)
         curvature = inner_samples(p, instance.quadratic(p))
-        curvature += inner_samples(v, majorant(instance.potential, point.t) * v)
+        curvature += inner_samples(v, instance.potential.majorant(point.t) * v)
         slope = inner_samples(point.grad, p)
         return replace(state, alpha=-slope / curvature.clamp_min(torch.finfo(x.dtype).tiny))
 
@@ -79,7 +79,7 @@ class ProjectedLBFGS(Solver[ProjectedLBFGSState]):
     def _preconditioner(self, instance: Instance, point: Point) -> SpectralPreconditioner | None:
         if not (self.precondition and can_precondition(instance)):
             return None
-        return SpectralPreconditioner.of(instance, majorant(instance.potential, point.t))
+        return SpectralPreconditioner.of(instance, instance.potential.majorant(point.t))
 
     def step(self, instance: Instance, state: ProjectedLBFGSState) -> ProjectedLBFGSState:
         assert instance.box is not None

@@ -80,7 +80,8 @@ class _Parts(nn.Module):
         terms = self.regularizer.saddle_terms(tuple(x.shape[1:]))  # type: ignore[operator]
         potential = terms.potential
         numbers = (torch.as_tensor(n, dtype=torch.float64) for n in (potential.weight, potential.smoothing))
-        return terms.operator(x), *numbers
+        response = terms.operator(x)
+        return response, *numbers, potential.to(x.dtype).grad(response.detach())
 
 
 def _call(case: RegularizerCase, parameters: Mapping[str, Tensor], x: Tensor, value: bool) -> Any:
@@ -136,7 +137,8 @@ def _slope_error(
 def check_parameter_roles(case: RegularizerCase) -> Property:
     """Parameters do what ``parameter_roles`` says: "operator" enters W affinely and nothing else, "log_weight" is the
     logarithm of a weight of f, "log_factor" that of a factor of all its weights, "log_smoothing" that of a smoothing
-    (less a constant)."""
+    (less a constant), "log_curvature" that of f'' at the knots of a spline. Where a Jacobian is declared, weights and
+    smoothings grow by no more than it says."""
     name = "parameter_roles"
     roles: dict[str, str] = dict(getattr(case.regularizer, "parameter_roles", dict)())
     known = {key for key, _ in case.regularizer.named_parameters()}
@@ -156,9 +158,10 @@ def check_parameter_roles(case: RegularizerCase) -> Property:
 def _contradiction(case: RegularizerCase, parameters: Mapping[str, Tensor], key: str, role: str, x: Tensor) -> str:
     """What a parameter does that its role does not say; "" if nothing."""
     p = parameters[key]
-    response, weight, smoothing = _call(case, parameters, x, False)
+    jacobian = _jacobian_bounds(case).get(role)
+    response, weight, smoothing, slope = _call(case, parameters, x, False)
     moved = _MOVE * (case.randn(*p.shape) if role == "operator" and p.dim() else torch.ones_like(p))
-    ahead, weight_ahead, smoothing_ahead = _call(case, {**parameters, key: p + moved}, x, False)
+    ahead, weight_ahead, smoothing_ahead, slope_ahead = _call(case, {**parameters, key: p + moved}, x, False)
     tolerance, grown = 100 * case.rounding, math.exp(_MOVE)
     same = {
         "the operator": role == "operator" or bool((norms(ahead - response) <= tolerance * norms(response)).all()),
@@ -168,11 +171,19 @@ def _contradiction(case: RegularizerCase, parameters: Mapping[str, Tensor], key:
     touched = [what for what, unchanged in same.items() if not unchanged]
     if touched:
         return f"it changes {touched[0]}"
+    if role == "log_curvature":
+        scaled = bool(((slope_ahead - grown * slope).abs() <= tolerance * slope.abs().max()).all())
+        return "" if scaled else f"adding {_MOVE:g} to it does not multiply f' by exp({_MOVE:g})"
+    if role == "operator" and jacobian is not None:
+        return ""
     if role == "operator":
         behind = _call(case, {**parameters, key: p - moved}, x, False)[0]
         bend = norms(ahead + behind - 2.0 * response)
         return "W is not affine in it" if bool((bend > tolerance * norms(response)).any()) else ""
     ratio = smoothing_ahead / smoothing if role == "log_smoothing" else weight_ahead / weight
+    if jacobian is not None:
+        growth = float(ratio.log().norm() / norms(moved.reshape(1, -1)))
+        return "" if growth <= jacobian * (1.0 + tolerance) else f"its logarithm grows by more than {jacobian:.6g}"
     if role == "log_factor":
         fits = (ratio - grown).abs() <= tolerance
     elif role == "log_weight":
@@ -183,14 +194,39 @@ def _contradiction(case: RegularizerCase, parameters: Mapping[str, Tensor], key:
     return "" if bool(fits.all()) and grows else f"adding {_MOVE:g} to it does not multiply by exp({_MOVE:g})"
 
 
+def _jacobian_bounds(case: RegularizerCase) -> dict[str, float]:
+    """What ``parameter_jacobian_bounds`` declares, by role."""
+    return dict(getattr(case.regularizer, "parameter_jacobian_bounds", dict)())
+
+
 def _close(a: Tensor, b: Tensor, tolerance: float) -> bool:
     return bool(((a - b).abs() <= tolerance * b.abs()).all())
 
 
+def _gradient_size(
+    case: RegularizerCase, parameters: dict[str, Tensor], inside: list[str], u: Tensor, p: Tensor, affine: bool
+) -> tuple[float, Tensor]:
+    """‖∂_theta <W_theta u, p>‖ over the parameters ``inside`` of W, and the derivative of W u along that gradient, the
+    next p."""
+    p = p.detach().requires_grad_(not affine)
+    pairing = (_call(case, parameters, u, False)[0] * p).sum()
+    grads = torch.autograd.grad(
+        pairing, [parameters[key] for key in inside], create_graph=not affine, materialize_grads=True
+    )
+    squares = [g.square().sum() for g in grads]
+    size = math.sqrt(sum(float(s.detach().double()) for s in squares))
+    if not affine:
+        return size, torch.autograd.grad(0.5 * torch.stack(squares).sum(), p)[0]
+    origin = parameters | {key: torch.zeros_like(parameters[key]) for key in inside}
+    found = dict(zip(inside, grads, strict=True))
+    with torch.no_grad():
+        return size, _call(case, origin | found, u, False)[0] - _call(case, origin, u, False)[0]
+
+
 @torch.enable_grad()
 def check_parameter_lipschitz(case: RegularizerCase) -> Property:
-    """‖∂_theta <W_theta u, p>‖ is at most ``parameter_lipschitz`` times ‖u‖ ‖p‖ over all parameters of W, for the worst
-    p of each u as far as an alternation finds it."""
+    """‖∂_theta <W_theta u, p>‖ is at most ``parameter_lipschitz`` times ‖u‖ ‖p‖ over all parameters of W, times the
+    Jacobian of W's own parameters if one is declared, for the worst p of each u as far as an alternation finds it."""
     name = "parameter_lipschitz"
     roles: dict[str, str] = dict(getattr(case.regularizer, "parameter_roles", dict)())
     parameters = _copies(case)
@@ -200,20 +236,15 @@ def check_parameter_lipschitz(case: RegularizerCase) -> Property:
     bound = terms_of(case).operator.parameter_lipschitz()
     if bound is None:
         return skipped(name, "not declared, so that no hypergradient is certified")
-    origin = parameters | {key: torch.zeros_like(parameters[key]) for key in inside}
+    jacobian = _jacobian_bounds(case).get("operator")
+    bound = bound * (1.0 if jacobian is None else jacobian)
     worst = 0.0
     for u in (*torch.split(case.images(batch=2), 1), torch.ones(1, *case.image_shape).to(case.device, case.dtype)):
         p = torch.randn(_call(case, parameters, u, False)[0].shape, dtype=torch.float64, generator=case.generator).to(u)
         for _ in range(3):
-            pairing = (_call(case, parameters, u, False)[0] * p).sum()
-            grads = torch.autograd.grad(pairing, [parameters[key] for key in inside], allow_unused=True)
-            found = {
-                key: torch.zeros_like(parameters[key]) if g is None else g for key, g in zip(inside, grads, strict=True)
-            }
-            size = math.sqrt(sum(float(g.double().square().sum()) for g in found.values()))
+            size, following = _gradient_size(case, parameters, inside, u, p, affine=jacobian is None)
             worst = max(worst, size / float(norms(u) * norms(p)))
-            with torch.no_grad():
-                p = _call(case, origin | found, u, False)[0] - _call(case, origin, u, False)[0]
+            p = following
             if not float(p.norm()) > 0:
                 break
     ratio = worst / bound if bound > 0 else (math.inf if worst > 0 else 0.0)

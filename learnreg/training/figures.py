@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from learnreg.regularizers import FieldsOfExperts, Regularizer
+from learnreg.regularizers import FieldsOfExperts, Regularizer, RidgeRegularizer
 from learnreg.training.comparison import Compared, Comparison
 from learnreg.training.extras import require
 
@@ -39,8 +39,9 @@ def comparison_figure(comparison: Comparison) -> Any:
 
 
 def filters_figure(regularizer: Regularizer) -> Any | None:
-    """The filters of a field of experts by falling weight; None for other regularizers."""
-    if not isinstance(regularizer, FieldsOfExperts):
+    """The filters of a field of experts or a ridge regularizer by falling weight, the latter's with their potentials;
+    None for other regularizers."""
+    if not isinstance(regularizer, FieldsOfExperts | RidgeRegularizer):
         return None
     filters, weights, smoothing = (
         t.detach().double() for t in (regularizer.effective_filters, regularizer.weights, regularizer.smoothing)
@@ -49,8 +50,14 @@ def filters_figure(regularizer: Regularizer) -> Any | None:
     order = torch.argsort(weights * norms, descending=True).tolist()
     columns = min(8, len(order))
     count = math.ceil(len(order) / columns)
-    figure = _figure(1.5 * columns, 1.85 * count)
-    panels = list(figure.subplots(count, columns, squeeze=False).flat)
+    potentials = isinstance(regularizer, RidgeRegularizer)
+    figure = _figure(1.5 * columns, 1.85 * count + (2.8 if potentials else 0.0))
+    if isinstance(regularizer, RidgeRegularizer):
+        upper, lower = figure.subfigures(2, 1, height_ratios=[1.85 * count, 2.8])
+        _draw_potentials(lower.subplots(1, 1), regularizer)
+    else:
+        upper = figure
+    panels = list(upper.subplots(count, columns, squeeze=False).flat)
     for axes in panels:
         axes.set_axis_off()
     for axes, c in zip(panels, order, strict=False):
@@ -59,6 +66,21 @@ def filters_figure(regularizer: Regularizer) -> Any | None:
         strength = float(weights[c] * norms[c])
         axes.set_title(f"l‖w‖ = {strength:.2g}\nv/‖w‖ = {float(smoothing[c] / norms[c].clamp_min(1e-30)):.2g}", size=8)
     return figure
+
+
+@torch.no_grad()
+def _draw_potentials(axes: Any, regularizer: RidgeRegularizer) -> None:
+    """f' of every channel over responses to filters of unit norm, relative to its slope far out."""
+    norms = regularizer.effective_filters.double().flatten(1).norm(dim=1)
+    potential = regularizer.potential().detached()
+    reach = float((regularizer.smoothing / norms).max()) * (regularizer.knots - 1) / 2
+    t = torch.linspace(-reach, reach, 401, dtype=torch.float64)
+    slopes = potential.grad(norms[None, :, None, None] * t[None, None, :, None])[0, :, :, 0]
+    for slope in slopes / slopes.abs().amax(1, keepdim=True).clamp_min(1e-30):
+        axes.plot(t.numpy(), slope.numpy(), lw=0.8, alpha=0.7)
+    axes.set_title("derivatives of the potentials, over their largest value", fontsize=10)
+    axes.set_xlabel("response to the filter, scaled to unit norm")
+    axes.grid(alpha=0.3)
 
 
 def learning_curve_figure(rows: Sequence[Mapping[str, Any]]) -> Any | None:

@@ -14,7 +14,7 @@ from learnreg.hypergradients.piggyback import Piggyback
 from learnreg.linop import LinearOperator
 from learnreg.operators import FanBeam2D, FanGeometry, Identity, ParallelBeam2D, ParallelGeometry
 from learnreg.operators.geometry import Geometry
-from learnreg.regularizers import FieldsOfExperts, Regularizer, Scaled, TotalVariation
+from learnreg.regularizers import FieldsOfExperts, Regularizer, RidgeRegularizer, Scaled, TotalVariation
 
 __all__ = [
     "BEAMS",
@@ -37,6 +37,7 @@ METHODS: dict[str, Callable[[], HypergradientMethod]] = {
 REGULARIZERS: dict[str, type[Regularizer]] = {
     "fields-of-experts": FieldsOfExperts,
     "tv": TotalVariation,
+    "ridge": RidgeRegularizer,
 }
 """Each has ``config()`` and ``from_config(config)``; the parameters themselves are stored beside that."""
 

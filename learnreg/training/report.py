@@ -59,7 +59,7 @@ def write_report(
     Parameters
     ----------
     comparison: the learned regularizer beside total variation on held-out images.
-    regularizer: the learned one; the filters of a field of experts are drawn.
+    regularizer: the learned one; the filters of a field of experts or a ridge regularizer are drawn.
     config, summary: tables of the report, such as the options of the run and what training returned.
 
     The learning curve and the certificate statistics come from metrics.jsonl: the keys ``seconds`` or ``step``,

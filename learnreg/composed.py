@@ -1,0 +1,99 @@
+"""Filter banks that are compositions of small convolutions, and how sensitive they are to their factors.
+
+Correlating with kernels V after kernels U is correlating with one bank, the convolution of the kernels, away from the
+boundary of the image. Here that bank is the definition, everywhere: exact norms and certificates of filter banks hold
+at once, and one product with 13 x 13 filters costs less than three with 5 x 5 ones between many channels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["compose", "jacobian_bound", "normalised", "zero_mean"]
+
+_ROUND_UP = 1.0 + 1e-9
+
+
+def zero_mean(kernels: Tensor) -> Tensor:
+    """Each kernel minus its mean."""
+    return kernels - kernels.mean((-2, -1), keepdim=True)
+
+
+def compose(factors: Sequence[Tensor]) -> Tensor:
+    """The kernels (n, c, K, K) of correlations with (c_1, c, k, k), then (c_2, c_1, k, k), and so on, without boundary.
+    Differentiable."""
+    result = factors[0]
+    for factor in factors[1:]:
+        k, l = factor.shape[-2:]
+        full = F.conv2d(result.transpose(0, 1), factor.flip(-2, -1), padding=(k - 1, l - 1))
+        result = full.transpose(0, 1)
+    return result
+
+
+def spectral_norm(filters: Tensor) -> Tensor:
+    """The largest sqrt(sum_c |w^_c|²) on a grid of frequencies, close to the norm of the bank (n, k, l) on large
+    images. Differentiable almost everywhere."""
+    side = _grid(filters.shape[-1])
+    spectrum = torch.fft.rfft2(filters, s=(side, side))
+    result: Tensor = (spectrum.real.square() + spectrum.imag.square()).sum(0).amax().clamp_min(1e-300).sqrt()
+    return result
+
+
+def normalised(factors: Sequence[Tensor]) -> Tensor:
+    """The filters (n, K, K) of the composition with one input channel, over their spectral norm; means are taken out of
+    the first factor, hence of all filters. Differentiable."""
+    filters = compose([zero_mean(factors[0]), *factors[1:]])[:, 0]
+    return filters / spectral_norm(filters)
+
+
+@torch.no_grad()
+def jacobian_bound(factors: Sequence[Tensor]) -> float:
+    """Bound of the norm of the Jacobian of :func:`normalised` in all factors together. *Rigorous bound.*
+
+    A change of one factor enters the composition linearly, and by Parseval on a grid without wrap-around its norm is at
+    most the largest |O^| |I^| over the frequencies, O^ and I^ the transforms of what follows and what precedes.
+    w = phi/n has the Jacobian (J - w ∇n^T)/n.
+    """
+    exact = [factor.detach().double() for factor in factors]
+    exact[0] = zero_mean(exact[0])
+    square = sum(_block_norm(exact, l) ** 2 for l in range(len(exact)))
+    raw = [factor.detach().double().requires_grad_() for factor in factors]
+    with torch.enable_grad():
+        filters = compose([zero_mean(raw[0]), *raw[1:]])[:, 0]
+        norm = spectral_norm(filters)
+        slopes = torch.autograd.grad(norm, raw)
+    slope = math.sqrt(sum(float(s.square().sum()) for s in slopes))
+    n = float(norm)
+    return (math.sqrt(square) + float(filters.norm()) / n * slope) / n * _ROUND_UP
+
+
+def _block_norm(factors: Sequence[Tensor], l: int) -> float:
+    """Bound of the norm of the linear map from factor l to the composition."""
+    side = _grid(sum(f.shape[-1] - 1 for f in factors) + 1)
+    size = torch.ones((), dtype=torch.float64)
+    if l > 0:
+        before = torch.fft.rfft2(compose(factors[:l]), s=(side, side))
+        size = size * _largest(before)
+    if l + 1 < len(factors):
+        after = torch.fft.rfft2(compose(factors[l + 1 :]), s=(side, side))
+        size = size * _largest(after)
+    return float(size.amax())
+
+
+def _largest(spectrum: Tensor) -> Tensor:
+    """The square-rooted largest eigenvalue of A^H A for matrices (n, c) at each frequency, (rows, columns)."""
+    A = spectrum.permute(2, 3, 0, 1)
+    gram = A.mH @ A if A.shape[-1] <= A.shape[-2] else A @ A.mH
+    scale = A.abs().square().sum((-2, -1))
+    largest: Tensor = torch.linalg.eigvalsh(gram)[..., -1].clamp_min(0.0) + 1e-13 * scale
+    return largest.sqrt()
+
+
+def _grid(side: int) -> int:
+    """Frequencies per axis: more than twice the kernel's side, so that nothing wraps around."""
+    return max(16, 1 << (2 * side - 1).bit_length())

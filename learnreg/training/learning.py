@@ -4,12 +4,14 @@ report."""
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from learnreg.hypergradients.base import HypergradientMethod
@@ -19,16 +21,25 @@ from learnreg.losses import SquaredError
 from learnreg.problem import LowerLevelProblem
 from learnreg.regularizers import FieldsOfExperts, Regularizer, RidgeRegularizer, TotalVariation
 from learnreg.regularizers.base import potential_from_config
+from learnreg.solvers.solve import solve
 from learnreg.training.comparison import Comparison
 from learnreg.training.config import TrainingConfig
 from learnreg.training.run_folder import RunFolder
 from learnreg.training.session import PairedDataset
 from learnreg.training.train import TrainResult, train
 
-__all__ = ["comparison_figures", "initial_regularizer", "learn", "learn_total_variation", "training_figures"]
+__all__ = [
+    "comparison_figures",
+    "initial_regularizer",
+    "learn",
+    "learn_total_variation",
+    "training_figures",
+    "tune_total_variation",
+]
 
 _BASELINE_MINUTES = 0.5
 _BASELINE_UPDATES = 10
+_WEIGHT_STEP, _LARGEST_SEARCH = 1.6, 12
 
 _RIDGE_WEIGHT = 0.5
 """Initial weight of a ridge regularizer relative to a field of experts."""
@@ -109,6 +120,37 @@ def learn_total_variation(
     )
     assert isinstance(problem.regularizer, TotalVariation)
     return problem.regularizer
+
+
+@torch.no_grad()
+def tune_total_variation(problem: LowerLevelProblem, pairs: PairedDataset, samples: int, tolerance: float) -> float:
+    """Set the weight of the problem's TotalVariation to the one with the least squared error on the first samples:
+    steps by a factor of 1.6 until they bracket it, then the vertex of the parabola through the bracket, in the
+    logarithm of the weight. Each reconstruction to ``tolerance``, started from the last one. Returns the weight."""
+    regularizer = problem.regularizer
+    assert isinstance(regularizer, TotalVariation)
+    b, x_true = (torch.stack(column) for column in zip(*(pairs[i] for i in range(samples)), strict=True))
+    losses: dict[float, float] = {}
+    start: Tensor | None = None
+
+    def loss(log_weight: float) -> float:
+        nonlocal start
+        if log_weight not in losses:
+            regularizer.log_weight.fill_(log_weight)
+            start = solve(problem, b, tolerance, start=start).x
+            losses[log_weight] = float((start - x_true).double().square().sum())
+        return losses[log_weight]
+
+    step, middle = math.log(_WEIGHT_STEP), float(regularizer.log_weight)
+    for _ in range(_LARGEST_SEARCH):
+        best = min((middle - step, middle, middle + step), key=loss)
+        if best == middle:
+            break
+        middle = best
+    low, high = loss(middle - step) - loss(middle), loss(middle + step) - loss(middle)
+    vertex = middle + (0.5 * step * (low - high) / (low + high) if low + high > 0 else 0.0)
+    regularizer.log_weight.fill_(min(losses, key=losses.__getitem__) if loss(vertex) > loss(middle) else vertex)
+    return float(regularizer.weight)
 
 
 def comparison_figures(comparison: Comparison, input_key: str) -> dict[str, Any]:

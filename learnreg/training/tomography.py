@@ -22,8 +22,8 @@ from learnreg.training.learning import (
     comparison_figures,
     initial_regularizer,
     learn,
-    learn_total_variation,
     training_figures,
+    tune_total_variation,
 )
 from learnreg.training.report import write_report
 from learnreg.training.run_folder import RunFolder
@@ -33,7 +33,7 @@ __all__ = ["projector", "run"]
 
 _COMPARISON_TOLERANCE = 1e-3
 _VALIDATED, _VALIDATION_TOLERANCE = 4, 4e-3
-_BASELINE_SAMPLES = 16
+_BASELINE_PIXELS, _BASELINE_TOLERANCE = 8 * 128**2, 1e-2
 _SOURCE_TO_CENTER = 2.0  # image sides
 _BASELINE_WEIGHT = 3e-5
 
@@ -56,8 +56,8 @@ def projector(config: TomographyConfig) -> Projector:
 
 
 def run(config: TomographyConfig, resume: bool = False) -> dict[str, Any]:
-    """Train, compare with filtered back-projection and with total variation whose weight was learned on the same
-    images, and write the report.
+    """Train, compare with filtered back-projection and with total variation whose weight was tuned on training images,
+    and write the report.
 
     Returns the figures of the summary.
 
@@ -79,7 +79,8 @@ def run(config: TomographyConfig, resume: bool = False) -> dict[str, Any]:
     described = {"noise": config.noise, "photons": config.photons}
     result = learn(config, problem, pairs, folder, resume, described, partial(_psnr, problem, scenes[:_VALIDATED]))
     baseline_problem = _problem(operator, TotalVariation(weight=_BASELINE_WEIGHT), config.ridge, constraint)
-    baseline = learn_total_variation(config, baseline_problem, pairs, min(_BASELINE_SAMPLES, len(pairs)))
+    samples = min(len(pairs), max(3, _BASELINE_PIXELS // config.size**2))
+    tv_weight = tune_total_variation(baseline_problem, pairs, samples, _BASELINE_TOLERANCE)
     comparison = compare(
         partial(solve, problem, tolerance=_COMPARISON_TOLERANCE),
         partial(solve, baseline_problem, tolerance=_COMPARISON_TOLERANCE),
@@ -91,7 +92,7 @@ def run(config: TomographyConfig, resume: bool = False) -> dict[str, Any]:
     )
     summary = {
         **comparison_figures(comparison, "psnr_fbp"),
-        "tv_weight": float(baseline.weight.detach()),
+        "tv_weight": tv_weight,
         "held_out": sorted(held_out),
         **training_figures(result),
         "model": str(folder.model_path),

@@ -60,8 +60,8 @@ def refuse(code: int, *arguments: object) -> str:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Comparisons with total variation that need not be good."""
-    monkeypatch.setattr(learning, "_BASELINE_UPDATES", 1)
-    monkeypatch.setattr(tomography, "_BASELINE_SAMPLES", 2)
+    monkeypatch.setattr(learning, "_LARGEST_SEARCH", 1)
+    monkeypatch.setattr(tomography, "_BASELINE_PIXELS", 0)
     monkeypatch.setattr(tomography, "_BASELINE_WEIGHT", 1e-3)
     monkeypatch.setattr(tomography, "_COMPARISON_TOLERANCE", 1e-2)
 

@@ -15,7 +15,7 @@ import learnreg as lr
 from learnreg.operators import Blur, Inpainting
 from learnreg.problem import Instance
 from learnreg.regularizers import FieldsOfExperts, TotalVariation
-from learnreg.solvers import NewtonCG, ProjectedLBFGS, iterate
+from learnreg.solvers import LBFGS, NewtonCG, ProjectedLBFGS, iterate
 from learnreg.solvers.base import Solver
 from learnreg.solvers.solve import initial_point
 
@@ -219,3 +219,10 @@ def test_a_mask_without_a_modulus_of_its_own() -> None:
     found = [run(make(), problem, b, 1e-6) for make in SOLVERS.values()]
     for x in found[1:]:
         torch.testing.assert_close(x, found[0], rtol=0, atol=2e-6)
+
+
+def test_the_unconstrained_solver_refuses_a_box() -> None:
+    problem = registry.build("denoising", "FieldsOfExperts", lr.Nonnegative())
+    b = registry.measure(problem)[1]
+    with pytest.raises(lr.AssumptionError, match="use ProjectedLBFGS"):
+        LBFGS().init(problem.instance(b), b)

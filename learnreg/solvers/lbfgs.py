@@ -15,6 +15,7 @@ from torch import Tensor
 from learnreg.blocks import sum_blocks
 from learnreg.certificates.state import primal_bound, rounding_floor
 from learnreg.convex import inner_samples
+from learnreg.errors import AssumptionError
 from learnreg.problem import Instance, expand
 from learnreg.solvers.base import OWNED, Report, Solver, SolverState
 from learnreg.solvers.preconditioner import SpectralPreconditioner, can_precondition
@@ -54,6 +55,8 @@ class LBFGS(Solver[LBFGSState]):
         self.memory, self.check_every, self.precondition = memory, check_every, precondition
 
     def init(self, instance: Instance, x: Tensor) -> LBFGSState:
+        if instance.box is not None:
+            raise AssumptionError("LBFGS does not handle constraints; use ProjectedLBFGS, as solver='lbfgs' does.")
         t = instance.apply(x)
         memory = instance.potential.grad_into(t, torch.empty_like(t))
         data_grad, pullback = instance.quadratic(x) - instance.q, instance.adjoint(memory)

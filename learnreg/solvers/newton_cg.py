@@ -30,13 +30,10 @@ _LINE_SEARCH_TRIALS = 40
 
 @dataclass(frozen=True)
 class NewtonCGState(SolverState):
-    """Point x with responses t, gradient parts, and the pixels that are free to move (None: all); CG on H(x) d = -grad:
+    """The point, and the pixels that are free to move (None: all); CG on H(x) d = -grad:
     d, v = K d, residual r, direction p, ‖r‖², <r, Pr>, the preconditioner P (None: the identity)."""
 
-    x: Tensor
-    t: Tensor
-    data_grad: Tensor
-    pullback: Tensor
+    point: Point
     free: Tensor | None
     d: Tensor
     v: Tensor
@@ -72,10 +69,7 @@ class NewtonCG(Solver[NewtonCGState]):
         z = restrict(r if preconditioner is None else preconditioner(r), free)
         rr = inner_samples(r, r)
         return NewtonCGState(
-            x=point.x,
-            t=point.t,
-            data_grad=point.data_grad,
-            pullback=point.pullback,
+            point=point,
             free=free,
             d=torch.zeros_like(x),
             v=torch.zeros_like(point.t),
@@ -96,7 +90,7 @@ class NewtonCG(Solver[NewtonCGState]):
 
     def step(self, instance: Instance, state: NewtonCGState) -> NewtonCGState:
         v_p = instance.apply(state.p)
-        h_p = instance.quadratic(state.p) + instance.adjoint(instance.potential.hess_vec(state.t, v_p))
+        h_p = instance.quadratic(state.p) + instance.adjoint(instance.potential.hess_vec(state.point.t, v_p))
         curvature = inner_samples(state.p, h_p)
         usable = (curvature > 0) & (state.rz > 0)
         alpha = torch.where(usable, state.rz / torch.where(usable, curvature, 1.0), 0.0)
@@ -133,21 +127,13 @@ class NewtonCG(Solver[NewtonCGState]):
         def renewed(new: Tensor, old: Tensor) -> Tensor:
             return torch.where(expand(ready, new), new, old)
 
-        # Samples that go on with their system keep its preconditioner.
         if preconditioner is not None and state.preconditioner is not None:
-            shares, inverses = (
-                renewed(getattr(preconditioner, name), getattr(state.preconditioner, name))
-                for name in ("shares", "inverses")
-            )
-            preconditioner = replace(preconditioner, shares=shares, inverses=inverses)
+            preconditioner = preconditioner.where(ready, state.preconditioner)  # the others go on with their system
         r = renewed(restarted, state.r)
         kept_free = None if free is None or state.free is None else renewed(free, state.free)
         z = restrict(r if preconditioner is None else preconditioner(r), kept_free)
         return NewtonCGState(
-            x=point.x,
-            t=point.t,
-            data_grad=point.data_grad,
-            pullback=point.pullback,
+            point=point,
             free=kept_free,
             d=renewed(torch.zeros_like(state.d), state.d),
             v=renewed(torch.zeros_like(state.v), state.v),
@@ -163,27 +149,25 @@ class NewtonCG(Solver[NewtonCGState]):
 
     def _move(self, instance: Instance, state: NewtonCGState, ready: Tensor) -> Point:
         """The point after the step of the samples that are ready, on cached responses."""
-        alpha = torch.where(ready, self._step_length(instance, state), 0.0)
+        point, alpha = state.point, torch.where(ready, self._step_length(instance, state), 0.0)
         m_d = instance.quadratic(state.d)
-        t = torch.addcmul(state.t, expand(alpha, state.v), state.v)
-        pullback = torch.where(
-            expand(ready, state.pullback), instance.adjoint(instance.potential.grad(t)), state.pullback
-        )
+        t = torch.addcmul(point.t, expand(alpha, state.v), state.v)
+        pullback = instance.adjoint(instance.potential.grad(t))
         return Point(
-            torch.addcmul(state.x, expand(alpha, state.d), state.d),
+            torch.addcmul(point.x, expand(alpha, state.d), state.d),
             t,
-            torch.addcmul(state.data_grad, expand(alpha, m_d), m_d),
-            pullback,
+            torch.addcmul(point.data_grad, expand(alpha, m_d), m_d),
+            torch.where(expand(ready, pullback), pullback, point.pullback),
         )
 
     def _step_length(self, instance: Instance, state: NewtonCGState) -> Tensor:
         """alpha in (0, 1] with a slope at most half the initial one in size, by regula falsi from 1 (slopes along d are
         increasing, so the bracket [0, 1] holds whenever the slope at 1 is positive)."""
-        data_slope = inner_samples(state.data_grad, state.d)
+        data_slope = inner_samples(state.point.data_grad, state.d)
         curvature = inner_samples(state.d, instance.quadratic(state.d))
 
         def slope(alpha: Tensor) -> Tensor:
-            gradient = instance.potential.grad(torch.addcmul(state.t, expand(alpha, state.t), state.v))
+            gradient = instance.potential.grad(torch.addcmul(state.point.t, expand(alpha, state.point.t), state.v))
             return data_slope + alpha * curvature + inner_samples(gradient, state.v)
 
         low, high = torch.zeros_like(data_slope), torch.ones_like(data_slope)
@@ -204,13 +188,13 @@ class NewtonCG(Solver[NewtonCGState]):
         """The projected step of the samples that are ready, shortened until the energy's slope at its end, along the
         way that was made, is at most half the one at its start in size."""
         assert instance.box is not None
-        start = Point(state.x, state.t, state.data_grad, state.pullback)
+        start = state.point
         grad, found = start.grad, start
         alpha, waiting = torch.ones_like(state.rr), ready
         for _ in range(_LINE_SEARCH_TRIALS):
-            x = instance.box.prox(torch.addcmul(state.x, expand(alpha, state.d), state.d))
+            x = instance.box.prox(torch.addcmul(state.point.x, expand(alpha, state.d), state.d))
             trial = evaluate(instance, x)
-            way = x - state.x
+            way = x - state.point.x
             before, after = inner_samples(grad, way), inner_samples(trial.grad, way)
             good = waiting & (before <= 0) & (after <= 0.5 * before.abs())
             found = where(good, trial, found)
@@ -221,11 +205,11 @@ class NewtonCG(Solver[NewtonCGState]):
         return found
 
     def report(self, instance: Instance, state: NewtonCGState) -> Report:
-        grad = state.data_grad + state.pullback
+        point, grad = state.point, state.point.grad
         if instance.box is not None:
-            grad = instance.box.reduced_gradient(state.x, grad)
-        floor = rounding_floor(instance, state.x, state.pullback)
+            grad = instance.box.reduced_gradient(point.x, grad)
+        floor = rounding_floor(instance, point.x, point.pullback)
         bound = primal_bound(grad, instance.strong_convexity)
         residual = inner_samples(grad, grad).sqrt()
         dead = ~torch.isfinite(state.rr)  # the linear iteration, from which no step will come
-        return Report(state.x, torch.where(dead, state.rr, residual), bound, floor)
+        return Report(point.x, torch.where(dead, state.rr, residual), bound, floor)

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from learnreg.problem import Instance
+from learnreg.problem import Instance, expand
 from learnreg.solvers.base import SolverState
 from learnreg.stencil import Stencil
 
@@ -79,6 +79,12 @@ class SpectralPreconditioner(SolverState):
         levels = torch.cat([low, high], 1).exp()
         shares = torch.cat([1.0 - share, share], 1).sqrt()
         return cls(shares, 1.0 / (mass + levels * symbol), sides)
+
+    def where(self, chosen: Tensor, old: SpectralPreconditioner) -> SpectralPreconditioner:
+        """This one for the samples chosen, (batch,), ``old`` for the others."""
+        pick = expand(chosen, self.shares)
+        shares = torch.where(pick, self.shares, old.shares)
+        return SpectralPreconditioner(shares, torch.where(pick, self.inverses, old.inverses), self.sides)
 
     def __call__(self, r: Tensor) -> Tensor:
         """The approximate H^-1 r; no operator application."""

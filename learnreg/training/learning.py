@@ -32,13 +32,10 @@ __all__ = [
     "comparison_figures",
     "initial_regularizer",
     "learn",
-    "learn_total_variation",
     "training_figures",
     "tune_total_variation",
 ]
 
-_BASELINE_MINUTES = 0.5
-_BASELINE_UPDATES = 10
 _WEIGHT_STEP, _LARGEST_SEARCH = 1.6, 12
 
 _RIDGE_WEIGHT = 0.5
@@ -101,25 +98,6 @@ def learn(
             validate=validate,
             on_update=partial(_advance, bar),
         )
-
-
-def learn_total_variation(
-    config: TrainingConfig, problem: LowerLevelProblem, pairs: PairedDataset, samples: int
-) -> TotalVariation:
-    """Total variation with its weight learned on the samples that quasi-Newton training would see; ``problem`` has a
-    TotalVariation as its regularizer."""
-    train(
-        problem,
-        pairs,
-        minutes=_BASELINE_MINUTES,
-        batch_size=config.batch_size,
-        optimizer="lbfgs",
-        samples=samples,
-        seed=config.seed,
-        max_updates=_BASELINE_UPDATES,
-    )
-    assert isinstance(problem.regularizer, TotalVariation)
-    return problem.regularizer
 
 
 @torch.no_grad()

@@ -121,7 +121,9 @@ def test_train_on_image_files_with_a_fan_and_photons(quick: None, slices: Path, 
     summary = succeed("train", "ct", "--data", slices, "--out", out, *TINY, *SMALL, *options)
     assert len(summary["held_out"]) == 1
     check_run(out, "FanBeam2D")
-    assert load(out / "model.safetensors").config["photons"] == 1e4
+    model = load(out / "model.safetensors")
+    assert model.config["photons"] == 1e4
+    assert model.data_term.photons == 1e4  # type: ignore[attr-defined]
     assert "photons per ray" in (out / "report.html").read_text(encoding="utf-8")
     figures = succeed("evaluate", out / "model.safetensors", "--data", slices, "--seed", 3, *LOOSE)
     assert (figures["n"], figures["seed"]) == (4, 3)
@@ -151,6 +153,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_model(folder / "model.safetensors", problem)
     save_model(folder / "noise.safetensors", problem, {"noise": 0.02, "photons": 0.0})
     save_model(folder / "photons.safetensors", problem, {"noise": 0.01, "photons": 3e4})
+    problem.data_term = lr.TransmissionLeastSquares(3e4, WATER * SIDE, 0.0, 0.05)
+    save_model(folder / "transmission.safetensors", problem, {"noise": 0.01, "photons": 3e4})
     detectors = operator.range_shape[-1]
     (folder / "scan.toml").write_text(
         f'kind = "parallel"\nimage_size = {N}\npixel_size = {SIDE / N}\nangles = {ANGLES}\n'
@@ -214,7 +218,7 @@ def test_the_value_of_one_and_other_lengths(folder: Path, tmp_path: Path) -> Non
     assert cm[0]["error_bound"] == pytest.approx(10 * mm[0]["error_bound"], rel=0.2)
 
 
-@pytest.mark.parametrize("name", ["model", "noise", "photons"])
+@pytest.mark.parametrize("name", ["model", "noise", "photons", "transmission"])
 def test_counts_become_weighted_line_integrals(folder: Path, tmp_path: Path, name: str) -> None:
     rows = succeed(
         "reconstruct", folder / f"{name}.safetensors", folder / "counts.npy", "--out", tmp_path, "--tolerance", 1e-3,
@@ -224,6 +228,7 @@ def test_counts_become_weighted_line_integrals(folder: Path, tmp_path: Path, nam
     counts = torch.from_numpy(np.load(folder / "counts.npy"))
     values = line_integrals(counts, torch.from_numpy(np.load(folder / "flat.npy")), 10.0).values
     training = {"noise": (0.02 * values.mean()) ** 2, "photons": values.mean().exp() / 3e4}
+    training["transmission"] = np.exp(0.05 * WATER * SIDE) / 3e4
     photons = counts - 10.0  # whose inverse is the variance of a line integral
     weights = photons / photons.mean() if name == "model" else training[name] * photons
     problem = load(folder / "model.safetensors").problem(data_term=lr.WeightedLeastSquares(0.5 * weights))

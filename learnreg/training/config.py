@@ -128,6 +128,7 @@ class TomographyConfig(TrainingConfig):
         at_most=1.0,
     )
     photons: float = option(0.0, "photons per ray, for Poisson noise in place of Gaussian; 0: Gaussian", at_least=0.0)
+    statistical: bool = option(True, "with photons, whether each ray is weighted by the counts it left")
     images: int = option(64, "training images at most", at_least=1)
     ridge: float = option(1e-4, "r/2 ‖x‖² makes reconstructions unique and certifiable; more of it biases", above=0.0)
     nonnegative: bool = option(True, "whether reconstructions are constrained to be nonnegative")

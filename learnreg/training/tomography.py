@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from learnreg.convex import Box, Nonnegative
-from learnreg.datasets import TomographyPairs, load_ct_images
+from learnreg.convex import Box, LeastSquares, Nonnegative, TransmissionLeastSquares
+from learnreg.datasets import PhotonNoise, RelativeNoise, TomographyPairs, load_ct_images
 from learnreg.operators import FanBeam2D, FanGeometry, ParallelBeam2D
 from learnreg.operators.geometry import view_angles
 from learnreg.problem import LowerLevelProblem
@@ -36,6 +36,7 @@ _VALIDATED, _VALIDATION_TOLERANCE = 4, 4e-3
 _BASELINE_PIXELS, _BASELINE_TOLERANCE = 8 * 128**2, 1e-2
 _SOURCE_TO_CENTER = 2.0  # image sides
 _BASELINE_WEIGHT = 3e-5
+_REFERENCE_PAIRS = 8
 
 
 def projector(config: TomographyConfig) -> Projector:
@@ -75,10 +76,11 @@ def run(config: TomographyConfig, resume: bool = False) -> dict[str, Any]:
     folder.save_config(options)
     torch.manual_seed(config.seed)
     constraint = Nonnegative() if config.nonnegative else None
-    problem = _problem(operator, initial_regularizer(config), config.ridge, constraint)
+    data_term = _data_term(noise, pairs) if config.statistical else LeastSquares()
+    problem = _problem(operator, initial_regularizer(config), config.ridge, constraint, data_term)
     described = {"noise": config.noise, "photons": config.photons}
     result = learn(config, problem, pairs, folder, resume, described, partial(_psnr, problem, scenes[:_VALIDATED]))
-    baseline_problem = _problem(operator, TotalVariation(weight=_BASELINE_WEIGHT), config.ridge, constraint)
+    baseline_problem = _problem(operator, TotalVariation(weight=_BASELINE_WEIGHT), config.ridge, constraint, data_term)
     samples = min(len(pairs), max(3, _BASELINE_PIXELS // config.size**2))
     tv_weight = tune_total_variation(baseline_problem, pairs, samples, _BASELINE_TOLERANCE)
     comparison = compare(
@@ -101,8 +103,20 @@ def run(config: TomographyConfig, resume: bool = False) -> dict[str, Any]:
     return summary | {"report": str(report)}
 
 
-def _problem(operator: Projector, regularizer: Regularizer, ridge: float, constraint: Box | None) -> LowerLevelProblem:
-    return LowerLevelProblem(operator, regularizer, ridge=ridge, constraint=constraint)
+def _problem(
+    operator: Projector, regularizer: Regularizer, ridge: float, constraint: Box | None, data_term: LeastSquares
+) -> LowerLevelProblem:
+    return LowerLevelProblem(operator, regularizer, ridge=ridge, constraint=constraint, data_term=data_term)
+
+
+def _data_term(noise: RelativeNoise | PhotonNoise, pairs: TomographyPairs) -> LeastSquares:
+    """Statistical weights for counted photons, 1 at the mean line integral of some training pairs, so that weights of
+    regularizers keep their scale."""
+    if not isinstance(noise, PhotonNoise):
+        return LeastSquares()
+    count = min(len(pairs), _REFERENCE_PAIRS)
+    reference = sum(float(pairs[i][0].mean()) for i in range(count)) / count
+    return TransmissionLeastSquares(noise.photons, noise.attenuation, noise.electronic, reference)
 
 
 def _psnr(problem: LowerLevelProblem, scenes: list[Scene]) -> float:

@@ -7,13 +7,13 @@ import re
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from learnreg.datasets.files import float_tensor
 from learnreg.datasets.hdf5 import open_hdf5
 from learnreg.errors import ConfigError, DataError
+from learnreg.operators.geometry import ParallelGeometry
 
 __all__ = ["LoDoPaB"]
 
@@ -30,8 +30,10 @@ class LoDoPaB(Dataset[tuple[Tensor, Tensor]]):
     integrals of the images along lines, in metres. They are divided by ``side``, the side of the images, because
     operators of learnreg have pixels of length 1/n; ``side=1`` keeps the numbers of the files.
 
-    `angles` are those of the published simulation: 1,000 cell centres (i + 1/2) pi/1000. Its 513 detectors span the
-    diagonal of the images, which makes them 0.998 pixels wide.
+    ``ParallelBeam2D.from_geometry(data.geometry)`` is the operator of the published simulation: 1,000 views at cell
+    centres (i + 1/2) pi/1000, 513 detectors over the diagonal of the images, which makes them 0.998 pixels wide. There
+    the first axis of an image is x and the second y, as in ODL; here columns are x and rows -y, so that the same view
+    has an angle smaller by pi/2. The side of an image is its unit of length.
 
     Parameters
     ----------
@@ -64,7 +66,13 @@ class LoDoPaB(Dataset[tuple[Tensor, Tensor]]):
         if not (math.isfinite(side) and side > 0):
             raise ConfigError(f"side={side!r} must be a positive length.")
         self.root, self.split, self.side, self.per_file = Path(root), split, side, per_file
-        self.angles = (torch.arange(angles, dtype=torch.float64) + 0.5) * (math.pi / angles)
+        self.geometry = ParallelGeometry(
+            image_size=size,
+            angles=tuple((i + 0.5) * math.pi / angles - 0.5 * math.pi for i in range(angles)),
+            detectors=detectors,
+            pixel_size=1.0 / size,
+            detector_pitch=math.sqrt(2.0) / detectors,
+        )
         self._pairs = _find_pairs(self.root, split)
         self._count = self._count_samples((angles, detectors), (size, size))
 

@@ -54,7 +54,7 @@ def spline_derivatives(
 def derivatives(
     kind: str, t: Tensor, weight: Tensor, smoothing: Tensor, coefficients: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Density, f' and f'' written out again; for groups, along axis 1, f'' is (batch, c, c, ...), else the shape of t."""
+    """Density, f' and f'' written out again; for groups (axis 1) f'' is (batch, c, c, ...), else the shape of t."""
     l, v = weight, smoothing
     if kind == "PseudoHuber":
         s = torch.sqrt(t**2 + v**2)

@@ -36,7 +36,8 @@ class GroupedFilterBank(FilterBank):
         self.range_shape = (self.members, self.groups, *self.range_shape[1:])
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x).unflatten(1, (self.members, self.groups))
+        responses = super().forward(x)
+        return responses.reshape(-1, *self.range_shape)
 
     def forward_into(self, x: Tensor, out: Tensor) -> Tensor:
         super().forward_into(x, out.flatten(1, 2))
@@ -51,9 +52,9 @@ class GroupedFilterBank(FilterBank):
 
     def row_norms(self, grouped: bool) -> Tensor | float:
         if not grouped:
-            return torch.as_tensor(super().row_norms(False)).unflatten(0, (self.members, self.groups))
-        windows = self.filters.detach().to(torch.float64).flatten(1).unflatten(0, (self.members, self.groups))
-        norms = torch.linalg.matrix_norm(windows.transpose(0, 1), 2) * padding_norm(self)
+            return torch.as_tensor(super().row_norms(False)).reshape(self.members, self.groups, 1, 1)
+        windows = self.filters.detach().to(torch.float64).reshape(self.members, self.groups, -1)
+        norms: Tensor = torch.linalg.matrix_norm(windows.transpose(0, 1), 2) * padding_norm(self)
         if self.boundary == "circular":  # entries that fall on the same pixel add up
             folds = zip(self.filter_shape, self.domain_shape[1:], strict=True)
             norms = norms * math.sqrt(math.prod(math.ceil(k / n) for k, n in folds))

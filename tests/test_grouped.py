@@ -112,7 +112,7 @@ def test_the_jacobian_bound_is_that_of_differences(k: int) -> None:
 @pytest.mark.parametrize("boundary", ["reflect", "replicate"])
 def test_norms_of_repeating_boundaries_are_bounds_on_large_images(boundary: str, rotating_seed: int) -> None:
     for trial in range(2):
-        filters = registry.randn(3, 3 + trial % 2, 3, seed=rotating_seed % 10**6 + trial)
+        filters = registry.randn(2, 3 + trial % 2, 3, seed=rotating_seed % 10**6 + trial)
         if trial % 2:
             filters = filters - filters.mean((1, 2), keepdim=True)
         bank = FilterBank(filters, (1, 36, 33), boundary)  # type: ignore[arg-type]
@@ -141,8 +141,8 @@ SMALL: dict[str, Regularizer] = {
 
 
 @pytest.mark.parametrize("name", SMALL)
-@pytest.mark.parametrize("kind", ["denoising", "deblurring"])
-def test_hypergradients_equal_dense_ones(name: str, kind: str) -> None:
+def test_hypergradients_equal_dense_ones(name: str) -> None:
+    kind = "denoising" if "near TV" in name else "deblurring"
     x_true = registry.rand(2, 1, 8, 8, seed=1)
     operator: LinearOperator = Identity((1, 8, 8))
     if kind == "deblurring":

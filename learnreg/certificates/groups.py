@@ -68,7 +68,7 @@ def group_pullback_norm(
     if isinstance(bank, FilterBank) and shape == (bank.groups, 1, 1):
         instance.counter.applications += 1
         images = _images_by_filter(bank, p.flatten(1, -3)).flatten(2)
-        images = images.unflatten(1, (-1, bank.groups)).sum(1)
+        images = images.reshape(images.shape[0], -1, bank.groups, images.shape[2]).sum(1)
         gram = largest_eigenvalue(images @ images.transpose(1, 2)).sqrt()
         return torch.minimum(by_norm, gram * (1.0 + 1e-12) + 1e-14 * by_norm)
     return by_norm

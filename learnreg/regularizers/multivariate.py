@@ -58,7 +58,7 @@ class MultivariateExperts(Regularizer):
                 "groups >= 1, group_size >= 1, size >= 2. For given arrays use MultivariateExperts.from_arrays."
             )
         self._set(
-            _paired_filters(groups * group_size, size, generator).unflatten(0, (groups, group_size)),
+            _paired_filters(groups * group_size, size, generator).reshape(groups, group_size, size, size),
             positive_log(weight / groups, "weight", groups),
             positive_log(smoothing - minimum_smoothing, "smoothing - minimum_smoothing", groups),
             boundary,

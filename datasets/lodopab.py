@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
+from typing import ClassVar, Self
 
 import numpy as np
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch.utils.data import Dataset
 
 from learnreg.datasets.files import float_tensor
 from learnreg.datasets.hdf5 import open_hdf5
+from learnreg.datasets.noise import PhotonNoise
 from learnreg.errors import ConfigError, DataError
 from learnreg.operators.geometry import ParallelGeometry
 
@@ -19,6 +21,9 @@ __all__ = ["LoDoPaB"]
 
 _SPLITS = ("train", "validation", "test")
 _SIDE = 0.26  # metres
+
+
+_NAME = re.compile(r"(observation|ground_truth)_(train|validation|test)_(\d{3,})\.hdf5")
 
 
 class LoDoPaB(Dataset[tuple[Tensor, Tensor]]):
@@ -51,6 +56,9 @@ class LoDoPaB(Dataset[tuple[Tensor, Tensor]]):
     DataError: the folder, a file of a pair or a number between is missing; another shape; what `read_hdf5_array` names.
     """
 
+    noise: ClassVar[PhotonNoise] = PhotonNoise(4096.0, 81.35858 * _SIDE)
+    """What the published measurements were simulated with."""
+
     def __init__(
         self,
         root: str | Path,
@@ -75,6 +83,19 @@ class LoDoPaB(Dataset[tuple[Tensor, Tensor]]):
         )
         self._pairs = _find_pairs(self.root, split)
         self._count = self._count_samples((angles, detectors), (size, size))
+
+    @classmethod
+    def is_one(cls, root: str | Path) -> bool:
+        """Whether a folder holds files with names of this layout."""
+        root = Path(root)
+        return root.is_dir() and any(_NAME.fullmatch(path.name) for path in root.iterdir())
+
+    @classmethod
+    def of_files(cls, root: str | Path, split: str = "train", side: float = _SIDE) -> Self:
+        """The data set in whatever sizes its first pair of files has."""
+        observation, ground_truth = (_shape(path) for path in _find_pairs(Path(root), split)[0])
+        count, angles, detectors = observation
+        return cls(root, split, side, count, angles, detectors, ground_truth[-1])
 
     def __len__(self) -> int:
         return self._count
@@ -124,6 +145,14 @@ def _find_pairs(root: Path, split: str) -> list[tuple[Path, Path]]:
 def _numbers(root: Path, prefix: str) -> set[int]:
     matches = (re.fullmatch(rf"{prefix}_(\d{{3,}})\.hdf5", path.name) for path in root.iterdir())
     return {int(match[1]) for match in matches if match}
+
+
+def _shape(path: Path) -> tuple[int, int, int]:
+    with open_hdf5(path, "data") as dataset:
+        if dataset.ndim != 3 or 0 in dataset.shape:
+            raise DataError(f'"data" has shape {dataset.shape}, expected three axes, none of them empty.', path)
+        samples, rows, columns = dataset.shape
+        return int(samples), int(rows), int(columns)
 
 
 def _rows(path: Path, shape: tuple[int, int]) -> int:

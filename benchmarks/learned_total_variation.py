@@ -254,10 +254,11 @@ def main() -> None:
     text = f"""Denoising with ½‖x - b‖² + R(x), R total variation by forward differences or a learned discretisation
 (`LearnedTotalVariation`, "replicate"): interpolation kernels that sum to one, and weights. Discs: {SIDE} x {SIDE}
 pixels, antialiased, random centre, radius (6 to 18) and grey values, noise {DISC_SIGMA}; photographs: patches of 64 x
-64 pixels, noise 25/255. {SAMPLES} training pairs each, at most {options.updates} updates of L-BFGS; weight and smoothing
-of forward differences are the best ones on the same pairs, the smoothing of the learned ones is the same. Held-out
-images, all reconstructions certified to a root-mean-square error of {TOLERANCE:g}. *Edges*: energy per length of
-antialiased straight edges at {EDGE_ANGLES} angles; 1 would be isotropic. docs/learned_tv.png shows a disc and the kernels."""
+64 pixels, noise 25/255. {SAMPLES} training pairs each, at most {options.updates} updates of L-BFGS; weight and
+smoothing of forward differences are the best ones on the same pairs, the smoothing of the learned ones is the same.
+Held-out images, all reconstructions certified to a root-mean-square error of {TOLERANCE:g}. *Edges*: energy per length
+of antialiased straight edges at {EDGE_ANGLES} angles; 1 would be isotropic. docs/learned_tv.png shows a disc and the
+kernels."""
     title = "Learned discretisations of total variation"
     notes = [note for setting in found for note in setting.notes]
     finish(Table("learned_total_variation", title, command, text, rows, notes=notes, order=70), options)

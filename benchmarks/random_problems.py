@@ -50,8 +50,14 @@ RANGES = {
     ),
     "ridge": Ranges(regularizers=("RidgeRegularizer",)),
     "grouped": Ranges(regularizers=("MultivariateExperts", "LearnedTotalVariation")),
-    "grouped extreme": Ranges(
-        (1e-4, 1e2), (1e-4, 1e2), (1e-4, 1e2), 100.0, 0.2, regularizers=("MultivariateExperts", "LearnedTotalVariation")
+    "grouped-extreme": Ranges(
+        (1e-4, 1e2),
+        (1e-4, 1e2),
+        (1e-4, 1e2),
+        100.0,
+        0.2,
+        dtypes=(DOUBLE, torch.float32),
+        regularizers=("MultivariateExperts", "LearnedTotalVariation"),
     ),
 }
 

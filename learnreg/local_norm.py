@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -12,7 +13,7 @@ from learnreg.norms import dense_matrix
 __all__ = ["local_norm_bound"]
 
 _POWERS = (4, 2)
-_LARGEST_MATRIX = 1500
+_LARGEST_MATRIX = 1600
 
 
 def local_norm_bound(
@@ -25,14 +26,15 @@ def local_norm_bound(
 
     The largest absolute row sum of (W^T W)^m bounds its norm. A row depends on pixels at most m (k - 1) away and on
     which of these are within k of a border, so that large images have no rows but those of an image whose sides are 2
-    (m (k - 1) + k) + 1. With m = 4 about 1.05 to 1.2 times the norm.
+    (m (k - 1) + k) + 1. Infinite for filters so large that this image is, too.
     """
-    reduced = sides
     for power in _POWERS:
         reaches = [power * (k - 1) + k for k in filter_shape]
         reduced = (min(sides[0], 2 * reaches[0] + 1), min(sides[1], 2 * reaches[1] + 1))
         if reduced[0] * reduced[1] <= _LARGEST_MATRIX:
             break
+    else:
+        return math.inf
     bank = build(reduced)
     gram = dense_matrix(lambda v: bank.adjoint(bank(v)), bank.domain_shape, device=device)
     scale = float(gram.abs().max())

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 
+import bound_hunt
 import numpy as np
 import pytest
 import registry
@@ -159,6 +160,12 @@ def test_hypergradients_equal_dense_ones(name: str) -> None:
         assert distance(result.gradient, truth.gradient) <= result.error_bound + truth.gradient_slack
         assert result.error_bound <= 1e-4 * result.norm
     assert result.error_bound <= 1.1e-4 * norm(truth.gradient)
+
+
+def test_every_bound_holds_on_random_problems(rotating_generator: torch.Generator) -> None:
+    summary = bound_hunt.hunt(8, rotating_generator, bound_hunt.RANGES["grouped"])
+    assert not summary.violations, summary.violations
+    assert summary.comparisons > 100
 
 
 def test_options_of_the_command_line() -> None:

@@ -163,9 +163,9 @@ def test_hypergradients_equal_dense_ones(name: str) -> None:
 
 
 def test_every_bound_holds_on_random_problems(rotating_generator: torch.Generator) -> None:
-    summary = bound_hunt.hunt(8, rotating_generator, bound_hunt.RANGES["grouped"])
+    summary = bound_hunt.hunt(5, rotating_generator, bound_hunt.RANGES["grouped"])
     assert not summary.violations, summary.violations
-    assert summary.comparisons > 100
+    assert summary.comparisons > 40
 
 
 def test_options_of_the_command_line() -> None:

@@ -184,8 +184,8 @@ def draw(found: list[Setting], file: Path) -> None:
     noisy, clean = discs.tests["100 discs"][_shown(discs, best)]
     assert discs.variation is not None
     forward, learned = (denoise(r, noisy[None], TOLERANCE).x[0] for r in (discs.variation, discs.learned[best]))
-    figure = Figure(figsize=(12, 10.2), layout="constrained")
-    upper, lower = figure.subfigures(2, 1, height_ratios=[6.3, 3.9])
+    figure = Figure(figsize=(12, 9.6), layout="constrained")
+    upper, lower = figure.subfigures(2, 1, height_ratios=[6.3, 3.3])
     panels = upper.subplots(2, 4)
     titles = (f"noisy: {psnr(noisy, clean):.2f} dB", f"forward differences: {psnr(forward, clean):.2f} dB",
               f"learned: {psnr(learned, clean):.2f} dB", "clean")  # fmt: skip
@@ -198,7 +198,7 @@ def draw(found: list[Setting], file: Path) -> None:
     ):
         shown = axes.imshow((image - clean)[0].numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit)
         axes.set_title(title, fontsize=11)
-    upper.colorbar(shown, ax=panels[1, 3], fraction=0.5, location="left")
+    upper.colorbar(shown, cax=panels[1, 3].inset_axes((0.0, 0.05, 0.06, 0.9)))
     for axes in panels.flat:
         axes.set_axis_off()
     for part, setting in zip(lower.subfigures(1, 2), found, strict=True):

@@ -49,6 +49,9 @@ _WEIGHT_STEP, _LARGEST_SEARCH = 1.6, 12
 _RIDGE_WEIGHT = 0.5
 """Initial weight of a ridge regularizer relative to a field of experts."""
 
+_GROUPED_WEIGHT = 0.4
+"""Initial weight of multivariate experts relative to a field of experts."""
+
 _RIDGE_SPACING = 2.0
 """Distance of a ridge regularizer's knots in initial smoothings of a field of experts: with ten of them f'' reaches the
 responses to noise."""
@@ -83,7 +86,7 @@ def initial_regularizer(config: TrainingConfig) -> Regularizer:
             config.filters // config.group_size,
             config.group_size,
             config.filter_side,
-            config.weight,
+            _GROUPED_WEIGHT * config.weight,
             config.smoothing,
             minimum_smoothing=config.minimum_smoothing,
             generator=torch.Generator().manual_seed(config.seed),

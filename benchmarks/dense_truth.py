@@ -54,7 +54,7 @@ def spline_derivatives(
 def derivatives(
     kind: str, t: Tensor, weight: Tensor, smoothing: Tensor, coefficients: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Density, f' and f'' written out again; for groups f'' is (batch, c, c, h, w), else the shape of t."""
+    """Density, f' and f'' written out again; for groups (axis 1) f'' is (batch, c, c, ...), else the shape of t."""
     l, v = weight, smoothing
     if kind == "PseudoHuber":
         s = torch.sqrt(t**2 + v**2)
@@ -75,7 +75,7 @@ def derivatives(
         )
     if kind == "IsotropicPseudoHuber":
         s = torch.sqrt((t**2).sum(1, keepdim=True) + v**2)
-        identity = torch.eye(t.shape[1], dtype=t.dtype)[None, :, :, None, None]
+        identity = torch.eye(t.shape[1], dtype=t.dtype).reshape(1, t.shape[1], t.shape[1], *(1,) * (t.dim() - 2))
         outer = t[:, :, None] * t[:, None, :]
         return l * (s - v), l * t / s, (l / s)[:, None] * identity - (l / s**3)[:, None] * outer
     if kind == "Spline" and coefficients is not None:

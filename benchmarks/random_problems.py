@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from random_groups import learned_total_variation, multivariate_experts
 from random_ridges import ridge_regularizer
 from torch import Tensor, nn
 
@@ -48,6 +49,16 @@ RANGES = {
         (1e-3, 1.0), (1e-3, 1.0), (1e-4, 0.1), 0.0, 0.4, 0.5, 1.0, dtypes=(DOUBLE, torch.float32), scans=True
     ),
     "ridge": Ranges(regularizers=("RidgeRegularizer",)),
+    "grouped": Ranges(regularizers=("MultivariateExperts", "LearnedTotalVariation")),
+    "grouped-extreme": Ranges(
+        (1e-4, 1e2),
+        (1e-4, 1e2),
+        (1e-4, 1e2),
+        100.0,
+        0.2,
+        dtypes=(DOUBLE, torch.float32),
+        regularizers=("MultivariateExperts", "LearnedTotalVariation"),
+    ),
 }
 
 
@@ -175,6 +186,8 @@ REGULARIZERS: dict[str, Callable[[Draw, tuple[int, int, int], float], Regularize
     "TotalVariation": total_variation,
     "AnalysisOperator": analysis_operator,
     "RidgeRegularizer": ridge_regularizer,
+    "MultivariateExperts": multivariate_experts,
+    "LearnedTotalVariation": learned_total_variation,
 }
 
 

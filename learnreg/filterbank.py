@@ -17,6 +17,7 @@ from torch import Tensor
 from learnreg.correlation import correlate, correlate_adjoint
 from learnreg.errors import ConfigError, ShapeError
 from learnreg.linop import LinearOperator, NormKind, fingerprint
+from learnreg.local_norm import local_norm_bound
 from learnreg.norms import (
     DENSE_LIMIT,
     FAILURE_PROBABILITY,
@@ -28,10 +29,11 @@ from learnreg.norms import (
 )
 from learnreg.stencil import Stencil
 
-__all__ = ["Boundary", "FilterBank", "pad", "pad_adjoint", "reflection_norm", "weighted_norm_bound"]
+__all__ = ["Boundary", "FilterBank", "pad", "pad_adjoint", "padding_norm", "weighted_norm_bound"]
 
-Boundary = Literal["valid", "zero", "circular", "reflect"]
-BOUNDARIES: tuple[str, ...] = ("valid", "zero", "circular", "reflect")
+Boundary = Literal["valid", "zero", "circular", "reflect", "replicate"]
+BOUNDARIES: tuple[str, ...] = ("valid", "zero", "circular", "reflect", "replicate")
+_REPEATING = ("reflect", "replicate")
 _DENSE_PIXELS = 1024
 _LOOSE = 1.45
 _REMEMBERED_SIZE, _REMEMBERED_BANKS = 100_000, 64
@@ -72,6 +74,8 @@ def _source_index(n: int, before: int, after: int, boundary: Boundary, device: t
     index = torch.arange(-before, n + after, device=device)
     if boundary == "circular":
         return index % n
+    if boundary == "replicate":
+        return index.clamp(0, n - 1)
     index = index.abs()
     return torch.where(index >= n, 2 * (n - 1) - index, index)
 
@@ -84,7 +88,7 @@ class FilterBank(LinearOperator):
     filters: (n, k, l); an nn.Parameter makes the operator learnable.
     domain_shape: (1, H, W).
     boundary: "valid" (responses only where the filter fits, range (n, H-k+1, W-l+1)), or "zero", "circular",
-        "reflect" (range (n, H, W)).
+        "reflect", "replicate" (range (n, H, W)).
     zero_mean: the filters come from a parametrisation that subtracts their means, so that gradients with respect to its
         raw filters have zero means; certificates use it.
 
@@ -121,6 +125,7 @@ class FilterBank(LinearOperator):
         sides = (height - k + 1, width - l + 1) if boundary == "valid" else (height, width)
         super().__init__(domain_shape, (n, *sides))
         self.filters, self.boundary, self.zero_mean = filters, boundary, zero_mean
+        self.groups = int(n)
 
     def forward(self, x: Tensor) -> Tensor:
         return correlate(pad(x, self.filter_shape, self.boundary), self.filters.to(x.dtype))
@@ -136,6 +141,10 @@ class FilterBank(LinearOperator):
     def filter_shape(self) -> tuple[int, int]:
         """Sides (k, l) of the filters."""
         return int(self.filters.shape[1]), int(self.filters.shape[2])
+
+    def per_filter(self, values: Tensor) -> Tensor:
+        """Numbers that belong to the ``groups`` of filters, here to each filter, as (n,)."""
+        return values.flatten()
 
     @property
     def _sides(self) -> tuple[int, int]:
@@ -161,11 +170,13 @@ class FilterBank(LinearOperator):
         return bound, kind
 
     def _fresh_norm_bound(self) -> tuple[float, NormKind]:
-        """The torus bound, unless it may be loose (reflection, narrow images) and a power iteration cannot show that it
-        is not: then the dense Gram matrix, or beyond 4,096 pixels the randomised bound."""
+        """The torus bound, unless it may be loose (repeated pixels, narrow images) and a power iteration cannot show
+        that it is not: then for repeated pixels that of a small image; if it is loose, too, the dense Gram matrix, or
+        beyond 4,096 pixels the randomised bound."""
         bound = weighted_norm_bound(self, torch.ones(self.filters.shape[0]))
         pixels, narrow = math.prod(self._sides), min(self._sides) < 4 * max(self.filter_shape)
-        if self.boundary == "circular" or pixels <= _DENSE_PIXELS or not (narrow or self.boundary == "reflect"):
+        repeating = self.boundary in _REPEATING
+        if self.boundary == "circular" or pixels <= _DENSE_PIXELS or not (narrow or repeating):
             return bound, "rigorous"
         bank = FilterBank(self.filters.detach().double(), (1, *self._sides), self.boundary)
         device = self.filters.device
@@ -173,7 +184,11 @@ class FilterBank(LinearOperator):
         def gram(v: Tensor) -> Tensor:
             return bank.adjoint(bank(v))
 
-        if bound <= _LOOSE * power_estimate(gram, self.domain_shape, device=device, steps=20):
+        tight = _LOOSE * power_estimate(gram, self.domain_shape, device=device, steps=20)
+        if bound > tight and repeating:
+            build = lambda sides: FilterBank(bank.filters, (1, *sides), bank.boundary)  # noqa: E731
+            bound = min(bound, local_norm_bound(build, self.filter_shape, self._sides, device))
+        if bound <= tight:
             return bound, "rigorous"
         if pixels <= DENSE_LIMIT:
             matrix = dense_matrix(gram, self.domain_shape, device=device, block=64)
@@ -194,7 +209,7 @@ class FilterBank(LinearOperator):
         if self.boundary == "circular" and any(k > n for k, n in zip(self.filter_shape, self._sides, strict=True)):
             norms = norms.abs().sum(1)
         else:
-            norms = norms.norm(dim=1) * (reflection_norm(self) if self.boundary == "reflect" else 1.0)
+            norms = norms.norm(dim=1) * padding_norm(self)
         return (norms * (1.0 + 1e-12))[:, None, None]
 
     def stencil(self) -> Stencil | None:
@@ -222,16 +237,21 @@ def weighted_norm_bound(bank: FilterBank, channel_weights: Tensor, tight: bool =
         return gram_norm_bound(dense_matrix(scaled.forward, scaled.domain_shape, device=filters.device))
     torus = (height + k - 1, width + l - 1)
     bound = math.sqrt(circulant_bound(filters, torus)[0])
-    if bank.boundary == "reflect":
-        bound = min(bound * reflection_norm(bank), _schur_bound(filters, bank))
+    if bank.boundary in _REPEATING:
+        bound = min(bound * padding_norm(bank), _schur_bound(filters, bank))
+        if not tight:
+            bound = min(bound, float(scale.max()) * bank.norm_bound())
     return bound * (1.0 + 1e-12)
 
 
-def reflection_norm(bank: FilterBank) -> float:
-    """Bound of the norm of the padding: it repeats a pixel as often as the largest column count says."""
+def padding_norm(bank: FilterBank) -> float:
+    """Bound of the norm of the padding: "reflect" and "replicate" repeat a pixel as often as the largest column count
+    says; 1 for the others."""
     counts = 1.0
+    if bank.boundary not in _REPEATING:
+        return counts
     for n, k in zip(bank._sides, bank.filter_shape, strict=True):
-        index = _source_index(n, *_margins(k), "reflect", torch.device("cpu"))
+        index = _source_index(n, *_margins(k), bank.boundary, torch.device("cpu"))
         counts *= float(torch.bincount(index, minlength=n).max())
     return math.sqrt(counts)
 
@@ -248,13 +268,13 @@ def padding_lipschitz(bank: FilterBank) -> float:
     """c with ‖∂_w <w * pad(u), p>‖_F <= c ‖u‖ ‖p‖: sqrt(k l) times the norm of the padding. *Rigorous bound.*
 
     The gradient's entry (c, i, j) is the inner product of p_c with one shifted window of the padded image; a window of
-    a circular padding is a permutation of the image, so the factor is needed for "reflect" alone.
+    a circular padding is a permutation of the image, so the factor is needed for repeated pixels alone.
     """
     k, l = bank.filter_shape
     repeat = 1.0
-    if bank.boundary == "reflect":
+    if bank.boundary in _REPEATING:
         for n, side in zip(bank._sides, (k, l), strict=True):
-            index = _source_index(n, *_margins(side), "reflect", torch.device("cpu"))
+            index = _source_index(n, *_margins(side), bank.boundary, torch.device("cpu"))
             windows = index.unfold(0, n, 1)
             repeat *= max(float(torch.bincount(w, minlength=n).max()) for w in windows)
     return math.sqrt(k * l * repeat)

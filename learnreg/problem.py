@@ -96,8 +96,8 @@ class Instance:
             return math.inf
         data = float(self.data_weights.max()) * self.forward.norm_bound() ** 2 + self.ridge
         limit = torch.as_tensor(self.potential.curvature_limit, dtype=self.q.dtype, device=self.q.device)
-        if isinstance(self.analysis, FilterBank) and limit.numel() == self.analysis.filters.shape[0]:
-            bend = weighted_norm_bound(self.analysis, limit.flatten(), tight=False) ** 2
+        if isinstance(self.analysis, FilterBank) and limit.numel() == self.analysis.groups:
+            bend = weighted_norm_bound(self.analysis, self.analysis.per_filter(limit), tight=False) ** 2
         else:
             bend = float(limit.max()) * self.analysis.norm_bound() ** 2
         return (data + bend) / self.strong_convexity

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import learnreg as lr
 from learnreg.filterbank import FilterBank
+from learnreg.grouped import GroupedFilterBank
 from learnreg.hypergradients.base import HypergradientMethod
 from learnreg.isotropic import IsotropicPseudoHuber
 from learnreg.linop import LinearOperator
@@ -30,6 +31,8 @@ from learnreg.potentials import Potential
 from learnreg.regularizers import (
     AnalysisOperator,
     FieldsOfExperts,
+    LearnedTotalVariation,
+    MultivariateExperts,
     Regularizer,
     RidgeRegularizer,
     Scaled,
@@ -70,9 +73,16 @@ OPERATORS: dict[str, Callable[[], LinearOperator]] = {
     "Blur-channels": lambda: Blur(nn.Parameter(randn(3, 3)), (2, 4, 5), "reflect"),
     **{
         f"FilterBank-{boundary}-{k}x{l}": lambda boundary=boundary, k=k, l=l: _bank(boundary, k, l)  # type: ignore[misc]
-        for boundary in ("valid", "zero", "circular", "reflect")
+        for boundary in ("valid", "zero", "circular", "reflect", "replicate")
         for k, l in ((3, 3), (2, 4), (1, 1), (5, 3))
     },
+    **{
+        f"GroupedFilterBank-{boundary}": lambda boundary=boundary: GroupedFilterBank(  # type: ignore[misc]
+            randn(2, 3, 3, 2, seed=9), SHAPE, boundary
+        )
+        for boundary in ("valid", "zero", "circular", "reflect", "replicate")
+    },
+    "GroupedFilterBank-circular-larger": lambda: GroupedFilterBank(randn(3, 2, 6, 8, seed=9), SHAPE, "circular"),
     "FilterBank-as-large-as-the-image": lambda: _bank("valid", 5, 6),
     "FilterBank-circular-larger": lambda: _bank("circular", 7, 8),
     "Gradient": lambda: Gradient(SHAPE),
@@ -162,11 +172,37 @@ def _ridge(shared: bool, **options: object) -> RidgeRegularizer:
     return result
 
 
+def _multivariate(boundary: str, members: int = 2) -> MultivariateExperts:
+    generator = torch.Generator().manual_seed(3)
+    result = MultivariateExperts(3, members, 3, 0.6, 0.15, boundary, generator=generator).double()  # type: ignore[arg-type]
+    with torch.no_grad():
+        for i, p in enumerate(result.parameters()):
+            p.add_(0.2 * randn(*p.shape, seed=50 + i))
+    return result
+
+
+def _learned_variation(positions: int, boundary: str) -> LearnedTotalVariation:
+    """Away from its start."""
+    generator = torch.Generator().manual_seed(3)
+    result = LearnedTotalVariation(positions, 3, 0.3, 0.1, boundary, generator).double()  # type: ignore[arg-type]
+    with torch.no_grad():
+        for i, p in enumerate(result.parameters()):
+            p.add_(0.2 * randn(*p.shape, seed=60 + i))
+    return result
+
+
 REGULARIZERS: dict[str, Callable[[], Regularizer]] = {
     "FieldsOfExperts": lambda: _experts("PseudoHuber", "valid"),
     "FieldsOfExperts-LogCosh": lambda: _experts("LogCosh", "zero"),
     "FieldsOfExperts-Huber": lambda: _experts("Huber", "circular", size=2),
     "FieldsOfExperts-from_arrays": _arrays,
+    "MultivariateExperts": lambda: _multivariate("valid"),
+    "MultivariateExperts-triples": lambda: _multivariate("reflect", 3),
+    "MultivariateExperts-from_arrays": lambda: MultivariateExperts.from_arrays(
+        0.5 * randn(2, 2, 2, 3, seed=8), 0.1 + rand(2, seed=9), 0.1 + 0.2 * rand(2, seed=10), "circular"
+    ),
+    "LearnedTotalVariation": lambda: _learned_variation(5, "replicate"),
+    "LearnedTotalVariation-one": lambda: _learned_variation(1, "valid"),
     "RidgeRegularizer": lambda: _ridge(False),
     "RidgeRegularizer-shared": lambda: _ridge(True, boundary="valid"),
     "RidgeRegularizer-noise": lambda: _ridge(True, noise_conditioned=True).at(0.2),

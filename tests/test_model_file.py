@@ -21,6 +21,8 @@ from learnreg.operators import Blur, Identity
 from learnreg.regularizers import (
     AnalysisOperator,
     FieldsOfExperts,
+    LearnedTotalVariation,
+    MultivariateExperts,
     Regularizer,
     RidgeRegularizer,
     Scaled,
@@ -40,6 +42,11 @@ SAMPLES = {
         torch.randn(3, 4, 4, dtype=torch.float64), torch.rand(3) + 0.1, torch.rand(3) + 0.1
     ),
     "tv": lambda: TotalVariation(weight=0.07, smoothing=2e-3),
+    "multivariate": lambda: MultivariateExperts(5, 3, 4, minimum_smoothing=1e-3, boundary="reflect"),
+    "multivariate, from arrays, float64": lambda: MultivariateExperts.from_arrays(
+        torch.randn(3, 2, 4, 4, dtype=torch.float64), torch.rand(3) + 0.1, torch.rand(3) + 0.1
+    ),
+    "learned-tv": lambda: LearnedTotalVariation(6, 5, smoothing=2e-3, boundary="circular"),
     "ridge": lambda: RidgeRegularizer((2, 5), 3, 9, shared=True, noise_conditioned=True),
     "scaled": lambda: Scaled(FieldsOfExperts(filters=5, size=3), 0.3),
     "scaled, of a scaled one": lambda: Scaled(Scaled(TotalVariation(), 2.0), 0.3),

@@ -58,16 +58,17 @@ def group_pullback_norm(
     instance: Instance, p: Tensor, shape: tuple[int, ...], pullback: Tensor | None = None
 ) -> Tensor:
     """sup over u of ‖(<p_g, (K u)_g>)_g‖ / ‖u‖ over groups g, (batch,): the norm of the images K_g^T p_g, by their Gram
-    matrix for one group or one group per filter, else at most max_g ‖p_g‖ ‖K‖. *Rigorous bound.* Counts one
+    matrix for one group or those of a filter bank, else at most max_g ‖p_g‖ ‖K‖. *Rigorous bound.* Counts one
     application at most; none if ``pullback``, K^T p, is all it needs."""
     by_norm = group_norm(p, shape) * instance.analysis.norm_bound()
     bank = instance.analysis
     if all(size == 1 for size in shape):
         image = instance.adjoint(p) if pullback is None else pullback
         return torch.minimum(by_norm, sum_samples(image * image).sqrt() * (1.0 + 1e-12) + 1e-14 * by_norm)
-    if isinstance(bank, FilterBank) and shape == (bank.filters.shape[0], 1, 1):
+    if isinstance(bank, FilterBank) and shape == (bank.groups, 1, 1):
         instance.counter.applications += 1
-        images = _images_by_filter(bank, p).flatten(2)
+        images = _images_by_filter(bank, p.flatten(1, -3)).flatten(2)
+        images = images.reshape(images.shape[0], -1, bank.groups, images.shape[2]).sum(1)
         gram = largest_eigenvalue(images @ images.transpose(1, 2)).sqrt()
         return torch.minimum(by_norm, gram * (1.0 + 1e-12) + 1e-14 * by_norm)
     return by_norm

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from learnreg.certificates.gram import largest_eigenvalue
 from learnreg.convex import sum_samples
-from learnreg.filterbank import FilterBank, pad, reflection_norm
+from learnreg.filterbank import FilterBank, pad, padding_norm
 from learnreg.problem import Instance
 
 __all__ = ["FilterPairing", "NormPairing", "Pairing", "pairing_of"]
@@ -87,10 +87,11 @@ class FilterPairing(Pairing):
         """Through the Gram matrix of all shifts of all p_c, whose entries are correlations of p_c and p_d at lags; by
         norms where that matrix is large."""
         k, l = self.bank.filter_shape
+        p = p.flatten(1, -3)
         if p.shape[1] * k * l > _LARGEST_GRAM:
             return self.lipschitz * _norm(p)
         gram = torch.stack([self._shift_gram(sample, k, l) for sample in p])
-        repeat = reflection_norm(self.bank) if self.bank.boundary == "reflect" else 1.0
+        repeat = padding_norm(self.bank)
         # the means are projected out of a rounded Gram matrix, of which little may remain
         lost = _CANCELLED * k * l * _norm(p) ** 2 if self.bank.zero_mean else 0.0
         by_gram = repeat * (largest_eigenvalue(gram) + lost).sqrt()
@@ -123,7 +124,7 @@ class FilterPairing(Pairing):
         """The largest eigenvalue of U^T diag(high_c) U over the channels c; channels whose trace, which bounds it, is
         below one already found are left out. Large filters: of U^T diag(max_c high_c) U, not below the others."""
         U = self.patches(u)
-        high = high.flatten(2)
+        high = high.flatten(1, -3).flatten(2)
         if U.shape[1] > _LARGE_FILTER:
             high = high.amax(1, keepdim=True)
         traces = torch.einsum("bcp,bp->bc", high, (U * U).sum(1)).nan_to_num(torch.inf, torch.inf)
@@ -143,7 +144,8 @@ class FilterPairing(Pairing):
         """min(‖ |U|^T bent ‖, ‖U‖ ‖bent‖)."""
         U = self.patches(u)
         # for groups, too: ‖sum_p U_kp q_p‖ <= sum_p |U_kp| |q_p| for the vectors q_p
-        by_sum = torch.einsum("bkp,bcp->bck", U.abs(), bent.flatten(2)).flatten(1).norm(dim=1)
+        bent = bent.flatten(1, -3).flatten(2)
+        by_sum = torch.einsum("bkp,bcp->bck", U.abs(), bent).flatten(1).norm(dim=1)
         by_norm = largest_eigenvalue(U @ U.transpose(1, 2)).sqrt() * _norm(bent)
         return torch.minimum(by_sum, by_norm) * _ROUND_UP
 

@@ -21,7 +21,7 @@ from learnreg.regularizers.base import (
     potential_to_config,
 )
 
-__all__ = ["FieldsOfExperts", "dct_filters"]
+__all__ = ["ArrayLike", "FieldsOfExperts", "as_tensor", "dct_filters"]
 
 ArrayLike = Tensor | np.ndarray[Any, Any]
 
@@ -41,7 +41,7 @@ def dct_filters(count: int, size: int, generator: torch.Generator | None = None)
     return torch.stack(filters).to(torch.get_default_dtype())
 
 
-def _as_tensor(values: ArrayLike) -> Tensor:
+def as_tensor(values: ArrayLike) -> Tensor:
     """A tensor cut from autograd; NumPy views with negative strides are copied."""
     return torch.as_tensor(values.copy(order="C") if isinstance(values, np.ndarray) else values).detach()
 
@@ -54,7 +54,7 @@ class FieldsOfExperts(Regularizer):
     filters: number n of filters. Initially the DCT basis without the constant, then random ones.
     size: side k of the filters.
     potential: ``PseudoHuber``, ``LogCosh`` or ``Huber``; its smoothing and weight are the initial ones.
-    boundary: "valid" (responses only where the filter fits), "zero", "circular" or "reflect".
+    boundary: "valid" (responses only where the filter fits), "zero", "circular", "reflect" or "replicate".
     minimum_smoothing: v_c stays above it, by parametrisation. Smoothings far below the noise cost iterations and change
         no image; 0 leaves them free.
     generator: for the random filters; torch's default generator otherwise.
@@ -126,7 +126,7 @@ class FieldsOfExperts(Regularizer):
         ------
         ShapeError: the shapes do not fit. ConfigError: a weight or smoothing that is not positive and finite.
         """
-        w = _as_tensor(filters).clone()
+        w = as_tensor(filters).clone()
         if w.dim() == 4 and w.shape[1] == 1:
             w = w[:, 0]
         if w.dim() != 3:
@@ -139,8 +139,8 @@ class FieldsOfExperts(Regularizer):
         Regularizer.__init__(result)
         result._set(
             w,
-            positive_log(_as_tensor(weights).to(w.dtype), "from_arrays(weights)", w.shape[0]),
-            positive_log(_as_tensor(smoothing).to(w.dtype), "from_arrays(smoothing)", w.shape[0]),
+            positive_log(as_tensor(weights).to(w.dtype), "from_arrays(weights)", w.shape[0]),
+            positive_log(as_tensor(smoothing).to(w.dtype), "from_arrays(smoothing)", w.shape[0]),
             potential if potential is not None else PseudoHuber(1.0),
             boundary,
             zero_mean=False,

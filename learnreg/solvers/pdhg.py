@@ -45,8 +45,8 @@ class StepSizes:
         weight = torch.as_tensor(instance.potential.weight, dtype=instance.q.dtype, device=instance.q.device)
         scaling = weight / weight.max() if weight.dim() == 3 and weight.numel() > 1 else torch.ones_like(weight)
         scaling = scaling.sqrt()
-        if isinstance(instance.analysis, FilterBank) and scaling.numel() == instance.analysis.filters.shape[0]:
-            norm = weighted_norm_bound(instance.analysis, scaling.flatten(), tight=False)
+        if isinstance(instance.analysis, FilterBank) and scaling.numel() == instance.analysis.groups:
+            norm = weighted_norm_bound(instance.analysis, instance.analysis.per_filter(scaling), tight=False)
         else:
             scaling = torch.ones((), dtype=instance.q.dtype, device=instance.q.device)
             norm = instance.analysis.norm_bound()

@@ -66,6 +66,7 @@ class SpectralPreconditioner(SolverState):
         m = _data_symbol(instance, sides)
         if m is None:
             return None
+        curvature = curvature.flatten(1, -3)
         filters = stencil.filters.to(curvature)
         instance.counter.applications += 1
         local = stencil.gram_diagonal(curvature)

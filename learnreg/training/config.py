@@ -60,7 +60,9 @@ class TrainingConfig:
     out: str = option("runs/denoise", "run folder", resumable=True)
     seed: int = option(0, "seed of images, noise and initial filters", at_least=0, at_most=2**62)
     batch_size: int = option(16, "samples in a batch", at_least=1)
-    filters: int = option(24, "number of filters of a field of experts", at_least=1)
+    filters: int = option(24, "number of filters of a field of experts, or of multivariate experts", at_least=1)
+    group_size: int = option(2, "filters in each group of multivariate experts", at_least=1)
+    positions: int = option(4, "positions in a pixel where learned total variation samples gradients", at_least=1)
     potential: str = option(
         "pseudo-huber", "potential of a field of experts", choices=("pseudo-huber", "log-cosh", "huber")
     )

@@ -10,7 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from learnreg.regularizers import FieldsOfExperts, Regularizer, RidgeRegularizer
+from learnreg.regularizers import (
+    FieldsOfExperts,
+    LearnedTotalVariation,
+    MultivariateExperts,
+    Regularizer,
+    RidgeRegularizer,
+)
 from learnreg.training.comparison import Compared, Comparison
 from learnreg.training.extras import require
 
@@ -39,8 +45,10 @@ def comparison_figure(comparison: Comparison) -> Any:
 
 
 def filters_figure(regularizer: Regularizer) -> Any | None:
-    """The filters of a field of experts or a ridge regularizer by falling weight, the latter's with their potentials;
-    None for other regularizers."""
+    """The filters of a field of experts or a ridge regularizer by falling weight, the latter's with their potentials,
+    or groups of filters side by side; None for other regularizers."""
+    if isinstance(regularizer, MultivariateExperts | LearnedTotalVariation):
+        return _groups_figure(regularizer)
     if not isinstance(regularizer, FieldsOfExperts | RidgeRegularizer):
         return None
     filters, weights, smoothing = (
@@ -65,6 +73,32 @@ def filters_figure(regularizer: Regularizer) -> Any | None:
         axes.imshow(filters[c].numpy(), cmap="gray", vmin=-largest, vmax=largest)
         strength = float(weights[c] * norms[c])
         axes.set_title(f"l‖w‖ = {strength:.2g}\nv/‖w‖ = {float(smoothing[c] / norms[c].clamp_min(1e-30)):.2g}", size=8)
+    return figure
+
+
+@torch.no_grad()
+def _groups_figure(regularizer: MultivariateExperts | LearnedTotalVariation) -> Any:
+    """Groups by falling weight, on one scale within a group."""
+    filters, weights = (t.double() for t in (regularizer.effective_filters, regularizer.weights))
+    smoothing = torch.as_tensor(regularizer.smoothing, dtype=torch.float64).expand(len(weights))
+    norms = filters.flatten(1).norm(dim=1)
+    order = torch.argsort(weights * norms, descending=True).tolist()
+    members = filters.shape[1]
+    across = max(1, 8 // members)
+    figure = _figure(1.5 * min(across, len(order)) * members, 1.85 * math.ceil(len(order) / across))
+    panels = figure.subplots(math.ceil(len(order) / across), min(across, len(order)) * members, squeeze=False)
+    for axes in panels.flat:
+        axes.set_axis_off()
+    for place, g in enumerate(order):
+        row, column = divmod(place, across)
+        largest = max(float(filters[g].abs().max()), 1e-30)
+        for j in range(members):
+            axes = panels[row, column * members + j]
+            axes.imshow(filters[g, j].numpy(), cmap="gray", vmin=-largest, vmax=largest)
+        label = (
+            f"l‖w‖ = {float(weights[g] * norms[g]):.2g}\nv/‖w‖ = {float(smoothing[g] / norms[g].clamp_min(1e-30)):.2g}"
+        )
+        panels[row, column * members].set_title(label, size=8)
     return figure
 
 

@@ -14,12 +14,20 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from learnreg.errors import ConfigError
 from learnreg.hypergradients.base import HypergradientMethod
 from learnreg.hypergradients.implicit import Implicit
 from learnreg.hypergradients.piggyback import Piggyback
 from learnreg.losses import SquaredError
 from learnreg.problem import LowerLevelProblem
-from learnreg.regularizers import FieldsOfExperts, Regularizer, RidgeRegularizer, TotalVariation
+from learnreg.regularizers import (
+    FieldsOfExperts,
+    LearnedTotalVariation,
+    MultivariateExperts,
+    Regularizer,
+    RidgeRegularizer,
+    TotalVariation,
+)
 from learnreg.regularizers.base import potential_from_config
 from learnreg.solvers.solve import solve
 from learnreg.training.comparison import Comparison
@@ -41,6 +49,9 @@ _WEIGHT_STEP, _LARGEST_SEARCH = 1.6, 12
 _RIDGE_WEIGHT = 0.5
 """Initial weight of a ridge regularizer relative to a field of experts."""
 
+_GROUPED_WEIGHT = 0.4
+"""Initial weight of multivariate experts relative to a field of experts."""
+
 _RIDGE_SPACING = 2.0
 """Distance of a ridge regularizer's knots in initial smoothings of a field of experts: with ten of them f'' reaches the
 responses to noise."""
@@ -56,6 +67,28 @@ def initial_regularizer(config: TrainingConfig) -> Regularizer:
         return RidgeRegularizer(
             weight=_RIDGE_WEIGHT * config.weight,
             smoothing=_RIDGE_SPACING * config.smoothing,
+            generator=torch.Generator().manual_seed(config.seed),
+        )
+    if config.regularizer == "learned-tv":
+        return LearnedTotalVariation(
+            config.positions,
+            config.filter_side,
+            weight=config.weight / 3.0,
+            smoothing=config.smoothing,
+            generator=torch.Generator().manual_seed(config.seed),
+        )
+    if config.regularizer == "multivariate":
+        if config.filters % config.group_size:
+            raise ConfigError(
+                f"filters={config.filters}, group_size={config.group_size}: expected whole groups; choose a multiple."
+            )
+        return MultivariateExperts(
+            config.filters // config.group_size,
+            config.group_size,
+            config.filter_side,
+            _GROUPED_WEIGHT * config.weight,
+            config.smoothing,
+            minimum_smoothing=config.minimum_smoothing,
             generator=torch.Generator().manual_seed(config.seed),
         )
     kind = type(potential_from_config(config.potential))

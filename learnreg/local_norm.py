@@ -1,0 +1,47 @@
+"""Norms of filter banks whose boundary repeats pixels, from their Gram matrix on a small image."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+
+from learnreg.linop import LinearOperator
+from learnreg.norms import dense_matrix
+
+__all__ = ["local_norm_bound"]
+
+_POWERS = (4, 2)
+_LARGEST_MATRIX = 1600
+
+
+def local_norm_bound(
+    build: Callable[[tuple[int, int]], LinearOperator],
+    filter_shape: tuple[int, int],
+    sides: tuple[int, int],
+    device: torch.device | str | None = None,
+) -> float:
+    """Bound of ‖W‖ for a bank of filters, ``build`` on images of given sides. *Rigorous bound.*
+
+    The largest absolute row sum of (W^T W)^m bounds its norm. A row depends on pixels at most m (k - 1) away and on
+    which of these are within k of a border, so that large images have no rows but those of an image whose sides are 2
+    (m (k - 1) + k) + 1. Infinite for filters so large that this image is, too.
+    """
+    for power in _POWERS:
+        reaches = [power * (k - 1) + k for k in filter_shape]
+        reduced = (min(sides[0], 2 * reaches[0] + 1), min(sides[1], 2 * reaches[1] + 1))
+        if reduced[0] * reduced[1] <= _LARGEST_MATRIX:
+            break
+    else:
+        return math.inf
+    bank = build(reduced)
+    gram = dense_matrix(lambda v: bank.adjoint(bank(v)), bank.domain_shape, device=device)
+    scale = float(gram.abs().max())
+    if scale == 0.0:
+        return 0.0
+    product = gram / scale
+    for _ in range(power.bit_length() - 1):
+        product = product @ product
+    largest = float(product.abs().sum(1).max())
+    return float((scale * largest ** (1.0 / power)) ** 0.5) * (1.0 + 1e-10)

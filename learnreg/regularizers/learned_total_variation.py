@@ -1,0 +1,153 @@
+"""Learned discretisations of total variation (Chambolle and Pock, "Learning consistent discretizations of the total
+variation", SIAM J. Imaging Sci. 14, 2021)."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from learnreg.errors import ConfigError, ShapeError
+from learnreg.filterbank import BOUNDARIES, Boundary
+from learnreg.grouped import GroupedFilterBank
+from learnreg.isotropic import IsotropicPseudoHuber
+from learnreg.regularizers.base import ParameterRole, Regularizer, SaddleTerms, positive_log
+
+__all__ = ["LearnedTotalVariation"]
+
+_POSITIONS = ((0.5, 0.0), (0.0, 0.5), (0.0, 0.0), (0.5, 0.5))
+"""Where gradients are sampled at first, from a pixel's centre: two edges of the pixel, its centre, its corner."""
+
+
+class LearnedTotalVariation(Regularizer):
+    """R(x) = sum_k sum_i l_k (sqrt(|(L_k1 * D_1 x)_i|² + |(L_k2 * D_2 x)_i|² + v²) - v): total variation whose gradient
+    is interpolated, by learned kernels, to several positions in each pixel.
+
+    D_1 and D_2 are forward differences, which live on the edges between pixels. The kernels L_k1 and L_k2 sum to one by
+    parametrisation: whatever is learned, affine images have their exact gradient away from the border, and R is a
+    consistent discretisation of total variation of weight sum_k l_k. With kernels that are one at the middle and zero
+    elsewhere R is :class:`TotalVariation`, border included for "replicate", which repeats pixels beyond the border, so
+    that differences across it vanish.
+
+    Parameters
+    ----------
+    positions: number m of positions. One: R starts as forward differences. More: as interpolation to the edges of a
+        pixel, its centre, its corner, then to random points of it.
+    size: side of the kernels, odd, at least 3.
+    weight: sum of the initial weights l_k, learnable through the raw parameter ``log_weights`` (m,).
+    smoothing: v, fixed, in image units.
+    boundary: "replicate", or as in :class:`FieldsOfExperts`.
+    generator: for the random positions; torch's default generator otherwise.
+
+    The raw parameter ``kernels``, (2, m, k, k), has the kernels for vertical differences, then for horizontal ones;
+    those in use are the raw ones plus the constant that makes them sum to one.
+    """
+
+    def __init__(
+        self,
+        positions: int = 4,
+        size: int = 3,
+        weight: float = 0.1,
+        smoothing: float = 1e-3,
+        boundary: Boundary = "replicate",
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        whole = isinstance(positions, int) and isinstance(size, int)
+        if not whole or positions < 1 or size < 3 or size % 2 == 0:
+            raise ConfigError(
+                f"LearnedTotalVariation(positions={positions!r}, size={size!r}): expected integers, positions >= 1, "
+                "size odd and >= 3."
+            )
+        if not (smoothing > 0 and math.isfinite(smoothing)):
+            raise ConfigError(f"LearnedTotalVariation(smoothing={smoothing!r}): expected a positive finite number.")
+        if boundary not in BOUNDARIES:
+            raise ConfigError(f"boundary={boundary!r}: expected one of {', '.join(BOUNDARIES)}.")
+        self.kernels = nn.Parameter(_initial_kernels(positions, size, generator))
+        self.log_weights: nn.Parameter = positive_log(weight / positions, "LearnedTotalVariation weight", positions)
+        self.smoothing, self.boundary = float(smoothing), boundary
+
+    @property
+    def weights(self) -> Tensor:
+        """l_k, shape (m,), positive by parametrisation."""
+        return self.log_weights.exp()
+
+    @property
+    def effective_kernels(self) -> Tensor:
+        """The interpolation kernels in use, (2, m, k, k), in the dtype of the parameters."""
+        return self._exact_kernels().to(self.kernels.dtype)
+
+    @property
+    def effective_filters(self) -> Tensor:
+        """Interpolated differences as filters applied to images, shape (m, 2, k + 1, k + 1), in the dtype of the
+        parameters."""
+        return _differences(self._exact_kernels()).transpose(0, 1).to(self.kernels.dtype)
+
+    def _exact_kernels(self) -> Tensor:
+        """In float64, so that the gradient of the raw kernels is rounded once, at the end."""
+        kernels = self.kernels.double()
+        return kernels - kernels.mean((-2, -1), keepdim=True) + 1.0 / kernels[0, 0].numel()
+
+    def saddle_terms(self, image_shape: tuple[int, ...]) -> SaddleTerms:
+        if len(image_shape) != 3:
+            raise ShapeError(f"LearnedTotalVariation: got images of shape {image_shape}, expected (1, height, width).")
+        # Differences of kernels do not see a constant in the gradient of the filters: zero_mean holds.
+        bank = GroupedFilterBank(_differences(self._exact_kernels()), image_shape, self.boundary, zero_mean=True)
+        return SaddleTerms(bank, IsotropicPseudoHuber(self.smoothing, self.log_weights.double().exp()[:, None, None]))
+
+    def parameter_roles(self) -> dict[str, ParameterRole]:
+        return {"kernels": "operator", "log_weights": "log_weight"}
+
+    def parameter_jacobian_bounds(self) -> dict[ParameterRole, float]:
+        """From kernels to filters: a projection, then differences of kernels padded by zeros, whose Gram matrix has the
+        eigenvalues 2 - 2 cos(j pi/(k + 1)), j = 1 ... k."""
+        return {"operator": 2.0 * math.cos(0.5 * math.pi / (self.kernels.shape[-1] + 1)) * (1.0 + 1e-12)}
+
+    def config(self) -> dict[str, Any]:
+        _, positions, size, _ = self.kernels.shape
+        return {"positions": positions, "size": size, "smoothing": self.smoothing, "boundary": self.boundary}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> LearnedTotalVariation:
+        return cls(
+            int(config["positions"]),
+            int(config["size"]),
+            smoothing=float(config["smoothing"]),
+            boundary=cast(Boundary, config["boundary"]),
+            generator=torch.Generator().manual_seed(0),
+        )
+
+    def extra_repr(self) -> str:
+        _, positions, size, _ = self.kernels.shape
+        return f"positions={positions}, size={size}, smoothing={self.smoothing:g}, boundary={self.boundary!r}"
+
+
+def _differences(kernels: Tensor) -> Tensor:
+    """The filters (2, m, k + 1, k + 1) of forward differences followed by the kernels: vertical, then horizontal."""
+    vertical, horizontal = kernels
+    down = F.pad(vertical, (0, 1, 1, 0)) - F.pad(vertical, (0, 1, 0, 1))
+    across = F.pad(horizontal, (1, 0, 0, 1)) - F.pad(horizontal, (0, 1, 0, 1))
+    return torch.stack([down, across])
+
+
+def _initial_kernels(positions: int, size: int, generator: torch.Generator | None) -> Tensor:
+    """Bilinear interpolation from the edges where differences live, (1/2, 0) and (0, 1/2) from a pixel's centre."""
+    points = list(_POSITIONS[:positions])
+    if positions == 1:
+        result = torch.zeros(2, 1, size, size)
+        result[..., size // 2, size // 2] = 1.0
+        return result.to(torch.get_default_dtype())
+    for _ in range(positions - len(points)):
+        row, column = torch.rand(2, dtype=torch.float64, generator=generator).tolist()
+        points.append((row, column))
+    offsets = torch.arange(size, dtype=torch.float64) - size // 2
+    result = torch.zeros(2, positions, size, size, dtype=torch.float64)
+    for direction, (k, point) in itertools.product((0, 1), enumerate(points)):
+        at = [p - 0.5 * (axis == direction) for axis, p in enumerate(point)]
+        rows, columns = ((1.0 - (offsets - p).abs()).clamp_min(0.0) for p in at)
+        result[direction, k] = torch.outer(rows, columns)
+    return result.to(torch.get_default_dtype())

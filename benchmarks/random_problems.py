@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from random_networks import input_convex_network
 from random_ridges import ridge_regularizer
 from torch import Tensor, nn
 
@@ -36,6 +37,7 @@ class Ranges:
     ridged: float = 0.3
     dtypes: tuple[torch.dtype, ...] = (DOUBLE,)
     scans: bool = False
+    sides: tuple[int, int] = (3, 9)
     regularizers: tuple[str, ...] = ("FieldsOfExperts", "TotalVariation", "AnalysisOperator", "FieldsOfExperts")
 
 
@@ -48,6 +50,7 @@ RANGES = {
         (1e-3, 1.0), (1e-3, 1.0), (1e-4, 0.1), 0.0, 0.4, 0.5, 1.0, dtypes=(DOUBLE, torch.float32), scans=True
     ),
     "ridge": Ranges(regularizers=("RidgeRegularizer",)),
+    "networks": Ranges((1e-3, 1.0), (1e-2, 1.0), sides=(8, 12), regularizers=("InputConvexNetwork",)),
 }
 
 
@@ -175,6 +178,7 @@ REGULARIZERS: dict[str, Callable[[Draw, tuple[int, int, int], float], Regularize
     "TotalVariation": total_variation,
     "AnalysisOperator": analysis_operator,
     "RidgeRegularizer": ridge_regularizer,
+    "InputConvexNetwork": input_convex_network,
 }
 
 
@@ -227,11 +231,11 @@ def image_shape(draw: Draw) -> tuple[int, int, int]:
     if draw.ranges.scans:
         side = draw.integer(6, 12)
         return 1, side, side
-    return 1, draw.integer(3, 9), draw.integer(3, 9)
+    return 1, draw.integer(*draw.ranges.sides), draw.integer(*draw.ranges.sides)
 
 
 def draw_case(draw: Draw) -> Case:
-    """A random problem of at most 9 x 9 pixels, of 12 x 12 for scans."""
+    """A random problem of at most 12 x 12 pixels, of 9 x 9 unless scans or networks are drawn."""
     ranges = draw.ranges
     shape = image_shape(draw)
     batch = draw.integer(1, 3)

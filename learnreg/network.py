@@ -63,7 +63,7 @@ def network_of(parameters: Mapping[str, Tensor]) -> Network:
 def initial_parameters(
     features: int, layers: int, size: int, mixing_size: int, weight: float, generator: torch.Generator | None = None
 ) -> dict[str, Tensor]:
-    """Raw parameters that start as a sensible regularizer, about weight/n times the sum of |w * x| over n L / 2 filters.
+    """Raw parameters that start as a sensible regularizer, about weight/n times the sum of |w * x| over n L/2 filters.
 
     Filters of unit norm come in pairs ±w, first the DCT basis without the constant by increasing frequency, then random
     ones: s(t) + s(-t) is a smooth |t|. U passes each feature on to those of the same rank, and faintly to all.

@@ -3,8 +3,17 @@
 from learnreg.regularizers.analysis import AnalysisOperator
 from learnreg.regularizers.base import Regularizer
 from learnreg.regularizers.fields_of_experts import FieldsOfExperts
+from learnreg.regularizers.input_convex import InputConvexNetwork
 from learnreg.regularizers.ridge import RidgeRegularizer
 from learnreg.regularizers.scaled import Scaled
 from learnreg.regularizers.total_variation import TotalVariation
 
-__all__ = ["AnalysisOperator", "FieldsOfExperts", "Regularizer", "RidgeRegularizer", "Scaled", "TotalVariation"]
+__all__ = [
+    "AnalysisOperator",
+    "FieldsOfExperts",
+    "InputConvexNetwork",
+    "Regularizer",
+    "RidgeRegularizer",
+    "Scaled",
+    "TotalVariation",
+]

@@ -1,0 +1,258 @@
+"""The smooth input-convex network behind its skip convolutions: a convex function of all responses together.
+
+R(x) = f(W x), where W stacks the convolutions of the image and f(a_1, ..., a_L) is what the network makes of their
+responses. With u_1 = a_1 + b_1, z_l = s(u_l), u_{l+1} = U_l z_l + a_{l+1} + b_{l+1} and f = sum of <c, z_L>,
+
+    y_l = ∂f/∂a_l = q_l s'(u_l),   q_L = c,   q_l = U_l^T y_{l+1},
+    <f''(a) v, w> = sum_l <q_l s''(u_l) J_l v, J_l w>,   J_1 v = v_1,   J_{l+1} v = U_l (s'(u_l) J_l v) + v_{l+1},
+
+which is not negative, since U, c, s', s'' are not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from learnreg.convex import inner_samples
+from learnreg.errors import ConfigError
+from learnreg.network import mix, mix_adjoint
+from learnreg.network_bounds import NetworkConstants, Passes, parameter_bound
+from learnreg.parameter_bound import ParameterBound, ResponseErrors
+from learnreg.potentials import OUTWARD, Potential
+
+__all__ = ["NetworkPotential"]
+
+
+@dataclass(frozen=True)
+class _Linearised:
+    """At a point: the gradient y, the slopes s'(u) and the bends q s''(u), all of its shape."""
+
+    y: Tensor
+    slopes: Tensor
+    bends: Tensor
+
+
+class NetworkPotential(Potential):
+    """f(a) = sum over pixels of <c, z_L> for responses (batch, L n, h, w), layer after layer, with the activation
+    s(t) = (t + sqrt(t² + v²) - v)/2. A sample is one group; f has no proximal map.
+
+    Parameters
+    ----------
+    smoothing: v > 0 of each feature of each layer, (L n, 1, 1), or a number.
+    weight: c > 0, (n, 1, 1), or a number.
+    mixing: U_l > 0, (L - 1, n, n, m, m) with m odd.
+    biases: b_l, (L, n).
+    """
+
+    grouped = True
+    whole = True
+
+    def __init__(self, smoothing: float | Tensor, weight: float | Tensor, mixing: Tensor, biases: Tensor) -> None:
+        super().__init__(smoothing, weight)
+        self.mixing, self.biases = mixing, biases
+        self._constants: NetworkConstants | None = None
+        self._latest: tuple[Tensor, int, _Linearised] | None = None
+
+    def with_parameters(self, weight: float | Tensor, smoothing: float | Tensor) -> Self:
+        return type(self)(smoothing, weight, self.mixing, self.biases)
+
+    def detached(self) -> Self:
+        frozen = super().detached()
+        return type(self)(frozen.smoothing, frozen.weight, self.mixing.detach(), self.biases.detach())
+
+    def to(self, dtype: torch.dtype) -> Self:
+        if all(isinstance(p, Tensor) and p.dtype == dtype for p in (self.weight, self.smoothing, self.biases)):
+            return self
+        cast = super().to(dtype)
+        return type(self)(cast.smoothing, cast.weight, self.mixing.to(dtype), self.biases.to(dtype))
+
+    @property
+    def layers(self) -> int:
+        return int(self.biases.shape[0])
+
+    @property
+    def features(self) -> int:
+        return int(self.biases.shape[1])
+
+    @property
+    def constants(self) -> NetworkConstants:
+        """Norms and largest derivatives, for bounds."""
+        if self._constants is None:
+            self._constants = NetworkConstants.of(self.mixing, self.feature_weights(), self.feature_smoothing())
+        return self._constants
+
+    def feature_weights(self) -> Tensor:
+        """c, (n,), detached, in float64."""
+        return _spread(self.weight, self.features)
+
+    def feature_smoothing(self) -> Tensor:
+        """v, (L, n), detached, in float64."""
+        return _spread(self.smoothing, self.layers * self.features).view(self.layers, self.features)
+
+    # ---- values ------------------------------------------------------------------------------------------------------
+
+    def density(self, t: Tensor) -> Tensor:
+        """f itself, (batch, 1, 1, 1)."""
+        z = self.activations(t)[-1]
+        return (self.weight * z).sum((1, 2, 3), keepdim=True)
+
+    def activations(self, t: Tensor) -> list[Tensor]:
+        """z_1 ... z_L."""
+        found: list[Tensor] = []
+        for a, b, v, U in self._layers(t):
+            u = a + b if U is None else a + b + mix(found[-1], U)
+            found.append(0.5 * (u + u * u / (torch.sqrt(u * u + v * v) + v)))
+        return found
+
+    def grad(self, t: Tensor) -> Tensor:
+        return self._linearise(t).y if torch.is_grad_enabled() else self._at(t).y
+
+    def hess_vec(self, t: Tensor, v: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            return self._bend(self._linearise(t), v)
+        at = self._at(t)
+        if v.shape[0] == 1:
+            return self._bend(at, v)
+        samples = (
+            _Linearised(*sample) for sample in zip(*(p.split(1) for p in (at.y, at.slopes, at.bends)), strict=True)
+        )
+        return torch.cat([self._bend(sample, v_) for sample, v_ in zip(samples, v.split(1), strict=True)])
+
+    def _layers(self, t: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
+        """Responses, bias, smoothing and incoming mixing of each layer."""
+        n = self.features
+        smoothing = torch.as_tensor(self.smoothing, dtype=t.dtype, device=t.device).expand(self.layers * n, 1, 1)
+        for l in range(self.layers):
+            own = slice(l * n, (l + 1) * n)
+            yield t[:, own], self.biases[l, :, None, None], smoothing[own], self.mixing[l - 1] if l else None
+
+    def _linearise(self, t: Tensor) -> _Linearised:
+        slopes, bends, z = [], [], None
+        for a, b, v, U in self._layers(t):
+            u = a + b if U is None or z is None else a + b + mix(z, U)
+            root = torch.sqrt(u * u + v * v)
+            inverse = 1.0 / root
+            z = 0.5 * (u + u * u / (root + v))
+            slopes.append(0.5 * (1.0 + u * inverse))
+            bends.append(0.5 * v * v * (inverse * inverse * inverse))
+        ys: list[Tensor] = []
+        q = torch.as_tensor(self.weight, dtype=t.dtype, device=t.device).expand_as(slopes[-1])
+        for l in range(self.layers - 1, -1, -1):
+            bends[l] = bends[l] * q
+            ys.append(q * slopes[l])
+            if l:
+                q = mix_adjoint(ys[-1], self.mixing[l - 1])
+        return _Linearised(torch.cat(ys[::-1], 1), torch.cat(slopes, 1), torch.cat(bends, 1))
+
+    def _at(self, t: Tensor) -> _Linearised:
+        """The linearisation, that of the latest point kept: iterations ask for it again and again."""
+        if t.is_inference():
+            return self._linearise(t)
+        if self._latest is None or self._latest[0] is not t or self._latest[1] != t._version:
+            parts = [self._linearise(t_) for t_ in t.split(1)]
+            whole = parts[0]
+            if len(parts) > 1:
+                whole = _Linearised(*(torch.cat([getattr(p, k) for p in parts]) for k in ("y", "slopes", "bends")))
+            self._latest = (t, t._version, whole)
+        return self._latest[2]
+
+    def _bend(self, at: _Linearised, v: Tensor) -> Tensor:
+        n = self.features
+        parts = [slice(l * n, (l + 1) * n) for l in range(self.layers)]
+        tangent = v[:, parts[0]]
+        bent = [at.bends[:, parts[0]] * tangent]
+        for l in range(1, self.layers):
+            tangent = mix(at.slopes[:, parts[l - 1]] * tangent, self.mixing[l - 1]) + v[:, parts[l]]
+            bent.append(at.bends[:, parts[l]] * tangent)
+        for l in range(self.layers - 1, 0, -1):
+            bent[l - 1] = bent[l - 1] + at.slopes[:, parts[l - 1]] * mix_adjoint(bent[l], self.mixing[l - 1])
+        return torch.cat(bent, 1)
+
+    # ---- what solvers ask --------------------------------------------------------------------------------------------
+
+    def slope(self, t: Tensor, v: Tensor, step: Tensor) -> Tensor:
+        return inner_samples(self.grad(torch.addcmul(t, step, v)), v)
+
+    def blocks(self, t: Tensor, *others: Tensor) -> Iterator[tuple[Any, ...]]:
+        """Nothing separates: one block."""
+        yield self, t, *others
+
+    def second(self, t: Tensor) -> Tensor:
+        """A bound of the largest eigenvalue, per sample."""
+        limit = torch.as_tensor(self.curvature_limit, dtype=t.dtype, device=t.device)
+        return limit.expand(t.shape[0], *(1,) * (t.dim() - 1))
+
+    def second_diagonal(self, t: Tensor) -> Tensor:
+        """The diagonal of the Hessian, exact for up to two layers; beyond, without what paths have in common."""
+        at, n = self._at(t), self.features
+        slopes, bends = at.slopes.split(n, 1), list(at.bends.split(n, 1))
+        for l in range(self.layers - 1, 0, -1):
+            bends[l - 1] = bends[l - 1] + slopes[l - 1].square() * mix_adjoint(bends[l], self.mixing[l - 1].square())
+        return torch.cat(bends, 1)
+
+    def majorant(self, t: Tensor) -> Tensor:
+        return self.second_diagonal(t)
+
+    def prox(self, v: Tensor, step: Tensor | float, start: Tensor | None = None) -> Tensor:
+        raise _no_prox()
+
+    def prox_jvp(self, t: Tensor, step: Tensor | float, v: Tensor) -> Tensor:
+        raise _no_prox()
+
+    def dual_prox_jvp(self, t: Tensor, sigma: Tensor | float, v: Tensor) -> Tensor:
+        raise _no_prox()
+
+    # ---- bounds ------------------------------------------------------------------------------------------------------
+
+    @property
+    def curvature_limit(self) -> Tensor | float:
+        """A bound of ‖f''‖, everywhere."""
+        return self.constants.curvature
+
+    @property
+    def conjugate_strong_convexity(self) -> Tensor | float:
+        return 1.0 / self.constants.curvature
+
+    def curvature_bounds(self, t: Tensor, radius: Tensor | float) -> tuple[Tensor, Tensor]:
+        high = self.second(t)
+        return torch.zeros_like(high), high * (1.0 + OUTWARD)
+
+    def curvature_change(self, t: Tensor, radius: Tensor | float) -> Tensor:
+        return self.third_bound(t, radius) * radius
+
+    def third_bound(self, t: Tensor, radius: Tensor | float) -> Tensor:
+        return torch.full_like(self.second(t), self.constants.third * (1.0 + OUTWARD))
+
+    def bending_size(self, v: Tensor) -> Tensor:
+        """min(‖v‖, kappa(v)/kappa), where kappa(v) bounds ‖(f''(t') - f''(t)) v‖/‖t' - t‖ by the largest entries of
+        v."""
+        largest = v.abs().flatten(2).amax(2).view(v.shape[0], self.layers, self.features).amax(2)
+        by_size = self.constants.third_along(largest.double()) / self.constants.third
+        return torch.minimum(super().bending_size(v), by_size.to(v)[:, None, None, None])
+
+    def parameter_bound(self, t: Tensor, V: Tensor, y: Tensor, Y: Tensor, errors: ResponseErrors) -> ParameterBound:
+        n, at = self.features, self._at(t)
+        du, dz = [], []
+        for l, (slope, own) in enumerate(zip(at.slopes.split(n, 1), V.split(n, 1), strict=True)):
+            du.append(own if l == 0 else mix(dz[-1], self.mixing[l - 1]) + own)
+            dz.append(slope * du[-1])
+        passes = Passes(self.activations(t), du, dz, list(y.split(n, 1)), list(Y.split(n, 1)))
+        weights, smoothing = self.feature_weights(), self.feature_smoothing()
+        return parameter_bound(self.constants, self.mixing, weights, smoothing, passes, errors)
+
+
+def _spread(value: float | Tensor, count: int) -> Tensor:
+    """One number for each of ``count`` features."""
+    return torch.as_tensor(value).detach().double().reshape(-1).expand(count)
+
+
+def _no_prox() -> ConfigError:
+    return ConfigError(
+        "NetworkPotential has no proximal map, since a network couples all responses of an image: use solver='lbfgs' or "
+        "'newton-cg', and conjugate gradients for the adjoint equation; 'auto' does."
+    )

@@ -53,7 +53,7 @@ def network_of(parameters: Mapping[str, Tensor]) -> Network:
     """The network of raw parameters named as by :func:`initial_parameters`, in float64; differentiable. W are the raw
     filters minus their means, U and c exponentials."""
     raw = {name: p.double() for name, p in parameters.items()}
-    filters, biases = raw["filters"], raw["biases"]
+    filters, biases = raw["filters"], raw["biases"] + 0.0  # a parameter in float64 would be returned itself
     layers, n = biases.shape
     none = filters.new_empty(0, n, n, 1, 1)
     mixing = raw["log_mixing"].exp() if layers > 1 else none

@@ -22,6 +22,7 @@ from learnreg.convex import inner_samples
 from learnreg.errors import ConfigError
 from learnreg.network import mix, mix_adjoint
 from learnreg.network_bounds import NetworkConstants, Passes, parameter_bound
+from learnreg.network_passes import Layers, bend_into, gradient_into, linearise_into
 from learnreg.parameter_bound import ParameterBound, ResponseErrors
 from learnreg.potentials import OUTWARD, Potential
 
@@ -110,18 +111,18 @@ class NetworkPotential(Potential):
         return found
 
     def grad(self, t: Tensor) -> Tensor:
-        return self._linearise(t).y if torch.is_grad_enabled() else self._at(t).y
+        return self._linearise(t).y if torch.is_grad_enabled() else self.grad_into(t, torch.empty_like(t))
+
+    def grad_into(self, t: Tensor, out: Tensor) -> Tensor:
+        gradient_into(self._numbers(t), t.contiguous(), out)
+        return out
 
     def hess_vec(self, t: Tensor, v: Tensor) -> Tensor:
         if torch.is_grad_enabled():
             return self._bend(self._linearise(t), v)
-        at = self._at(t)
-        if v.shape[0] == 1:
-            return self._bend(at, v)
-        samples = (
-            _Linearised(*sample) for sample in zip(*(p.split(1) for p in (at.y, at.slopes, at.bends)), strict=True)
-        )
-        return torch.cat([self._bend(sample, v_) for sample, v_ in zip(samples, v.split(1), strict=True)])
+        at, out = self._at(t), torch.empty_like(v, memory_format=torch.contiguous_format)
+        bend_into(self._numbers(v), at.slopes, at.bends, v.contiguous(), out)
+        return out
 
     def _layers(self, t: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
         """Responses, bias, smoothing and incoming mixing of each layer."""
@@ -150,16 +151,20 @@ class NetworkPotential(Potential):
         return _Linearised(torch.cat(ys[::-1], 1), torch.cat(slopes, 1), torch.cat(bends, 1))
 
     def _at(self, t: Tensor) -> _Linearised:
-        """The linearisation, that of the latest point kept: iterations ask for it again and again."""
-        if t.is_inference():
-            return self._linearise(t)
-        if self._latest is None or self._latest[0] is not t or self._latest[1] != t._version:
-            parts = [self._linearise(t_) for t_ in t.split(1)]
-            whole = parts[0]
-            if len(parts) > 1:
-                whole = _Linearised(*(torch.cat([getattr(p, k) for p in parts]) for k in ("y", "slopes", "bends")))
-            self._latest = (t, t._version, whole)
-        return self._latest[2]
+        """The linearisation without autograd, that of the latest point kept: iterations ask for it again and again."""
+        kept = self._latest
+        if kept is not None and kept[0] is t and not t.is_inference() and kept[1] == t._version:
+            return kept[2]
+        found = _Linearised(*(torch.empty_like(t, memory_format=torch.contiguous_format) for _ in range(3)))
+        linearise_into(self._numbers(t), t.contiguous(), found.y, found.slopes, found.bends)
+        self._latest = None if t.is_inference() else (t, t._version, found)
+        return found
+
+    def _numbers(self, like: Tensor) -> Layers:
+        n = self.features
+        smoothing = torch.as_tensor(self.smoothing, dtype=like.dtype, device=like.device).expand(self.layers * n, 1, 1)
+        weights = torch.as_tensor(self.weight, dtype=like.dtype, device=like.device).expand(n, 1, 1)
+        return Layers(smoothing.view(-1, n, 1, 1), self.biases[..., None, None], weights, self.mixing)
 
     def _bend(self, at: _Linearised, v: Tensor) -> Tensor:
         n = self.features
@@ -190,7 +195,7 @@ class NetworkPotential(Potential):
     def second_diagonal(self, t: Tensor) -> Tensor:
         """The diagonal of the Hessian, exact for up to two layers; beyond, without what paths have in common."""
         at, n = self._at(t), self.features
-        slopes, bends = at.slopes.split(n, 1), list(at.bends.split(n, 1))
+        slopes, bends = torch.split(at.slopes, n, 1), list(torch.split(at.bends, n, 1))
         for l in range(self.layers - 1, 0, -1):
             bends[l - 1] = bends[l - 1] + slopes[l - 1].square() * mix_adjoint(bends[l], self.mixing[l - 1].square())
         return torch.cat(bends, 1)
@@ -237,11 +242,12 @@ class NetworkPotential(Potential):
 
     def parameter_bound(self, t: Tensor, V: Tensor, y: Tensor, Y: Tensor, errors: ResponseErrors) -> ParameterBound:
         n, at = self.features, self._at(t)
-        du, dz = [], []
-        for l, (slope, own) in enumerate(zip(at.slopes.split(n, 1), V.split(n, 1), strict=True)):
+        du: list[Tensor] = []
+        dz: list[Tensor] = []
+        for l, (slope, own) in enumerate(zip(torch.split(at.slopes, n, 1), torch.split(V, n, 1), strict=True)):
             du.append(own if l == 0 else mix(dz[-1], self.mixing[l - 1]) + own)
             dz.append(slope * du[-1])
-        passes = Passes(self.activations(t), du, dz, list(y.split(n, 1)), list(Y.split(n, 1)))
+        passes = Passes(self.activations(t), du, dz, list(torch.split(y, n, 1)), list(torch.split(Y, n, 1)))
         weights, smoothing = self.feature_weights(), self.feature_smoothing()
         return parameter_bound(self.constants, self.mixing, weights, smoothing, passes, errors)
 
@@ -253,6 +259,6 @@ def _spread(value: float | Tensor, count: int) -> Tensor:
 
 def _no_prox() -> ConfigError:
     return ConfigError(
-        "NetworkPotential has no proximal map, since a network couples all responses of an image: use solver='lbfgs' or "
-        "'newton-cg', and conjugate gradients for the adjoint equation; 'auto' does."
+        "NetworkPotential has no proximal map, since a network couples all responses of an image: use solver='lbfgs' "
+        "or 'newton-cg', and conjugate gradients for the adjoint equation; 'auto' does."
     )

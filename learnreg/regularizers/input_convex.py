@@ -46,6 +46,9 @@ class InputConvexNetwork(Regularizer):
     it do not.
     """
 
+    filters: nn.Parameter
+    log_smoothing: nn.Parameter
+
     def __init__(
         self,
         channels: int = 1,
@@ -72,8 +75,8 @@ class InputConvexNetwork(Regularizer):
         if not minimum_smoothing >= 0:
             raise ConfigError(f"InputConvexNetwork(minimum_smoothing={minimum_smoothing!r}): expected a number >= 0.")
         start = initial_parameters(features, layers, size, mixing_size, weight, generator)
-        for name, value in start.items():
-            self.register_parameter(name, nn.Parameter(value))
+        for name, numbers in start.items():
+            self.register_parameter(name, nn.Parameter(numbers))
         offset = math.log(smoothing - minimum_smoothing)
         self.log_smoothing = nn.Parameter(torch.full((layers, features), offset, dtype=start["biases"].dtype))
         self.minimum_smoothing, self.form, self._names = float(minimum_smoothing), form, tuple(start)

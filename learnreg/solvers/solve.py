@@ -50,12 +50,13 @@ def make_solver(name: str, instance: Instance, warm: bool = False) -> Solver[Any
     """The solver of that name. "auto", by operator applications on trained models (docs/benchmarks.md): L-BFGS where
     it has a preconditioner; else from a cold start PDHG where the data term is diagonal (denoising and inpainting by
     total variation), L-BFGS otherwise; from a warm one L-BFGS, since a good x without its dual iterate is of
-    little use to PDHG. With a constraint, L-BFGS is the projected one."""
+    little use to PDHG. With a constraint, and for potentials whose values along a line cost as much as a step, L-BFGS
+    is the projected one."""
     if name == "auto":
         proximal = not instance.potential.whole
         cold_pdhg = proximal and instance.diagonal is not None and not warm and not can_precondition(instance)
         name = "pdhg" if cold_pdhg else "lbfgs"
-    if name == "lbfgs" and instance.box is not None:
+    if name == "lbfgs" and (instance.box is not None or instance.potential.whole):
         return ProjectedLBFGS()
     if name == "pdhg":
         check_proximal(instance, "solver='pdhg'", "'auto', 'lbfgs' or 'newton-cg'")

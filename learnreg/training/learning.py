@@ -19,7 +19,13 @@ from learnreg.hypergradients.implicit import Implicit
 from learnreg.hypergradients.piggyback import Piggyback
 from learnreg.losses import SquaredError
 from learnreg.problem import LowerLevelProblem
-from learnreg.regularizers import FieldsOfExperts, Regularizer, RidgeRegularizer, TotalVariation
+from learnreg.regularizers import (
+    FieldsOfExperts,
+    InputConvexNetwork,
+    Regularizer,
+    RidgeRegularizer,
+    TotalVariation,
+)
 from learnreg.regularizers.base import potential_from_config
 from learnreg.solvers.solve import solve
 from learnreg.training.comparison import Comparison
@@ -45,6 +51,9 @@ _RIDGE_SPACING = 2.0
 """Distance of a ridge regularizer's knots in initial smoothings of a field of experts: with ten of them f'' reaches the
 responses to noise."""
 
+_NETWORK_WEIGHT = 0.4
+"""Initial weight of an input-convex network relative to a field of experts."""
+
 _METHODS: dict[str, Callable[[], HypergradientMethod]] = {"implicit": Implicit, "piggyback": Piggyback}
 
 
@@ -56,6 +65,13 @@ def initial_regularizer(config: TrainingConfig) -> Regularizer:
         return RidgeRegularizer(
             weight=_RIDGE_WEIGHT * config.weight,
             smoothing=_RIDGE_SPACING * config.smoothing,
+            generator=torch.Generator().manual_seed(config.seed),
+        )
+    if config.regularizer == "icnn":
+        return InputConvexNetwork(
+            weight=_NETWORK_WEIGHT * config.weight,
+            smoothing=config.smoothing,
+            minimum_smoothing=config.minimum_smoothing,
             generator=torch.Generator().manual_seed(config.seed),
         )
     kind = type(potential_from_config(config.potential))

@@ -14,7 +14,14 @@ from learnreg.hypergradients.piggyback import Piggyback
 from learnreg.linop import LinearOperator
 from learnreg.operators import FanBeam2D, FanGeometry, Identity, ParallelBeam2D, ParallelGeometry
 from learnreg.operators.geometry import Geometry
-from learnreg.regularizers import FieldsOfExperts, Regularizer, RidgeRegularizer, Scaled, TotalVariation
+from learnreg.regularizers import (
+    FieldsOfExperts,
+    InputConvexNetwork,
+    Regularizer,
+    RidgeRegularizer,
+    Scaled,
+    TotalVariation,
+)
 
 __all__ = [
     "BEAMS",
@@ -38,6 +45,7 @@ REGULARIZERS: dict[str, type[Regularizer]] = {
     "fields-of-experts": FieldsOfExperts,
     "tv": TotalVariation,
     "ridge": RidgeRegularizer,
+    "icnn": InputConvexNetwork,
 }
 """Each has ``config()`` and ``from_config(config)``; the parameters themselves are stored beside that."""
 

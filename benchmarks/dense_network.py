@@ -55,11 +55,11 @@ class DenseNetwork(Dense):
     def value(self, x: Tensor) -> Tensor:
         us, roots = self._forward(x)
         z = (us[-1] + roots[-1] - self.v[-1]) / 2
-        return 0.5 * ((x @ self.M) * x).sum(1) - (self.q * x).sum(1) + z @ self.c
+        return 0.5 * (self.quadratic(x) * x).sum(1) - (self.q * x).sum(1) + z @ self.c
 
     def gradient(self, x: Tensor) -> Tensor:
         us, roots = self._forward(x)
-        slope = x @ self.M - self.q
+        slope = self.quadratic(x) - self.q
         for W, u, root, q in zip(self.W, us, roots, self._weights(us, roots), strict=True):
             slope = slope + (q * (1 + u / root) / 2) @ W
         return slope
@@ -80,7 +80,7 @@ class DenseNetwork(Dense):
         for l, U in enumerate(self.U):
             dz = (1 + us[l] / roots[l]) / 2 * tangents[-1]
             tangents.append(dz @ U.T + v @ self.W[l + 1].T)
-        result, back = v @ self.M, torch.zeros_like(tangents[-1])
+        result, back = self.quadratic(v), torch.zeros_like(tangents[-1])
         for l in range(len(us) - 1, -1, -1):
             bent = weights[l] * self.v[l] ** 2 / (2 * roots[l] ** 3) * tangents[l] + (1 + us[l] / roots[l]) / 2 * back
             result = result + bent @ self.W[l]

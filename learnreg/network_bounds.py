@@ -7,6 +7,7 @@ docs/certificate.md.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from learnreg.network import mix_adjoint, mixing_matrix
 from learnreg.parameter_bound import ParameterBound, ResponseErrors
 
-__all__ = ["NetworkConstants", "Passes", "parameter_bound"]
+__all__ = ["NetworkConstants", "Passes", "combine", "parameter_bounds"]
 
 _ROUND_UP = 1.0 + 1e-9
 _THIRD = 0.42933  # |s'''| v² at t = v/2: 24/(25 √5)
@@ -109,85 +110,111 @@ class Passes:
     Y: list[Tensor]
 
 
-class _Parts:
-    """Bounds of one kind of parameter each, which add up as the root of the sum of squares."""
-
-    def __init__(self, like: Tensor) -> None:
-        self.squares = [torch.zeros_like(like) for _ in range(4)]
-
-    def add(self, constant: Tensor, on_V: Tensor, on_Y: Tensor, magnitude: Tensor) -> None:
-        terms = (constant, on_V, on_Y, magnitude)
-        self.squares = [square + term**2 for square, term in zip(self.squares, terms, strict=True)]
-
-    def total(self) -> ParameterBound:
-        return ParameterBound(*(square.sqrt() * _ROUND_UP for square in self.squares))
-
-
 @torch.no_grad()
-def parameter_bound(
-    constants: NetworkConstants,
-    mixing: Tensor,
-    weights: Tensor,
-    smoothing: Tensor,
-    at: Passes,
-    errors: ResponseErrors,
-) -> ParameterBound:
-    """For the biases and the logarithms of U, c and v, whose gradients are the sums over pixels
+def parameter_bounds(
+    constants: NetworkConstants, mixing: Tensor, weights: Tensor, smoothing: Tensor, at: Passes, errors: ResponseErrors
+) -> dict[str, ParameterBound]:
+    """For biases ("biases") and the logarithms of U ("mixing"), c ("weights") and v ("smoothing"), whose gradients are
+    sums over pixels of
 
         b_l: Y_l,   log U_l: U_l (Y_{l+1} z_l + y_{l+1} dz_l),   log c: c dz_L,
         log v_l: (U_l^T Y_{l+1}) s_v(u_l) + q_l s_v'(u_l) du_l,   s_v = v ∂s/∂v.
 
-    |s_v| <= v/2 and |s_v'| <= 1/(3√3), and they change by at most 1/(3√3) and 1/(2v) times the change of u. ``errors``
-    are those of all layers together.
+    |s_v| <= v/2 and |s_v'| <= 1/(3√3), and they change by at most 1/(3√3) and 1/(2v) times the change of u.
     """
-    c, L = constants, len(at.z)
-    dt, dy, dY = errors.t, errors.y, errors.Y
-    side = float(at.z[0][0, 0].numel()) ** 0.5
-    parts, norm_Y = _Parts(dt), sum((_channels(Y).sum(1) for Y in at.Y), torch.zeros_like(dt)).sqrt()
-    parts.add(side * dY, torch.zeros_like(dt), torch.full_like(dt, side), side * norm_Y)
-    du_error = torch.zeros_like(dt)
-    for l in range(L):
-        bend, j = (0.5 / smoothing[l])[:, None, None], c.reach[l]
-        du, q = at.du[l], c.weights[l]
-        du_size = _channels(du).sum(1).sqrt()
-        u_error = j * dt
-        above = c.norms[l] if l + 1 < L else 0.0
-        q_error = above * dy
-        # dq s_v changes with dq and with u; q s_v' du with each of its factors
-        below = 0.5 * float(smoothing[l].max()) * above
-        slope_q = _SLOPE * float(q.max())
-        dq = mix_adjoint(at.Y[l + 1], mixing[l]) if l + 1 < L else torch.zeros_like(du)
-        constant = below * dY + _SLOPE * _largest(dq) * u_error + slope_q * du_error
-        constant = constant + _largest(q[:, None, None] * bend * du) * u_error + _SLOPE * _largest(du) * q_error
-        Y_size = _channels(at.Y[l + 1]).sum(1).sqrt() if l + 1 < L else torch.zeros_like(dt)
-        reach = torch.full_like(dt, j)
-        parts.add(
-            side * constant,
-            side * slope_q * reach,
-            side * below * torch.ones_like(dt),
-            side * (below * Y_size + slope_q * du_size),
-        )
-        dz_error = _largest(bend * du) * u_error + du_error
-        if l + 1 == L:
-            largest = float(weights.max()) * side
-            dz_size = _channels(at.dz[l]).sum(1).sqrt()
-            parts.add(largest * dz_error, largest * reach, torch.zeros_like(dt), largest * dz_size)
-            break
-        R = mixing[l].square().sum((-2, -1))  # (n, n): its row o and column i weigh channels of z and of y
-        z, dz, y, Y = (_channels(p) for p in (at.z[l], at.dz[l], at.y[l + 1], at.Y[l + 1]))
-        by_z, by_dz = ((p @ R.T).amax(1).sqrt() for p in (z, dz))
-        by_y, by_Y = ((p @ R).amax(1).sqrt() for p in (y, Y))
-        most = float(R.max()) ** 0.5
-        constant = (by_z + most * u_error) * dY + by_Y * u_error + (by_dz + most * dz_error) * dy + by_y * dz_error
-        on_V, on_Y = (by_y + most * dy) * j, by_z + most * u_error
-        parts.add(constant, on_V, on_Y, by_z * norm_Y + by_y * dz.sum(1).sqrt())
-        du_error = c.norms[l] * dz_error
-    return parts.total()
+    network = _Network(constants, mixing, weights, smoothing, at, errors)
+    return {
+        "biases": network.for_biases(),
+        "mixing": network.for_mixing(),
+        "weights": network.for_weights(),
+        "smoothing": network.for_smoothing(),
+    }
+
+
+class _Network:
+    """What the bounds share. All errors are those of 2-norms per sample, (batch,), whatever the layer: u, z, du and dz
+    of each layer, y and Y of all layers together."""
+
+    def __init__(
+        self,
+        constants: NetworkConstants,
+        mixing: Tensor,
+        weights: Tensor,
+        smoothing: Tensor,
+        at: Passes,
+        errors: ResponseErrors,
+    ) -> None:
+        self.constants, self.mixing, self.weights, self.smoothing = constants, mixing, weights, smoothing
+        self.at, self.y, self.Y, self.layers = at, errors.y, errors.Y, len(at.z)
+        self.none, self.one = torch.zeros_like(errors.t), torch.ones_like(errors.t)
+        self.side = float(at.z[0][0, 0].numel()) ** 0.5  # sums over pixels grow norms so much
+        self.bend = [(0.5 / v)[:, None, None] for v in smoothing]
+        self.u = [j * errors.t for j in constants.reach]  # |s'| <= 1, so that z moves no more than u
+        self.du, self.dz = [self.none], []
+        for l in range(self.layers):
+            self.dz.append(_largest(self.bend[l] * at.du[l]) * self.u[l] + self.du[l])
+            if l + 1 < self.layers:
+                self.du.append(constants.norms[l] * self.dz[l])
+
+    def for_biases(self) -> ParameterBound:
+        size = sum((_norm(Y) ** 2 for Y in self.at.Y), self.none).sqrt()
+        return _rounded(self.side * self.Y, self.none, self.side * self.one, self.side * size)
+
+    def for_weights(self) -> ParameterBound:
+        factor = self.side * float(self.weights.max())
+        on_V = factor * self.constants.reach[-1] * self.one
+        return _rounded(factor * self.dz[-1], on_V, self.none, factor * _norm(self.at.dz[-1]))
+
+    def for_mixing(self) -> ParameterBound:
+        """‖U (p q)‖ over all entries is at most sqrt(max_o sum_i R_oi ‖q_i‖²) ‖p‖ with R the sums of U² over taps."""
+        found = []
+        for l in range(self.layers - 1):
+            R, j = self.mixing[l].square().sum((-2, -1)), self.constants.reach[l]
+            most = float(R.max()) ** 0.5
+            by_z, by_dz = ((_channels(p[l]) @ R.T).amax(1).sqrt() for p in (self.at.z, self.at.dz))
+            by_y, by_Y = ((_channels(p[l + 1]) @ R).amax(1).sqrt() for p in (self.at.y, self.at.Y))
+            constant = (by_z + most * self.u[l]) * self.Y + by_Y * self.u[l]
+            constant = constant + (by_dz + most * self.dz[l]) * self.y + by_y * self.dz[l]
+            size = by_z * _norm(self.at.Y[l + 1]) + by_y * _norm(self.at.dz[l])
+            found.append((constant, (by_y + most * self.y) * j, by_z + most * self.u[l], size))
+        return _together(found) if found else _rounded(self.none, self.none, self.none, self.none)
+
+    def for_smoothing(self) -> ParameterBound:
+        found = []
+        for l in range(self.layers):
+            last, du, q = l + 1 == self.layers, self.at.du[l], self.constants.weights[l]
+            norm = 0.0 if last else self.constants.norms[l]  # of the map from y and Y above to q and its change
+            dq = self.none if last else mix_adjoint(self.at.Y[l + 1], self.mixing[l])
+            size_dq, largest_dq = (self.none, self.none) if last else (_norm(dq), _largest(dq))
+            half, slope = 0.5 * float(self.smoothing[l].max()), _SLOPE * float(q.max())
+            constant = half * norm * self.Y + _SLOPE * largest_dq * self.u[l]
+            constant = constant + slope * self.du[l] + _largest(q[:, None, None] * self.bend[l] * du) * self.u[l]
+            constant = constant + _SLOPE * _largest(du) * norm * self.y
+            on_V, on_Y = slope * self.constants.reach[l] * self.one, half * norm * self.one
+            found.append(tuple(self.side * p for p in (constant, on_V, on_Y, half * size_dq + slope * _norm(du))))
+        return _together(found)
+
+
+def combine(bounds: Iterable[ParameterBound]) -> ParameterBound:
+    """The bound of all kinds of parameters together: the root of the sum of squares."""
+    return _together([(b.constant, b.on_V, b.on_Y, b.magnitude) for b in bounds])
+
+
+def _together(parts: Sequence[tuple[Tensor, ...]]) -> ParameterBound:
+    return _rounded(*(torch.stack(column).norm(dim=0) for column in zip(*parts, strict=True)))
+
+
+def _rounded(constant: Tensor, on_V: Tensor, on_Y: Tensor, magnitude: Tensor) -> ParameterBound:
+    return ParameterBound(constant * _ROUND_UP, on_V * _ROUND_UP, on_Y * _ROUND_UP, magnitude)
 
 
 def _channels(p: Tensor) -> Tensor:
     """The squared norm of each channel, (batch, n)."""
     return p.square().sum((2, 3))
+
+
+def _norm(p: Tensor) -> Tensor:
+    return p.square().sum((1, 2, 3)).sqrt()
 
 
 def _largest(p: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor
 from learnreg.convex import inner_samples
 from learnreg.errors import ConfigError
 from learnreg.network import mix, mix_adjoint
-from learnreg.network_bounds import NetworkConstants, Passes, parameter_bound
+from learnreg.network_bounds import NetworkConstants, Passes, combine, parameter_bounds
 from learnreg.network_passes import Layers, bend_into, gradient_into, linearise_into
 from learnreg.parameter_bound import ParameterBound, ResponseErrors
 from learnreg.potentials import OUTWARD, Potential
@@ -241,6 +241,13 @@ class NetworkPotential(Potential):
         return torch.minimum(super().bending_size(v), by_size.to(v)[:, None, None, None])
 
     def parameter_bound(self, t: Tensor, V: Tensor, y: Tensor, Y: Tensor, errors: ResponseErrors) -> ParameterBound:
+        """For the biases and the logarithms of U, c and v."""
+        return combine(self.parameter_bounds(t, V, y, Y, errors).values())
+
+    def parameter_bounds(
+        self, t: Tensor, V: Tensor, y: Tensor, Y: Tensor, errors: ResponseErrors
+    ) -> dict[str, ParameterBound]:
+        """The same for each kind of parameter."""
         n, at = self.features, self._at(t)
         du: list[Tensor] = []
         dz: list[Tensor] = []
@@ -249,7 +256,7 @@ class NetworkPotential(Potential):
             dz.append(slope * du[-1])
         passes = Passes(self.activations(t), du, dz, list(torch.split(y, n, 1)), list(torch.split(Y, n, 1)))
         weights, smoothing = self.feature_weights(), self.feature_smoothing()
-        return parameter_bound(self.constants, self.mixing, weights, smoothing, passes, errors)
+        return parameter_bounds(self.constants, self.mixing, weights, smoothing, passes, errors)
 
 
 def _spread(value: float | Tensor, count: int) -> Tensor:

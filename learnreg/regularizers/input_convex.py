@@ -58,7 +58,7 @@ class InputConvexNetwork(Regularizer):
         form: Form = "smooth",
         *,
         mixing_size: int = 1,
-        weight: float = 0.3,
+        weight: float = 0.12,
         smoothing: float = 5e-3,
         minimum_smoothing: float = 0.0,
         generator: torch.Generator | None = None,

@@ -23,7 +23,6 @@ from torch import Tensor
 
 import learnreg as lr
 from learnreg.datasets import add_noise, list_images, read_image
-from learnreg.operators import Identity
 from learnreg.training.evaluate import evaluate
 
 SIGMA, SEED, TOLERANCE = 25 / 255, 0, 1e-3

@@ -46,11 +46,13 @@ class ConvexFunction(ABC):
     unless a class says "group".
 
     grouped: f is a sum over groups of responses, the channels (axis 1) of each place, and bounds are per group. whole:
-    (also ``grouped``) all responses of a sample are one group, and f has no proximal map.
+    (also ``grouped``) all responses of a sample are one group, and f has no proximal map. gradient_limit: a bound of
+    |f'| at one place, all channels together, where f' does not vanish with K^T f'; 0 elsewhere.
     """
 
     grouped = False
     whole = False
+    gradient_limit: float = 0.0
 
     @abstractmethod
     def value(self, t: Tensor) -> Tensor:

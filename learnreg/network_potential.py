@@ -223,6 +223,10 @@ class NetworkPotential(Potential):
     def conjugate_strong_convexity(self) -> Tensor | float:
         return 1.0 / self.constants.curvature
 
+    @property
+    def gradient_limit(self) -> float:  # type: ignore[override]
+        return float(torch.stack(self.constants.weights).norm())
+
     def curvature_bounds(self, t: Tensor, radius: Tensor | float) -> tuple[Tensor, Tensor]:
         high = self.second(t)
         return torch.zeros_like(high), high * (1.0 + OUTWARD)

@@ -6,6 +6,7 @@ Every function here returns a *rigorous bound* up to the rounding of its argumen
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -162,11 +163,17 @@ def rounding_floor(instance: Instance, x: Tensor, pullback: Tensor, rhs: Tensor 
     8 eps (‖M x‖ + ‖q‖ + ‖pullback‖), eps that of the dtype or of an operator that computes in less.
 
     A first-order model of rounding rather than a worst-case bound: sums of n terms err by about eps sqrt(n), and the
-    factor 8 covers the operators here.
+    factor 8 covers the operators here. Where y = f'(Kx) is large although K^T y is small, as that of filters in pairs
+    ±w, its own rounding counts, too: 4 eps ‖K‖ ‖y‖ at most.
     """
     terms = (instance.quadratic(x), instance.q if rhs is None else rhs, pullback)
     least = max(_unit_roundoff(instance.forward), _unit_roundoff(instance.analysis))
-    return _floor(x.dtype, *(sum_samples(t * t) for t in terms), least=least)
+    floor = _floor(x.dtype, *(sum_samples(t * t) for t in terms), least=least)
+    largest = instance.potential.gradient_limit if rhs is None else 0.0
+    if largest == 0.0:
+        return floor
+    places = math.prod(instance.analysis.range_shape[1:])
+    return floor + 4.0 * torch.finfo(x.dtype).eps * instance.analysis.norm_bound() * largest * math.sqrt(places)
 
 
 def _floor(dtype: torch.dtype, *squares: Tensor, least: float = 0.0) -> Tensor:

@@ -62,5 +62,8 @@ class Piggyback(HypergradientMethod):
         x, X = result.x.unbind(1)
         return Iterates(x, X, result.status, result.steps, result.steps)
 
+    def fits(self, instance: Instance) -> bool:
+        return self.mode == "sequential" or not instance.potential.whole
+
     def __repr__(self) -> str:
         return f"Piggyback(mode={self.mode!r})"

@@ -90,9 +90,9 @@ class ConvexFunction(ABC):
             return sum_samples(v * v).sqrt().reshape(-1, *(1,) * (v.dim() - 1))
         return (v * v).sum(1, keepdim=True).sqrt() if self.grouped else v.abs()
 
-    def bending_size(self, v: Tensor) -> Tensor:
-        """What bounds |(f''(t') - f''(t)) v| when ``curvature_change``, or ``third_bound`` and |t' - t|, multiply it:
-        the size of v, unless the function knows better. *Rigorous bound.*"""
+    def bending_size(self, v: Tensor, t: Tensor, radius: Tensor | float) -> Tensor:
+        """What bounds |(f''(t') - f''(t)) v| when ``curvature_change`` at this radius, or ``third_bound`` and |t' - t|,
+        multiply it: the size of v, unless the function knows better. *Rigorous bound.*"""
         return self.size(v)
 
     def parameter_bound(self, t: Tensor, V: Tensor, y: Tensor, Y: Tensor, errors: ResponseErrors) -> ParameterBound:

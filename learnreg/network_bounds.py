@@ -1,15 +1,14 @@
 """Constants of input-convex networks: norms of the layers, and bounds of the derivatives that certificates need.
 
 Notation of ``network_potential.py``. The activation s(t) = (t + sqrt(t² + v²) - v)/2 has 0 <= s' <= 1, 0 <= s'' <=
-1/(2v) and |s'''| <= 0.4294/v². All numbers are *rigorous bounds*, everywhere and rounded outwards; proofs are in
+1/(2v) and |s'''| <= 0.4294/v². All numbers are *rigorous bounds*, rounded outwards; proofs are in
 docs/certificate.md.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,81 +20,142 @@ __all__ = ["NetworkConstants", "Passes", "combine", "parameter_bounds"]
 
 _ROUND_UP = 1.0 + 1e-9
 _THIRD = 0.42933  # |s'''| v² at t = v/2: 24/(25 √5)
+_ROUNDED = 1e-13  # relative rounding of u, with a margin
 _SLOPE = 0.19246  # |s_v'| at t = v/√2: 1/(3 √3)
 
 
 @dataclass(frozen=True)
 class NetworkConstants:
-    """Lists have an entry for each layer, those of norms one for each U_l.
+    """Bounds everywhere, or on a ball of responses: then for each sample. Every entry of these lists, one for each
+    layer or for each U_l, is a tensor () or (batch,).
 
-    norms, row_sums, column_sums: of U_l, in the 2-norm, the maximum norm and the 1-norm. reach: j_l, ‖J_l‖. weights:
-    entrywise bound of q_l, (n,). bend, weighted_bend: the largest s'' and q s'' of a feature. weighted_twist: the
-    largest q |s'''|.
+    norms, column_sums: of U_l, in the 2-norm and in the 1-norm. slope_norms, slope_row_sums, slope_column_sums: of U_l
+    s'(u_l), in the 2-norm, the maximum norm and the 1-norm. reach: j_l, ‖J_l‖. bend, weighted_bend: the largest s'' and
+    q s'' of a feature. weighted_twist: the largest q |s'''|. weights: everywhere, an entrywise bound of q_l, (n,).
     """
 
-    norms: list[float]
-    row_sums: list[float]
-    column_sums: list[float]
-    reach: list[float]
+    norms: list[Tensor]
+    column_sums: list[Tensor]
+    slope_norms: list[Tensor]
+    slope_row_sums: list[Tensor]
+    slope_column_sums: list[Tensor]
+    reach: list[Tensor]
+    bend: list[Tensor]
+    weighted_bend: list[Tensor]
+    weighted_twist: list[Tensor]
     weights: list[Tensor]
-    bend: list[float]
-    weighted_bend: list[float]
-    weighted_twist: list[float]
 
     @classmethod
     @torch.no_grad()
     def of(cls, mixing: Tensor, weights: Tensor, smoothing: Tensor) -> NetworkConstants:
-        """For U (L - 1, n, n, m, m), c (n,) and v (L, n)."""
+        """Everywhere, for U (L - 1, n, n, m, m), c (n,) and v (L, n): s' <= 1."""
         sums = [mixing_matrix(U.detach().double()) for U in mixing]
-        norms = [float(torch.linalg.matrix_norm(S, 2)) * _ROUND_UP for S in sums]
-        row_sums = [float(S.sum(1).max()) * _ROUND_UP for S in sums]
-        column_sums = [float(S.sum(0).max()) * _ROUND_UP for S in sums]
-        reach, above = [1.0], [weights * _ROUND_UP]
-        for norm in norms:
-            reach.append((1.0 + (norm * reach[-1]) ** 2) ** 0.5 * _ROUND_UP)
+        norms, rows, columns = _matrix_norms(sums)
+        above = [weights * _ROUND_UP]
         for S in reversed(sums):
             above.insert(0, above[0] @ S * _ROUND_UP)
-        bends = [0.5 / v * _ROUND_UP for v in smoothing]
-        weighted_bend = [float((q * s).max()) for q, s in zip(above, bends, strict=True)]
-        twists = [float((_THIRD * q / v**2).max()) * _ROUND_UP for q, v in zip(above, smoothing, strict=True)]
+        bends, twists = ([factor / v**power for v in smoothing] for factor, power in ((0.5, 1), (_THIRD, 2)))
         return cls(
             norms=norms,
-            row_sums=row_sums,
-            column_sums=column_sums,
-            reach=reach,
+            column_sums=columns,
+            slope_norms=norms,
+            slope_row_sums=rows,
+            slope_column_sums=columns,
+            reach=_reach(norms, weights.new_ones(())),
+            bend=[s.max() * _ROUND_UP for s in bends],
+            weighted_bend=[(q * s).max() * _ROUND_UP for q, s in zip(above, bends, strict=True)],
+            weighted_twist=[(q * s).max() * _ROUND_UP for q, s in zip(above, twists, strict=True)],
             weights=above,
-            bend=[float(s.max()) for s in bends],
+        )
+
+    @torch.no_grad()
+    def near(
+        self, mixing: Tensor, weights: Tensor, smoothing: Tensor, u: list[Tensor], radius: Tensor
+    ) -> NetworkConstants:
+        """On the ball of this radius, (batch,), around responses that lead to u_1 ... u_L, (batch, n, h, w).
+
+        No entry of u_l moves by more than j_l times the radius. s' rises; so U^T (q s') with the largest q and s'
+        bounds the next q entry by entry.
+        """
+        slopes, bends, twists, matrices = [], [], [], []
+        reach = [torch.ones_like(radius)]
+        for l, (u_l, v) in enumerate(zip(u, smoothing[:, :, None, None], strict=True)):
+            margin = (reach[l] * radius + _ROUNDED * _largest(u_l))[:, None, None, None]
+            size, far = u_l.abs(), u_l + margin
+            low, high = (size - margin).clamp_min(0.0), size + margin
+            slopes.append(0.5 * (1.0 + far / torch.sqrt(far * far + v * v)) * _ROUND_UP)
+            bends.append(0.5 * v * v * (low * low + v * v) ** -1.5 * _ROUND_UP)
+            peak = torch.minimum(torch.maximum(low, 0.5 * v), high)
+            twists.append(1.5 * v * v * peak * (peak * peak + v * v) ** -2.5 * _ROUND_UP)
+            if l < len(mixing):
+                largest = slopes[l].flatten(2).amax(2)
+                matrices.append(mixing_matrix(mixing[l].detach().double()) * largest[:, None, :])
+                reach = _reach(_matrix_norms(matrices)[0], reach[0])
+        norms, rows, columns = _matrix_norms(matrices)
+        q = weights[:, None, None].expand_as(u[-1])
+        weighted_bend: list[Tensor] = []
+        weighted_twist: list[Tensor] = []
+        for l in range(len(u) - 1, -1, -1):
+            weighted_bend.insert(0, _largest(q * bends[l]))
+            weighted_twist.insert(0, _largest(q * twists[l]))
+            if l:
+                q = mix_adjoint(q * slopes[l], mixing[l - 1]) * _ROUND_UP
+        return replace(
+            self,
+            slope_norms=norms,
+            slope_row_sums=rows,
+            slope_column_sums=columns,
+            reach=reach,
+            bend=[_largest(s) for s in bends],
             weighted_bend=weighted_bend,
-            weighted_twist=twists,
+            weighted_twist=weighted_twist,
         )
 
     @property
-    def curvature(self) -> float:
+    def curvature(self) -> Tensor:
         """A bound of ‖f''‖."""
-        return sum(b * j * j for b, j in zip(self.weighted_bend, self.reach, strict=True)) * _ROUND_UP
+        parts = [b * j * j for b, j in zip(self.weighted_bend, self.reach, strict=True)]
+        return torch.stack(parts).sum(0) * _ROUND_UP
 
-    @cached_property
-    def third(self) -> float:
+    @property
+    def third(self) -> Tensor:
         """A bound of ‖f''(t') - f''(t)‖ / ‖t' - t‖: sum_l C_l j_l³ + 3 B_l N_l j_l, where N_l bounds ‖D J_l‖."""
-        total, turned = 0.0, 0.0
+        total = turned = torch.zeros_like(self.reach[0])
         for l, j in enumerate(self.reach):
-            total += self.weighted_twist[l] * j**3 + 3.0 * self.weighted_bend[l] * turned * j
+            total = total + self.weighted_twist[l] * j**3 + 3.0 * self.weighted_bend[l] * turned * j
             if l < len(self.norms):
-                turned = self.norms[l] * (self.bend[l] * j * j + turned)
+                turned = self.norms[l] * self.bend[l] * j * j + self.slope_norms[l] * turned
         return total * _ROUND_UP
 
     def third_along(self, largest: Tensor) -> Tensor:
         """A bound of ‖(f''(t') - f''(t)) v‖ / ‖t' - t‖ from the largest |v| in each layer, (batch, L): (batch,)."""
-        total = turned = torch.zeros_like(largest[:, 0])
-        moved, summed = largest[:, 0], 0.0
+        total = turned = summed = torch.zeros_like(largest[:, 0])
+        moved = largest[:, 0]
         for l, j in enumerate(self.reach):
             B = self.weighted_bend[l]
             total = total + self.weighted_twist[l] * j * j * moved + 2.0 * B * j * turned + B * summed * moved
             if l < len(self.norms):
-                turned = self.norms[l] * (self.bend[l] * j * moved + turned)
-                summed = self.column_sums[l] * (self.bend[l] * j * j + summed)
-                moved = largest[:, l + 1] + self.row_sums[l] * moved
+                turned = self.norms[l] * self.bend[l] * j * moved + self.slope_norms[l] * turned
+                summed = self.column_sums[l] * self.bend[l] * j * j + self.slope_column_sums[l] * summed
+                moved = largest[:, l + 1] + self.slope_row_sums[l] * moved
         return total * _ROUND_UP
+
+
+def _matrix_norms(matrices: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Of non-negative matrices (..., n, n): 2-norms, largest row sums, largest column sums."""
+    return (
+        [torch.linalg.matrix_norm(S, 2) * _ROUND_UP for S in matrices],
+        [S.sum(-1).amax(-1) * _ROUND_UP for S in matrices],
+        [S.sum(-2).amax(-1) * _ROUND_UP for S in matrices],
+    )
+
+
+def _reach(norms: list[Tensor], one: Tensor) -> list[Tensor]:
+    """j_1 = 1, j_{l+1} = sqrt(1 + ‖U_l s'‖² j_l²)."""
+    reach = [one]
+    for norm in norms:
+        reach.append((1.0 + (norm * reach[-1]) ** 2).sqrt() * _ROUND_UP)
+    return reach
 
 
 @dataclass(frozen=True)
@@ -183,7 +243,9 @@ class _Network:
         found = []
         for l in range(self.layers):
             last, du, q = l + 1 == self.layers, self.at.du[l], self.constants.weights[l]
-            norm = 0.0 if last else self.constants.norms[l]  # of the map from y and Y above to q and its change
+            norm = (
+                torch.zeros_like(self.one[0]) if last else self.constants.norms[l]
+            )  # of the map from y and Y above to q and its change
             dq = self.none if last else mix_adjoint(self.at.Y[l + 1], self.mixing[l])
             size_dq, largest_dq = (self.none, self.none) if last else (_norm(dq), _largest(dq))
             half, slope = 0.5 * float(self.smoothing[l].max()), _SLOPE * float(q.max())

@@ -58,6 +58,7 @@ class NetworkPotential(Potential):
         self.mixing, self.biases = mixing, biases
         self._constants: NetworkConstants | None = None
         self._latest: tuple[Tensor, int, _Linearised] | None = None
+        self._nearby: tuple[Tensor, Tensor | float, int, NetworkConstants] | None = None
 
     def with_parameters(self, weight: float | Tensor, smoothing: float | Tensor) -> Self:
         return type(self)(smoothing, weight, self.mixing, self.biases)
@@ -104,11 +105,20 @@ class NetworkPotential(Potential):
 
     def activations(self, t: Tensor) -> list[Tensor]:
         """z_1 ... z_L."""
-        found: list[Tensor] = []
+        return self._states(t)[1]
+
+    def inputs(self, t: Tensor) -> list[Tensor]:
+        """u_1 ... u_L."""
+        return self._states(t)[0]
+
+    def _states(self, t: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        us: list[Tensor] = []
+        zs: list[Tensor] = []
         for a, b, v, U in self._layers(t):
-            u = a + b if U is None else a + b + mix(found[-1], U)
-            found.append(0.5 * (u + u * u / (torch.sqrt(u * u + v * v) + v)))
-        return found
+            us.append(a + b if U is None else a + b + mix(zs[-1], U))
+            u = us[-1]
+            zs.append(0.5 * (u + u * u / (torch.sqrt(u * u + v * v) + v)))
+        return us, zs
 
     def grad(self, t: Tensor) -> Tensor:
         return self._linearise(t).y if torch.is_grad_enabled() else self.grad_into(t, torch.empty_like(t))
@@ -189,8 +199,7 @@ class NetworkPotential(Potential):
 
     def second(self, t: Tensor) -> Tensor:
         """A bound of the largest eigenvalue, per sample."""
-        limit = torch.as_tensor(self.curvature_limit, dtype=t.dtype, device=t.device)
-        return limit.expand(t.shape[0], *(1,) * (t.dim() - 1))
+        return self.curvature_bounds(t, 0.0)[1]
 
     def second_diagonal(self, t: Tensor) -> Tensor:
         """The diagonal of the Hessian, exact for up to two layers; beyond, without what paths have in common."""
@@ -228,21 +237,36 @@ class NetworkPotential(Potential):
         return float(torch.stack(self.constants.weights).norm())
 
     def curvature_bounds(self, t: Tensor, radius: Tensor | float) -> tuple[Tensor, Tensor]:
-        high = self.second(t)
+        high = self._near(t, radius).curvature.to(t)[:, None, None, None]
         return torch.zeros_like(high), high * (1.0 + OUTWARD)
 
     def curvature_change(self, t: Tensor, radius: Tensor | float) -> Tensor:
         return self.third_bound(t, radius) * radius
 
     def third_bound(self, t: Tensor, radius: Tensor | float) -> Tensor:
-        return torch.full_like(self.second(t), self.constants.third * (1.0 + OUTWARD))
+        return self._near(t, radius).third.to(t)[:, None, None, None] * (1.0 + OUTWARD)
 
-    def bending_size(self, v: Tensor) -> Tensor:
+    def bending_size(self, v: Tensor, t: Tensor, radius: Tensor | float) -> Tensor:
         """min(‖v‖, kappa(v)/kappa), where kappa(v) bounds ‖(f''(t') - f''(t)) v‖/‖t' - t‖ by the largest entries of
         v."""
+        near = self._near(t, radius)
         largest = v.abs().flatten(2).amax(2).view(v.shape[0], self.layers, self.features).amax(2)
-        by_size = self.constants.third_along(largest.double()) / self.constants.third
-        return torch.minimum(super().bending_size(v), by_size.to(v)[:, None, None, None])
+        by_size = near.third_along(largest.double()) / near.third.clamp_min(torch.finfo(torch.float64).tiny)
+        return torch.minimum(self.size(v), by_size.to(v)[:, None, None, None])
+
+    @torch.no_grad()
+    def _near(self, t: Tensor, radius: Tensor | float) -> NetworkConstants:
+        """Constants on the ball around t, the latest kept: bounds ask for several of them."""
+        kept = self._nearby
+        if kept is not None and kept[0] is t and kept[1] is radius and not t.is_inference() and kept[2] == t._version:
+            return kept[3]
+        size = torch.as_tensor(radius, dtype=torch.float64, device=t.device).expand(t.shape[0], 1, 1, 1).flatten()
+        exact = self.to(torch.float64)
+        found = self.constants.near(
+            exact.mixing, self.feature_weights(), self.feature_smoothing(), exact.inputs(t.double()), size
+        )
+        self._nearby = None if t.is_inference() else (t, radius, t._version, found)
+        return found
 
     def parameter_bound(self, t: Tensor, V: Tensor, y: Tensor, Y: Tensor, errors: ResponseErrors) -> ParameterBound:
         """For the biases and the logarithms of U, c and v."""

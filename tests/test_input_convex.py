@@ -158,14 +158,15 @@ def test_curvature_and_its_change_stay_below_their_bounds(rotating_generator: to
         t = kink + unit * torch.exp(2.0 * draw(rotating_generator, 1)) * draw(rotating_generator, *shape)
         H = dense(f, t)
         assert float(torch.linalg.eigvalsh(H)[0]) >= -1e-12 * float(H.abs().max())
-        curvature = max(curvature, float(torch.linalg.matrix_norm(H, 2)) / float(f.curvature_limit))
+        curvature = max(curvature, float(torch.linalg.matrix_norm(H, 2)) / float(f.second(t)))
+        assert float(f.second(t)) <= float(f.curvature_limit) * (1.0 + 1e-6)
         for size in (1e-3, 0.5, 5.0):
             move = size * unit * draw(rotating_generator, *shape)
             change, length = dense(f, t + move) - H, float(move.norm())
-            third = max(third, float(torch.linalg.matrix_norm(change, 2)) / (length * float(f.third_bound(t, 0.0))))
+            third = max(third, float(torch.linalg.matrix_norm(change, 2)) / (length * float(f.third_bound(t, length))))
             v = draw(rotating_generator, *shape)
             moved = float((change @ v.flatten()).norm())
-            limit = float(f.curvature_change(t, length) * f.bending_size(v))
+            limit = float(f.curvature_change(t, length) * f.bending_size(v, t, length))
             along = max(along, moved / limit)
             low, high = f.curvature_bounds(t, length)
             assert float(low) == 0.0

@@ -46,12 +46,13 @@ class PointBound(ABC):
     ) -> None:
         self.problem, self.instance, self.x, self.X, self.responses, self.e = problem, instance, x, X, responses, e
         self.pullback, self.mu, self.L = pullback, instance.strong_convexity, instance.analysis.norm_bound()
-        interval = curvature_interval(instance.potential, responses.t, response_radius(instance, e, responses.t))
+        t, radius = responses.t, response_radius(instance, e, responses.t)
+        interval = curvature_interval(instance.potential, t, radius)
         self.high, self.high_max, self.sensitivity = interval.high, interval.high_max, interval.sensitivity
         self.smooth = interval.smooth
         self.stiffness = self.high_max.sqrt() * self.L * (1.0 + 1e-12)
         self.energy_error = torch.minimum(energy_error(state_norm, e, self.mu), self.stiffness * e)
-        self.bend(interval, instance.potential.bending_size(responses.V))
+        self.bend(interval, instance.potential.bending_size(responses.V, t, radius))
         self.jacobian = problem.parameter_jacobian_bounds()
         self.potential_magnitude = torch.zeros_like(e)
         self.active_norm = torch.zeros_like(e) if X_active is None else sum_samples(X_active**2).sqrt()

@@ -235,10 +235,18 @@ def norm(a: dict[str, Tensor]) -> float:
     return math.sqrt(sum(float(g.double().square().sum()) for g in a.values()))
 
 
+def _dense_of(problem: lr.LowerLevelProblem, b: Tensor) -> Dense:
+    if type(problem.saddle_terms(DOUBLE).potential).__name__ != "NetworkPotential":
+        return Dense(problem, b)
+    from dense_network import DenseNetwork
+
+    return DenseNetwork(problem, b)
+
+
 @torch.no_grad()
 def truth_of(problem: lr.LowerLevelProblem, b: Tensor, loss: lr.UpperLoss) -> Truth:
     """Solution, adjoint state, hypergradient and loss to rounding, with slacks."""
-    dense, mu = Dense(problem, b), problem.strong_convexity
+    dense, mu = _dense_of(problem, b), problem.strong_convexity
     b = b.double()
     x, previous = dense.solve()
     shape = (-1, *problem.operator.domain_shape)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from random_groups import learned_total_variation, multivariate_experts
+from random_networks import input_convex_network
 from random_ridges import ridge_regularizer
 from torch import Tensor, nn
 
@@ -37,6 +38,7 @@ class Ranges:
     ridged: float = 0.3
     dtypes: tuple[torch.dtype, ...] = (DOUBLE,)
     scans: bool = False
+    sides: tuple[int, int] = (3, 9)
     regularizers: tuple[str, ...] = ("FieldsOfExperts", "TotalVariation", "AnalysisOperator", "FieldsOfExperts")
 
 
@@ -59,6 +61,7 @@ RANGES = {
         dtypes=(DOUBLE, torch.float32),
         regularizers=("MultivariateExperts", "LearnedTotalVariation"),
     ),
+    "networks": Ranges((1e-3, 1.0), (1e-2, 1.0), sides=(8, 12), regularizers=("InputConvexNetwork",)),
 }
 
 
@@ -188,6 +191,7 @@ REGULARIZERS: dict[str, Callable[[Draw, tuple[int, int, int], float], Regularize
     "RidgeRegularizer": ridge_regularizer,
     "MultivariateExperts": multivariate_experts,
     "LearnedTotalVariation": learned_total_variation,
+    "InputConvexNetwork": input_convex_network,
 }
 
 
@@ -248,11 +252,11 @@ def image_shape(draw: Draw) -> tuple[int, int, int]:
     if draw.ranges.scans:
         side = draw.integer(6, 12)
         return 1, side, side
-    return 1, draw.integer(3, 9), draw.integer(3, 9)
+    return 1, draw.integer(*draw.ranges.sides), draw.integer(*draw.ranges.sides)
 
 
 def draw_case(draw: Draw) -> Case:
-    """A random problem of at most 9 x 9 pixels, of 12 x 12 for scans."""
+    """A random problem of at most 12 x 12 pixels, of 9 x 9 unless scans or networks are drawn."""
     ranges = draw.ranges
     shape = image_shape(draw)
     batch = draw.integer(1, 3)

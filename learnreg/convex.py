@@ -13,7 +13,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from learnreg.errors import ConfigError, DataError, ShapeError
+from learnreg.errors import AssumptionError, ConfigError, DataError, ShapeError
+from learnreg.parameter_bound import ParameterBound, ResponseErrors
 
 __all__ = [
     "Box",
@@ -43,7 +44,15 @@ class ConvexFunction(ABC):
 
     Six abstract methods; conjugate and dual proximal map are derived. ``hess_vec`` and the others act per element
     unless a class says "group".
+
+    grouped: f is a sum over groups of responses, the channels (axis 1) of each place, and bounds are per group. whole:
+    (also ``grouped``) all responses of a sample are one group, and f has no proximal map. gradient_limit: a bound of
+    |f'| at one place, all channels together, where f' does not vanish with K^T f'; 0 elsewhere.
     """
+
+    grouped = False
+    whole = False
+    gradient_limit: float = 0.0
 
     @abstractmethod
     def value(self, t: Tensor) -> Tensor:
@@ -74,6 +83,26 @@ class ConvexFunction(ABC):
     def conjugate_at_gradient(self, t: Tensor) -> Tensor:
         """f*(f'(t)) = <t, f'(t)> - f(t), shape (batch,)."""
         return sum_samples(t * self.grad(t)) - self.value(t)
+
+    def size(self, v: Tensor) -> Tensor:
+        """|v|, elementwise, or the length of each group."""
+        if self.whole:
+            return sum_samples(v * v).sqrt().reshape(-1, *(1,) * (v.dim() - 1))
+        return (v * v).sum(1, keepdim=True).sqrt() if self.grouped else v.abs()
+
+    def bending_size(self, v: Tensor, t: Tensor, radius: Tensor | float) -> Tensor:
+        """What bounds |(f''(t') - f''(t)) v| when ``curvature_change`` at this radius, or ``third_bound`` and |t' - t|,
+        multiply it: the size of v, unless the function knows better. *Rigorous bound.*"""
+        return self.size(v)
+
+    def parameter_bound(self, t: Tensor, V: Tensor, y: Tensor, Y: Tensor, errors: ResponseErrors) -> ParameterBound:
+        """How wrong the gradient of <f'(t), V> in the parameters is whose role is "potential". *Rigorous bounds.*
+
+        Parameters
+        ----------
+        y, Y: f'(t) and f''(t) V.
+        """
+        raise AssumptionError(f"{type(self).__name__} bounds no gradients of its own parameters.")
 
     def kink_excluded(self, t: Tensor, radius: Tensor | float) -> Tensor:
         """(batch,) bool: f is twice continuously differentiable on every interval of the given radius around t."""

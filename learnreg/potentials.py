@@ -40,8 +40,6 @@ class Potential(ConvexFunction):
     weight: l > 0.
     """
 
-    grouped = False
-
     def __init__(self, smoothing: float | Tensor, weight: float | Tensor = 1.0) -> None:
         for name, value in (("smoothing", smoothing), ("weight", weight)):
             if isinstance(value, (int, float)) and not (value > 0 and math.isfinite(value)):

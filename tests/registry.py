@@ -17,6 +17,7 @@ from learnreg.grouped import GroupedFilterBank
 from learnreg.hypergradients.base import HypergradientMethod
 from learnreg.isotropic import IsotropicPseudoHuber
 from learnreg.linop import LinearOperator
+from learnreg.network_potential import NetworkPotential
 from learnreg.operators import (
     Blur,
     FanBeam2D,
@@ -31,6 +32,7 @@ from learnreg.potentials import Potential
 from learnreg.regularizers import (
     AnalysisOperator,
     FieldsOfExperts,
+    InputConvexNetwork,
     LearnedTotalVariation,
     MultivariateExperts,
     Regularizer,
@@ -138,6 +140,11 @@ POTENTIALS: dict[str, Callable[[float | Tensor, float | Tensor], Potential]] = {
     "IsotropicPseudoHuber": IsotropicPseudoHuber,
 }
 
+COUPLED: dict[str, Callable[[float | Tensor, float | Tensor], Potential]] = {
+    "NetworkPotential": lambda v, c: NetworkPotential(v, c, 0.2 * rand(1, 3, 3, 1, 1), 0.1 * randn(2, 3)),
+}
+"""Potentials without proximal maps."""
+
 ELEMENTWISE = [name for name in POTENTIALS if name != "IsotropicPseudoHuber"]
 SMOOTH = [name for name in ELEMENTWISE if name != "Huber"]
 
@@ -218,6 +225,30 @@ REGULARIZERS: dict[str, Callable[[], Regularizer]] = {
 }
 
 
+def network(seed: int = 0, **options: object) -> InputConvexNetwork:
+    """An input-convex network away from its start, with biases."""
+    generator = torch.Generator().manual_seed(seed)
+    result = InputConvexNetwork(
+        **{"features": 4, "size": 3, "weight": 0.4, "smoothing": 0.15, **options}, generator=generator  # type: ignore[arg-type]
+    ).double()  # fmt: skip
+    with torch.no_grad():
+        for i, p in enumerate(result.parameters()):
+            p.add_(0.3 * randn(*p.shape, seed=seed + 50 + i))
+        result.biases.mul_(0.3)
+    return result
+
+
+NETWORKS: dict[str, Callable[[], Regularizer]] = {
+    "InputConvexNetwork": network,
+    "InputConvexNetwork-deep": lambda: network(1, layers=3, mixing_size=3, minimum_smoothing=0.05),
+    "InputConvexNetwork-shallow": lambda: network(2, layers=1, size=2),
+    "InputConvexNetwork-scaled": lambda: Scaled(network(3), 0.7).double().requires_grad_(),
+}
+"""Regularizers whose potentials couple all responses of an image, and have no proximal map."""
+
+ALL_REGULARIZERS = REGULARIZERS | NETWORKS
+
+
 @dataclass(frozen=True)
 class ProblemCase:
     """A forward operator with what else the lower level needs to be strongly convex."""
@@ -256,7 +287,7 @@ def build(problem: str, regularizer: str, constraint: lr.Box | None = None) -> l
     """A registered problem with a registered regularizer, in float64."""
     case = PROBLEMS[problem]
     return lr.LowerLevelProblem(
-        case.operator(), REGULARIZERS[regularizer](), ridge=case.ridge(), data_term=case.data_term(),
+        case.operator(), ALL_REGULARIZERS[regularizer](), ridge=case.ridge(), data_term=case.data_term(),
         constraint=constraint,
     )  # fmt: skip
 

@@ -21,6 +21,7 @@ from learnreg.operators import Blur, Identity
 from learnreg.regularizers import (
     AnalysisOperator,
     FieldsOfExperts,
+    InputConvexNetwork,
     LearnedTotalVariation,
     MultivariateExperts,
     Regularizer,
@@ -48,6 +49,8 @@ SAMPLES = {
     ),
     "learned-tv": lambda: LearnedTotalVariation(6, 5, smoothing=2e-3, boundary="circular"),
     "ridge": lambda: RidgeRegularizer((2, 5), 3, 9, shared=True, noise_conditioned=True),
+    "icnn": lambda: InputConvexNetwork(features=3, size=3, mixing_size=3, minimum_smoothing=1e-3),
+    "icnn, one layer": lambda: InputConvexNetwork(features=4, layers=1),
     "scaled": lambda: Scaled(FieldsOfExperts(filters=5, size=3), 0.3),
     "scaled, of a scaled one": lambda: Scaled(Scaled(TotalVariation(), 2.0), 0.3),
 }

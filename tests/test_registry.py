@@ -47,8 +47,8 @@ def public_classes(base: type) -> set[type]:
     ("base", "registered"),
     [
         (LinearOperator, {type(f()) for f in registry.OPERATORS.values()}),
-        (Regularizer, {type(f()) for f in registry.REGULARIZERS.values()}),
-        (Potential, {type(f(0.1, 1.0)) for f in registry.POTENTIALS.values()}),
+        (Regularizer, {type(f()) for f in (registry.REGULARIZERS | registry.NETWORKS).values()}),
+        (Potential, {type(f(0.1, 1.0)) for f in (registry.POTENTIALS | registry.COUPLED).values()}),
         (HypergradientMethod, {type(f()) for f in registry.METHODS.values()}),
         (
             Iteration,

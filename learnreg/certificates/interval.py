@@ -10,7 +10,7 @@ from torch import Tensor
 from learnreg.potentials import Potential
 from learnreg.problem import Instance, expand
 
-__all__ = ["CurvatureInterval", "curvature_interval", "response_budget", "response_radius", "response_size"]
+__all__ = ["CurvatureInterval", "curvature_interval", "response_budget", "response_radius"]
 
 _ENERGY_SHARE = 0.9
 
@@ -41,6 +41,8 @@ class CurvatureInterval:
 
 def response_radius(instance: Instance, error: Tensor, t: Tensor) -> Tensor:
     """|K_i x - K_i x^| <= ‖k_i‖ e for errors e (batch,): broadcasts against t, or its groups."""
+    if instance.potential.whole:
+        return expand(instance.analysis.norm_bound() * error, t)
     grouped = instance.potential.grouped
     radius = instance.analysis.row_norms(grouped) * expand(error, t)
     return radius.amax(1, keepdim=True) if grouped and radius.shape[1] > 1 else radius
@@ -54,11 +56,6 @@ def response_budget(interval: CurvatureInterval, e: Tensor, energy_error: Tensor
         1.0 / expand(norm, interval.low).clamp_min(tiny) ** 2 for norm in (energy_error, operator_norm * e)
     )
     return _ENERGY_SHARE * interval.low * energy + (1.0 - _ENERGY_SHARE) * plain
-
-
-def response_size(potential: Potential, v: Tensor) -> Tensor:
-    """|v|, elementwise, or the length of each group."""
-    return (v * v).sum(1, keepdim=True).sqrt() if potential.grouped else v.abs()
 
 
 def curvature_interval(potential: Potential, t: Tensor, radius: Tensor) -> CurvatureInterval:

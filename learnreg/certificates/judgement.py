@@ -208,7 +208,7 @@ def _judge_part(
     gradient, responses = evaluate_pairing(problem, instance, b, x, X)
     pullback = instance.adjoint(responses.y)
     residual = state_residual(instance, x, pullback)
-    state_norm = sum_samples(residual**2).sqrt() + rounding_floor(instance, x, pullback)
+    state_norm = sum_samples(residual**2).sqrt() + rounding_floor(instance, x, pullback, y=responses.y)
     equation = AdjointEquation.at(instance, x, responses.t, loss_gradient)
     bent = instance.adjoint(responses.Y)
     adjoint_residual = equation.project(instance.quadratic(X) + bent) - equation.rhs

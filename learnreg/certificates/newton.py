@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from learnreg.certificates.interval import curvature_interval, response_budget, response_radius, response_size
+from learnreg.certificates.interval import curvature_interval, response_budget, response_radius
 from learnreg.certificates.resolvent import Perturbation
 from learnreg.certificates.state import energy_error
 from learnreg.convex import sum_samples
@@ -31,7 +31,7 @@ def newton_bound(
     residual_norm: ‖s‖, freshly evaluated and with its rounding, (batch,).
     """
     potential, mu, L = instance.potential, instance.strong_convexity, instance.analysis.norm_bound()
-    size = response_size(potential, K_d)
+    size = potential.size(K_d)
     norm_d = sum_samples(d * d).sqrt()
     best = e + norm_d
     whole = response_radius(instance, torch.ones_like(e), t)

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from learnreg.certificates.data_parameters import data_groups
 from learnreg.certificates.groups import GroupBound
-from learnreg.certificates.interval import CurvatureInterval, curvature_interval, response_radius, response_size
+from learnreg.certificates.interval import CurvatureInterval, curvature_interval, response_radius
 from learnreg.certificates.state import energy_error
 from learnreg.convex import sum_samples
 from learnreg.hypergradients.pairing import Responses
+from learnreg.parameter_bound import ParameterBound, ResponseErrors
 from learnreg.problem import Instance, LowerLevelProblem
 from learnreg.regularizers.base import ParameterRole
 
@@ -45,13 +46,15 @@ class PointBound(ABC):
     ) -> None:
         self.problem, self.instance, self.x, self.X, self.responses, self.e = problem, instance, x, X, responses, e
         self.pullback, self.mu, self.L = pullback, instance.strong_convexity, instance.analysis.norm_bound()
-        interval = curvature_interval(instance.potential, responses.t, response_radius(instance, e, responses.t))
+        t, radius = responses.t, response_radius(instance, e, responses.t)
+        interval = curvature_interval(instance.potential, t, radius)
         self.high, self.high_max, self.sensitivity = interval.high, interval.high_max, interval.sensitivity
         self.smooth = interval.smooth
         self.stiffness = self.high_max.sqrt() * self.L * (1.0 + 1e-12)
         self.energy_error = torch.minimum(energy_error(state_norm, e, self.mu), self.stiffness * e)
-        self.bend(interval, response_size(instance.potential, responses.V))
+        self.bend(interval, instance.potential.bending_size(responses.V, t, radius))
         self.jacobian = problem.parameter_jacobian_bounds()
+        self.potential_magnitude = torch.zeros_like(e)
         self.active_norm = torch.zeros_like(e) if X_active is None else sum_samples(X_active**2).sqrt()
 
     @abstractmethod
@@ -88,6 +91,15 @@ class PointBound(ABC):
         radius = response_radius(self.instance, self.e, self.responses.t)
         return self.instance.potential.smoothing_slope(self.responses.t, radius)
 
+    def potential_parameters(self, bent: Tensor) -> ParameterBound:
+        """What the potential says of its own parameters, for Gamma V of this norm, (batch,)."""
+        r, high = self.responses, self.high_max
+        dual_error = torch.minimum(high * self.L * self.e, high.sqrt() * self.energy_error)
+        errors = ResponseErrors(self.L * self.e, dual_error, bent)
+        found = self.instance.potential.parameter_bound(r.t, r.V, r.y, r.Y, errors)
+        self.potential_magnitude = found.magnitude
+        return found
+
     def data_norm(self) -> float:
         """Bound of ‖M‖."""
         return float(self.instance.data_weights.max()) * self.instance.forward.norm_bound() ** 2 + self.instance.ridge
@@ -111,4 +123,5 @@ class PointBound(ABC):
         longest = max(self.L, float(torch.as_tensor(rows).max()))
         slope = max(self.L, self.instance.analysis_lipschitz or 0.0)
         responses = 0.02 * slope * longest * self.high_max * x * X
+        size = size + self.potential_magnitude
         return float((size + responses).sum()) * max([1.0, *self.jacobian.values()])

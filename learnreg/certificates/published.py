@@ -111,4 +111,7 @@ class PublishedBound(PointBound):
             spline = spline_of(instance)
             # |s_j| over all knots j is at most |f'|, and its change is at most that of f'
             found["log_curvature"] = potential_bound(r.y, r.V, self.high, self.e, self.L, knot_shape(spline))
+        if "potential" in roles:
+            own = self.potential_parameters(self.change_norm)
+            found["potential"] = GroupBound.by_norm(own.constant, self.L * (own.on_V + self.high_max * own.on_Y))
         return found

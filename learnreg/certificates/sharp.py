@@ -148,6 +148,9 @@ class SharpBound(PointBound):
             spline = spline_of(instance)
             norm = knots_norm(spline, r.t) * self.L
             found["log_curvature"] = self._potential_group(norm, torch.ones_like(self.sensitivity), knot_shape(spline))
+        if "potential" in roles:
+            own = self.potential_parameters(self.bent.norm())
+            found["potential"] = GroupBound(own.constant, self.L * own.on_V, self.high_max.sqrt() * own.on_Y)
         return found
 
     def _pullback_norm(

@@ -6,6 +6,7 @@ Every function here returns a *rigorous bound* up to the rounding of its argumen
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -53,7 +54,7 @@ def smallest_bound(instance: Instance, x: Tensor, t: Tensor | None = None) -> St
     y = potential.grad_into(response, torch.empty_like(response))
     own_pullback = instance.adjoint(y)
     gradient = state_residual(instance, x, own_pullback)
-    floor = rounding_floor(instance, x, own_pullback)
+    floor = rounding_floor(instance, x, own_pullback, y=y)
     residual = sum_samples(gradient * gradient).sqrt()
     if mu <= 0:
         return StateBound(torch.full_like(residual, torch.inf), residual, floor, y)
@@ -157,16 +158,25 @@ def gap_bound(gap: Tensor, mu: float) -> Tensor:
     return (2.0 * gap.clamp_min(0.0) / mu).sqrt()
 
 
-def rounding_floor(instance: Instance, x: Tensor, pullback: Tensor, rhs: Tensor | None = None) -> Tensor:
+def rounding_floor(
+    instance: Instance, x: Tensor, pullback: Tensor, rhs: Tensor | None = None, y: Tensor | None = None
+) -> Tensor:
     """What rounding may hide in a residual M x - q + pullback (rhs instead of q, if given), (batch,):
     8 eps (‖M x‖ + ‖q‖ + ‖pullback‖), eps that of the dtype or of an operator that computes in less.
 
     A first-order model of rounding rather than a worst-case bound: sums of n terms err by about eps sqrt(n), and the
-    factor 8 covers the operators here.
+    factor 8 covers the operators here. Where y = f'(Kx) is large although K^T y is small, as that of filters in pairs
+    ±w, its own rounding counts, too: 4 eps ‖K‖ ‖y‖, or what bounds it without ``y``.
     """
     terms = (instance.quadratic(x), instance.q if rhs is None else rhs, pullback)
     least = max(_unit_roundoff(instance.forward), _unit_roundoff(instance.analysis))
-    return _floor(x.dtype, *(sum_samples(t * t) for t in terms), least=least)
+    floor = _floor(x.dtype, *(sum_samples(t * t) for t in terms), least=least)
+    largest = instance.potential.gradient_limit if rhs is None else 0.0
+    if largest == 0.0:
+        return floor
+    places = math.prod(instance.analysis.range_shape[1:])
+    size = largest * math.sqrt(places) if y is None else sum_samples(y * y).sqrt()
+    return floor + 4.0 * torch.finfo(x.dtype).eps * instance.analysis.norm_bound() * size
 
 
 def _floor(dtype: torch.dtype, *squares: Tensor, least: float = 0.0) -> Tensor:

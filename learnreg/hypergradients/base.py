@@ -54,5 +54,9 @@ class HypergradientMethod(ABC):
     ) -> Iterates:
         """Go on from ``start`` until the accuracies are met or the limits reached."""
 
+    def fits(self, instance: Instance) -> bool:
+        """Whether the method is defined for this problem."""
+        return True
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"

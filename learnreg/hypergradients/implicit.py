@@ -19,7 +19,7 @@ from learnreg.solvers.base import AdjointSolver
 from learnreg.solvers.conjugate_gradient import ConjugateGradient
 from learnreg.solvers.loop import iterate
 from learnreg.solvers.preconditioner import can_precondition
-from learnreg.solvers.solve import SolverName, make_solver, run_state_solver
+from learnreg.solvers.solve import SolverName, check_proximal, make_solver, run_state_solver
 
 __all__ = ["Implicit", "improve_sequentially"]
 
@@ -35,10 +35,12 @@ def make_adjoint_solver(
     they have a preconditioner; else the piggyback iteration from a cold start on ill-conditioned problems at loose
     relative residuals, conjugate gradients otherwise."""
     if name == "auto":
-        alone = not can_precondition(instance) and not start.warm
+        alone = not (can_precondition(instance) or start.warm or instance.potential.whole)
         fits = alone and instance.diagonal is not None and instance.strong_convexity > 0
         hard = fits and relative >= _LOOSE and instance.condition_bound() >= _ILL_CONDITIONED
         name = "piggyback" if hard else "cg"
+    if name == "piggyback":
+        check_proximal(instance, "adjoint_solver='piggyback'", "'auto' or 'cg'")
     return AdjointPDHG() if name == "piggyback" else ConjugateGradient()
 
 

@@ -17,6 +17,7 @@ from learnreg.losses import UpperLoss
 from learnreg.problem import Instance
 from learnreg.solvers.interleaved import InterleavedPDHG, InterleavedProblem
 from learnreg.solvers.loop import iterate
+from learnreg.solvers.solve import check_proximal
 
 __all__ = ["Piggyback"]
 
@@ -28,6 +29,9 @@ class Piggyback(HypergradientMethod):
     ----------
     mode: "sequential" (default: the state first, then its derivative with a frozen linearisation, each to its own
         tolerance; cheaper in total) or "interleaved" (x and X together in stacked operator calls, as published).
+
+    Potentials without a proximal map (input-convex networks) have no primal-dual iteration. There "sequential" runs
+    L-BFGS and, on the same frozen linearisation, conjugate gradients, and "interleaved" raises ConfigError.
     """
 
     name = "piggyback"
@@ -47,14 +51,19 @@ class Piggyback(HypergradientMethod):
         max_adjoint_steps: int | None,
     ) -> Iterates:
         if self.mode == "sequential":
-            return improve_sequentially(
-                "pdhg", "piggyback", instance, loss, start, accuracy, max_state_steps, max_adjoint_steps
-            )
+            limits = (max_state_steps, max_adjoint_steps)
+            if instance.potential.whole:
+                return improve_sequentially("lbfgs", "cg", instance, loss, start, accuracy, *limits)
+            return improve_sequentially("pdhg", "piggyback", instance, loss, start, accuracy, *limits)
+        check_proximal(instance, "Piggyback(mode='interleaved')", "Piggyback() or Implicit()")
         problem = InterleavedProblem.of(instance, loss, start.x, start.X, accuracy)
         one = torch.ones_like(accuracy.state)
         result = iterate(InterleavedPDHG(), problem, start.x, one, torch.zeros_like(one), max_state_steps)
         x, X = result.x.unbind(1)
         return Iterates(x, X, result.status, result.steps, result.steps)
+
+    def fits(self, instance: Instance) -> bool:
+        return self.mode == "sequential" or not instance.potential.whole
 
     def __repr__(self) -> str:
         return f"Piggyback(mode={self.mode!r})"

@@ -3,6 +3,7 @@
 from learnreg.regularizers.analysis import AnalysisOperator
 from learnreg.regularizers.base import Regularizer
 from learnreg.regularizers.fields_of_experts import FieldsOfExperts
+from learnreg.regularizers.input_convex import InputConvexNetwork
 from learnreg.regularizers.learned_total_variation import LearnedTotalVariation
 from learnreg.regularizers.multivariate import MultivariateExperts
 from learnreg.regularizers.ridge import RidgeRegularizer
@@ -12,6 +13,7 @@ from learnreg.regularizers.total_variation import TotalVariation
 __all__ = [
     "AnalysisOperator",
     "FieldsOfExperts",
+    "InputConvexNetwork",
     "LearnedTotalVariation",
     "MultivariateExperts",
     "Regularizer",

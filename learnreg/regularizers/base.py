@@ -15,9 +15,10 @@ from learnreg.potentials import Huber, LogCosh, Potential, PseudoHuber
 
 __all__ = ["ParameterRole", "Regularizer", "SaddleTerms", "potential_from_config", "potential_to_config"]
 
-ParameterRole = Literal["operator", "log_weight", "log_smoothing", "log_factor", "log_curvature"]
+ParameterRole = Literal["operator", "log_weight", "log_smoothing", "log_factor", "log_curvature", "potential"]
 """What a raw parameter does: it enters the operator affinely, or it is the logarithm of a weight or smoothing (of the
-shape of the potential's), of one factor of all weights, or of the curvature of a spline at its knots. Where
+shape of the potential's), of one factor of all weights, or of the curvature of a spline at its knots, or it is one of
+those that the potential's own ``parameter_bound`` knows. Where
 ``parameter_jacobian_bounds`` names the role, it determines these numbers by a smooth map instead."""
 
 _POTENTIALS: dict[str, type[Potential]] = {"pseudo-huber": PseudoHuber, "log-cosh": LogCosh, "huber": Huber}

@@ -57,8 +57,7 @@ class ProjectedLBFGS(Solver[ProjectedLBFGSState]):
         self.memory, self.check_every, self.precondition = memory, check_every, precondition
 
     def init(self, instance: Instance, x: Tensor) -> ProjectedLBFGSState:
-        assert instance.box is not None
-        point = evaluate(instance, instance.box.prox(x))
+        point = evaluate(instance, x if instance.box is None else instance.box.prox(x))
         preconditioner = self._preconditioner(instance, point)
         ones = torch.ones_like(point.grad.flatten(1)[:, 0])
         state = ProjectedLBFGSState(point, ones, ones, preconditioner)
@@ -82,10 +81,10 @@ class ProjectedLBFGS(Solver[ProjectedLBFGSState]):
         return SpectralPreconditioner.of(instance, instance.potential.majorant(point.t))
 
     def step(self, instance: Instance, state: ProjectedLBFGSState) -> ProjectedLBFGSState:
-        assert instance.box is not None
         start = state.point
         p = self._direction(instance, state)
-        trial = evaluate(instance, instance.box.prox(torch.addcmul(start.x, expand(state.alpha, p), p)))
+        aim = torch.addcmul(start.x, expand(state.alpha, p), p)
+        trial = evaluate(instance, aim if instance.box is None else instance.box.prox(aim))
         way = trial.x - start.x
         before, after = inner_samples(start.grad, way), inner_samples(trial.grad, way)
         good = (before <= 0) & (after <= 0.5 * before.abs())
@@ -125,9 +124,8 @@ class ProjectedLBFGS(Solver[ProjectedLBFGSState]):
         return two_loop_direction(grad, s, d, tuple(map(inverse_curvature, s, d)), precondition, state.scale)
 
     def report(self, instance: Instance, state: ProjectedLBFGSState) -> Report:
-        assert instance.box is not None
-        point = state.point
-        grad = instance.box.reduced_gradient(point.x, point.grad)
+        point, grad = state.point, state.point.grad
+        grad = grad if instance.box is None else instance.box.reduced_gradient(point.x, grad)
         floor = rounding_floor(instance, point.x, point.pullback)
         residual = inner_samples(grad, grad).sqrt()
         return Report(point.x, residual, primal_bound(grad, instance.strong_convexity), floor)

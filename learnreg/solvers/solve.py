@@ -24,7 +24,15 @@ from learnreg.solvers.pdhg import PDHG
 from learnreg.solvers.preconditioner import can_precondition
 from learnreg.solvers.projected_lbfgs import ProjectedLBFGS
 
-__all__ = ["SolverName", "check_failure_option", "check_tolerance", "initial_point", "run_state_solver", "solve"]
+__all__ = [
+    "SolverName",
+    "check_failure_option",
+    "check_proximal",
+    "check_tolerance",
+    "initial_point",
+    "run_state_solver",
+    "solve",
+]
 
 SolverName = Literal["auto", "pdhg", "lbfgs", "newton-cg"]
 FailureOption = Literal["return", "raise"]
@@ -42,15 +50,29 @@ def make_solver(name: str, instance: Instance, warm: bool = False) -> Solver[Any
     """The solver of that name. "auto", by operator applications on trained models (docs/benchmarks.md): L-BFGS where
     it has a preconditioner; else from a cold start PDHG where the data term is diagonal (denoising and inpainting by
     total variation), L-BFGS otherwise; from a warm one L-BFGS, since a good x without its dual iterate is of
-    little use to PDHG. With a constraint, L-BFGS is the projected one."""
+    little use to PDHG. With a constraint, and for potentials whose values along a line cost as much as a step, L-BFGS
+    is the projected one."""
     if name == "auto":
-        cold_pdhg = instance.diagonal is not None and not warm and not can_precondition(instance)
+        proximal = not instance.potential.whole
+        cold_pdhg = proximal and instance.diagonal is not None and not warm and not can_precondition(instance)
         name = "pdhg" if cold_pdhg else "lbfgs"
-    if name == "lbfgs" and instance.box is not None:
+    if name == "lbfgs" and (instance.box is not None or instance.potential.whole):
         return ProjectedLBFGS()
+    if name == "pdhg":
+        check_proximal(instance, "solver='pdhg'", "'auto', 'lbfgs' or 'newton-cg'")
     if name not in _SOLVERS:
         raise ConfigError(f"solver={name!r}: expected 'auto', {', '.join(map(repr, _SOLVERS))}.")
     return _SOLVERS[name]()
+
+
+def check_proximal(instance: Instance, call: str, instead: str) -> None:
+    """ConfigError where a primal-dual iteration is asked for and the potential has no proximal map."""
+    if instance.potential.whole:
+        kind = type(instance.potential).__name__
+        raise ConfigError(
+            f"{call}: {kind} couples all responses of an image and has no proximal map, which primal-dual iterations "
+            f"rest on; use {instead}."
+        )
 
 
 def check_tolerance(tolerance: float, name: str = "tolerance") -> float:

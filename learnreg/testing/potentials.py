@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from learnreg.convex import sum_samples
 from learnreg.potentials import Potential
 from learnreg.testing.report import Property, broken, judged
 from learnreg.testing.structure import terms_of
@@ -19,8 +20,8 @@ _SLACK = 1e-9
 
 
 def check_potential(case: RegularizerCase) -> Property:
-    """The potential f of saddle_terms, in float64: f' and f'' belong to f, proximal maps solve their equations, and
-    curvature_bounds, curvature_change, third_bound and curvature_limit hold at sampled points."""
+    """The potential f of saddle_terms, in float64: f' and f'' belong to f, proximal maps (if there are any) solve their
+    equations, and curvature_bounds, curvature_change, third_bound and curvature_limit hold at sampled points."""
     potential = terms_of(case).potential.to(torch.float64)
     worst, blamed = 0.0, ""
     for what, error, tolerance in _errors(case, potential):
@@ -43,13 +44,13 @@ def _errors(case: RegularizerCase, f: Potential) -> Iterator[tuple[str, float, f
         t, v = size * unit * _draw(case, shape), _draw(case, shape)
         yield "grad", _relative(f.grad(t), _autograd(f.value, t)), 1e-8
         yield "hess_vec", _relative(f.hess_vec(t, v), _autograd(_along(f, v), t)), 1e-8
-        for factor in _STEPS:
+        for factor in () if f.whole else _STEPS:
             step = factor / torch.as_tensor(f.curvature_limit, dtype=torch.float64).max()
             target = t + step * f.grad(t)
             yield "prox", _relative(f.prox(target, step), t), 1e-6
             yield "prox_jvp", _relative(f.prox_jvp(t, step, v + step * f.hess_vec(t, v)), v), 1e-8
         for radius in _RADII:
-            yield from _interval_errors(case, f, t, radius * unit)
+            yield from _interval_errors(case, f, t, radius * (unit.amin() if f.whole else unit))
 
 
 def _interval_errors(
@@ -62,7 +63,7 @@ def _interval_errors(
     here_at = f.hess_vec
     for end in (-1.0, 1.0, None):
         offset = _draw(case, tuple(t.shape[1:])).clamp(-1.0, 1.0) if end is None else end * torch.ones_like(t)
-        length = _length(f, offset).clamp_min(1.0 if f.grouped else 0.0)
+        length = f.size(offset).clamp_min(1.0 if f.grouped else 0.0)
         moved = radius * offset / (length if f.grouped else 1.0)
         v = _draw(case, tuple(t.shape[1:]))
         there, here = _quotient(f, here_at(t + moved, v), v), _quotient(f, here_at(t, v), v)
@@ -71,7 +72,7 @@ def _interval_errors(
         yield "curvature_limit", _excess(there - limit, limit), _SLACK
         yield "curvature_change", _excess((there - here).abs() - change, limit), _SLACK
         finite = torch.isfinite(third)
-        allowed = torch.where(finite, third * _length(f, moved), torch.inf)
+        allowed = torch.where(finite, third * f.size(moved), torch.inf)
         yield "third_bound", _excess((there - here).abs() - allowed, limit), _SLACK
 
 
@@ -79,12 +80,11 @@ def _draw(case: RegularizerCase, shape: tuple[int, ...]) -> Tensor:
     return torch.randn(2, *shape, dtype=torch.float64, generator=case.generator)
 
 
-def _length(f: Potential, t: Tensor) -> Tensor:
-    return (t * t).sum(1, keepdim=True).sqrt() if f.grouped else t.abs()
-
-
 def _quotient(f: Potential, product: Tensor, v: Tensor) -> Tensor:
     """The curvature in the direction v, elementwise, or per group."""
+    if f.whole:
+        products, squares = (sum_samples(p * v)[:, None, None, None] for p in (product, v))
+        return products / squares
     if f.grouped:
         return (product * v).sum(1, keepdim=True) / (v * v).sum(1, keepdim=True)
     return product / v

@@ -137,8 +137,8 @@ def _slope_error(
 def check_parameter_roles(case: RegularizerCase) -> Property:
     """Parameters do what ``parameter_roles`` says: "operator" enters W affinely and nothing else, "log_weight" is the
     logarithm of a weight of f, "log_factor" that of a factor of all its weights, "log_smoothing" that of a smoothing
-    (less a constant), "log_curvature" that of f'' at the knots of a spline. Where a Jacobian is declared, weights and
-    smoothings grow by no more than it says."""
+    (less a constant), "log_curvature" that of f'' at the knots of a spline, and "potential" does not enter W. Where a
+    Jacobian is declared, weights and smoothings grow by no more than it says."""
     name = "parameter_roles"
     roles: dict[str, str] = dict(getattr(case.regularizer, "parameter_roles", dict)())
     known = {key for key, _ in case.regularizer.named_parameters()}
@@ -165,12 +165,14 @@ def _contradiction(case: RegularizerCase, parameters: Mapping[str, Tensor], key:
     tolerance, grown = 100 * case.rounding, math.exp(_MOVE)
     same = {
         "the operator": role == "operator" or bool((norms(ahead - response) <= tolerance * norms(response)).all()),
-        "the weight": role in ("log_weight", "log_factor") or _close(weight_ahead, weight, tolerance),
-        "the smoothing": role == "log_smoothing" or _close(smoothing_ahead, smoothing, tolerance),
+        "the weight": role in ("log_weight", "log_factor", "potential") or _close(weight_ahead, weight, tolerance),
+        "the smoothing": role in ("log_smoothing", "potential") or _close(smoothing_ahead, smoothing, tolerance),
     }
     touched = [what for what, unchanged in same.items() if not unchanged]
     if touched:
         return f"it changes {touched[0]}"
+    if role == "potential":
+        return ""
     if role == "log_curvature":
         scaled = bool(((slope_ahead - grown * slope).abs() <= tolerance * slope.abs().max()).all())
         return "" if scaled else f"adding {_MOVE:g} to it does not multiply f' by exp({_MOVE:g})"

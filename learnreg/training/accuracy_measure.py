@@ -32,7 +32,8 @@ def measure(
     seed: int = 0,
     progress: bool = True,
 ) -> AccuracyReport:
-    """Every method at every tolerance on every problem, by both certificates, and judged gradients of perturbed points.
+    """Every method at every tolerance on every problem that it is defined for, by both certificates, and judged
+    gradients of perturbed points.
 
     ``seed``: of the perturbations. Progress goes to stderr.
 
@@ -65,8 +66,10 @@ def measure(
 def _rows(
     problem: AccuracyProblem, reference: Reference, methods: Sequence[str], tolerances: Sequence[float]
 ) -> Iterator[AccuracyRow]:
+    instance = problem.problem.instance(problem.b)
+    fitting = [name for name in methods if METHODS[name]().fits(instance)]
     for certificate in CERTIFICATES:
-        for name in methods:
+        for name in fitting:
             for tolerance in tolerances:
                 yield _row(problem, reference, name, tolerance, certificate)
 

@@ -22,6 +22,7 @@ from learnreg.losses import SquaredError
 from learnreg.problem import LowerLevelProblem
 from learnreg.regularizers import (
     FieldsOfExperts,
+    InputConvexNetwork,
     LearnedTotalVariation,
     MultivariateExperts,
     Regularizer,
@@ -56,6 +57,9 @@ _RIDGE_SPACING = 2.0
 """Distance of a ridge regularizer's knots in initial smoothings of a field of experts: with ten of them f'' reaches the
 responses to noise."""
 
+_NETWORK_WEIGHT = 0.4
+"""Initial weight of an input-convex network relative to a field of experts."""
+
 _METHODS: dict[str, Callable[[], HypergradientMethod]] = {"implicit": Implicit, "piggyback": Piggyback}
 
 
@@ -88,6 +92,13 @@ def initial_regularizer(config: TrainingConfig) -> Regularizer:
             config.filter_side,
             _GROUPED_WEIGHT * config.weight,
             config.smoothing,
+            minimum_smoothing=config.minimum_smoothing,
+            generator=torch.Generator().manual_seed(config.seed),
+        )
+    if config.regularizer == "icnn":
+        return InputConvexNetwork(
+            weight=_NETWORK_WEIGHT * config.weight,
+            smoothing=config.smoothing,
             minimum_smoothing=config.minimum_smoothing,
             generator=torch.Generator().manual_seed(config.seed),
         )

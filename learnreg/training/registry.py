@@ -16,6 +16,7 @@ from learnreg.operators import FanBeam2D, FanGeometry, Identity, ParallelBeam2D,
 from learnreg.operators.geometry import Geometry
 from learnreg.regularizers import (
     FieldsOfExperts,
+    InputConvexNetwork,
     LearnedTotalVariation,
     MultivariateExperts,
     Regularizer,
@@ -48,6 +49,7 @@ REGULARIZERS: dict[str, type[Regularizer]] = {
     "ridge": RidgeRegularizer,
     "multivariate": MultivariateExperts,
     "learned-tv": LearnedTotalVariation,
+    "icnn": InputConvexNetwork,
 }
 """Each has ``config()`` and ``from_config(config)``; the parameters themselves are stored beside that."""
 

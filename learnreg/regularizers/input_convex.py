@@ -1,0 +1,126 @@
+"""Input-convex networks as regularizers (Amos, Xu and Kolter, 2017; Mukherjee et al., 2020), smooth and certified."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from learnreg.errors import ConfigError, ShapeError
+from learnreg.filterbank import FilterBank
+from learnreg.network import Network, initial_parameters, network_of
+from learnreg.network_potential import NetworkPotential
+from learnreg.regularizers.base import ParameterRole, Regularizer, SaddleTerms
+
+__all__ = ["InputConvexNetwork"]
+
+Form = Literal["smooth", "lifted"]
+
+
+class InputConvexNetwork(Regularizer):
+    """R(x) = sum over pixels of <c, z_L>, z_l = s(u_l), u_{l+1} = U_l z_l + W_l x + b_{l+1}, u_1 = W_0 x + b_1.
+
+    U_l >= 0 and c > 0 by parametrisation, and s(t) = (t + sqrt(t² + v²) - v)/2 is convex and does not fall, so R is
+    convex. s is a smooth max(t, 0); convolutions are padded with zeros and take any image.
+
+    Parameters
+    ----------
+    channels: of the images; 1.
+    features: n, of each layer. Filters start in pairs ±w, n/2 of them for each layer.
+    layers: L.
+    size: side of the filters W_l, which have zero means: R does not see constants, but at the boundary.
+    form: "smooth". ("lifted", with max(t, 0) and a smoothed lifted problem, is not available.)
+    mixing_size: side of the kernels U_l, odd.
+    weight: sum of the initial c.
+    smoothing: initial v, in image units; learned, for each feature of each layer.
+    minimum_smoothing: v stays above it, by parametrisation.
+    generator: for the random part of the start; torch's default generator otherwise.
+
+    The raw parameters are ``filters`` (L, n, k, k), from which means are subtracted, ``log_mixing`` (L - 1, n, n, m, m;
+    not for L = 1), ``biases`` (L, n), ``log_weights`` (n,), and ``log_smoothing`` (L, n), the logarithm of v -
+    minimum_smoothing.
+
+    In operator applications, W, which stacks the convolutions of the image, and W^T count; those of the network behind
+    it do not.
+    """
+
+    filters: nn.Parameter
+    log_smoothing: nn.Parameter
+
+    def __init__(
+        self,
+        channels: int = 1,
+        features: int = 32,
+        layers: int = 2,
+        size: int = 5,
+        form: Form = "smooth",
+        *,
+        mixing_size: int = 1,
+        weight: float = 0.12,
+        smoothing: float = 5e-3,
+        minimum_smoothing: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        if channels != 1:
+            raise ConfigError(f"InputConvexNetwork(channels={channels!r}): expected 1, images with one channel.")
+        if form != "smooth":
+            known = "is not available yet; use" if form == "lifted" else "is unknown; expected"
+            raise ConfigError(f"InputConvexNetwork(form={form!r}): it {known} 'smooth'.")
+        for name, value in (("weight", weight), ("smoothing - minimum_smoothing", smoothing - minimum_smoothing)):
+            if not (value > 0 and math.isfinite(value)):
+                raise ConfigError(f"InputConvexNetwork({name}={value!r}): expected a positive finite number.")
+        if not minimum_smoothing >= 0:
+            raise ConfigError(f"InputConvexNetwork(minimum_smoothing={minimum_smoothing!r}): expected a number >= 0.")
+        start = initial_parameters(features, layers, size, mixing_size, weight, generator)
+        for name, numbers in start.items():
+            self.register_parameter(name, nn.Parameter(numbers))
+        offset = math.log(smoothing - minimum_smoothing)
+        self.log_smoothing = nn.Parameter(torch.full((layers, features), offset, dtype=start["biases"].dtype))
+        self.minimum_smoothing, self.form, self._names = float(minimum_smoothing), form, tuple(start)
+        self.mixing_size = mixing_size
+
+    def network(self) -> Network:
+        """The numbers of the network, in float64, so that gradients of raw parameters are rounded once, at the end."""
+        return network_of({name: getattr(self, name) for name in self._names})
+
+    @property
+    def smoothing(self) -> Tensor:
+        """v, (L, n)."""
+        return self.minimum_smoothing + self.log_smoothing.exp()
+
+    def saddle_terms(self, image_shape: tuple[int, ...]) -> SaddleTerms:
+        if len(image_shape) != 3:
+            raise ShapeError(f"InputConvexNetwork: got images of shape {image_shape}, expected (1, height, width).")
+        network = self.network()
+        smoothing = self.minimum_smoothing + self.log_smoothing.double().exp()
+        bank = FilterBank(network.filters.flatten(0, 1), image_shape, "zero", zero_mean=True)
+        columns = (smoothing.reshape(-1, 1, 1), network.weights[:, None, None])
+        return SaddleTerms(bank, NetworkPotential(*columns, network.mixing, network.biases))
+
+    def parameter_roles(self) -> dict[str, ParameterRole]:
+        roles: dict[str, ParameterRole] = dict.fromkeys(self._names, "potential")
+        return roles | {"filters": "operator", "log_smoothing": "potential"}
+
+    def config(self) -> dict[str, Any]:
+        layers, features, size, _ = self.filters.shape
+        return {
+            "channels": 1,
+            "features": features,
+            "layers": layers,
+            "size": size,
+            "form": self.form,
+            "mixing_size": self.mixing_size,
+            "minimum_smoothing": self.minimum_smoothing,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> InputConvexNetwork:
+        smoothing = float(config["minimum_smoothing"]) + 1.0  # until the parameters are loaded
+        return cls(**config, smoothing=smoothing, generator=torch.Generator().manual_seed(0))
+
+    def extra_repr(self) -> str:
+        layers, features, size, _ = self.filters.shape
+        return f"features={features}, layers={layers}, size={size}, mixing_size={self.mixing_size}, form={self.form!r}"

@@ -141,7 +141,8 @@ def _compare_certify(case: Case, draw: Draw, summary: Summary, truth: Truth) -> 
 
 def _compare_solution(case: Case, draw: Draw, summary: Summary, truth: Truth) -> None:
     problem, b = case.problem, case.b
-    solver = draw.choice("pdhg", "lbfgs", "newton-cg")
+    dual = ["pdhg"] if problem.saddle_terms(DOUBLE).potential.convex else []
+    solver = draw.choice("lbfgs", "newton-cg", *dual)
     tolerance, max_steps = draw.log_uniform(1e-10, 1.0), draw.choice(1, 2, 5, 50, None)
     solution = lr.solve(problem, b, tolerance, solver=solver, max_steps=max_steps)
     scale = math.sqrt(truth.x.shape[1])

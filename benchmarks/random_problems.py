@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from random_ridges import ridge_regularizer
+from random_ridges import ridge_regularizer, weakly_convex_ridge
 from torch import Tensor, nn
 
 import learnreg as lr
@@ -17,6 +17,7 @@ from learnreg.filterbank import FilterBank
 from learnreg.isotropic import IsotropicPseudoHuber
 from learnreg.linop import LinearOperator
 from learnreg.operators import Blur, FanBeam2D, Identity, Inpainting, ParallelBeam2D
+from learnreg.problem import weighted_square
 from learnreg.regularizers import AnalysisOperator, FieldsOfExperts, Regularizer, TotalVariation
 from learnreg.regularizers.total_variation import Gradient
 
@@ -36,6 +37,7 @@ class Ranges:
     ridged: float = 0.3
     dtypes: tuple[torch.dtype, ...] = (DOUBLE,)
     scans: bool = False
+    sides: tuple[int, int] = (3, 9)
     regularizers: tuple[str, ...] = ("FieldsOfExperts", "TotalVariation", "AnalysisOperator", "FieldsOfExperts")
 
 
@@ -48,6 +50,9 @@ RANGES = {
         (1e-3, 1.0), (1e-3, 1.0), (1e-4, 0.1), 0.0, 0.4, 0.5, 1.0, dtypes=(DOUBLE, torch.float32), scans=True
     ),
     "ridge": Ranges(regularizers=("RidgeRegularizer",)),
+    "large-ridge": Ranges(regularizers=("RidgeRegularizer",), sides=(8, 16)),
+    "nonconvex": Ranges(regularizers=("WeaklyConvexRidge",)),
+    "large-nonconvex": Ranges(regularizers=("WeaklyConvexRidge",), sides=(8, 16)),
 }
 
 
@@ -175,6 +180,7 @@ REGULARIZERS: dict[str, Callable[[Draw, tuple[int, int, int], float], Regularize
     "TotalVariation": total_variation,
     "AnalysisOperator": analysis_operator,
     "RidgeRegularizer": ridge_regularizer,
+    "WeaklyConvexRidge": weakly_convex_ridge,
 }
 
 
@@ -227,7 +233,7 @@ def image_shape(draw: Draw) -> tuple[int, int, int]:
     if draw.ranges.scans:
         side = draw.integer(6, 12)
         return 1, side, side
-    return 1, draw.integer(3, 9), draw.integer(3, 9)
+    return 1, draw.integer(*draw.ranges.sides), draw.integer(*draw.ranges.sides)
 
 
 def draw_case(draw: Draw) -> Case:
@@ -247,8 +253,10 @@ def draw_case(draw: Draw) -> Case:
         data_term = lr.WeightedLeastSquares(nn.Parameter(weights) if draw.chance(0.5) else weights)
     ridge: float | nn.Parameter = 0.0
     modulus = data_term.weight_range()[0] * operator.gram_lower_bound()
-    if modulus < 1e-3 or draw.chance(ranges.ridged):
-        ridge = draw.log_uniform(*ranges.ridge)
+    terms = regularizer.saddle_terms(shape)
+    concavity = 0.0 if terms.potential.convex else weighted_square(terms.operator, terms.potential.concavity)
+    if modulus < concavity + 1e-3 or draw.chance(ranges.ridged):
+        ridge = draw.log_uniform(*ranges.ridge) + max(0.0, concavity - modulus)
         if draw.chance(0.3):
             ridge = nn.Parameter(torch.tensor(ridge, dtype=DOUBLE))
     constraint = None

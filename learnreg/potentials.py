@@ -1,4 +1,4 @@
-"""Potentials: the convex functions that regularizers apply to filter responses.
+"""Potentials: the functions that regularizers apply to filter responses, convex, or with a bounded concavity.
 
 Each carries a weight l and a smoothing v, numbers or tensors that broadcast against responses without their batch axis
 (per channel: (n, 1, 1)). Constants (l/v bounds f''; strong convexity of the conjugate v/l) hold per channel.
@@ -32,7 +32,8 @@ OUTWARD = 1e-13
 class Potential(ConvexFunction):
     """A smooth even potential l·phi(t; v) with f''(t) largest at 0 and non-increasing in |t|.
 
-    A subclass where f'' rises and falls overrides prox, curvature_limit, majorant and the intervals.
+    A subclass where f'' rises and falls overrides prox, curvature_limit, majorant and the intervals; one where f'' may
+    be negative overrides concavity, too.
 
     Parameters
     ----------
@@ -60,6 +61,11 @@ class Potential(ConvexFunction):
         """The same potential with its parameters in another dtype."""
         return self.with_parameters(_cast(self.weight, dtype), _cast(self.smoothing, dtype))
 
+    def scaled(self, factor: Tensor) -> Self:
+        """The potential times a positive number, in float64."""
+        weight = torch.as_tensor(self.weight, dtype=torch.float64, device=factor.device)
+        return self.with_parameters(weight * factor.double(), self.smoothing)
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}(smoothing={self.smoothing!r}, weight={self.weight!r})"
 
@@ -73,12 +79,33 @@ class Potential(ConvexFunction):
     def second(self, t: Tensor) -> Tensor:
         """f''(t), elementwise."""
 
+    @property
+    def concavity(self) -> Tensor | float:
+        """rho >= 0 with f'' >= -rho everywhere, per channel; 0 for convex potentials. *Rigorous bound.*"""
+        return 0.0
+
+    @property
+    def convex(self) -> bool:
+        """Whether the concavity is 0."""
+        rho = self.concavity
+        return not bool((rho > 0).any()) if isinstance(rho, Tensor) else not rho > 0
+
+    def weight_gradient(self, t: Tensor) -> Tensor:
+        """l ∂f'(t)/∂l: how f' moves with the logarithm of the weight; f' itself, unless a part of f has no weight."""
+        return self.grad(t)
+
+    @property
+    def weight_excess(self) -> Tensor | float:
+        """p >= 0 with |ds/dt| <= f'' + rho + p for s = l ∂f'/∂l, rho the concavity. *Rigorous bound.*"""
+        return self.concavity
+
     def smoothing_gradient(self, t: Tensor) -> Tensor:
         """v ∂f'(t)/∂v: how f' moves with the logarithm of the smoothing; -f''(t) t for f(t) = l v h(t/v), as here."""
         return -self.hess_vec(t, t)
 
     def smoothing_sensitivity(self, t: Tensor, radius: Tensor | float) -> Tensor | float:
-        """A factor q with |d/dt (v df'/dv)| <= q f'' on the interval around t. *Rigorous bound.*"""
+        """A factor q with |d/dt (v df'/dv)| <= q (f'' + rho) on the interval around t, rho the concavity. *Rigorous
+        bound.*"""
         return 2.0
 
     def smoothing_slope(self, t: Tensor, radius: Tensor | float) -> Tensor:

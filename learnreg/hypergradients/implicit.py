@@ -36,9 +36,11 @@ def make_adjoint_solver(
     relative residuals, conjugate gradients otherwise."""
     if name == "auto":
         alone = not can_precondition(instance) and not start.warm
-        fits = alone and instance.diagonal is not None and instance.strong_convexity > 0
+        fits = alone and instance.diagonal is not None and instance.strong_convexity > 0 and instance.potential.convex
         hard = fits and relative >= _LOOSE and instance.condition_bound() >= _ILL_CONDITIONED
         name = "piggyback" if hard else "cg"
+    if name == "piggyback" and not instance.potential.convex:
+        raise ConfigError("adjoint_solver='piggyback': the regularizer is weakly convex, use 'cg' or 'auto'.")
     return AdjointPDHG() if name == "piggyback" else ConjugateGradient()
 
 

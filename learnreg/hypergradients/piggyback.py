@@ -22,7 +22,8 @@ __all__ = ["Piggyback"]
 
 
 class Piggyback(HypergradientMethod):
-    """The piggyback iteration on over-relaxed PDHG.
+    """The piggyback iteration on over-relaxed PDHG; for weakly convex regularizers, whose conjugate has nothing to do
+    with the lower level, L-BFGS for the state and conjugate gradients for its derivative.
 
     Parameters
     ----------
@@ -46,10 +47,11 @@ class Piggyback(HypergradientMethod):
         max_state_steps: int | None,
         max_adjoint_steps: int | None,
     ) -> Iterates:
+        limits = (max_state_steps, max_adjoint_steps)
+        if not instance.potential.convex:
+            return improve_sequentially("lbfgs", "cg", instance, loss, start, accuracy, *limits)
         if self.mode == "sequential":
-            return improve_sequentially(
-                "pdhg", "piggyback", instance, loss, start, accuracy, max_state_steps, max_adjoint_steps
-            )
+            return improve_sequentially("pdhg", "piggyback", instance, loss, start, accuracy, *limits)
         problem = InterleavedProblem.of(instance, loss, start.x, start.X, accuracy)
         one = torch.ones_like(accuracy.state)
         result = iterate(InterleavedPDHG(), problem, start.x, one, torch.zeros_like(one), max_state_steps)

@@ -66,6 +66,8 @@ class SpectralPreconditioner(SolverState):
         m = _data_symbol(instance, sides)
         if m is None:
             return None
+        if not instance.potential.convex:
+            curvature = curvature.clamp_min(0.0)  # negative curvature is small, and would spoil definiteness
         filters = stencil.filters.to(curvature)
         instance.counter.applications += 1
         local = stencil.gram_diagonal(curvature)

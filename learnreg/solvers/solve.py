@@ -42,10 +42,13 @@ def make_solver(name: str, instance: Instance, warm: bool = False) -> Solver[Any
     """The solver of that name. "auto", by operator applications on trained models (docs/benchmarks.md): L-BFGS where
     it has a preconditioner; else from a cold start PDHG where the data term is diagonal (denoising and inpainting by
     total variation), L-BFGS otherwise; from a warm one L-BFGS, since a good x without its dual iterate is of
-    little use to PDHG. With a constraint, L-BFGS is the projected one."""
+    little use to PDHG. With a constraint, L-BFGS is the projected one. PDHG needs a convex regularizer."""
+    convex = instance.potential.convex
     if name == "auto":
-        cold_pdhg = instance.diagonal is not None and not warm and not can_precondition(instance)
+        cold_pdhg = instance.diagonal is not None and not warm and convex and not can_precondition(instance)
         name = "pdhg" if cold_pdhg else "lbfgs"
+    if name == "pdhg" and not convex:
+        raise ConfigError("solver='pdhg': the regularizer is weakly convex, use 'lbfgs', 'newton-cg' or 'auto'.")
     if name == "lbfgs" and instance.box is not None:
         return ProjectedLBFGS()
     if name not in _SOLVERS:

@@ -39,6 +39,7 @@ from learnreg.regularizers.total_variation import Gradient
 from learnreg.solvers import LBFGS, PDHG, AdjointPDHG, ConjugateGradient, NewtonCG, ProjectedLBFGS
 from learnreg.solvers.interleaved import InterleavedPDHG
 from learnreg.spline import Spline
+from learnreg.weakly_convex_spline import WeaklyConvexSpline
 
 SHAPE = (1, 5, 6)
 """Images of all registered objects."""
@@ -127,6 +128,11 @@ POTENTIALS: dict[str, Callable[[float | Tensor, float | Tensor], Potential]] = {
     "Spline": Spline,
     "IsotropicPseudoHuber": IsotropicPseudoHuber,
 }
+
+WEAKLY_CONVEX: dict[str, Callable[[float | Tensor, float | Tensor], Potential]] = {
+    "WeaklyConvexSpline": WeaklyConvexSpline,
+}
+"""Without proximal maps for all steps and conjugates; see test_weakly_convex.py."""
 
 ELEMENTWISE = [name for name in POTENTIALS if name != "IsotropicPseudoHuber"]
 SMOOTH = [name for name in ELEMENTWISE if name != "Huber"]

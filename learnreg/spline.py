@@ -168,7 +168,10 @@ class Spline(Potential):
 
     def _arrays(self, like: Tensor) -> tuple[Any, ...]:
         """The first three derivatives of h at the knots."""
-        return tuple(self._table(name).to(like.dtype).numpy() for name in ("slope", "bend", "twist"))
+        return self._numpy(like, "slope", "bend", "twist")
+
+    def _numpy(self, like: Tensor, *names: str) -> tuple[Any, ...]:
+        return tuple(self._table(name).to(like.dtype).numpy() for name in names)
 
     # ---- constants and intervals -------------------------------------------------------------------------------------
 
@@ -196,6 +199,11 @@ class Spline(Potential):
         return torch.where((sign_r == sign_t) & (index_r == index_t), one_piece, across).to(dtype)
 
     def curvature_bounds(self, t: Tensor, radius: Tensor | float) -> tuple[Tensor, Tensor]:
+        fast = self._kernels(t, step=radius)
+        if fast is not None:
+            bounds, tables = (torch.empty_like(t), torch.empty_like(t)), self._numpy(t, "bend", "lowest", "highest")
+            fast.kernels.curvature_bounds(as_rows(t), *fast.constants, OUTWARD, *tables, *map(as_rows, bounds))
+            return bounds
         near, far = self._interval(t, radius)
         first, last = near.ceil().clamp(max=self._last), far.floor().clamp(max=self._last)
         ends = [self._bend_at(end - end.floor(), self._index(end.floor(), t), t) for end in (near, far)]
@@ -209,6 +217,11 @@ class Spline(Potential):
 
     def third_bound(self, t: Tensor, radius: Tensor | float) -> Tensor:
         """The steepest piece of f'' that the interval touches."""
+        fast = self._kernels(t, step=radius)
+        if fast is not None:
+            found = torch.empty_like(t)
+            fast.kernels.third_bound(as_rows(t), *fast.constants, OUTWARD, *self._numpy(t, "steepest"), as_rows(found))
+            return found
         near, far = self._interval(t, radius)
         first = near.floor().clamp(max=self._last)
         last = torch.maximum(far.ceil() - 1.0, first).clamp(max=self._last)

@@ -248,7 +248,8 @@ class _ConvexifiedCase(RegularizerCase):
         terms = self.regularizer.saddle_terms(self.image_shape)
         rho = torch.as_tensor(terms.potential.concavity).detach().to(x)
         response = terms.operator(x)
-        return super().value(x) + 0.5 * (rho * response * response).flatten(1).sum(1)
+        bent: Tensor = (rho * response * response).flatten(1).sum(1)
+        return super().value(x) + 0.5 * bent
 
 
 def _convexified(case: RegularizerCase) -> RegularizerCase:

@@ -144,6 +144,12 @@ class WeaklyConvexSpline(Spline):
         columns = (d.reshape(shape) for d in self.depths.to(t).unbind(1))
         return torch.stack([d * (given - taken) * scale for d, taken in zip(columns, (first, *later), strict=True)])
 
+    def depth_gradient_size(self, t: Tensor) -> Tensor:
+        """Bound of the Euclidean norm of ``depth_gradients`` at each response, min(|t|, v) ‖(d_j)_j‖: each is at most
+        d_j v, and its slope in t at most d_j. *Rigorous bound.*"""
+        size = torch.minimum(t.abs(), torch.as_tensor(self.smoothing, dtype=t.dtype, device=t.device))
+        return size * self._per_channel(self.depths.norm(dim=1)).to(t) * (1.0 + 1e-12)
+
 
 def _concave_coefficients(depths: Tensor) -> Tensor:
     """g_0 ... g_{m-1} of the sum of concave parts, (channels, m)."""

@@ -101,6 +101,7 @@ def test_parts_are_derivatives_and_obey_their_excess(rotating_seed: int) -> None
         expected = (f.weight_gradient(t), f.smoothing_gradient(t), f.depth_gradients(t).movedim(0, -1))
         for found, exact in zip(expected, jacobians, strict=True):
             torch.testing.assert_close(found, exact, rtol=1e-9, atol=1e-12)
+        assert bool((f.depth_gradients(t).norm(dim=0) <= f.depth_gradient_size(t)).all())
         way, radius = (moved - t).abs(), (moved - t).abs() * (1.0 + 1e-12)
         high = f.curvature_bounds(t, radius)[1] + f.concavity
         for change, excess in (

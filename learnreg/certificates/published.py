@@ -126,6 +126,5 @@ class PublishedBound(PointBound):
         if "log_depth" in roles:
             concave = weakly_convex_spline_of(instance)
             shape, slope = channel_shape(concave.depths), self.steepest(concave.depth_excess)
-            gradient = concave.depth_gradients(r.t).norm(dim=0)
-            found["log_depth"] = potential_bound(gradient, r.V, slope, self.e, self.L, shape)
+            found["log_depth"] = potential_bound(concave.depth_gradient_size(r.t), r.V, slope, self.e, self.L, shape)
         return found

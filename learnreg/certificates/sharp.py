@@ -165,12 +165,16 @@ class SharpBound(PointBound):
         if "log_curvature" in roles:
             spline = spline_of(instance)
             shape = channel_shape(spline.convex_coefficients)
-            norm = knots_norm(spline.coefficient_gradients(r.t), shape != ()) * self.L
+            norm = group_norm(self.weight_gradient(), shape) * self.L
+            if not self._negligible(norm, found):
+                norm = torch.minimum(norm, knots_norm(spline.coefficient_gradients(r.t), shape != ()) * self.L)
             found["log_curvature"] = self._potential_group(norm, shape, spline.weight_excess)
         if "log_depth" in roles:
             concave = weakly_convex_spline_of(instance)
             shape = channel_shape(concave.depths)
-            norm = knots_norm(concave.depth_gradients(r.t), shape != ()) * self.L
+            norm = group_norm(concave.depth_gradient_size(r.t), shape) * self.L
+            if not self._negligible(norm, found):
+                norm = torch.minimum(norm, knots_norm(concave.depth_gradients(r.t), shape != ()) * self.L)
             found["log_depth"] = self._potential_group(norm, shape, concave.depth_excess)
         return found
 
@@ -179,10 +183,13 @@ class SharpBound(PointBound):
     ) -> Tensor:
         """The norm of u -> (<p_g, (K u)_g>)_g, by norms alone where the operator's group is much larger."""
         by_norm = group_norm(p, shape) * self.L
+        return by_norm if self._negligible(by_norm, found) else group_pullback_norm(self.instance, p, shape, pullback)
+
+    def _negligible(self, norm: Tensor, found: dict[ParameterRole, GroupBound]) -> bool:
         operator = found.get("operator")
-        if operator and bool((by_norm <= _NEGLIGIBLE * 0.5 * math.sqrt(self.mu) * operator.on_energy).all()):
-            return by_norm
-        return group_pullback_norm(self.instance, p, shape, pullback)
+        if operator is None:
+            return False
+        return bool((norm <= _NEGLIGIBLE * 0.5 * math.sqrt(self.mu) * operator.on_energy).all())
 
     def _smoothing_group(self, pullback_norm: Tensor, shape: tuple[int, ...]) -> GroupBound:
         if bool(torch.isfinite(self.sensitivity).all()):

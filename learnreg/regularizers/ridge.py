@@ -25,7 +25,7 @@ Convexity = Literal["convex", "convex-nonconvex"]
 
 _REFERENCE_NOISE = 25.0 / 255.0
 _SPREAD = 1.0  # twice the variance of the window of initial kernels, in pixels
-_INITIAL_DEPTH = 0.1  # of the largest
+_INITIAL_DEPTH = 0.5  # of the largest
 _REFLECTIONS = 9.0  # how often "reflect" repeats a pixel at most
 
 

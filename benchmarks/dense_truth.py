@@ -93,12 +93,15 @@ class Dense:
         with torch.no_grad():
             self.K = dense_matrix(terms.operator, terms.operator.domain_shape)
             A = dense_matrix(problem.operator, problem.operator.domain_shape)
-            weights = problem.data_term.weights_for(self.b).expand(problem.operator.range_shape).reshape(-1)
+            weights = problem.data_term.at(self.b).weights_for(self.b)
+        weights = weights.expand(self.b.shape).flatten(1)
         self.range_shape = terms.operator.range_shape
         self.weight = torch.as_tensor(terms.potential.weight, dtype=DOUBLE).detach()
         self.smoothing = torch.as_tensor(terms.potential.smoothing, dtype=DOUBLE).detach()
         self.coefficients = getattr(terms.potential, "coefficients", None)
-        self.M = A.T @ (weights[:, None] * A) + problem.ridge_value * torch.eye(A.shape[1], dtype=DOUBLE)
+        if bool((weights == weights[0]).all()):
+            weights = weights[:1]
+        self.M = A.T @ (weights[:, :, None] * A) + problem.ridge_value * torch.eye(A.shape[1], dtype=DOUBLE)
         self.q = (self.b.flatten(1) * weights) @ A
         self.lower, self.upper = -math.inf, math.inf
         if problem.constraint is not None:
@@ -108,14 +111,17 @@ class Dense:
         c = self.coefficients
         return derivatives(self.kind, t, self.weight, self.smoothing, None if c is None else c.detach())
 
+    def quadratic(self, x: Tensor) -> Tensor:
+        return (x[:, None] @ self.M)[:, 0]
+
     def value(self, x: Tensor) -> Tensor:
         t = (x @ self.K.T).reshape(-1, *self.range_shape)
         density = self.derivatives(t)[0]
-        return 0.5 * ((x @ self.M) * x).sum(1) - (self.q * x).sum(1) + density.flatten(1).sum(1)
+        return 0.5 * (self.quadratic(x) * x).sum(1) - (self.q * x).sum(1) + density.flatten(1).sum(1)
 
     def gradient(self, x: Tensor) -> Tensor:
         t = (x @ self.K.T).reshape(-1, *self.range_shape)
-        return x @ self.M - self.q + self.derivatives(t)[1].flatten(1) @ self.K
+        return self.quadratic(x) - self.q + self.derivatives(t)[1].flatten(1) @ self.K
 
     def hessian(self, x: Tensor) -> Tensor:
         t = (x @ self.K.T).reshape(-1, *self.range_shape)
@@ -140,7 +146,7 @@ class Dense:
         t, V = ((u @ self.K.T).reshape(-1, *self.range_shape) for u in (x, v))
         second = self.derivatives(t)[2]
         bent = second * V if second.dim() == t.dim() else torch.einsum("bcd...,bd...->bc...", second, V)
-        return v @ self.M + bent.flatten(1) @ self.K
+        return self.quadratic(v) + bent.flatten(1) @ self.K
 
     def residual(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The reduced gradient and the mask of free pixels."""
@@ -156,7 +162,7 @@ class Dense:
 
     def solve(self) -> tuple[Tensor, Tensor]:
         """Projected, damped Newton to rounding; returns the last two iterates."""
-        x = torch.linalg.solve(self.M + self.K.T @ self.K, self.q.T).T.clamp(self.lower, self.upper)
+        x = torch.linalg.solve(self.M + self.K.T @ self.K, self.q[:, :, None])[:, :, 0].clamp(self.lower, self.upper)
         best, since = torch.full((x.shape[0],), math.inf, dtype=DOUBLE), 0
         previous, best_x = x, x
         for _ in range(400):
@@ -245,7 +251,7 @@ def truth_of(problem: lr.LowerLevelProblem, b: Tensor, loss: lr.UpperLoss) -> Tr
     problem.constraint = constraint
     free = dense.residual(x)[1]
     residual = torch.maximum(own, torch.where(free, slope.flatten(1), 0.0).norm(dim=1))
-    rounding = 2.2e-16 * (dense.q.norm(dim=1) + (x @ dense.M).norm(dim=1))
+    rounding = 2.2e-16 * (dense.q.norm(dim=1) + dense.quadratic(x).norm(dim=1))
     x_slack = 2.0 * (residual + rounding) / mu
     X, X_previous = dense.adjoint(x, loss), dense.adjoint(previous, loss)
     gradient = gradient_by_autograd(problem, b, x, X)

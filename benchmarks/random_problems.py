@@ -217,6 +217,14 @@ def forward_operator(draw: Draw, shape: tuple[int, int, int]) -> LinearOperator:
     return Blur(nn.Parameter(kernel) if draw.chance(0.4) else kernel, shape, boundary)
 
 
+def photon_term(draw: Draw) -> lr.LeastSquares:
+    """Weights of each measurement's own, over several powers of ten."""
+    electronic = draw.log_uniform(0.1, 30.0) if draw.chance(0.5) else 0.0
+    return lr.TransmissionLeastSquares(
+        draw.log_uniform(10.0, 1e6), draw.log_uniform(0.1, 5.0), electronic, draw.uniform(0.0, 0.5)
+    )
+
+
 def upper_loss(draw: Draw, x_true: Tensor) -> tuple[lr.UpperLoss, bool]:
     kind = draw.integer(0, 3)
     if kind <= 1:
@@ -251,6 +259,8 @@ def draw_case(draw: Draw) -> Case:
         if draw.chance(0.3):
             weights = torch.tensor(draw.uniform(0.2, 2.0), dtype=DOUBLE)
         data_term = lr.WeightedLeastSquares(nn.Parameter(weights) if draw.chance(0.5) else weights)
+    if ranges.scans and draw.chance(0.3):
+        data_term = photon_term(draw)
     ridge: float | nn.Parameter = 0.0
     modulus = data_term.weight_range()[0] * operator.gram_lower_bound()
     terms = regularizer.saddle_terms(shape)

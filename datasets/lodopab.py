@@ -5,20 +5,25 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
+from typing import ClassVar, Self
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from learnreg.datasets.files import float_tensor
 from learnreg.datasets.hdf5 import open_hdf5
+from learnreg.datasets.noise import PhotonNoise
 from learnreg.errors import ConfigError, DataError
+from learnreg.operators.geometry import ParallelGeometry
 
 __all__ = ["LoDoPaB"]
 
 _SPLITS = ("train", "validation", "test")
 _SIDE = 0.26  # metres
+
+
+_NAME = re.compile(r"(observation|ground_truth)_(train|validation|test)_(\d{3,})\.hdf5")
 
 
 class LoDoPaB(Dataset[tuple[Tensor, Tensor]]):
@@ -30,8 +35,10 @@ class LoDoPaB(Dataset[tuple[Tensor, Tensor]]):
     integrals of the images along lines, in metres. They are divided by ``side``, the side of the images, because
     operators of learnreg have pixels of length 1/n; ``side=1`` keeps the numbers of the files.
 
-    `angles` are those of the published simulation: 1,000 cell centres (i + 1/2) pi/1000. Its 513 detectors span the
-    diagonal of the images, which makes them 0.998 pixels wide.
+    ``ParallelBeam2D.from_geometry(data.geometry)`` is the operator of the published simulation: 1,000 views at cell
+    centres (i + 1/2) pi/1000, 513 detectors over the diagonal of the images, which makes them 0.998 pixels wide. There
+    the first axis of an image is x and the second y, as in ODL; here columns are x and rows -y, so that the same view
+    has an angle smaller by pi/2. The side of an image is its unit of length.
 
     Parameters
     ----------
@@ -49,6 +56,9 @@ class LoDoPaB(Dataset[tuple[Tensor, Tensor]]):
     DataError: the folder, a file of a pair or a number between is missing; another shape; what `read_hdf5_array` names.
     """
 
+    noise: ClassVar[PhotonNoise] = PhotonNoise(4096.0, 81.35858 * _SIDE)
+    """What the published measurements were simulated with."""
+
     def __init__(
         self,
         root: str | Path,
@@ -64,9 +74,28 @@ class LoDoPaB(Dataset[tuple[Tensor, Tensor]]):
         if not (math.isfinite(side) and side > 0):
             raise ConfigError(f"side={side!r} must be a positive length.")
         self.root, self.split, self.side, self.per_file = Path(root), split, side, per_file
-        self.angles = (torch.arange(angles, dtype=torch.float64) + 0.5) * (math.pi / angles)
+        self.geometry = ParallelGeometry(
+            image_size=size,
+            angles=tuple((i + 0.5) * math.pi / angles - 0.5 * math.pi for i in range(angles)),
+            detectors=detectors,
+            pixel_size=1.0 / size,
+            detector_pitch=math.sqrt(2.0) / detectors,
+        )
         self._pairs = _find_pairs(self.root, split)
         self._count = self._count_samples((angles, detectors), (size, size))
+
+    @classmethod
+    def is_one(cls, root: str | Path) -> bool:
+        """Whether a folder holds files with names of this layout."""
+        root = Path(root)
+        return root.is_dir() and any(_NAME.fullmatch(path.name) for path in root.iterdir())
+
+    @classmethod
+    def of_files(cls, root: str | Path, split: str = "train", side: float = _SIDE) -> Self:
+        """The data set in whatever sizes its first pair of files has."""
+        observation, ground_truth = (_shape(path) for path in _find_pairs(Path(root), split)[0])
+        count, angles, detectors = observation
+        return cls(root, split, side, count, angles, detectors, ground_truth[-1])
 
     def __len__(self) -> int:
         return self._count
@@ -116,6 +145,14 @@ def _find_pairs(root: Path, split: str) -> list[tuple[Path, Path]]:
 def _numbers(root: Path, prefix: str) -> set[int]:
     matches = (re.fullmatch(rf"{prefix}_(\d{{3,}})\.hdf5", path.name) for path in root.iterdir())
     return {int(match[1]) for match in matches if match}
+
+
+def _shape(path: Path) -> tuple[int, int, int]:
+    with open_hdf5(path, "data") as dataset:
+        if dataset.ndim != 3 or 0 in dataset.shape:
+            raise DataError(f'"data" has shape {dataset.shape}, expected three axes, none of them empty.', path)
+        samples, rows, columns = dataset.shape
+        return int(samples), int(rows), int(columns)
 
 
 def _rows(path: Path, shape: tuple[int, int]) -> int:

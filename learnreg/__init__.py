@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from learnreg import regularizers, testing
-from learnreg.convex import Box, LeastSquares, Nonnegative, WeightedLeastSquares
+from learnreg.convex import Box, LeastSquares, Nonnegative, TransmissionLeastSquares, WeightedLeastSquares
 from learnreg.descent import AdaptiveDescent
 from learnreg.errors import (
     AssumptionError,
@@ -75,6 +75,7 @@ __all__ = [
     "Start",
     "Status",
     "TrainResult",
+    "TransmissionLeastSquares",
     "UpperLoss",
     "WeightedLeastSquares",
     "certify",

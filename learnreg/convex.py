@@ -13,13 +13,14 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from learnreg.errors import ConfigError, ShapeError
+from learnreg.errors import ConfigError, DataError, ShapeError
 
 __all__ = [
     "Box",
     "ConvexFunction",
     "LeastSquares",
     "Nonnegative",
+    "TransmissionLeastSquares",
     "WeightedLeastSquares",
     "dual_point",
     "inner_samples",
@@ -93,6 +94,10 @@ def dual_point(
 class LeastSquares(nn.Module, ConvexFunction):
     """½‖p‖² of the residual p = A x - b: the data term of Gaussian noise."""
 
+    def at(self, b: Tensor) -> LeastSquares:
+        """The data term for these measurements: itself, where its weights do not depend on them."""
+        return self
+
     def weights_for(self, p: Tensor) -> Tensor:
         """The weight of each measurement, broadcastable against (batch, *range_shape)."""
         return torch.ones((), dtype=p.dtype, device=p.device)
@@ -161,6 +166,80 @@ class WeightedLeastSquares(LeastSquares):
     def project_(self) -> None:
         if isinstance(self.weights, nn.Parameter):
             self.weights.clamp_(min=0.0)
+
+
+class TransmissionLeastSquares(LeastSquares):
+    """½ sum_i w_i(b) (A x - b)_i² for line integrals b of counted photons, each measurement with weights of its own.
+
+    N_i = photons exp(-attenuation b_i) photons were counted; N_i has the variance N_i + electronic², and b_i to first
+    order one proportional to (N_i + electronic²)/N_i². w_i is the variance at the line integral ``reference`` over that
+    of ray i: regularization weights mean what they mean for rays of that length. Without electronic noise
+    w_i = exp(-attenuation (b_i - reference)).
+
+    Parameters
+    ----------
+    photons: count of a ray that meets nothing. attenuation: line integral without dimension per unit of A x.
+    electronic: standard deviation of the electronics' noise in photons. reference: in units of A x.
+
+    Source: Sauer and Bouman, IEEE Trans. Signal Process. 41 (1993); Thibault, Bouman, Sauer and Hsieh, Proc. SPIE 6065
+    (2006), for the electronic noise.
+    """
+
+    def __init__(
+        self, photons: float, attenuation: float = 1.0, electronic: float = 0.0, reference: float = 0.0
+    ) -> None:
+        super().__init__()
+        for name, value, fits in (
+            ("photons", photons, photons > 0),
+            ("attenuation", attenuation, attenuation > 0),
+            ("electronic", electronic, electronic >= 0),
+            ("reference", reference, True),
+        ):
+            if not (fits and math.isfinite(value)):
+                raise ConfigError(f"TransmissionLeastSquares({name}={value!r}): out of range, or not finite.")
+        self.photons, self.attenuation = float(photons), float(attenuation)
+        self.electronic, self.reference = float(electronic), float(reference)
+
+    def inverse_variance(self, b: Tensor) -> Tensor:
+        """That of -log N for each ray, in the shape of b, differentiable; *estimate*: measured counts stand for
+        expected ones."""
+        counts = self.photons * torch.exp(-self.attenuation * b)
+        return counts / (1.0 + self.electronic**2 / counts)
+
+    def at(self, b: Tensor) -> LeastSquares:
+        """``WeightedLeastSquares`` with weights (batch, *range_shape). DataError where counts overflow."""
+        exact = b.double()
+        weights = (self.inverse_variance(exact) / self.inverse_variance(exact.new_tensor(self.reference))).to(b.dtype)
+        if b.device.type != "meta" and not bool(torch.isfinite(weights).all()):
+            raise DataError(
+                f"a ray has the line integral {float(b.min()):.6g}, for which no photons can be counted.",
+                hint="Check the sign and the unit of the measurement, and `attenuation`.",
+            )
+        return _PerMeasurement(weights)
+
+    def weights_for(self, p: Tensor) -> Tensor:
+        raise ConfigError("TransmissionLeastSquares: the weights depend on the measurement b; ask at(b).")
+
+    def weight_range(self) -> tuple[float, float]:
+        """What is known without a measurement."""
+        return 0.0, math.inf
+
+
+class _PerMeasurement(LeastSquares):
+    """Weights (batch, *range_shape)."""
+
+    def __init__(self, weights: Tensor) -> None:
+        super().__init__()
+        self._weights = weights
+
+    def weights_for(self, p: Tensor) -> Tensor:
+        return self._weights.to(p.dtype)
+
+    def weigh(self, p: Tensor) -> Tensor:
+        return self.weights_for(p) * p
+
+    def weight_range(self) -> tuple[float, float]:
+        return float(self._weights.detach().min()), float(self._weights.detach().max())
 
 
 class Box(nn.Module):

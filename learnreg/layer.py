@@ -69,8 +69,17 @@ class _Solve(torch.autograd.Function):
         if len(by_name) != len(parameters):
             raise ShapeError("solution_layer: requires_grad of a parameter changed between forward and backward.")
         wants_b = ctx.needs_input_grad[1]
-        grad_b = -(problem.data_term.weights_for(b) * problem.operator(adjoint)) if wants_b else None
+        grad_b = _measurement_gradient(problem, b, x, adjoint) if wants_b else None
         return None, grad_b, *(gradient[name] for name in by_name)
+
+
+def _measurement_gradient(problem: LowerLevelProblem, b: Tensor, x: Tensor, adjoint: Tensor) -> Tensor:
+    """∂_b <∇_x E(x; b), X>, weights that depend on b included."""
+    residual, response = problem.operator(x) - b, problem.operator(adjoint)
+    with torch.enable_grad():
+        own = b.detach().requires_grad_()
+        slope = (problem.data_term.at(own).grad(residual.detach() - (own - b)) * response.detach()).sum()
+        return torch.autograd.grad(slope, own)[0]
 
 
 class _GivenGradient(UpperLoss):

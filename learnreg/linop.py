@@ -107,6 +107,11 @@ class LinearOperator(nn.Module):
         """How this operator is a convolution, for preconditioners of regularizers; None when it is not one."""
         return None
 
+    def approximate_inverse(self, y: Tensor) -> Tensor | None:
+        """An image x with A x close to a multiple of y, where there is a direct method that costs no more than a few
+        applications, such as filtered back-projection; None otherwise. Solvers start from it, nothing depends on it."""
+        return None
+
     def gram_symbol(self, sides: tuple[int, int], dtype: torch.dtype) -> Tensor | None:
         """*Estimate* of the eigenvalues of A^T A for the frequencies of a torus with these sides, (rows, columns // 2 +
         1), from its responses to a few points in this dtype; None unless the domain is one image (1, H, W).

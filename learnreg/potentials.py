@@ -17,7 +17,8 @@ from torch import Tensor
 
 from learnreg.blocks import planes, sum_blocks
 from learnreg.channels import ChannelKernels, as_rows
-from learnreg.convex import ConvexFunction, dual_point, inner_samples, sum_samples
+from learnreg.concavity import WeaklyConvexFunction
+from learnreg.convex import dual_point, inner_samples, sum_samples
 from learnreg.errors import ConfigError
 from learnreg.pull_back import newton_constants, newton_pull_back
 
@@ -29,7 +30,7 @@ OUTWARD = 1e-13
 """Relative outward rounding of interval ends: above the rounding of the few operations that form them in float64."""
 
 
-class Potential(ConvexFunction):
+class Potential(WeaklyConvexFunction):
     """A smooth even potential l·phi(t; v) with f''(t) largest at 0 and non-increasing in |t|.
 
     A subclass where f'' rises and falls overrides prox, curvature_limit, majorant and the intervals; one where f'' may
@@ -74,30 +75,6 @@ class Potential(ConvexFunction):
     @abstractmethod
     def density(self, t: Tensor) -> Tensor:
         """l·phi(t), elementwise."""
-
-    @abstractmethod
-    def second(self, t: Tensor) -> Tensor:
-        """f''(t), elementwise."""
-
-    @property
-    def concavity(self) -> Tensor | float:
-        """rho >= 0 with f'' >= -rho everywhere, per channel; 0 for convex potentials. *Rigorous bound.*"""
-        return 0.0
-
-    @property
-    def convex(self) -> bool:
-        """Whether the concavity is 0."""
-        rho = self.concavity
-        return not bool((rho > 0).any()) if isinstance(rho, Tensor) else not rho > 0
-
-    def weight_gradient(self, t: Tensor) -> Tensor:
-        """l ∂f'(t)/∂l: how f' moves with the logarithm of the weight; f' itself, unless a part of f has no weight."""
-        return self.grad(t)
-
-    @property
-    def weight_excess(self) -> Tensor | float:
-        """p >= 0 with |ds/dt| <= f'' + rho + p for s = l ∂f'/∂l, rho the concavity. *Rigorous bound.*"""
-        return self.concavity
 
     def smoothing_gradient(self, t: Tensor) -> Tensor:
         """v ∂f'(t)/∂v: how f' moves with the logarithm of the smoothing; -f''(t) t for f(t) = l v h(t/v), as here."""

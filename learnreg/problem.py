@@ -16,7 +16,7 @@ from typing import TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from learnreg.convex import Box, LeastSquares, sum_samples
+from learnreg.convex import Box, LeastSquares, TransmissionLeastSquares, sum_samples
 from learnreg.errors import AssumptionError, ConfigError, DataError, OperatorError, ShapeError
 from learnreg.filterbank import FilterBank, weighted_norm_bound
 from learnreg.linop import LinearOperator
@@ -55,7 +55,8 @@ class Instance:
     """The lower-level problem for given data, parameters detached: E(x) = ½<x,Mx> - <q,x> + f(Kx), M = A^T w A + ridge.
     f is convex, or so weakly convex that E is strongly convex.
 
-    ``diagonal``: M where it is one, to broadcast against an image. ``K`` is the regularizer's analysis operator; the
+    ``diagonal``: M where it is one, to broadcast against images; ``data_weights`` broadcast against measurements. Both
+    may have a batch axis. ``K`` is the regularizer's analysis operator; the
     forward operator runs beside it, so that one call of ``apply``/``adjoint`` together with its data part counts as one
     application.
     """
@@ -107,7 +108,13 @@ class Instance:
 
     def select(self, index: Tensor) -> Instance:
         """The instance restricted to some samples, sharing the counter."""
-        return replace(self, q=self.q[index])
+        return self._part(index, self.counter)
+
+    def _part(self, index: Tensor | slice, counter: Counter) -> Instance:
+        weights, diagonal = self.data_weights, self.diagonal
+        if weights.dim() > len(self.forward.range_shape):  # those of each sample
+            weights, diagonal = weights[index], None if diagonal is None else diagonal[index]
+        return replace(self, q=self.q[index], data_weights=weights, diagonal=diagonal, counter=counter)
 
     def parts(self) -> Iterator[tuple[Instance, slice]]:
         """The instance in parts of the batch whose responses stay small, for work that needs many of them; their
@@ -117,7 +124,7 @@ class Instance:
         for first in range(0, self.batch, count):
             index = slice(first, first + count)
             counter = self.counter if first == 0 else Counter()
-            yield replace(self, q=self.q[index], counter=counter), index
+            yield self._part(index, counter), index
 
     def by_parts(self, work: Callable[[Instance, slice], T]) -> list[T]:
         """``work`` on each of :meth:`parts`, one after the other. Iterations may differ between parts: applications
@@ -152,7 +159,7 @@ class LowerLevelProblem(nn.Module):
     regularizer: R.
     ridge: r >= 0 adds r/2 ‖x‖² per sample; a scalar nn.Parameter is learnable and appears in hypergradients as
         ``ridge``.
-    data_term: ``LeastSquares()`` (default) or ``WeightedLeastSquares(weights)``.
+    data_term: ``LeastSquares()`` (default), ``WeightedLeastSquares(weights)`` or ``TransmissionLeastSquares(photons)``.
     constraint: None, ``Nonnegative()`` or ``Box(lower, upper)``.
     noise_level: passed to ``regularizer.at`` for noise-conditioned models.
 
@@ -186,6 +193,8 @@ class LowerLevelProblem(nn.Module):
         self._check_weights()
 
     def _check_weights(self) -> None:
+        if isinstance(self.data_term, TransmissionLeastSquares):
+            return  # they have the shape of the measurement
         weights = self.data_term.weights_for(torch.zeros(1))
         try:
             fits = weights.expand(self.operator.range_shape).shape == self.operator.range_shape
@@ -195,7 +204,10 @@ class LowerLevelProblem(nn.Module):
             shape, range_shape = tuple(weights.shape), self.operator.range_shape
             hint = ""
             if shape[1:] == range_shape:
-                hint = " One set of weights serves all samples of a batch: make a problem for each measurement."
+                hint = (
+                    " One set of weights serves all samples of a batch: make a problem for each measurement, or use "
+                    "TransmissionLeastSquares, whose weights follow from the measurement."
+                )
             raise ShapeError(
                 f"data_term weights of shape {shape} do not broadcast against the operator's range {range_shape}.{hint}"
             )
@@ -206,7 +218,7 @@ class LowerLevelProblem(nn.Module):
         """The lower-level objective, (batch,): +inf outside the constraint; twice differentiable where R is."""
         self.operator.check_domain(x)
         self.operator.check_range(b, "b")
-        energy = self.data_term.value(self.operator(x) - b) + self.active_regularizer.value(x)
+        energy = self.data_term.at(b).value(self.operator(x) - b) + self.active_regularizer.value(x)
         if isinstance(self.ridge, Tensor) or self.ridge > 0:
             energy = energy + 0.5 * self.ridge * sum_samples(x * x)
         return energy if self.constraint is None else energy + self.constraint.value(x)
@@ -221,18 +233,11 @@ class LowerLevelProblem(nn.Module):
         """Modulus of the energy in x from the data term and the ridge, less what a weakly convex regularizer takes of
         it; 0 when none is known. *Rigorous bound.*"""
         with torch.no_grad():
-            return max(0.0, self._data_modulus() - self._concavity(self.saddle_terms(torch.float64)))
+            return max(0.0, self._modulus(self.data_term) - _concavity(self.saddle_terms(torch.float64)))
 
-    def _data_modulus(self) -> float:
-        return self.ridge_value + self.data_term.weight_range()[0] * self.operator.gram_lower_bound()
-
-    def _concavity(self, terms: SaddleTerms) -> float:
-        """lambda >= 0 with R + lambda/2 ‖x‖² convex, ‖√rho K‖² for f'' >= -rho; infinite where it is not known for
-        sure."""
-        if terms.potential.convex:
-            return 0.0
-        bound = weighted_square(terms.operator, terms.potential.concavity)
-        return math.inf if terms.operator.norm_bound_kind == "probabilistic" else bound
+    def _modulus(self, data_term: LeastSquares) -> float:
+        """That of data term and ridge."""
+        return self.ridge_value + data_term.weight_range()[0] * self.operator.gram_lower_bound()
 
     @property
     def ridge_value(self) -> float:
@@ -291,7 +296,8 @@ class LowerLevelProblem(nn.Module):
         Raises
         ------
         ShapeError: wrong shape or dtype. DataError: NaN or infinite entries. OperatorError: A^T b has some.
-        AssumptionError: non-finite parameters.
+        AssumptionError: non-finite parameters, or a weakly convex regularizer that the data term and the ridge do not
+        make up for.
         """
         self.operator.check_range(b, "b")
         if b.device.type != "meta" and not _all_finite(b):
@@ -305,15 +311,22 @@ class LowerLevelProblem(nn.Module):
         for name, p in self._all_parameters():
             if not bool(torch.isfinite(p).all()):
                 raise AssumptionError(f"parameter {name} has NaN or infinite entries; restore an earlier model.")
-        weights = self.data_term.weights_for(b).detach()
-        weighted, diagonal = self.data_term.weigh(b), self.operator.diagonal()
+        data_term = self.data_term.at(b)
+        weights = data_term.weights_for(b).detach()
+        weighted, diagonal = data_term.weigh(b), self.operator.diagonal()
         identity = False
         if diagonal is not None:
             if not any(diagonal.stride()):
                 diagonal = diagonal.flatten()[0]  # a number, expanded
                 identity = float(diagonal) == 1.0
             diagonal = weights * diagonal.to(b) ** 2 + self.ridge_value
-            if b.device.type != "meta" and diagonal.dim() > 0 and bool((diagonal == diagonal.flatten()[0]).all()):
+            per_sample = diagonal.dim() > len(self.operator.domain_shape)
+            if (
+                not per_sample
+                and b.device.type != "meta"
+                and diagonal.dim() > 0
+                and bool((diagonal == diagonal.flatten()[0]).all())
+            ):
                 diagonal = diagonal.flatten()[0]  # a number spares every step passes over the image
         q = weighted if identity else self.operator.adjoint(weighted)  # spares a copy
         if q is not weighted and b.device.type != "meta" and not _all_finite(q):
@@ -321,7 +334,7 @@ class LowerLevelProblem(nn.Module):
             raise OperatorError(f"{kind}.adjoint made NaN or infinite numbers of finite measurements b.", "finite")
         counter = Counter()
         exact = self.operator.adjoint_mismatch() == 0.0 and terms.operator.adjoint_mismatch() == 0.0
-        modulus, concavity = self._data_modulus(), self._concavity(terms)
+        modulus, concavity = self._modulus(data_term), _concavity(terms)
         if concavity > 0 and not modulus > concavity:
             raise AssumptionError(
                 f"the regularizer is weakly convex, with a curvature of -{concavity:.3g} at worst, but data term and "
@@ -341,6 +354,14 @@ class LowerLevelProblem(nn.Module):
             diagonal=diagonal,
             analysis_lipschitz=terms.operator.parameter_lipschitz(),
         )
+
+
+def _concavity(terms: SaddleTerms) -> float:
+    """lambda >= 0 with R + lambda/2 ‖x‖² convex, ‖√rho K‖² for f'' >= -rho; infinite where none is known for sure."""
+    if terms.potential.convex:
+        return 0.0
+    bound = weighted_square(terms.operator, terms.potential.concavity)
+    return math.inf if terms.operator.norm_bound_kind == "probabilistic" else bound
 
 
 def _all_finite(t: Tensor) -> bool:

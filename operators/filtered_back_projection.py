@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from learnreg.errors import ConfigError
-from learnreg.operators.geometry import FanGeometry, Geometry
+from learnreg.operators.geometry import FanGeometry
+from learnreg.operators.ramp import Window, angle_weights, detector_positions, ramp_filtered
 from learnreg.operators.system_matrix import take
 from learnreg.operators.tomography import FanBeam2D, ParallelBeam2D
 
 __all__ = ["filtered_back_projection"]
 
-Filter = Literal["ramp", "hann"]
-
-_TYPICAL_GAPS, _SHARE_OF_TURN = 3.0, 0.05
-"""Neighbouring angles further apart than both, in median gaps and in turns, are the ends of a limited scan."""
-
 
 def filtered_back_projection(
     operator: ParallelBeam2D | FanBeam2D,
     sinogram: Tensor,
-    filter: Filter = "ramp",  # noqa: A002
+    filter: Window = "ramp",  # noqa: A002
 ) -> Tensor:
     """Images (batch, 1, n, n) from sinograms (batch, 1, angles, detectors): the inverse of the projector up to
     discretisation, for projections that are complete and not truncated. Differentiable, linear in the sinogram.
@@ -45,14 +41,19 @@ def filtered_back_projection(
     geometry, n = operator.geometry, operator.geometry.image_size
     dtype = torch.float64 if sinogram.dtype == torch.float64 else torch.float32
     options: Any = {"dtype": dtype, "device": sinogram.device}
-    positions = _positions(geometry, options)
+    positions = detector_positions(geometry, options)
     views = sinogram[:, 0].to(dtype)
     distance = geometry.source_to_center if isinstance(geometry, FanGeometry) else math.inf
     if isinstance(geometry, FanGeometry):
         views = views * distance / (distance**2 + positions**2).sqrt()
     pitch = float(positions[1] - positions[0]) if positions.numel() > 1 else geometry.detector_pitch
-    views = _filtered(views, pitch, filter)
-    weights = _angle_weights(geometry)
+    views = ramp_filtered(views, pitch, filter)
+    weights, widest = angle_weights(geometry)
+    if isinstance(geometry, FanGeometry) and widest is not None:
+        raise ConfigError(
+            f"filtered_back_projection: the fan's angles leave a gap of {widest:.3g} radians; expected the "
+            "full turn. Solve a lower-level problem instead."
+        )
     side = (torch.arange(n, **options) - 0.5 * (n - 1)) * geometry.pixel_size
     x, y = side[None, :], -side[:, None]
     image = views.new_zeros(n * n, views.shape[0])
@@ -63,47 +64,6 @@ def filtered_back_projection(
         weight = weights[k] * closeness**2
         image = image + weight.expand(n, n).reshape(-1, 1) * _interpolate(views[:, k].T, index.flatten())
     return image.T.reshape(-1, 1, n, n).to(sinogram.dtype)
-
-
-def _positions(geometry: Geometry, options: Any) -> Tensor:
-    """Where rays cross the detector axis, moved to the axis of rotation."""
-    numbers = torch.arange(geometry.detectors, **options) - 0.5 * (geometry.detectors - 1)
-    scale = geometry.source_to_center / geometry.source_to_detector if isinstance(geometry, FanGeometry) else 1.0
-    return (numbers * geometry.detector_pitch + geometry.detector_offset) * scale
-
-
-def _filtered(views: Tensor, pitch: float, name: Filter) -> Tensor:
-    """Convolution along the detectors with the band-limited ramp, by FFTs without wrap-around."""
-    count = views.shape[-1]
-    size = 2 ** math.ceil(math.log2(2 * count))
-    lag = torch.fft.fftfreq(size, 1.0 / size, dtype=torch.float64)
-    ramp = torch.where(lag % 2 == 1, -1.0 / (math.pi * lag) ** 2, torch.zeros_like(lag))
-    ramp[0] = 0.25
-    response = torch.fft.rfft(ramp).real / pitch
-    if name == "hann":
-        response = response * (0.5 + 0.5 * torch.cos(math.pi * torch.linspace(0, 1, response.numel()).double()))
-    filtered: Tensor = torch.fft.irfft(torch.fft.rfft(views, size) * response.to(views), size)
-    return filtered[..., :count]
-
-
-def _angle_weights(geometry: Geometry) -> list[float]:
-    """Half the distance between each angle's neighbours; a fan sees every ray of the full turn twice."""
-    turn, count = geometry.full_turn, len(geometry.angles)
-    angles = torch.tensor(geometry.angles, dtype=torch.float64) % turn
-    ascending, order = angles.sort()
-    gaps = torch.cat([ascending[1:], ascending[:1] + turn]) - ascending
-    typical = float(gaps[gaps > 1e-6 * gaps.max()].median())  # opposite parallel views are one, up to rounding
-    limited = gaps > max(_TYPICAL_GAPS * typical, _SHARE_OF_TURN * turn)
-    if isinstance(geometry, FanGeometry) and bool(limited.any()):
-        raise ConfigError(
-            f"filtered_back_projection: the fan's angles leave a gap of {float(gaps.max()):.3g} radians; expected the "
-            "full turn. Start an iterative reconstruction from zero instead."
-        )
-    gaps = torch.where(limited, typical, gaps)
-    weights = torch.empty(count, dtype=torch.float64)
-    weights[order] = 0.5 * (gaps + gaps.roll(1))
-    result: list[float] = (weights * (0.5 if isinstance(geometry, FanGeometry) else 1.0)).tolist()
-    return result
 
 
 def _interpolate(view: Tensor, index: Tensor) -> Tensor:

@@ -95,9 +95,14 @@ class Geometry:
         """Inverse of ``_visible``."""
         raise NotImplementedError
 
+    @property
+    def truncated(self) -> bool:
+        """Whether some view misses a part of the disc inscribed in the image."""
+        return self.visible_radius < 0.5 * self.image_side * (1.0 - 1e-9)
+
     def warn_if_truncated(self) -> None:
         """Warn when some view misses a part of the disc inscribed in the image."""
-        if self.visible_radius < 0.5 * self.image_side * (1.0 - 1e-9):
+        if self.truncated:
             warnings.warn(
                 f"the detector is too narrow for the image: every view sees a disc of radius {self.visible_radius:.4g} "
                 f"only, half the image's side is {0.5 * self.image_side:.4g}; projections are truncated. "

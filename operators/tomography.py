@@ -17,6 +17,7 @@ from learnreg.operators.astra_cuda import CudaProjector
 from learnreg.operators.astra_matrix import Kernel, build_rows, kernel_for
 from learnreg.operators.geometry import FanGeometry, Geometry, ParallelGeometry, view_angles
 from learnreg.operators.matrix_cache import cached_rows, key_of
+from learnreg.operators.ramp import angle_weights, ramp_filtered
 from learnreg.operators.symmetry import Symmetry, symmetry_of
 from learnreg.operators.system_matrix import SystemMatrix, all_rows
 
@@ -82,6 +83,16 @@ class _Projector2D(LinearOperator):
 
     def _back_project(self, y: Tensor) -> Tensor:
         return self.engine.apply_transpose_to(y.flatten(1)).reshape(-1, *self.domain_shape)
+
+    def approximate_inverse(self, y: Tensor) -> Tensor | None:
+        """Filtered back-projection with the Hann window, up to a factor, of a fan without the weights of distances;
+        None where projections are truncated."""
+        self.check_range(y)
+        if self.geometry.truncated:
+            return None
+        weights, _ = angle_weights(self.geometry)
+        views = ramp_filtered(y[:, 0], self.geometry.detector_pitch, "hann") * y.new_tensor(weights)[:, None]
+        return self._back_project(views[:, None])
 
     def check_range(self, y: Tensor, name: str = "y") -> None:
         if y.dim() == 4 and y.shape[1] == 1:

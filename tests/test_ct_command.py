@@ -4,6 +4,7 @@ images."""
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ from typer.testing import CliRunner
 
 import learnreg as lr
 from learnreg.cli import app
-from learnreg.datasets import ellipse_phantom, line_integrals
-from learnreg.operators import ParallelBeam2D, from_geometry
+from learnreg.datasets import LoDoPaB, ellipse_phantom, line_integrals
+from learnreg.operators import ParallelBeam2D, ParallelGeometry, from_geometry
 from learnreg.regularizers import FieldsOfExperts, TotalVariation
 from learnreg.training import learning, tomography
 from learnreg.training.model import load, save_model
@@ -121,10 +122,56 @@ def test_train_on_image_files_with_a_fan_and_photons(quick: None, slices: Path, 
     summary = succeed("train", "ct", "--data", slices, "--out", out, *TINY, *SMALL, *options)
     assert len(summary["held_out"]) == 1
     check_run(out, "FanBeam2D")
-    assert load(out / "model.safetensors").config["photons"] == 1e4
+    model = load(out / "model.safetensors")
+    assert model.config["photons"] == 1e4
+    assert model.data_term.photons == 1e4  # type: ignore[attr-defined]
     assert "photons per ray" in (out / "report.html").read_text(encoding="utf-8")
     figures = succeed("evaluate", out / "model.safetensors", "--data", slices, "--seed", 3, *LOOSE)
     assert (figures["n"], figures["seed"]) == (4, 3)
+
+
+def lodopab(root: Path, angles: int = 8, detectors: int = 23) -> None:
+    """Six training and three validation pairs in files of that layout."""
+    h5py = pytest.importorskip("h5py")
+    root.mkdir()
+    for split, count in (("train", 6), ("validation", 3)):
+        images = torch.stack([ellipse_phantom(i, 16, held_out=split != "train") for i in range(count)])
+        geometry = ParallelGeometry(
+            image_size=16,
+            angles=tuple((i + 0.5) * math.pi / angles - 0.5 * math.pi for i in range(angles)),
+            detectors=detectors,
+            pixel_size=1 / 16,
+            detector_pitch=math.sqrt(2) / detectors,
+        )
+        b = ParallelBeam2D.from_geometry(geometry)(images)
+        noisy = [LoDoPaB.noise.apply(p, torch.Generator().manual_seed(i)) for i, p in enumerate(b)]
+        for what, values in (("observation", 0.26 * torch.cat(noisy)), ("ground_truth", images[:, 0])):
+            with h5py.File(root / f"{what}_{split}_000.hdf5", "w") as file:
+                file["data"] = values.numpy()
+
+
+def test_train_on_lodopab(quick: None, slices: Path, tmp_path: Path) -> None:
+    """With the geometry, the size and the photons of the data, whatever the defaults are."""
+    lodopab(tmp_path / "data")
+    out = tmp_path / "run"
+    summary = succeed("train", "ct", "--data", tmp_path / "data", "--out", out, "--minutes", 0.05, *SMALL)
+    assert summary["held_out"] == ["validation 0", "validation 1", "validation 2"]
+    check_run(out, "ParallelBeam2D")
+    model = load(out / "model.safetensors")
+    assert model.operator.range_shape == (1, 8, 23)
+    assert (model.data_term.photons, model.data_term.attenuation) == (4096.0, 81.35858 * 0.26)  # type: ignore[attr-defined]
+    assert model.config["training"]["angles"] == 8
+    assert "4096 photons" in (out / "report.html").read_text(encoding="utf-8")
+    resumed = succeed("train", "ct", "--out", out, "--resume")
+    assert resumed["updates"] == summary["updates"]
+    assert succeed("evaluate", out / "model.safetensors", "--data", slices, *LOOSE)["n"] == 4
+
+    arguments = ("train", "ct", "--data", tmp_path / "data", "--out", tmp_path / "other", *SMALL)
+    assert "angles=9: the measurements of LoDoPaB have 8" in refuse(2, *arguments, "--angles", 9)
+    (tmp_path / "data" / "observation_validation_000.hdf5").write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    assert "Git LFS" in refuse(3, *arguments)
+    (tmp_path / "data" / "ground_truth_validation_000.hdf5").unlink()
+    assert "ground_truth_validation_000.hdf5" in refuse(3, *arguments)
 
 
 def test_train_on_a_dicom_series(quick: None, tmp_path: Path) -> None:
@@ -151,6 +198,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_model(folder / "model.safetensors", problem)
     save_model(folder / "noise.safetensors", problem, {"noise": 0.02, "photons": 0.0})
     save_model(folder / "photons.safetensors", problem, {"noise": 0.01, "photons": 3e4})
+    problem.data_term = lr.TransmissionLeastSquares(3e4, WATER * SIDE, 0.0, 0.05)
+    save_model(folder / "transmission.safetensors", problem, {"noise": 0.01, "photons": 3e4})
     detectors = operator.range_shape[-1]
     (folder / "scan.toml").write_text(
         f'kind = "parallel"\nimage_size = {N}\npixel_size = {SIDE / N}\nangles = {ANGLES}\n'
@@ -214,7 +263,7 @@ def test_the_value_of_one_and_other_lengths(folder: Path, tmp_path: Path) -> Non
     assert cm[0]["error_bound"] == pytest.approx(10 * mm[0]["error_bound"], rel=0.2)
 
 
-@pytest.mark.parametrize("name", ["model", "noise", "photons"])
+@pytest.mark.parametrize("name", ["model", "noise", "photons", "transmission"])
 def test_counts_become_weighted_line_integrals(folder: Path, tmp_path: Path, name: str) -> None:
     rows = succeed(
         "reconstruct", folder / f"{name}.safetensors", folder / "counts.npy", "--out", tmp_path, "--tolerance", 1e-3,
@@ -224,6 +273,7 @@ def test_counts_become_weighted_line_integrals(folder: Path, tmp_path: Path, nam
     counts = torch.from_numpy(np.load(folder / "counts.npy"))
     values = line_integrals(counts, torch.from_numpy(np.load(folder / "flat.npy")), 10.0).values
     training = {"noise": (0.02 * values.mean()) ** 2, "photons": values.mean().exp() / 3e4}
+    training["transmission"] = np.exp(0.05 * WATER * SIDE) / 3e4
     photons = counts - 10.0  # whose inverse is the variance of a line integral
     weights = photons / photons.mean() if name == "model" else training[name] * photons
     problem = load(folder / "model.safetensors").problem(data_term=lr.WeightedLeastSquares(0.5 * weights))

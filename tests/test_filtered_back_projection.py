@@ -13,6 +13,8 @@ from torch import Tensor
 
 import learnreg as lr
 from learnreg.operators import FanBeam2D, FanGeometry, ParallelBeam2D, ParallelGeometry, filtered_back_projection
+from learnreg.regularizers import TotalVariation
+from learnreg.solvers.solve import initial_point
 
 pytest.importorskip("astra")
 
@@ -69,6 +71,26 @@ def test_intensities_are_recovered(scan: str) -> None:
         image = filtered_back_projection(A, A(x), name)[0, 0]  # type: ignore[arg-type]
         assert float(image[distance < 0.8 * RADIUS].mean()) == pytest.approx(1.0, abs=0.01)
         assert float(image[distance > 1.3 * RADIUS].mean()) == pytest.approx(0.0, abs=0.01)
+
+
+@pytest.mark.parametrize("scan", SCANS)
+def test_solvers_start_from_it(scan: str) -> None:
+    """Up to a factor, and unless projections are truncated."""
+    kind, n, angles, options = SCANS[scan]
+    A = built(kind, n, angles, **options)
+    x = (distance_from_the_middle(n) < RADIUS).double()[None, None]
+    b = A(x)
+    guess = A.approximate_inverse(b)
+    if A.geometry.truncated:
+        assert guess is None
+        return
+    assert guess is not None
+    problem = lr.LowerLevelProblem(A, TotalVariation(1e-6, 1e-2).double(), ridge=1e-6)
+    start = initial_point(problem.instance(b), b)
+    direct = filtered_back_projection(A, b, "hann")
+    similarity = float((start * direct).sum() / (start.norm() * direct.norm()))
+    assert similarity > (0.99 if kind is ParallelBeam2D else 0.95)
+    assert float((start - x).norm()) < 1.2 * float((direct - x).norm()) + 0.05 * float(x.norm())
 
 
 def test_it_equals_scikit_image_s() -> None:

@@ -132,6 +132,16 @@ def test_weights_of_the_data_term_come_back(tmp_path: Path, learnable: bool) -> 
         load(path)
 
 
+def test_the_data_term_of_counted_photons_comes_back(tmp_path: Path) -> None:
+    term = lr.TransmissionLeastSquares(1e4, 2.0, 3.0, 0.25)
+    problem = lr.LowerLevelProblem(Identity((1, 8, 8)), TotalVariation(), data_term=term)
+    save_model(tmp_path / "m.safetensors", problem)
+    model = load(tmp_path / "m.safetensors")
+    b = torch.rand(2, 1, 8, 8)
+    assert torch.equal(model.data_term.at(b).weights_for(b), term.at(b).weights_for(b))
+    assert torch.equal(model.reconstruct(b, 1e-3), lr.solve(problem, b, 1e-3).x)
+
+
 def test_files_without_a_data_term_are_read(file: Path) -> None:
     data = file.read_bytes()
     content = json.loads(json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]["learnreg"])

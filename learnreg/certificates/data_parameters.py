@@ -46,8 +46,11 @@ def forward_operator_bound(
     return GroupBound.by_norm(lipschitz * constant, lipschitz * on_E)
 
 
-def data_groups(problem: LowerLevelProblem, x: Tensor, X: Tensor, responses: Responses, e: Tensor) -> list[GroupBound]:
-    """The groups of ridge, data term and forward operator that have learnable parameters."""
+def data_groups(
+    problem: LowerLevelProblem, x: Tensor, X: Tensor, responses: Responses, e: Tensor, weight_max: float
+) -> list[GroupBound]:
+    """The groups of ridge, data term and forward operator that have learnable parameters. weight_max: of the data
+    weights."""
     found: list[GroupBound] = []
     if isinstance(problem.ridge, Tensor) and problem.ridge.requires_grad:
         found.append(ridge_bound(x, X, e))
@@ -60,7 +63,6 @@ def data_groups(problem: LowerLevelProblem, x: Tensor, X: Tensor, responses: Res
         found.append(data_weight_bound(residual, forward_X, e, forward_norm, shape))
     lipschitz = forward.parameter_lipschitz()
     if lipschitz and any(p.requires_grad for p in forward.parameters()):
-        weight_max = problem.data_term.weight_range()[1]
         found.append(forward_operator_bound(x, X, residual, forward_X, e, forward_norm, lipschitz, weight_max))
     return found
 

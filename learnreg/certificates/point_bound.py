@@ -78,7 +78,8 @@ class PointBound(ABC):
         """Bounds of all parameter groups, in the raw parameters."""
         own = self.regularizer_groups()
         raw = [group.scaled(self.jacobian.get(role, 1.0)) for role, group in own.items()]
-        return raw + data_groups(self.problem, self.x, self.X, self.responses, self.e)
+        weight_max = float(self.instance.data_weights.max())
+        return raw + data_groups(self.problem, self.x, self.X, self.responses, self.e, weight_max)
 
     def roles(self) -> set[str]:
         """What the regularizer's learnable parameters do."""

@@ -71,7 +71,7 @@ def evaluate_pairing(
         if data_side:
             forward_x, forward_X = problem.operator(torch.cat([x, X])).split(x.shape[0])
             residual = forward_x - b.to(x.dtype)
-            outputs.append((problem.data_term.grad(residual) * forward_X).sum())
+            outputs.append((problem.data_term.at(b).grad(residual) * forward_X).sum())
             weights.append(torch.ones_like(outputs[-1]))
             residual, forward_X = residual.detach(), forward_X.detach()
         if isinstance(problem.ridge, Tensor):

@@ -98,7 +98,7 @@ class Search:
 
     def _initial(self, start: Start | None) -> Iterates:
         if start is None:
-            x = initial_point(self.instance)
+            x = initial_point(self.instance, self.b)
             return Iterates(x, torch.zeros_like(x))
         self.problem.operator.check_domain(start.x, "start.x")
         self.problem.operator.check_domain(start.X, "start.X")

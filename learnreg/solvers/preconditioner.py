@@ -121,7 +121,12 @@ def _data_symbol(instance: Instance, sides: tuple[int, int]) -> Tensor | None:
         diagonal = instance.diagonal
         return diagonal if diagonal.dim() == 0 else diagonal.mean((-3, -2, -1), keepdim=True)
     symbol = instance.forward.gram_symbol(sides, instance.q.dtype)
-    return None if symbol is None else symbol.to(instance.q.device) * instance.data_weights.mean() + instance.ridge
+    if symbol is None:
+        return None
+    weights = instance.data_weights
+    per_sample = weights.dim() > len(instance.forward.range_shape)
+    mean = weights.flatten(1).mean(1)[:, None, None, None] if per_sample else weights.mean()
+    return symbol.to(instance.q.device) * mean + instance.ridge
 
 
 def _padded_sides(stencil: Stencil, image_shape: tuple[int, ...]) -> tuple[int, int]:

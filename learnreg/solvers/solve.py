@@ -11,10 +11,10 @@ from torch import Tensor
 
 from learnreg.certificates.correction import correct_state
 from learnreg.certificates.state import smallest_bound
-from learnreg.convex import sum_samples
+from learnreg.convex import inner_samples, sum_samples
 from learnreg.errors import ConfigError, SolverError
 from learnreg.fault import blame_operators
-from learnreg.problem import Instance, LowerLevelProblem
+from learnreg.problem import Instance, LowerLevelProblem, expand
 from learnreg.result import BoundKind, Solution, Status
 from learnreg.solvers.base import Solver
 from learnreg.solvers.lbfgs import LBFGS
@@ -80,10 +80,15 @@ def exact_instance(problem: LowerLevelProblem, b: Tensor, instance: Instance) ->
     return instance if b.dtype == torch.float64 else replace(problem.instance(b.double()), counter=instance.counter)
 
 
-def initial_point(instance: Instance) -> Tensor:
-    """A^T w b scaled by the norms: the measurement itself for denoising."""
+def initial_point(instance: Instance, b: Tensor) -> Tensor:
+    """For denoising the measurement itself, for operators with an approximate inverse what it makes of b, times the
+    factor that minimises the data term; else A^T w b scaled by the norms."""
+    guess = None if instance.diagonal is not None else instance.forward.approximate_inverse(b)
     if instance.diagonal is not None:
         x = instance.q / instance.diagonal.amax().clamp_min(1e-12)
+    elif guess is not None:
+        bend = inner_samples(guess, instance.quadratic(guess)).clamp_min(torch.finfo(guess.dtype).tiny)
+        x = expand(inner_samples(instance.q, guess) / bend, guess) * guess
     else:
         x = instance.q / (float(instance.data_weights.max()) * instance.forward.norm_bound() ** 2 + instance.ridge)
     return x if instance.box is None else instance.box.prox(x)
@@ -148,7 +153,7 @@ def solve(
     instance = problem.instance(b)
     method = make_solver(solver, instance, warm=start is not None)
     if start is None:
-        x = initial_point(instance)
+        x = initial_point(instance, b)
     else:
         problem.operator.check_domain(start, "start")
         x = start.detach().to(b)

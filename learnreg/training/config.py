@@ -123,7 +123,7 @@ class DenoiseConfig(TrainingConfig):
 class TomographyConfig(TrainingConfig):
     """Options of ``learnreg train ct``. Raises ConfigError for a value of the wrong type or out of range."""
 
-    data: str = option("ellipses", "'ellipses', seeded phantoms, or a folder of PNG, TIFF or DICOM slices")
+    data: str = option("ellipses", "'ellipses', seeded phantoms, or a folder: PNG, TIFF or DICOM slices, or LoDoPaB")
     geometry: str = option("parallel", "beam; a fan has its source two image sides from the centre", choices=BEAMS)
     angles: int = option(60, "number of views, over the half turn (parallel) or the full one (fan)", at_least=1)
     size: int = option(128, "side of the images in pixels; others are averaged or resized to it", at_least=16)
@@ -134,6 +134,8 @@ class TomographyConfig(TrainingConfig):
         at_most=1.0,
     )
     photons: float = option(0.0, "photons per ray, for Poisson noise in place of Gaussian; 0: Gaussian", at_least=0.0)
+    attenuation: float = option(16.0, "with photons, what line integrals mean to them: docs/ct_data.md", above=0.0)
+    statistical: bool = option(True, "with photons, whether each ray is weighted by the counts it left")
     images: int = option(64, "training images at most", at_least=1)
     ridge: float = option(1e-4, "r/2 ‖x‖² makes reconstructions unique and certifiable; more of it biases", above=0.0)
     nonnegative: bool = option(True, "whether reconstructions are constrained to be nonnegative")

@@ -10,7 +10,7 @@ from statistics import fmean
 
 from torch import Tensor
 
-from learnreg.datasets import list_images, read_image, resize_slice
+from learnreg.datasets import PhotonNoise, RelativeNoise, list_images, read_image, resize_slice
 from learnreg.errors import ConfigError
 from learnreg.operators import FanBeam2D, Identity, ParallelBeam2D
 from learnreg.problem import LowerLevelProblem
@@ -72,7 +72,8 @@ def evaluate(
     if tomography:
         level = float(model.config.get("noise", 0.01)) if sigma is None else sigma
         photons = float(model.config.get("photons", 0.0)) if sigma is None else 0.0
-        scenes = _tomography_scenes(model, images, level, photons, seed)
+        attenuation = float(model.config.get("attenuation", PhotonNoise().attenuation))
+        scenes = _tomography_scenes(model, images, noise_model(level, photons, attenuation), seed)
     else:
         level = _DEFAULT_SIGMA if sigma is None else sigma
         scenes = noisy_scenes(images, level, seed)
@@ -94,14 +95,14 @@ def evaluate(
 
 
 def _tomography_scenes(
-    model: Model, images: Iterator[tuple[str, Tensor]], noise: float, photons: float, seed: int
+    model: Model, images: Iterator[tuple[str, Tensor]], noise: RelativeNoise | PhotonNoise, seed: int
 ) -> Iterator[Scene]:
     operator = model.operator
     if not isinstance(operator, (ParallelBeam2D, FanBeam2D)):
         raise ConfigError(f"evaluate: measurements of {type(operator).__name__} cannot be simulated from images.")
     size = operator.geometry.image_size
     resized = ((name, resize_slice(image, size)) for name, image in images)
-    return measured_scenes(operator, resized, noise_model(noise, photons), seed)
+    return measured_scenes(operator, resized, noise, seed)
 
 
 @dataclass(frozen=True)

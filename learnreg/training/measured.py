@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from learnreg.convex import LeastSquares, WeightedLeastSquares
+from learnreg.convex import LeastSquares, TransmissionLeastSquares, WeightedLeastSquares
 from learnreg.datasets import PhotonNoise, line_integrals, read_array, read_sinogram, statistical_weights
 from learnreg.errors import ConfigError, DataError, ShapeError
 from learnreg.operators import FanBeam2D, ParallelBeam2D
@@ -192,6 +192,10 @@ class Reconstructor:
     def _weights(self, counts: Tensor, values: Tensor, dark: Tensor | float) -> Tensor:
         """The noise variance of training over that of each ray, for line integrals without a unit; mean 1 where the
         model does not know the noise of its training."""
+        data_term = self.model.data_term
+        if isinstance(data_term, TransmissionLeastSquares):
+            reference = float(data_term.inverse_variance(torch.tensor(data_term.reference, dtype=torch.float64)))
+            return (statistical_weights(counts, dark, data_term.electronic, normalise=False) / reference).float()
         config, mean = self.model.config, float(values.mean())
         noise, photons = (float(config.get(name) or 0.0) for name in ("noise", "photons"))
         variance = math.exp(mean) / photons if photons > 0 else (noise * mean) ** 2
@@ -209,7 +213,7 @@ class Reconstructor:
 
     def _one(self, path: Path, b: Tensor, weights: Tensor | None, output: Path, tolerance: float) -> Reconstructed:
         started = time.perf_counter()
-        solution = self.model.solve(b, tolerance, self.operator, self._data_term(weights))
+        solution = self.model.solve(b, tolerance, self.operator, self._data_term(b, weights))
         seconds = time.perf_counter() - started
         value = self.options.model_value
         write_atomically(output, png_bytes(solution.x[0]), DataError)
@@ -224,12 +228,17 @@ class Reconstructor:
             seconds=seconds,
         )
 
-    def _data_term(self, weights: Tensor | None) -> LeastSquares:
-        """The model's data term times the data weight and the statistical weights of a measurement."""
-        if weights is None and self.options.data_weight == 1.0:
-            return self.model.data_term
-        own = self.model.data_term.weights_for(torch.zeros(1)).detach() * self.options.data_weight
-        return WeightedLeastSquares(own if weights is None else own * weights)
+    def _data_term(self, b: Tensor, weights: Tensor | None) -> LeastSquares:
+        """The model's data term times the data weight and the statistical weights of a measurement; known counts
+        replace those that the model concludes from line integrals."""
+        own, factor = self.model.data_term, self.options.data_weight
+        if isinstance(own, TransmissionLeastSquares):
+            found = own.at(b).weights_for(b)[0] if weights is None else weights
+            return WeightedLeastSquares(found * factor)
+        if weights is None and factor == 1.0:
+            return own
+        scaled = own.weights_for(torch.zeros(1)).detach() * factor
+        return WeightedLeastSquares(scaled if weights is None else scaled * weights)
 
 
 def _field(text: str) -> Tensor | float:

@@ -12,7 +12,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor, nn
 
-from learnreg.convex import Box, LeastSquares, WeightedLeastSquares
+from learnreg.convex import Box, LeastSquares, TransmissionLeastSquares, WeightedLeastSquares
 from learnreg.errors import CheckpointError, ConfigError, LearnregError, ShapeError
 from learnreg.linop import LinearOperator
 from learnreg.problem import LowerLevelProblem
@@ -31,6 +31,7 @@ _OWN_KEYS = ("regularizer", "operator", "ridge", "constraint", "noise_level", "d
 _WEIGHTS = "data_term.weights"
 _DENOISING = {"name": "identity", "config": {}}
 _LEAST_SQUARES = {"name": "least-squares"}
+_TRANSMISSION, _TRANSMISSION_KEYS = "transmission-least-squares", ("photons", "attenuation", "electronic", "reference")
 
 
 @dataclass(frozen=True)
@@ -233,6 +234,8 @@ def _describe_problem(problem: LowerLevelProblem | Regularizer) -> dict[str, Any
 def _describe_data_term(data_term: LeastSquares) -> dict[str, Any]:
     if type(data_term) is LeastSquares:
         return _LEAST_SQUARES
+    if type(data_term) is TransmissionLeastSquares:
+        return {"name": _TRANSMISSION, **{key: getattr(data_term, key) for key in _TRANSMISSION_KEYS}}
     if type(data_term) is WeightedLeastSquares:
         return {"name": "weighted-least-squares", "learnable": isinstance(data_term.weights, nn.Parameter)}
     raise ConfigError(f"the data term {type(data_term).__name__} cannot be stored in a model file.")
@@ -242,6 +245,8 @@ def _build_data_term(description: Mapping[str, Any], weights: Tensor | None) -> 
     name = description["name"]
     if name == "least-squares" and weights is None:
         return LeastSquares()
+    if name == _TRANSMISSION and weights is None:
+        return TransmissionLeastSquares(**{key: float(description[key]) for key in _TRANSMISSION_KEYS})
     if name == "weighted-least-squares" and weights is not None:
         return WeightedLeastSquares(nn.Parameter(weights) if description["learnable"] else weights)
     raise ConfigError(f"data term {name!r} {'without' if weights is None else 'with'} weights is unknown.")

@@ -9,10 +9,7 @@ from typing import Any
 
 import torch
 
-from learnreg.convex import Box, Nonnegative
-from learnreg.datasets import TomographyPairs, load_ct_images
-from learnreg.operators import FanBeam2D, FanGeometry, ParallelBeam2D
-from learnreg.operators.geometry import view_angles
+from learnreg.convex import Box, LeastSquares, Nonnegative
 from learnreg.problem import LowerLevelProblem
 from learnreg.regularizers import Regularizer, TotalVariation
 from learnreg.solvers.solve import solve
@@ -27,32 +24,15 @@ from learnreg.training.learning import (
 )
 from learnreg.training.report import write_report
 from learnreg.training.run_folder import RunFolder
-from learnreg.training.scenes import Projector, measured_scenes, noise_model
+from learnreg.training.scans import scans_of
+from learnreg.training.scenes import Projector
 
-__all__ = ["projector", "run"]
+__all__ = ["run"]
 
 _COMPARISON_TOLERANCE = 1e-3
 _VALIDATED, _VALIDATION_TOLERANCE = 4, 4e-3
 _BASELINE_PIXELS, _BASELINE_TOLERANCE = 8 * 128**2, 1e-2
-_SOURCE_TO_CENTER = 2.0  # image sides
 _BASELINE_WEIGHT = 3e-5
-
-
-def projector(config: TomographyConfig) -> Projector:
-    """The forward operator of the options; a fan beam's detector covers all of the image."""
-    if config.geometry == "parallel":
-        return ParallelBeam2D(config.size, config.angles)
-    pixel = 1.0 / config.size
-    narrow = FanGeometry(
-        image_size=config.size,
-        angles=view_angles(config.angles, FanGeometry.full_turn, "train ct"),
-        detectors=1,
-        pixel_size=pixel,
-        detector_pitch=pixel,
-        source_to_center=_SOURCE_TO_CENTER,
-        source_to_detector=2.0 * _SOURCE_TO_CENTER,
-    )
-    return FanBeam2D.from_geometry(dataclasses.replace(narrow, detectors=narrow.covering_detectors()))
 
 
 def run(config: TomographyConfig, resume: bool = False) -> dict[str, Any]:
@@ -65,20 +45,18 @@ def run(config: TomographyConfig, resume: bool = False) -> dict[str, Any]:
     ------
     DataError, ConfigError: bad input, or astra-toolbox is missing. CheckpointError: the run folder cannot be used.
     """
-    training, held_out = load_ct_images(config.data, config.size, config.images, config.seed)
-    operator = projector(config)
-    noise = noise_model(config.noise, config.photons)
-    pairs = TomographyPairs(operator, training, noise, config.seed)
-    scenes = list(measured_scenes(operator, held_out.items(), noise, config.seed + 1))
+    scans = scans_of(config)
+    config, operator, pairs, scenes = scans.config, scans.operator, scans.pairs, scans.scenes
     folder = RunFolder(config.out, resume)
     options = dataclasses.asdict(config)
     folder.save_config(options)
     torch.manual_seed(config.seed)
     constraint = Nonnegative() if config.nonnegative else None
-    problem = _problem(operator, initial_regularizer(config), config.ridge, constraint)
-    described = {"noise": config.noise, "photons": config.photons}
+    data_term = scans.data_term
+    problem = _problem(operator, initial_regularizer(config), config.ridge, constraint, data_term)
+    described = {"noise": config.noise, "photons": config.photons, "attenuation": config.attenuation}
     result = learn(config, problem, pairs, folder, resume, described, partial(_psnr, problem, scenes[:_VALIDATED]))
-    baseline_problem = _problem(operator, TotalVariation(weight=_BASELINE_WEIGHT), config.ridge, constraint)
+    baseline_problem = _problem(operator, TotalVariation(weight=_BASELINE_WEIGHT), config.ridge, constraint, data_term)
     samples = min(len(pairs), max(3, _BASELINE_PIXELS // config.size**2))
     tv_weight = tune_total_variation(baseline_problem, pairs, samples, _BASELINE_TOLERANCE)
     comparison = compare(
@@ -86,14 +64,14 @@ def run(config: TomographyConfig, resume: bool = False) -> dict[str, Any]:
         partial(solve, baseline_problem, tolerance=_COMPARISON_TOLERANCE),
         scenes,
         input_name="FBP",
-        setting=f"from {config.angles} views ({config.geometry} beam) with {_describe_noise(config)}",
+        setting=scans.setting,
         seed=config.seed + 1,
         tolerance=_COMPARISON_TOLERANCE,
     )
     summary = {
         **comparison_figures(comparison, "psnr_fbp"),
         "tv_weight": tv_weight,
-        "held_out": sorted(held_out),
+        "held_out": sorted(scene.name for scene in scenes),
         **training_figures(result),
         "model": str(folder.model_path),
     }
@@ -101,8 +79,10 @@ def run(config: TomographyConfig, resume: bool = False) -> dict[str, Any]:
     return summary | {"report": str(report)}
 
 
-def _problem(operator: Projector, regularizer: Regularizer, ridge: float, constraint: Box | None) -> LowerLevelProblem:
-    return LowerLevelProblem(operator, regularizer, ridge=ridge, constraint=constraint)
+def _problem(
+    operator: Projector, regularizer: Regularizer, ridge: float, constraint: Box | None, data_term: LeastSquares
+) -> LowerLevelProblem:
+    return LowerLevelProblem(operator, regularizer, ridge=ridge, constraint=constraint, data_term=data_term)
 
 
 def _psnr(problem: LowerLevelProblem, scenes: list[Scene]) -> float:
@@ -110,9 +90,3 @@ def _psnr(problem: LowerLevelProblem, scenes: list[Scene]) -> float:
     b, clean = (torch.stack(column) for column in zip(*((s.b, s.clean) for s in scenes), strict=True))
     x = solve(problem, b, _VALIDATION_TOLERANCE).x
     return float((-10.0 * torch.log10((x - clean).double().square().flatten(1).mean(1))).mean())
-
-
-def _describe_noise(config: TomographyConfig) -> str:
-    if config.photons > 0:
-        return f"{config.photons:g} photons per ray"
-    return f"{100 * config.noise:g} % noise"

@@ -12,7 +12,7 @@ __all__ = ["WeaklyConvexFunction"]
 
 
 class WeaklyConvexFunction(ConvexFunction):
-    """A function with f'' >= -rho; convex, rho = 0, unless a class says otherwise. Only convex ones have conjugates, and
+    """A function with f'' >= -rho; convex, rho = 0, unless a class says otherwise. Only convex ones have conjugates and
     proximal maps of all steps."""
 
     @property

@@ -65,10 +65,16 @@ def operator_bound(
         dual_norm = pairing.dual_norm(y)
     on_E = dual_norm + lipschitz * root * e_energy
     if fall is not None:
-        L, square = bent.operator_norm, fall * fall
-        constant = constant + pairing.weighted_norm(X, square) * L * e
-        crossed = 2.0 * lipschitz * fall.flatten(1).amax(1) * e
-        on_E = on_E + (pairing.weighted_norm(x, square) + crossed) * L
+        L, most = bent.operator_norm, fall.flatten(1).amax(1)
+
+        def fallen(u: Tensor, scale: Tensor | float, rest: Tensor) -> Tensor:
+            by_norm = lipschitz * _norm(u) * most * scale
+            small = bool((by_norm <= _NEGLIGIBLE * rest).all())
+            return by_norm if small else torch.minimum(by_norm, pairing.weighted_norm(u, fall * fall) * scale)
+
+        constant = constant + fallen(X, L * e, constant)
+        on_E = on_E + 2.0 * lipschitz * most * L * e
+        on_E = on_E + fallen(x, L, on_E + 0.5 * math.sqrt(bent.mu) * on_energy)
     return GroupBound(constant, on_E, on_energy)
 
 

@@ -78,7 +78,7 @@ def derivatives(
         identity = torch.eye(t.shape[1], dtype=t.dtype).reshape(1, t.shape[1], t.shape[1], *(1,) * (t.dim() - 2))
         outer = t[:, :, None] * t[:, None, :]
         return l * (s - v), l * t / s, (l / s)[:, None] * identity - (l / s**3)[:, None] * outer
-    if kind == "Spline" and coefficients is not None:
+    if kind in ("Spline", "WeaklyConvexSpline") and coefficients is not None:
         return spline_derivatives(t, l, v, coefficients)
     raise NotImplementedError(kind)
 

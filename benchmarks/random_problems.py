@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from random_groups import learned_total_variation, multivariate_experts
 from random_networks import input_convex_network
-from random_ridges import ridge_regularizer
+from random_ridges import ridge_regularizer, weakly_convex_ridge
 from torch import Tensor, nn
 
 import learnreg as lr
@@ -19,6 +19,7 @@ from learnreg.filterbank import FilterBank
 from learnreg.isotropic import IsotropicPseudoHuber
 from learnreg.linop import LinearOperator
 from learnreg.operators import Blur, FanBeam2D, Identity, Inpainting, ParallelBeam2D
+from learnreg.problem import weighted_square
 from learnreg.regularizers import AnalysisOperator, FieldsOfExperts, Regularizer, TotalVariation
 from learnreg.regularizers.total_variation import Gradient
 
@@ -62,6 +63,9 @@ RANGES = {
         regularizers=("MultivariateExperts", "LearnedTotalVariation"),
     ),
     "networks": Ranges((1e-3, 1.0), (1e-2, 1.0), sides=(8, 12), regularizers=("InputConvexNetwork",)),
+    "large-ridge": Ranges(regularizers=("RidgeRegularizer",), sides=(8, 16)),
+    "nonconvex": Ranges(regularizers=("WeaklyConvexRidge",)),
+    "large-nonconvex": Ranges(regularizers=("WeaklyConvexRidge",), sides=(8, 16)),
 }
 
 
@@ -192,6 +196,7 @@ REGULARIZERS: dict[str, Callable[[Draw, tuple[int, int, int], float], Regularize
     "MultivariateExperts": multivariate_experts,
     "LearnedTotalVariation": learned_total_variation,
     "InputConvexNetwork": input_convex_network,
+    "WeaklyConvexRidge": weakly_convex_ridge,
 }
 
 
@@ -274,8 +279,10 @@ def draw_case(draw: Draw) -> Case:
         data_term = photon_term(draw)
     ridge: float | nn.Parameter = 0.0
     modulus = data_term.weight_range()[0] * operator.gram_lower_bound()
-    if modulus < 1e-3 or draw.chance(ranges.ridged):
-        ridge = draw.log_uniform(*ranges.ridge)
+    terms = regularizer.saddle_terms(shape)
+    concavity = 0.0 if terms.potential.convex else weighted_square(terms.operator, terms.potential.concavity)
+    if modulus < concavity + 1e-3 or draw.chance(ranges.ridged):
+        ridge = draw.log_uniform(*ranges.ridge) + max(0.0, concavity - modulus)
         if draw.chance(0.3):
             ridge = nn.Parameter(torch.tensor(ridge, dtype=DOUBLE))
     constraint = None

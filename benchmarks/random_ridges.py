@@ -1,4 +1,5 @@
-"""Random ridge regularizers for the hunt: composed filters, and splines whose second derivative rises and falls."""
+"""Random ridge regularizers for the hunt: composed filters, and splines whose second derivative rises and falls, below
+zero, too, for the weakly convex ones."""
 
 from __future__ import annotations
 
@@ -11,10 +12,17 @@ from learnreg.regularizers import RidgeRegularizer
 if TYPE_CHECKING:
     from random_problems import Draw
 
-__all__ = ["ridge_regularizer"]
+__all__ = ["ridge_regularizer", "weakly_convex_ridge"]
 
 
-def ridge_regularizer(draw: Draw, shape: tuple[int, int, int], smoothing: float) -> RidgeRegularizer:
+def weakly_convex_ridge(draw: Draw, shape: tuple[int, int, int], smoothing: float) -> RidgeRegularizer:
+    """The same with concave parts, deep and shallow ones."""
+    return ridge_regularizer(draw, shape, smoothing, draw.log_uniform(0.03, 0.999))
+
+
+def ridge_regularizer(
+    draw: Draw, shape: tuple[int, int, int], smoothing: float, nonconvexity: float | None = None
+) -> RidgeRegularizer:
     """With all parameters away from their start, some curvatures next to nothing, some parameters frozen."""
     layers, size = draw.integer(1, 3), draw.integer(2, 3)
     side = layers * (size - 1) + 1
@@ -26,6 +34,8 @@ def ridge_regularizer(draw: Draw, shape: tuple[int, int, int], smoothing: float)
         channels,
         size,
         2 * draw.integer(2, 10) + 1,
+        "convex" if nonconvexity is None else "convex-nonconvex",
+        nonconvexity=nonconvexity or 0.9,
         shared=draw.chance(0.5),
         boundary=draw.choice(*boundaries),  # type: ignore[arg-type]
         weight=channels[-1] * draw.scale(),
@@ -40,6 +50,9 @@ def ridge_regularizer(draw: Draw, shape: tuple[int, int, int], smoothing: float)
         curvature.add_(draw.uniform(0.0, 2.0) * draw.normal(*curvature.shape))
         if draw.chance(0.3):
             curvature[draw.rand(*curvature.shape) > 0.7] = -30.0
+        if nonconvexity is not None:
+            depth = result.logit_depth
+            depth.add_(draw.uniform(-2.0, 8.0) + draw.uniform(0.0, 3.0) * draw.normal(*depth.shape))
     if draw.chance(0.3):
         for p in result.parameters():
             p.requires_grad_(draw.chance(0.6))

@@ -1,4 +1,4 @@
-"""Potentials: the convex functions that regularizers apply to filter responses.
+"""Potentials: the functions that regularizers apply to filter responses, convex, or with a bounded concavity.
 
 Each carries a weight l and a smoothing v, numbers or tensors that broadcast against responses without their batch axis
 (per channel: (n, 1, 1)). Constants (l/v bounds f''; strong convexity of the conjugate v/l) hold per channel.
@@ -17,7 +17,8 @@ from torch import Tensor
 
 from learnreg.blocks import planes, sum_blocks
 from learnreg.channels import ChannelKernels, as_rows
-from learnreg.convex import ConvexFunction, dual_point, inner_samples, sum_samples
+from learnreg.concavity import WeaklyConvexFunction
+from learnreg.convex import dual_point, inner_samples, sum_samples
 from learnreg.errors import ConfigError
 from learnreg.pull_back import newton_constants, newton_pull_back
 
@@ -29,10 +30,11 @@ OUTWARD = 1e-13
 """Relative outward rounding of interval ends: above the rounding of the few operations that form them in float64."""
 
 
-class Potential(ConvexFunction):
+class Potential(WeaklyConvexFunction):
     """A smooth even potential l·phi(t; v) with f''(t) largest at 0 and non-increasing in |t|.
 
-    A subclass where f'' rises and falls overrides prox, curvature_limit, majorant and the intervals.
+    A subclass where f'' rises and falls overrides prox, curvature_limit, majorant and the intervals; one where f'' may
+    be negative overrides concavity, too.
 
     Parameters
     ----------
@@ -58,6 +60,11 @@ class Potential(ConvexFunction):
         """The same potential with its parameters in another dtype."""
         return self.with_parameters(_cast(self.weight, dtype), _cast(self.smoothing, dtype))
 
+    def scaled(self, factor: Tensor) -> Self:
+        """The potential times a positive number, in float64."""
+        weight = torch.as_tensor(self.weight, dtype=torch.float64, device=factor.device)
+        return self.with_parameters(weight * factor.double(), self.smoothing)
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}(smoothing={self.smoothing!r}, weight={self.weight!r})"
 
@@ -67,16 +74,13 @@ class Potential(ConvexFunction):
     def density(self, t: Tensor) -> Tensor:
         """l·phi(t), elementwise."""
 
-    @abstractmethod
-    def second(self, t: Tensor) -> Tensor:
-        """f''(t), elementwise."""
-
     def smoothing_gradient(self, t: Tensor) -> Tensor:
         """v ∂f'(t)/∂v: how f' moves with the logarithm of the smoothing; -f''(t) t for f(t) = l v h(t/v), as here."""
         return -self.hess_vec(t, t)
 
     def smoothing_sensitivity(self, t: Tensor, radius: Tensor | float) -> Tensor | float:
-        """A factor q with |d/dt (v df'/dv)| <= q f'' on the interval around t. *Rigorous bound.*"""
+        """A factor q with |d/dt (v df'/dv)| <= q (f'' + rho) on the interval around t, rho the concavity. *Rigorous
+        bound.*"""
         return 2.0
 
     def smoothing_slope(self, t: Tensor, radius: Tensor | float) -> Tensor:

@@ -23,11 +23,20 @@ from learnreg.linop import LinearOperator
 from learnreg.potentials import Potential
 from learnreg.regularizers.base import ParameterRole, Regularizer, SaddleTerms
 
-__all__ = ["Counter", "Instance", "LowerLevelProblem", "expand"]
+__all__ = ["Counter", "Instance", "LowerLevelProblem", "expand", "weighted_square"]
 
 T = TypeVar("T")
 
 _PART_BYTES = 2 * 1024**2
+
+
+def weighted_square(operator: LinearOperator, weights: Tensor | float) -> float:
+    """Bound of ‖√weights K‖² for non-negative weights of the channels of K, or of their groups, (n, 1, 1), or one for
+    all."""
+    weights = torch.as_tensor(weights, dtype=torch.float64).detach()
+    if isinstance(operator, FilterBank) and weights.numel() == operator.groups:
+        return weighted_norm_bound(operator, operator.per_filter(weights), tight=False) ** 2
+    return float(weights.max()) * operator.norm_bound() ** 2
 
 
 def expand(values: Tensor, like: Tensor) -> Tensor:
@@ -45,6 +54,7 @@ class Counter:
 @dataclass(frozen=True)
 class Instance:
     """The lower-level problem for given data, parameters detached: E(x) = ½<x,Mx> - <q,x> + f(Kx), M = A^T w A + ridge.
+    f is convex, or so weakly convex that E is strongly convex.
 
     ``diagonal``: M where it is one, to broadcast against images; ``data_weights`` broadcast against measurements. Both
     may have a batch axis. ``K`` is the regularizer's analysis operator; the
@@ -95,12 +105,7 @@ class Instance:
         if self.strong_convexity <= 0:
             return math.inf
         data = float(self.data_weights.max()) * self.forward.norm_bound() ** 2 + self.ridge
-        limit = torch.as_tensor(self.potential.curvature_limit, dtype=self.q.dtype, device=self.q.device)
-        if isinstance(self.analysis, FilterBank) and limit.numel() == self.analysis.groups:
-            bend = weighted_norm_bound(self.analysis, self.analysis.per_filter(limit), tight=False) ** 2
-        else:
-            bend = float(limit.max()) * self.analysis.norm_bound() ** 2
-        return (data + bend) / self.strong_convexity
+        return (data + weighted_square(self.analysis, self.potential.curvature_limit)) / self.strong_convexity
 
     def select(self, index: Tensor) -> Instance:
         """The instance restricted to some samples, sharing the counter."""
@@ -226,10 +231,13 @@ class LowerLevelProblem(nn.Module):
 
     @property
     def strong_convexity(self) -> float:
-        """Modulus of the energy in x from the data term and the ridge; 0 when none is known. *Rigorous bound.*"""
-        return self._modulus(self.data_term)
+        """Modulus of the energy in x from the data term and the ridge, less what a weakly convex regularizer takes of
+        it; 0 when none is known. *Rigorous bound.*"""
+        with torch.no_grad():
+            return max(0.0, self._modulus(self.data_term) - _concavity(self.saddle_terms(torch.float64)))
 
     def _modulus(self, data_term: LeastSquares) -> float:
+        """That of data term and ridge."""
         return self.ridge_value + data_term.weight_range()[0] * self.operator.gram_lower_bound()
 
     @property
@@ -289,7 +297,8 @@ class LowerLevelProblem(nn.Module):
         Raises
         ------
         ShapeError: wrong shape or dtype. DataError: NaN or infinite entries. OperatorError: A^T b has some.
-        AssumptionError: non-finite parameters.
+        AssumptionError: non-finite parameters, or a weakly convex regularizer that the data term and the ridge do not
+        make up for.
         """
         self.operator.check_range(b, "b")
         if b.device.type != "meta" and not _all_finite(b):
@@ -326,6 +335,13 @@ class LowerLevelProblem(nn.Module):
             raise OperatorError(f"{kind}.adjoint made NaN or infinite numbers of finite measurements b.", "finite")
         counter = Counter()
         exact = self.operator.adjoint_mismatch() == 0.0 and terms.operator.adjoint_mismatch() == 0.0
+        modulus, concavity = self._modulus(data_term), _concavity(terms)
+        if concavity > 0 and not modulus > concavity:
+            raise AssumptionError(
+                f"the regularizer is weakly convex, with a curvature of -{concavity:.3g} at worst, but data term and "
+                f"ridge have a modulus of {modulus:.3g}, so that the energy may have several minima; use a ridge above "
+                f"{self.ridge_value + concavity - modulus:.3g} or a regularizer with a smaller nonconvexity."
+            )
         return Instance(
             forward=self.operator,
             data_weights=weights,
@@ -334,11 +350,19 @@ class LowerLevelProblem(nn.Module):
             analysis=terms.operator,
             potential=terms.potential.detached(),
             box=self.constraint,
-            strong_convexity=self._modulus(data_term) if exact else 0.0,  # no bound where gradients are inexact
+            strong_convexity=modulus - concavity if exact else 0.0,  # no bound where gradients are inexact
             counter=counter,
             diagonal=diagonal,
             analysis_lipschitz=terms.operator.parameter_lipschitz(),
         )
+
+
+def _concavity(terms: SaddleTerms) -> float:
+    """lambda >= 0 with R + lambda/2 ‖x‖² convex, ‖√rho K‖² for f'' >= -rho; infinite where none is known for sure."""
+    if terms.potential.convex:
+        return 0.0
+    bound = weighted_square(terms.operator, terms.potential.concavity)
+    return math.inf if terms.operator.norm_bound_kind == "probabilistic" else bound
 
 
 def _all_finite(t: Tensor) -> bool:

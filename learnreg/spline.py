@@ -53,6 +53,11 @@ class Spline(Potential):
         result._kept = self._kept
         return result
 
+    @property
+    def convex_coefficients(self) -> Tensor:
+        """The c_j >= 0 whose logarithms are learned."""
+        return self.coefficients
+
     def with_coefficients(self, coefficients: Tensor) -> Self:
         """The same potential with other knots."""
         return type(self)(self.smoothing, self.weight, coefficients)
@@ -90,15 +95,19 @@ class Spline(Potential):
     def coefficient_gradients(self, t: Tensor) -> Tensor:
         """c_j ∂f'(t)/∂c_j, how f' moves with the logarithm of each coefficient: (m, *t.shape). These have the sign of
         t, never fall in t, and add up to f'(t)."""
+        scale, c = self.weight * torch.sign(t), self.convex_coefficients.to(t)
+        columns = (column.reshape(_column_shape(c, t)) for column in c.unbind(1))
+        return torch.stack([column * part * scale for column, part in zip(columns, self.hat_slopes(t), strict=True)])
+
+    def hat_slopes(self, t: Tensor) -> list[Tensor]:
+        """For j = 0 ... m - 1 the integral of the hat function at the knot j from 0 to |t|/v."""
         u, one = (t / self.smoothing).abs(), torch.ones((), dtype=t.dtype, device=t.device)
         start = torch.minimum(u, one)
         found = [start - 0.5 * start * start]
-        for j in range(1, self.coefficients.shape[1]):
+        for j in range(1, self._last):
             x = (u - (j - 1)).clamp(0.0, 2.0)
             found.append(torch.where(x <= 1.0, 0.5 * x * x, 1.0 - 0.5 * (2.0 - x) ** 2))
-        scale = self.weight * torch.sign(t)
-        columns = (c.reshape(self._column_shape(t)) for c in self.coefficients.to(t).unbind(1))
-        return torch.stack([c * part * scale for c, part in zip(columns, found, strict=True)])
+        return found
 
     # ---- proximal map ------------------------------------------------------------------------------------------------
 
@@ -159,7 +168,10 @@ class Spline(Potential):
 
     def _arrays(self, like: Tensor) -> tuple[Any, ...]:
         """The first three derivatives of h at the knots."""
-        return tuple(self._table(name).to(like.dtype).numpy() for name in ("slope", "bend", "twist"))
+        return self._numpy(like, "slope", "bend", "twist")
+
+    def _numpy(self, like: Tensor, *names: str) -> tuple[Any, ...]:
+        return tuple(self._table(name).to(like.dtype).numpy() for name in names)
 
     # ---- constants and intervals -------------------------------------------------------------------------------------
 
@@ -187,6 +199,11 @@ class Spline(Potential):
         return torch.where((sign_r == sign_t) & (index_r == index_t), one_piece, across).to(dtype)
 
     def curvature_bounds(self, t: Tensor, radius: Tensor | float) -> tuple[Tensor, Tensor]:
+        fast = self._kernels(t, step=radius)
+        if fast is not None:
+            bounds, tables = (torch.empty_like(t), torch.empty_like(t)), self._numpy(t, "bend", "lowest", "highest")
+            fast.kernels.curvature_bounds(as_rows(t), *fast.constants, OUTWARD, *tables, *map(as_rows, bounds))
+            return bounds
         near, far = self._interval(t, radius)
         first, last = near.ceil().clamp(max=self._last), far.floor().clamp(max=self._last)
         ends = [self._bend_at(end - end.floor(), self._index(end.floor(), t), t) for end in (near, far)]
@@ -200,6 +217,11 @@ class Spline(Potential):
 
     def third_bound(self, t: Tensor, radius: Tensor | float) -> Tensor:
         """The steepest piece of f'' that the interval touches."""
+        fast = self._kernels(t, step=radius)
+        if fast is not None:
+            found = torch.empty_like(t)
+            fast.kernels.third_bound(as_rows(t), *fast.constants, OUTWARD, *self._numpy(t, "steepest"), as_rows(found))
+            return found
         near, far = self._interval(t, radius)
         first = near.floor().clamp(max=self._last)
         last = torch.maximum(far.ceil() - 1.0, first).clamp(max=self._last)
@@ -262,8 +284,7 @@ class Spline(Potential):
         return index
 
     def _column_shape(self, like: Tensor) -> tuple[int, ...]:
-        """Of a number per channel, to broadcast against responses."""
-        return (-1, *(1,) * (like.dim() - 2)) if self.coefficients.shape[0] > 1 else ()
+        return _column_shape(self.coefficients, like)
 
     def _per_channel(self, values: Tensor) -> Tensor:
         return values[0] if values.shape[0] == 1 else values[:, None, None]
@@ -288,6 +309,11 @@ class Spline(Potential):
 
 
 _RANGES = ("lowest", "highest", "steepest")
+
+
+def _column_shape(coefficients: Tensor, like: Tensor) -> tuple[int, ...]:
+    """Of a number per channel, to broadcast against responses."""
+    return (-1, *(1,) * (like.dim() - 2)) if coefficients.shape[0] > 1 else ()
 
 
 def _tables(coefficients: Tensor) -> dict[str, Tensor]:

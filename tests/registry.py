@@ -44,6 +44,7 @@ from learnreg.regularizers.total_variation import Gradient
 from learnreg.solvers import LBFGS, PDHG, AdjointPDHG, ConjugateGradient, NewtonCG, ProjectedLBFGS
 from learnreg.solvers.interleaved import InterleavedPDHG
 from learnreg.spline import Spline
+from learnreg.weakly_convex_spline import WeaklyConvexSpline
 
 SHAPE = (1, 5, 6)
 """Images of all registered objects."""
@@ -144,6 +145,10 @@ COUPLED: dict[str, Callable[[float | Tensor, float | Tensor], Potential]] = {
     "NetworkPotential": lambda v, c: NetworkPotential(v, c, 0.2 * rand(1, 3, 3, 1, 1), 0.1 * randn(2, 3)),
 }
 """Potentials without proximal maps."""
+WEAKLY_CONVEX: dict[str, Callable[[float | Tensor, float | Tensor], Potential]] = {
+    "WeaklyConvexSpline": WeaklyConvexSpline,
+}
+"""Without proximal maps for all steps and conjugates; see test_weakly_convex.py."""
 
 ELEMENTWISE = [name for name in POTENTIALS if name != "IsotropicPseudoHuber"]
 SMOOTH = [name for name in ELEMENTWISE if name != "Huber"]

@@ -48,7 +48,10 @@ def public_classes(base: type) -> set[type]:
     [
         (LinearOperator, {type(f()) for f in registry.OPERATORS.values()}),
         (Regularizer, {type(f()) for f in (registry.REGULARIZERS | registry.NETWORKS).values()}),
-        (Potential, {type(f(0.1, 1.0)) for f in (registry.POTENTIALS | registry.COUPLED).values()}),
+        (
+            Potential,
+            {type(f(0.1, 1.0)) for f in (registry.POTENTIALS | registry.COUPLED | registry.WEAKLY_CONVEX).values()},
+        ),
         (HypergradientMethod, {type(f()) for f in registry.METHODS.values()}),
         (
             Iteration,

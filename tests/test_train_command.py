@@ -8,10 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+import learnreg as lr
 from learnreg.cli import app
+from learnreg.regularizers import RidgeRegularizer
 
 
 @pytest.fixture
@@ -58,6 +61,23 @@ def test_train_evaluate_reconstruct(photographs: Path, tmp_path: Path) -> None:
     reconstructed = call("reconstruct", out / "model.safetensors", photographs / "0.png", "--out", results)
     assert reconstructed.exit_code == 0, reconstructed.stderr
     assert (results / "0.png").exists()
+
+
+def test_weakly_convex_ridges_are_an_option(photographs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    options = ("convexity=convex-nonconvex", "nonconvexity=0.7", "batch_size=2", "samples=2", "max_updates=2")
+    settings = (*SMALL, *(part for option in options for part in ("--set", option)))
+    command = ("train", "denoise", "--regularizer", "ridge", "--data", photographs, "--minutes", 0.2)
+    trained = call(*command, "--out", out, *settings)
+    assert trained.exit_code == 0, trained.stderr
+    model = lr.load(out / "model.safetensors")
+    assert isinstance(model.regularizer, RidgeRegularizer)
+    assert model.regularizer.nonconvexity == 0.7
+    assert not model.regularizer.potential().convex
+    assert model.reconstruct(torch.rand(1, 1, 12, 12), tolerance=1e-3).certified
+    unknown = call(*command, "--out", tmp_path / "other", "--set", "convexity=concave")
+    assert unknown.exit_code == 2
+    assert "convex-nonconvex" in unknown.stderr
 
 
 def test_an_existing_run_is_not_overwritten(photographs: Path, tmp_path: Path) -> None:

@@ -1,4 +1,8 @@
-"""f'' over every response that the exact solution may have."""
+"""f'' over every response that the exact solution may have.
+
+For weakly convex potentials, f'' >= -rho, all of it is about f'' + rho, and the quadratic part of the energy has lost
+K^T rho K: the same energy, split into two convex parts.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,7 @@ _ENERGY_SHARE = 0.9
 @dataclass(frozen=True)
 class CurvatureInterval:
     """Bounds over the interval of some radius around each response t (a ball, for groups), *rigorous* and rounded
-    outwards.
+    outwards; f'' stands for f'' + rho.
 
     low, high: smallest and largest f''. change: Delta >= |f'' - f''(t)|. ratio: tau >= |f'' - f''(t)| / √f'', infinite
     where f'' may vanish. third: kappa >= |f''(t') - f''(t)| / |t' - t|. sensitivity: factor q of
@@ -61,25 +65,27 @@ def response_budget(interval: CurvatureInterval, e: Tensor, energy_error: Tensor
 def curvature_interval(potential: Potential, t: Tensor, radius: Tensor) -> CurvatureInterval:
     """The interval of that radius around t."""
     low, high = potential.curvature_bounds(t, radius)
-    change = potential.curvature_change(t, radius)
+    change, second = potential.curvature_change(t, radius), potential.second(t)
+    if not potential.convex:
+        low, high, second = ((bound + potential.concavity).clamp_min_(0.0) for bound in (low, high, second))
     return CurvatureInterval(
         low=low,
         high=high,
         change=change,
-        ratio=_ratio(potential, t, low, high, change),
+        ratio=_ratio(potential.grouped, second, low, high, change),
         third=potential.third_bound(t, radius),
         sensitivity=torch.as_tensor(potential.smoothing_sensitivity(t, radius), dtype=t.dtype, device=t.device),
         smooth=potential.kink_excluded(t, radius),
     )
 
 
-def _ratio(potential: Potential, t: Tensor, low: Tensor, high: Tensor, change: Tensor) -> Tensor:
+def _ratio(grouped: bool, second: Tensor, low: Tensor, high: Tensor, change: Tensor) -> Tensor:
     """Both (f''(t) - D)/√D and (D - f''(t))/√D are monotone in D, so that the ends of the interval decide; matrices
     (groups) need not commute with f''(t), where Delta/√low has to do."""
     root = low.clamp_min(0.0).sqrt()
-    below = change if potential.grouped else (potential.second(t) - low).clamp_min(0.0)
+    below = change if grouped else (second - low).clamp_min(0.0)
     ratio = torch.where(root > 0, below / root, torch.where(below > 0, torch.inf, 0.0))
-    if not potential.grouped:
-        above = (high - potential.second(t)).clamp_min(0.0) / high.clamp_min(torch.finfo(t.dtype).tiny).sqrt()
+    if not grouped:
+        above = (high - second).clamp_min(0.0) / high.clamp_min(torch.finfo(high.dtype).tiny).sqrt()
         ratio = torch.maximum(ratio, above)
     return ratio * (1.0 + 1e-12)

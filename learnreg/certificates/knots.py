@@ -1,8 +1,8 @@
-"""Parameters of spline potentials: the logarithms of f'' at the knots.
+"""Parameters of spline potentials: the logarithms of f'' at the knots, and of the depths of concave parts.
 
-s_j = c_j ∂f'/∂c_j has the sign of t, never falls in t, and sum_j s_j = f'. So for every response |(s_j(t))_j| <=
-|f'(t)| and |(s_j(t') - s_j(t))_j| <= |f'(t') - f'(t)|, Euclidean norms over j: all knots together change no more than
-the weight.
+s_j = c_j ∂f'/∂c_j has the sign of t, never falls in t, and sum_j s_j = s, how f' moves with the weight: f' itself for
+convex splines. So for every response |(s_j(t))_j| <= |s(t)| and |(s_j(t') - s_j(t))_j| <= |s(t') - s(t)|, Euclidean
+norms over j: all knots together change no more than the weight. Depths: ``WeaklyConvexSpline.depth_excess``.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from torch import Tensor
 from learnreg.certificates.gram import largest_eigenvalue
 from learnreg.problem import Instance
 from learnreg.spline import Spline
+from learnreg.weakly_convex_spline import WeaklyConvexSpline
 
-__all__ = ["knot_shape", "knots_norm", "spline_of"]
+__all__ = ["channel_shape", "knots_norm", "spline_of", "weakly_convex_spline_of"]
 
 
 def spline_of(instance: Instance) -> Spline:
@@ -23,17 +24,22 @@ def spline_of(instance: Instance) -> Spline:
     return instance.potential
 
 
-def knot_shape(spline: Spline) -> tuple[int, ...]:
-    """The responses that share their knots, as the shape of a parameter."""
-    channels = spline.coefficients.shape[0]
+def weakly_convex_spline_of(instance: Instance) -> WeaklyConvexSpline:
+    """The potential whose depths are learned."""
+    assert isinstance(instance.potential, WeaklyConvexSpline), "the role log_depth is that of WeaklyConvexSpline"
+    return instance.potential
+
+
+def channel_shape(coefficients: Tensor) -> tuple[int, ...]:
+    """The responses that share their coefficients (1 or n, knots), as the shape of a parameter."""
+    channels = coefficients.shape[0]
     return () if channels == 1 else (channels, 1, 1)
 
 
-def knots_norm(spline: Spline, t: Tensor) -> Tensor:
-    """sup over p of ‖(<s_jg(t), p_g>)_jg‖ / ‖p‖, over knots j and groups g of responses that share them, (batch,).
-    *Rigorous bound.*"""
-    parts = spline.coefficient_gradients(t).transpose(0, 1)  # (batch, m, n, ...)
-    apart = spline.coefficients.shape[0] > 1
+def knots_norm(gradients: Tensor, apart: bool) -> Tensor:
+    """sup over p of ‖(<s_jg, p_g>)_jg‖ / ‖p‖ for s (m, batch, n, ...), over knots j and groups g of responses that
+    share them, which are channels (``apart``) or all, (batch,). *Rigorous bound.*"""
+    parts = gradients.transpose(0, 1)  # (batch, m, n, ...)
     S = parts.flatten(3).transpose(1, 2) if apart else parts.flatten(2)[:, None]  # (batch, groups, m, responses)
     gram = largest_eigenvalue(S @ S.transpose(-1, -2))
     result: Tensor = gram.clamp_min(0.0).amax(1).sqrt() * (1.0 + 1e-10)

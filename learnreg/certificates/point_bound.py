@@ -14,6 +14,7 @@ from learnreg.certificates.state import energy_error
 from learnreg.convex import sum_samples
 from learnreg.hypergradients.pairing import Responses
 from learnreg.parameter_bound import ParameterBound, ResponseErrors
+from learnreg.potentials import Potential
 from learnreg.problem import Instance, LowerLevelProblem
 from learnreg.regularizers.base import ParameterRole
 
@@ -29,7 +30,8 @@ class PointBound(ABC):
     state_norm: ‖∇E(x)‖ with its rounding. e: bound of ‖x - x^‖. X_active: the part of X on active pixels of a
         constraint, where X^ = 0; None without one. pullback: K^T y.
 
-    ``stiffness``: ‖√D K‖ is at most this for every curvature D on the interval, (batch,).
+    ``stiffness``: ‖√D K‖ is at most this for every curvature D on the interval, (batch,). For weakly convex potentials
+    D = f'' + rho, of which ``high`` is the largest; f'' <= ``rise`` and f'' >= -``fall`` (None for convex ones).
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class PointBound(ABC):
         interval = curvature_interval(instance.potential, t, radius)
         self.high, self.high_max, self.sensitivity = interval.high, interval.high_max, interval.sensitivity
         self.smooth = interval.smooth
+        self.rise, self.fall = _true_curvature(instance.potential, interval)
         self.stiffness = self.high_max.sqrt() * self.L * (1.0 + 1e-12)
         self.energy_error = torch.minimum(energy_error(state_norm, e, self.mu), self.stiffness * e)
         self.bend(interval, instance.potential.bending_size(responses.V, t, radius))
@@ -100,6 +103,14 @@ class PointBound(ABC):
         self.potential_magnitude = found.magnitude
         return found
 
+    def weight_gradient(self) -> Tensor:
+        """l ∂f'/∂l at t, which is y unless a part of f has no weight."""
+        return self.responses.y if self.fall is None else self.instance.potential.weight_gradient(self.responses.t)
+
+    def steepest(self, excess: Tensor | float) -> Tensor:
+        """The largest f'' + rho on the interval, plus the excess; a convex potential has none."""
+        return self.high if self.fall is None else self.high + excess
+
     def data_norm(self) -> float:
         """Bound of ‖M‖."""
         return float(self.instance.data_weights.max()) * self.instance.forward.norm_bound() ** 2 + self.instance.ridge
@@ -114,6 +125,9 @@ class PointBound(ABC):
         r = self.responses
         x, X, y, Y, V = (sum_samples(t * t).sqrt() for t in (self.x, self.X, r.y, r.Y, r.V))
         size = x * Y + X * y + 2.0 * y * V  # the last for weights and smoothings, |f'' t| <= |f'|
+        if self.fall is not None:  # parts of f' and t f'' that may cancel
+            steep = torch.as_tensor(self.instance.potential.curvature_limit).max() + self.high_max
+            size = size + 2.0 * steep * sum_samples(r.t * r.t).sqrt() * V
         if r.residual is not None and r.forward_X is not None:
             residual, forward_X = (sum_samples(t * t).sqrt() for t in (r.residual, r.forward_X))
             weight = max(1.0, float(self.instance.data_weights.max()))
@@ -125,3 +139,12 @@ class PointBound(ABC):
         responses = 0.02 * slope * longest * self.high_max * x * X
         size = size + self.potential_magnitude
         return float((size + responses).sum()) * max([1.0, *self.jacobian.values()])
+
+
+def _true_curvature(potential: Potential, interval: CurvatureInterval) -> tuple[Tensor, Tensor | None]:
+    """Bounds of f'' and of -f'' on the interval, which is that of f'' + rho."""
+    if potential.convex:
+        return interval.high, None
+    rho, margin = potential.concavity, 4.0 * torch.finfo(interval.high.dtype).eps
+    rise = (interval.high - rho * (1.0 - margin)).clamp_min_(0.0)
+    return rise, (rho * (1.0 + margin) - interval.low).clamp_min_(0.0)

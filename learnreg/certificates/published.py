@@ -19,7 +19,7 @@ from torch import Tensor
 from learnreg.certificates.adjoint import adjoint_bound
 from learnreg.certificates.groups import GroupBound, group_norm, parameter_shape
 from learnreg.certificates.interval import CurvatureInterval
-from learnreg.certificates.knots import knot_shape, spline_of
+from learnreg.certificates.knots import channel_shape, spline_of, weakly_convex_spline_of
 from learnreg.certificates.point_bound import PointBound
 from learnreg.convex import sum_samples
 from learnreg.regularizers.base import ParameterRole
@@ -56,10 +56,16 @@ def error_terms(
     high_max: Tensor,
     change_norm: Tensor,
     operator_norm: float,
+    fall_max: Tensor | None = None,
 ) -> ErrorTerms:
     """e_y <= min(hi ‖K‖ e, sqrt(hi) ‖sqrt(D) K dx‖), and the error of Y is at most hi ‖K‖ ‖dX‖ + ‖Delta K X‖, hi =
-    max f'' on the intervals."""
-    e_y = torch.minimum(high_max * operator_norm * e, high_max.sqrt() * energy_error)
+    max f'' on the intervals. Where f'' may be -fall_max: with D = f'' + rho, which f'' >= 0 does not exceed, e_y has a
+    term of fall_max ‖K‖ e more in the energy norm, and |f''| <= max(hi, fall_max)."""
+    by_energy = high_max.sqrt() * energy_error
+    if fall_max is not None:
+        by_energy = by_energy + fall_max * operator_norm * e
+        high_max = torch.maximum(high_max, fall_max)
+    e_y = torch.minimum(high_max * operator_norm * e, by_energy)
     return ErrorTerms(_norm(x), _norm(X), _norm(y), _norm(Y), e, e_y, high_max * operator_norm, change_norm)
 
 
@@ -74,7 +80,8 @@ def potential_bound(
     gradient: Tensor, V: Tensor, slope: Tensor, e: Tensor, L: float, shape: tuple[int, ...]
 ) -> GroupBound:
     """For parameters of the potential of this shape: <s(t_c), V_c> per entry c with |s(t^) - s(t)| <= slope |dt|.
-    Log-weights have s = f' and the slope hi, log-smoothings s = v ∂f'/∂v and q hi. ``gradient``: s(t)."""
+    Log-weights have s = f' and the slope hi (hi + rho and their excess, where weakly convex), log-smoothings s = v
+    ∂f'/∂v. ``gradient``: s(t), or what bounds its norms."""
     slope_V = group_norm(slope * V, shape)
     slope_max = slope.expand(V.shape[0], *slope.shape[1:]).flatten(1).amax(1)
     return GroupBound.by_norm(slope_V * L * e, group_norm(gradient, shape) * L + slope_max * L * e * L)
@@ -90,27 +97,36 @@ class PublishedBound(PointBound):
         return adjoint_bound(torch.zeros_like(self.e), self.change_norm, self.L, self.mu) + self.boundary_error()
 
     def regularizer_groups(self) -> dict[ParameterRole, GroupBound]:
-        r, instance = self.responses, self.instance
+        r, instance, potential = self.responses, self.instance, self.instance.potential
         roles = self.roles()
         found: dict[ParameterRole, GroupBound] = {}
         if "operator" in roles and instance.analysis_lipschitz is not None:
+            high_max, fall_max = self.high_max, None
+            if self.fall is not None:
+                high_max, fall_max = (bound.flatten(1).amax(1) for bound in (self.rise, self.fall))
             terms = error_terms(
-                self.x, self.X, r.y, r.Y, self.e, self.energy_error, self.high_max, self.change_norm, self.L
+                self.x, self.X, r.y, r.Y, self.e, self.energy_error, high_max, self.change_norm, self.L, fall_max
             )
             found["operator"] = operator_bound(terms, instance.analysis_lipschitz)
         if "log_weight" in roles:
-            shape = parameter_shape(instance.potential.weight)
-            found["log_weight"] = potential_bound(r.y, r.V, self.high, self.e, self.L, shape)
+            shape, slope = parameter_shape(potential.weight), self.steepest(potential.weight_excess)
+            found["log_weight"] = potential_bound(self.weight_gradient(), r.V, slope, self.e, self.L, shape)
         if "log_factor" in roles:
-            found["log_factor"] = potential_bound(r.y, r.V, self.high, self.e, self.L, ())
+            slope = self.steepest(potential.concavity)
+            found["log_factor"] = potential_bound(r.y, r.V, slope, self.e, self.L, ())
         if "log_smoothing" in roles:
-            shape = parameter_shape(instance.potential.smoothing)
-            sensitivity = instance.potential.smoothing_gradient(r.t)
+            shape = parameter_shape(potential.smoothing)
+            sensitivity = potential.smoothing_gradient(r.t)
             found["log_smoothing"] = potential_bound(sensitivity, r.V, self.smoothing_slope(), self.e, self.L, shape)
         if "log_curvature" in roles:
             spline = spline_of(instance)
-            # |s_j| over all knots j is at most |f'|, and its change is at most that of f'
-            found["log_curvature"] = potential_bound(r.y, r.V, self.high, self.e, self.L, knot_shape(spline))
+            # |s_j| over all knots j is at most |s| of the weight, and its change is at most that of s
+            shape, slope = channel_shape(spline.convex_coefficients), self.steepest(spline.weight_excess)
+            found["log_curvature"] = potential_bound(self.weight_gradient(), r.V, slope, self.e, self.L, shape)
+        if "log_depth" in roles:
+            concave = weakly_convex_spline_of(instance)
+            shape, slope = channel_shape(concave.depths), self.steepest(concave.depth_excess)
+            found["log_depth"] = potential_bound(concave.depth_gradient_size(r.t), r.V, slope, self.e, self.L, shape)
         if "potential" in roles:
             own = self.potential_parameters(self.change_norm)
             found["potential"] = GroupBound.by_norm(own.constant, self.L * (own.on_V + self.high_max * own.on_Y))

@@ -5,7 +5,9 @@ norms of dx and dX are small where f'' is large:
 
     ‖√Dbar K dx‖ <= e_en (Lemma 1),   ‖√D^ K dX‖ <= E_en (Lemma 3),   √Dbar, √D^ <= √hi.
 
-So C(x, dY) is bounded by the norm of v -> C(x, √hi v), not by ‖x‖ ‖hi‖ ‖K‖ ‖dX‖. *Rigorous bounds* per sample,
+So C(x, dY) is bounded by the norm of v -> C(x, √hi v), not by ‖x‖ ‖hi‖ ‖K‖ ‖dX‖. Where f'' may be negative, D~ = D +
+rho takes the place of D in the energy norms; of dy = Dbar K dx the entries with Dbar_i >= 0 are at most hi_i/√(hi_i +
+rho_i) √D~bar_i |dt_i|, the others at most fall_i |dt_i|, with ‖dt‖ <= ‖K‖ e; likewise dY. *Rigorous bounds* per sample,
 (batch,).
 """
 
@@ -19,7 +21,7 @@ from torch import Tensor
 from learnreg.certificates.adjoint import sharp_adjoint_bound, sharp_energy_bound
 from learnreg.certificates.groups import GroupBound, group_norm, group_pullback_norm, parameter_shape
 from learnreg.certificates.interval import CurvatureInterval, response_budget
-from learnreg.certificates.knots import knot_shape, knots_norm, spline_of
+from learnreg.certificates.knots import channel_shape, knots_norm, spline_of, weakly_convex_spline_of
 from learnreg.certificates.parameter_norms import Pairing, pairing_of
 from learnreg.certificates.point_bound import PointBound
 from learnreg.certificates.resolvent import Perturbation
@@ -40,16 +42,17 @@ def operator_bound(
     y: Tensor,
     Y: Tensor,
     high: Tensor,
+    fall: Tensor | None,
     bent: Perturbation,
     e: Tensor,
     e_energy: Tensor,
 ) -> GroupBound:
     """For parameters of K: ‖C(., y)‖ ‖dX‖ + ‖C(X, √hi .)‖ e_en + ‖C(., Y)‖ e + ‖C(x, √hi .)‖ E_en + ‖C(x, Gamma V)‖
-    and the cross terms.
+    and the cross terms; where f'' may be -fall, C(., fall .) in the 2-norm, too.
 
     Parameters
     ----------
-    bent: Gamma V. e, e_energy: errors of x in both norms.
+    high: with |f''| <= √(high (f'' + rho)) where f'' >= 0. bent: Gamma V. e, e_energy: errors of x in both norms.
     """
     root, lipschitz = high.flatten(1).amax(1).sqrt(), pairing.lipschitz
     cross = lipschitz * e * (_norm(Y) + bent.norm())
@@ -60,7 +63,19 @@ def operator_bound(
     # a residual rho adds rho/mu to the error of X, and rho/(2√mu) in the energy norm
     if not bool((dual_norm <= _NEGLIGIBLE * 0.5 * math.sqrt(bent.mu) * on_energy).all()):
         dual_norm = pairing.dual_norm(y)
-    return GroupBound(constant, dual_norm + lipschitz * root * e_energy, on_energy)
+    on_E = dual_norm + lipschitz * root * e_energy
+    if fall is not None:
+        L, most = bent.operator_norm, fall.flatten(1).amax(1)
+
+        def fallen(u: Tensor, scale: Tensor | float, rest: Tensor) -> Tensor:
+            by_norm = lipschitz * _norm(u) * most * scale
+            small = bool((by_norm <= _NEGLIGIBLE * rest).all())
+            return by_norm if small else torch.minimum(by_norm, pairing.weighted_norm(u, fall * fall) * scale)
+
+        constant = constant + fallen(X, L * e, constant)
+        on_E = on_E + 2.0 * lipschitz * most * L * e
+        on_E = on_E + fallen(x, L, on_E + 0.5 * math.sqrt(bent.mu) * on_energy)
+    return GroupBound(constant, on_E, on_energy)
 
 
 def potential_bound(
@@ -71,18 +86,23 @@ def potential_bound(
     shape: tuple[int, ...],
     e_energy: Tensor,
     operator_norm: float,
+    excess: Tensor | None = None,
+    e: Tensor | None = None,
 ) -> GroupBound:
-    """For parameters of the potential, gradient <s(t_g), V_g> per group g with |ds/dt| <= factor f'': log-weights
-    (s = f', factor 1) and log-smoothings.
+    """For parameters of the potential, gradient <s(t_g), V_g> per group g with |ds/dt| <= factor (f'' + rho) + excess:
+    log-weights (s = f', factor 1) and log-smoothings.
 
     Parameters
     ----------
-    pullback_norm: that of u -> (<s_g, (K u)_g>)_g.
+    pullback_norm: that of u -> (<s_g, (K u)_g>)_g. e: the error of x, which an excess multiplies.
     """
     scaled = factor * high.sqrt()
     largest = scaled.expand(V.shape[0], *scaled.shape[1:]).flatten(1).amax(1)
-    on_E = pullback_norm + largest * e_energy * operator_norm
-    return GroupBound.by_norm(group_norm(scaled * V, shape) * e_energy, on_E)
+    constant, on_E = group_norm(scaled * V, shape) * e_energy, pullback_norm + largest * e_energy * operator_norm
+    if excess is not None and e is not None:
+        constant = constant + group_norm(excess * V, shape) * operator_norm * e
+        on_E = on_E + excess.max() * operator_norm**2 * e
+    return GroupBound.by_norm(constant, on_E)
 
 
 def split_bound(
@@ -126,28 +146,42 @@ class SharpBound(PointBound):
         return result
 
     def regularizer_groups(self) -> dict[ParameterRole, GroupBound]:
-        r, instance = self.responses, self.instance
+        r, instance, potential = self.responses, self.instance, self.instance.potential
         roles, pairing = self.roles(), pairing_of(instance)
         found: dict[ParameterRole, GroupBound] = {}
         if "operator" in roles and pairing is not None:
+            high = self.high
+            if self.fall is not None:  # f'' / √(f'' + rho) rises in f'' >= 0
+                high = self.rise * (self.rise / self.high.clamp_min(torch.finfo(self.high.dtype).tiny))
             found["operator"] = operator_bound(
-                pairing, self.x, self.X, r.y, r.Y, self.high, self.bent, self.e, self.energy_error
+                pairing, self.x, self.X, r.y, r.Y, high, self.fall, self.bent, self.e, self.energy_error
             )
         if "log_weight" in roles:
-            shape = parameter_shape(instance.potential.weight)
-            norm = self._pullback_norm(r.y, shape, found, self.pullback)
-            found["log_weight"] = self._potential_group(norm, torch.ones_like(self.sensitivity), shape)
+            shape = parameter_shape(potential.weight)
+            s = self.weight_gradient()
+            norm = self._pullback_norm(s, shape, found, self.pullback if s is r.y else None)
+            found["log_weight"] = self._potential_group(norm, shape, potential.weight_excess)
         if "log_factor" in roles:
             norm = self._pullback_norm(r.y, (), found, self.pullback)
-            found["log_factor"] = self._potential_group(norm, torch.ones_like(self.sensitivity), ())
+            found["log_factor"] = self._potential_group(norm, (), potential.concavity)
         if "log_smoothing" in roles:
-            shape = parameter_shape(instance.potential.smoothing)
-            norm = self._pullback_norm(instance.potential.smoothing_gradient(r.t), shape, found)
+            shape = parameter_shape(potential.smoothing)
+            norm = self._pullback_norm(potential.smoothing_gradient(r.t), shape, found)
             found["log_smoothing"] = self._smoothing_group(norm, shape)
         if "log_curvature" in roles:
             spline = spline_of(instance)
-            norm = knots_norm(spline, r.t) * self.L
-            found["log_curvature"] = self._potential_group(norm, torch.ones_like(self.sensitivity), knot_shape(spline))
+            shape = channel_shape(spline.convex_coefficients)
+            norm = group_norm(self.weight_gradient(), shape) * self.L
+            if not self._negligible(norm, found):
+                norm = torch.minimum(norm, knots_norm(spline.coefficient_gradients(r.t), shape != ()) * self.L)
+            found["log_curvature"] = self._potential_group(norm, shape, spline.weight_excess)
+        if "log_depth" in roles:
+            concave = weakly_convex_spline_of(instance)
+            shape = channel_shape(concave.depths)
+            norm = group_norm(concave.depth_gradient_size(r.t), shape) * self.L
+            if not self._negligible(norm, found):
+                norm = torch.minimum(norm, knots_norm(concave.depth_gradients(r.t), shape != ()) * self.L)
+            found["log_depth"] = self._potential_group(norm, shape, concave.depth_excess)
         if "potential" in roles:
             own = self.potential_parameters(self.bent.norm())
             found["potential"] = GroupBound(own.constant, self.L * own.on_V, self.high_max.sqrt() * own.on_Y)
@@ -158,21 +192,29 @@ class SharpBound(PointBound):
     ) -> Tensor:
         """The norm of u -> (<p_g, (K u)_g>)_g, by norms alone where the operator's group is much larger."""
         by_norm = group_norm(p, shape) * self.L
+        return by_norm if self._negligible(by_norm, found) else group_pullback_norm(self.instance, p, shape, pullback)
+
+    def _negligible(self, norm: Tensor, found: dict[ParameterRole, GroupBound]) -> bool:
         operator = found.get("operator")
-        if operator and bool((by_norm <= _NEGLIGIBLE * 0.5 * math.sqrt(self.mu) * operator.on_energy).all()):
-            return by_norm
-        return group_pullback_norm(self.instance, p, shape, pullback)
+        if operator is None:
+            return False
+        return bool((norm <= _NEGLIGIBLE * 0.5 * math.sqrt(self.mu) * operator.on_energy).all())
 
     def _smoothing_group(self, pullback_norm: Tensor, shape: tuple[int, ...]) -> GroupBound:
         if bool(torch.isfinite(self.sensitivity).all()):
-            return self._potential_group(pullback_norm, self.sensitivity, shape)
+            return potential_bound(
+                pullback_norm, self.responses.V, self.high, self.sensitivity, shape, self.energy_error, self.L
+            )
         slope, factor = self.smoothing_slope(), self.sensitivity * self.high.sqrt()
         return split_bound(
             pullback_norm, self.responses.V, factor, slope, shape, self.energy_error, self.L * self.e, self.L
         )
 
-    def _potential_group(self, pullback_norm: Tensor, factor: Tensor, shape: tuple[int, ...]) -> GroupBound:
-        return potential_bound(pullback_norm, self.responses.V, self.high, factor, shape, self.energy_error, self.L)
+    def _potential_group(self, pullback_norm: Tensor, shape: tuple[int, ...], excess: Tensor | float) -> GroupBound:
+        """With a factor of 1; a convex potential has no excess."""
+        beyond = None if self.fall is None else torch.as_tensor(excess, dtype=self.e.dtype, device=self.e.device)
+        one, V = torch.ones_like(self.sensitivity), self.responses.V
+        return potential_bound(pullback_norm, V, self.high, one, shape, self.energy_error, self.L, beyond, self.e)
 
 
 def _norm(t: Tensor) -> Tensor:

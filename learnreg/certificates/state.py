@@ -44,8 +44,10 @@ class StateBound:
 
 def smallest_bound(instance: Instance, x: Tensor, t: Tensor | None = None) -> StateBound:
     """Judge x by the primal form, and with a dual pull-back t by the saddle residual and the duality gap, too, in the
-    precision of the instance; x and t may have less. Costs 2 applications, 3 with t."""
+    precision of the instance; x and t may have less. Costs 2 applications, 3 with t, which weakly convex potentials
+    have no use for."""
     potential, mu, dtype = instance.potential, instance.strong_convexity, instance.q.dtype
+    t = t if potential.convex else None
     fused = None if t is None or mu <= 0 else FusedTotalVariation.of(instance, x, t)
     if fused is not None and t is not None:
         return _fused_bound(fused, x, t, mu)

@@ -23,7 +23,8 @@ __all__ = ["Piggyback"]
 
 
 class Piggyback(HypergradientMethod):
-    """The piggyback iteration on over-relaxed PDHG.
+    """The piggyback iteration on over-relaxed PDHG; for weakly convex regularizers, whose conjugate has nothing to do
+    with the lower level, L-BFGS for the state and conjugate gradients for its derivative.
 
     Parameters
     ----------
@@ -50,9 +51,9 @@ class Piggyback(HypergradientMethod):
         max_state_steps: int | None,
         max_adjoint_steps: int | None,
     ) -> Iterates:
+        limits = (max_state_steps, max_adjoint_steps)
         if self.mode == "sequential":
-            limits = (max_state_steps, max_adjoint_steps)
-            if instance.potential.whole:
+            if not instance.potential.proximal:
                 return improve_sequentially("lbfgs", "cg", instance, loss, start, accuracy, *limits)
             return improve_sequentially("pdhg", "piggyback", instance, loss, start, accuracy, *limits)
         check_proximal(instance, "Piggyback(mode='interleaved')", "Piggyback() or Implicit()")
@@ -63,7 +64,7 @@ class Piggyback(HypergradientMethod):
         return Iterates(x, X, result.status, result.steps, result.steps)
 
     def fits(self, instance: Instance) -> bool:
-        return self.mode == "sequential" or not instance.potential.whole
+        return self.mode == "sequential" or instance.potential.proximal
 
     def __repr__(self) -> str:
         return f"Piggyback(mode={self.mode!r})"

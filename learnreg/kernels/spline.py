@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 
-from learnreg.kernels.jit import compiled_fast
+from learnreg.kernels.jit import compiled, compiled_fast
 
-__all__ = ["dual_step", "grad", "second", "slope"]
+__all__ = ["curvature_bounds", "dual_step", "grad", "second", "slope", "third_bound"]
 
 
 @compiled_fast
@@ -95,3 +95,53 @@ def dual_step(v, y, t, weight, smoothing, sigma, relaxation, slopes, bends, twis
             positive = v[row, j] >= zero
             t[row, j] = (number(k) + theta) * distance if positive else -(number(k) + theta) * distance
             y[row, j] = keep * y[row, j] + relax * (gradient if positive else -gradient)
+
+
+@compiled
+def _ends(size, radius, inverse, outward, last):
+    """The ends of the interval in units of the knots' distance, at most last + 1; what is not a number reaches all."""
+    near, far = (size - radius) * inverse * (1.0 - outward), (size + radius) * inverse * (1.0 + outward)
+    near = min(near, last + 1.0) if near > 0.0 else 0.0
+    return near, far if far < last + 1.0 else last + 1.0
+
+
+@compiled
+def _bend(bends, u, last):
+    """The linear spline through bends at u >= 0, zero from the last knot on."""
+    if u >= last:
+        return 0.0
+    k = int(u)
+    return bends[k] * (1.0 - (u - k)) + bends[k + 1] * (u - k)
+
+
+@compiled
+def curvature_bounds(t, weight, smoothing, radius, outward, bends, lowest, highest, low, high):
+    """Smallest and largest second derivative over intervals of a radius (rows,) around t, ends rounded outwards. The
+    tables lowest and highest hold those of h over the knots i ... k, at (channel, i, k)."""
+    last = bends.shape[1] - 1
+    for row in range(t.shape[0]):
+        channel = row % bends.shape[0]
+        inverse, scale = 1.0 / smoothing[row], weight[row] / smoothing[row]
+        for j in range(t.shape[1]):
+            near, far = _ends(abs(t[row, j]), radius[row], inverse, outward, last)
+            at_near, at_far = _bend(bends[channel], near, last), _bend(bends[channel], far, last)
+            least, most = min(at_near, at_far), max(at_near, at_far)
+            first, final = min(math.ceil(near), last), min(int(far), last)
+            if first <= final:
+                least, most = min(least, lowest[channel, first, final]), max(most, highest[channel, first, final])
+            low[row, j] = scale * least * (1.0 - outward)
+            high[row, j] = scale * most * (1.0 + outward)
+
+
+@compiled
+def third_bound(t, weight, smoothing, radius, outward, steepest, out):
+    """The largest third derivative in size over the same intervals; the table holds that of h over pieces i ... k."""
+    last = steepest.shape[1] - 1
+    for row in range(t.shape[0]):
+        channel = row % steepest.shape[0]
+        inverse = 1.0 / smoothing[row]
+        scale = weight[row] * inverse * inverse * (1.0 + outward)
+        for j in range(t.shape[1]):
+            near, far = _ends(abs(t[row, j]), radius[row], inverse, outward, last)
+            first = min(int(near), last)
+            out[row, j] = scale * steepest[channel, first, min(max(math.ceil(far) - 1, first), last)]

@@ -15,10 +15,12 @@ from learnreg.potentials import Huber, LogCosh, Potential, PseudoHuber
 
 __all__ = ["ParameterRole", "Regularizer", "SaddleTerms", "potential_from_config", "potential_to_config"]
 
-ParameterRole = Literal["operator", "log_weight", "log_smoothing", "log_factor", "log_curvature", "potential"]
+ParameterRole = Literal[
+    "operator", "log_weight", "log_smoothing", "log_factor", "log_curvature", "log_depth", "potential"
+]
 """What a raw parameter does: it enters the operator affinely, or it is the logarithm of a weight or smoothing (of the
-shape of the potential's), of one factor of all weights, or of the curvature of a spline at its knots, or it is one of
-those that the potential's own ``parameter_bound`` knows. Where
+shape of the potential's), of one factor of the whole potential, of the curvature of a spline at its knots, or of the
+depth of its concave parts, or it is one of those that the potential's own ``parameter_bound`` knows. Where
 ``parameter_jacobian_bounds`` names the role, it determines these numbers by a smooth map instead."""
 
 _POTENTIALS: dict[str, type[Potential]] = {"pseudo-huber": PseudoHuber, "log-cosh": LogCosh, "huber": Huber}
@@ -33,7 +35,8 @@ class SaddleTerms:
 
 
 class Regularizer(nn.Module):
-    """A convex function R(x) = f(W x) with learnable parameters; any nn.Module with these methods is one.
+    """A function R(x) = f(W x) with learnable parameters, convex, or weakly so (``Potential.concavity``); any nn.Module
+    with these methods is one.
 
     A subclass implements ``saddle_terms`` and, to be certified, ``parameter_roles``; to be stored in a model file, it
     implements ``config`` and is registered in ``learnreg.regularizers``.

@@ -1,4 +1,4 @@
-"""Convex ridge regularizers: composed convolutions followed by learned spline potentials."""
+"""Ridge regularizers: composed convolutions followed by learned spline potentials, convex or weakly convex."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from learnreg.composed import jacobian_bound, normalised
+from learnreg.composed import fine_grid, jacobian_bound, normalised
 from learnreg.errors import ConfigError, ShapeError
 from learnreg.filterbank import BOUNDARIES, Boundary, FilterBank
 from learnreg.linop import fingerprint
 from learnreg.regularizers.base import ParameterRole, Regularizer, SaddleTerms
 from learnreg.spline import Spline, initial_coefficients
+from learnreg.weakly_convex_spline import WeaklyConvexSpline
 
 __all__ = ["RidgeRegularizer"]
 
@@ -24,11 +25,13 @@ Convexity = Literal["convex", "convex-nonconvex"]
 
 _REFERENCE_NOISE = 25.0 / 255.0
 _SPREAD = 1.0  # twice the variance of the window of initial kernels, in pixels
+_INITIAL_DEPTH = 0.5  # of the largest
+_REFLECTIONS = 9.0  # how often "reflect" repeats a pixel at most
 
 
 class RidgeRegularizer(Regularizer):
-    """R(x) = sum_c sum_i l_c v_c h_c((w_c * x)_i / v_c): filters w_c composed of small convolutions, convex h_c with
-    learned second derivatives.
+    """R(x) = sum_c sum_i l_c v_c h_c((w_c * x)_i / v_c): filters w_c composed of small convolutions, h_c with learned
+    second derivatives, convex or weakly convex.
 
     Parameters
     ----------
@@ -36,7 +39,10 @@ class RidgeRegularizer(Regularizer):
         len(channels) · (size - 1) + 1, 13 by default, and the bank is scaled to a norm of 1 on large images.
     size: side of the small kernels.
     knots: of f'' on [-r, r], odd; f grows linearly beyond.
-    convexity: "convex". ("convex-nonconvex" is not available.)
+    convexity: "convex", or "convex-nonconvex": potentials with learned concave parts, so small that R(x) +
+        nonconvexity/2 ‖x‖² is convex. The lower-level problem is strongly convex, with one minimiser, if data term and
+        ridge have a larger modulus, 1 and more for denoising; else it is refused.
+    nonconvexity: that number, for "convex-nonconvex". With "reflect" a ninth of it is used, lest small images break it.
     shared: one potential h for all channels instead of one for each; weights and smoothings are those of each channel.
     boundary: "zero" (any image), or "valid", "circular", "reflect" as in ``FilterBank``. "valid" leaves a border
         of half a filter alone and needs sides of at least that of the filters; "reflect" makes no edges at the border,
@@ -49,10 +55,13 @@ class RidgeRegularizer(Regularizer):
 
     The raw parameters are ``factors.0``, ``factors.1`` ... (channels, channels before, size, size), ``log_weights``,
     ``log_smoothing`` (n,), ``log_curvature`` (n or 1, (knots - 1)/2), the logarithms of f'' at the knots that are not
-    the last, and with ``noise_conditioned`` ``weight_exponents`` and ``smoothing_exponents`` (n,).
+    the last, with "convex-nonconvex" ``logit_depth`` (n or 1, (knots - 3)/2), the depths of concave parts around the
+    knots but 0 as shares of the largest possible, and with ``noise_conditioned`` ``weight_exponents`` and
+    ``smoothing_exponents`` (n,). Depths are curvatures: they follow neither weights nor the noise level.
 
     Source: Goujon, Neumayer, Bohra, Ducotterd and Unser, IEEE Trans. Comput. Imaging 9 (2023), for ridge regularizers
-    of composed convolutions with learned splines; here f'' instead of f' is the linear spline.
+    of composed convolutions with learned splines; Goujon, Neumayer and Unser, SIAM J. Imaging Sci. 17 (2024), for
+    weakly convex ones; here f'' instead of f' is the linear spline.
     """
 
     def __init__(
@@ -62,6 +71,7 @@ class RidgeRegularizer(Regularizer):
         knots: int = 21,
         convexity: Convexity = "convex",
         *,
+        nonconvexity: float = 0.9,
         shared: bool = False,
         boundary: Boundary = "zero",
         weight: float = 0.15,
@@ -72,25 +82,29 @@ class RidgeRegularizer(Regularizer):
     ) -> None:
         super().__init__()
         self.channels = _check_sizes(channels, size)
-        if convexity != "convex":
-            known = "is not available yet; use" if convexity == "convex-nonconvex" else "is unknown; expected"
-            raise ConfigError(f"RidgeRegularizer(convexity={convexity!r}): it {known} 'convex'.")
+        if convexity not in ("convex", "convex-nonconvex"):
+            raise ConfigError(f"RidgeRegularizer(convexity={convexity!r}): expected 'convex' or 'convex-nonconvex'.")
         if boundary not in BOUNDARIES:
             raise ConfigError(f"boundary={boundary!r}: expected one of {', '.join(BOUNDARIES)}.")
-        for name, value in (("weight", weight), ("smoothing", smoothing), ("noise_level", noise_level)):
+        positive = {"weight": weight, "smoothing": smoothing, "noise_level": noise_level, "nonconvexity": nonconvexity}
+        for name, value in positive.items():
             if not (value > 0 and math.isfinite(value)):
                 raise ConfigError(f"RidgeRegularizer({name}={value!r}): expected a positive finite number.")
         self.size, self.knots, self.boundary, self.shared = size, knots, boundary, shared
+        self.convexity, self.nonconvexity = convexity, float(nonconvexity)
         self.noise_conditioned, self.noise_level = noise_conditioned, float(noise_level)
         self._sigma: float | None = None
         self._known: dict[str, Any] = {}
         dtype, n = torch.get_default_dtype(), self.channels[-1]
         self.factors = nn.ParameterList(_initial_factors(self.channels, size, generator))
-        norms = normalised([f.detach().double() for f in self.factors]).flatten(1).norm(dim=1)
+        norms = self._exact_filters().detach().flatten(1).norm(dim=1)
         self.log_weights = nn.Parameter((weight / n / norms).log().to(dtype))
         self.log_smoothing = nn.Parameter((smoothing * norms).log().to(dtype))
         coefficients = initial_coefficients(knots).expand(1 if shared else n, -1)
         self.log_curvature = nn.Parameter(coefficients.log().to(dtype))
+        if convexity == "convex-nonconvex":
+            shape = (coefficients.shape[0], coefficients.shape[1] - 1)
+            self.logit_depth = nn.Parameter(torch.logit(torch.full(shape, _INITIAL_DEPTH, dtype=dtype)))
         if noise_conditioned:
             self.weight_exponents = nn.Parameter(torch.ones(n, dtype=dtype))
             self.smoothing_exponents = nn.Parameter(torch.ones(n, dtype=dtype))
@@ -112,8 +126,12 @@ class RidgeRegularizer(Regularizer):
 
     def potential(self) -> Spline:
         """The potentials in use, in float64."""
-        weights, smoothing = self._log_weights(), self._log_smoothing()
-        return Spline(smoothing.exp()[:, None, None], weights.exp()[:, None, None], self.log_curvature.double().exp())
+        weights, smoothing = (p.exp()[:, None, None] for p in (self._log_weights(), self._log_smoothing()))
+        coefficients = self.log_curvature.double().exp()
+        if self.convexity == "convex":
+            return Spline(smoothing, weights, coefficients)
+        depths = self._largest_depth * self.logit_depth.double().sigmoid()
+        return WeaklyConvexSpline(smoothing, weights, coefficients, depths)
 
     def saddle_terms(self, image_shape: tuple[int, ...]) -> SaddleTerms:
         if len(image_shape) != 3:
@@ -134,16 +152,21 @@ class RidgeRegularizer(Regularizer):
     def parameter_roles(self) -> dict[str, ParameterRole]:
         roles: dict[str, ParameterRole] = {f"factors.{i}": "operator" for i in range(len(self.channels))}
         roles |= {"log_weights": "log_weight", "log_smoothing": "log_smoothing", "log_curvature": "log_curvature"}
+        if self.convexity == "convex-nonconvex":
+            roles["logit_depth"] = "log_depth"
         if self.noise_conditioned:
             roles |= {"weight_exponents": "log_weight", "smoothing_exponents": "log_smoothing"}
         return roles
 
     def parameter_jacobian_bounds(self) -> dict[ParameterRole, float]:
-        """From the factors to the filters, and from weights and exponents at a noise level to l_c and v_c."""
+        """From the factors to the filters, from weights and exponents at a noise level to l_c and v_c, and from the
+        logits, log d = log sigmoid, to the logarithms of depths."""
         key = tuple(fingerprint(f) for f in self.factors)
         if self._known.get("key") != key:
-            self._known.update(key=key, bound=jacobian_bound(list(self.factors)))
+            self._known.update(key=key, bound=jacobian_bound(list(self.factors), self._grid))
         bounds: dict[ParameterRole, float] = {"operator": self._known["bound"]}
+        if self.convexity == "convex-nonconvex":
+            bounds["log_depth"] = float(self.logit_depth.detach().double().neg().sigmoid().max()) * (1.0 + 1e-12)
         if self.noise_conditioned:
             spread = math.hypot(1.0, self._log_noise()) * (1.0 + 1e-12)
             bounds |= {"log_weight": spread, "log_smoothing": spread}
@@ -154,7 +177,8 @@ class RidgeRegularizer(Regularizer):
             "channels": list(self.channels),
             "size": self.size,
             "knots": self.knots,
-            "convexity": "convex",
+            "convexity": self.convexity,
+            "nonconvexity": self.nonconvexity,
             "shared": self.shared,
             "boundary": self.boundary,
             "noise_conditioned": self.noise_conditioned,
@@ -167,11 +191,29 @@ class RidgeRegularizer(Regularizer):
 
     def extra_repr(self) -> str:
         kind = "shared" if self.shared else "per channel"
-        return f"channels={self.channels}, size={self.size}, knots={self.knots} ({kind}), boundary={self.boundary!r}"
+        convexity = self.convexity if self.convexity == "convex" else f"nonconvexity={self.nonconvexity:g}"
+        sizes = f"channels={self.channels}, size={self.size}, knots={self.knots} ({kind})"
+        return f"{sizes}, {convexity}, boundary={self.boundary!r}"
 
     def _exact_filters(self) -> Tensor:
         """In float64, so that gradients of the factors are rounded once, at the end."""
-        return normalised([factor.double() for factor in self.factors])
+        return normalised([factor.double() for factor in self.factors], self._grid)
+
+    @property
+    def _filter_side(self) -> int:
+        return len(self.channels) * (self.size - 1) + 1
+
+    @property
+    def _grid(self) -> int | None:
+        """Frequencies on which the filters are normalised: many where a bound of their norm has to hold."""
+        return None if self.convexity == "convex" else fine_grid(self._filter_side)[0]
+
+    @property
+    def _largest_depth(self) -> float:
+        """With depths below it, ‖√depth W‖² <= nonconvexity on images of all sizes: W is a block of a circulant whose
+        spectrum on a fine grid of frequencies is at most 1."""
+        repeated = _REFLECTIONS if self.boundary == "reflect" else 1.0
+        return self.nonconvexity / (repeated * fine_grid(self._filter_side)[1])
 
     def _log_noise(self) -> float:
         return 0.0 if self._sigma is None else math.log(self._sigma / self.noise_level)

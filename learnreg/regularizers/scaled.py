@@ -6,7 +6,6 @@ import copy
 import math
 from typing import Self
 
-import torch
 from torch import Tensor, nn
 
 from learnreg.errors import ConfigError
@@ -48,10 +47,7 @@ class Scaled(Regularizer):
 
     def saddle_terms(self, image_shape: tuple[int, ...]) -> SaddleTerms:
         terms = self.base.saddle_terms(image_shape)
-        potential = terms.potential
-        weight = torch.as_tensor(potential.weight, dtype=torch.float64, device=self.log_factor.device)
-        scaled = potential.with_parameters(weight * self.log_factor.double().exp(), potential.smoothing)
-        return SaddleTerms(terms.operator, scaled)
+        return SaddleTerms(terms.operator, terms.potential.scaled(self.log_factor.double().exp()))
 
     def parameter_roles(self) -> dict[str, ParameterRole]:
         roles: dict[str, ParameterRole] = {"log_factor": "log_factor"}

@@ -14,6 +14,7 @@ from torch import Tensor
 from learnreg.adjoint import AdjointEquation
 from learnreg.blocks import planes
 from learnreg.channels import ChannelKernels, as_rows
+from learnreg.errors import AssumptionError
 from learnreg.problem import expand
 from learnreg.solvers.base import OWNED, AdjointSolver, Report, SolverState
 from learnreg.solvers.pdhg import StepSizes, balanced_tau, initial_tau, scaled_movement
@@ -76,6 +77,8 @@ class AdjointPDHG(AdjointSolver[AdjointPDHGState]):
 
     def init(self, equation: AdjointEquation, X: Tensor) -> AdjointPDHGState:
         instance = equation.instance
+        if not instance.potential.convex:
+            raise AssumptionError("the piggyback iteration does not handle weakly convex regularizers; use 'cg'.")
         sizes = StepSizes.of(instance)
         X = equation.project(X)
         Y = equation.bend_(instance.apply(X))

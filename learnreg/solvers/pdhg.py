@@ -14,6 +14,7 @@ from torch import Tensor
 
 from learnreg.certificates.state import dual_answer, smallest_bound
 from learnreg.convex import sum_samples
+from learnreg.errors import AssumptionError
 from learnreg.filterbank import FilterBank, weighted_norm_bound
 from learnreg.fused import FusedTotalVariation
 from learnreg.problem import Instance, expand
@@ -109,6 +110,8 @@ class PDHG(Solver[PDHGState]):
         return self.resume(instance, x, None)
 
     def resume(self, instance: Instance, x: Tensor, t: Tensor | None) -> PDHGState:
+        if not instance.potential.convex:
+            raise AssumptionError("PDHG does not handle weakly convex regularizers; use LBFGS, as solver='auto' does.")
         sizes = StepSizes.of(instance)
         x = x.clone() if instance.box is None else instance.box.prox(x)
         t = instance.apply(x) if t is None else t

@@ -67,6 +67,8 @@ class SpectralPreconditioner(SolverState):
         if m is None:
             return None
         curvature = curvature.flatten(1, -3)
+        if not instance.potential.convex:
+            curvature = curvature.clamp_min(0.0)  # negative curvature is small, and would spoil definiteness
         filters = stencil.filters.to(curvature)
         instance.counter.applications += 1
         local = stencil.gram_diagonal(curvature)

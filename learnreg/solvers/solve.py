@@ -51,9 +51,9 @@ def make_solver(name: str, instance: Instance, warm: bool = False) -> Solver[Any
     it has a preconditioner; else from a cold start PDHG where the data term is diagonal (denoising and inpainting by
     total variation), L-BFGS otherwise; from a warm one L-BFGS, since a good x without its dual iterate is of
     little use to PDHG. With a constraint, and for potentials whose values along a line cost as much as a step, L-BFGS
-    is the projected one."""
+    is the projected one. PDHG needs a proximal map."""
     if name == "auto":
-        proximal = not instance.potential.whole
+        proximal = instance.potential.proximal
         cold_pdhg = proximal and instance.diagonal is not None and not warm and not can_precondition(instance)
         name = "pdhg" if cold_pdhg else "lbfgs"
     if name == "lbfgs" and (instance.box is not None or instance.potential.whole):
@@ -66,12 +66,13 @@ def make_solver(name: str, instance: Instance, warm: bool = False) -> Solver[Any
 
 
 def check_proximal(instance: Instance, call: str, instead: str) -> None:
-    """ConfigError where a primal-dual iteration is asked for and the potential has no proximal map."""
-    if instance.potential.whole:
+    """ConfigError where a primal-dual iteration is asked for and the potential has no proximal maps."""
+    if not instance.potential.proximal:
         kind = type(instance.potential).__name__
+        why = "couples all responses of an image" if instance.potential.whole else "is weakly convex"
         raise ConfigError(
-            f"{call}: {kind} couples all responses of an image and has no proximal map, which primal-dual iterations "
-            f"rest on; use {instead}."
+            f"{call}: {kind} {why} and has no proximal map of every step, which primal-dual iterations rest on; use "
+            f"{instead}."
         )
 
 

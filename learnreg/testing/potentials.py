@@ -20,8 +20,9 @@ _SLACK = 1e-9
 
 
 def check_potential(case: RegularizerCase) -> Property:
-    """The potential f of saddle_terms, in float64: f' and f'' belong to f, proximal maps (if there are any) solve their
-    equations, and curvature_bounds, curvature_change, third_bound and curvature_limit hold at sampled points."""
+    """The potential f of saddle_terms, in float64: f' and f'' belong to f, proximal maps (if any) solve their
+    equations, and curvature_bounds, curvature_change, third_bound, curvature_limit and concavity hold at sampled
+    points."""
     potential = terms_of(case).potential.to(torch.float64)
     worst, blamed = 0.0, ""
     for what, error, tolerance in _errors(case, potential):
@@ -46,6 +47,7 @@ def _errors(case: RegularizerCase, f: Potential) -> Iterator[tuple[str, float, f
         yield "hess_vec", _relative(f.hess_vec(t, v), _autograd(_along(f, v), t)), 1e-8
         for factor in () if f.whole else _STEPS:
             step = factor / torch.as_tensor(f.curvature_limit, dtype=torch.float64).max()
+            step = torch.minimum(step, 0.9 / torch.as_tensor(f.concavity, dtype=torch.float64).max())  # else set-valued
             target = t + step * f.grad(t)
             yield "prox", _relative(f.prox(target, step), t), 1e-6
             yield "prox_jvp", _relative(f.prox_jvp(t, step, v + step * f.hess_vec(t, v)), v), 1e-8
@@ -70,6 +72,7 @@ def _interval_errors(
         yield "curvature_bounds", _excess(low - there, limit), _SLACK
         yield "curvature_bounds", _excess(there - high, limit), _SLACK
         yield "curvature_limit", _excess(there - limit, limit), _SLACK
+        yield "concavity", _excess(-there - f.concavity, limit), _SLACK
         yield "curvature_change", _excess((there - here).abs() - change, limit), _SLACK
         finite = torch.isfinite(third)
         allowed = torch.where(finite, third * f.size(moved), torch.inf)

@@ -73,9 +73,9 @@ def check_regularizer(
     *,
     seed: int = 0,
 ) -> Report:
-    """Check that a regularizer is what it has to be: a convex function of each sample with true derivatives in the
-    image and the parameters, and the same function in its saddle form R(x) = f(W x), with an operator, a
-    potential, roles and constants that hold.
+    """Check that a regularizer is what it has to be: a convex function of each sample (or as weakly convex a one as its
+    potential's concavity says) with true derivatives in the image and the parameters, and the same function in its
+    saddle form R(x) = f(W x), with an operator, a potential, roles and constants that hold.
 
     Parameters
     ----------

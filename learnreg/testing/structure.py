@@ -81,7 +81,8 @@ class _Parts(nn.Module):
         potential = terms.potential
         numbers = (torch.as_tensor(n, dtype=torch.float64) for n in (potential.weight, potential.smoothing))
         response = terms.operator(x)
-        return response, *numbers, potential.to(x.dtype).grad(response.detach())
+        cast, fixed = potential.to(x.dtype), response.detach()
+        return response, *numbers, cast.grad(fixed), cast.weight_gradient(fixed)
 
 
 def _call(case: RegularizerCase, parameters: Mapping[str, Tensor], x: Tensor, value: bool) -> Any:
@@ -136,9 +137,10 @@ def _slope_error(
 @torch.no_grad()
 def check_parameter_roles(case: RegularizerCase) -> Property:
     """Parameters do what ``parameter_roles`` says: "operator" enters W affinely and nothing else, "log_weight" is the
-    logarithm of a weight of f, "log_factor" that of a factor of all its weights, "log_smoothing" that of a smoothing
-    (less a constant), "log_curvature" that of f'' at the knots of a spline, and "potential" does not enter W. Where a
-    Jacobian is declared, weights and smoothings grow by no more than it says."""
+    logarithm of a weight of f, "log_factor" that of a factor of f, "log_smoothing" that of a smoothing (less a
+    constant), "log_curvature" that of f'' at the knots of a spline, "log_depth" that of the depths of its concave
+    parts, and "potential" does not enter W. Where a Jacobian is declared, weights and smoothings grow by no more than
+    it says."""
     name = "parameter_roles"
     roles: dict[str, str] = dict(getattr(case.regularizer, "parameter_roles", dict)())
     known = {key for key, _ in case.regularizer.named_parameters()}
@@ -159,9 +161,9 @@ def _contradiction(case: RegularizerCase, parameters: Mapping[str, Tensor], key:
     """What a parameter does that its role does not say; "" if nothing."""
     p = parameters[key]
     jacobian = _jacobian_bounds(case).get(role)
-    response, weight, smoothing, slope = _call(case, parameters, x, False)
+    response, weight, smoothing, slope, weighted_slope = _call(case, parameters, x, False)
     moved = _MOVE * (case.randn(*p.shape) if role == "operator" and p.dim() else torch.ones_like(p))
-    ahead, weight_ahead, smoothing_ahead, slope_ahead = _call(case, {**parameters, key: p + moved}, x, False)
+    ahead, weight_ahead, smoothing_ahead, slope_ahead, _ = _call(case, {**parameters, key: p + moved}, x, False)
     tolerance, grown = 100 * case.rounding, math.exp(_MOVE)
     same = {
         "the operator": role == "operator" or bool((norms(ahead - response) <= tolerance * norms(response)).all()),
@@ -174,8 +176,14 @@ def _contradiction(case: RegularizerCase, parameters: Mapping[str, Tensor], key:
     if role == "potential":
         return ""
     if role == "log_curvature":
-        scaled = bool(((slope_ahead - grown * slope).abs() <= tolerance * slope.abs().max()).all())
+        apart = slope_ahead - slope - (grown - 1.0) * weighted_slope
+        scaled = bool((apart.abs() <= tolerance * weighted_slope.abs().max()).all())
         return "" if scaled else f"adding {_MOVE:g} to it does not multiply f' by exp({_MOVE:g})"
+    if role == "log_depth":
+        parts = terms_of(case).potential.to(x.dtype).depth_gradients(response)  # type: ignore[attr-defined]
+        allowed = math.expm1(_MOVE * (1.0 if jacobian is None else jacobian)) * parts.abs().sum(0)
+        fits = bool(((slope_ahead - slope).abs() <= allowed + tolerance * allowed.max()).all())
+        return "" if fits else "f' moves by more than its depth_gradients say"
     if role == "operator" and jacobian is not None:
         return ""
     if role == "operator":

@@ -218,8 +218,9 @@ def check_boundedness(case: RegularizerCase) -> Property:
 
 def check_convexity(case: RegularizerCase) -> Property:
     """∇R is monotone between images at several scales, also between images that differ in one pixel, and on small
-    images no Hessian has a negative eigenvalue."""
-    value = 0.0
+    images no Hessian has a negative eigenvalue; the same of R + ½‖√rho W x‖², where the potential has a concavity
+    rho."""
+    value, case = 0.0, _convexified(case)
     for scale in _SCALES[1:]:
         a, b = case.images(scale), case.images(scale)
         single = a.clone()
@@ -235,7 +236,27 @@ def check_convexity(case: RegularizerCase) -> Property:
             spectrum = torch.linalg.eigvalsh(_symmetric(_hessian(case, a[:1])))
             value = max(value, float(-spectrum[0] / spectrum.abs().max().clamp_min(1e-300)))
     problem = "R is not convex: its gradient is not monotone, or its Hessian has a negative eigenvalue"
+    if isinstance(case, _ConvexifiedCase):
+        problem = "R is less convex than the concavity of its potential says"
     return judged("convexity", value, 100 * case.rounding, "largest relative negative curvature found", problem)
+
+
+class _ConvexifiedCase(RegularizerCase):
+    """R + ½‖√rho W x‖² in the place of R."""
+
+    def value(self, x: Tensor) -> Tensor:
+        terms = self.regularizer.saddle_terms(self.image_shape)
+        rho = torch.as_tensor(terms.potential.concavity).detach().to(x)
+        response = terms.operator(x)
+        bent: Tensor = (rho * response * response).flatten(1).sum(1)
+        return super().value(x) + 0.5 * bent
+
+
+def _convexified(case: RegularizerCase) -> RegularizerCase:
+    """The case itself for a convex potential."""
+    with torch.no_grad():
+        convex = case.regularizer.saddle_terms(case.image_shape).potential.convex
+    return case if convex else _ConvexifiedCase(**vars(case))
 
 
 @torch.no_grad()

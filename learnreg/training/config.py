@@ -69,6 +69,12 @@ class TrainingConfig:
     smoothing: float = option(5e-3, "initial smoothing of the potential, in image units", above=0.0)
     minimum_smoothing: float = option(2e-3, "the smoothing stays above this, by parametrisation", at_least=0.0)
     weight: float = option(0.3, "sum of the initial weights", above=0.0)
+    convexity: str = option(
+        "convex", "potentials of a ridge regularizer, convex or weakly convex", choices=("convex", "convex-nonconvex")
+    )
+    nonconvexity: float = option(
+        0.9, "modulus that weakly convex ones take from data term and ridge at most", above=0.0
+    )
     optimizer: str = option(
         "adam", "upper-level method: minibatches, or the first samples at once", choices=("adam", "lbfgs", "adaptive")
     )

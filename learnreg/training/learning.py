@@ -69,6 +69,8 @@ def initial_regularizer(config: TrainingConfig) -> Regularizer:
         return TotalVariation(weight=config.weight / 3.0)
     if config.regularizer == "ridge":
         return RidgeRegularizer(
+            convexity=config.convexity,  # type: ignore[arg-type]
+            nonconvexity=config.nonconvexity,
             weight=_RIDGE_WEIGHT * config.weight,
             smoothing=_RIDGE_SPACING * config.smoothing,
             generator=torch.Generator().manual_seed(config.seed),

@@ -31,8 +31,9 @@ class Piggyback(HypergradientMethod):
     mode: "sequential" (default: the state first, then its derivative with a frozen linearisation, each to its own
         tolerance; cheaper in total) or "interleaved" (x and X together in stacked operator calls, as published).
 
-    Potentials without a proximal map (input-convex networks) have no primal-dual iteration. There "sequential" runs
-    L-BFGS and, on the same frozen linearisation, conjugate gradients, and "interleaved" raises ConfigError.
+    Potentials without proximal maps (input-convex networks, weakly convex splines) have no primal-dual iteration. There
+    "sequential" runs L-BFGS and, on the same frozen linearisation, conjugate gradients, and "interleaved" raises
+    ConfigError.
     """
 
     name = "piggyback"

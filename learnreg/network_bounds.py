@@ -83,7 +83,7 @@ class NetworkConstants:
             margin = (reach[l] * radius + _ROUNDED * _largest(u_l))[:, None, None, None]
             size, far = u_l.abs(), u_l + margin
             low, high = (size - margin).clamp_min(0.0), size + margin
-            slopes.append(0.5 * (1.0 + far / torch.sqrt(far * far + v * v)) * _ROUND_UP)
+            slopes.append(0.5 * (1.0 + far / torch.hypot(far, v)) * _ROUND_UP)
             bends.append(0.5 * v * v * (low * low + v * v) ** -1.5 * _ROUND_UP)
             peak = torch.minimum(torch.maximum(low, 0.5 * v), high)
             twists.append(1.5 * v * v * peak * (peak * peak + v * v) ** -2.5 * _ROUND_UP)

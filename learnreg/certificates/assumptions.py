@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from learnreg.losses import UpperLoss
@@ -48,7 +49,14 @@ def missing_assumption(problem: LowerLevelProblem, instance: Instance, loss: Upp
 
 def constraint_decided(instance: Instance, x: Tensor, residual: Tensor, e: Tensor, curvature: Tensor) -> bool:
     """Whether each pixel of the exact solution is known to be strictly inside the box, or on its boundary with a
-    nonzero multiplier: |x_i - x^_i| <= e, and the gradient changes by at most (‖M‖ + hi ‖K‖²) e."""
+    nonzero multiplier: |x_i - x^_i| <= e, and with dx = x - x^ the gradient changes by |<e_i, Hbar dx>| <= √(Hbar_ii
+    <dx, Hbar dx>), where Hbar_ii <= h = ‖M‖ + hi ‖K‖² and <dx, Hbar dx> <= min(<r, dx>, h e²) <= min(‖r‖ e, h e²) as in
+    Lemma 1.
+
+    Parameters
+    ----------
+    residual: ‖r‖, that of the reduced gradient, with its rounding, (batch,).
+    """
     box = instance.box
     assert box is not None
     lower, upper = box.bounds_for(x)
@@ -56,7 +64,8 @@ def constraint_decided(instance: Instance, x: Tensor, residual: Tensor, e: Tenso
     free = (x - radius > lower) & (x + radius < upper)
     forward_norm = instance.forward.norm_bound()
     data_norm = float(instance.data_weights.max()) * forward_norm**2 + instance.ridge
-    change = (data_norm + curvature * instance.analysis.norm_bound() ** 2).reshape(radius.shape) * radius
+    largest = data_norm + curvature * instance.analysis.norm_bound() ** 2
+    change = torch.minimum(largest * e, (largest * residual * e).sqrt() * (1.0 + 1e-12)).reshape(radius.shape)
     margin = instance.full_gradient(x)
     active = ((x <= lower) & (margin > change)) | ((x >= upper) & (margin < -change))
     return bool((free | active).all())

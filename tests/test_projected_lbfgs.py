@@ -48,7 +48,7 @@ def run(
     """The point that ends with a bound below the tolerance, in the 2-norm."""
     instance = problem.instance(b)
     goal = torch.full((b.shape[0],), tolerance, dtype=b.dtype)
-    result = iterate(solver, instance, initial_point(instance) if start is None else start, 0.0 * goal, goal)
+    result = iterate(solver, instance, initial_point(instance, instance.q) if start is None else start, 0.0 * goal, goal)
     assert result.status is lr.Status.CONVERGED
     assert bool((result.bound <= goal).all())
     assert problem.constraint is not None
@@ -135,7 +135,7 @@ def test_a_tolerance_below_rounding_ends_honestly(solver: str, dtype: torch.dtyp
     exact = dense_truth.Dense(problem, b).solve()[0]
     problem = problem.to(dtype)
     instance, never = problem.instance(b), torch.zeros(2, dtype=dtype)
-    result = iterate(SOLVERS[solver](), instance, initial_point(instance), never, never)
+    result = iterate(SOLVERS[solver](), instance, initial_point(instance, instance.q), never, never)
     assert result.status is lr.Status.PRECISION
     assert bool(torch.isfinite(result.bound).all())
     error = (result.x.double().flatten(1) - exact).norm(dim=1)
@@ -148,7 +148,7 @@ def test_a_tolerance_below_rounding_ends_honestly(solver: str, dtype: torch.dtyp
 def test_kinks_so_sharp_that_most_steps_are_rejected(solver: str) -> None:
     problem, b = blurred(lr.Box(0.2, 0.5), 1e-5), data(2)
     instance, never = problem.instance(b), torch.zeros(2, dtype=torch.float64)
-    result = iterate(SOLVERS[solver](), instance, initial_point(instance), never, never, 200)
+    result = iterate(SOLVERS[solver](), instance, initial_point(instance, instance.q), never, never, 200)
     assert result.status in (lr.Status.MAX_STEPS, lr.Status.STAGNATED)
     assert bool(torch.isfinite(result.x).all())
     assert bool(torch.isfinite(result.bound).all())
@@ -168,7 +168,7 @@ def test_float32_that_stagnates_goes_on_in_float64() -> None:
     exact = lr.solve(problem, b.float().double(), 1e-6)
     problem, b = problem.float(), b.float()
     instance, never = problem.instance(b), torch.zeros(1)
-    stuck = iterate(ProjectedLBFGS(), instance, initial_point(instance), never, never)
+    stuck = iterate(ProjectedLBFGS(), instance, initial_point(instance, instance.q), never, never)
     assert stuck.status is lr.Status.STAGNATED
     solution = lr.solve(problem, b, 1e-4)
     assert solution.status is lr.Status.CONVERGED
@@ -177,7 +177,7 @@ def test_float32_that_stagnates_goes_on_in_float64() -> None:
 
 def steps_of(solver: ProjectedLBFGS, instance: Instance, count: int) -> int:
     """Steps of one sample that were rejected, checking after each what the memory of pairs holds."""
-    state, rejected, kept = solver.init(instance, initial_point(instance)), 0, 0
+    state, rejected, kept = solver.init(instance, initial_point(instance, instance.q)), 0, 0
     for _ in range(count):
         before = state
         state = solver.step(instance, state)

@@ -74,7 +74,7 @@ def test_weakly_convex_ridges_are_an_option(photographs: Path, tmp_path: Path) -
     assert isinstance(model.regularizer, RidgeRegularizer)
     assert model.regularizer.nonconvexity == 0.7
     assert not model.regularizer.potential().convex
-    assert model.reconstruct(torch.rand(1, 1, 12, 12), tolerance=1e-3).certified
+    assert model.reconstruct(torch.rand(1, 1, 12, 12), tolerance=1e-3, details=True).certified
     unknown = call(*command, "--out", tmp_path / "other", "--set", "convexity=concave")
     assert unknown.exit_code == 2
     assert "convex-nonconvex" in unknown.stderr

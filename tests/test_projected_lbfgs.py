@@ -48,7 +48,9 @@ def run(
     """The point that ends with a bound below the tolerance, in the 2-norm."""
     instance = problem.instance(b)
     goal = torch.full((b.shape[0],), tolerance, dtype=b.dtype)
-    result = iterate(solver, instance, initial_point(instance, instance.q) if start is None else start, 0.0 * goal, goal)
+    result = iterate(
+        solver, instance, initial_point(instance, instance.q) if start is None else start, 0.0 * goal, goal
+    )
     assert result.status is lr.Status.CONVERGED
     assert bool((result.bound <= goal).all())
     assert problem.constraint is not None

@@ -12,7 +12,7 @@ __all__ = ["Stencil"]
 
 @dataclass(frozen=True)
 class Stencil:
-    """An operator W on images (1, H, W) whose range has a channel for each filter.
+    """An operator W on images (1, H, W) whose range, its leading axes in one, has a channel for each filter.
 
     filters: (n, k, l), correlated with the image away from its boundary. circular: whether the boundary wraps around.
     gram_diagonal: weights w of the range, (batch, n, ...), to the diagonal of W^T diag(w) W, (batch, 1, H, W).

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import learnreg as lr
+from learnreg.convolution_chain import ConvolutionChain
 from learnreg.filterbank import FilterBank
 from learnreg.grouped import GroupedFilterBank
 from learnreg.hypergradients.base import HypergradientMethod
@@ -29,9 +30,11 @@ from learnreg.operators import (
     from_callables,
 )
 from learnreg.potentials import Potential
+from learnreg.quadratic_spline import QuadraticSpline
 from learnreg.regularizers import (
     AnalysisOperator,
     FieldsOfExperts,
+    ImportedRidge,
     InputConvexNetwork,
     LearnedTotalVariation,
     MultivariateExperts,
@@ -88,6 +91,8 @@ OPERATORS: dict[str, Callable[[], LinearOperator]] = {
     "GroupedFilterBank-circular-larger": lambda: GroupedFilterBank(randn(3, 2, 6, 8, seed=9), SHAPE, "circular"),
     "FilterBank-as-large-as-the-image": lambda: _bank("valid", 5, 6),
     "FilterBank-circular-larger": lambda: _bank("circular", 7, 8),
+    "ConvolutionChain": lambda: ConvolutionChain([randn(2, 1, 3, 3), randn(3, 2, 5, 3)], SHAPE),
+    "ConvolutionChain-one-row": lambda: ConvolutionChain([randn(2, 1, 3, 3), randn(1, 2, 3, 3)], (1, 1, 7)),
     "Gradient": lambda: Gradient(SHAPE),
     "Gradient-one-row": lambda: Gradient((1, 1, 7)),
     "FourierSampling": lambda: FourierSampling(rand(5, 6) > 0.4),
@@ -149,6 +154,10 @@ WEAKLY_CONVEX: dict[str, Callable[[float | Tensor, float | Tensor], Potential]] 
     "WeaklyConvexSpline": WeaklyConvexSpline,
 }
 """Without proximal maps for all steps and conjugates; see test_weakly_convex.py."""
+UNEVEN: dict[str, Callable[[float | Tensor, float | Tensor], Potential]] = {
+    "QuadraticSpline": lambda v, c: QuadraticSpline(v, c, rand(1, 8, seed=15)),
+}
+"""That are no even functions; see test_imported_ridge.py."""
 
 ELEMENTWISE = [name for name in POTENTIALS if name != "IsotropicPseudoHuber"]
 SMOOTH = [name for name in ELEMENTWISE if name != "Huber"]
@@ -250,6 +259,15 @@ NETWORKS: dict[str, Callable[[], Regularizer]] = {
     "InputConvexNetwork-scaled": lambda: Scaled(network(3), 0.7).double().requires_grad_(),
 }
 """Regularizers whose potentials couple all responses of an image, and have no proximal map."""
+
+
+def _imported() -> ImportedRidge:
+    kernels = [0.5 * randn(2, 1, 3, 3, seed=70), 0.5 * randn(3, 2, 3, 3, seed=71)]
+    return ImportedRidge(kernels, 0.2 * rand(3, 8, seed=72), 0.1, log_scales=0.3 * randn(3, 1, seed=73))
+
+
+FIXED: dict[str, Callable[[], Regularizer]] = {"ImportedRidge": _imported}
+"""Regularizers without parameters to learn; see test_imported_ridge.py."""
 
 ALL_REGULARIZERS = REGULARIZERS | NETWORKS
 

@@ -47,10 +47,14 @@ def public_classes(base: type) -> set[type]:
     ("base", "registered"),
     [
         (LinearOperator, {type(f()) for f in registry.OPERATORS.values()}),
-        (Regularizer, {type(f()) for f in (registry.REGULARIZERS | registry.NETWORKS).values()}),
+        (Regularizer, {type(f()) for f in (registry.REGULARIZERS | registry.NETWORKS | registry.FIXED).values()}),
         (
             Potential,
-            {type(f(0.1, 1.0)) for f in (registry.POTENTIALS | registry.COUPLED | registry.WEAKLY_CONVEX).values()},
+            {
+                type(f(0.1, 1.0))
+                for kind in (registry.POTENTIALS, registry.COUPLED, registry.WEAKLY_CONVEX, registry.UNEVEN)
+                for f in kind.values()
+            },
         ),
         (HypergradientMethod, {type(f()) for f in registry.METHODS.values()}),
         (

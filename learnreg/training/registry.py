@@ -16,6 +16,7 @@ from learnreg.operators import FanBeam2D, FanGeometry, Identity, ParallelBeam2D,
 from learnreg.operators.geometry import Geometry
 from learnreg.regularizers import (
     FieldsOfExperts,
+    ImportedRidge,
     InputConvexNetwork,
     LearnedTotalVariation,
     MultivariateExperts,
@@ -29,6 +30,7 @@ __all__ = [
     "BEAMS",
     "METHODS",
     "REGULARIZERS",
+    "STORED",
     "build_operator",
     "build_regularizer",
     "describe_operator",
@@ -53,6 +55,8 @@ REGULARIZERS: dict[str, type[Regularizer]] = {
 }
 """Each has ``config()`` and ``from_config(config)``; the parameters themselves are stored beside that."""
 
+STORED: dict[str, type[Regularizer]] = {**REGULARIZERS, "imported-ridge": ImportedRidge}
+"""Those of model files: also what is not learned."""
 
 _SCALED = "scaled"  # of any other
 
@@ -66,11 +70,11 @@ def describe_regularizer(regularizer: Regularizer) -> dict[str, Any]:
     """Name and config of a regularizer; ConfigError when it cannot be stored."""
     if type(regularizer) is Scaled:
         return {"name": _SCALED, "config": {"base": describe_regularizer(regularizer.base)}}
-    for name, kind in REGULARIZERS.items():
+    for name, kind in STORED.items():
         if type(regularizer) is kind:
             return {"name": name, "config": regularizer.config()}
     raise ConfigError(
-        f"{type(regularizer).__name__} cannot be stored in a model file; registered are {', '.join(REGULARIZERS)}."
+        f"{type(regularizer).__name__} cannot be stored in a model file; registered are {', '.join(STORED)}."
     )
 
 
@@ -79,9 +83,9 @@ def build_regularizer(description: Mapping[str, Any]) -> Regularizer:
     name = description.get("name")
     if name == _SCALED:
         return Scaled(build_regularizer(description["config"]["base"]))
-    if name not in REGULARIZERS:
-        raise ConfigError(f"regularizer {name!r} is unknown; expected one of {', '.join(REGULARIZERS)}.")
-    return cast(_Storable, REGULARIZERS[name]).from_config(dict(description["config"]))
+    if name not in STORED:
+        raise ConfigError(f"regularizer {name!r} is unknown; expected one of {', '.join(STORED)}.")
+    return cast(_Storable, STORED[name]).from_config(dict(description["config"]))
 
 
 BEAMS: dict[str, tuple[type[ParallelBeam2D] | type[FanBeam2D], type[Geometry]]] = {

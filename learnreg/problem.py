@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from learnreg.convex import Box, LeastSquares, TransmissionLeastSquares, sum_samples
 from learnreg.errors import AssumptionError, ConfigError, DataError, OperatorError, ShapeError
 from learnreg.filterbank import FilterBank, weighted_norm_bound
+from learnreg.latent import JointOperator, Latent
 from learnreg.linop import LinearOperator
 from learnreg.potentials import Potential
 from learnreg.regularizers.base import ParameterRole, Regularizer, SaddleTerms
@@ -60,6 +61,8 @@ class Instance:
     may have a batch axis. ``K`` is the regularizer's analysis operator; the
     forward operator runs beside it, so that one call of ``apply``/``adjoint`` together with its data part counts as one
     application.
+
+    With ``latent`` variables z, x stands for (x, z / latent_scale), with more channels, throughout.
     """
 
     forward: LinearOperator
@@ -73,6 +76,8 @@ class Instance:
     counter: Counter
     diagonal: Tensor | None
     analysis_lipschitz: float | None = 0.0
+    latent: Latent | None = None
+    latent_scale: float = 1.0
 
     @property
     def batch(self) -> int:
@@ -106,6 +111,19 @@ class Instance:
             return math.inf
         data = float(self.data_weights.max()) * self.forward.norm_bound() ** 2 + self.ridge
         return (data + weighted_square(self.analysis, self.potential.curvature_limit)) / self.strong_convexity
+
+    def extended(self, x: Tensor) -> Tensor:
+        """(x, z / latent_scale) with the best z for x; x itself without latent variables."""
+        if self.latent is None:
+            return x
+        return torch.cat([x, self.latent.solve(x) / self.latent_scale], 1)
+
+    def started(self, x: Tensor) -> Tensor:
+        """The same with a guess of z, for three applications."""
+        if self.latent is None:
+            return x
+        self.counter.applications += 3
+        return torch.cat([x, self.latent.start(x) / self.latent_scale], 1)
 
     def select(self, index: Tensor) -> Instance:
         """The instance restricted to some samples, sharing the counter."""
@@ -286,10 +304,12 @@ class LowerLevelProblem(nn.Module):
 
     # ---- for solvers and certificates ------------------------------------------------------------------------------
 
-    def saddle_terms(self, dtype: torch.dtype) -> SaddleTerms:
-        """The regularizer's operator and potential on the image shape, differentiable in the parameters."""
+    def saddle_terms(self, dtype: torch.dtype, latent_scale: float = 1.0) -> SaddleTerms:
+        """The regularizer's operator and potential on the image shape, with latent variables over their
+        scale; differentiable in the parameters."""
         terms = self.active_regularizer.saddle_terms(self.operator.domain_shape)
-        return SaddleTerms(terms.operator, terms.potential.to(dtype))
+        operator = terms.operator if terms.latent is None else terms.latent.operator(latent_scale)
+        return SaddleTerms(operator, terms.potential.to(dtype), terms.latent)
 
     def instance(self, b: Tensor) -> Instance:
         """Freeze the parameters at data b (batch, *range_shape).
@@ -308,7 +328,7 @@ class LowerLevelProblem(nn.Module):
             return self._instance(b.detach())
 
     def _instance(self, b: Tensor) -> Instance:
-        terms = self.saddle_terms(b.dtype)
+        terms, modulus = self.saddle_terms(b.dtype), self._modulus(self.data_term.at(b))
         for name, p in self._all_parameters():
             if not bool(torch.isfinite(p).all()):
                 raise AssumptionError(f"parameter {name} has NaN or infinite entries; restore an earlier model.")
@@ -333,7 +353,8 @@ class LowerLevelProblem(nn.Module):
         if q is not weighted and b.device.type != "meta" and not _all_finite(q):
             kind = type(self.operator).__name__
             raise OperatorError(f"{kind}.adjoint made NaN or infinite numbers of finite measurements b.", "finite")
-        counter = Counter()
+        if terms.latent is not None:
+            return self._joint(terms.potential, terms.latent, modulus, weights, q, diagonal)
         exact = self.operator.adjoint_mismatch() == 0.0 and terms.operator.adjoint_mismatch() == 0.0
         modulus, concavity = self._modulus(data_term), _concavity(terms)
         if concavity > 0 and not modulus > concavity:
@@ -351,9 +372,50 @@ class LowerLevelProblem(nn.Module):
             potential=terms.potential.detached(),
             box=self.constraint,
             strong_convexity=modulus - concavity if exact else 0.0,  # no bound where gradients are inexact
-            counter=counter,
+            counter=Counter(),
             diagonal=diagonal,
             analysis_lipschitz=terms.operator.parameter_lipschitz(),
+        )
+
+    def _joint(
+        self,
+        potential: Potential,
+        latent: Latent,
+        modulus: float,
+        weights: Tensor,
+        q: Tensor,
+        diagonal: Tensor | None,
+    ) -> Instance:
+        """The instance in image and latent variables, which get the modulus of the image."""
+        scale, own = latent.scale(modulus), modulus if modulus > 0 else latent.modulus
+        shape = (latent.channels, *self.operator.domain_shape[1:])
+        analysis = latent.operator(scale)
+        forward = JointOperator(self.operator, latent, math.sqrt(max(own - self.ridge_value, 0.0)))
+        if weights.dim() > 0 or float(weights) != 1.0:  # latent variables have none
+            data = weights.expand(*weights.shape[: -len(self.operator.range_shape)], *self.operator.range_shape)
+            data = data.flatten(-len(self.operator.range_shape))
+            rest = data.new_ones(*data.shape[:-1], forward.range_shape[0] - data.shape[-1])
+            weights = torch.cat([data, rest], -1)
+        if diagonal is not None and not (diagonal.dim() == 0 and float(diagonal) == own):
+            batch = diagonal.shape[: diagonal.dim() - len(shape)] if diagonal.dim() > len(shape) else ()
+            image = diagonal.expand(*batch, *self.operator.domain_shape)
+            diagonal = torch.cat([image, diagonal.new_full((*batch, *shape), own)], -3)
+        cost = (scale * latent.cost).to(q).expand(q.shape[0], *shape)
+        exact = self.operator.adjoint_mismatch() == 0.0 and analysis.adjoint_mismatch() == 0.0
+        return Instance(
+            forward=forward,
+            data_weights=weights,
+            ridge=self.ridge_value,
+            q=torch.cat([q, -cost], 1),
+            analysis=analysis,
+            potential=potential.detached(),
+            box=latent.box(self.constraint),
+            strong_convexity=modulus if exact else 0.0,
+            counter=Counter(),
+            diagonal=diagonal,
+            analysis_lipschitz=analysis.parameter_lipschitz(),
+            latent=latent,
+            latent_scale=scale,
         )
 
 

@@ -50,7 +50,10 @@ def public_classes(base: type) -> set[type]:
         (Regularizer, {type(f()) for f in (registry.REGULARIZERS | registry.NETWORKS).values()}),
         (
             Potential,
-            {type(f(0.1, 1.0)) for f in (registry.POTENTIALS | registry.COUPLED | registry.WEAKLY_CONVEX).values()},
+            {
+                type(f(0.1, 1.0))
+                for f in (registry.POTENTIALS | registry.COUPLED | registry.WEAKLY_CONVEX | registry.ONE_SIDED).values()
+            },
         ),
         (HypergradientMethod, {type(f()) for f in registry.METHODS.values()}),
         (

@@ -182,6 +182,8 @@ class SharpBound(PointBound):
             if not self._negligible(norm, found):
                 norm = torch.minimum(norm, knots_norm(concave.depth_gradients(r.t), shape != ()) * self.L)
             found["log_depth"] = self._potential_group(norm, shape, concave.depth_excess)
+        if "latent_cost" in roles:
+            found["latent_cost"] = self.latent_cost_group()
         if "potential" in roles:
             own = self.potential_parameters(self.bent.norm())
             found["potential"] = GroupBound(own.constant, self.L * own.on_V, self.high_max.sqrt() * own.on_Y)

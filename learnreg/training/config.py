@@ -66,6 +66,7 @@ class TrainingConfig:
     potential: str = option(
         "pseudo-huber", "potential of a field of experts", choices=("pseudo-huber", "log-cosh", "huber")
     )
+    form: str = option("smooth", "of an input-convex network", choices=("smooth", "lifted"))
     smoothing: float = option(5e-3, "initial smoothing of the potential, in image units", above=0.0)
     minimum_smoothing: float = option(2e-3, "the smoothing stays above this, by parametrisation", at_least=0.0)
     weight: float = option(0.3, "sum of the initial weights", above=0.0)

@@ -8,7 +8,7 @@ import math
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -99,6 +99,7 @@ def initial_regularizer(config: TrainingConfig) -> Regularizer:
         )
     if config.regularizer == "icnn":
         return InputConvexNetwork(
+            form=cast(Any, config.form),
             weight=_NETWORK_WEIGHT * config.weight,
             smoothing=config.smoothing,
             minimum_smoothing=config.minimum_smoothing,

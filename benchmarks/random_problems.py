@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 import learnreg as lr
 from learnreg.filterbank import FilterBank
+from learnreg.instance import weighted_square
 from learnreg.isotropic import IsotropicPseudoHuber
 from learnreg.linop import LinearOperator
 from learnreg.operators import Blur, FanBeam2D, Identity, Inpainting, ParallelBeam2D
-from learnreg.problem import weighted_square
 from learnreg.regularizers import AnalysisOperator, FieldsOfExperts, Regularizer, TotalVariation
 from learnreg.regularizers.total_variation import Gradient
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from learnreg.convex import sum_samples
-from learnreg.problem import Instance
+from learnreg.instance import Instance
 
 __all__ = ["AdjointEquation"]
 

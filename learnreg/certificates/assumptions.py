@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from learnreg.certificates.interval import response_radius
+from learnreg.instance import Instance
 from learnreg.losses import UpperLoss
-from learnreg.problem import Instance, LowerLevelProblem
+from learnreg.problem import LowerLevelProblem
 
 __all__ = ["constraint_decided", "missing_assumption", "missing_state_assumption"]
 

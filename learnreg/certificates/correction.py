@@ -14,8 +14,8 @@ from torch import Tensor
 from learnreg.adjoint import AdjointEquation
 from learnreg.certificates.state import state_residual
 from learnreg.convex import sum_samples
+from learnreg.instance import Instance
 from learnreg.losses import UpperLoss
-from learnreg.problem import Instance
 from learnreg.solvers.conjugate_gradient import ConjugateGradient
 from learnreg.solvers.loop import iterate
 

@@ -23,8 +23,9 @@ from learnreg.certificates.state import rounding_floor, state_residual
 from learnreg.convex import sum_samples
 from learnreg.fault import blame_operators
 from learnreg.hypergradients.pairing import evaluate_pairing, sum_gradients
+from learnreg.instance import Instance
 from learnreg.losses import UpperLoss
-from learnreg.problem import Instance, LowerLevelProblem
+from learnreg.problem import LowerLevelProblem
 
 __all__ = ["OUTLOOK", "Enough", "Judgement", "PointCertificate", "gradient_distance", "gradient_norm", "judge"]
 

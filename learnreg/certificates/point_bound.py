@@ -14,9 +14,10 @@ from learnreg.certificates.interval import CurvatureInterval, curvature_interval
 from learnreg.certificates.state import energy_error
 from learnreg.convex import sum_samples
 from learnreg.hypergradients.pairing import Responses
+from learnreg.instance import Instance
 from learnreg.parameter_bound import ParameterBound, ResponseErrors
 from learnreg.potentials import Potential
-from learnreg.problem import Instance, LowerLevelProblem
+from learnreg.problem import LowerLevelProblem
 from learnreg.regularizers.base import ParameterRole
 
 __all__ = ["PointBound"]

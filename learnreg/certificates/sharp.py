@@ -26,7 +26,7 @@ from learnreg.certificates.parameter_norms import Pairing, pairing_of
 from learnreg.certificates.point_bound import PointBound
 from learnreg.certificates.resolvent import Perturbation
 from learnreg.convex import sum_samples
-from learnreg.problem import expand
+from learnreg.instance import expand
 from learnreg.regularizers.base import ParameterRole
 
 __all__ = ["SharpBound", "operator_bound", "potential_bound"]

@@ -11,8 +11,8 @@ from learnreg.adjoint import AdjointEquation
 from learnreg.convex import sum_samples
 from learnreg.errors import ConfigError
 from learnreg.hypergradients.base import Accuracy, HypergradientMethod, Iterates
+from learnreg.instance import Instance
 from learnreg.losses import UpperLoss
-from learnreg.problem import Instance
 from learnreg.result import Status
 from learnreg.solvers.adjoint_pdhg import AdjointPDHG
 from learnreg.solvers.base import AdjointSolver

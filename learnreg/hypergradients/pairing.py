@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from learnreg.instance import Instance
 from learnreg.latent import image_part
-from learnreg.problem import Instance, LowerLevelProblem
+from learnreg.problem import LowerLevelProblem
 
 __all__ = ["Responses", "evaluate_pairing", "pairing_gradient", "sum_gradients"]
 

@@ -12,9 +12,10 @@ from learnreg.certificates.correction import newton_correction
 from learnreg.certificates.judgement import Enough, Judgement, PointCertificate, gradient_distance, judge
 from learnreg.convex import sum_samples
 from learnreg.hypergradients.base import Accuracy, HypergradientMethod, Iterates
+from learnreg.instance import Instance
 from learnreg.latent import image_part, joint_loss, without_latent
 from learnreg.losses import UpperLoss
-from learnreg.problem import Instance, LowerLevelProblem
+from learnreg.problem import LowerLevelProblem
 from learnreg.result import BoundKind, Hypergradient, Status
 from learnreg.solvers.solve import exact_instance, initial_point
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from learnreg.adjoint import AdjointEquation
 from learnreg.convex import inner_samples
-from learnreg.problem import expand
+from learnreg.instance import expand
 from learnreg.solvers.base import OWNED, AdjointSolver, Report, SolverState
 from learnreg.solvers.preconditioner import Preconditioner, preconditioner_of
 

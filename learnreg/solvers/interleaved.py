@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from learnreg.adjoint import AdjointEquation
+from learnreg.instance import Instance
 from learnreg.losses import UpperLoss
-from learnreg.problem import Instance
 from learnreg.solvers.adjoint_pdhg import AdjointPDHG, AdjointPDHGState, adjoint_primal_step
 from learnreg.solvers.base import Iteration, Report, SolverState
 from learnreg.solvers.pdhg import PDHG, PDHGState, primal_step

@@ -17,7 +17,7 @@ from learnreg.convex import sum_samples
 from learnreg.errors import AssumptionError
 from learnreg.filterbank import FilterBank, weighted_norm_bound
 from learnreg.fused import FusedTotalVariation
-from learnreg.problem import Instance, expand
+from learnreg.instance import Instance, expand
 from learnreg.solvers.base import OWNED, Report, Solver, SolverState
 
 _PRIMAL_SHARE = 0.6

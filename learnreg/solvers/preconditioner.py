@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from learnreg.problem import Instance, expand
+from learnreg.instance import Instance, expand
 from learnreg.solvers.base import SolverState
 from learnreg.stencil import Stencil
 

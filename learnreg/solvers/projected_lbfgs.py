@@ -12,7 +12,7 @@ from torch import Tensor
 
 from learnreg.certificates.state import primal_bound, rounding_floor
 from learnreg.convex import inner_samples
-from learnreg.problem import Instance, expand
+from learnreg.instance import Instance, expand
 from learnreg.solvers.base import Report, Solver, SolverState
 from learnreg.solvers.lbfgs import inverse_curvature, pair_scale, two_loop_direction
 from learnreg.solvers.point import Point, evaluate, free_pixels, restrict, where

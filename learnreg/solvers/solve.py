@@ -14,8 +14,9 @@ from learnreg.certificates.state import smallest_bound
 from learnreg.convex import inner_samples, sum_samples
 from learnreg.errors import ConfigError, SolverError
 from learnreg.fault import blame_operators
+from learnreg.instance import Instance, expand
 from learnreg.latent import image_part
-from learnreg.problem import Instance, LowerLevelProblem, expand
+from learnreg.problem import LowerLevelProblem
 from learnreg.result import BoundKind, Solution, Status
 from learnreg.solvers.base import Solver
 from learnreg.solvers.lbfgs import LBFGS

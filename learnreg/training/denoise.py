@@ -18,9 +18,9 @@ from learnreg.regularizers import Regularizer, TotalVariation
 from learnreg.training.comparison import compare
 from learnreg.training.config import DenoiseConfig
 from learnreg.training.evaluate import denoise
+from learnreg.training.initial import initial_regularizer
 from learnreg.training.learning import (
     comparison_figures,
-    initial_regularizer,
     learn,
     training_figures,
     tune_total_variation,

@@ -98,6 +98,9 @@ def _ridge(config: TrainingConfig, generator: torch.Generator) -> Regularizer:
 def _network(config: TrainingConfig, generator: torch.Generator) -> Regularizer:
     form: Any = config.form
     return InputConvexNetwork(
+        features=config.features,
+        layers=config.layers,
+        size=config.filter_side,
         form=form,
         weight=_NETWORK_WEIGHT * config.weight,
         smoothing=config.smoothing,

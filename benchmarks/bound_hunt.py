@@ -24,7 +24,9 @@ from dense_truth import Truth, distance, truth_of
 from random_problems import DOUBLE, RANGES, Case, Draw, Ranges, draw_case
 
 import learnreg as lr
+from learnreg.certificates.correction import extended_adjoint
 from learnreg.certificates.judgement import judge
+from learnreg.latent import ImageLoss
 
 
 @dataclass
@@ -164,16 +166,22 @@ def _compare_judgement(case: Case, draw: Draw, summary: Summary, truth: Truth) -
     if draw.chance(0.5):  # what solvers return: nothing off the free pixels
         X = torch.where(truth.X == 0, 0.0, X)
     x = x.reshape(shape) if problem.constraint is None else problem.constraint.prox(x.reshape(shape))
+    instance, loss, X = problem.instance(case.b.double()), case.loss, X.reshape(shape)
+    if instance.latent is not None:
+        x, loss = instance.extended(x), ImageLoss(loss, instance.latent)
+        X = extended_adjoint(instance, x, X)
+        features = x[:, 1:] * (1.0 + draw.log_uniform(1e-12, 1e-2) * draw.normal(*x[:, 1:].shape)).clamp_min(0.0)
+        x = torch.cat([x[:, :1], features], 1) if draw.chance(0.5) else x
     for kind in ("published", "sharp"):
-        judged = judge(problem, problem.instance(case.b.double()), case.b, case.loss, x, X.reshape(shape), kind)
+        judged = judge(problem, instance, case.b, loss, x, X, kind)
         if not judged.reason:
             error = distance(judged.gradient, truth.gradient)
             summary.compare(f"{kind} certificate", error, judged.error_bound, truth.gradient_slack, case.label)
         for sample in range(x.shape[0]):
-            error = float((x[sample].flatten() - truth.x[sample]).norm())
+            error = float((x[sample, :1].flatten() - truth.x[sample]).norm())
             bound = float(judged.state_error[sample])
             summary.compare(f"{kind} certificate x", error, bound, float(truth.x_slack[sample]), case.label)
-            error = float((X[sample] - truth.X[sample]).norm())
+            error = float((X[sample, :1].flatten() - truth.X[sample]).norm())
             bound = float(judged.adjoint_error[sample])
             summary.compare(f"{kind} certificate X", error, bound, float(truth.X_slack[sample]), case.label)
 

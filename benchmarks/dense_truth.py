@@ -200,8 +200,19 @@ class Dense:
             alpha = torch.where(bad, 0.5 * alpha, alpha)
         return (x - alpha[:, None] * d).clamp(self.lower, self.upper)
 
+    def image(self, x: Tensor) -> Tensor:
+        """The image among the unknowns."""
+        return x
+
+    def size(self, r: Tensor) -> Tensor:
+        """The norm of a residual whose quotient by the modulus bounds the error, (batch,)."""
+        return r.norm(dim=1)
+
+    def loss_gradient(self, x: Tensor, loss: lr.UpperLoss) -> Tensor:
+        return loss.gradient(x.reshape(-1, *self.problem.operator.domain_shape)).flatten(1)
+
     def adjoint(self, x: Tensor, loss: lr.UpperLoss) -> Tensor:
-        slope = loss.gradient(x.reshape(-1, *self.problem.operator.domain_shape)).flatten(1)
+        slope = self.loss_gradient(x, loss)
         _, free = self.residual(x)
         free = free & (x > self.lower) & (x < self.upper)
         X = self.step(x, -slope, free)
@@ -236,7 +247,12 @@ def norm(a: dict[str, Tensor]) -> float:
 
 
 def _dense_of(problem: lr.LowerLevelProblem, b: Tensor) -> Dense:
-    if type(problem.saddle_terms(DOUBLE).potential).__name__ != "NetworkPotential":
+    terms = problem.saddle_terms(DOUBLE)
+    if terms.latent is not None:
+        from dense_lifted import DenseLifted
+
+        return DenseLifted(problem, b)
+    if type(terms.potential).__name__ != "NetworkPotential":
         return Dense(problem, b)
     from dense_network import DenseNetwork
 
@@ -250,18 +266,19 @@ def truth_of(problem: lr.LowerLevelProblem, b: Tensor, loss: lr.UpperLoss) -> Tr
     b = b.double()
     x, previous = dense.solve()
     shape = (-1, *problem.operator.domain_shape)
-    own = dense.residual(x)[0].norm(dim=1)
+    own = dense.size(dense.residual(x)[0])
     # The same residual from problem.energy: a truth that belongs to another energy is useless.
     constraint, problem.constraint = problem.constraint, None
     with torch.enable_grad():
-        point = x.reshape(shape).detach().requires_grad_()
+        point = dense.image(x).reshape(shape).detach().requires_grad_()
         (slope,) = torch.autograd.grad(problem.energy(point, b).sum(), point)
     problem.constraint = constraint
-    free = dense.residual(x)[1]
+    free = dense.image(dense.residual(x)[1])
     residual = torch.maximum(own, torch.where(free, slope.flatten(1), 0.0).norm(dim=1))
     rounding = 2.2e-16 * (dense.q.norm(dim=1) + dense.quadratic(x).norm(dim=1))
     x_slack = 2.0 * (residual + rounding) / mu
     X, X_previous = dense.adjoint(x, loss), dense.adjoint(previous, loss)
+    x, previous, X, X_previous = (dense.image(v) for v in (x, previous, X, X_previous))
     gradient = gradient_by_autograd(problem, b, x, X)
     change = distance(gradient_by_autograd(problem, b, previous, X_previous), gradient)
     X_slack = 4.0 * (X - X_previous).norm(dim=1) + 1e-13 * X.norm(dim=1)

@@ -36,7 +36,7 @@ MODELS: dict[str, Sequence[str]] = {
     "ridge, convex": ("--regularizer", "ridge"),
     "ridge, convex-nonconvex": ("--regularizer", "ridge", "--set", "convexity=convex-nonconvex"),
     "input-convex network, smooth": ("--regularizer", "icnn"),
-    "input-convex network, lifted": ("--regularizer", "icnn", "--set", "form=lifted"),
+    "input-convex network, lifted": ("--regularizer", "icnn", "--set", "form=lifted", "--set", "features=8"),
 }
 
 

@@ -11,7 +11,7 @@ from learnreg.regularizers import InputConvexNetwork
 if TYPE_CHECKING:
     from random_problems import Draw
 
-__all__ = ["input_convex_network"]
+__all__ = ["input_convex_network", "lifted_network"]
 
 
 def input_convex_network(draw: Draw, shape: tuple[int, int, int], smoothing: float) -> InputConvexNetwork:
@@ -41,4 +41,33 @@ def input_convex_network(draw: Draw, shape: tuple[int, int, int], smoothing: flo
         for p in result.parameters():
             p.requires_grad_(draw.chance(0.4))
         result.log_smoothing.requires_grad_(True)
+    return result
+
+
+def lifted_network(draw: Draw, shape: tuple[int, int, int], smoothing: float) -> InputConvexNetwork:
+    """The same lifted, of fewer features, from stiff to soft in both deltas."""
+    features, layers = draw.integer(1, 3), draw.integer(1, 3)
+    weight = features * draw.scale()
+    result = InputConvexNetwork(
+        1,
+        features,
+        layers,
+        draw.integer(2, 3),
+        "lifted",
+        mixing_size=draw.choice(1, 1, 3),  # type: ignore[arg-type]
+        weight=weight,
+        delta=(smoothing * features / weight, draw.log_uniform(1e-3, 1.0) * weight / features),
+        generator=draw.generator,
+    ).double()
+    with torch.no_grad():
+        for p in result.parameters():
+            p.add_(draw.uniform(0.0, 0.7) * draw.normal(*p.shape))
+        result.filters.mul_(draw.scale())
+        result.biases.mul_(draw.log_uniform(1e-3, 1.0))
+        if layers > 1 and draw.chance(0.3):
+            result.log_mixing[draw.rand(*result.log_mixing.shape) > 0.7] = -30.0
+    if draw.chance(0.4):
+        for p in result.parameters():
+            p.requires_grad_(draw.chance(0.4))
+        result.filters.requires_grad_(True)
     return result

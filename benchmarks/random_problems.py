@@ -10,16 +10,16 @@ from typing import Any
 
 import torch
 from random_groups import learned_total_variation, multivariate_experts
-from random_networks import input_convex_network
+from random_networks import input_convex_network, lifted_network
 from random_ridges import ridge_regularizer, weakly_convex_ridge
 from torch import Tensor, nn
 
 import learnreg as lr
 from learnreg.filterbank import FilterBank
+from learnreg.instance import weighted_square
 from learnreg.isotropic import IsotropicPseudoHuber
 from learnreg.linop import LinearOperator
 from learnreg.operators import Blur, FanBeam2D, Identity, Inpainting, ParallelBeam2D
-from learnreg.problem import weighted_square
 from learnreg.regularizers import AnalysisOperator, FieldsOfExperts, Regularizer, TotalVariation
 from learnreg.regularizers.total_variation import Gradient
 
@@ -62,6 +62,7 @@ RANGES = {
         dtypes=(DOUBLE, torch.float32),
         regularizers=("MultivariateExperts", "LearnedTotalVariation"),
     ),
+    "lifted": Ranges((1e-3, 1.0), (1e-2, 1.0), sides=(3, 7), regularizers=("LiftedNetwork",)),
     "networks": Ranges((1e-3, 1.0), (1e-2, 1.0), sides=(8, 12), regularizers=("InputConvexNetwork",)),
     "large-ridge": Ranges(regularizers=("RidgeRegularizer",), sides=(8, 16)),
     "nonconvex": Ranges(regularizers=("WeaklyConvexRidge",)),
@@ -197,6 +198,7 @@ REGULARIZERS: dict[str, Callable[[Draw, tuple[int, int, int], float], Regularize
     "LearnedTotalVariation": learned_total_variation,
     "InputConvexNetwork": input_convex_network,
     "WeaklyConvexRidge": weakly_convex_ridge,
+    "LiftedNetwork": lifted_network,
 }
 
 

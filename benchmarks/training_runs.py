@@ -19,10 +19,11 @@ from learnreg.errors import LearnregError
 from learnreg.hypergradients.base import Accuracy, HypergradientMethod, Iterates
 from learnreg.hypergradients.compute import Start
 from learnreg.hypergradients.implicit import Implicit
+from learnreg.instance import Instance
 from learnreg.losses import SquaredError, UpperLoss
 from learnreg.operators import Identity
 from learnreg.potentials import PseudoHuber
-from learnreg.problem import Instance, LowerLevelProblem
+from learnreg.problem import LowerLevelProblem
 from learnreg.regularizers import FieldsOfExperts
 from learnreg.training.accuracy import Audit, Tolerances
 from learnreg.training.session import Session

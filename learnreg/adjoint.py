@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from learnreg.convex import sum_samples
-from learnreg.problem import Instance
+from learnreg.instance import Instance
 
 __all__ = ["AdjointEquation"]
 
@@ -64,6 +64,18 @@ class AdjointEquation:
         applications."""
         image = self.instance.quadratic(p) + self.instance.adjoint(self.bend_(self.instance.apply(p, memory)))
         return self.project(image)
+
+    def of_latent(self, X: Tensor) -> AdjointEquation:
+        """The equation of Z^ alone, for the adjoint state (X, Z^) whose image part is X: that of the adjoint equation
+        of the energy reduced to images."""
+        latent = self.instance.latent
+        assert latent is not None
+        own = torch.zeros_like(self.rhs, dtype=torch.bool)
+        own[:, latent.image_channels :] = True
+        whole = torch.zeros_like(self.rhs)
+        whole[:, : latent.image_channels] = X
+        free = own if self.free is None else own & self.free
+        return replace(self, rhs=torch.where(free, -self.hessian(whole), 0.0), free=free)
 
     def select(self, index: Tensor) -> AdjointEquation:
         """The equation restricted to some samples."""

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from learnreg.errors import OperatorError
+from learnreg.instance import Instance
 from learnreg.linop import LinearOperator
-from learnreg.problem import Instance
 
 __all__ = ["blame_operators", "nonfinite_result"]
 

@@ -13,9 +13,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from learnreg.instance import Instance
 from learnreg.isotropic import IsotropicPseudoHuber
 from learnreg.kernels.loader import kernels_for
-from learnreg.problem import Instance
 from learnreg.regularizers.total_variation import Gradient
 
 __all__ = ["FusedTotalVariation"]

@@ -11,6 +11,7 @@ from learnreg.errors import ShapeError
 from learnreg.hypergradients.base import Accuracy, HypergradientMethod, Iterates
 from learnreg.hypergradients.implicit import Implicit
 from learnreg.hypergradients.pairing import pairing_gradient
+from learnreg.latent import image_part, joint_loss
 from learnreg.losses import UpperLoss
 from learnreg.problem import LowerLevelProblem
 from learnreg.solvers.solve import check_tolerance, solve
@@ -59,17 +60,18 @@ class _Solve(torch.autograd.Function):
         b, x, *parameters = ctx.saved_tensors
         problem = layer.problem
         instance = problem.instance(b)
-        loss = _GivenGradient(grad[0])
+        loss = joint_loss(_GivenGradient(grad[0]), instance.latent)
         size = grad[0].flatten(1).norm(dim=1)
         accuracy = Accuracy(torch.full_like(size, torch.inf), layer.tolerance * size)
-        start = Iterates(x, torch.zeros_like(x))
+        state = instance.extended(x)
+        start = Iterates(state, torch.zeros_like(state))
         adjoint = layer.method.improve(instance, loss, start, accuracy, None, None).X
-        gradient = pairing_gradient(problem, instance, b, x, adjoint)
+        gradient = pairing_gradient(problem, instance, b, state, adjoint)
         by_name = list(problem.learnable())
         if len(by_name) != len(parameters):
             raise ShapeError("solution_layer: requires_grad of a parameter changed between forward and backward.")
         wants_b = ctx.needs_input_grad[1]
-        grad_b = _measurement_gradient(problem, b, x, adjoint) if wants_b else None
+        grad_b = _measurement_gradient(problem, b, x, image_part(adjoint, instance.latent)) if wants_b else None
         return None, grad_b, *(gradient[name] for name in by_name)
 
 

@@ -103,6 +103,11 @@ class LinearOperator(nn.Module):
         number or a tensor that broadcasts against the range. *Rigorous bound* when ``norm_bound`` is one."""
         return self.norm_bound()
 
+    def gram_diagonal(self, weights: Tensor) -> Tensor | None:
+        """The diagonal of A^T diag(w) A for weights w (batch, *range_shape), (batch, *domain_shape); None where it is
+        not at hand."""
+        return None
+
     def stencil(self) -> Stencil | None:
         """How this operator is a convolution, for preconditioners of regularizers; None when it is not one."""
         return None

@@ -1,4 +1,4 @@
-"""The lower-level problem: forward operator, data term, regularizer, ridge and constraint, and its instances.
+"""The lower-level problem: forward operator, data term, regularizer, ridge and constraint.
 
     energy(x, b) = D(A x - b) + R(x) + ridge/2 ‖x‖² (+inf outside the constraint)
 
@@ -9,146 +9,18 @@ certificates, and counts operator applications.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import TypeVar, cast
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
 from learnreg.convex import Box, LeastSquares, TransmissionLeastSquares, sum_samples
 from learnreg.errors import AssumptionError, ConfigError, DataError, OperatorError, ShapeError
-from learnreg.filterbank import FilterBank, weighted_norm_bound
+from learnreg.instance import Counter, Instance, joint_instance, weighted_square
 from learnreg.linop import LinearOperator
-from learnreg.potentials import Potential
 from learnreg.regularizers.base import ParameterRole, Regularizer, SaddleTerms
 
-__all__ = ["Counter", "Instance", "LowerLevelProblem", "expand", "weighted_square"]
-
-T = TypeVar("T")
-
-_PART_BYTES = 2 * 1024**2
-
-
-def weighted_square(operator: LinearOperator, weights: Tensor | float) -> float:
-    """Bound of ‖√weights K‖² for non-negative weights of the channels of K, or of their groups, (n, 1, 1), or one for
-    all."""
-    weights = torch.as_tensor(weights, dtype=torch.float64).detach()
-    if isinstance(operator, FilterBank) and weights.numel() == operator.groups:
-        return weighted_norm_bound(operator, operator.per_filter(weights), tight=False) ** 2
-    return float(weights.max()) * operator.norm_bound() ** 2
-
-
-def expand(values: Tensor, like: Tensor) -> Tensor:
-    """Per-sample values (batch,) shaped to broadcast against ``like`` (batch, ...)."""
-    return values.reshape(-1, *(1,) * (like.dim() - 1))
-
-
-class Counter:
-    """Number of operator applications so far."""
-
-    def __init__(self) -> None:
-        self.applications = 0
-
-
-@dataclass(frozen=True)
-class Instance:
-    """The lower-level problem for given data, parameters detached: E(x) = ½<x,Mx> - <q,x> + f(Kx), M = A^T w A + ridge.
-    f is convex, or so weakly convex that E is strongly convex.
-
-    ``diagonal``: M where it is one, to broadcast against images; ``data_weights`` broadcast against measurements. Both
-    may have a batch axis. ``K`` is the regularizer's analysis operator; the
-    forward operator runs beside it, so that one call of ``apply``/``adjoint`` together with its data part counts as one
-    application.
-    """
-
-    forward: LinearOperator
-    data_weights: Tensor
-    ridge: float
-    q: Tensor
-    analysis: LinearOperator
-    potential: Potential
-    box: Box | None
-    strong_convexity: float
-    counter: Counter
-    diagonal: Tensor | None
-    analysis_lipschitz: float | None = 0.0
-
-    @property
-    def batch(self) -> int:
-        return int(self.q.shape[0])
-
-    def apply(self, x: Tensor, out: Tensor | None = None) -> Tensor:
-        """K x, in the memory of ``out`` if given; counts one per application on the batch."""
-        self.counter.applications += 1
-        return cast(Tensor, self.analysis(x)) if out is None else self.analysis.forward_into(x, out)
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        """K^T y; counts one."""
-        self.counter.applications += 1
-        return self.analysis.adjoint(y)
-
-    def quadratic(self, x: Tensor) -> Tensor:
-        """M x."""
-        if self.diagonal is not None:
-            return self.diagonal * x
-        result = self.forward.adjoint(self.data_weights * self.forward(x))
-        return result + self.ridge * x if self.ridge else result
-
-    def full_gradient(self, x: Tensor) -> Tensor:
-        """∇E(x) without the constraint; counts 2."""
-        return self.quadratic(x) - self.q + self.adjoint(self.potential.grad(self.apply(x)))
-
-    def condition_bound(self) -> float:
-        """Upper bound of the Hessian's condition number, from the largest curvature of each channel; infinite without a
-        modulus."""
-        if self.strong_convexity <= 0:
-            return math.inf
-        data = float(self.data_weights.max()) * self.forward.norm_bound() ** 2 + self.ridge
-        return (data + weighted_square(self.analysis, self.potential.curvature_limit)) / self.strong_convexity
-
-    def select(self, index: Tensor) -> Instance:
-        """The instance restricted to some samples, sharing the counter."""
-        return self._part(index, self.counter)
-
-    def _part(self, index: Tensor | slice, counter: Counter) -> Instance:
-        weights, diagonal = self.data_weights, self.diagonal
-        if weights.dim() > len(self.forward.range_shape):  # those of each sample
-            weights, diagonal = weights[index], None if diagonal is None else diagonal[index]
-        return replace(self, q=self.q[index], data_weights=weights, diagonal=diagonal, counter=counter)
-
-    def parts(self) -> Iterator[tuple[Instance, slice]]:
-        """The instance in parts of the batch whose responses stay small, for work that needs many of them; their
-        operator applications count once for the batch."""
-        size = math.prod(self.analysis.range_shape) * self.q.element_size()
-        count = self.batch if size * self.batch <= _PART_BYTES else max(1, _PART_BYTES // size)
-        for first in range(0, self.batch, count):
-            index = slice(first, first + count)
-            counter = self.counter if first == 0 else Counter()
-            yield self._part(index, counter), index
-
-    def by_parts(self, work: Callable[[Instance, slice], T]) -> list[T]:
-        """``work`` on each of :meth:`parts`, one after the other. Iterations may differ between parts: applications
-        count as in one run over the whole batch, which lasts as long as its slowest part."""
-        results, most = [], 0
-        for part, index in self.parts():
-            counted = replace(part, counter=Counter())
-            results.append(work(counted, index))
-            most = max(most, counted.counter.applications)
-        self.counter.applications += most
-        return results
-
-    def to(self, dtype: torch.dtype) -> Instance:
-        """The instance in another dtype, sharing the counter."""
-        if self.q.dtype == dtype:
-            return self
-        return replace(
-            self,
-            q=self.q.to(dtype),
-            data_weights=self.data_weights.to(dtype),
-            potential=self.potential.to(dtype),
-            diagonal=None if self.diagonal is None else self.diagonal.to(dtype),
-        )
+__all__ = ["LowerLevelProblem"]
 
 
 class LowerLevelProblem(nn.Module):
@@ -286,10 +158,12 @@ class LowerLevelProblem(nn.Module):
 
     # ---- for solvers and certificates ------------------------------------------------------------------------------
 
-    def saddle_terms(self, dtype: torch.dtype) -> SaddleTerms:
-        """The regularizer's operator and potential on the image shape, differentiable in the parameters."""
+    def saddle_terms(self, dtype: torch.dtype, latent_scale: float = 1.0) -> SaddleTerms:
+        """The regularizer's operator and potential on the image shape, with latent variables over their
+        scale; differentiable in the parameters."""
         terms = self.active_regularizer.saddle_terms(self.operator.domain_shape)
-        return SaddleTerms(terms.operator, terms.potential.to(dtype))
+        operator = terms.operator if terms.latent is None else terms.latent.operator(latent_scale)
+        return SaddleTerms(operator, terms.potential.to(dtype), terms.latent)
 
     def instance(self, b: Tensor) -> Instance:
         """Freeze the parameters at data b (batch, *range_shape).
@@ -313,6 +187,7 @@ class LowerLevelProblem(nn.Module):
             if not bool(torch.isfinite(p).all()):
                 raise AssumptionError(f"parameter {name} has NaN or infinite entries; restore an earlier model.")
         data_term = self.data_term.at(b)
+        modulus, concavity = self._modulus(data_term), _concavity(terms)
         weights = data_term.weights_for(b).detach()
         weighted, diagonal = data_term.weigh(b), self.operator.diagonal()
         identity = False
@@ -333,9 +208,12 @@ class LowerLevelProblem(nn.Module):
         if q is not weighted and b.device.type != "meta" and not _all_finite(q):
             kind = type(self.operator).__name__
             raise OperatorError(f"{kind}.adjoint made NaN or infinite numbers of finite measurements b.", "finite")
-        counter = Counter()
+        if terms.latent is not None:
+            potential, latent, ridge = terms.potential.detached(), terms.latent, self.ridge_value
+            return joint_instance(
+                self.operator, potential, latent, modulus, ridge, weights, q, diagonal, self.constraint
+            )
         exact = self.operator.adjoint_mismatch() == 0.0 and terms.operator.adjoint_mismatch() == 0.0
-        modulus, concavity = self._modulus(data_term), _concavity(terms)
         if concavity > 0 and not modulus > concavity:
             raise AssumptionError(
                 f"the regularizer is weakly convex, with a curvature of -{concavity:.3g} at worst, but data term and "
@@ -351,7 +229,7 @@ class LowerLevelProblem(nn.Module):
             potential=terms.potential.detached(),
             box=self.constraint,
             strong_convexity=modulus - concavity if exact else 0.0,  # no bound where gradients are inexact
-            counter=counter,
+            counter=Counter(),
             diagonal=diagonal,
             analysis_lipschitz=terms.operator.parameter_lipschitz(),
         )

@@ -16,10 +16,10 @@ import learnreg as lr
 from learnreg.certificates.interval import CurvatureInterval, curvature_interval, response_budget, response_radius
 from learnreg.certificates.resolvent import Perturbation
 from learnreg.filterbank import Boundary, FilterBank
+from learnreg.instance import Instance
 from learnreg.linop import LinearOperator
 from learnreg.operators import Blur, Identity
 from learnreg.potentials import Potential
-from learnreg.problem import Instance
 from learnreg.regularizers import AnalysisOperator
 
 SHAPE = (1, 5, 6)

@@ -15,8 +15,11 @@ import learnreg as lr
 from learnreg.convolution_chain import ConvolutionChain
 from learnreg.filterbank import FilterBank
 from learnreg.grouped import GroupedFilterBank
+from learnreg.hinge import SquaredHinge
 from learnreg.hypergradients.base import HypergradientMethod
 from learnreg.isotropic import IsotropicPseudoHuber
+from learnreg.latent import JointOperator
+from learnreg.lifted_operator import LiftedOperator
 from learnreg.linop import LinearOperator
 from learnreg.network_potential import NetworkPotential
 from learnreg.operators import (
@@ -102,6 +105,9 @@ OPERATORS: dict[str, Callable[[], LinearOperator]] = {
     "BlackBox-derived-adjoint": lambda: from_callables(lambda x: x.cumsum(-1)[:, 0], None, SHAPE, (5, 6)),
     "SparseOperator": lambda: assemble(Blur(randn(3, 3), SHAPE)),
     "SparseOperator-more-rows": lambda: assemble(lr.vstack(Identity(SHAPE), Gradient(SHAPE))),
+    "LiftedOperator": lambda: LiftedOperator(randn(2, 3, 3, 3, seed=1), rand(1, 3, 3, 3, 3, seed=2), SHAPE, 1.7),
+    "LiftedOperator-one-layer": lambda: LiftedOperator(randn(1, 3, 2, 2, seed=1), rand(0, 3, 3, 1, 1, seed=2), SHAPE),
+    "JointOperator": lambda: _joint(Blur(rand(3, 3), SHAPE)),
     "Adjoint": lambda: _bank("reflect", 3, 3).T,
     "Scaled": lambda: -2.5 * _bank("valid", 3, 3),
     "Composition": lambda: _bank("zero", 3, 3) @ Blur(rand(3, 3), SHAPE, "circular"),
@@ -122,6 +128,12 @@ if HAS_ASTRA:  # square images
         "FanBeam2D": lambda: FanBeam2D(5, torch.tensor([0.3, 1.0, 2.0, 4.0]), 14),
         "FanBeam2D-symmetric": lambda: FanBeam2D(6, 8, kernel="strip"),
     }
+
+
+def _joint(operator: LinearOperator) -> JointOperator:
+    latent = network(form="lifted").saddle_terms(SHAPE).latent
+    assert latent is not None
+    return JointOperator(operator, latent, 0.8)
 
 
 def _cumulate(x: Tensor) -> Tensor:
@@ -154,10 +166,11 @@ WEAKLY_CONVEX: dict[str, Callable[[float | Tensor, float | Tensor], Potential]] 
     "WeaklyConvexSpline": WeaklyConvexSpline,
 }
 """Without proximal maps for all steps and conjugates; see test_weakly_convex.py."""
-UNEVEN: dict[str, Callable[[float | Tensor, float | Tensor], Potential]] = {
+ONE_SIDED: dict[str, Callable[[float | Tensor, float | Tensor], Potential]] = {
+    "SquaredHinge": SquaredHinge,
     "QuadraticSpline": lambda v, c: QuadraticSpline(v, c, rand(1, 8, seed=15)),
 }
-"""That are no even functions; see test_imported_ridge.py."""
+"""Potentials that are not even; their tests are in test_lifted.py and test_imported_ridge.py."""
 
 ELEMENTWISE = [name for name in POTENTIALS if name != "IsotropicPseudoHuber"]
 SMOOTH = [name for name in ELEMENTWISE if name != "Huber"]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import learnreg as lr
-from learnreg import problem as problem_module
+from learnreg import instance as instance_module
 from learnreg.adjoint import AdjointEquation
 from learnreg.certificates.judgement import judge
 from learnreg.hypergradients.base import Iterates
@@ -42,7 +42,7 @@ def test_judgements_of_parts_add_up(coupled: bool, monkeypatch: pytest.MonkeyPat
     instance = problem.instance(b)
     whole = judge(problem, instance, b, loss, x, X)
     applications = instance.counter.applications
-    monkeypatch.setattr(problem_module, "_PART_BYTES", 1)
+    monkeypatch.setattr(instance_module, "_PART_BYTES", 1)
     parts = judge(problem, instance, b, loss, x, X)
     assert len(list(instance.parts())) == 5
     assert instance.counter.applications == 2 * applications
@@ -59,7 +59,7 @@ def test_residuals_of_parts_are_those_of_the_batch(monkeypatch: pytest.MonkeyPat
     equation = AdjointEquation.at(instance, b, instance.apply(b), lr.SquaredError(x_true).gradient(b))
     X = registry.randn(5, *SHAPE, seed=3)
     expected = (equation.rhs - equation.hessian(X)).flatten(1).norm(dim=1)
-    monkeypatch.setattr(problem_module, "_PART_BYTES", 1)
+    monkeypatch.setattr(instance_module, "_PART_BYTES", 1)
     torch.testing.assert_close(equation.residual_norm(X), expected)
 
 

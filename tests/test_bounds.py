@@ -195,7 +195,7 @@ def test_float32_gradients_that_cancel(parts: bool, monkeypatch: pytest.MonkeyPa
     b = registry.rand(1, *shape, seed=3).float().expand(batch, -1, -1, -1).clone()
     X = registry.randn(batch, *shape, seed=4)
     if parts:
-        monkeypatch.setattr("learnreg.problem._PART_BYTES", 500)
+        monkeypatch.setattr("learnreg.instance._PART_BYTES", 500)
         X[4:] = -X[:4]
         X = X + 1e-9 * registry.randn(*X.shape, seed=5)
     else:

@@ -14,7 +14,7 @@ from torch import Tensor
 import learnreg as lr
 from learnreg.certificates.correction import approach_state
 from learnreg.certificates.judgement import OUTLOOK, judge
-from learnreg.problem import Instance
+from learnreg.instance import Instance
 
 
 def posed(regularizer: str) -> tuple[lr.LowerLevelProblem, Tensor, Tensor, Instance]:

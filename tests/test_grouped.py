@@ -27,7 +27,7 @@ from learnreg.regularizers import (
 )
 from learnreg.training.config import DenoiseConfig
 from learnreg.training.figures import filters_figure
-from learnreg.training.learning import initial_regularizer
+from learnreg.training.initial import initial_regularizer
 
 
 def by_loops(x: np.ndarray, filters: np.ndarray, weights: np.ndarray, smoothing: np.ndarray) -> float:

@@ -363,7 +363,6 @@ def test_configuration_rebuilds_it(name: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"form": "lifted"}, "not available"),
         ({"form": "none"}, "unknown"),
         ({"channels": 3}, "one channel"),
         ({"features": 0}, "positive integers"),

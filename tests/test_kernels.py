@@ -16,10 +16,10 @@ from learnreg.adjoint import AdjointEquation
 from learnreg.certificates.state import dual_answer, smallest_bound
 from learnreg.channels import ChannelKernels
 from learnreg.fused import FusedTotalVariation
+from learnreg.instance import Instance
 from learnreg.kernels import loader
 from learnreg.operators import Identity, Inpainting
 from learnreg.potentials import PseudoHuber
-from learnreg.problem import Instance
 from learnreg.regularizers import TotalVariation
 from learnreg.solvers import PDHG, AdjointPDHG
 

@@ -10,9 +10,9 @@ from torch import Tensor
 import learnreg as lr
 from learnreg.adjoint import AdjointEquation
 from learnreg.filterbank import BOUNDARIES, FilterBank
+from learnreg.instance import Instance
 from learnreg.norms import dense_matrix
 from learnreg.operators import Blur, Identity, Inpainting
-from learnreg.problem import Instance
 from learnreg.regularizers import AnalysisOperator, FieldsOfExperts, Regularizer, TotalVariation
 from learnreg.regularizers.total_variation import Gradient
 from learnreg.solvers import LBFGS, ConjugateGradient, iterate

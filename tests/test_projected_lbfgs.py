@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 import learnreg as lr
+from learnreg.instance import Instance
 from learnreg.operators import Blur, Inpainting
-from learnreg.problem import Instance
 from learnreg.regularizers import FieldsOfExperts, TotalVariation
 from learnreg.solvers import LBFGS, NewtonCG, ProjectedLBFGS, iterate
 from learnreg.solvers.base import Solver

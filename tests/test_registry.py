@@ -52,8 +52,7 @@ def public_classes(base: type) -> set[type]:
             Potential,
             {
                 type(f(0.1, 1.0))
-                for kind in (registry.POTENTIALS, registry.COUPLED, registry.WEAKLY_CONVEX, registry.UNEVEN)
-                for f in kind.values()
+                for f in (registry.POTENTIALS | registry.COUPLED | registry.WEAKLY_CONVEX | registry.ONE_SIDED).values()
             },
         ),
         (HypergradientMethod, {type(f()) for f in registry.METHODS.values()}),

@@ -20,8 +20,8 @@ from learnreg.certificates.state import rounding_floor, state_residual
 from learnreg.composed import fine_grid, spectral_norm
 from learnreg.filterbank import Boundary
 from learnreg.hypergradients.pairing import evaluate_pairing
+from learnreg.instance import weighted_square
 from learnreg.operators import Blur, Identity
-from learnreg.problem import weighted_square
 from learnreg.regularizers import RidgeRegularizer, Scaled
 from learnreg.solvers import PDHG, AdjointPDHG
 from learnreg.solvers.solve import make_solver

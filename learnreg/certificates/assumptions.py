@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from learnreg.certificates.interval import response_radius
+from learnreg.instance import Instance
 from learnreg.losses import UpperLoss
-from learnreg.problem import Instance, LowerLevelProblem
+from learnreg.problem import LowerLevelProblem
 
 __all__ = ["constraint_decided", "missing_assumption", "missing_state_assumption"]
 
@@ -47,15 +49,19 @@ def missing_assumption(problem: LowerLevelProblem, instance: Instance, loss: Upp
     return ""
 
 
-def constraint_decided(instance: Instance, x: Tensor, residual: Tensor, e: Tensor, curvature: Tensor) -> bool:
+def constraint_decided(
+    instance: Instance, x: Tensor, t: Tensor, residual: Tensor, e: Tensor, curvature: Tensor
+) -> bool:
     """Whether each pixel of the exact solution is known to be strictly inside the box, or on its boundary with a
     nonzero multiplier: |x_i - x^_i| <= e, and with dx = x - x^ the gradient changes by |<e_i, Hbar dx>| <= √(Hbar_ii
     <dx, Hbar dx>), where Hbar_ii <= h = ‖M‖ + hi ‖K‖² and <dx, Hbar dx> <= min(<r, dx>, h e²) <= min(‖r‖ e, h e²) as in
     Lemma 1.
 
+    Latent variables that their responses keep at 0 need no multiplier.
+
     Parameters
     ----------
-    residual: ‖r‖, that of the reduced gradient, with its rounding, (batch,).
+    t: K x. residual: ‖r‖, that of the reduced gradient, with its rounding, (batch,).
     """
     box = instance.box
     assert box is not None
@@ -68,4 +74,10 @@ def constraint_decided(instance: Instance, x: Tensor, residual: Tensor, e: Tenso
     change = torch.minimum(largest * e, (largest * residual * e).sqrt() * (1.0 + 1e-12)).reshape(radius.shape)
     margin = instance.full_gradient(x)
     active = ((x <= lower) & (margin > change)) | ((x >= upper) & (margin < -change))
-    return bool((free | active).all())
+    decided = free | active
+    latent = instance.latent
+    if latent is not None and latent.idle is not None:
+        idle = latent.idle(t, response_radius(instance, e, t))
+        image = torch.zeros_like(decided[:, : latent.image_channels])
+        decided = decided | (torch.cat([image, idle], 1) & (x <= lower))
+    return bool(decided.all())

@@ -14,16 +14,25 @@ from torch import Tensor
 from learnreg.adjoint import AdjointEquation
 from learnreg.certificates.state import state_residual
 from learnreg.convex import sum_samples
+from learnreg.instance import Instance
 from learnreg.losses import UpperLoss
-from learnreg.problem import Instance
 from learnreg.solvers.conjugate_gradient import ConjugateGradient
 from learnreg.solvers.loop import iterate
 
-__all__ = ["Approach", "Correction", "approach_state", "correct_adjoint", "correct_state", "newton_correction"]
+__all__ = [
+    "Approach",
+    "Correction",
+    "approach_state",
+    "correct_adjoint",
+    "correct_state",
+    "extended_adjoint",
+    "newton_correction",
+]
 
 _MAX_STEPS, _MAX_NEWTON_STEPS = 2000, 12
 _SMALLEST_FORCING, _LARGEST_FORCING = 1e-8, 0.1
 _CONTRACTION = 0.5
+_EXTENSION = 1e-13
 
 
 @dataclass(frozen=True)
@@ -137,6 +146,18 @@ def newton_correction(
     x = correct_state(instance, x, share).point
     size = sum_samples(loss.gradient(x) ** 2).sqrt()
     return x, correct_adjoint(instance, loss, x, X, share * size).point
+
+
+@torch.no_grad()
+def extended_adjoint(instance: Instance, x: Tensor, X: Tensor) -> Tensor:
+    """(X, Z^) with the latent part that belongs to X at x, which has latent variables; X itself without. The gradient
+    formed from it is that of the energy reduced to images, formed from X."""
+    if instance.latent is None:
+        return X
+    equation = AdjointEquation.at(instance, x, instance.apply(x), torch.zeros_like(x)).of_latent(X)
+    goal = _EXTENSION * sum_samples(equation.rhs**2).sqrt()
+    found = iterate(ConjugateGradient(), equation, torch.zeros_like(x), goal, torch.zeros_like(goal), _MAX_STEPS)
+    return torch.cat([X, found.x[:, X.shape[1] :]], 1)
 
 
 def _solver() -> ConjugateGradient:

@@ -11,7 +11,7 @@ from learnreg.certificates.gram import largest_eigenvalue
 from learnreg.convex import sum_samples
 from learnreg.correlation import correlate_adjoint
 from learnreg.filterbank import FilterBank, pad_adjoint
-from learnreg.problem import Instance
+from learnreg.instance import Instance
 
 __all__ = ["GroupBound", "group_norm", "group_pullback_norm", "parameter_shape"]
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from learnreg.instance import Instance, expand
 from learnreg.potentials import Potential
-from learnreg.problem import Instance, expand
 
 __all__ = ["CurvatureInterval", "curvature_interval", "response_budget", "response_radius"]
 

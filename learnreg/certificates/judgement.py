@@ -23,8 +23,9 @@ from learnreg.certificates.state import rounding_floor, state_residual
 from learnreg.convex import sum_samples
 from learnreg.fault import blame_operators
 from learnreg.hypergradients.pairing import evaluate_pairing, sum_gradients
+from learnreg.instance import Instance
 from learnreg.losses import UpperLoss
-from learnreg.problem import Instance, LowerLevelProblem
+from learnreg.problem import LowerLevelProblem
 
 __all__ = ["OUTLOOK", "Enough", "Judgement", "PointCertificate", "gradient_distance", "gradient_norm", "judge"]
 
@@ -222,7 +223,7 @@ def _judge_part(
     reason = ""
     if not bool(bound.smooth.all()):
         reason = "a kink of the potential lies within the error of x; solve more accurately or use a smooth potential"
-    elif instance.box is not None and not constraint_decided(instance, x, state_norm, e, bound.high_max):
+    elif instance.box is not None and not constraint_decided(instance, x, responses.t, state_norm, e, bound.high_max):
         reason = "the active set of the constraint is undecided within the error of x; solve more accurately"
     errors, magnitude, nearer = _Errors.of(bound), bound.magnitude(), None
     if outlook is not None and _total(mu, [errors], adjoint_norm)[0] > outlook(gradient_norm(gradient)):

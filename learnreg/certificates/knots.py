@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from learnreg.certificates.gram import largest_eigenvalue
-from learnreg.problem import Instance
+from learnreg.instance import Instance
 from learnreg.spline import Spline
 from learnreg.weakly_convex_spline import WeaklyConvexSpline
 

@@ -9,7 +9,7 @@ from learnreg.certificates.interval import curvature_interval, response_budget, 
 from learnreg.certificates.resolvent import Perturbation
 from learnreg.certificates.state import energy_error
 from learnreg.convex import sum_samples
-from learnreg.problem import Instance, expand
+from learnreg.instance import Instance, expand
 
 __all__ = ["newton_bound"]
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from learnreg.certificates.gram import largest_eigenvalue
 from learnreg.convex import sum_samples
 from learnreg.filterbank import FilterBank, pad, padding_norm
-from learnreg.problem import Instance
+from learnreg.instance import Instance
 
 __all__ = ["FilterPairing", "NormPairing", "Pairing", "pairing_of"]
 

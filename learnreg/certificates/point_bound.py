@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 
 import torch
@@ -13,9 +14,10 @@ from learnreg.certificates.interval import CurvatureInterval, curvature_interval
 from learnreg.certificates.state import energy_error
 from learnreg.convex import sum_samples
 from learnreg.hypergradients.pairing import Responses
+from learnreg.instance import Instance
 from learnreg.parameter_bound import ParameterBound, ResponseErrors
 from learnreg.potentials import Potential
-from learnreg.problem import Instance, LowerLevelProblem
+from learnreg.problem import LowerLevelProblem
 from learnreg.regularizers.base import ParameterRole
 
 __all__ = ["PointBound"]
@@ -57,6 +59,7 @@ class PointBound(ABC):
         self.energy_error = torch.minimum(energy_error(state_norm, e, self.mu), self.stiffness * e)
         self.bend(interval, instance.potential.bending_size(responses.V, t, radius))
         self.jacobian = problem.parameter_jacobian_bounds()
+        self.latent_magnitude = 0.0
         self.potential_magnitude = torch.zeros_like(e)
         self.active_norm = torch.zeros_like(e) if X_active is None else sum_samples(X_active**2).sqrt()
 
@@ -120,6 +123,16 @@ class PointBound(ABC):
         hessian_norm = self.data_norm() + self.high_max * self.L**2
         return (1.0 + (hessian_norm / self.mu).sqrt()) * self.active_norm
 
+    def latent_cost_group(self) -> GroupBound:
+        """For the linear cost of latent variables, gradient <1, Z_g> = scale <1, Z^_g> over those that share an
+        entry."""
+        latent = self.instance.latent
+        assert latent is not None, "the role latent_cost is that of regularizers with latent variables"
+        root = math.sqrt(latent.channels * math.prod(self.x.shape[2:]) / latent.cost.numel())
+        self.latent_magnitude = self.instance.latent_scale * root * float(latent.cost.norm())
+        on_E = torch.full_like(self.e, self.instance.latent_scale * root)
+        return GroupBound.by_norm(torch.zeros_like(self.e), on_E)
+
     def magnitude(self) -> float:
         """Size of the terms summed in the gradient: the scale of its rounding errors."""
         r = self.responses
@@ -132,6 +145,7 @@ class PointBound(ABC):
             residual, forward_X = (sum_samples(t * t).sqrt() for t in (r.residual, r.forward_X))
             weight = max(1.0, float(self.instance.data_weights.max()))
             size = size + weight * (residual + 2.0 * self.instance.forward.norm_bound() * x) * (forward_X + X)
+        size = size + self.latent_magnitude * X
         # K x and K X are rounded relative to ‖k_i‖ ‖x‖, which may be far above |K_i x|
         rows = self.instance.analysis.row_norms(self.instance.potential.grouped)
         longest = max(self.L, float(torch.as_tensor(rows).max()))

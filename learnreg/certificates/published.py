@@ -127,6 +127,8 @@ class PublishedBound(PointBound):
             concave = weakly_convex_spline_of(instance)
             shape, slope = channel_shape(concave.depths), self.steepest(concave.depth_excess)
             found["log_depth"] = potential_bound(concave.depth_gradient_size(r.t), r.V, slope, self.e, self.L, shape)
+        if "latent_cost" in roles:
+            found["latent_cost"] = self.latent_cost_group()
         if "potential" in roles:
             own = self.potential_parameters(self.change_norm)
             found["potential"] = GroupBound.by_norm(own.constant, self.L * (own.on_V + self.high_max * own.on_Y))

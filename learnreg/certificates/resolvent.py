@@ -21,7 +21,7 @@ from torch import Tensor
 
 from learnreg.certificates.interval import CurvatureInterval
 from learnreg.convex import sum_samples
-from learnreg.problem import expand
+from learnreg.instance import expand
 
 __all__ = ["Perturbation"]
 

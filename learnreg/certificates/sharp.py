@@ -26,7 +26,7 @@ from learnreg.certificates.parameter_norms import Pairing, pairing_of
 from learnreg.certificates.point_bound import PointBound
 from learnreg.certificates.resolvent import Perturbation
 from learnreg.convex import sum_samples
-from learnreg.problem import expand
+from learnreg.instance import expand
 from learnreg.regularizers.base import ParameterRole
 
 __all__ = ["SharpBound", "operator_bound", "potential_bound"]
@@ -182,6 +182,8 @@ class SharpBound(PointBound):
             if not self._negligible(norm, found):
                 norm = torch.minimum(norm, knots_norm(concave.depth_gradients(r.t), shape != ()) * self.L)
             found["log_depth"] = self._potential_group(norm, shape, concave.depth_excess)
+        if "latent_cost" in roles:
+            found["latent_cost"] = self.latent_cost_group()
         if "potential" in roles:
             own = self.potential_parameters(self.bent.norm())
             found["potential"] = GroupBound(own.constant, self.L * own.on_V, self.high_max.sqrt() * own.on_Y)

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from learnreg.convex import sum_samples
 from learnreg.fused import FusedTotalVariation
+from learnreg.instance import Instance
 from learnreg.linop import LinearOperator
-from learnreg.problem import Instance
 
 __all__ = [
     "DualAnswer",

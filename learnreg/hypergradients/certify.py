@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from learnreg.certificates.correction import correct_adjoint
+from learnreg.certificates.correction import correct_adjoint, extended_adjoint
 from learnreg.certificates.judgement import Judgement, gradient_distance, judge
 from learnreg.certificates.state import state_residual
 from learnreg.convex import inner_samples, sum_samples
@@ -16,6 +16,7 @@ from learnreg.hypergradients.base import Accuracy, Iterates
 from learnreg.hypergradients.compute import CertificateName, check_certificate
 from learnreg.hypergradients.implicit import Implicit
 from learnreg.hypergradients.sharp_search import SharpSearch
+from learnreg.latent import image_part
 from learnreg.losses import UpperLoss
 from learnreg.problem import LowerLevelProblem
 from learnreg.result import BoundKind, Certificate
@@ -75,13 +76,13 @@ def certify(
     search = _Corrections(problem, b, loss, Implicit(), 1.0, 0.0, max_steps)
     search.certificate = certificate
     instance = search.exact_instance
-    given = _checked(problem, x, "x")
-    x = given if instance.box is None else instance.box.exactly(x.detach())
+    loss, given = search.loss, _checked(problem, x, "x")
+    x = instance.extended(given if problem.constraint is None else problem.constraint.exactly(x.detach()))
     if X is None:
         size = sum_samples(loss.gradient(x) ** 2).sqrt()
         X = correct_adjoint(instance, loss, x, torch.zeros_like(x), _ADJOINT * size, max_steps).point
     else:
-        X = _checked(problem, X, "X")
+        X = extended_adjoint(instance, x, _checked(problem, X, "X"))
     plain = judge(problem, instance, b, loss, x, X, certificate)
     search.plain = plain
     final = plain
@@ -89,7 +90,7 @@ def certify(
     if certifiable and certificate != "published":
         accuracy = Accuracy(plain.state_error, plain.adjoint_residual)
         final = search.refine(Iterates(x, X, warm=True), plain, accuracy)[0]
-    moved = _norm(given - plain.x)
+    moved = _norm(given - image_part(plain.x, instance.latent))
     if final.reason:
         return _uncertified(search, plain, loss, moved)
     return _certified(search, plain, final, loss, moved)
@@ -127,7 +128,10 @@ def _certified(search: _Corrections, plain: Judgement, final: Judgement, loss: U
 def _uncertified(search: _Corrections, plain: Judgement, loss: UpperLoss, moved: Tensor) -> Certificate:
     """No bound exists: the distance to what Newton corrections lead to is an estimate."""
     estimated = search._estimate(plain, Iterates(plain.x, plain.X))
-    final = judge(search.problem, search.exact_instance, search.b, loss, estimated.x.double(), estimated.X.double())
+    instance = search.exact_instance
+    x = instance.extended(estimated.x.double())
+    X = extended_adjoint(instance, x, estimated.X.double())
+    final = judge(search.problem, instance, search.b, loss, x, X)
     bound = gradient_distance(plain.gradient, final.gradient) + estimated.error_bound
     return _result(
         search,
@@ -165,7 +169,7 @@ def _result(
         certified=kind == "rigorous" and math.isfinite(bound),
         bound_kind=kind,
         reason=plain.reason if kind != "rigorous" else "",
-        X=plain.X,
+        X=image_part(plain.X, instance.latent),
         adjoint_error_bound=adjoint_error,
         gradient_error_estimate=gradient_distance(plain.gradient, final.gradient),
         loss_estimate=plain.loss + float(weighted),

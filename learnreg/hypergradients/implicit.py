@@ -11,8 +11,8 @@ from learnreg.adjoint import AdjointEquation
 from learnreg.convex import sum_samples
 from learnreg.errors import ConfigError
 from learnreg.hypergradients.base import Accuracy, HypergradientMethod, Iterates
+from learnreg.instance import Instance
 from learnreg.losses import UpperLoss
-from learnreg.problem import Instance
 from learnreg.result import Status
 from learnreg.solvers.adjoint_pdhg import AdjointPDHG
 from learnreg.solvers.base import AdjointSolver
@@ -35,7 +35,7 @@ def make_adjoint_solver(
     they have a preconditioner; else the piggyback iteration from a cold start on ill-conditioned problems at loose
     relative residuals, conjugate gradients otherwise."""
     if name == "auto":
-        alone = instance.potential.proximal and not (can_precondition(instance) or start.warm)
+        alone = instance.potential.proximal and not (can_precondition(instance) or start.warm or instance.latent)
         fits = alone and instance.diagonal is not None and instance.strong_convexity > 0
         hard = fits and relative >= _LOOSE and instance.condition_bound() >= _ILL_CONDITIONED
         name = "piggyback" if hard else "cg"

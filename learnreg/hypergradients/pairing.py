@@ -11,7 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from learnreg.problem import Instance, LowerLevelProblem
+from learnreg.instance import Instance
+from learnreg.latent import image_part
+from learnreg.problem import LowerLevelProblem
 
 __all__ = ["Responses", "evaluate_pairing", "pairing_gradient", "sum_gradients"]
 
@@ -55,7 +57,7 @@ def evaluate_pairing(
     counter = instance.counter
     data_side = any(name.startswith(("operator.", "data_term.")) for name in _beyond_regularizer(problem))
     with torch.enable_grad():
-        terms = problem.saddle_terms(x.dtype)
+        terms = problem.saddle_terms(x.dtype, instance.latent_scale)
         # Both at once: operators cast their parameters to the dtype of the images, and autograd rounds the gradient to
         # that of the parameters behind each cast, where the shares of x and X may have cancelled.
         t, V = terms.operator(torch.cat([x, X])).split(x.shape[0])
@@ -69,13 +71,18 @@ def evaluate_pairing(
             counter.applications += 2
         residual = forward_X = None
         if data_side:
-            forward_x, forward_X = problem.operator(torch.cat([x, X])).split(x.shape[0])
+            both = torch.cat([image_part(x, terms.latent), image_part(X, terms.latent)])
+            forward_x, forward_X = problem.operator(both).split(x.shape[0])
             residual = forward_x - b.to(x.dtype)
             outputs.append((problem.data_term.at(b).grad(residual) * forward_X).sum())
             weights.append(torch.ones_like(outputs[-1]))
             residual, forward_X = residual.detach(), forward_X.detach()
         if isinstance(problem.ridge, Tensor):
-            outputs.append(problem.ridge * (x * X).sum())
+            outputs.append(problem.ridge * (image_part(x, terms.latent) * image_part(X, terms.latent)).sum())
+            weights.append(torch.ones_like(outputs[-1]))
+        if terms.latent is not None:
+            cost = instance.latent_scale * terms.latent.cost.to(X)
+            outputs.append((cost * X[:, terms.latent.image_channels :]).sum())
             weights.append(torch.ones_like(outputs[-1]))
         learned = [(o, w) for o, w in zip(outputs, weights, strict=True) if o.requires_grad]
         grads: tuple[Tensor | None, ...] = (None,) * len(parameters)

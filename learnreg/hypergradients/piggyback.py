@@ -13,8 +13,8 @@ import torch
 from learnreg.errors import ConfigError
 from learnreg.hypergradients.base import Accuracy, HypergradientMethod, Iterates
 from learnreg.hypergradients.implicit import improve_sequentially
+from learnreg.instance import Instance
 from learnreg.losses import UpperLoss
-from learnreg.problem import Instance
 from learnreg.solvers.interleaved import InterleavedPDHG, InterleavedProblem
 from learnreg.solvers.loop import iterate
 from learnreg.solvers.solve import check_proximal

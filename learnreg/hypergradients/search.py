@@ -12,8 +12,10 @@ from learnreg.certificates.correction import newton_correction
 from learnreg.certificates.judgement import Enough, Judgement, PointCertificate, gradient_distance, judge
 from learnreg.convex import sum_samples
 from learnreg.hypergradients.base import Accuracy, HypergradientMethod, Iterates
+from learnreg.instance import Instance
+from learnreg.latent import image_part, joint_loss, without_latent
 from learnreg.losses import UpperLoss
-from learnreg.problem import Instance, LowerLevelProblem
+from learnreg.problem import LowerLevelProblem
 from learnreg.result import BoundKind, Hypergradient, Status
 from learnreg.solvers.solve import exact_instance, initial_point
 
@@ -53,6 +55,7 @@ class Search:
         self.tolerance, self.absolute_tolerance, self.max_steps = tolerance, absolute_tolerance, max_steps
         self.instance = problem.instance(b)
         self.exact_instance = exact_instance(problem, b, self.instance)
+        self.loss = joint_loss(loss, self.instance.latent)
         self.working: Instance = self.instance
         self.state_steps = self.adjoint_steps = 0
 
@@ -102,7 +105,8 @@ class Search:
             return Iterates(x, torch.zeros_like(x))
         self.problem.operator.check_domain(start.x, "start.x")
         self.problem.operator.check_domain(start.X, "start.X")
-        return Iterates(start.x.detach().to(self.b), start.X.detach().to(self.b), warm=True)
+        x, X = self.instance.extended(start.x.detach().to(self.b)), start.X.detach().to(self.b)
+        return Iterates(x, without_latent(X, self.instance.latent), warm=True)
 
     def _initial_accuracy(self, iterates: Iterates) -> Accuracy:
         """A first guess: relative to the image and to the loss gradient, a tenth of the tolerance asked for."""
@@ -177,6 +181,9 @@ class Search:
         box, dtype = self.instance.box, self.b.dtype
         x, X = judged.x.to(dtype) if box is None else box.inside(judged.x, dtype), judged.X.to(dtype)
         certified = kind == "rigorous" and math.isfinite(error_bound)
+        state_moved, adjoint_moved = (
+            sum_samples((new - old) ** 2).sqrt() for new, old in ((x, judged.x), (X, judged.X))
+        )
         return Hypergradient(
             gradient=judged.gradient,
             error_bound=error_bound,
@@ -185,10 +192,10 @@ class Search:
             reason=reason,
             loss=judged.loss,
             loss_interval=judged.loss_interval,
-            x=x,
-            X=X,
-            state_error_bound=judged.state_error + sum_samples((x - judged.x) ** 2).sqrt(),
-            adjoint_error_bound=judged.adjoint_error + sum_samples((X - judged.X) ** 2).sqrt(),
+            x=image_part(x, self.instance.latent),
+            X=image_part(X, self.instance.latent),
+            state_error_bound=judged.state_error + state_moved,
+            adjoint_error_bound=judged.adjoint_error + adjoint_moved,
             status=status,
             steps=max(self.state_steps, self.adjoint_steps),
             operator_applications=self.instance.counter.applications,

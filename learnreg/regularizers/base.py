@@ -10,17 +10,26 @@ import torch
 from torch import Tensor, nn
 
 from learnreg.errors import ConfigError, ShapeError
+from learnreg.latent import Latent
 from learnreg.linop import LinearOperator
 from learnreg.potentials import Huber, LogCosh, Potential, PseudoHuber
 
 __all__ = ["ParameterRole", "Regularizer", "SaddleTerms", "potential_from_config", "potential_to_config"]
 
 ParameterRole = Literal[
-    "operator", "log_weight", "log_smoothing", "log_factor", "log_curvature", "log_depth", "potential"
+    "operator",
+    "log_weight",
+    "log_smoothing",
+    "log_factor",
+    "log_curvature",
+    "log_depth",
+    "potential",
+    "latent_cost",
 ]
 """What a raw parameter does: it enters the operator affinely, or it is the logarithm of a weight or smoothing (of the
 shape of the potential's), of one factor of the whole potential, of the curvature of a spline at its knots, or of the
-depth of its concave parts, or it is one of those that the potential's own ``parameter_bound`` knows. Where
+depth of its concave parts, or it is one of those that the potential's own ``parameter_bound`` knows, or the linear cost
+of latent variables. Where
 ``parameter_jacobian_bounds`` names the role, it determines these numbers by a smooth map instead."""
 
 _POTENTIALS: dict[str, type[Potential]] = {"pseudo-huber": PseudoHuber, "log-cosh": LogCosh, "huber": Huber}
@@ -28,10 +37,12 @@ _POTENTIALS: dict[str, type[Potential]] = {"pseudo-huber": PseudoHuber, "log-cos
 
 @dataclass(frozen=True)
 class SaddleTerms:
-    """R(x) = f(W x): the analysis operator W on one image shape, and the potential f."""
+    """R(x) = f(W x): the analysis operator W on one image shape, and the potential f; or, with latent variables z, the
+    minimum over them of f(W (x, z)) and what ``latent`` adds to it."""
 
     operator: LinearOperator
     potential: Potential
+    latent: Latent | None = None
 
 
 class Regularizer(nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,13 @@ from learnreg.filterbank import FilterBank
 from learnreg.network import Network, initial_parameters, network_of
 from learnreg.network_potential import NetworkPotential
 from learnreg.regularizers.base import ParameterRole, Regularizer, SaddleTerms
+from learnreg.regularizers.lifted_network import (
+    LIFTED_ROLES,
+    check_delta,
+    lifted_jacobian_bounds,
+    lifted_terms,
+    lifted_value,
+)
 
 __all__ = ["InputConvexNetwork"]
 
@@ -31,16 +38,20 @@ class InputConvexNetwork(Regularizer):
     features: n, of each layer. Filters start in pairs ±w, n/2 of them for each layer.
     layers: L.
     size: side of the filters W_l, which have zero means: R does not see constants, but at the boundary.
-    form: "smooth". ("lifted", with max(t, 0) and a smoothed lifted problem, is not available.)
+    form: "smooth", or "lifted": the ReLU network as the value of a lower level of its own, smoothed by two quadratic
+        terms (``lifted_network``), which primal-dual methods solve together with that of the image.
     mixing_size: side of the kernels U_l, odd.
     weight: sum of the initial c.
     smoothing: initial v, in image units; learned, for each feature of each layer.
+    delta: (delta_y, delta_z) of the lifted form, not learned. The kinks of the last layer have the width delta_y c in
+        image units; slopes grow by delta_z per image unit of a feature. By default (2 smoothing / c, 0.03 c) with the
+        initial c, the curvature of the smooth form at its kinks.
     minimum_smoothing: v stays above it, by parametrisation.
     generator: for the random part of the start; torch's default generator otherwise.
 
     The raw parameters are ``filters`` (L, n, k, k), from which means are subtracted, ``log_mixing`` (L - 1, n, n, m, m;
-    not for L = 1), ``biases`` (L, n), ``log_weights`` (n,), and ``log_smoothing`` (L, n), the logarithm of v -
-    minimum_smoothing.
+    not for L = 1), ``biases`` (L, n), ``log_weights`` (n,), and, unless lifted, ``log_smoothing`` (L, n), the logarithm
+    of v - minimum_smoothing.
 
     In operator applications, W, which stacks the convolutions of the image, and W^T count; those of the network behind
     it do not.
@@ -61,14 +72,16 @@ class InputConvexNetwork(Regularizer):
         weight: float = 0.12,
         smoothing: float = 5e-3,
         minimum_smoothing: float = 0.0,
+        delta: tuple[float, float] | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         if channels != 1:
             raise ConfigError(f"InputConvexNetwork(channels={channels!r}): expected 1, images with one channel.")
-        if form != "smooth":
-            known = "is not available yet; use" if form == "lifted" else "is unknown; expected"
-            raise ConfigError(f"InputConvexNetwork(form={form!r}): it {known} 'smooth'.")
+        if form not in get_args(Form):
+            raise ConfigError(f"InputConvexNetwork(form={form!r}): it is unknown; expected 'smooth' or 'lifted'.")
+        if delta is not None and form != "lifted":
+            raise ConfigError(f"InputConvexNetwork(delta={delta!r}): the {form} form has none; set smoothing.")
         for name, value in (("weight", weight), ("smoothing - minimum_smoothing", smoothing - minimum_smoothing)):
             if not (value > 0 and math.isfinite(value)):
                 raise ConfigError(f"InputConvexNetwork({name}={value!r}): expected a positive finite number.")
@@ -77,8 +90,10 @@ class InputConvexNetwork(Regularizer):
         start = initial_parameters(features, layers, size, mixing_size, weight, generator)
         for name, numbers in start.items():
             self.register_parameter(name, nn.Parameter(numbers))
-        offset = math.log(smoothing - minimum_smoothing)
-        self.log_smoothing = nn.Parameter(torch.full((layers, features), offset, dtype=start["biases"].dtype))
+        self.delta = check_delta(delta or (2.0 * smoothing * features / weight, 0.03 * weight / features))
+        if form == "smooth":
+            offset = math.log(smoothing - minimum_smoothing)
+            self.log_smoothing = nn.Parameter(torch.full((layers, features), offset, dtype=start["biases"].dtype))
         self.minimum_smoothing, self.form, self._names = float(minimum_smoothing), form, tuple(start)
         self.mixing_size = mixing_size
 
@@ -88,21 +103,33 @@ class InputConvexNetwork(Regularizer):
 
     @property
     def smoothing(self) -> Tensor:
-        """v, (L, n)."""
+        """v, (L, n), of the smooth form."""
         return self.minimum_smoothing + self.log_smoothing.exp()
 
     def saddle_terms(self, image_shape: tuple[int, ...]) -> SaddleTerms:
         if len(image_shape) != 3:
             raise ShapeError(f"InputConvexNetwork: got images of shape {image_shape}, expected (1, height, width).")
         network = self.network()
+        if self.form == "lifted":
+            return lifted_terms(network, image_shape, self.delta)
         smoothing = self.minimum_smoothing + self.log_smoothing.double().exp()
         bank = FilterBank(network.filters.flatten(0, 1), image_shape, "zero", zero_mean=True)
         columns = (smoothing.reshape(-1, 1, 1), network.weights[:, None, None])
         return SaddleTerms(bank, NetworkPotential(*columns, network.mixing, network.biases))
 
+    def value(self, x: Tensor) -> Tensor:
+        if self.form == "smooth" or x.dim() != 4 or x.shape[1] != 1:
+            return super().value(x)
+        return lifted_value(self.network(), x, self.delta)
+
     def parameter_roles(self) -> dict[str, ParameterRole]:
+        if self.form == "lifted":
+            return {name: LIFTED_ROLES[name] for name in self._names}
         roles: dict[str, ParameterRole] = dict.fromkeys(self._names, "potential")
         return roles | {"filters": "operator", "log_smoothing": "potential"}
+
+    def parameter_jacobian_bounds(self) -> dict[ParameterRole, float]:
+        return lifted_jacobian_bounds(self.network()) if self.form == "lifted" else {}
 
     def config(self) -> dict[str, Any]:
         layers, features, size, _ = self.filters.shape
@@ -114,12 +141,18 @@ class InputConvexNetwork(Regularizer):
             "form": self.form,
             "mixing_size": self.mixing_size,
             "minimum_smoothing": self.minimum_smoothing,
+            "delta": list(self.delta) if self.form == "lifted" else None,
         }
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> InputConvexNetwork:
         smoothing = float(config["minimum_smoothing"]) + 1.0  # until the parameters are loaded
-        return cls(**config, smoothing=smoothing, generator=torch.Generator().manual_seed(0))
+        delta = config.get("delta")
+        return cls(
+            **{**config, "delta": None if delta is None else tuple(delta)},
+            smoothing=smoothing,
+            generator=torch.Generator().manual_seed(0),
+        )
 
     def extra_repr(self) -> str:
         layers, features, size, _ = self.filters.shape

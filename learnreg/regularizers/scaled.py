@@ -47,6 +47,8 @@ class Scaled(Regularizer):
 
     def saddle_terms(self, image_shape: tuple[int, ...]) -> SaddleTerms:
         terms = self.base.saddle_terms(image_shape)
+        if terms.latent is not None:
+            raise ConfigError(f"Scaled: {type(self.base).__name__} has latent variables, whose terms no factor scales.")
         return SaddleTerms(terms.operator, terms.potential.scaled(self.log_factor.double().exp()))
 
     def parameter_roles(self) -> dict[str, ParameterRole]:

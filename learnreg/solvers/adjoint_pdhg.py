@@ -15,7 +15,6 @@ from learnreg.adjoint import AdjointEquation
 from learnreg.blocks import planes
 from learnreg.channels import ChannelKernels, as_rows
 from learnreg.errors import AssumptionError
-from learnreg.problem import expand
 from learnreg.solvers.base import OWNED, AdjointSolver, Report, SolverState
 from learnreg.solvers.pdhg import StepSizes, balanced_tau, initial_tau, scaled_movement
 
@@ -35,10 +34,12 @@ class AdjointPDHGState(SolverState):
     sizes: StepSizes
 
 
-def adjoint_primal_step(equation: AdjointEquation, X: Tensor, pullback: Tensor, tau: Tensor) -> Tensor:
+def adjoint_primal_step(
+    equation: AdjointEquation, X: Tensor, pullback: Tensor, tau: Tensor, sizes: StepSizes
+) -> Tensor:
     """X - tau (K^T Y + ∂_x ell), then the derivative of prox_{tau g}: the data term's curvature, zero on active
     pixels."""
-    instance, step = equation.instance, expand(tau, X)
+    instance, step = equation.instance, sizes.tau(tau, X)
     if instance.diagonal is not None:
         X_hat = torch.addcmul(X, equation.rhs - pullback, step).div_(1.0 + step * instance.diagonal)
     else:
@@ -88,7 +89,7 @@ class AdjointPDHG(AdjointSolver[AdjointPDHGState]):
     def step(self, equation: AdjointEquation, state: AdjointPDHGState) -> AdjointPDHGState:
         instance, sizes = equation.instance, state.sizes
         sigma = sizes.sigma(state.tau, state.Y)
-        X_hat = adjoint_primal_step(equation, state.X, instance.adjoint(state.Y), state.tau)
+        X_hat = adjoint_primal_step(equation, state.X, instance.adjoint(state.Y), state.tau, sizes)
         response = instance.apply(torch.lerp(state.X, X_hat, 2.0), state.Y_hat)
         dual_step_(equation, response, state.Y, sigma, sizes.relaxation)
         X = torch.lerp(state.X, X_hat, sizes.relaxation)

@@ -9,7 +9,7 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 from torch import Tensor
 
 from learnreg.adjoint import AdjointEquation
-from learnreg.problem import Instance
+from learnreg.instance import Instance
 
 __all__ = [
     "OWNED",

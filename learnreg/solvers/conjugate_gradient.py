@@ -9,9 +9,9 @@ from torch import Tensor
 
 from learnreg.adjoint import AdjointEquation
 from learnreg.convex import inner_samples
-from learnreg.problem import expand
+from learnreg.instance import expand
 from learnreg.solvers.base import OWNED, AdjointSolver, Report, SolverState
-from learnreg.solvers.preconditioner import SpectralPreconditioner, can_precondition
+from learnreg.solvers.preconditioner import Preconditioner, preconditioner_of
 
 __all__ = ["CGState", "ConjugateGradient"]
 
@@ -26,7 +26,7 @@ class CGState(SolverState):
     p: Tensor
     rr: Tensor
     rz: Tensor
-    preconditioner: SpectralPreconditioner | None
+    preconditioner: Preconditioner | None
     memory: Tensor = field(metadata=OWNED)
     X_smooth: Tensor | None = None
     r_smooth: Tensor | None = None
@@ -37,7 +37,7 @@ class ConjugateGradient(AdjointSolver[CGState]):
 
     Parameters
     ----------
-    precondition: where the Hessian is of a kind that ``SpectralPreconditioner`` knows.
+    precondition: where ``preconditioner_of`` knows one.
     smooth: report the point of least residual on the segments between the point reported before and the iterates
         (minimal residual smoothing: Schönauer 1987; Zhou and Walker, SIAM J. Sci. Comput. 15, 1994). CG minimises the
         energy of the error; bounds see the norm of the residual, which this halves.
@@ -52,8 +52,8 @@ class ConjugateGradient(AdjointSolver[CGState]):
         X = equation.project(X)
         memory = torch.empty_like(equation.at_response)
         preconditioner = None
-        if self.precondition and can_precondition(equation.instance):
-            preconditioner = SpectralPreconditioner.of(equation.instance, equation.curvature_diagonal())
+        if self.precondition:
+            preconditioner = preconditioner_of(equation.instance, equation.curvature_diagonal)
         r = equation.rhs
         if bool(X.any()):  # from zero, the usual start, the residual is known
             r = r - equation.hessian(X, memory)
@@ -96,6 +96,6 @@ def _smoothed(state: CGState, X: Tensor, r: Tensor) -> tuple[Tensor | None, Tens
     return torch.lerp(state.X_smooth, X, share), torch.addcmul(state.r_smooth, share, change)
 
 
-def _preconditioned(equation: AdjointEquation, preconditioner: SpectralPreconditioner | None, r: Tensor) -> Tensor:
+def _preconditioned(equation: AdjointEquation, preconditioner: Preconditioner | None, r: Tensor) -> Tensor:
     """P r on the free pixels: restricted to them, P stays symmetric and positive definite."""
     return r if preconditioner is None else equation.project(preconditioner(r))

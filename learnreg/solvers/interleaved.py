@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from learnreg.adjoint import AdjointEquation
+from learnreg.instance import Instance
 from learnreg.losses import UpperLoss
-from learnreg.problem import Instance
 from learnreg.solvers.adjoint_pdhg import AdjointPDHG, AdjointPDHGState, adjoint_primal_step
 from learnreg.solvers.base import Iteration, Report, SolverState
 from learnreg.solvers.pdhg import PDHG, PDHGState, primal_step
@@ -89,9 +89,9 @@ class InterleavedPDHG(Iteration[InterleavedProblem, InterleavedState]):
         sigma = sizes.sigma(lower.tau, lower.y)
         instance.counter.applications += 2  # two stacked calls count twice
         pullbacks = instance.adjoint(torch.cat([lower.y, adjoint.Y]))
-        x_hat = primal_step(instance, lower.x, pullbacks[:batch], lower.tau)
+        x_hat = primal_step(instance, lower.x, pullbacks[:batch], lower.tau, sizes)
         equation = AdjointEquation.at(instance, x_hat, lower.t, problem.loss_gradient(x_hat))
-        X_hat = adjoint_primal_step(equation, adjoint.X, pullbacks[batch:], lower.tau)
+        X_hat = adjoint_primal_step(equation, adjoint.X, pullbacks[batch:], lower.tau, sizes)
         responses = instance.apply(torch.cat([2.0 * x_hat - lower.x, 2.0 * X_hat - adjoint.X]))
         v = torch.addcmul(lower.y, sigma, responses[:batch])
         instance.potential.dual_step_(v, lower.y, lower.t, sigma, sizes.relaxation)

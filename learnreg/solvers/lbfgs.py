@@ -16,7 +16,7 @@ from learnreg.blocks import sum_blocks
 from learnreg.certificates.state import primal_bound, rounding_floor
 from learnreg.convex import inner_samples
 from learnreg.errors import AssumptionError
-from learnreg.problem import Instance, expand
+from learnreg.instance import Instance, expand
 from learnreg.solvers.base import OWNED, Report, Solver, SolverState
 from learnreg.solvers.preconditioner import SpectralPreconditioner, can_precondition
 

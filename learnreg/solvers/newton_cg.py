@@ -16,10 +16,10 @@ from torch import Tensor
 
 from learnreg.certificates.state import primal_bound, rounding_floor
 from learnreg.convex import inner_samples
-from learnreg.problem import Instance, expand
+from learnreg.instance import Instance, expand
 from learnreg.solvers.base import Report, Solver, SolverState
 from learnreg.solvers.point import Point, evaluate, free_pixels, restrict, where
-from learnreg.solvers.preconditioner import SpectralPreconditioner, can_precondition
+from learnreg.solvers.preconditioner import Preconditioner, preconditioner_of
 
 __all__ = ["NewtonCG", "NewtonCGState"]
 
@@ -41,7 +41,7 @@ class NewtonCGState(SolverState):
     p: Tensor
     rr: Tensor
     rz: Tensor
-    preconditioner: SpectralPreconditioner | None
+    preconditioner: Preconditioner | None
     grad_norm: Tensor
     forcing: Tensor
     inner: Tensor
@@ -53,7 +53,7 @@ class NewtonCG(Solver[NewtonCGState]):
     Parameters
     ----------
     max_inner: conjugate-gradient steps at most for a Newton step.
-    precondition: where the Hessian is of a kind that ``SpectralPreconditioner`` knows.
+    precondition: where ``preconditioner_of`` knows one.
     """
 
     name = "newton-cg"
@@ -83,10 +83,10 @@ class NewtonCG(Solver[NewtonCGState]):
             inner=torch.zeros_like(rr),
         )
 
-    def _preconditioner(self, instance: Instance, t: Tensor) -> SpectralPreconditioner | None:
-        if not (self.precondition and can_precondition(instance)):
+    def _preconditioner(self, instance: Instance, t: Tensor) -> Preconditioner | None:
+        if not self.precondition:
             return None
-        return SpectralPreconditioner.of(instance, instance.potential.second_diagonal(t))
+        return preconditioner_of(instance, lambda: instance.potential.second_diagonal(t))
 
     def step(self, instance: Instance, state: NewtonCGState) -> NewtonCGState:
         v_p = instance.apply(state.p)

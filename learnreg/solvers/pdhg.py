@@ -17,7 +17,7 @@ from learnreg.convex import sum_samples
 from learnreg.errors import AssumptionError
 from learnreg.filterbank import FilterBank, weighted_norm_bound
 from learnreg.fused import FusedTotalVariation
-from learnreg.problem import Instance, expand
+from learnreg.instance import Instance, expand
 from learnreg.solvers.base import OWNED, Report, Solver, SolverState
 
 _PRIMAL_SHARE = 0.6
@@ -34,11 +34,14 @@ __all__ = ["PDHG", "PDHGState", "StepSizes", "balanced_tau", "initial_tau", "pri
 @dataclass(frozen=True)
 class StepSizes:
     """What a PDHG iteration on K with channel scaling needs: the norm of the scaled K, the scaling of sigma per
-    channel, and the gradient's Lipschitz constant of the part of the energy treated explicitly (0: none)."""
+    channel, the gradient's Lipschitz constant of the part of the energy treated explicitly (0: none), and the scaling
+    of tau per channel (None: 1): at most 1, less for latent variables, so that their columns of K weigh as much as
+    those of the image."""
 
     norm: float
     scaling: Tensor
     explicit_lipschitz: float
+    primal_scaling: Tensor | None = None
 
     @classmethod
     def of(cls, instance: Instance) -> StepSizes:
@@ -51,10 +54,21 @@ class StepSizes:
         else:
             scaling = torch.ones((), dtype=instance.q.dtype, device=instance.q.device)
             norm = instance.analysis.norm_bound()
+        primal = None
+        if instance.latent is not None:
+            aim = min(instance.latent.balance(), instance.latent_scale)
+            norm = instance.latent.operator(aim).norm_bound()
+            primal = instance.q.new_ones(instance.q.shape[1], 1, 1)
+            primal[instance.latent.image_channels :] = (aim / instance.latent_scale) ** 2
         explicit = 0.0
         if instance.diagonal is None:
             explicit = float(instance.data_weights.max()) * instance.forward.norm_bound() ** 2
-        return cls(max(norm, 1e-12), scaling, explicit)
+        return cls(max(norm, 1e-12), scaling, explicit, primal)
+
+    def tau(self, tau: Tensor, like: Tensor) -> Tensor:
+        """The primal step of each sample and channel."""
+        step = expand(tau, like)
+        return step if self.primal_scaling is None else step * self.primal_scaling
 
     def sigma(self, tau: Tensor, like: Tensor) -> Tensor:
         """The dual step of each sample and channel: 1/tau = sigma ‖K‖² + L."""
@@ -82,9 +96,9 @@ class PDHGState(SolverState):
     sizes: StepSizes
 
 
-def primal_step(instance: Instance, x: Tensor, pullback: Tensor, tau: Tensor) -> Tensor:
+def primal_step(instance: Instance, x: Tensor, pullback: Tensor, tau: Tensor, sizes: StepSizes) -> Tensor:
     """prox_{tau g}(x - tau K^T y), with the data term inside g when it is diagonal and explicit otherwise."""
-    step = expand(tau, x)
+    step = sizes.tau(tau, x)
     if instance.diagonal is not None:
         x_hat = torch.addcmul(x, instance.q - pullback, step).div_(1.0 + step * instance.diagonal)
     else:
@@ -125,7 +139,7 @@ class PDHG(Solver[PDHGState]):
         if fused is not None:
             return fused
         sigma = sizes.sigma(state.tau, state.y)
-        x_hat = primal_step(instance, state.x, instance.adjoint(state.y), state.tau)
+        x_hat = primal_step(instance, state.x, instance.adjoint(state.y), state.tau, sizes)
         response = instance.apply(torch.lerp(state.x, x_hat, 2.0), state.memory)
         v = torch.addcmul(state.y, sigma, response, out=response)
         instance.potential.dual_step_(v, state.y, state.t, sigma, sizes.relaxation, _newton_now(state))
@@ -182,7 +196,8 @@ def initial_tau(instance: Instance, sizes: StepSizes) -> float:
 
 def scaled_movement(sizes: StepSizes, moved_x: Tensor, moved_y: Tensor) -> tuple[Tensor, Tensor]:
     """‖Δx‖ and ‖Δy‖ in the norm of the scaled dual space, (batch,) each; overwrites moved_y."""
-    primal = sum_samples(moved_x * moved_x).sqrt()
+    square = moved_x * moved_x
+    primal = sum_samples(square if sizes.primal_scaling is None else square / sizes.primal_scaling).sqrt()
     return primal, sum_samples(moved_y.square_().div_(sizes.scaling)).sqrt()
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from learnreg.problem import Instance, expand
+from learnreg.instance import Instance, expand
 from learnreg.solvers.base import SolverState
 
 __all__ = ["Point", "evaluate", "free_pixels", "restrict", "where"]

@@ -11,17 +11,24 @@ in log s. It is symmetric and positive definite whatever the data.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from learnreg.problem import Instance, expand
+from learnreg.instance import Instance, expand
 from learnreg.solvers.base import SolverState
 from learnreg.stencil import Stencil
 
-__all__ = ["SpectralPreconditioner", "can_precondition"]
+__all__ = [
+    "DiagonalPreconditioner",
+    "Preconditioner",
+    "SpectralPreconditioner",
+    "can_precondition",
+    "preconditioner_of",
+]
 
 _LEVELS = (0.01, 0.99)
 """Quantiles of the local size that the two levels are."""
@@ -43,6 +50,33 @@ def can_precondition(instance: Instance) -> bool:
         return False
     sides, filter_shape = instance.analysis.domain_shape[1:], stencil.filters.shape[1:]
     return all(n >= 2 * k - 1 for n, k in zip(sides, filter_shape, strict=True))
+
+
+@dataclass(frozen=True)
+class DiagonalPreconditioner(SolverState):
+    """1 over the Hessian's diagonal: for latent variables, whose scale bounds want, not solvers."""
+
+    inverse: Tensor
+
+    @classmethod
+    def of(cls, instance: Instance, curvature: Tensor) -> DiagonalPreconditioner | None:
+        """From the diagonal of f''(Kx); None where the operator does not tell the diagonal of K^T f'' K. Counts one
+        application."""
+        bend = instance.analysis.gram_diagonal(curvature)
+        if bend is None:
+            return None
+        instance.counter.applications += 1
+        norm = float(instance.data_weights.max()) * instance.forward.norm_bound() ** 2 + instance.ridge
+        return cls(1.0 / (bend + (norm if instance.diagonal is None else instance.diagonal)))
+
+    def where(self, chosen: Tensor, old: Preconditioner) -> DiagonalPreconditioner:
+        """This one for the samples chosen, (batch,), ``old`` for the others."""
+        assert isinstance(old, DiagonalPreconditioner)
+        return DiagonalPreconditioner(torch.where(expand(chosen, self.inverse), self.inverse, old.inverse))
+
+    def __call__(self, r: Tensor) -> Tensor:
+        """The approximate H^-1 r; no operator application."""
+        return self.inverse * r
 
 
 @dataclass(frozen=True)
@@ -83,8 +117,9 @@ class SpectralPreconditioner(SolverState):
         shares = torch.cat([1.0 - share, share], 1).sqrt()
         return cls(shares, 1.0 / (mass + levels * symbol), sides)
 
-    def where(self, chosen: Tensor, old: SpectralPreconditioner) -> SpectralPreconditioner:
+    def where(self, chosen: Tensor, old: Preconditioner) -> SpectralPreconditioner:
         """This one for the samples chosen, (batch,), ``old`` for the others."""
+        assert isinstance(old, SpectralPreconditioner)
         pick = expand(chosen, self.shares)
         shares = torch.where(pick, self.shares, old.shares)
         return SpectralPreconditioner(shares, torch.where(pick, self.inverses, old.inverses), self.sides)
@@ -96,6 +131,16 @@ class SpectralPreconditioner(SolverState):
         rows, columns = r.shape[-2:]
         levels: Tensor = self.shares * image[..., :rows, :columns]
         return levels.sum(1, keepdim=True)
+
+
+Preconditioner = SpectralPreconditioner | DiagonalPreconditioner
+
+
+def preconditioner_of(instance: Instance, curvature: Callable[[], Tensor]) -> Preconditioner | None:
+    """The one that fits, from the diagonal of f''(Kx) if there is one."""
+    if instance.latent is not None:
+        return DiagonalPreconditioner.of(instance, curvature())
+    return SpectralPreconditioner.of(instance, curvature()) if can_precondition(instance) else None
 
 
 def _quantiles(size: Tensor) -> list[Tensor]:

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from learnreg.certificates.state import primal_bound, rounding_floor
 from learnreg.convex import inner_samples
-from learnreg.problem import Instance, expand
+from learnreg.instance import Instance, expand
 from learnreg.solvers.base import Report, Solver, SolverState
 from learnreg.solvers.lbfgs import inverse_curvature, pair_scale, two_loop_direction
 from learnreg.solvers.point import Point, evaluate, free_pixels, restrict, where
-from learnreg.solvers.preconditioner import SpectralPreconditioner, can_precondition
+from learnreg.solvers.preconditioner import Preconditioner, preconditioner_of
 
 __all__ = ["ProjectedLBFGS", "ProjectedLBFGSState"]
 
@@ -33,7 +33,7 @@ class ProjectedLBFGSState(SolverState):
     point: Point
     alpha: Tensor
     scale: Tensor
-    preconditioner: SpectralPreconditioner | None
+    preconditioner: Preconditioner | None
     steps: int = 0
     s: tuple[Tensor, ...] = ()
     d: tuple[Tensor, ...] = ()
@@ -48,7 +48,7 @@ class ProjectedLBFGS(Solver[ProjectedLBFGSState]):
     Parameters
     ----------
     memory: number of pairs kept.
-    precondition: where the Hessian is of a kind that ``SpectralPreconditioner`` knows.
+    precondition: where ``preconditioner_of`` knows one.
     """
 
     name = "lbfgs"
@@ -75,10 +75,10 @@ class ProjectedLBFGS(Solver[ProjectedLBFGSState]):
             return state
         return replace(state, preconditioner=self._preconditioner(instance, state.point))
 
-    def _preconditioner(self, instance: Instance, point: Point) -> SpectralPreconditioner | None:
-        if not (self.precondition and can_precondition(instance)):
+    def _preconditioner(self, instance: Instance, point: Point) -> Preconditioner | None:
+        if not self.precondition:
             return None
-        return SpectralPreconditioner.of(instance, instance.potential.majorant(point.t))
+        return preconditioner_of(instance, lambda: instance.potential.majorant(point.t))
 
     def step(self, instance: Instance, state: ProjectedLBFGSState) -> ProjectedLBFGSState:
         start = state.point

@@ -14,7 +14,9 @@ from learnreg.certificates.state import smallest_bound
 from learnreg.convex import inner_samples, sum_samples
 from learnreg.errors import ConfigError, SolverError
 from learnreg.fault import blame_operators
-from learnreg.problem import Instance, LowerLevelProblem, expand
+from learnreg.instance import Instance, expand
+from learnreg.latent import image_part
+from learnreg.problem import LowerLevelProblem
 from learnreg.result import BoundKind, Solution, Status
 from learnreg.solvers.base import Solver
 from learnreg.solvers.lbfgs import LBFGS
@@ -48,13 +50,13 @@ _SOLVERS: dict[str, type[Solver[Any]]] = {"pdhg": PDHG, "lbfgs": LBFGS, "newton-
 
 def make_solver(name: str, instance: Instance, warm: bool = False) -> Solver[Any]:
     """The solver of that name. "auto", by operator applications on trained models (docs/benchmarks.md): L-BFGS where
-    it has a preconditioner; else from a cold start PDHG where the data term is diagonal (denoising and inpainting by
-    total variation), L-BFGS otherwise; from a warm one L-BFGS, since a good x without its dual iterate is of
-    little use to PDHG. With a constraint, and for potentials whose values along a line cost as much as a step, L-BFGS
-    is the projected one. PDHG needs a proximal map."""
+    it has a preconditioner, as for latent variables; else from a cold start PDHG where the data term is diagonal
+    (denoising and inpainting by total variation), L-BFGS otherwise; from a warm one L-BFGS, since a good x without its
+    dual iterate is of little use to PDHG. With a constraint, and for potentials whose values along a line cost as much
+    as a step, L-BFGS is the projected one. PDHG needs proximal maps."""
     if name == "auto":
-        proximal = instance.potential.proximal
-        cold_pdhg = proximal and instance.diagonal is not None and not warm and not can_precondition(instance)
+        plain = instance.potential.proximal and instance.latent is None
+        cold_pdhg = plain and instance.diagonal is not None and not warm and not can_precondition(instance)
         name = "pdhg" if cold_pdhg else "lbfgs"
     if name == "lbfgs" and (instance.box is not None or instance.potential.whole):
         return ProjectedLBFGS()
@@ -111,7 +113,8 @@ def initial_point(instance: Instance, b: Tensor) -> Tensor:
         x = expand(inner_samples(instance.q, guess) / bend, guess) * guess
     else:
         x = instance.q / (float(instance.data_weights.max()) * instance.forward.norm_bound() ** 2 + instance.ridge)
-    return x if instance.box is None else instance.box.prox(x)
+    x = x if instance.box is None else instance.box.prox(x)
+    return instance.started(image_part(x, instance.latent))
 
 
 def residual_tolerance(instance: Instance, error: Tensor) -> Tensor:
@@ -176,7 +179,7 @@ def solve(
         x = initial_point(instance, b)
     else:
         problem.operator.check_domain(start, "start")
-        x = start.detach().to(b)
+        x = instance.extended(start.detach().to(b))
     scale = math.sqrt(math.prod(problem.operator.domain_shape))
     judge_instance = exact_instance(problem, b, instance)
     working, aim, steps = instance, target * (_AIM if b.dtype == torch.float64 else _FLOAT32_AIM), 0
@@ -202,7 +205,7 @@ def solve(
         blame_operators(judge_instance, x)
     status = _final_status(worst <= target, judged.kind, result.status)
     solution = Solution(
-        x=judged.x,
+        x=image_part(judged.x, instance.latent),
         y=judged.y,
         error_bound=judged.bound.to(b.dtype) * (1.0 + 2.0 * torch.finfo(b.dtype).eps),
         bound_kind=judged.kind,

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from learnreg.convex import sum_samples
+from learnreg.latent import Latent
 from learnreg.regularizers.base import ParameterRole, SaddleTerms
 from learnreg.testing.case import norms
 from learnreg.testing.operators import examine_operator
@@ -37,19 +39,37 @@ def terms_of(case: RegularizerCase) -> SaddleTerms:
 
 @torch.no_grad()
 def check_saddle_terms(case: RegularizerCase) -> Property:
-    """value(x) = f(W x), which solvers minimise instead of it."""
+    """value(x) = f(W x), which solvers minimise instead of it; with latent variables, at the best of them."""
     terms = terms_of(case)
-    if tuple(terms.operator.domain_shape) != case.image_shape:
-        domain = tuple(terms.operator.domain_shape)
+    domain, latent = tuple(terms.operator.domain_shape), terms.latent
+    if domain != (case.image_shape if latent is None else (sum(_channels(latent)), *case.image_shape[1:])):
         return broken("saddle_terms", f"the operator takes {domain} for images of shape {case.image_shape}")
     value = 0.0
     for scale in (1e-2, 0.3, 10.0):
         x = case.images(scale)
         direct = case.value(x).double()
-        through = terms.potential.to(case.dtype).value(terms.operator(x)).double()
+        joint = _joint(terms, x)
+        through = terms.potential.to(case.dtype).value(terms.operator(joint)).double()
+        if latent is not None:
+            z = joint[:, latent.image_channels :].double()
+            through = through + sum_samples(latent.cost.double() * z + 0.5 * latent.modulus * z * z)
         value = max(value, float(((direct - through).abs() / direct.abs().max().clamp_min(1e-300)).max()))
     problem = "value(x) is not potential(operator(x)) of saddle_terms, so that solvers minimise something else"
     return judged("saddle_terms", value, 100 * case.rounding, "relative difference of value and f(Wx)", problem)
+
+
+def _channels(latent: Latent) -> tuple[int, int]:
+    return latent.image_channels, latent.channels
+
+
+def _joint(terms: SaddleTerms, x: Tensor) -> Tensor:
+    """The image with the best latent variables for it, if there are any."""
+    return x if terms.latent is None else torch.cat([x, terms.latent.solve(x)], 1)
+
+
+def _probe(terms: SaddleTerms, x: Tensor) -> Tensor:
+    """The image with some latent variables that depend on it alone, if there are any."""
+    return x if terms.latent is None else torch.cat([x, x[:, :1].abs().expand(-1, terms.latent.channels, -1, -1)], 1)
 
 
 def check_analysis_operator(
@@ -80,7 +100,7 @@ class _Parts(nn.Module):
         terms = self.regularizer.saddle_terms(tuple(x.shape[1:]))  # type: ignore[operator]
         potential = terms.potential
         numbers = (torch.as_tensor(n, dtype=torch.float64) for n in (potential.weight, potential.smoothing))
-        response = terms.operator(x)
+        response = terms.operator(_probe(terms, x))
         cast, fixed = potential.to(x.dtype), response.detach()
         return response, *numbers, cast.grad(fixed), cast.weight_gradient(fixed)
 
@@ -175,6 +195,8 @@ def _contradiction(case: RegularizerCase, parameters: Mapping[str, Tensor], key:
         return f"it changes {touched[0]}"
     if role == "potential":
         return ""
+    if role == "latent_cost":
+        return "" if _close(slope_ahead, slope, tolerance) else "it changes f'"
     if role == "log_curvature":
         apart = slope_ahead - slope - (grown - 1.0) * weighted_slope
         scaled = bool((apart.abs() <= tolerance * weighted_slope.abs().max()).all())
@@ -243,7 +265,8 @@ def check_parameter_lipschitz(case: RegularizerCase) -> Property:
     inside = [key for key, role in roles.items() if role == "operator" and key in parameters]
     if not inside:
         return skipped(name, "no learnable parameters of the operator")
-    bound = terms_of(case).operator.parameter_lipschitz()
+    terms = terms_of(case)
+    bound = terms.operator.parameter_lipschitz()
     if bound is None:
         return skipped(name, "not declared, so that no hypergradient is certified")
     jacobian = _jacobian_bounds(case).get("operator")
@@ -253,7 +276,7 @@ def check_parameter_lipschitz(case: RegularizerCase) -> Property:
         p = torch.randn(_call(case, parameters, u, False)[0].shape, dtype=torch.float64, generator=case.generator).to(u)
         for _ in range(3):
             size, following = _gradient_size(case, parameters, inside, u, p, affine=jacobian is None)
-            worst = max(worst, size / float(norms(u) * norms(p)))
+            worst = max(worst, size / float(norms(_probe(terms, u)) * norms(p)))
             p = following
             if not float(p.norm()) > 0:
                 break

@@ -12,11 +12,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from learnreg.certificates.correction import extended_adjoint
 from learnreg.certificates.judgement import gradient_norm
 from learnreg.hypergradients.base import Accuracy, HypergradientMethod, Iterates
 from learnreg.hypergradients.compute import Start, hypergradient
 from learnreg.hypergradients.implicit import Implicit
 from learnreg.hypergradients.pairing import pairing_gradient
+from learnreg.latent import image_part, joint_loss, without_latent
 from learnreg.losses import UpperLoss
 from learnreg.problem import LowerLevelProblem
 
@@ -86,13 +88,16 @@ def improve_batch(
     pixels = b.new_full((b.shape[0],), float(start.x[0].numel()))
     slope = loss.gradient(start.x).flatten(1).norm(dim=1)
     goal = Accuracy(tolerances.state * pixels.sqrt(), tolerances.adjoint * slope)
-    result = method.improve(instance, loss, Iterates(start.x, start.X, warm=True), goal, None, None)
+    latent = instance.latent
+    iterates = Iterates(instance.started(start.x), without_latent(start.X, latent), warm=True)
+    result = method.improve(instance, joint_loss(loss, latent), iterates, goal, None, None)
+    x = image_part(result.x, latent)
     gradient = pairing_gradient(problem, instance, b, result.x, result.X)
     return BatchGradient(
         gradient=gradient,
-        loss=float(loss.value(result.x)),
-        x=result.x,
-        X=result.X,
+        loss=float(loss.value(x)),
+        x=x,
+        X=image_part(result.X, latent),
         steps=max(result.state_steps, result.adjoint_steps),
         applications=instance.counter.applications,
     )
@@ -104,7 +109,8 @@ def audit(
 ) -> Audit:
     """Bound the relative error of the hypergradient formed at (x, X) by a certified float64 one of the same samples."""
     instance = problem.instance(b)
-    used = pairing_gradient(problem, instance, b, x, X)
+    state = instance.extended(x)
+    used = pairing_gradient(problem, instance, b, state, extended_adjoint(instance, state, X))
     exact = hypergradient(
         problem,
         b.double(),

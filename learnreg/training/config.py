@@ -66,6 +66,9 @@ class TrainingConfig:
     potential: str = option(
         "pseudo-huber", "potential of a field of experts", choices=("pseudo-huber", "log-cosh", "huber")
     )
+    features: int = option(32, "features in each layer of an input-convex network", at_least=1)
+    layers: int = option(2, "layers of an input-convex network", at_least=1)
+    form: str = option("smooth", "of an input-convex network", choices=("smooth", "lifted"))
     smoothing: float = option(5e-3, "initial smoothing of the potential, in image units", above=0.0)
     minimum_smoothing: float = option(2e-3, "the smoothing stays above this, by parametrisation", at_least=0.0)
     weight: float = option(0.3, "sum of the initial weights", above=0.0)

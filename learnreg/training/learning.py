@@ -1,5 +1,4 @@
-"""What every training command does: a regularizer from its options, training with a progress bar, a baseline, and the
-report."""
+"""What every training command does: training with a progress bar, a baseline, and the figures of its summary."""
 
 from __future__ import annotations
 
@@ -14,22 +13,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from learnreg.errors import ConfigError
 from learnreg.hypergradients.base import HypergradientMethod
 from learnreg.hypergradients.implicit import Implicit
 from learnreg.hypergradients.piggyback import Piggyback
 from learnreg.losses import SquaredError
 from learnreg.problem import LowerLevelProblem
-from learnreg.regularizers import (
-    FieldsOfExperts,
-    InputConvexNetwork,
-    LearnedTotalVariation,
-    MultivariateExperts,
-    Regularizer,
-    RidgeRegularizer,
-    TotalVariation,
-)
-from learnreg.regularizers.base import potential_from_config
+from learnreg.regularizers import TotalVariation
 from learnreg.solvers.solve import solve
 from learnreg.training.comparison import Comparison
 from learnreg.training.config import TrainingConfig
@@ -39,7 +28,6 @@ from learnreg.training.train import TrainResult, train
 
 __all__ = [
     "comparison_figures",
-    "initial_regularizer",
     "learn",
     "training_figures",
     "tune_total_variation",
@@ -47,71 +35,7 @@ __all__ = [
 
 _WEIGHT_STEP, _LARGEST_SEARCH = 1.6, 12
 
-_RIDGE_WEIGHT = 0.5
-"""Initial weight of a ridge regularizer relative to a field of experts."""
-
-_GROUPED_WEIGHT = 0.4
-"""Initial weight of multivariate experts relative to a field of experts."""
-
-_RIDGE_SPACING = 2.0
-"""Distance of a ridge regularizer's knots in initial smoothings of a field of experts: with ten of them f'' reaches the
-responses to noise."""
-
-_NETWORK_WEIGHT = 0.4
-"""Initial weight of an input-convex network relative to a field of experts."""
-
 _METHODS: dict[str, Callable[[], HypergradientMethod]] = {"implicit": Implicit, "piggyback": Piggyback}
-
-
-def initial_regularizer(config: TrainingConfig) -> Regularizer:
-    """The regularizer that training starts from."""
-    if config.regularizer == "tv":
-        return TotalVariation(weight=config.weight / 3.0)
-    if config.regularizer == "ridge":
-        return RidgeRegularizer(
-            convexity=config.convexity,  # type: ignore[arg-type]
-            nonconvexity=config.nonconvexity,
-            weight=_RIDGE_WEIGHT * config.weight,
-            smoothing=_RIDGE_SPACING * config.smoothing,
-            generator=torch.Generator().manual_seed(config.seed),
-        )
-    if config.regularizer == "learned-tv":
-        return LearnedTotalVariation(
-            config.positions,
-            config.filter_side,
-            weight=config.weight / 3.0,
-            smoothing=config.smoothing,
-            generator=torch.Generator().manual_seed(config.seed),
-        )
-    if config.regularizer == "multivariate":
-        if config.filters % config.group_size:
-            raise ConfigError(
-                f"filters={config.filters}, group_size={config.group_size}: expected whole groups; choose a multiple."
-            )
-        return MultivariateExperts(
-            config.filters // config.group_size,
-            config.group_size,
-            config.filter_side,
-            _GROUPED_WEIGHT * config.weight,
-            config.smoothing,
-            minimum_smoothing=config.minimum_smoothing,
-            generator=torch.Generator().manual_seed(config.seed),
-        )
-    if config.regularizer == "icnn":
-        return InputConvexNetwork(
-            weight=_NETWORK_WEIGHT * config.weight,
-            smoothing=config.smoothing,
-            minimum_smoothing=config.minimum_smoothing,
-            generator=torch.Generator().manual_seed(config.seed),
-        )
-    kind = type(potential_from_config(config.potential))
-    return FieldsOfExperts(
-        config.filters,
-        config.filter_side,
-        kind(config.smoothing, config.weight),
-        minimum_smoothing=config.minimum_smoothing,
-        generator=torch.Generator().manual_seed(config.seed),
-    )
 
 
 def learn(

@@ -15,9 +15,9 @@ from learnreg.regularizers import Regularizer, TotalVariation
 from learnreg.solvers.solve import solve
 from learnreg.training.comparison import Scene, compare
 from learnreg.training.config import TomographyConfig
+from learnreg.training.initial import initial_regularizer
 from learnreg.training.learning import (
     comparison_figures,
-    initial_regularizer,
     learn,
     training_figures,
     tune_total_variation,

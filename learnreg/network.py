@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from learnreg.errors import ConfigError
-from learnreg.regularizers.fields_of_experts import dct_filters
+from learnreg.regularizers.learned_filters import dct_filters
 
 __all__ = ["Network", "initial_parameters", "mix", "mix_adjoint", "mixing_matrix", "network_of"]
 

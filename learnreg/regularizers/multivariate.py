@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from learnreg.errors import ConfigError, ShapeError
-from learnreg.filterbank import BOUNDARIES, Boundary
+from learnreg.filterbank import Boundary
 from learnreg.grouped import GroupedFilterBank
 from learnreg.isotropic import IsotropicPseudoHuber
-from learnreg.regularizers.base import ParameterRole, Regularizer, SaddleTerms, positive_log
-from learnreg.regularizers.fields_of_experts import ArrayLike, as_tensor, dct_filters
+from learnreg.regularizers.base import Regularizer, SaddleTerms, positive_log
+from learnreg.regularizers.learned_filters import ArrayLike, LearnedFilters, dct_filters, filters_from
 
 __all__ = ["MultivariateExperts"]
 
 
-class MultivariateExperts(Regularizer):
+class MultivariateExperts(LearnedFilters, Regularizer):
     """R(x) = sum_g sum_i l_g (sqrt(sum_j (w_gj * x)_i² + v_g²) - v_g): G groups of s filters of side k, with weights
     l_g and smoothings v_g.
 
@@ -66,21 +64,6 @@ class MultivariateExperts(Regularizer):
             minimum_smoothing=minimum_smoothing,
         )
 
-    def _set(
-        self,
-        filters: Tensor,
-        log_weights: nn.Parameter,
-        log_smoothing: nn.Parameter,
-        boundary: Boundary,
-        zero_mean: bool,
-        minimum_smoothing: float = 0.0,
-    ) -> None:
-        if boundary not in BOUNDARIES:
-            raise ConfigError(f"boundary={boundary!r}: expected one of {', '.join(BOUNDARIES)}.")
-        self.filters = nn.Parameter(filters)
-        self.log_weights, self.log_smoothing = log_weights, log_smoothing
-        self.boundary, self.zero_mean, self.minimum_smoothing = boundary, zero_mean, float(minimum_smoothing)
-
     @classmethod
     def from_arrays(
         cls, filters: ArrayLike, weights: ArrayLike, smoothing: ArrayLike, boundary: Boundary = "valid"
@@ -92,76 +75,17 @@ class MultivariateExperts(Regularizer):
         ------
         ShapeError: the shapes do not fit. ConfigError: a weight or smoothing that is not positive and finite.
         """
-        w = as_tensor(filters).clone()
+        w = filters_from(filters)
         if w.dim() != 4 or 0 in w.shape:
             raise ShapeError(f"from_arrays(filters): got shape {tuple(w.shape)}, expected (groups, group_size, k, k).")
-        if not w.is_floating_point():
-            w = w.to(torch.get_default_dtype())
-        if not bool(torch.isfinite(w).all()):
-            raise ConfigError("from_arrays(filters): NaN or infinite entries.")
-        result = cls.__new__(cls)
-        Regularizer.__init__(result)
-        result._set(
-            w,
-            positive_log(as_tensor(weights).to(w.dtype), "from_arrays(weights)", w.shape[0]),
-            positive_log(as_tensor(smoothing).to(w.dtype), "from_arrays(smoothing)", w.shape[0]),
-            boundary,
-            zero_mean=False,
-        )
-        return result
-
-    @property
-    def weights(self) -> Tensor:
-        """l_g, shape (G,)."""
-        return self.log_weights.exp()
-
-    @property
-    def smoothing(self) -> Tensor:
-        """v_g, shape (G,)."""
-        return self.minimum_smoothing + self.log_smoothing.exp()
-
-    @property
-    def effective_filters(self) -> Tensor:
-        """w_gj as applied to images, shape (G, s, k, k), in the dtype of the parameters."""
-        return self._exact_filters().to(self.filters.dtype)
-
-    def _exact_filters(self) -> Tensor:
-        """In float64, so that the gradient of the raw filters is rounded once, at the end."""
-        filters = self.filters.double()
-        return filters - filters.mean((-2, -1), keepdim=True) if self.zero_mean else filters
+        return cls._of_arrays(w, weights, smoothing, boundary)
 
     def saddle_terms(self, image_shape: tuple[int, ...]) -> SaddleTerms:
         if len(image_shape) != 3:
             raise ShapeError(f"MultivariateExperts: got images of shape {image_shape}, expected (1, height, width).")
         bank = GroupedFilterBank(self._exact_filters().transpose(0, 1), image_shape, self.boundary, self.zero_mean)
-        smoothing = self.minimum_smoothing + self.log_smoothing.double().exp()[:, None, None]
-        return SaddleTerms(bank, IsotropicPseudoHuber(smoothing, self.log_weights.double().exp()[:, None, None]))
-
-    def parameter_roles(self) -> dict[str, ParameterRole]:
-        return {"filters": "operator", "log_weights": "log_weight", "log_smoothing": "log_smoothing"}
-
-    def config(self) -> dict[str, Any]:
-        return {
-            "filters": list(self.filters.shape),
-            "boundary": self.boundary,
-            "zero_mean": self.zero_mean,
-            "minimum_smoothing": self.minimum_smoothing,
-        }
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> MultivariateExperts:
-        shape = [int(size) for size in config["filters"]]
-        result = cls.__new__(cls)
-        Regularizer.__init__(result)
-        result._set(
-            torch.zeros(shape),
-            nn.Parameter(torch.zeros(shape[0])),
-            nn.Parameter(torch.zeros(shape[0])),
-            config["boundary"],
-            zero_mean=bool(config["zero_mean"]),
-            minimum_smoothing=float(config["minimum_smoothing"]),
-        )
-        return result
+        weights, smoothing = self._potential_parameters()
+        return SaddleTerms(bank, IsotropicPseudoHuber(smoothing, weights))
 
     def extra_repr(self) -> str:
         groups, members, size, _ = self.filters.shape

@@ -1,0 +1,135 @@
+"""Learned filters with a weight and a smoothing for each of them, or for each group: what experts have in common."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from learnreg.errors import ConfigError
+from learnreg.filterbank import BOUNDARIES, Boundary
+from learnreg.regularizers.base import ParameterRole, positive_log
+
+__all__ = ["ArrayLike", "LearnedFilters", "dct_filters", "filters_from"]
+
+ArrayLike = Tensor | np.ndarray[Any, Any]
+
+
+class LearnedFilters(nn.Module):
+    """The raw parameters ``filters`` (n, ..., k, k), ``log_weights`` (n,) and ``log_smoothing`` (n,), the logarithm of
+    the smoothing less ``minimum_smoothing``. Filters are used minus their means with ``zero_mean``."""
+
+    def _set(
+        self,
+        filters: Tensor,
+        log_weights: nn.Parameter,
+        log_smoothing: nn.Parameter,
+        boundary: Boundary,
+        zero_mean: bool,
+        minimum_smoothing: float = 0.0,
+    ) -> None:
+        if boundary not in BOUNDARIES:
+            raise ConfigError(f"boundary={boundary!r}: expected one of {', '.join(BOUNDARIES)}.")
+        self.filters = nn.Parameter(filters)
+        self.log_weights, self.log_smoothing = log_weights, log_smoothing
+        self.boundary, self.zero_mean, self.minimum_smoothing = boundary, zero_mean, float(minimum_smoothing)
+
+    @classmethod
+    def _of_arrays(cls, filters: Tensor, weights: ArrayLike, smoothing: ArrayLike, boundary: Boundary) -> Self:
+        """With exactly these numbers; ConfigError where weights or smoothings are not positive and finite."""
+        result = cls.__new__(cls)
+        nn.Module.__init__(result)
+        result._set(
+            filters,
+            positive_log(_as_tensor(weights).to(filters.dtype), "from_arrays(weights)", filters.shape[0]),
+            positive_log(_as_tensor(smoothing).to(filters.dtype), "from_arrays(smoothing)", filters.shape[0]),
+            boundary,
+            zero_mean=False,
+        )
+        return result
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """With the shapes and options of ``config()``, parameters to be loaded."""
+        shape = [int(size) for size in config["filters"]]
+        result = cls.__new__(cls)
+        nn.Module.__init__(result)
+        result._set(
+            torch.zeros(shape),
+            nn.Parameter(torch.zeros(shape[0])),
+            nn.Parameter(torch.zeros(shape[0])),
+            config["boundary"],
+            zero_mean=bool(config["zero_mean"]),
+            minimum_smoothing=float(config["minimum_smoothing"]),
+        )
+        return result
+
+    @property
+    def weights(self) -> Tensor:
+        """l, shape (n,)."""
+        return self.log_weights.exp()
+
+    @property
+    def smoothing(self) -> Tensor:
+        """v, shape (n,)."""
+        return self.minimum_smoothing + self.log_smoothing.exp()
+
+    @property
+    def effective_filters(self) -> Tensor:
+        """The filters as applied to images, in the shape and dtype of the raw ones."""
+        return self._exact_filters().to(self.filters.dtype)
+
+    def _exact_filters(self) -> Tensor:
+        """In float64, so that the gradient of the raw filters is rounded once, at the end: the mean that is projected
+        out of it can be far larger than what remains."""
+        filters = self.filters.double()
+        return filters - filters.mean((-2, -1), keepdim=True) if self.zero_mean else filters
+
+    def _potential_parameters(self) -> tuple[Tensor, Tensor]:
+        """Weights and smoothings in float64, (n, 1, 1) each."""
+        smoothing = self.minimum_smoothing + self.log_smoothing.double().exp()
+        return self.log_weights.double().exp()[:, None, None], smoothing[:, None, None]
+
+    def parameter_roles(self) -> dict[str, ParameterRole]:
+        return {"filters": "operator", "log_weights": "log_weight", "log_smoothing": "log_smoothing"}
+
+    def config(self) -> dict[str, Any]:
+        return {
+            "filters": list(self.filters.shape),
+            "boundary": self.boundary,
+            "zero_mean": self.zero_mean,
+            "minimum_smoothing": self.minimum_smoothing,
+        }
+
+
+def dct_filters(count: int, size: int, generator: torch.Generator | None = None) -> Tensor:
+    """The first ``count`` DCT-II basis filters without the constant, by increasing frequency, unit norm; beyond
+    size² - 1 of them, random zero-mean unit-norm filters. Shape (count, size, size)."""
+    n = torch.arange(size, dtype=torch.float64)
+    basis = torch.cos(math.pi * (n[None, :] + 0.5) * n[:, None] / size)
+    basis = basis / basis.norm(dim=1, keepdim=True)
+    pairs = sorted(((i, j) for i in range(size) for j in range(size)), key=lambda p: (p[0] + p[1], max(p), p))[1:]
+    filters = [torch.outer(basis[i], basis[j]) for i, j in pairs[:count]]
+    for _ in range(count - len(filters)):
+        w = torch.randn(size, size, dtype=torch.float64, generator=generator)
+        w = w - w.mean()
+        filters.append(w / w.norm())
+    return torch.stack(filters).to(torch.get_default_dtype())
+
+
+def filters_from(values: ArrayLike) -> Tensor:
+    """A copy as a floating-point tensor; ConfigError where entries are not finite."""
+    w = _as_tensor(values).clone()
+    if not w.is_floating_point():
+        w = w.to(torch.get_default_dtype())
+    if not bool(torch.isfinite(w).all()):
+        raise ConfigError("from_arrays(filters): NaN or infinite entries.")
+    return w
+
+
+def _as_tensor(values: ArrayLike) -> Tensor:
+    """A tensor cut from autograd; NumPy views with negative strides are copied."""
+    return torch.as_tensor(values.copy(order="C") if isinstance(values, np.ndarray) else values).detach()

@@ -40,6 +40,15 @@ def _global_state() -> Iterator[None]:
     assert left_behind == dtype, f"the test changed the default dtype to {left_behind}"
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """For modules of small tensors, which are faster so."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def seed() -> int:
     """The fixed seed of ordinary tests."""

@@ -15,13 +15,13 @@ import learnreg as lr
 from learnreg.convolution_chain import ConvolutionChain
 from learnreg.filterbank import FilterBank
 from learnreg.grouped import GroupedFilterBank
-from learnreg.hinge import SquaredHinge
 from learnreg.hypergradients.base import HypergradientMethod
 from learnreg.isotropic import IsotropicPseudoHuber
 from learnreg.latent import JointOperator
-from learnreg.lifted_operator import LiftedOperator
 from learnreg.linop import LinearOperator
-from learnreg.network_potential import NetworkPotential
+from learnreg.networks.hinge import SquaredHinge
+from learnreg.networks.lifted_operator import LiftedOperator
+from learnreg.networks.potential import NetworkPotential
 from learnreg.operators import (
     Blur,
     FanBeam2D,

@@ -14,7 +14,7 @@ from dense_truth import distance, norm, truth_of
 from torch import Tensor
 
 import learnreg as lr
-from learnreg.network_potential import NetworkPotential
+from learnreg.networks.potential import NetworkPotential
 from learnreg.operators import Blur, Identity
 from learnreg.parameter_bound import ResponseErrors
 from learnreg.regularizers import InputConvexNetwork

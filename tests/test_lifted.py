@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 import learnreg as lr
-from learnreg.hinge import SquaredHinge
 from learnreg.hypergradients.compute import Start
-from learnreg.lifted_inner import InnerProblem, reduced_value
-from learnreg.lifted_operator import couple, coupling_norm
-from learnreg.network import mix
+from learnreg.networks.hinge import SquaredHinge
+from learnreg.networks.inner import InnerProblem, reduced_value
+from learnreg.networks.lifted_operator import couple, coupling_norm
+from learnreg.networks.parameters import mix
 from learnreg.norms import dense_matrix
 from learnreg.operators import Blur, Identity
 from learnreg.regularizers import InputConvexNetwork, Scaled

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import bound_hunt
 import pytest
@@ -32,14 +31,7 @@ from learnreg.weakly_convex_spline import WeaklyConvexSpline
 SHAPE = registry.SHAPE
 DOUBLE = torch.float64
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Small tensors are faster so."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def ridge(seed: int = 0, deep: float = 3.0, **options: object) -> RidgeRegularizer:

@@ -7,6 +7,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from learnreg.dct import dct_filters
 from learnreg.errors import ConfigError, ShapeError
 from learnreg.filterbank import Boundary, FilterBank
 from learnreg.potentials import Potential, PseudoHuber
@@ -17,7 +18,7 @@ from learnreg.regularizers.base import (
     potential_from_config,
     potential_to_config,
 )
-from learnreg.regularizers.learned_filters import ArrayLike, LearnedFilters, dct_filters, filters_from
+from learnreg.regularizers.learned_filters import ArrayLike, LearnedFilters, filters_from
 
 __all__ = ["FieldsOfExperts"]
 

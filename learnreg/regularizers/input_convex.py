@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from learnreg.errors import ConfigError, ShapeError
 from learnreg.filterbank import FilterBank
-from learnreg.network import Network, initial_parameters, network_of
-from learnreg.network_potential import NetworkPotential
+from learnreg.networks.parameters import Network, initial_parameters, network_of
+from learnreg.networks.potential import NetworkPotential
 from learnreg.regularizers.base import ParameterRole, Regularizer, SaddleTerms
 from learnreg.regularizers.lifted_network import (
     LIFTED_ROLES,

@@ -21,11 +21,11 @@ from torch import Tensor
 
 from learnreg.errors import ConfigError, ShapeError
 from learnreg.filterbank import FilterBank
-from learnreg.hinge import SquaredHinge
 from learnreg.latent import Latent
-from learnreg.lifted_inner import InnerProblem, reduced_value
-from learnreg.lifted_operator import LiftedOperator
-from learnreg.network import Network
+from learnreg.networks.hinge import SquaredHinge
+from learnreg.networks.inner import InnerProblem, reduced_value
+from learnreg.networks.lifted_operator import LiftedOperator
+from learnreg.networks.parameters import Network
 from learnreg.regularizers.base import ParameterRole, SaddleTerms
 
 __all__ = ["LIFTED_ROLES", "check_delta", "lifted_jacobian_bounds", "lifted_terms", "lifted_value"]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from learnreg.dct import dct_filters
 from learnreg.errors import ConfigError, ShapeError
 from learnreg.filterbank import Boundary
 from learnreg.grouped import GroupedFilterBank
 from learnreg.isotropic import IsotropicPseudoHuber
 from learnreg.regularizers.base import Regularizer, SaddleTerms, positive_log
-from learnreg.regularizers.learned_filters import ArrayLike, LearnedFilters, dct_filters, filters_from
+from learnreg.regularizers.learned_filters import ArrayLike, LearnedFilters, filters_from
 
 __all__ = ["MultivariateExperts"]
 

@@ -1,6 +1,6 @@
 """Constants of input-convex networks: norms of the layers, and bounds of the derivatives that certificates need.
 
-Notation of ``network_potential.py``. The activation s(t) = (t + sqrt(t² + v²) - v)/2 has 0 <= s' <= 1, 0 <= s'' <=
+Notation of ``potential.py``. The activation s(t) = (t + sqrt(t² + v²) - v)/2 has 0 <= s' <= 1, 0 <= s'' <=
 1/(2v) and |s'''| <= 0.4294/v². All numbers are *rigorous bounds*, rounded outwards; proofs are in
 docs/certificate.md.
 """
@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from learnreg.network import mix_adjoint, mixing_matrix
+from learnreg.networks.parameters import mix_adjoint, mixing_matrix
 from learnreg.parameter_bound import ParameterBound, ResponseErrors
 
 __all__ = ["NetworkConstants", "Passes", "combine", "parameter_bounds"]

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from learnreg.dct import dct_filters
 from learnreg.errors import ConfigError
-from learnreg.regularizers.learned_filters import dct_filters
 
 __all__ = ["Network", "initial_parameters", "mix", "mix_adjoint", "mixing_matrix", "network_of"]
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from learnreg.filterbank import FilterBank, weighted_norm_bound
 from learnreg.linop import LinearOperator, NormKind, fingerprint
-from learnreg.network import mix, mix_adjoint, mixing_matrix
+from learnreg.networks.parameters import mix, mix_adjoint, mixing_matrix
 
 __all__ = ["LiftedOperator", "couple", "couple_adjoint", "coupling_norm", "squared_coupling"]
 

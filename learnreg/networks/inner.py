@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from learnreg.convex import sum_samples
-from learnreg.lifted_operator import couple, couple_adjoint, coupling_norm, squared_coupling
-from learnreg.network import mix, mix_adjoint
+from learnreg.networks.lifted_operator import couple, couple_adjoint, coupling_norm, squared_coupling
+from learnreg.networks.parameters import mix, mix_adjoint
 
 __all__ = ["InnerProblem", "reduced_value"]
 

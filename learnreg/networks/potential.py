@@ -20,9 +20,9 @@ from torch import Tensor
 
 from learnreg.convex import inner_samples
 from learnreg.errors import ConfigError
-from learnreg.network import mix, mix_adjoint
-from learnreg.network_bounds import NetworkConstants, Passes, combine, parameter_bounds
-from learnreg.network_passes import Layers, bend_into, gradient_into, linearise_into
+from learnreg.networks.bounds import NetworkConstants, Passes, combine, parameter_bounds
+from learnreg.networks.parameters import mix, mix_adjoint
+from learnreg.networks.passes import Layers, bend_into, gradient_into, linearise_into
 from learnreg.parameter_bound import ParameterBound, ResponseErrors
 from learnreg.potentials import OUTWARD, Potential
 

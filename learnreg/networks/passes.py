@@ -1,5 +1,5 @@
 """Passes through an input-convex network without autograd: sample by sample, in memory that is kept between calls, so
-that all but the first operation on a tensor find it in the cache. Formulas are in ``network_potential.py``."""
+that all but the first operation on a tensor find it in the cache. Formulas are in ``potential.py``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from learnreg.network import mix, mix_adjoint
+from learnreg.networks.parameters import mix, mix_adjoint
 
 __all__ = ["Layers", "bend_into", "gradient_into", "linearise_into"]
 

@@ -107,14 +107,22 @@ class Instance:
         """(x, z / latent_scale) with the best z for x; x itself without latent variables."""
         if self.latent is None:
             return x
-        return torch.cat([x, self.latent.solve(x) / self.latent_scale], 1)
+        return self.joined(x, self.latent.solve(x))
 
     def started(self, x: Tensor) -> Tensor:
         """The same with a guess of z, for three applications."""
         if self.latent is None:
             return x
         self.counter.applications += 3
-        return torch.cat([x, self.latent.start(x) / self.latent_scale], 1)
+        return self.joined(x, self.latent.start(x))
+
+    def joined(self, x: Tensor, z: Tensor | None) -> Tensor:
+        """(x, z / latent_scale); x itself without latent variables."""
+        return x if z is None else torch.cat([x, z / self.latent_scale], 1)
+
+    def latent_part(self, v: Tensor) -> Tensor | None:
+        """z of v = (x, z / latent_scale), or None."""
+        return None if self.latent is None else self.latent_scale * v[:, self.latent.image_channels :]
 
     def select(self, index: Tensor) -> Instance:
         """The instance restricted to some samples, sharing the counter."""

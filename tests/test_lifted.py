@@ -311,9 +311,9 @@ def test_layers_and_training_steps_see_images_alone() -> None:
     assert relative({n: p.grad for n, p in problem.learnable().items()}, exact) < 1e-3  # type: ignore[misc]
     start = Start(b, torch.zeros_like(b))
     step = improve_batch(problem, b, loss, lr.Implicit(), start, Tolerances(1e-7, 1e-6))
-    assert step.x.shape == step.X.shape == b.shape
+    assert step.state.x.shape == step.state.X.shape == b.shape
     assert relative(step.gradient, exact) < 1e-3
-    audited = audit(problem, b, loss, step.x, step.X, 1e-2)
+    audited = audit(problem, b, loss, step.state, 1e-2)
     assert audited.certified
     assert audited.relative_error < 1e-2
 

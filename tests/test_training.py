@@ -129,7 +129,7 @@ def test_audit_bounds_the_true_error_of_the_training_gradient(tolerances: Tolera
     exact = lr.hypergradient(problem, b, loss, lr.Implicit(), tolerance=1e-7)
     assert exact.certified
     error = math.sqrt(sum(float((used.gradient[n] - g).square().sum()) for n, g in exact.gradient.items()))
-    found = audit(problem, b, loss, used.x, used.X, target=0.1)
+    found = audit(problem, b, loss, used.state, target=0.1)
     assert found.certified
     assert error / exact.norm <= found.relative_error
     assert found.relative_error <= error / exact.norm + 0.1

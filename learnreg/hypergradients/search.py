@@ -30,10 +30,34 @@ _CORRECTION = 1e-2
 
 @dataclass(frozen=True)
 class Start:
-    """Where to start: the state and adjoint state of an earlier visit to the same samples."""
+    """Where to start: the state and adjoint state of an earlier visit to the same samples, z and Z those of latent
+    variables, where there are any and they are at hand."""
 
     x: Tensor
     X: Tensor
+    z: Tensor | None = None
+    Z: Tensor | None = None
+
+    @classmethod
+    def of(cls, instance: Instance, v: Tensor, V: Tensor) -> Start:
+        """From state and adjoint state in all variables of the instance."""
+        x, X = image_part(v, instance.latent), image_part(V, instance.latent)
+        return cls(x, X, instance.latent_part(v), instance.latent_part(V))
+
+    def part(self, index: slice | int, factor: float) -> Start:
+        """That of some samples, or of one without its batch axis, adjoint states times a factor; in memory of its
+        own."""
+        z, Z = (None if v is None else v[index].clone() for v in (self.z, self.Z))
+        return Start(self.x[index].clone(), factor * self.X[index], z, None if Z is None else factor * Z)
+
+    def in_all(self, instance: Instance) -> tuple[Tensor, Tensor]:
+        """State and adjoint state in all variables of the instance, in its dtype; latent ones that are not at hand by a
+        guess, and 0."""
+        x, X = self.x.to(instance.q), self.X.to(instance.q)
+        if instance.latent is None:
+            return x, X
+        whole = instance.started(x) if self.z is None else instance.joined(x, self.z.to(x))
+        return whole, without_latent(X, instance.latent) if self.Z is None else instance.joined(X, self.Z.to(X))
 
 
 class Search:
@@ -105,8 +129,7 @@ class Search:
             return Iterates(x, torch.zeros_like(x))
         self.problem.operator.check_domain(start.x, "start.x")
         self.problem.operator.check_domain(start.X, "start.X")
-        x, X = self.instance.extended(start.x.detach().to(self.b)), start.X.detach().to(self.b)
-        return Iterates(x, without_latent(X, self.instance.latent), warm=True)
+        return Iterates(*start.in_all(self.instance), warm=True)
 
     def _initial_accuracy(self, iterates: Iterates) -> Accuracy:
         """A first guess: relative to the image and to the loss gradient, a tenth of the tolerance asked for."""

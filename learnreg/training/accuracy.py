@@ -12,13 +12,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from learnreg.certificates.correction import extended_adjoint
 from learnreg.certificates.judgement import gradient_norm
 from learnreg.hypergradients.base import Accuracy, HypergradientMethod, Iterates
 from learnreg.hypergradients.compute import Start, hypergradient
 from learnreg.hypergradients.implicit import Implicit
 from learnreg.hypergradients.pairing import pairing_gradient
-from learnreg.latent import image_part, joint_loss, without_latent
+from learnreg.latent import joint_loss
 from learnreg.losses import UpperLoss
 from learnreg.problem import LowerLevelProblem
 
@@ -53,12 +52,12 @@ class Tolerances:
 
 @dataclass(frozen=True)
 class BatchGradient:
-    """Hypergradient of one batch as training uses it. applications: operator applications it took."""
+    """Hypergradient of one batch as training uses it, formed at ``state``. applications: operator applications it
+    took."""
 
     gradient: dict[str, Tensor]
     loss: float
-    x: Tensor
-    X: Tensor
+    state: Start
     steps: int
     applications: int
 
@@ -88,16 +87,14 @@ def improve_batch(
     pixels = b.new_full((b.shape[0],), float(start.x[0].numel()))
     slope = loss.gradient(start.x).flatten(1).norm(dim=1)
     goal = Accuracy(tolerances.state * pixels.sqrt(), tolerances.adjoint * slope)
-    latent = instance.latent
-    iterates = Iterates(instance.started(start.x), without_latent(start.X, latent), warm=True)
-    result = method.improve(instance, joint_loss(loss, latent), iterates, goal, None, None)
-    x = image_part(result.x, latent)
+    iterates = Iterates(*start.in_all(instance), warm=True)
+    result = method.improve(instance, joint_loss(loss, instance.latent), iterates, goal, None, None)
+    state = Start.of(instance, result.x, result.X)
     gradient = pairing_gradient(problem, instance, b, result.x, result.X)
     return BatchGradient(
         gradient=gradient,
-        loss=float(loss.value(x)),
-        x=x,
-        X=image_part(result.X, latent),
+        loss=float(loss.value(state.x)),
+        state=state,
         steps=max(result.state_steps, result.adjoint_steps),
         applications=instance.counter.applications,
     )
@@ -105,12 +102,12 @@ def improve_batch(
 
 @torch.no_grad()
 def audit(
-    problem: LowerLevelProblem, b: Tensor, loss: UpperLoss, x: Tensor, X: Tensor, target: float, max_steps: int = 3000
+    problem: LowerLevelProblem, b: Tensor, loss: UpperLoss, state: Start, target: float, max_steps: int = 3000
 ) -> Audit:
-    """Bound the relative error of the hypergradient formed at (x, X) by a certified float64 one of the same samples."""
+    """Bound the relative error of the hypergradient formed at a state by a certified float64 one of the same
+    samples."""
     instance = problem.instance(b)
-    state = instance.extended(x)
-    used = pairing_gradient(problem, instance, b, state, extended_adjoint(instance, state, X))
+    used = pairing_gradient(problem, instance, b, *state.in_all(instance))
     exact = hypergradient(
         problem,
         b.double(),
@@ -118,7 +115,7 @@ def audit(
         Implicit(),
         tolerance=0.3 * target,
         max_steps=max_steps,
-        start=Start(x.double(), X.double()),
+        start=state,
     )
     difference = gradient_norm({name: g - exact.gradient[name] for name, g in used.items()})
     smallest = exact.norm - exact.error_bound

@@ -58,8 +58,7 @@ class _Audited:
 
     b: Tensor
     x_true: Tensor
-    x: Tensor
-    X: Tensor
+    state: Start
 
 
 @dataclass
@@ -83,7 +82,7 @@ class Session:
     elapsed_before: float = 0.0
     workers: int = 1
     _pool: ThreadPoolExecutor = field(init=False)
-    _warm: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    _warm: dict[int, Start] = field(default_factory=dict)
     _order: list[int] = field(default_factory=list)
     _epoch: int = 0
     _began: float = field(default_factory=time.monotonic)
@@ -148,21 +147,25 @@ class Session:
         return b, x_true
 
     def _starts(self, indices: Sequence[int], b: Tensor) -> Start:
+        """Earlier states of the samples; one that is new has no latent variables, so that they are guessed for all."""
         cold = self._cold_start(b)
-        states = [self._warm.get(i, (cold[k], torch.zeros_like(cold[k]))) for k, i in enumerate(indices)]
-        adjoint = torch.stack([X for _, X in states]) / len(indices)
-        return Start(torch.stack([x for x, _ in states]), adjoint)
+        states = [self._warm.get(i, Start(cold[k], torch.zeros_like(cold[k]))) for k, i in enumerate(indices)]
+        columns = ([getattr(state, name) for state in states] for name in ("x", "X", "z", "Z"))
+        x, X, z, Z = (None if any(v is None for v in column) else torch.stack(column) for column in columns)
+        assert x is not None
+        assert X is not None
+        return Start(x, X, z, Z).part(slice(None), 1.0 / len(indices))
 
     def _cold_start(self, b: Tensor) -> Tensor:
         shape = self.problem.operator.domain_shape
         return b if tuple(b.shape[1:]) == shape else torch.zeros(b.shape[0], *shape, dtype=b.dtype, device=b.device)
 
-    def _keep(self, indices: Sequence[int], x: Tensor, X: Tensor) -> None:
+    def _keep(self, indices: Sequence[int], state: Start) -> None:
         """Remember states, and adjoint states of the sum over samples: a mean's carry 1/batch, which varies."""
-        item_bytes = 2 * x[0].numel() * x.element_size()
+        item_bytes = 2 * sum(v[0].numel() * v.element_size() for v in (state.x, state.z) if v is not None)
         for k, i in enumerate(indices):
             if i in self._warm or (len(self._warm) + 1) * item_bytes <= _WARM_START_BYTES:
-                self._warm[i] = (x[k].clone(), X[k] * len(indices))
+                self._warm[i] = state.part(k, len(indices))
 
     def chunks(self, indices: Sequence[int]) -> Iterator[Sequence[int]]:
         """The samples in pieces of at most batch_size, at least one for each worker."""
@@ -210,11 +213,12 @@ class Session:
         b, x_true = self.samples(chunk)
         loss = self.loss(x_true)
         result = improve_batch(self.problem, b, loss, self.method, self._starts(chunk, b), self.tolerances)
-        self._keep(chunk, result.x, result.X)
+        state = result.state
+        self._keep(chunk, state)
         few = slice(0, _AUDIT_SAMPLES)
         scale = len(chunk) / len(chunk[few])  # adjoint states carry 1/batch
-        audited = _Audited(b[few], x_true[few], result.x[few], result.X[few] * scale)
-        return chunk, result, float((result.x - x_true).double().square().mean()), audited
+        audited = _Audited(b[few], x_true[few], state.part(few, scale))
+        return chunk, result, float((state.x - x_true).double().square().mean()), audited
 
     def _audit_if_due(self) -> Audit | None:
         """Audit the hypergradient of a few samples of the latest batch, if one more keeps the time of audits at its
@@ -223,7 +227,7 @@ class Session:
         if latest is None or self._audit_seconds + self._last_audit_seconds > _AUDIT_SHARE * self.elapsed:
             return None
         began = time.monotonic()
-        found = audit(self.problem, latest.b, self.loss(latest.x_true), latest.x, latest.X, self.target)
+        found = audit(self.problem, latest.b, self.loss(latest.x_true), latest.state, self.target)
         self._last_audit_seconds = time.monotonic() - began
         self._audit_seconds += self._last_audit_seconds
         self.applications += found.applications

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import dense_truth
 import numpy as np
@@ -178,20 +179,21 @@ def test_float32_that_stagnates_goes_on_in_float64() -> None:
 
 
 def steps_of(solver: ProjectedLBFGS, instance: Instance, count: int) -> int:
-    """Steps of one sample that were rejected, checking after each what the memory of pairs holds."""
-    state, rejected, kept = solver.init(instance, initial_point(instance, instance.q)), 0, 0
+    """Steps of one sample that were rejected, with a check after each: what is kept are the latest pairs taken."""
+    state, rejected = solver.init(instance, initial_point(instance, instance.q)), 0
+    taken: list[Tensor] = []
     for _ in range(count):
         before = state
         state = solver.step(instance, state)
-        taken = not torch.equal(state.point.x, before.point.x)
-        rejected += not taken
-        full = len(before.s) == solver.memory
-        if full and not taken:
-            assert all(torch.equal(a, b) for a, b in zip(before.s, state.s, strict=True))
-            kept += 1
-        elif full:
-            assert all(torch.equal(a, b) for a, b in zip(before.s[1:], state.s[:-1], strict=True))
-    assert kept > 0
+        if torch.equal(state.point.x, before.point.x):
+            rejected += 1
+        else:
+            taken.append(state.s[-1])
+        state = solver.adapt(instance, state)
+        kept = [s for s, w in zip(state.s, state.inverse_curvature, strict=True) if float(w) > 0]
+        assert len(state.s) <= solver.memory
+        assert len(kept) == min(len(taken), solver.memory)
+        assert all(torch.equal(a, b) for a, b in zip(kept, taken[len(taken) - len(kept) :], strict=True))
     return rejected
 
 
@@ -204,10 +206,14 @@ def test_rejected_steps_keep_the_pairs() -> None:
 @torch.no_grad()
 def test_a_sample_that_is_rejected_does_not_hold_up_others() -> None:
     """Their pairs go on."""
+    instance, start = kinked(1e-3).instance(data(2)), data(2)
     solver = ProjectedLBFGS(memory=2)
-    pairs = tuple(torch.full((2, 1, 1, 1), float(k)) for k in (1, 2))
-    kept = solver._remember(pairs, torch.full((2, 1, 1, 1), 3.0), torch.tensor([True, False]))
-    assert [p.flatten().tolist() for p in kept] == [[2.0, 1.0], [3.0, 2.0]]
+    pairs = tuple(torch.full((2, 1, 1, 1), float(k)) for k in (1, 2, 3))
+    weights = tuple(torch.tensor(w) for w in ([1.0, 1.0], [1.0, 1.0], [1.0, 0.0]))
+    state = replace(solver.init(instance, start), s=pairs, d=pairs, inverse_curvature=weights)
+    kept = solver._forget(state)
+    assert [p.flatten().tolist() for p in kept.s] == [[2.0, 1.0], [3.0, 2.0]]
+    assert [w.tolist() for w in kept.inverse_curvature] == [[1.0, 1.0], [1.0, 1.0]]
 
 
 @torch.no_grad()

@@ -27,8 +27,8 @@ _SHORTEST, _LONGEST = 0.1, 0.5
 @dataclass(frozen=True)
 class ProjectedLBFGSState(SolverState):
     """The point, the length of the next step along the quasi-Newton direction and the scale of the preconditioner,
-    (batch,) each, the preconditioner (None: the identity), steps so far, and the pairs, zero where a step was not
-    taken."""
+    (batch,) each, the preconditioner (None: the identity), steps so far, and the pairs with their inverse curvatures, 0
+    where a step was not taken."""
 
     point: Point
     alpha: Tensor
@@ -37,6 +37,7 @@ class ProjectedLBFGSState(SolverState):
     steps: int = 0
     s: tuple[Tensor, ...] = ()
     d: tuple[Tensor, ...] = ()
+    inverse_curvature: tuple[Tensor, ...] = ()
 
 
 class ProjectedLBFGS(Solver[ProjectedLBFGSState]):
@@ -47,7 +48,7 @@ class ProjectedLBFGS(Solver[ProjectedLBFGSState]):
 
     Parameters
     ----------
-    memory: number of pairs kept.
+    memory: number of pairs kept, and those made since the latest check.
     precondition: where ``preconditioner_of`` knows one.
     """
 
@@ -69,7 +70,8 @@ class ProjectedLBFGS(Solver[ProjectedLBFGSState]):
         return replace(state, alpha=-slope / curvature.clamp_min(torch.finfo(x.dtype).tiny))
 
     def adapt(self, instance: Instance, state: ProjectedLBFGSState) -> ProjectedLBFGSState:
-        """Renew the preconditioner after 1, 2, 4, 8 ... checks: the curvature moves less and less."""
+        """Forget old pairs. Renew the preconditioner after 1, 2, 4, 8 ... checks: the curvature moves less and less."""
+        state = self._forget(state)
         checks = state.steps // self.check_every
         if state.preconditioner is None or checks & (checks - 1):
             return state
@@ -90,38 +92,49 @@ class ProjectedLBFGS(Solver[ProjectedLBFGSState]):
         good = (before <= 0) & (after <= 0.5 * before.abs())
         secant = (before / (before - after)).nan_to_num(_LONGEST).clamp(_SHORTEST, _LONGEST)
         alpha = torch.where(good, torch.ones_like(secant), state.alpha * secant)
-        zero = torch.zeros_like(way)
-        s, d = (torch.where(expand(good, u), u, zero) for u in (way, trial.grad - start.grad))
+        taken = expand(good, way)
+        s, d = torch.where(taken, way, 0.0), torch.where(taken, trial.grad - start.grad, 0.0)
+        weight = inverse_curvature(s, d)  # 0 leaves the pair out
         precondition = state.preconditioner or (lambda r: r)
         return replace(
             state,
             point=where(good, trial, start),
             alpha=alpha,
-            scale=pair_scale(d, inverse_curvature(s, d), precondition, state.scale),
+            scale=pair_scale(d, weight, precondition, state.scale),
             steps=state.steps + 1,
-            s=self._remember(state.s, s, good),
-            d=self._remember(state.d, d, good),
+            s=(*state.s, s),
+            d=(*state.d, d),
+            inverse_curvature=(*state.inverse_curvature, weight),
         )
 
-    def _remember(self, pairs: tuple[Tensor, ...], new: Tensor, good: Tensor) -> tuple[Tensor, ...]:
-        """The pairs and the new one, which drives out the oldest of the samples that stepped: a trial that is rejected
-        costs no memory."""
-        if len(pairs) < self.memory:
-            return (*pairs, new)
-        chosen = expand(good, new)
-        return tuple(torch.where(chosen, later, old) for old, later in zip(pairs, (*pairs[1:], new), strict=True))
+    def _forget(self, state: ProjectedLBFGSState) -> ProjectedLBFGSState:
+        """The latest ``memory`` pairs of each sample that were taken: trials that are rejected cost no memory. At
+        checks alone, where the host looks at the iterates anyway: moving pairs costs as much as using them."""
+        if len(state.s) <= self.memory:
+            return state
+        weights = torch.stack(state.inverse_curvature)
+        if bool((weights > 0).all()):
+            kept = (pairs[-self.memory :] for pairs in (state.s, state.d, state.inverse_curvature))
+        else:
+            latest = (weights > 0).to(torch.int8).argsort(dim=0, stable=True)[-self.memory :]
+            samples = torch.arange(weights.shape[1], device=weights.device)
+            stacks = (torch.stack(pairs) for pairs in (state.s, state.d, state.inverse_curvature))
+            kept = (tuple(stack[index, samples] for index in latest) for stack in stacks)
+        s, d, inverse_curvatures = kept
+        return replace(state, s=s, d=d, inverse_curvature=inverse_curvatures)
 
     def _direction(self, instance: Instance, state: ProjectedLBFGSState) -> Tensor:
-        """The quasi-Newton direction in the space of the free pixels, to which pairs and preconditioner are
-        restricted."""
+        """The quasi-Newton direction on the free pixels: to them gradient, preconditioner and direction are restricted,
+        which keeps the inverse Hessian positive definite there. Restricting every pair, too, saves few steps or none,
+        and costs more than all the rest."""
         free = free_pixels(instance, state.point)
-        s, d = (tuple(restrict(u, free) for u in pairs) for pairs in (state.s, state.d))
+        grad = restrict(state.point.grad, free)
 
         def precondition(r: Tensor) -> Tensor:
-            return r if state.preconditioner is None else restrict(state.preconditioner(r), free)
+            return r if state.preconditioner is None else restrict(state.preconditioner(restrict(r, free)), free)
 
-        grad = restrict(state.point.grad, free)
-        return two_loop_direction(grad, s, d, tuple(map(inverse_curvature, s, d)), precondition, state.scale)
+        pairs = (state.s, state.d, state.inverse_curvature)
+        return restrict(two_loop_direction(grad, *pairs, precondition, state.scale), free)
 
     def report(self, instance: Instance, state: ProjectedLBFGSState) -> Report:
         point, grad = state.point, state.point.grad

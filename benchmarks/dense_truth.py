@@ -249,9 +249,9 @@ def norm(a: dict[str, Tensor]) -> float:
 def _dense_of(problem: lr.LowerLevelProblem, b: Tensor) -> Dense:
     terms = problem.saddle_terms(DOUBLE)
     if terms.latent is not None:
-        from dense_lifted import DenseLifted
+        from dense_joint import DenseJoint
 
-        return DenseLifted(problem, b)
+        return DenseJoint(problem, b)
     if type(terms.potential).__name__ != "NetworkPotential":
         return Dense(problem, b)
     from dense_network import DenseNetwork

@@ -1,5 +1,5 @@
 """Random regularizers of grouped filters for the hunt: multivariate experts and learned discretisations of total
-variation."""
+variation and of total generalised variation."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from learnreg.regularizers import LearnedTotalVariation, MultivariateExperts
+from learnreg.regularizers import LearnedTotalGeneralizedVariation, LearnedTotalVariation, MultivariateExperts
 
 if TYPE_CHECKING:
     from random_problems import Draw
 
-__all__ = ["learned_total_variation", "multivariate_experts"]
+__all__ = ["learned_generalized_variation", "learned_total_variation", "multivariate_experts"]
 
 
 def _boundary(draw: Draw, side: int, shape: tuple[int, int, int]) -> str:
@@ -55,4 +55,21 @@ def learned_total_variation(draw: Draw, shape: tuple[int, int, int], smoothing: 
             result.log_weights.add_(draw.normal(positions))
         if draw.chance(0.2):
             result.kernels.requires_grad_(False)
+    return result
+
+
+def learned_generalized_variation(
+    draw: Draw, shape: tuple[int, int, int], smoothing: float
+) -> LearnedTotalGeneralizedVariation:
+    """From forward differences themselves to random kernels, the field stiff or nearly free."""
+    positions, boundary = draw.integer(1, 3), _boundary(draw, 4, shape)
+    result = LearnedTotalGeneralizedVariation(
+        positions, 3, draw.scale(), draw.log_uniform(0.1, 10.0), smoothing, draw.log_uniform(1e-3, 1.0),
+        boundary, draw.generator,  # type: ignore[arg-type]
+    ).double()  # fmt: skip
+    with torch.no_grad():
+        if draw.chance(0.8):
+            for kernels in (result.kernels, result.second_kernels):
+                kernels.add_(draw.log_uniform(1e-3, 0.5) * draw.normal(*kernels.shape))
+            result.log_weights.add_(draw.normal(2 * positions))
     return result

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from random_groups import learned_total_variation, multivariate_experts
+from random_groups import learned_generalized_variation, learned_total_variation, multivariate_experts
 from random_networks import input_convex_network, lifted_network
 from random_ridges import ridge_regularizer, weakly_convex_ridge
 from torch import Tensor, nn
@@ -62,6 +62,7 @@ RANGES = {
         dtypes=(DOUBLE, torch.float32),
         regularizers=("MultivariateExperts", "LearnedTotalVariation"),
     ),
+    "second-order": Ranges(sides=(3, 7), regularizers=("LearnedTotalGeneralizedVariation",)),
     "lifted": Ranges((1e-3, 1.0), (1e-2, 1.0), sides=(3, 7), regularizers=("LiftedNetwork",)),
     "networks": Ranges((1e-3, 1.0), (1e-2, 1.0), sides=(8, 12), regularizers=("InputConvexNetwork",)),
     "large-ridge": Ranges(regularizers=("RidgeRegularizer",), sides=(8, 16)),
@@ -196,6 +197,7 @@ REGULARIZERS: dict[str, Callable[[Draw, tuple[int, int, int], float], Regularize
     "RidgeRegularizer": ridge_regularizer,
     "MultivariateExperts": multivariate_experts,
     "LearnedTotalVariation": learned_total_variation,
+    "LearnedTotalGeneralizedVariation": learned_generalized_variation,
     "InputConvexNetwork": input_convex_network,
     "WeaklyConvexRidge": weakly_convex_ridge,
     "LiftedNetwork": lifted_network,

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Sequence
-from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,15 +14,14 @@ from learnreg.errors import ShapeError
 from learnreg.filterbank import FilterBank
 from learnreg.linop import LinearOperator, NormKind, fingerprint
 from learnreg.norms import DENSE_LIMIT, dense_matrix, gram_norm_bound
+from learnreg.remembered import RememberedNorms
 from learnreg.stencil import Stencil
 
 __all__ = ["ConvolutionChain"]
 
 _DENSE_PIXELS = 1024
 _LARGEST_SPREAD = 0.5
-_REMEMBERED_CHAINS = 64
-_lock = threading.Lock()
-_norm_bounds: dict[tuple[Any, ...], tuple[float, NormKind, float]] = {}
+_norms = RememberedNorms()
 
 
 class ConvolutionChain(LinearOperator):
@@ -68,18 +65,8 @@ class ConvolutionChain(LinearOperator):
         return y
 
     def _compute_norm_bound(self) -> tuple[float, NormKind]:
-        """Shared by equal chains: regularizers form a new one at every call."""
         key = (tuple(fingerprint(k) for k in self.kernels), self.domain_shape)
-        with _lock:
-            known = _norm_bounds.get(key)
-        if known is None:
-            known = (*self._fresh_norm_bound(), self.norm_failure_probability)
-            with _lock:
-                while len(_norm_bounds) >= _REMEMBERED_CHAINS:
-                    del _norm_bounds[next(iter(_norm_bounds))]
-                _norm_bounds[key] = known
-        bound, kind, self.norm_failure_probability = known
-        return bound, kind
+        return _norms.bound(key, self, self._fresh_norm_bound)
 
     def _fresh_norm_bound(self) -> tuple[float, NormKind]:
         """By windows, but for small and for narrow images."""

@@ -7,7 +7,6 @@ own with an exact adjoint, so every boundary is the valid correlation of a padde
 from __future__ import annotations
 
 import math
-import threading
 from typing import Any, Literal, cast
 
 import torch
@@ -27,6 +26,7 @@ from learnreg.norms import (
     power_estimate,
     probabilistic_norm_bound,
 )
+from learnreg.remembered import RememberedNorms
 from learnreg.stencil import Stencil
 
 __all__ = ["Boundary", "FilterBank", "pad", "pad_adjoint", "padding_norm", "weighted_norm_bound"]
@@ -36,9 +36,8 @@ BOUNDARIES: tuple[str, ...] = ("valid", "zero", "circular", "reflect", "replicat
 _REPEATING = ("reflect", "replicate")
 _DENSE_PIXELS = 1024
 _LOOSE = 1.45
-_REMEMBERED_SIZE, _REMEMBERED_BANKS = 100_000, 64
-_lock = threading.Lock()
-_norm_bounds: dict[tuple[Any, ...], tuple[float, NormKind, float]] = {}
+_REMEMBERED_SIZE = 100_000
+_norms = RememberedNorms()
 
 
 def pad(x: Tensor, filter_shape: tuple[int, int], boundary: Boundary) -> Tensor:
@@ -154,20 +153,10 @@ class FilterBank(LinearOperator):
         return fingerprint(self.filters)
 
     def _compute_norm_bound(self) -> tuple[float, NormKind]:
-        """Shared by equal banks: regularizers form a new one at every call."""
         key = (fingerprint(self.filters), self.domain_shape, self.boundary)
         if self.filters.numel() > _REMEMBERED_SIZE or self.filters.device.type == "meta":
             return self._fresh_norm_bound()
-        with _lock:
-            known = _norm_bounds.get(key)
-        if known is None:
-            known = (*self._fresh_norm_bound(), self.norm_failure_probability)
-            with _lock:
-                while len(_norm_bounds) >= _REMEMBERED_BANKS:
-                    del _norm_bounds[next(iter(_norm_bounds))]
-                _norm_bounds[key] = known
-        bound, kind, self.norm_failure_probability = known
-        return bound, kind
+        return _norms.bound(key, self, self._fresh_norm_bound)
 
     def _fresh_norm_bound(self) -> tuple[float, NormKind]:
         """The torus bound, unless it may be loose (repeated pixels, narrow images) and a power iteration cannot show

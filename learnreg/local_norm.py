@@ -31,12 +31,12 @@ def local_norm_bound(
     for power in _POWERS:
         reaches = [power * (k - 1) + k for k in filter_shape]
         reduced = (min(sides[0], 2 * reaches[0] + 1), min(sides[1], 2 * reaches[1] + 1))
-        if reduced[0] * reduced[1] <= _LARGEST_MATRIX:
+        bank = build(reduced)
+        if math.prod(bank.domain_shape) <= _LARGEST_MATRIX:
             break
     else:
         return math.inf
-    bank = build(reduced)
-    gram = dense_matrix(lambda v: bank.adjoint(bank(v)), bank.domain_shape, device=device)
+    gram = dense_matrix(lambda v: bank.adjoint(bank(v)), bank.domain_shape, device=device, block=32)
     scale = float(gram.abs().max())
     if scale == 0.0:
         return 0.0

@@ -47,6 +47,7 @@ from learnreg.regularizers import (
     TotalVariation,
 )
 from learnreg.regularizers.total_variation import Gradient
+from learnreg.second_order import SecondOrderOperator
 from learnreg.solvers import LBFGS, PDHG, AdjointPDHG, ConjugateGradient, NewtonCG, ProjectedLBFGS
 from learnreg.solvers.interleaved import InterleavedPDHG
 from learnreg.spline import Spline
@@ -107,6 +108,8 @@ OPERATORS: dict[str, Callable[[], LinearOperator]] = {
     "SparseOperator-more-rows": lambda: assemble(lr.vstack(Identity(SHAPE), Gradient(SHAPE))),
     "LiftedOperator": lambda: LiftedOperator(randn(2, 3, 3, 3, seed=1), rand(1, 3, 3, 3, 3, seed=2), SHAPE, 1.7),
     "LiftedOperator-one-layer": lambda: LiftedOperator(randn(1, 3, 2, 2, seed=1), rand(0, 3, 3, 1, 1, seed=2), SHAPE),
+    "SecondOrderOperator": lambda: _second_order("replicate", 1.7),
+    "SecondOrderOperator-valid": lambda: _second_order("valid", 0.4),
     "JointOperator": lambda: _joint(Blur(rand(3, 3), SHAPE)),
     "Adjoint": lambda: _bank("reflect", 3, 3).T,
     "Scaled": lambda: -2.5 * _bank("valid", 3, 3),
@@ -128,6 +131,11 @@ if HAS_ASTRA:  # square images
         "FanBeam2D": lambda: FanBeam2D(5, torch.tensor([0.3, 1.0, 2.0, 4.0]), 14),
         "FanBeam2D-symmetric": lambda: FanBeam2D(6, 8, kernel="strip"),
     }
+
+
+def _second_order(boundary: str, scale: float) -> SecondOrderOperator:
+    filters = (randn(2, groups, 3, 3, seed=i) for i, groups in enumerate((3, 3, 2, 2)))
+    return SecondOrderOperator(*filters, SHAPE, boundary, scale)  # type: ignore[arg-type]
 
 
 def _joint(operator: LinearOperator) -> JointOperator:

@@ -23,6 +23,7 @@ from learnreg.regularizers import (
     FieldsOfExperts,
     ImportedRidge,
     InputConvexNetwork,
+    LearnedTotalGeneralizedVariation,
     LearnedTotalVariation,
     MultivariateExperts,
     Regularizer,
@@ -50,6 +51,7 @@ SAMPLES = {
         torch.randn(3, 2, 4, 4, dtype=torch.float64), torch.rand(3) + 0.1, torch.rand(3) + 0.1
     ),
     "learned-tv": lambda: LearnedTotalVariation(6, 5, smoothing=2e-3, boundary="circular"),
+    "learned-tgv": lambda: LearnedTotalGeneralizedVariation(2, 5, smoothing=2e-3, delta=0.3, boundary="circular"),
     "ridge": lambda: RidgeRegularizer((2, 5), 3, 9, shared=True, noise_conditioned=True),
     "imported-ridge": lambda: ImportedRidge(
         [torch.randn(2, 1, 3, 3), torch.randn(3, 2, 3, 3)], torch.rand(3, 6), 0.1, log_scales=torch.randn(3, 1)

@@ -5,6 +5,7 @@ from learnreg.regularizers.base import Regularizer
 from learnreg.regularizers.fields_of_experts import FieldsOfExperts
 from learnreg.regularizers.imported import ImportedRidge
 from learnreg.regularizers.input_convex import InputConvexNetwork
+from learnreg.regularizers.learned_tgv import LearnedTotalGeneralizedVariation
 from learnreg.regularizers.learned_total_variation import LearnedTotalVariation
 from learnreg.regularizers.multivariate import MultivariateExperts
 from learnreg.regularizers.ridge import RidgeRegularizer
@@ -17,6 +18,7 @@ __all__ = [
     "FieldsOfExperts",
     "ImportedRidge",
     "InputConvexNetwork",
+    "LearnedTotalGeneralizedVariation",
     "LearnedTotalVariation",
     "MultivariateExperts",
     "Regularizer",

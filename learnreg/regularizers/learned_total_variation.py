@@ -3,12 +3,10 @@ variation", SIAM J. Imaging Sci. 14, 2021)."""
 
 from __future__ import annotations
 
-import itertools
 import math
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from learnreg.errors import ConfigError, ShapeError
@@ -16,11 +14,17 @@ from learnreg.filterbank import BOUNDARIES, Boundary
 from learnreg.grouped import GroupedFilterBank
 from learnreg.isotropic import IsotropicPseudoHuber
 from learnreg.regularizers.base import ParameterRole, Regularizer, SaddleTerms, positive_log
+from learnreg.regularizers.interpolation import (
+    across,
+    bilinear,
+    difference_norm,
+    down,
+    middle,
+    positions_in_pixel,
+    sum_to_one,
+)
 
 __all__ = ["LearnedTotalVariation"]
-
-_POSITIONS = ((0.5, 0.0), (0.0, 0.5), (0.0, 0.0), (0.5, 0.5))
-"""Where gradients are sampled at first, from a pixel's centre: two edges of the pixel, its centre, its corner."""
 
 
 class LearnedTotalVariation(Regularizer):
@@ -79,33 +83,27 @@ class LearnedTotalVariation(Regularizer):
     @property
     def effective_kernels(self) -> Tensor:
         """The interpolation kernels in use, (2, m, k, k), in the dtype of the parameters."""
-        return self._exact_kernels().to(self.kernels.dtype)
+        return sum_to_one(self.kernels).to(self.kernels.dtype)
 
     @property
     def effective_filters(self) -> Tensor:
         """Interpolated differences as filters applied to images, shape (m, 2, k + 1, k + 1), in the dtype of the
         parameters."""
-        return _differences(self._exact_kernels()).transpose(0, 1).to(self.kernels.dtype)
-
-    def _exact_kernels(self) -> Tensor:
-        """In float64, so that the gradient of the raw kernels is rounded once, at the end."""
-        kernels = self.kernels.double()
-        return kernels - kernels.mean((-2, -1), keepdim=True) + 1.0 / kernels[0, 0].numel()
+        return _differences(self.kernels).transpose(0, 1).to(self.kernels.dtype)
 
     def saddle_terms(self, image_shape: tuple[int, ...]) -> SaddleTerms:
         if len(image_shape) != 3:
             raise ShapeError(f"LearnedTotalVariation: got images of shape {image_shape}, expected (1, height, width).")
         # Differences of kernels do not see a constant in the gradient of the filters: zero_mean holds.
-        bank = GroupedFilterBank(_differences(self._exact_kernels()), image_shape, self.boundary, zero_mean=True)
+        bank = GroupedFilterBank(_differences(self.kernels), image_shape, self.boundary, zero_mean=True)
         return SaddleTerms(bank, IsotropicPseudoHuber(self.smoothing, self.log_weights.double().exp()[:, None, None]))
 
     def parameter_roles(self) -> dict[str, ParameterRole]:
         return {"kernels": "operator", "log_weights": "log_weight"}
 
     def parameter_jacobian_bounds(self) -> dict[ParameterRole, float]:
-        """From kernels to filters: a projection, then differences of kernels padded by zeros, whose Gram matrix has the
-        eigenvalues 2 - 2 cos(j pi/(k + 1)), j = 1 ... k."""
-        return {"operator": 2.0 * math.cos(0.5 * math.pi / (self.kernels.shape[-1] + 1)) * (1.0 + 1e-12)}
+        """From kernels to filters: a projection, then differences of kernels padded by zeros."""
+        return {"operator": difference_norm(self.kernels.shape[-1])}
 
     def config(self) -> dict[str, Any]:
         _, positions, size, _ = self.kernels.shape
@@ -127,27 +125,16 @@ class LearnedTotalVariation(Regularizer):
 
 
 def _differences(kernels: Tensor) -> Tensor:
-    """The filters (2, m, k + 1, k + 1) of forward differences followed by the kernels: vertical, then horizontal."""
-    vertical, horizontal = kernels
-    down = F.pad(vertical, (0, 1, 1, 0)) - F.pad(vertical, (0, 1, 0, 1))
-    across = F.pad(horizontal, (1, 0, 0, 1)) - F.pad(horizontal, (0, 1, 0, 1))
-    return torch.stack([down, across])
+    """The filters (2, m, k + 1, k + 1) of forward differences followed by the kernels of raw ones: vertical, then
+    horizontal."""
+    vertical, horizontal = sum_to_one(kernels)
+    return torch.stack([down(vertical), across(horizontal)])
 
 
 def _initial_kernels(positions: int, size: int, generator: torch.Generator | None) -> Tensor:
-    """Bilinear interpolation from the edges where differences live, (1/2, 0) and (0, 1/2) from a pixel's centre."""
-    points = list(_POSITIONS[:positions])
+    """Bilinear interpolation from the edges where differences live."""
     if positions == 1:
-        result = torch.zeros(2, 1, size, size)
-        result[..., size // 2, size // 2] = 1.0
-        return result.to(torch.get_default_dtype())
-    for _ in range(positions - len(points)):
-        row, column = torch.rand(2, dtype=torch.float64, generator=generator).tolist()
-        points.append((row, column))
-    offsets = torch.arange(size, dtype=torch.float64) - size // 2
-    result = torch.zeros(2, positions, size, size, dtype=torch.float64)
-    for direction, (k, point) in itertools.product((0, 1), enumerate(points)):
-        at = [p - 0.5 * (axis == direction) for axis, p in enumerate(point)]
-        rows, columns = ((1.0 - (offsets - p).abs()).clamp_min(0.0) for p in at)
-        result[direction, k] = torch.outer(rows, columns)
-    return result.to(torch.get_default_dtype())
+        return torch.stack([middle(1, size)] * 2).to(torch.get_default_dtype())
+    points = positions_in_pixel(positions, generator)
+    kernels = [bilinear(points, origin, size) for origin in ((0.5, 0.0), (0.0, 0.5))]
+    return torch.stack(kernels).to(torch.get_default_dtype())

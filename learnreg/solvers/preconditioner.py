@@ -138,7 +138,7 @@ Preconditioner = SpectralPreconditioner | DiagonalPreconditioner
 
 def preconditioner_of(instance: Instance, curvature: Callable[[], Tensor]) -> Preconditioner | None:
     """The one that fits, from the diagonal of f''(Kx) if there is one."""
-    if instance.latent is not None:
+    if instance.analysis.stencil() is None:
         return DiagonalPreconditioner.of(instance, curvature())
     return SpectralPreconditioner.of(instance, curvature()) if can_precondition(instance) else None
 

@@ -50,14 +50,17 @@ _SOLVERS: dict[str, type[Solver[Any]]] = {"pdhg": PDHG, "lbfgs": LBFGS, "newton-
 
 def make_solver(name: str, instance: Instance, warm: bool = False) -> Solver[Any]:
     """The solver of that name. "auto", by operator applications on trained models (docs/benchmarks.md): L-BFGS where
-    it has a preconditioner, as for latent variables; else from a cold start PDHG where the data term is diagonal
-    (denoising and inpainting by total variation), L-BFGS otherwise; from a warm one L-BFGS, since a good x without its
-    dual iterate is of little use to PDHG. With a constraint, and for potentials whose values along a line cost as much
-    as a step, L-BFGS is the projected one. PDHG needs proximal maps."""
+    it has a preconditioner, and for latent variables under constraints; else from a cold start PDHG where the data term
+    is diagonal (denoising and inpainting by total variation), L-BFGS otherwise; from a warm one L-BFGS, since a good x
+    without its dual iterate is of little use to PDHG, or Newton-CG for free latent variables. With a constraint, and
+    for potentials whose values along a line cost as much as a step, L-BFGS is the projected one. PDHG needs proximal
+    maps."""
     if name == "auto":
-        plain = instance.potential.proximal and instance.latent is None
-        cold_pdhg = plain and instance.diagonal is not None and not warm and not can_precondition(instance)
-        name = "pdhg" if cold_pdhg else "lbfgs"
+        free = instance.latent is not None and not instance.latent.nonnegative
+        if _fits_pdhg(instance) and not can_precondition(instance) and (free or instance.latent is None) and not warm:
+            name = "pdhg"
+        else:
+            name = "newton-cg" if free else "lbfgs"
     if name == "lbfgs" and (instance.box is not None or instance.potential.whole):
         return ProjectedLBFGS()
     if name == "pdhg":
@@ -65,6 +68,10 @@ def make_solver(name: str, instance: Instance, warm: bool = False) -> Solver[Any
     if name not in _SOLVERS:
         raise ConfigError(f"solver={name!r}: expected 'auto', {', '.join(map(repr, _SOLVERS))}.")
     return _SOLVERS[name]()
+
+
+def _fits_pdhg(instance: Instance) -> bool:
+    return instance.potential.proximal and instance.diagonal is not None
 
 
 def check_proximal(instance: Instance, call: str, instead: str) -> None:
@@ -128,18 +135,29 @@ def run_state_solver(
     solver: Solver[Any], instance: Instance, x: Tensor, error: Tensor, max_steps: int | None, t: Tensor | None = None
 ) -> LoopResult:
     """Iterate to a certified 2-norm error per sample, from x and the dual pull-back t of an earlier run; where that
-    ends early, Newton-CG goes on (in float64; in float32 it would meet the same rounding)."""
+    ends early, Newton-CG goes on (in float64; in float32 it would meet the same rounding), and where that stagnates, as
+    it does far from the solution of a problem with kinks, PDHG, if it can."""
     residual = residual_tolerance(instance, error)
     bound = error if instance.strong_convexity > 0 else torch.zeros_like(error)
     result = iterate(solver, instance, x, residual, bound, max_steps, solver.resume(instance, x, t))
-    limited = result.status is Status.PRECISION and x.dtype == torch.float64
-    stopped_early = limited or result.status in (Status.STAGNATED, Status.NOT_FINITE)
-    if stopped_early and not isinstance(solver, NewtonCG):
+    others: list[type[Solver[Any]]] = [NewtonCG, *([PDHG] if _fits_pdhg(instance) else [])]
+    for other in others:
+        limited = result.status is Status.PRECISION and x.dtype == torch.float64 and other is NewtonCG
+        ended_early = limited or result.status in (Status.STAGNATED, Status.NOT_FINITE)
         left = None if max_steps is None else max_steps - result.steps
-        if left is None or left > 0:
-            more = iterate(NewtonCG(), instance, result.x, residual, bound, left)
-            result = LoopResult(more.x, None, more.residual, more.bound, more.status, result.steps + more.steps)
+        if not ended_early or left == 0:
+            break
+        if not isinstance(solver, other):
+            more = iterate(other(), instance, result.x, residual, bound, left)
+            result = _better(result, more)
     return result
+
+
+def _better(first: LoopResult, then: LoopResult) -> LoopResult:
+    """What followed, unless it made things worse; with the steps of both."""
+    measures = [float((r.bound if bool(torch.isfinite(r.bound).all()) else r.residual).max()) for r in (first, then)]
+    kept = first if math.isfinite(measures[0]) and not measures[1] <= measures[0] else then
+    return replace(kept, steps=first.steps + then.steps)
 
 
 @torch.no_grad()

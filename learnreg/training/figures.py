@@ -12,6 +12,7 @@ from torch import Tensor
 
 from learnreg.regularizers import (
     FieldsOfExperts,
+    LearnedTotalGeneralizedVariation,
     LearnedTotalVariation,
     MultivariateExperts,
     Regularizer,
@@ -47,7 +48,7 @@ def comparison_figure(comparison: Comparison) -> Any:
 def filters_figure(regularizer: Regularizer) -> Any | None:
     """The filters of a field of experts or a ridge regularizer by falling weight, the latter's with their potentials,
     or groups of filters side by side; None for other regularizers."""
-    if isinstance(regularizer, MultivariateExperts | LearnedTotalVariation):
+    if isinstance(regularizer, MultivariateExperts | LearnedTotalVariation | LearnedTotalGeneralizedVariation):
         return _groups_figure(regularizer)
     if not isinstance(regularizer, FieldsOfExperts | RidgeRegularizer):
         return None
@@ -77,9 +78,13 @@ def filters_figure(regularizer: Regularizer) -> Any | None:
 
 
 @torch.no_grad()
-def _groups_figure(regularizer: MultivariateExperts | LearnedTotalVariation) -> Any:
-    """Groups by falling weight, on one scale within a group."""
-    filters, weights = (t.double() for t in (regularizer.effective_filters, regularizer.weights))
+def _groups_figure(
+    regularizer: MultivariateExperts | LearnedTotalVariation | LearnedTotalGeneralizedVariation,
+) -> Any:
+    """Groups by falling weight, on one scale within a group; of total generalised variation those of first
+    differences."""
+    filters = regularizer.effective_filters.double()
+    weights = regularizer.weights.double()[: len(filters)]
     smoothing = torch.as_tensor(regularizer.smoothing, dtype=torch.float64).expand(len(weights))
     norms = filters.flatten(1).norm(dim=1)
     order = torch.argsort(weights * norms, descending=True).tolist()

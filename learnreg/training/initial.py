@@ -11,6 +11,7 @@ from learnreg.errors import ConfigError
 from learnreg.regularizers import (
     FieldsOfExperts,
     InputConvexNetwork,
+    LearnedTotalGeneralizedVariation,
     LearnedTotalVariation,
     MultivariateExperts,
     Regularizer,
@@ -69,6 +70,16 @@ def _learned_total_variation(config: TrainingConfig, generator: torch.Generator)
     )
 
 
+def _learned_generalized_variation(config: TrainingConfig, generator: torch.Generator) -> Regularizer:
+    return LearnedTotalGeneralizedVariation(
+        config.positions,
+        config.filter_side,
+        weight=config.weight / _DIFFERENCES,
+        smoothing=config.smoothing,
+        generator=generator,
+    )
+
+
 def _multivariate(config: TrainingConfig, generator: torch.Generator) -> Regularizer:
     if config.filters % config.group_size:
         raise ConfigError(
@@ -115,5 +126,6 @@ _BUILDERS: dict[str, Callable[[TrainingConfig, torch.Generator], Regularizer]] =
     "ridge": _ridge,
     "multivariate": _multivariate,
     "learned-tv": _learned_total_variation,
+    "learned-tgv": _learned_generalized_variation,
     "icnn": _network,
 }

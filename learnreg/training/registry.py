@@ -18,6 +18,7 @@ from learnreg.regularizers import (
     FieldsOfExperts,
     ImportedRidge,
     InputConvexNetwork,
+    LearnedTotalGeneralizedVariation,
     LearnedTotalVariation,
     MultivariateExperts,
     Regularizer,
@@ -51,6 +52,7 @@ REGULARIZERS: dict[str, type[Regularizer]] = {
     "ridge": RidgeRegularizer,
     "multivariate": MultivariateExperts,
     "learned-tv": LearnedTotalVariation,
+    "learned-tgv": LearnedTotalGeneralizedVariation,
     "icnn": InputConvexNetwork,
 }
 """Each has ``config()`` and ``from_config(config)``; the parameters themselves are stored beside that."""

@@ -8,7 +8,6 @@ dz/dx = -F_zz^-1 F_zx.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast
 
@@ -23,12 +22,12 @@ from learnreg.linop import LinearOperator
 from learnreg.operators import Identity
 from learnreg.potentials import Potential
 from learnreg.solvers.conjugate_gradient import ConjugateGradient
+from learnreg.solvers.continuation import smoother_instances
 from learnreg.solvers.loop import iterate
 
 __all__ = ["Reduction", "best_latent", "reduced_value"]
 
 _MAX_NEWTON_STEPS, _MAX_CG_STEPS, _MAX_TRIALS = 60, 2000, 30
-_SMOOTHER, _LARGEST_SMOOTHING = 4.0, 0.3
 _ROUGH, _AT_ROUNDING, _PATIENCE = 1e-2, 8.0, 3
 _LARGEST_FORCING, _SMALLEST_FORCING = 0.1, 1e-6
 _INVERSE = 1e-13
@@ -71,11 +70,6 @@ class _Inner:
         )
         own = torch.arange(shape[0], device=x.device) >= channels
         return cls(instance, own[:, None, None].expand(instance.q.shape))
-
-    def smoother(self, factor: float) -> _Inner:
-        f = self.instance.potential
-        smoother = f.with_parameters(f.weight, factor * f.smoothing)
-        return replace(self, instance=replace(self.instance, potential=smoother))
 
     def gradient(self, v: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """∂F/∂z within all variables, and what of its norm may be rounding."""
@@ -142,11 +136,8 @@ def best_latent(reduction: Reduction, x: Tensor, z: Tensor, *parameters: Tensor)
     operator, potential = reduction.terms(tuple(x.shape[1:]), *(p.detach() for p in parameters))
     inner = _Inner.of(operator, potential, reduction.modulus, x, reduction.image_channels)
     v = torch.cat([x, z], 1)
-    smallest = float(torch.as_tensor(potential.smoothing).min())
-    largest = _LARGEST_SMOOTHING * float(operator(v).abs().max())
-    stages = math.ceil(math.log(largest / smallest, _SMOOTHER)) if largest > smallest else 0
-    for stage in range(stages, 0, -1):
-        v = inner.smoother(_SMOOTHER**stage).minimise(v, _ROUGH)
+    for smoother in smoother_instances(inner.instance, v):
+        v = replace(inner, instance=smoother).minimise(v, _ROUGH)
     return inner.minimise(v, 0.0)[:, reduction.image_channels :]
 
 

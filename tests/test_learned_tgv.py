@@ -193,6 +193,17 @@ def test_hypergradients_equal_dense_ones(name: str, kind: str) -> None:
         assert result.error_bound <= 1.1e-3 * norm(truth.gradient)
 
 
+@pytest.mark.parametrize("solver", ["lbfgs", "newton-cg", "pdhg"])
+def test_solvers_that_stagnate_near_kinks_go_on(solver: str) -> None:
+    """By way of smoother problems; without that, each of them ends far from the solution."""
+    blur = Blur(registry.rand(3, 3) / 5, (1, 8, 8), "reflect")
+    b = blur(registry.rand(1, 1, 8, 8, seed=1)) + 0.1 * registry.randn(1, 1, 8, 8, seed=2)
+    problem = lr.LowerLevelProblem(blur, learned(2, smoothing=1e-4), ridge=0.1)
+    solution = lr.solve(problem, b, 1e-6, solver=solver)  # type: ignore[arg-type]
+    assert solution.status is lr.Status.CONVERGED
+    assert solution.certified
+
+
 def test_every_bound_holds_on_random_problems(rotating_generator: torch.Generator) -> None:
     summary = bound_hunt.hunt(3, rotating_generator, bound_hunt.RANGES["second-order"])
     assert not summary.violations, summary.violations

@@ -19,6 +19,7 @@ from learnreg.latent import image_part
 from learnreg.problem import LowerLevelProblem
 from learnreg.result import BoundKind, Solution, Status
 from learnreg.solvers.base import Solver
+from learnreg.solvers.continuation import continued_newton
 from learnreg.solvers.lbfgs import LBFGS
 from learnreg.solvers.loop import LoopResult, iterate
 from learnreg.solvers.newton_cg import NewtonCG
@@ -46,6 +47,9 @@ _ENDED_EARLY = (Status.PRECISION, Status.STAGNATED, Status.NOT_FINITE)
 """How a solver ends in float32 that float64 may help: steps too short for the pixels' rounding stagnate, too."""
 
 _SOLVERS: dict[str, type[Solver[Any]]] = {"pdhg": PDHG, "lbfgs": LBFGS, "newton-cg": NewtonCG}
+
+_FALLBACKS = ("newton-cg", "pdhg", "continuation")
+"""What goes on, one after the other, where a solver ends early."""
 
 
 def make_solver(name: str, instance: Instance, warm: bool = False) -> Solver[Any]:
@@ -135,21 +139,22 @@ def run_state_solver(
     solver: Solver[Any], instance: Instance, x: Tensor, error: Tensor, max_steps: int | None, t: Tensor | None = None
 ) -> LoopResult:
     """Iterate to a certified 2-norm error per sample, from x and the dual pull-back t of an earlier run; where that
-    ends early, Newton-CG goes on (in float64; in float32 it would meet the same rounding), and where that stagnates, as
-    it does far from the solution of a problem with kinks, PDHG, if it can."""
+    ends early, Newton-CG goes on (in float64; in float32 it would meet the same rounding); where that stagnates, as it
+    does far from the solution of a problem with kinks, PDHG on diagonal data terms, and last Newton's method by way of
+    smoother problems."""
     residual = residual_tolerance(instance, error)
     bound = error if instance.strong_convexity > 0 else torch.zeros_like(error)
     result = iterate(solver, instance, x, residual, bound, max_steps, solver.resume(instance, x, t))
-    others: list[type[Solver[Any]]] = [NewtonCG, *([PDHG] if _fits_pdhg(instance) else [])]
-    for other in others:
-        limited = result.status is Status.PRECISION and x.dtype == torch.float64 and other is NewtonCG
+    for other in _FALLBACKS:
+        limited = result.status is Status.PRECISION and x.dtype == torch.float64 and other == "newton-cg"
         ended_early = limited or result.status in (Status.STAGNATED, Status.NOT_FINITE)
         left = None if max_steps is None else max_steps - result.steps
         if not ended_early or left == 0:
             break
-        if not isinstance(solver, other):
-            more = iterate(other(), instance, result.x, residual, bound, left)
-            result = _better(result, more)
+        if other == "continuation":
+            result = _better(result, continued_newton(instance, result.x, residual, bound, left))
+        elif other != solver.name and not (other == "pdhg" and not _fits_pdhg(instance)):
+            result = _better(result, iterate(_SOLVERS[other](), instance, result.x, residual, bound, left))
     return result
 
 

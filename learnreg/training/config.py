@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 from learnreg.datasets import parse_sigma
 from learnreg.errors import ConfigError
+from learnreg.filterbank import BOUNDARIES
 from learnreg.training.registry import REGULARIZERS
 
 if TYPE_CHECKING:
@@ -63,6 +64,9 @@ class TrainingConfig:
     filters: int = option(24, "number of filters of a field of experts, or of multivariate experts", at_least=1)
     group_size: int = option(2, "filters in each group of multivariate experts", at_least=1)
     positions: int = option(4, "positions in a pixel where learned total variation samples gradients", at_least=1)
+    boundary: str = option(
+        "reflect", "beyond the border, for a field of experts and multivariate experts", choices=BOUNDARIES
+    )
     potential: str = option(
         "pseudo-huber", "potential of a field of experts", choices=("pseudo-huber", "log-cosh", "huber")
     )
@@ -145,6 +149,9 @@ class TomographyConfig(TrainingConfig):
     ridge: float = option(1e-4, "r/2 ‖x‖² makes reconstructions unique and certifiable; more of it biases", above=0.0)
     nonnegative: bool = option(True, "whether reconstructions are constrained to be nonnegative")
     filter_size: int = option(5, "side of the filters", at_least=2)
+    boundary: str = option(
+        "valid", "beyond the border, for a field of experts and multivariate experts", choices=BOUNDARIES
+    )
     out: str = option("runs/ct", "run folder", resumable=True)
     minutes: float = option(8.0, "duration of the upper-level training", above=0.0, at_most=1e6, resumable=True)
     batch_size: int = option(8, "images in a batch", at_least=1)

@@ -51,6 +51,7 @@ def _fields_of_experts(config: TrainingConfig, generator: torch.Generator) -> Re
         config.filters,
         config.filter_side,
         potential,
+        boundary=config.boundary,  # type: ignore[arg-type]
         minimum_smoothing=config.minimum_smoothing,
         generator=generator,
     )
@@ -91,6 +92,7 @@ def _multivariate(config: TrainingConfig, generator: torch.Generator) -> Regular
         config.filter_side,
         _GROUPED_WEIGHT * config.weight,
         config.smoothing,
+        boundary=config.boundary,  # type: ignore[arg-type]
         minimum_smoothing=config.minimum_smoothing,
         generator=generator,
     )

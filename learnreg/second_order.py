@@ -50,7 +50,7 @@ class SecondOrderOperator(LinearOperator):
         scale: float = 1.0,
     ) -> None:
         self._filters = (image_filters, first, second, mixed)
-        of_fields = torch.cat([-first, second, math.sqrt(0.5) * mixed], 1)
+        of_fields = float(scale) * torch.cat([-first, second, math.sqrt(0.5) * mixed], 1)
         image = FilterBank(image_filters.flatten(0, 1), image_shape, boundary)
         self._first, self._second = int(first.shape[1]), int(second.shape[1])
         super().__init__((3, *image_shape[1:]), (3, self._first + self._second, *image.range_shape[1:]))
@@ -60,20 +60,34 @@ class SecondOrderOperator(LinearOperator):
 
     def forward(self, x: Tensor) -> Tensor:
         K, J = self._first, self._second
-        of_image = self.image(x[:, :1])
-        fields = [self.scale * bank(x[:, i : i + 1]) for i, bank in enumerate(self.fields, 1)]
+        of_image, fields = self._of_parts(x)
         lengths = [torch.cat([of_image[:, :K] + fields[0][:, :K], fields[0][:, K : K + J]], 1)]
         lengths.append(torch.cat([of_image[:, K:] + fields[1][:, :K], fields[1][:, K : K + J]], 1))
         mixed = fields[0][:, K + J :] + fields[1][:, K + J :]
         lengths.append(torch.cat([torch.zeros_like(of_image[:, :K]), mixed], 1))
         return torch.stack(lengths, 1)
 
+    def forward_into(self, x: Tensor, out: Tensor) -> Tensor:
+        K, J = self._first, self._second
+        of_image, fields = self._of_parts(x)
+        for i, field in enumerate(fields):
+            torch.add(of_image[:, i * K : (i + 1) * K], field[:, :K], out=out[:, i, :K])
+            out[:, i, K:].copy_(field[:, K : K + J])
+        out[:, 2, :K].zero_()
+        torch.add(fields[0][:, K + J :], fields[1][:, K + J :], out=out[:, 2, K:])
+        return out
+
+    def _of_parts(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Responses to the image, and to each part of the field."""
+        parts = x.split(1, 1)
+        return self.image(parts[0]), [bank(part) for bank, part in zip(self.fields, parts[1:], strict=True)]
+
     def adjoint(self, y: Tensor) -> Tensor:
         K = self._first
         found = [self.image.adjoint(torch.cat([y[:, 0, :K], y[:, 1, :K]], 1))]
         for i, bank in enumerate(self.fields):
             field: Any = bank
-            found.append(self.scale * field.adjoint(torch.cat([y[:, i], y[:, 2, K:]], 1)))
+            found.append(field.adjoint(torch.cat([y[:, i], y[:, 2, K:]], 1)))
         return torch.cat(found, 1)
 
     def _banks(self) -> list[FilterBank]:
@@ -108,17 +122,17 @@ class SecondOrderOperator(LinearOperator):
         """The largest singular value of the 3 columns over all frequencies, and so the norm on every torus and of every
         part of one: from a grid of frequencies, between which squares, trigonometric polynomials of degree k - 1, are
         at most 1/cos²(pi (k - 1)/grid) larger (Ehlich and Zeller, Math. Z. 86, 1964). *Rigorous bound.*"""
-        K, J, scale = self._first, self._second, self.scale
+        K, J = self._first, self._second
         image, *fields = (torch.fft.rfft2(bank.filters.detach().double(), s=(_GRID, _GRID)) for bank in self._banks())
         first, second, mixed = zip(*((f[:K], f[K : K + J], f[K + J :]) for f in fields), strict=True)
         no_first, no_second = torch.zeros_like(first[0]), torch.zeros_like(second[0])
         rows = torch.cat(
             [
-                torch.stack([image[:K], scale * first[0], no_first]),
-                torch.stack([image[K:], no_first, scale * first[1]]),
-                torch.stack([no_second, scale * second[0], no_second]),
-                torch.stack([no_second, no_second, scale * second[1]]),
-                torch.stack([no_second, scale * mixed[0], scale * mixed[1]]),
+                torch.stack([image[:K], first[0], no_first]),
+                torch.stack([image[K:], no_first, first[1]]),
+                torch.stack([no_second, second[0], no_second]),
+                torch.stack([no_second, no_second, second[1]]),
+                torch.stack([no_second, mixed[0], mixed[1]]),
             ],
             1,
         )
@@ -130,7 +144,7 @@ class SecondOrderOperator(LinearOperator):
     def balance(self) -> float:
         """The scale at which image and field have parts of the same norm, about."""
         image, *fields = (bank.norm_bound() for bank in self._banks())
-        return image / max(fields) if image > 0 else 1.0
+        return self.scale * image / max(fields) if image > 0 else 1.0
 
     def gram_diagonal(self, weights: Tensor) -> Tensor | None:
         """Repeated pixels count as different ones."""
@@ -138,9 +152,9 @@ class SecondOrderOperator(LinearOperator):
         columns = [torch.cat([weights[:, 0, :K], weights[:, 1, :K]], 1)]
         columns += [torch.cat([weights[:, i], weights[:, 2, K:]], 1) for i in range(2)]
         found = []
-        for bank, part, factor in zip(self._banks(), columns, (1.0, self.scale**2, self.scale**2), strict=True):
+        for bank, part in zip(self._banks(), columns, strict=True):
             squares = FilterBank(bank.filters.detach().square(), self.image.domain_shape, bank.boundary)  # type: ignore[arg-type]
-            found.append(factor * squares.adjoint(part))
+            found.append(squares.adjoint(part))
         return torch.cat(found, 1)
 
     def parameter_lipschitz(self) -> float | None:

@@ -87,7 +87,7 @@ def improve_batch(
     pixels = b.new_full((b.shape[0],), float(start.x[0].numel()))
     slope = loss.gradient(start.x).flatten(1).norm(dim=1)
     goal = Accuracy(tolerances.state * pixels.sqrt(), tolerances.adjoint * slope)
-    iterates = Iterates(*start.in_all(instance), warm=True)
+    iterates = Iterates(*start.in_all(instance), warm=instance.latent is None or start.z is not None)
     result = method.improve(instance, joint_loss(loss, instance.latent), iterates, goal, None, None)
     state = Start.of(instance, result.x, result.X)
     gradient = pairing_gradient(problem, instance, b, result.x, result.X)

@@ -79,8 +79,8 @@ class SecondOrderOperator(LinearOperator):
 
     def _of_parts(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Responses to the image, and to each part of the field."""
-        parts = x.split(1, 1)
-        return self.image(parts[0]), [bank(part) for bank, part in zip(self.fields, parts[1:], strict=True)]
+        image: Tensor = self.image(x[:, :1])
+        return image, [bank(x[:, i : i + 1]) for i, bank in enumerate(self.fields, 1)]
 
     def adjoint(self, y: Tensor) -> Tensor:
         K = self._first

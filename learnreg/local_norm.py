@@ -1,4 +1,4 @@
-"""Norms of filter banks whose boundary repeats pixels, from their Gram matrix on a small image."""
+"""Norms of convolutions whose boundary repeats pixels, from their Gram matrix on a small image."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from learnreg.norms import dense_matrix
 
 __all__ = ["local_norm_bound"]
 
-_POWERS = (4, 2)
+_POWERS = (4, 2, 1)
 _LARGEST_MATRIX = 1600
 
 
@@ -22,7 +22,7 @@ def local_norm_bound(
     sides: tuple[int, int],
     device: torch.device | str | None = None,
 ) -> float:
-    """Bound of ‖W‖ for a bank of filters, ``build`` on images of given sides. *Rigorous bound.*
+    """Bound of ‖W‖ for filters on images of one or more channels, ``build`` on images of given sides. *Rigorous bound.*
 
     The largest absolute row sum of (W^T W)^m bounds its norm. A row depends on pixels at most m (k - 1) away and on
     which of these are within k of a border, so that large images have no rows but those of an image whose sides are 2
@@ -31,12 +31,12 @@ def local_norm_bound(
     for power in _POWERS:
         reaches = [power * (k - 1) + k for k in filter_shape]
         reduced = (min(sides[0], 2 * reaches[0] + 1), min(sides[1], 2 * reaches[1] + 1))
-        bank = build(reduced)
-        if math.prod(bank.domain_shape) <= _LARGEST_MATRIX:
+        operator = build(reduced)
+        if math.prod(operator.domain_shape) <= _LARGEST_MATRIX:
             break
     else:
         return math.inf
-    gram = dense_matrix(lambda v: bank.adjoint(bank(v)), bank.domain_shape, device=device, block=32)
+    gram = dense_matrix(lambda v: operator.adjoint(operator(v)), operator.domain_shape, device=device, block=32)
     scale = float(gram.abs().max())
     if scale == 0.0:
         return 0.0

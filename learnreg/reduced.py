@@ -18,8 +18,7 @@ from torch.autograd.function import once_differentiable
 from learnreg.adjoint import AdjointEquation
 from learnreg.convex import inner_samples, sum_samples
 from learnreg.instance import Counter, Instance, expand
-from learnreg.linop import LinearOperator
-from learnreg.operators import Identity
+from learnreg.linop import LinearOperator, NormKind
 from learnreg.potentials import Potential
 from learnreg.solvers.conjugate_gradient import ConjugateGradient
 from learnreg.solvers.continuation import smoother_instances
@@ -31,6 +30,19 @@ _MAX_NEWTON_STEPS, _MAX_CG_STEPS, _MAX_TRIALS = 60, 2000, 30
 _ROUGH, _AT_ROUNDING, _PATIENCE = 1e-2, 8.0, 3
 _LARGEST_FORCING, _SMALLEST_FORCING = 0.1, 1e-6
 _INVERSE = 1e-13
+
+
+class _Same(LinearOperator):
+    """x -> x."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return y
+
+    def _compute_norm_bound(self) -> tuple[float, NormKind]:
+        return 1.0, "rigorous"
 
 
 class Reduction(Protocol):
@@ -57,7 +69,7 @@ class _Inner:
         shape = operator.domain_shape
         number = torch.as_tensor(modulus, dtype=x.dtype, device=x.device)
         instance = Instance(
-            forward=Identity(shape),
+            forward=_Same(shape, shape),
             data_weights=number,
             ridge=0.0,
             q=x.new_zeros(x.shape[0], *shape),
@@ -73,9 +85,10 @@ class _Inner:
 
     def gradient(self, v: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """∂F/∂z within all variables, and what of its norm may be rounding."""
-        y = self.instance.potential.grad(t)
+        f = self.instance.potential
+        y, bent = f.grad(t), f.second(t) * t
         g = torch.where(self.own, self.instance.quadratic(v) + self.instance.adjoint(y), 0.0)
-        rounded = self.instance.analysis.norm_bound() * sum_samples(y * y).sqrt()
+        rounded = self.instance.analysis.norm_bound() * (sum_samples(y * y) + sum_samples(bent * bent)).sqrt()
         return g, _AT_ROUNDING * torch.finfo(v.dtype).eps * rounded
 
     def inverse(self, t: Tensor, rhs: Tensor, relative: Tensor) -> Tensor:
@@ -132,7 +145,7 @@ class _Inner:
 
 @torch.no_grad()
 def best_latent(reduction: Reduction, x: Tensor, z: Tensor, *parameters: Tensor) -> Tensor:
-    """The minimiser of F(x, .), to rounding, from a guess."""
+    """The minimiser of F(x, .), to rounding or as far as Newton's method goes, from a guess."""
     operator, potential = reduction.terms(tuple(x.shape[1:]), *(p.detach() for p in parameters))
     inner = _Inner.of(operator, potential, reduction.modulus, x, reduction.image_channels)
     v = torch.cat([x, z], 1)
@@ -158,7 +171,7 @@ class _Best(torch.autograd.Function):
         operator, potential = reduction.terms(tuple(x.shape[1:]), *parameters)
         inner = _Inner.of(operator, potential, reduction.modulus, x, reduction.image_channels)
         rhs = torch.cat([torch.zeros_like(x), cotangent], 1)
-        relative = torch.full_like(rhs.flatten(1)[:, 0], _INVERSE)
+        relative = torch.full_like(rhs.flatten(1)[:, 0], max(_INVERSE, 4.0 * torch.finfo(x.dtype).eps))
         u = inner.inverse(operator(torch.cat([x, z], 1)), rhs, relative)[:, x.shape[1] :]
         with torch.enable_grad():  # 0 = F_z, so that dz = -F_zz^-1 F_z,theta dtheta
             inputs = [p.detach().requires_grad_() for p in (x, *parameters)]

@@ -19,12 +19,12 @@ from torch import Tensor
 from learnreg.filterbank import Boundary, FilterBank, padding_norm
 from learnreg.linop import LinearOperator, NormKind, fingerprint
 from learnreg.local_norm import local_norm_bound
-from learnreg.norms import DENSE_LIMIT, power_estimate
+from learnreg.norms import dense_matrix, gram_norm_bound, power_estimate
 from learnreg.remembered import RememberedNorms
 
 __all__ = ["SecondOrderOperator"]
 
-_GRID, _LOOSE = 64, 1.45
+_GRID, _LOOSE, _DENSE = 64, 1.45, 1024
 _norms = RememberedNorms()
 
 
@@ -101,16 +101,22 @@ class SecondOrderOperator(LinearOperator):
         return _norms.bound(key, self, self._fresh_norm_bound)
 
     def _fresh_norm_bound(self) -> tuple[float, NormKind]:
-        """That of the dense matrix for small images; else the largest singular value over all frequencies, times the
-        norm of the padding, or what the row sums of a small image say of repeated pixels."""
-        if math.prod(self.domain_shape) <= DENSE_LIMIT:
-            return super()._compute_norm_bound()
-        bound, device = self._symbol_bound() * padding_norm(self.image), self.image.filters.device
-        if padding_norm(self.image) > 1.0:
-            gram = lambda v: self.adjoint(self(v))  # noqa: E731
-            if bound > _LOOSE * power_estimate(gram, self.domain_shape, device=device, steps=20):
-                sides = (self.domain_shape[1], self.domain_shape[2])
-                bound = min(bound, local_norm_bound(self._resized, self.image.filter_shape, sides, device))
+        """That of the dense Gram matrix for small images; else the largest singular value over all frequencies. Where
+        pixels are repeated, that times the norm of the padding, or the norms of the columns, or what the row sums of a
+        small image say."""
+        device, repeat = self.image.filters.device, padding_norm(self.image)
+        gram = lambda v: self.adjoint(self(v))  # noqa: E731
+        if math.prod(self.domain_shape) <= _DENSE:
+            matrix = dense_matrix(gram, self.domain_shape, device=device, block=32)
+            return math.sqrt(gram_norm_bound(matrix)), "rigorous"
+        bound = self._symbol_bound() * repeat
+        if repeat > 1.0 and bound > _LOOSE * power_estimate(gram, self.domain_shape, device=device, steps=20):
+            sides = (self.domain_shape[1], self.domain_shape[2])
+            bound = min(bound, local_norm_bound(self._resized, self.image.filter_shape, sides, device))
+            columns = self._banks()
+            norms = [bank.norm_bound() for bank in columns]
+            if all(bank.norm_bound_kind == "rigorous" for bank in columns):
+                bound = min(bound, math.hypot(*norms))
         return bound, "rigorous"
 
     def _resized(self, sides: tuple[int, int]) -> SecondOrderOperator:
@@ -122,8 +128,10 @@ class SecondOrderOperator(LinearOperator):
         """The largest singular value of the 3 columns over all frequencies, and so the norm on every torus and of every
         part of one: from a grid of frequencies, between which squares, trigonometric polynomials of degree k - 1, are
         at most 1/cos²(pi (k - 1)/grid) larger (Ehlich and Zeller, Math. Z. 86, 1964). *Rigorous bound.*"""
+        degree = max(self.image.filter_shape) - 1
+        grid = max(_GRID, 2 ** math.ceil(math.log2(8 * (degree + 1))))
         K, J = self._first, self._second
-        image, *fields = (torch.fft.rfft2(bank.filters.detach().double(), s=(_GRID, _GRID)) for bank in self._banks())
+        image, *fields = (torch.fft.rfft2(bank.filters.detach().double(), s=(grid, grid)) for bank in self._banks())
         first, second, mixed = zip(*((f[:K], f[K : K + J], f[K + J :]) for f in fields), strict=True)
         no_first, no_second = torch.zeros_like(first[0]), torch.zeros_like(second[0])
         rows = torch.cat(
@@ -138,8 +146,7 @@ class SecondOrderOperator(LinearOperator):
         )
         gram = torch.einsum("anij,bnij->ijab", rows.conj(), rows)
         largest = float(torch.linalg.eigvalsh(gram).max())
-        degree = max(self.image.filter_shape) - 1
-        return math.sqrt(largest) / math.cos(math.pi * degree / _GRID) * (1.0 + 1e-12)
+        return math.sqrt(max(largest, 0.0)) / math.cos(math.pi * degree / grid) * (1.0 + 1e-12)
 
     def balance(self) -> float:
         """The scale at which image and field have parts of the same norm, about."""

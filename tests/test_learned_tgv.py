@@ -152,15 +152,17 @@ def test_the_jacobian_bound_holds(k: int) -> None:
     assert exact <= R.parameter_jacobian_bounds()["operator"] <= 1.15 * exact
 
 
-@pytest.mark.parametrize("boundary", ["valid", "replicate", "circular"])
-@pytest.mark.parametrize("scale", [0.2, 1.0, 8.0])
-def test_norms_are_bounds_on_large_images(boundary: str, scale: float) -> None:
-    latent = learned(2, boundary).saddle_terms((1, 38, 37)).latent
-    assert latent is not None
-    operator = latent.operator(scale)
+@pytest.mark.parametrize(("size", "boundary"), [(3, "valid"), (3, "replicate"), (5, "reflect"), (33, "valid")])
+@pytest.mark.parametrize("scale", [0.2, 8.0])
+def test_norms_are_bounds_on_large_images(size: int, boundary: str, scale: float) -> None:
+    R = LearnedTotalGeneralizedVariation(2, size, boundary=boundary).double()  # type: ignore[arg-type]
     with torch.no_grad():
+        R.kernels.add_(0.1 / size * registry.randn(*R.kernels.shape))
+        latent = R.saddle_terms((1, 44, 42)).latent
+        assert latent is not None
+        operator = latent.operator(scale)
         below = power_estimate(lambda v: operator.adjoint(operator(v)), operator.domain_shape, steps=300)
-        assert below <= operator.norm_bound() <= 1.3 * below
+        assert below <= operator.norm_bound() <= 1.6 * below
     assert operator.norm_bound_kind == "rigorous"
 
 

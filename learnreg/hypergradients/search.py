@@ -11,6 +11,7 @@ from torch import Tensor
 from learnreg.certificates.correction import newton_correction
 from learnreg.certificates.judgement import Enough, Judgement, PointCertificate, gradient_distance, judge
 from learnreg.convex import sum_samples
+from learnreg.errors import ShapeError
 from learnreg.hypergradients.base import Accuracy, HypergradientMethod, Iterates
 from learnreg.instance import Instance
 from learnreg.latent import image_part, joint_loss, without_latent
@@ -56,6 +57,10 @@ class Start:
         x, X = self.x.to(instance.q), self.X.to(instance.q)
         if instance.latent is None:
             return x, X
+        shape = (x.shape[0], instance.latent.channels, *x.shape[2:])
+        for name, v in (("z", self.z), ("Z", self.Z)):
+            if v is not None and tuple(v.shape) != shape:
+                raise ShapeError(f"start.{name}: got shape {tuple(v.shape)}, expected {shape}.")
         whole = instance.started(x) if self.z is None else instance.joined(x, self.z.to(x))
         return whole, without_latent(X, instance.latent) if self.Z is None else instance.joined(X, self.Z.to(X))
 

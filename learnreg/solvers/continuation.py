@@ -28,7 +28,7 @@ def smoother_instances(instance: Instance, x: Tensor) -> list[Instance]:
     f = instance.potential
     smallest = float(torch.as_tensor(f.smoothing).min())
     largest = _LARGEST * float(instance.apply(x).abs().max())
-    count = math.ceil(math.log(largest / smallest, _SMOOTHER)) if largest > smallest > 0 else 0
+    count = math.ceil(math.log(largest / smallest, _SMOOTHER)) if math.inf > largest > smallest > 0 else 0
     factors = [_SMOOTHER**k for k in range(min(count, _MOST), 0, -1)]
     return [replace(instance, potential=f.with_parameters(f.weight, factor * f.smoothing)) for factor in factors]
 

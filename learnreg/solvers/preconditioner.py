@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from learnreg.instance import Instance, expand
+from learnreg.linop import LinearOperator
 from learnreg.solvers.base import SolverState
 from learnreg.stencil import Stencil
 
@@ -54,7 +55,8 @@ def can_precondition(instance: Instance) -> bool:
 
 @dataclass(frozen=True)
 class DiagonalPreconditioner(SolverState):
-    """1 over the Hessian's diagonal: for latent variables, whose scale bounds want, not solvers."""
+    """1 over the Hessian's diagonal: for operators that tell it and are no convolution of one image, such as those of
+    latent variables, whose scale bounds want, not solvers."""
 
     inverse: Tensor
 
@@ -138,7 +140,7 @@ Preconditioner = SpectralPreconditioner | DiagonalPreconditioner
 
 def preconditioner_of(instance: Instance, curvature: Callable[[], Tensor]) -> Preconditioner | None:
     """The one that fits, from the diagonal of f''(Kx) if there is one."""
-    if instance.analysis.stencil() is None:
+    if type(instance.analysis).gram_diagonal is not LinearOperator.gram_diagonal:
         return DiagonalPreconditioner.of(instance, curvature())
     return SpectralPreconditioner.of(instance, curvature()) if can_precondition(instance) else None
 

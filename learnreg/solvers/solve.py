@@ -151,18 +151,32 @@ def run_state_solver(
         left = None if max_steps is None else max_steps - result.steps
         if not ended_early or left == 0:
             break
-        if other == "continuation":
-            result = _better(result, continued_newton(instance, result.x, residual, bound, left))
-        elif other != solver.name and not (other == "pdhg" and not _fits_pdhg(instance)):
-            result = _better(result, iterate(_SOLVERS[other](), instance, result.x, residual, bound, left))
+        if other == solver.name or (other == "pdhg" and not _fits_pdhg(instance)):
+            continue
+        index = ((result.residual > residual) & (result.bound > bound)).nonzero()[:, 0]
+        if not len(index):
+            break
+        part, rest = instance.select(index), (result.x[index], residual[index], bound[index], left)
+        more = continued_newton(part, *rest) if other == "continuation" else iterate(_SOLVERS[other](), part, *rest)
+        result = _followed(instance, result, more, index)
     return result
 
 
-def _better(first: LoopResult, then: LoopResult) -> LoopResult:
-    """What followed, unless it made things worse; with the steps of both."""
-    measures = [float((r.bound if bool(torch.isfinite(r.bound).all()) else r.residual).max()) for r in (first, then)]
-    kept = first if math.isfinite(measures[0]) and not measures[1] <= measures[0] else then
-    return replace(kept, steps=first.steps + then.steps)
+def _followed(instance: Instance, first: LoopResult, then: LoopResult, index: Tensor) -> LoopResult:
+    """What followed for some samples, where it is better; with the steps of both."""
+    comparable = torch.isfinite(first.bound[index]) & torch.isfinite(then.bound)
+    better = torch.where(comparable, then.bound <= first.bound[index], then.residual <= first.residual[index])
+    chosen = index[better]
+    t = None
+    if first.t is not None or then.t is not None:  # a solver without pull-backs leaves K x
+        t = instance.apply(first.x) if first.t is None else first.t
+        later = instance.select(index).apply(then.x) if then.t is None else then.t
+        t = t.index_copy(0, chosen, later[better])
+    x, residual, bound = (
+        old.index_copy(0, chosen, new[better])
+        for old, new in ((first.x, then.x), (first.residual, then.residual), (first.bound, then.bound))
+    )
+    return LoopResult(x, t, residual, bound, then.status, first.steps + then.steps)
 
 
 @torch.no_grad()
@@ -202,7 +216,7 @@ def solve(
         x = initial_point(instance, b)
     else:
         problem.operator.check_domain(start, "start")
-        x = instance.extended(start.detach().to(b))
+        x = instance.started(start.detach().to(b))
     scale = math.sqrt(math.prod(problem.operator.domain_shape))
     judge_instance = exact_instance(problem, b, instance)
     working, aim, steps = instance, target * (_AIM if b.dtype == torch.float64 else _FLOAT32_AIM), 0

@@ -39,6 +39,7 @@ from learnreg.regularizers import (
     FieldsOfExperts,
     ImportedRidge,
     InputConvexNetwork,
+    LearnedTotalGeneralizedVariation,
     LearnedTotalVariation,
     MultivariateExperts,
     Regularizer,
@@ -289,6 +290,27 @@ def _imported() -> ImportedRidge:
 
 FIXED: dict[str, Callable[[], Regularizer]] = {"ImportedRidge": _imported}
 """Regularizers without parameters to learn; see test_imported_ridge.py."""
+
+
+def generalized_variation(
+    positions: int = 2, boundary: str = "replicate", smoothing: float = 0.05
+) -> LearnedTotalGeneralizedVariation:
+    """Away from its start."""
+    generator = torch.Generator().manual_seed(3)
+    result = LearnedTotalGeneralizedVariation(
+        positions, 3, 0.3, 2.0, smoothing, 0.05, boundary, generator  # type: ignore[arg-type]
+    ).double()  # fmt: skip
+    with torch.no_grad():
+        for i, p in enumerate(result.parameters()):
+            p.add_(0.1 * randn(*p.shape, seed=65 + i))
+    return result
+
+
+LATENT: dict[str, Callable[[], Regularizer]] = {
+    "InputConvexNetwork-lifted": lambda: network(form="lifted"),
+    "LearnedTotalGeneralizedVariation": generalized_variation,
+}
+"""Regularizers with latent variables; see test_lifted.py and test_learned_tgv.py."""
 
 ALL_REGULARIZERS = REGULARIZERS | NETWORKS
 

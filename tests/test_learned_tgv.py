@@ -10,6 +10,7 @@ import pytest
 import registry
 import torch
 from dense_truth import distance, norm, truth_of
+from registry import generalized_variation
 from torch import Tensor
 
 import learnreg as lr
@@ -21,20 +22,6 @@ from learnreg.testing import check_regularizer
 from learnreg.training.config import DenoiseConfig
 from learnreg.training.figures import filters_figure
 from learnreg.training.initial import initial_regularizer
-
-
-def learned(
-    positions: int = 2, boundary: str = "replicate", smoothing: float = 0.05
-) -> LearnedTotalGeneralizedVariation:
-    """Away from its start."""
-    generator = torch.Generator().manual_seed(3)
-    result = LearnedTotalGeneralizedVariation(
-        positions, 3, 0.3, 2.0, smoothing, 0.05, boundary, generator  # type: ignore[arg-type]
-    ).double()  # fmt: skip
-    with torch.no_grad():
-        for i, p in enumerate(result.parameters()):
-            p.add_(0.1 * registry.randn(*p.shape, seed=65 + i))
-    return result
 
 
 def by_formula(R: LearnedTotalGeneralizedVariation, x: Tensor, w: Tensor) -> Tensor:
@@ -61,7 +48,7 @@ def by_formula(R: LearnedTotalGeneralizedVariation, x: Tensor, w: Tensor) -> Ten
 
 
 def test_the_energy_is_the_formula_and_its_field_the_best() -> None:
-    R, x = learned(3, "valid"), registry.rand(2, 1, 8, 9, seed=1)
+    R, x = generalized_variation(3, "valid"), registry.rand(2, 1, 8, 9, seed=1)
     terms = R.saddle_terms((1, 8, 9))
     assert terms.latent is not None
     w = registry.randn(2, 2, 8, 9, seed=2)
@@ -77,7 +64,7 @@ def test_the_energy_is_the_formula_and_its_field_the_best() -> None:
 
 @pytest.mark.parametrize("smoothing", [0.1, 1e-3, 1e-5])
 def test_the_field_is_found_to_rounding(smoothing: float) -> None:
-    R, x = learned(2, "replicate", smoothing), registry.rand(3, 1, 8, 7, seed=4)
+    R, x = generalized_variation(2, "replicate", smoothing), registry.rand(3, 1, 8, 7, seed=4)
     terms = R.saddle_terms((1, 8, 7))
     assert terms.latent is not None
     point = torch.cat([x, terms.latent.solve(x)], 1).requires_grad_()
@@ -87,14 +74,14 @@ def test_the_field_is_found_to_rounding(smoothing: float) -> None:
 
 
 def test_derivatives_equal_differences() -> None:
-    R = learned()
+    R = generalized_variation()
     x = registry.rand(1, 1, 4, 5, seed=1).requires_grad_()
     assert torch.autograd.gradcheck(R.value, x, atol=1e-7, rtol=1e-5)
     assert torch.autograd.gradgradcheck(R.value, x, atol=1e-6, rtol=1e-4)
 
 
 def test_it_has_the_properties_of_a_regularizer() -> None:
-    check_regularizer(learned(), (1, 6, 7))
+    check_regularizer(generalized_variation(), (1, 6, 7))
 
 
 def test_without_field_it_is_learned_total_variation() -> None:
@@ -109,7 +96,7 @@ def test_without_field_it_is_learned_total_variation() -> None:
 @torch.no_grad()
 def test_ramps_cost_nothing_but_their_field() -> None:
     """Whatever is learned, with responses where all filters fit; parabolas keep their second derivatives."""
-    R = learned(3, "valid", 1e-3)
+    R = generalized_variation(3, "valid", 1e-3)
     rows, columns = torch.arange(9.0).double()[:, None], torch.arange(10.0).double()
     ramp = (0.3 * rows - 0.2 * columns)[None, None]
     field = torch.tensor([0.3, -0.2], dtype=torch.float64)[:, None, None].expand(1, 2, 9, 10)
@@ -179,7 +166,7 @@ def test_hypergradients_equal_dense_ones(name: str, kind: str) -> None:
     if kind == "deblurring":
         operator = Blur(registry.rand(3, 3) / 5, (1, 8, 8), "reflect")
     b = operator(x_true) + 0.1 * registry.randn(1, 1, 8, 8, seed=2)
-    R = learned(2, smoothing=CASES[name])
+    R = generalized_variation(2, smoothing=CASES[name])
     problem = lr.LowerLevelProblem(operator, R, ridge=0.0 if kind == "denoising" else 0.1)
     loss = lr.SquaredError(x_true)
     truth = truth_of(problem, b, loss)
@@ -201,7 +188,7 @@ def test_solvers_that_stagnate_near_kinks_go_on(solver: str) -> None:
     """By way of smoother problems; without that, each of them ends far from the solution."""
     blur = Blur(registry.rand(3, 3) / 5, (1, 8, 8), "reflect")
     b = blur(registry.rand(1, 1, 8, 8, seed=1)) + 0.1 * registry.randn(1, 1, 8, 8, seed=2)
-    problem = lr.LowerLevelProblem(blur, learned(2, smoothing=1e-4), ridge=0.1)
+    problem = lr.LowerLevelProblem(blur, generalized_variation(2, smoothing=1e-4), ridge=0.1)
     solution = lr.solve(problem, b, 1e-6, solver=solver)  # type: ignore[arg-type]
     assert solution.status is lr.Status.CONVERGED
     assert solution.certified

@@ -47,7 +47,13 @@ def public_classes(base: type) -> set[type]:
     ("base", "registered"),
     [
         (LinearOperator, {type(f()) for f in registry.OPERATORS.values()}),
-        (Regularizer, {type(f()) for f in (registry.REGULARIZERS | registry.NETWORKS | registry.FIXED).values()}),
+        (
+            Regularizer,
+            {
+                type(f())
+                for f in (registry.REGULARIZERS | registry.NETWORKS | registry.FIXED | registry.LATENT).values()
+            },
+        ),
         (
             Potential,
             {

@@ -54,7 +54,7 @@ class Start:
     def in_all(self, instance: Instance) -> tuple[Tensor, Tensor]:
         """State and adjoint state in all variables of the instance, in its dtype; latent ones that are not at hand by a
         guess, and 0."""
-        x, X = self.x.to(instance.q), self.X.to(instance.q)
+        x, X = self.x.detach().to(instance.q), self.X.detach().to(instance.q)
         if instance.latent is None:
             return x, X
         shape = (x.shape[0], instance.latent.channels, *x.shape[2:])

@@ -13,10 +13,37 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["across", "bilinear", "difference_norm", "down", "middle", "placed", "positions_in_pixel", "sum_to_one"]
+from learnreg.errors import ConfigError
+from learnreg.filterbank import BOUNDARIES
+
+__all__ = [
+    "across",
+    "bilinear",
+    "check_interpolation",
+    "difference_norm",
+    "down",
+    "middle",
+    "placed",
+    "positions_in_pixel",
+    "sum_to_one",
+]
 
 _POSITIONS = ((0.5, 0.0), (0.0, 0.5), (0.0, 0.0), (0.5, 0.5))
 """The first positions, from a pixel's centre: two edges of the pixel, its centre, its corner."""
+
+
+def check_interpolation(name: str, positions: int, size: int, boundary: str, **positive: float) -> None:
+    """ConfigError for numbers of positions, sides of kernels, boundaries and positive options that do not fit."""
+    whole = isinstance(positions, int) and isinstance(size, int)
+    if not whole or positions < 1 or size < 3 or size % 2 == 0:
+        raise ConfigError(
+            f"{name}(positions={positions!r}, size={size!r}): expected integers, positions >= 1, size odd and >= 3."
+        )
+    for option, value in positive.items():
+        if not (value > 0 and math.isfinite(value)):
+            raise ConfigError(f"{name}({option}={value!r}): expected a positive finite number.")
+    if boundary not in BOUNDARIES:
+        raise ConfigError(f"boundary={boundary!r}: expected one of {', '.join(BOUNDARIES)}.")
 
 
 def positions_in_pixel(count: int, generator: torch.Generator | None) -> list[tuple[float, float]]:

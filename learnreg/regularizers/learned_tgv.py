@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from learnreg.convex import sum_samples
-from learnreg.errors import ConfigError, ShapeError
-from learnreg.filterbank import BOUNDARIES, Boundary
+from learnreg.errors import ShapeError
+from learnreg.filterbank import Boundary
 from learnreg.isotropic import IsotropicPseudoHuber
 from learnreg.latent import Latent
 from learnreg.potentials import Potential
@@ -22,6 +22,7 @@ from learnreg.regularizers.base import ParameterRole, Regularizer, SaddleTerms, 
 from learnreg.regularizers.interpolation import (
     across,
     bilinear,
+    check_interpolation,
     difference_norm,
     down,
     middle,
@@ -86,17 +87,10 @@ class LearnedTotalGeneralizedVariation(Regularizer):
     ) -> None:
         super().__init__()
         name = "LearnedTotalGeneralizedVariation"
-        whole = isinstance(positions, int) and isinstance(size, int)
-        if not whole or positions < 1 or size < 3 or size % 2 == 0:
-            raise ConfigError(
-                f"{name}(positions={positions!r}, size={size!r}): expected integers, positions >= 1, size odd and >= 3."
-            )
         delta = 0.1 * weight if delta is None else delta
-        for what, value in {"weight": weight, "ratio": ratio, "smoothing": smoothing, "delta": delta}.items():
-            if not (value > 0 and math.isfinite(value)):
-                raise ConfigError(f"{name}({what}={value!r}): expected a positive finite number.")
-        if boundary not in BOUNDARIES:
-            raise ConfigError(f"boundary={boundary!r}: expected one of {', '.join(BOUNDARIES)}.")
+        check_interpolation(
+            name, positions, size, boundary, weight=weight, ratio=ratio, smoothing=smoothing, delta=delta
+        )
         first, second = _initial_kernels(positions, size, generator)
         self.kernels, self.second_kernels = nn.Parameter(first), nn.Parameter(second)
         weights = torch.tensor([weight / positions, ratio * weight / positions], dtype=torch.get_default_dtype())

@@ -3,20 +3,20 @@ variation", SIAM J. Imaging Sci. 14, 2021)."""
 
 from __future__ import annotations
 
-import math
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from learnreg.errors import ConfigError, ShapeError
-from learnreg.filterbank import BOUNDARIES, Boundary
+from learnreg.errors import ShapeError
+from learnreg.filterbank import Boundary
 from learnreg.grouped import GroupedFilterBank
 from learnreg.isotropic import IsotropicPseudoHuber
 from learnreg.regularizers.base import ParameterRole, Regularizer, SaddleTerms, positive_log
 from learnreg.regularizers.interpolation import (
     across,
     bilinear,
+    check_interpolation,
     difference_norm,
     down,
     middle,
@@ -61,16 +61,7 @@ class LearnedTotalVariation(Regularizer):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        whole = isinstance(positions, int) and isinstance(size, int)
-        if not whole or positions < 1 or size < 3 or size % 2 == 0:
-            raise ConfigError(
-                f"LearnedTotalVariation(positions={positions!r}, size={size!r}): expected integers, positions >= 1, "
-                "size odd and >= 3."
-            )
-        if not (smoothing > 0 and math.isfinite(smoothing)):
-            raise ConfigError(f"LearnedTotalVariation(smoothing={smoothing!r}): expected a positive finite number.")
-        if boundary not in BOUNDARIES:
-            raise ConfigError(f"boundary={boundary!r}: expected one of {', '.join(BOUNDARIES)}.")
+        check_interpolation("LearnedTotalVariation", positions, size, boundary, weight=weight, smoothing=smoothing)
         self.kernels = nn.Parameter(_initial_kernels(positions, size, generator))
         self.log_weights: nn.Parameter = positive_log(weight / positions, "LearnedTotalVariation weight", positions)
         self.smoothing, self.boundary = float(smoothing), boundary

@@ -140,8 +140,8 @@ def run_state_solver(
 ) -> LoopResult:
     """Iterate to a certified 2-norm error per sample, from x and the dual pull-back t of an earlier run; where that
     ends early, Newton-CG goes on (in float64; in float32 it would meet the same rounding); where that stagnates, as it
-    does far from the solution of a problem with kinks, PDHG on diagonal data terms, and last Newton's method by way of
-    smoother problems."""
+    does far from the solution of a problem with kinks, in float64 also PDHG on diagonal data terms, and last Newton's
+    method by way of smoother problems. What ends early in float32 its callers repeat in float64."""
     residual = residual_tolerance(instance, error)
     bound = error if instance.strong_convexity > 0 else torch.zeros_like(error)
     result = iterate(solver, instance, x, residual, bound, max_steps, solver.resume(instance, x, t))
@@ -153,6 +153,8 @@ def run_state_solver(
             break
         if other == solver.name or (other == "pdhg" and not _fits_pdhg(instance)):
             continue
+        if other != "newton-cg" and x.dtype != torch.float64:
+            break
         index = ((result.residual > residual) & (result.bound > bound)).nonzero()[:, 0]
         if not len(index):
             break

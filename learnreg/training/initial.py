@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -61,18 +62,12 @@ def _total_variation(config: TrainingConfig, generator: torch.Generator) -> Regu
     return TotalVariation(weight=config.weight / _DIFFERENCES)
 
 
-def _learned_total_variation(config: TrainingConfig, generator: torch.Generator) -> Regularizer:
-    return LearnedTotalVariation(
-        config.positions,
-        config.filter_side,
-        weight=config.weight / _DIFFERENCES,
-        smoothing=config.smoothing,
-        generator=generator,
-    )
-
-
-def _learned_generalized_variation(config: TrainingConfig, generator: torch.Generator) -> Regularizer:
-    return LearnedTotalGeneralizedVariation(
+def _interpolated(
+    kind: type[LearnedTotalVariation] | type[LearnedTotalGeneralizedVariation],
+    config: TrainingConfig,
+    generator: torch.Generator,
+) -> Regularizer:
+    return kind(
         config.positions,
         config.filter_side,
         weight=config.weight / _DIFFERENCES,
@@ -127,7 +122,7 @@ _BUILDERS: dict[str, Callable[[TrainingConfig, torch.Generator], Regularizer]] =
     "tv": _total_variation,
     "ridge": _ridge,
     "multivariate": _multivariate,
-    "learned-tv": _learned_total_variation,
-    "learned-tgv": _learned_generalized_variation,
+    "learned-tv": partial(_interpolated, LearnedTotalVariation),
+    "learned-tgv": partial(_interpolated, LearnedTotalGeneralizedVariation),
     "icnn": _network,
 }

@@ -12,6 +12,7 @@ from pathlib import Path
 import bound_hunt
 import dense_truth
 import pytest
+import random_problems
 import registry
 import torch
 from torch import nn
@@ -50,6 +51,32 @@ def test_random_scans(rotating_generator: torch.Generator) -> None:
     assert not summary.violations, "\n".join(summary.violations)
     assert summary.unusable_truth <= 1
     assert summary.comparisons > 60
+
+
+def known_case(ranges: str, seed: int) -> random_problems.Case:
+    draw = random_problems.Draw(torch.Generator().manual_seed(seed), random_problems.RANGES[ranges])
+    return random_problems.draw_case(draw)
+
+
+@pytest.mark.parametrize("seed", [2015399249, 1349193609, 725755294, 1658908689])
+def test_active_sets_are_decided_where_they_can_be(seed: int) -> None:
+    """Features that rounding left off zero, a decided point behind undecided ones, and a start far from a stiff
+    problem's solution."""
+    case = known_case("lifted", seed)
+    result = lr.hypergradient(case.problem, case.b, case.loss, tolerance=1e-1)
+    truth = dense_truth.truth_of(case.problem, case.b, case.loss)
+    assert result.status is lr.Status.CONVERGED
+    assert dense_truth.distance(result.gradient, truth.gradient) <= result.error_bound + truth.gradient_slack
+
+
+def test_estimates_start_from_the_best_point() -> None:
+    """A pixel at its bound without a multiplier stays undecided; it hardly matters to the gradient."""
+    case = known_case("lifted", 2137802708)
+    result = lr.hypergradient(case.problem, case.b, case.loss, tolerance=1e-1)
+    truth = dense_truth.truth_of(case.problem, case.b, case.loss)
+    assert result.status is lr.Status.ESTIMATED
+    assert "active set" in result.reason
+    assert dense_truth.distance(result.gradient, truth.gradient) <= 1e-9 * result.norm
 
 
 @pytest.mark.slow

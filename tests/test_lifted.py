@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 
 import learnreg as lr
+from learnreg.certificates.correction import correct_adjoint
+from learnreg.certificates.judgement import judge
 from learnreg.hypergradients.compute import Start
+from learnreg.latent import joint_loss
 from learnreg.networks.hinge import SquaredHinge
 from learnreg.networks.inner import InnerProblem, reduced_value
 from learnreg.networks.lifted_operator import couple, coupling_norm
@@ -17,6 +20,8 @@ from learnreg.networks.parameters import mix
 from learnreg.norms import dense_matrix
 from learnreg.operators import Blur, Identity
 from learnreg.regularizers import InputConvexNetwork, Scaled
+from learnreg.solvers.newton_cg import NewtonCG
+from learnreg.solvers.solve import initial_point, run_state_solver
 from learnreg.training.accuracy import Tolerances, audit, improve_batch
 
 DOUBLE = torch.float64
@@ -278,6 +283,28 @@ def test_any_image_is_judged() -> None:
     parameters = problem.learnable()
     grads = torch.autograd.grad((slope * judged.X).sum(), list(parameters.values()))
     assert relative(judged.gradient, dict(zip(parameters, grads, strict=True))) < 1e-9
+
+
+def test_features_that_rounding_left_off_zero_are_decided() -> None:
+    """Those whose hinge is certainly flat are 0 in the solution, without a multiplier where no later layer is moved."""
+    problem, b, x_true = denoising()
+    with torch.no_grad():
+        problem.regularizer.biases.sub_(0.3)  # type: ignore[union-attr,operator]
+    instance, moved = problem.instance(b), 1e-14
+    loss, limit = joint_loss(lr.SquaredError(x_true), instance.latent), torch.full((2,), 1e-12, dtype=DOUBLE)
+    v = run_state_solver(NewtonCG(), instance, initial_point(instance, b), limit, None).x
+    V = correct_adjoint(instance, loss, v, torch.zeros_like(v), limit).point
+    exact = judge(problem, instance, b, loss, v, V, "sharp")
+    assert not exact.reason
+    shift = torch.as_tensor(instance.potential.shift)
+    flat = torch.cat([torch.zeros_like(b, dtype=torch.bool), instance.apply(v) + shift < -1e-6], 1)
+    idle = flat & (v < 1e-12) & (instance.full_gradient(v).abs() < 1e-12)
+    assert bool(idle.flatten(1).any(1).all())
+    found = judge(problem, instance, b, loss, v + moved * idle, V + moved * idle, "sharp")
+    assert not found.reason
+    assert bool((found.x[idle] == 0).all())
+    assert relative(found.gradient, exact.gradient) < 1e-12
+    assert found.error_bound <= 1.1 * exact.error_bound
 
 
 def test_hypergradients_equal_differences_within_a_box_and_behind_a_blur() -> None:

@@ -10,7 +10,7 @@ from learnreg.instance import Instance
 from learnreg.losses import UpperLoss
 from learnreg.problem import LowerLevelProblem
 
-__all__ = ["constraint_decided", "missing_assumption", "missing_state_assumption"]
+__all__ = ["constraint_decided", "missing_assumption", "missing_state_assumption", "unsettled"]
 
 
 def missing_state_assumption(instance: Instance) -> str:
@@ -75,9 +75,21 @@ def constraint_decided(
     margin = instance.full_gradient(x)
     active = ((x <= lower) & (margin > change)) | ((x >= upper) & (margin < -change))
     decided = free | active
+    idle = _idle(instance, x, t, e)
+    return bool((decided if idle is None else decided | (idle & (x <= lower))).all())
+
+
+def unsettled(instance: Instance, x: Tensor, t: Tensor, e: Tensor) -> Tensor | None:
+    """Where latent variables are 0 in the exact solution, since their responses keep them there, and rounding left
+    something else in x: as x. None if there are none."""
+    idle = _idle(instance, x, t, e)
+    found = None if idle is None else idle & (x > 0.0)
+    return found if found is not None and bool(found.any()) else None
+
+
+def _idle(instance: Instance, x: Tensor, t: Tensor, e: Tensor) -> Tensor | None:
     latent = instance.latent
-    if latent is not None and latent.idle is not None:
-        idle = latent.idle(t, response_radius(instance, e, t))
-        image = torch.zeros_like(decided[:, : latent.image_channels])
-        decided = decided | (torch.cat([image, idle], 1) & (x <= lower))
-    return bool(decided.all())
+    if latent is None or latent.idle is None:
+        return None
+    image = torch.zeros_like(x[:, : latent.image_channels], dtype=torch.bool)
+    return torch.cat([image, latent.idle(t, response_radius(instance, e, t))], 1)

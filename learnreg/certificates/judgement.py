@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from learnreg.adjoint import AdjointEquation
-from learnreg.certificates.assumptions import constraint_decided, missing_assumption
+from learnreg.certificates.assumptions import constraint_decided, missing_assumption, unsettled
 from learnreg.certificates.groups import GroupBound
 from learnreg.certificates.point_bound import PointBound
 from learnreg.certificates.published import PublishedBound
@@ -63,6 +63,12 @@ class Judgement:
     def norm(self) -> float:
         return gradient_norm(self.gradient)
 
+    def better(self, other: Judgement, factor: float = 1.0) -> bool:
+        """Whether its bound is less than a factor of the other's; without bounds, whether its error of x is."""
+        if math.isinf(self.error_bound) and math.isinf(other.error_bound):
+            return float(self.state_error.max()) < factor * float(other.state_error.max())
+        return self.error_bound < factor * other.error_bound
+
 
 def gradient_norm(gradient: dict[str, Tensor]) -> float:
     """‖gradient‖_2 over all parameters, in float64."""
@@ -94,7 +100,8 @@ def judge(
     state_error: Tensor | None = None,
     outlook: Enough | None = None,
 ) -> Judgement:
-    """Form the hypergradient at (x, X) in float64 and bound its error at this point.
+    """Form the hypergradient at (x, X) in float64 and bound its error at this point: there, but for latent variables
+    that are known to be 0 exactly, where the active set hangs on them.
 
     Costs 4 applications, 6 with learnable operators, and 1 to 2 more for the sharp bound. ``instance`` is in float64.
     The batch goes through in parts, so that the memory for responses stays bounded; only what couples its samples, the
@@ -110,6 +117,12 @@ def judge(
         _judge_part(problem, part, b[index], x[index], X[index], loss_gradient[index], known[index], kind, outlook)
         for part, index in instance.parts()
     ]
+    if any(p.unsettled is not None for p in parts):
+        x, X = x.clone(), X.clone()
+        for p, (_, index) in zip(parts, instance.parts(), strict=True):
+            if p.unsettled is not None:
+                x[index][p.unsettled], X[index][p.unsettled] = 0.0, 0.0
+        return judge(problem, instance, b, loss, x, X, certificate, state_error, outlook)
     gradient = sum_gradients([p.gradient for p in parts])
     e, state_norm = torch.cat([p.e for p in parts]), torch.cat([p.state_norm for p in parts])
     adjoint_norm = torch.cat([p.adjoint_norm for p in parts])
@@ -182,8 +195,8 @@ def _total(mu: float, parts: list[_Errors], residual: Tensor) -> tuple[float, Te
 
 @dataclass(frozen=True)
 class _Part:
-    """What the bound needs of some samples, per sample: residual norms, the error e of x, what the bound says, and what
-    it would say nearer to the solution."""
+    """What the bound needs of some samples, per sample: residual norms, the error e of x, what the bound says, what
+    it would say nearer to the solution, and where latent variables should be 0 before it can say anything."""
 
     gradient: dict[str, Tensor]
     state_norm: Tensor
@@ -193,6 +206,7 @@ class _Part:
     errors: _Errors | None
     magnitude: float
     nearer: _Errors | None = None
+    unsettled: Tensor | None = None
 
 
 def _judge_part(
@@ -220,11 +234,12 @@ def _judge_part(
         return _Part(gradient, state_norm, e, adjoint_norm, "", None, 0.0)
     X_active = None if equation.free is None else X - equation.project(X)
     bound = kind(problem, instance, x, X, responses, state_norm, e, pullback, X_active)
-    reason = ""
+    reason, loose = "", None
     if not bool(bound.smooth.all()):
         reason = "a kink of the potential lies within the error of x; solve more accurately or use a smooth potential"
     elif instance.box is not None and not constraint_decided(instance, x, responses.t, state_norm, e, bound.high_max):
         reason = "the active set of the constraint is undecided within the error of x; solve more accurately"
+        loose = unsettled(instance, x, responses.t, e)
     errors, magnitude, nearer = _Errors.of(bound), bound.magnitude(), None
     if outlook is not None and _total(mu, [errors], adjoint_norm)[0] > outlook(gradient_norm(gradient)):
         del bound  # before the intervals of another one
@@ -239,4 +254,5 @@ def _judge_part(
         errors=errors,
         magnitude=magnitude,
         nearer=nearer,
+        unsettled=loose,
     )

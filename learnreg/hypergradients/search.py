@@ -107,7 +107,7 @@ class Search:
             if not certifiable:
                 return self._estimate(judged, iterates)
             previous = math.inf if best is None else best.error_bound
-            if best is None or judged.error_bound <= best.error_bound:
+            if best is None or judged.better(best):
                 best = judged
             if best.error_bound <= self.target(best):
                 return self._certified(best, Status.CONVERGED)

@@ -21,7 +21,7 @@ from learnreg.result import Hypergradient, Status
 
 __all__ = ["SharpSearch"]
 
-_MAX_ROUNDS, _MAX_IDLE_ROUNDS = 24, 6
+_MAX_ROUNDS, _MAX_IDLE_ROUNDS, _PROGRESS = 24, 6, 0.9
 _FIRST_ADJOINT = 0.1
 _FIRST_FORCING, _LARGEST_FORCING = 0.03, 0.1
 _CONTRACTION = 0.5
@@ -78,11 +78,11 @@ class SharpSearch(Search):
                 accuracy = Accuracy(0.1 * torch.minimum(accuracy.state, at.judged.state_error), accuracy.adjoint)
                 moved = self._go_on(at, accuracy)
                 status = moved.iterates.status
-            elif at.state_final and moved.judged.error_bound > 0.9 * best.error_bound:
+            elif at.state_final and not moved.judged.better(best, _PROGRESS):
                 break
-            idle = 0 if moved.judged.error_bound < 0.9 * best.error_bound or best.reason else idle + 1
+            idle = 0 if moved.judged.better(best, _PROGRESS) else idle + 1
             at = moved
-            if at.judged.error_bound < best.error_bound:
+            if at.judged.better(best):
                 best = at.judged
             if idle >= _MAX_IDLE_ROUNDS:
                 break
@@ -117,7 +117,7 @@ class SharpSearch(Search):
             X = solved.point
         iterates = Iterates(x, X, warm=True)
         after = self._judge(iterates)
-        if wanted >= 1.0:
+        if wanted >= 1.0 or after.error_bound <= self.target(after):
             return _Position(iterates, after, at.forcing, at.state_final)
         if not bool((after.state_residual <= torch.maximum(_CONTRACTION * judged.state_residual, 2.0 * aim)).all()):
             return None

@@ -92,12 +92,14 @@ class Iteration(ABC, Generic[ProblemT, StateT]):
     each, and a ``report`` at checks. The loop around it is in ``loop.py``.
 
     A state belongs to its iteration: ``step``, ``adapt`` and ``report`` may overwrite the response-sized tensors of the
-    state they are given, which is not used again. ``report_applications``: what a report costs, about.
+    state they are given, which is not used again. ``report_applications``: what a report costs, about. ``patience``:
+    steps without a 10 % lower residual after which a sample counts as stagnated.
     """
 
     name: str
     check_every: int = 10
     report_applications: int = 0
+    patience: int = 150
 
     @abstractmethod
     def init(self, problem: ProblemT, x: Tensor) -> StateT:

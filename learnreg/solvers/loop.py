@@ -15,9 +15,6 @@ from learnreg.solvers.base import Iteration, Report, Selectable, front_rows, sel
 
 __all__ = ["LoopResult", "iterate"]
 
-_PATIENCE = 150
-"""Steps without a 10 % lower residual after which a sample counts as stagnated."""
-
 _NEAR_FLOOR, _PATIENCE_AT_FLOOR = 32.0, 40
 """Within this factor of the rounding floor, so many steps without progress tell that rounding rules."""
 
@@ -100,7 +97,7 @@ def iterate(
         idle = steps - milestone_step[active]
         near_floor = (report.residual <= _NEAR_FLOOR * report.floor) & (idle >= _PATIENCE_AT_FLOOR)
         codes = torch.where((report.residual <= report.floor) | near_floor, _AT_FLOOR, _RUNNING)
-        codes = torch.where((codes == _RUNNING) & (idle >= _PATIENCE), _STAGNATED, codes)
+        codes = torch.where((codes == _RUNNING) & (idle >= solver.patience), _STAGNATED, codes)
         codes = torch.where(torch.isfinite(report.residual), codes, _NOT_FINITE)
         stopped[active] = torch.where(converged[active], _CONVERGED, codes)
         running = stopped[active] == _RUNNING

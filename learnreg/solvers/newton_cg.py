@@ -57,6 +57,7 @@ class NewtonCG(Solver[NewtonCGState]):
     """
 
     name = "newton-cg"
+    patience = 750  # several Newton steps: far from the solution they lower the energy rather than its gradient
 
     def __init__(self, check_every: int = 5, max_inner: int = 500, precondition: bool = True) -> None:
         self.check_every, self.max_inner, self.precondition = check_every, max_inner, precondition

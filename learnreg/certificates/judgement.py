@@ -121,7 +121,8 @@ def judge(
         x, X = x.clone(), X.clone()
         for p, (_, index) in zip(parts, instance.parts(), strict=True):
             if p.unsettled is not None:
-                x[index][p.unsettled], X[index][p.unsettled] = 0.0, 0.0
+                x[index].masked_fill_(p.unsettled, 0.0)
+                X[index].masked_fill_(p.unsettled, 0.0)
         return judge(problem, instance, b, loss, x, X, certificate, state_error, outlook)
     gradient = sum_gradients([p.gradient for p in parts])
     e, state_norm = torch.cat([p.e for p in parts]), torch.cat([p.state_norm for p in parts])
@@ -234,12 +235,12 @@ def _judge_part(
         return _Part(gradient, state_norm, e, adjoint_norm, "", None, 0.0)
     X_active = None if equation.free is None else X - equation.project(X)
     bound = kind(problem, instance, x, X, responses, state_norm, e, pullback, X_active)
-    reason, loose = "", None
+    reason, off_zero = "", None
     if not bool(bound.smooth.all()):
         reason = "a kink of the potential lies within the error of x; solve more accurately or use a smooth potential"
     elif instance.box is not None and not constraint_decided(instance, x, responses.t, state_norm, e, bound.high_max):
         reason = "the active set of the constraint is undecided within the error of x; solve more accurately"
-        loose = unsettled(instance, x, responses.t, e)
+        off_zero = unsettled(instance, x, responses.t, e)
     errors, magnitude, nearer = _Errors.of(bound), bound.magnitude(), None
     if outlook is not None and _total(mu, [errors], adjoint_norm)[0] > outlook(gradient_norm(gradient)):
         del bound  # before the intervals of another one
@@ -254,5 +255,5 @@ def _judge_part(
         errors=errors,
         magnitude=magnitude,
         nearer=nearer,
-        unsettled=loose,
+        unsettled=off_zero,
     )

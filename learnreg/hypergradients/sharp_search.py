@@ -98,7 +98,7 @@ class SharpSearch(Search):
 
     def _correct(self, at: _Position) -> _Position | None:
         """Newton steps for the state if its share of the bound is too large, then the adjoint equation if they lead far
-        enough; None if they did not contract."""
+        enough; None if they neither contracted nor led to a bound that meets the target."""
         judged, target = at.judged, self.target(at.judged)
         instance, x, X = self.exact_instance, judged.x, judged.X
         wanted = 1.0 if at.state_final else _state_factor(target, judged)

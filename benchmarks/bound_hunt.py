@@ -20,13 +20,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from dense_truth import Truth, distance, truth_of
-from random_problems import DOUBLE, RANGES, Case, Draw, Ranges, draw_case
+from truth.dense import Truth, distance, truth_of
+from truth.problems import DOUBLE, RANGES, Case, Draw, Ranges, draw_case
 
 import learnreg as lr
-from learnreg.certificates.correction import extended_adjoint
 from learnreg.certificates.judgement import judge
-from learnreg.latent import ImageLoss
+from learnreg.lower_level.latent import ImageLoss
+from learnreg.solvers.newton_correction import extended_adjoint
 
 
 @dataclass

@@ -20,12 +20,12 @@ from harness import Table, arguments, finish
 from torch import Tensor
 
 import learnreg as lr
-from learnreg.certificates.correction import correct_adjoint
 from learnreg.certificates.judgement import gradient_distance, judge
 from learnreg.datasets import ellipse_phantom
-from learnreg.linop import LinearOperator
+from learnreg.linear.operator import LinearOperator
 from learnreg.operators import Blur, Identity, ParallelBeam2D
 from learnreg.regularizers import FieldsOfExperts
+from learnreg.solvers.newton_correction import correct_adjoint
 
 SIDE, SIGMA, STATE_ERROR, ADJOINT = 20, 25 / 255, 1e-3, 1e-2
 SHAPE = (1, SIDE, SIDE)

@@ -19,16 +19,16 @@ from harness import Table, arguments, finish
 from torch import Tensor
 
 import learnreg as lr
-from learnreg.adjoint import AdjointEquation
-from learnreg.certificates.correction import correct_adjoint
 from learnreg.certificates.judgement import gradient_distance, gradient_norm, judge
-from learnreg.convex import sum_samples
 from learnreg.hypergradients.base import Iterates
 from learnreg.hypergradients.implicit import make_adjoint_solver
-from learnreg.hypergradients.pairing import pairing_gradient
+from learnreg.linear.samples import sum_samples
+from learnreg.lower_level.adjoint_equation import AdjointEquation
+from learnreg.lower_level.pairing import pairing_gradient
 from learnreg.operators import Identity
 from learnreg.regularizers import Regularizer, TotalVariation
 from learnreg.solvers import iterate
+from learnreg.solvers.newton_correction import correct_adjoint
 from learnreg.training.allocator import keep_large_blocks
 
 TARGETS = (1e-1, 1e-2, 1e-3)

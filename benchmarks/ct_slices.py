@@ -20,11 +20,11 @@ from harness import Table, arguments, finish
 from torch import Tensor
 
 import learnreg as lr
+from learnreg.commands.scenes import measured_scenes, noise_model
 from learnreg.datasets import PhotonNoise, list_images, read_image, resize_slice
 from learnreg.operators import ParallelBeam2D
 from learnreg.regularizers import FieldsOfExperts, Regularizer, Scaled, TotalVariation
-from learnreg.training.comparison import Scene, quality
-from learnreg.training.scenes import measured_scenes, noise_model
+from learnreg.report.comparison import Scene, quality
 
 SIZE, VIEWS, NOISE, SEED, TUNING_SEED, TOLERANCE = 256, 60, 0.01, 0, 77, 1e-3
 TV_WEIGHTS = (1e-5, 1.6e-5, 2.5e-5, 4e-5, 6.3e-5, 1e-4, 1.6e-4)

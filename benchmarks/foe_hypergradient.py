@@ -27,7 +27,7 @@ from learnreg.hypergradients.compute import Start
 from learnreg.hypergradients.implicit import Implicit
 from learnreg.hypergradients.piggyback import Piggyback
 from learnreg.solvers.solve import make_solver, run_state_solver
-from learnreg.training.accuracy import Tolerances, improve_batch
+from learnreg.training.tolerances import Tolerances, improve_batch
 
 sys.path.append(str(Path(__file__).parent / "peers"))
 import learned_regularizers as peer

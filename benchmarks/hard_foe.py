@@ -20,8 +20,8 @@ from harness import Table, arguments, finish
 from torch import Tensor
 
 import learnreg as lr
-from learnreg.adjoint import AdjointEquation
 from learnreg.datasets import BSDS500
+from learnreg.lower_level.adjoint_equation import AdjointEquation
 from learnreg.operators import Identity
 from learnreg.regularizers import FieldsOfExperts
 from learnreg.solvers import AdjointPDHG, AdjointSolver, ConjugateGradient, iterate

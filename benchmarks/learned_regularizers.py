@@ -25,8 +25,8 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
 
 import learnreg as lr
+from learnreg.commands.evaluate import evaluate
 from learnreg.datasets import add_noise, list_images, read_image
-from learnreg.training.evaluate import evaluate
 
 SIGMA, SEED, TOLERANCE = 25 / 255, 0, 1e-3
 CROP = 64
@@ -47,7 +47,7 @@ def train(name: str, data: Path, folder: Path, minutes: float, cores: int) -> No
     """One run of the command line, unless its folder has a model."""
     if (folder / "model.safetensors").exists():
         return
-    command = [sys.executable, "-m", "learnreg.cli", "train", "denoise", "--data", str(data / "BSDS500")]
+    command = [sys.executable, "-m", "learnreg.commands.cli", "train", "denoise", "--data", str(data / "BSDS500")]
     command += ["--sigma", "25/255", "--minutes", f"{minutes:g}", "--out", str(folder), *MODELS[name]]
     print(f"training: {name}", file=sys.stderr, flush=True)
     threads = {"OMP_NUM_THREADS": str(cores), "MKL_NUM_THREADS": str(cores)}

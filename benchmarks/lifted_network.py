@@ -17,7 +17,7 @@ from harness import Table, arguments, finish
 from torch import Tensor
 
 import learnreg as lr
-from learnreg.networks.parameters import mix
+from learnreg.convolutions.network_layers import mix
 from learnreg.operators import Identity
 from learnreg.regularizers import InputConvexNetwork
 from learnreg.solvers import PDHG, ProjectedLBFGS

@@ -21,7 +21,7 @@ from learnreg.hypergradients.compute import Start
 from learnreg.hypergradients.implicit import Implicit
 from learnreg.hypergradients.piggyback import Piggyback
 from learnreg.solvers import PDHG
-from learnreg.training.accuracy import BatchGradient, Tolerances, improve_batch
+from learnreg.training.tolerances import BatchGradient, Tolerances, improve_batch
 
 WARM_UP, NEWTON_STEPS, LONG_RUN = 20, 1, 60
 TAU, NORM_SQUARED = 0.03, 49.0

@@ -25,12 +25,12 @@ from learnreg.hypergradients.compute import Start
 from learnreg.hypergradients.implicit import Implicit
 from learnreg.hypergradients.piggyback import Piggyback
 from learnreg.losses import SquaredError
+from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.operators import Identity
-from learnreg.potentials import PseudoHuber
-from learnreg.problem import LowerLevelProblem
+from learnreg.potentials.pseudo_huber import PseudoHuber
 from learnreg.regularizers import FieldsOfExperts
-from learnreg.training.accuracy import BatchGradient, Tolerances, improve_batch
 from learnreg.training.allocator import keep_large_blocks
+from learnreg.training.tolerances import BatchGradient, Tolerances, improve_batch
 
 SIGMA = 25 / 255
 TOLERANCES = Tolerances(state=5e-4, adjoint=1e-2)

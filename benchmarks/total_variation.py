@@ -25,10 +25,10 @@ from peers import deepinv_tv, odl_tv, pyproximal_tv
 from torch import Tensor
 
 import learnreg as lr
-from learnreg.datasets.images import read_image
+from learnreg.convolutions.gradient import Gradient
+from learnreg.datasets.files.images import read_image
 from learnreg.operators import Identity
 from learnreg.regularizers import TotalVariation
-from learnreg.regularizers.total_variation import Gradient
 from learnreg.solvers.solve import SolverName
 
 SIGMA = 25 / 255

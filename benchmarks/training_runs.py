@@ -13,21 +13,21 @@ import torch
 from torch import Tensor
 
 import learnreg as lr
-from learnreg.adjoint import AdjointEquation
 from learnreg.datasets import BSDS500, DenoisingPatches, natural_images
 from learnreg.errors import LearnregError
 from learnreg.hypergradients.base import Accuracy, HypergradientMethod, Iterates
 from learnreg.hypergradients.compute import Start
 from learnreg.hypergradients.implicit import Implicit
-from learnreg.instance import Instance
 from learnreg.losses import SquaredError, UpperLoss
+from learnreg.lower_level.adjoint_equation import AdjointEquation
+from learnreg.lower_level.instance import Instance
+from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.operators import Identity
-from learnreg.potentials import PseudoHuber
-from learnreg.problem import LowerLevelProblem
+from learnreg.potentials.pseudo_huber import PseudoHuber
 from learnreg.regularizers import FieldsOfExperts
-from learnreg.training.accuracy import Audit, Tolerances
+from learnreg.training.optimizers import Adam
 from learnreg.training.session import Session
-from learnreg.training.upper import Adam
+from learnreg.training.tolerances import Audit, Tolerances
 
 __all__ = ["Curve", "FixedSteps", "Scale", "Setting", "fixed", "fixed_steps", "train", "training_items"]
 

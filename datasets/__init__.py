@@ -1,22 +1,28 @@
 """Images and data sets to learn from: photographs, folders, BSDS500, noisy patches; phantoms, measurements and files of
 computed tomography."""
 
-from learnreg.datasets.bsds import BSDS500, load_training_images
-from learnreg.datasets.ct_images import load_ct_images
-from learnreg.datasets.dicom import DicomSlice, read_dicom
-from learnreg.datasets.dicom_series import CT_WINDOW, DicomSeries, find_series, read_dicom_series, window_hounsfield
-from learnreg.datasets.folder import ImageFolder, list_images
-from learnreg.datasets.hdf5 import read_hdf5_array
-from learnreg.datasets.images import read_image
-from learnreg.datasets.lodopab import LoDoPaB
-from learnreg.datasets.natural import natural_images
-from learnreg.datasets.noise import PhotonNoise, RelativeNoise
-from learnreg.datasets.patches import DenoisingPatches, add_noise, parse_sigma
-from learnreg.datasets.phantoms import ellipse_phantom, ellipse_phantoms
-from learnreg.datasets.sinograms import read_array, read_sinogram
-from learnreg.datasets.slices import resize_slice
-from learnreg.datasets.tomography import TomographyPairs
-from learnreg.datasets.transmission import LineIntegrals, line_integrals, statistical_weights
+from learnreg.datasets.files.dicom import DicomSlice, read_dicom
+from learnreg.datasets.files.dicom_series import (
+    CT_WINDOW,
+    DicomSeries,
+    find_series,
+    read_dicom_series,
+    window_hounsfield,
+)
+from learnreg.datasets.files.folder import ImageFolder, list_images
+from learnreg.datasets.files.hdf5 import read_hdf5_array
+from learnreg.datasets.files.images import read_image
+from learnreg.datasets.files.sinograms import read_array, read_sinogram
+from learnreg.datasets.photographs.bsds import BSDS500, load_training_images
+from learnreg.datasets.photographs.natural import natural_images
+from learnreg.datasets.photographs.patches import DenoisingPatches, add_noise, parse_sigma
+from learnreg.datasets.tomography.ct_images import load_ct_images
+from learnreg.datasets.tomography.lodopab import LoDoPaB
+from learnreg.datasets.tomography.noise import PhotonNoise, RelativeNoise
+from learnreg.datasets.tomography.pairs import TomographyPairs
+from learnreg.datasets.tomography.phantoms import ellipse_phantom, ellipse_phantoms
+from learnreg.datasets.tomography.slices import resize_slice
+from learnreg.datasets.tomography.transmission import LineIntegrals, line_integrals, statistical_weights
 
 __all__ = [
     "BSDS500",

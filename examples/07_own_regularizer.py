@@ -5,10 +5,10 @@ from torch import Tensor, nn
 
 import learnreg as lr
 from learnreg.datasets import DenoisingPatches, natural_images
-from learnreg.linop import LinearOperator
+from learnreg.linear.operator import LinearOperator
+from learnreg.lower_level.regularizer import ParameterRole, SaddleTerms
 from learnreg.operators import Identity
 from learnreg.regularizers import Regularizer
-from learnreg.regularizers.base import ParameterRole, SaddleTerms
 
 
 class SecondDifferences(LinearOperator):

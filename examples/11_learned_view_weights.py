@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 import learnreg as lr
 from learnreg.datasets import load_ct_images
+from learnreg.models.model import save_model
 from learnreg.operators import ParallelBeam2D
 from learnreg.regularizers import TotalVariation
-from learnreg.training.model import save_model
 
 SIZE, VIEWS = 32, 24
 UPDATES = int(sys.argv[1]) if len(sys.argv) > 1 else 60

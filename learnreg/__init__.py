@@ -6,8 +6,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from learnreg import regularizers, testing
-from learnreg.convex import Box, LeastSquares, Nonnegative, TransmissionLeastSquares, WeightedLeastSquares
-from learnreg.descent import AdaptiveDescent
 from learnreg.errors import (
     AssumptionError,
     CheckpointError,
@@ -22,26 +20,31 @@ from learnreg.hypergradients.certify import certify
 from learnreg.hypergradients.compute import Start, hypergradient
 from learnreg.hypergradients.implicit import Implicit
 from learnreg.hypergradients.piggyback import Piggyback
-from learnreg.layer import solution_layer
-from learnreg.linop import LinearOperator, vstack
+from learnreg.linear.operator import LinearOperator, vstack
 from learnreg.losses import SquaredError, UpperLoss
-from learnreg.objective import BatchObjective
-from learnreg.potentials import Huber, LogCosh, PseudoHuber
-from learnreg.problem import LowerLevelProblem
+from learnreg.lower_level.constraints import Box, Nonnegative
+from learnreg.lower_level.data_terms import LeastSquares, TransmissionLeastSquares, WeightedLeastSquares
+from learnreg.lower_level.problem import LowerLevelProblem
+from learnreg.potentials.huber import Huber
+from learnreg.potentials.log_cosh import LogCosh
+from learnreg.potentials.pseudo_huber import PseudoHuber
 from learnreg.result import Certificate, Hypergradient, Solution, Status
 from learnreg.solvers.solve import solve
+from learnreg.upper_level.adaptive_descent import AdaptiveDescent
+from learnreg.upper_level.batch_objective import BatchObjective
+from learnreg.upper_level.layer import solution_layer
 
 if TYPE_CHECKING:
-    from learnreg.training.model import Model, load, pretrained
+    from learnreg.models.model import Model, load, pretrained
     from learnreg.training.train import TrainResult, train
 
 __version__ = "0.1.0"
 
 # the application layer, which imports operators and datasets, loads when it is used
 _LAZY = {
-    "Model": "learnreg.training.model",
-    "load": "learnreg.training.model",
-    "pretrained": "learnreg.training.model",
+    "Model": "learnreg.models.model",
+    "load": "learnreg.models.model",
+    "pretrained": "learnreg.models.model",
     "TrainResult": "learnreg.training.train",
     "train": "learnreg.training.train",
 }

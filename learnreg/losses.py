@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from learnreg.convex import sum_samples
 from learnreg.errors import ConfigError, ShapeError
+from learnreg.linear.samples import expand, sum_samples
 
 __all__ = ["SquaredError", "UpperLoss"]
 
@@ -76,7 +76,7 @@ class UpperLoss:
             share = torch.linspace(1.0, 2.0, len(terms), dtype=terms.dtype, device=terms.device)
             (plain,) = torch.autograd.grad(terms.sum(), point, retain_graph=True, materialize_grads=True)
             (weighted,) = torch.autograd.grad((share * terms).sum(), point, materialize_grads=True)
-        expected = share.to(x).reshape(-1, *(1,) * (x.dim() - 1)) * plain
+        expected = expand(share.to(x), x) * plain
         return bool((weighted - expected).norm() <= 1e-5 * weighted.norm())
 
 

@@ -11,14 +11,14 @@ from learnreg.operators.adapters import (
     to_odl,
     to_scipy,
 )
-from learnreg.operators.astra_cuda import ConeBeam3D
 from learnreg.operators.blur import Blur
-from learnreg.operators.filtered_back_projection import filtered_back_projection
 from learnreg.operators.fourier import FourierSampling
-from learnreg.operators.geometry import FanGeometry, ParallelGeometry
-from learnreg.operators.geometry_file import from_geometry
 from learnreg.operators.identity import Identity, Inpainting
-from learnreg.operators.tomography import FanBeam2D, ParallelBeam2D
+from learnreg.operators.tomography.astra_cuda import ConeBeam3D
+from learnreg.operators.tomography.filtered_back_projection import filtered_back_projection
+from learnreg.operators.tomography.geometry import FanGeometry, ParallelGeometry
+from learnreg.operators.tomography.geometry_file import from_geometry
+from learnreg.operators.tomography.projectors import FanBeam2D, ParallelBeam2D
 
 __all__ = [
     "Blur",

@@ -7,9 +7,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from learnreg.convolutions.filter_bank import FilterBank
+from learnreg.convolutions.padding import Boundary
 from learnreg.errors import ConfigError, ShapeError
-from learnreg.filterbank import Boundary, FilterBank
-from learnreg.linop import LinearOperator, NormKind
+from learnreg.linear.operator import LinearOperator, NormKind
 
 __all__ = ["Blur"]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from learnreg.errors import OperatorError, ShapeError
-from learnreg.linop import LinearOperator, NormKind
+from learnreg.linear.operator import LinearOperator, NormKind
 
 __all__ = ["FourierSampling"]
 

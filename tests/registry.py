@@ -12,16 +12,16 @@ import torch
 from torch import Tensor, nn
 
 import learnreg as lr
-from learnreg.convolution_chain import ConvolutionChain
-from learnreg.filterbank import FilterBank
-from learnreg.grouped import GroupedFilterBank
+from learnreg.convolutions.chain import ConvolutionChain
+from learnreg.convolutions.filter_bank import FilterBank
+from learnreg.convolutions.gradient import Gradient
+from learnreg.convolutions.grouped_filter_bank import GroupedFilterBank
+from learnreg.convolutions.lifted import LiftedOperator
+from learnreg.convolutions.second_order import SecondOrderOperator
 from learnreg.hypergradients.base import HypergradientMethod
-from learnreg.isotropic import IsotropicPseudoHuber
-from learnreg.latent import JointOperator
-from learnreg.linop import LinearOperator
-from learnreg.networks.hinge import SquaredHinge
-from learnreg.networks.lifted_operator import LiftedOperator
-from learnreg.networks.potential import NetworkPotential
+from learnreg.hypergradients.interleaved import InterleavedPDHG
+from learnreg.linear.operator import LinearOperator
+from learnreg.lower_level.latent import JointOperator
 from learnreg.operators import (
     Blur,
     FanBeam2D,
@@ -32,8 +32,13 @@ from learnreg.operators import (
     assemble,
     from_callables,
 )
-from learnreg.potentials import Potential
-from learnreg.quadratic_spline import QuadraticSpline
+from learnreg.potentials.base import Potential
+from learnreg.potentials.isotropic import IsotropicPseudoHuber
+from learnreg.potentials.network import NetworkPotential
+from learnreg.potentials.quadratic_spline import QuadraticSpline
+from learnreg.potentials.spline import Spline
+from learnreg.potentials.squared_hinge import SquaredHinge
+from learnreg.potentials.weakly_convex_spline import WeaklyConvexSpline
 from learnreg.regularizers import (
     AnalysisOperator,
     FieldsOfExperts,
@@ -47,12 +52,7 @@ from learnreg.regularizers import (
     Scaled,
     TotalVariation,
 )
-from learnreg.regularizers.total_variation import Gradient
-from learnreg.second_order import SecondOrderOperator
 from learnreg.solvers import LBFGS, PDHG, AdjointPDHG, ConjugateGradient, NewtonCG, ProjectedLBFGS
-from learnreg.solvers.interleaved import InterleavedPDHG
-from learnreg.spline import Spline
-from learnreg.weakly_convex_spline import WeaklyConvexSpline
 
 SHAPE = (1, 5, 6)
 """Images of all registered objects."""
@@ -174,7 +174,7 @@ COUPLED: dict[str, Callable[[float | Tensor, float | Tensor], Potential]] = {
 WEAKLY_CONVEX: dict[str, Callable[[float | Tensor, float | Tensor], Potential]] = {
     "WeaklyConvexSpline": WeaklyConvexSpline,
 }
-"""Without proximal maps for all steps and conjugates; see test_weakly_convex.py."""
+"""Without proximal maps for all steps and conjugates; see regularizers/test_weakly_convex.py."""
 ONE_SIDED: dict[str, Callable[[float | Tensor, float | Tensor], Potential]] = {
     "SquaredHinge": SquaredHinge,
     "QuadraticSpline": lambda v, c: QuadraticSpline(v, c, rand(1, 8, seed=15)),

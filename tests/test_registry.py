@@ -12,8 +12,8 @@ import registry
 
 import learnreg
 from learnreg.hypergradients.base import HypergradientMethod
-from learnreg.linop import LinearOperator
-from learnreg.potentials import Potential
+from learnreg.linear.operator import LinearOperator
+from learnreg.potentials.base import Potential
 from learnreg.regularizers import Regularizer
 from learnreg.solvers import Iteration
 

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from learnreg.certificates.interval import response_radius
-from learnreg.instance import Instance
+from learnreg.linear.samples import expand
 from learnreg.losses import UpperLoss
-from learnreg.problem import LowerLevelProblem
+from learnreg.lower_level.instance import Instance
+from learnreg.lower_level.problem import LowerLevelProblem
 
 __all__ = ["constraint_decided", "missing_assumption", "missing_state_assumption", "unsettled"]
 
@@ -66,7 +67,7 @@ def constraint_decided(
     box = instance.box
     assert box is not None
     lower, upper = box.bounds_for(x)
-    radius = e.reshape(-1, *(1,) * (x.dim() - 1))
+    radius = expand(e, x)
     free = (x - radius > lower) & (x + radius < upper)
     forward_norm = instance.forward.norm_bound()
     data_norm = float(instance.data_weights.max()) * forward_norm**2 + instance.ridge

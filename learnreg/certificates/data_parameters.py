@@ -8,16 +8,16 @@ from __future__ import annotations
 from torch import Tensor
 
 from learnreg.certificates.groups import GroupBound, group_norm
-from learnreg.convex import sum_samples
-from learnreg.hypergradients.pairing import Responses
-from learnreg.problem import LowerLevelProblem
+from learnreg.linear.samples import norm_samples
+from learnreg.lower_level.pairing import Responses
+from learnreg.lower_level.problem import LowerLevelProblem
 
 __all__ = ["data_groups", "data_weight_bound", "forward_operator_bound", "ridge_bound"]
 
 
 def ridge_bound(x: Tensor, X: Tensor, e: Tensor) -> GroupBound:
     """For the ridge: <x, X>."""
-    return GroupBound.by_norm(_norm(X) * e, _norm(x) + e)
+    return GroupBound.by_norm(norm_samples(X) * e, norm_samples(x) + e)
 
 
 def data_weight_bound(
@@ -41,8 +41,8 @@ def forward_operator_bound(
     """For parameters of A: C(X, w(Ax - b)) + C(x, w A X), with errors w ‖A‖ e and w ‖A‖ ‖X - X^‖ of the second
     arguments."""
     change = weight_max * forward_norm
-    constant = _norm(X) * change * e + weight_max * _norm(forward_X) * e
-    on_E = weight_max * _norm(residual) + change * e + (_norm(x) + e) * change
+    constant = norm_samples(X) * change * e + weight_max * norm_samples(forward_X) * e
+    on_E = weight_max * norm_samples(residual) + change * e + (norm_samples(x) + e) * change
     return GroupBound.by_norm(lipschitz * constant, lipschitz * on_E)
 
 
@@ -65,7 +65,3 @@ def data_groups(
     if lipschitz and any(p.requires_grad for p in forward.parameters()):
         found.append(forward_operator_bound(x, X, residual, forward_X, e, forward_norm, lipschitz, weight_max))
     return found
-
-
-def _norm(t: Tensor) -> Tensor:
-    return sum_samples(t * t).sqrt()

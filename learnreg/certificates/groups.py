@@ -7,13 +7,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from learnreg.certificates.gram import largest_eigenvalue
-from learnreg.convex import sum_samples
-from learnreg.correlation import correlate_adjoint
-from learnreg.filterbank import FilterBank, pad_adjoint
-from learnreg.instance import Instance
+from learnreg.convolutions.correlation import correlate_adjoint
+from learnreg.convolutions.filter_bank import FilterBank
+from learnreg.convolutions.padding import pad_adjoint
+from learnreg.linear.samples import sum_samples
+from learnreg.lower_level.instance import Instance
 
-__all__ = ["GroupBound", "group_norm", "group_pullback_norm", "parameter_shape"]
+__all__ = ["GroupBound", "group_norm", "group_pullback_norm", "largest_eigenvalue", "parameter_shape"]
+
+
+_EIGENVALUE_LIMIT = 640
 
 
 @dataclass(frozen=True)
@@ -80,3 +83,18 @@ def _images_by_filter(bank: FilterBank, p: Tensor) -> Tensor:
     parts = [correlate_adjoint(p[:, c : c + 1], filters[c : c + 1]) for c in range(filters.shape[0])]
     sides = (bank.domain_shape[1], bank.domain_shape[2])
     return pad_adjoint(torch.cat(parts, dim=1), bank.filter_shape, bank.boundary, sides)
+
+
+def largest_eigenvalue(gram: Tensor) -> Tensor:
+    """Rigorous bound of the largest eigenvalue of symmetric positive semidefinite matrices (..., n, n): itself, or
+    beyond 640 rows the root of ‖G²‖_F, at most n^(1/4) and usually about 1.2 times it. Infinite where entries are not
+    finite."""
+    n = gram.shape[-1]
+    scale = gram.flatten(-2).norm(dim=-1)
+    usable = torch.isfinite(scale) & (scale > 0)
+    scaled = torch.where(usable[..., None, None], gram / torch.where(usable, scale, 1.0)[..., None, None], 0.0)
+    if n <= _EIGENVALUE_LIMIT:
+        largest = torch.linalg.eigvalsh(scaled)[..., -1].clamp_min(0.0) + 1e-14 * n
+    else:
+        largest = (scaled @ scaled).flatten(-2).norm(dim=-1).sqrt() * (1.0 + 1e-13 * n)
+    return torch.where(scale == 0, 0.0, torch.where(usable, largest * scale, torch.inf))

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from learnreg.instance import Instance, expand
-from learnreg.potentials import Potential
+from learnreg.linear.samples import expand
+from learnreg.lower_level.instance import Instance
+from learnreg.potentials.base import Potential
 
 __all__ = ["CurvatureInterval", "curvature_interval", "response_budget", "response_radius"]
 

@@ -13,19 +13,19 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from learnreg.adjoint import AdjointEquation
 from learnreg.certificates.assumptions import constraint_decided, missing_assumption, unsettled
 from learnreg.certificates.groups import GroupBound
 from learnreg.certificates.point_bound import PointBound
 from learnreg.certificates.published import PublishedBound
 from learnreg.certificates.sharp import SharpBound
 from learnreg.certificates.state import rounding_floor, state_residual
-from learnreg.convex import sum_samples
-from learnreg.fault import blame_operators
-from learnreg.hypergradients.pairing import evaluate_pairing, sum_gradients
-from learnreg.instance import Instance
+from learnreg.linear.samples import sum_samples
 from learnreg.losses import UpperLoss
-from learnreg.problem import LowerLevelProblem
+from learnreg.lower_level.adjoint_equation import AdjointEquation
+from learnreg.lower_level.blame import blame_operators
+from learnreg.lower_level.instance import Instance
+from learnreg.lower_level.pairing import evaluate_pairing, sum_gradients
+from learnreg.lower_level.problem import LowerLevelProblem
 
 __all__ = ["OUTLOOK", "Enough", "Judgement", "PointCertificate", "gradient_distance", "gradient_norm", "judge"]
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from learnreg.certificates.gram import largest_eigenvalue
-from learnreg.instance import Instance
-from learnreg.spline import Spline
-from learnreg.weakly_convex_spline import WeaklyConvexSpline
+from learnreg.certificates.groups import largest_eigenvalue
+from learnreg.lower_level.instance import Instance
+from learnreg.potentials.spline import Spline
+from learnreg.potentials.weakly_convex_spline import WeaklyConvexSpline
 
 __all__ = ["channel_shape", "knots_norm", "spline_of", "weakly_convex_spline_of"]
 

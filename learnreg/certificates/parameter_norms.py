@@ -12,10 +12,11 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from learnreg.certificates.gram import largest_eigenvalue
-from learnreg.convex import sum_samples
-from learnreg.filterbank import FilterBank, pad, padding_norm
-from learnreg.instance import Instance
+from learnreg.certificates.groups import largest_eigenvalue
+from learnreg.convolutions.filter_bank import FilterBank, padding_norm
+from learnreg.convolutions.padding import pad
+from learnreg.linear.samples import norm_samples
+from learnreg.lower_level.instance import Instance
 
 __all__ = ["FilterPairing", "NormPairing", "Pairing", "pairing_of"]
 
@@ -53,13 +54,13 @@ class NormPairing(Pairing):
         self.lipschitz = lipschitz
 
     def dual_norm(self, p: Tensor) -> Tensor:
-        return self.lipschitz * _norm(p)
+        return self.lipschitz * norm_samples(p)
 
     def weighted_norm(self, u: Tensor, high: Tensor) -> Tensor:
-        return self.lipschitz * _norm(u) * high.flatten(1).amax(1).sqrt()
+        return self.lipschitz * norm_samples(u) * high.flatten(1).amax(1).sqrt()
 
     def perturbation_norm(self, u: Tensor, bent: Tensor) -> Tensor:
-        return self.lipschitz * _norm(u) * _norm(bent)
+        return self.lipschitz * norm_samples(u) * norm_samples(bent)
 
 
 class FilterPairing(Pairing):
@@ -89,13 +90,13 @@ class FilterPairing(Pairing):
         k, l = self.bank.filter_shape
         p = p.flatten(1, -3)
         if p.shape[1] * k * l > _LARGEST_GRAM:
-            return self.lipschitz * _norm(p)
+            return self.lipschitz * norm_samples(p)
         gram = torch.stack([self._shift_gram(sample, k, l) for sample in p])
         repeat = padding_norm(self.bank)
         # the means are projected out of a rounded Gram matrix, of which little may remain
-        lost = _CANCELLED * k * l * _norm(p) ** 2 if self.bank.zero_mean else 0.0
+        lost = _CANCELLED * k * l * norm_samples(p) ** 2 if self.bank.zero_mean else 0.0
         by_gram = repeat * (largest_eigenvalue(gram) + lost).sqrt()
-        return torch.minimum(by_gram, self.lipschitz * _norm(p)) * _ROUND_UP
+        return torch.minimum(by_gram, self.lipschitz * norm_samples(p)) * _ROUND_UP
 
     def _shift_gram(self, p: Tensor, k: int, l: int) -> Tensor:
         """(n k l, n k l) for p (n, rows, cols): entry (c a, d b) = <p_c shifted by a, p_d shifted by b>."""
@@ -146,7 +147,7 @@ class FilterPairing(Pairing):
         # for groups, too: ‖sum_p U_kp q_p‖ <= sum_p |U_kp| |q_p| for the vectors q_p
         bent = bent.flatten(1, -3).flatten(2)
         by_sum = torch.einsum("bkp,bcp->bck", U.abs(), bent).flatten(1).norm(dim=1)
-        by_norm = largest_eigenvalue(U @ U.transpose(1, 2)).sqrt() * _norm(bent)
+        by_norm = largest_eigenvalue(U @ U.transpose(1, 2)).sqrt() * norm_samples(bent)
         return torch.minimum(by_sum, by_norm) * _ROUND_UP
 
 
@@ -157,7 +158,3 @@ def pairing_of(instance: Instance) -> Pairing | None:
     if isinstance(instance.analysis, FilterBank):
         return FilterPairing(instance.analysis, instance.analysis_lipschitz)
     return NormPairing(instance.analysis_lipschitz)
-
-
-def _norm(t: Tensor) -> Tensor:
-    return sum_samples(t * t).sqrt()

@@ -12,13 +12,13 @@ from learnreg.certificates.data_parameters import data_groups
 from learnreg.certificates.groups import GroupBound
 from learnreg.certificates.interval import CurvatureInterval, curvature_interval, response_radius
 from learnreg.certificates.state import energy_error
-from learnreg.convex import sum_samples
-from learnreg.hypergradients.pairing import Responses
-from learnreg.instance import Instance
-from learnreg.parameter_bound import ParameterBound, ResponseErrors
-from learnreg.potentials import Potential
-from learnreg.problem import LowerLevelProblem
-from learnreg.regularizers.base import ParameterRole
+from learnreg.linear.samples import sum_samples
+from learnreg.lower_level.instance import Instance
+from learnreg.lower_level.pairing import Responses
+from learnreg.lower_level.problem import LowerLevelProblem
+from learnreg.lower_level.regularizer import ParameterRole
+from learnreg.potentials.base import Potential
+from learnreg.potentials.convex_function import ParameterBound, ResponseErrors
 
 __all__ = ["PointBound"]
 

@@ -16,13 +16,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from learnreg.certificates.adjoint import adjoint_bound
 from learnreg.certificates.groups import GroupBound, group_norm, parameter_shape
 from learnreg.certificates.interval import CurvatureInterval
 from learnreg.certificates.knots import channel_shape, spline_of, weakly_convex_spline_of
 from learnreg.certificates.point_bound import PointBound
-from learnreg.convex import sum_samples
-from learnreg.regularizers.base import ParameterRole
+from learnreg.certificates.resolvent import adjoint_bound
+from learnreg.linear.samples import norm_samples
+from learnreg.lower_level.regularizer import ParameterRole
 
 __all__ = ["ErrorTerms", "PublishedBound", "error_terms", "operator_bound", "potential_bound"]
 
@@ -40,10 +40,6 @@ class ErrorTerms:
     e_y: Tensor
     slope_Y: Tensor
     change_Y: Tensor
-
-
-def _norm(t: Tensor) -> Tensor:
-    return sum_samples(t * t).sqrt()
 
 
 def error_terms(
@@ -66,7 +62,16 @@ def error_terms(
         by_energy = by_energy + fall_max * operator_norm * e
         high_max = torch.maximum(high_max, fall_max)
     e_y = torch.minimum(high_max * operator_norm * e, by_energy)
-    return ErrorTerms(_norm(x), _norm(X), _norm(y), _norm(Y), e, e_y, high_max * operator_norm, change_norm)
+    return ErrorTerms(
+        norm_samples(x),
+        norm_samples(X),
+        norm_samples(y),
+        norm_samples(Y),
+        e,
+        e_y,
+        high_max * operator_norm,
+        change_norm,
+    )
 
 
 def operator_bound(terms: ErrorTerms, lipschitz: float) -> GroupBound:
@@ -91,7 +96,7 @@ class PublishedBound(PointBound):
     """Norms of everything."""
 
     def bend(self, interval: CurvatureInterval, size: Tensor) -> None:
-        self.change_norm = _norm(interval.change * size)
+        self.change_norm = norm_samples(interval.change * size)
 
     def adjoint_error(self) -> Tensor:
         return adjoint_bound(torch.zeros_like(self.e), self.change_norm, self.L, self.mu) + self.boundary_error()

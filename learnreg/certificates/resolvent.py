@@ -20,10 +20,9 @@ import torch
 from torch import Tensor
 
 from learnreg.certificates.interval import CurvatureInterval
-from learnreg.convex import sum_samples
-from learnreg.instance import expand
+from learnreg.linear.samples import expand, sum_samples
 
-__all__ = ["Perturbation"]
+__all__ = ["Perturbation", "adjoint_bound", "sharp_adjoint_bound", "sharp_energy_bound"]
 
 _THRESHOLDS, _FALL = 5, 0.25
 _ROUND_UP = 1.0 + 1e-12
@@ -94,3 +93,21 @@ def _joint(alone: Tensor, together: Tensor, where: Tensor | None = None) -> Tens
         best = torch.minimum(best, (sum_samples(above) + threshold**2).sqrt())
         threshold = _FALL * threshold
     return best * _ROUND_UP
+
+
+# ---- Lemma 3: how far X is from the exact adjoint state; residual: ‖rho‖ + ‖∇ell(x^) - ∇ell(x)‖ ------------------
+
+
+def adjoint_bound(residual: Tensor, change_norm: Tensor, operator_norm: float, mu: float) -> Tensor:
+    """‖X - X^‖ <= (residual + ‖K‖ ‖Delta K X‖) / mu, by norms alone."""
+    return (residual + operator_norm * change_norm) / mu
+
+
+def sharp_adjoint_bound(residual: Tensor, bent: Perturbation) -> Tensor:
+    """‖X - X^‖ <= residual/mu + ‖H^^-1 K^T Gamma K X‖."""
+    return residual / bent.mu + bent.push()
+
+
+def sharp_energy_bound(residual: Tensor, bent: Perturbation) -> Tensor:
+    """‖√D^ K (X - X^)‖ <= residual/(2√mu) + ‖√D^ K H^^-1 K^T Gamma K X‖, D^ = f''(K x^)."""
+    return residual / (2.0 * math.sqrt(bent.mu)) + bent.energy_push()

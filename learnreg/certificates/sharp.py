@@ -18,16 +18,14 @@ import math
 import torch
 from torch import Tensor
 
-from learnreg.certificates.adjoint import sharp_adjoint_bound, sharp_energy_bound
 from learnreg.certificates.groups import GroupBound, group_norm, group_pullback_norm, parameter_shape
 from learnreg.certificates.interval import CurvatureInterval, response_budget
 from learnreg.certificates.knots import channel_shape, knots_norm, spline_of, weakly_convex_spline_of
 from learnreg.certificates.parameter_norms import Pairing, pairing_of
 from learnreg.certificates.point_bound import PointBound
-from learnreg.certificates.resolvent import Perturbation
-from learnreg.convex import sum_samples
-from learnreg.instance import expand
-from learnreg.regularizers.base import ParameterRole
+from learnreg.certificates.resolvent import Perturbation, sharp_adjoint_bound, sharp_energy_bound
+from learnreg.linear.samples import expand, norm_samples
+from learnreg.lower_level.regularizer import ParameterRole
 
 __all__ = ["SharpBound", "operator_bound", "potential_bound"]
 
@@ -55,11 +53,11 @@ def operator_bound(
     high: with |f''| <= √(high (f'' + rho)) where f'' >= 0. bent: Gamma V. e, e_energy: errors of x in both norms.
     """
     root, lipschitz = high.flatten(1).amax(1).sqrt(), pairing.lipschitz
-    cross = lipschitz * e * (_norm(Y) + bent.norm())
+    cross = lipschitz * e * (norm_samples(Y) + bent.norm())
     on_energy = pairing.weighted_norm(x, high) + lipschitz * e * root
     perturbed = torch.minimum(pairing.weighted_norm(x, bent.together**2), pairing.perturbation_norm(x, bent.alone))
     constant = pairing.weighted_norm(X, high) * e_energy + perturbed + cross
-    dual_norm = lipschitz * _norm(y)
+    dual_norm = lipschitz * norm_samples(y)
     # a residual rho adds rho/mu to the error of X, and rho/(2√mu) in the energy norm
     if not bool((dual_norm <= _NEGLIGIBLE * 0.5 * math.sqrt(bent.mu) * on_energy).all()):
         dual_norm = pairing.dual_norm(y)
@@ -68,7 +66,7 @@ def operator_bound(
         L, most = bent.operator_norm, fall.flatten(1).amax(1)
 
         def fallen(u: Tensor, scale: Tensor | float, rest: Tensor) -> Tensor:
-            by_norm = lipschitz * _norm(u) * most * scale
+            by_norm = lipschitz * norm_samples(u) * most * scale
             small = bool((by_norm <= _NEGLIGIBLE * rest).all())
             return by_norm if small else torch.minimum(by_norm, pairing.weighted_norm(u, fall * fall) * scale)
 
@@ -217,7 +215,3 @@ class SharpBound(PointBound):
         beyond = None if self.fall is None else torch.as_tensor(excess, dtype=self.e.dtype, device=self.e.device)
         one, V = torch.ones_like(self.sensitivity), self.responses.V
         return potential_bound(pullback_norm, V, self.high, one, shape, self.energy_error, self.L, beyond, self.e)
-
-
-def _norm(t: Tensor) -> Tensor:
-    return sum_samples(t * t).sqrt()

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from learnreg.convex import sum_samples
-from learnreg.fused import FusedTotalVariation
-from learnreg.instance import Instance
-from learnreg.linop import LinearOperator
+from learnreg.linear.operator import LinearOperator
+from learnreg.linear.samples import sum_samples
+from learnreg.lower_level.fused_total_variation import FusedTotalVariation
+from learnreg.lower_level.instance import Instance
 
 __all__ = [
     "DualAnswer",

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from learnreg.instance import Instance
 from learnreg.losses import UpperLoss
+from learnreg.lower_level.instance import Instance
 from learnreg.result import Status
 
 __all__ = ["Accuracy", "HypergradientMethod", "Iterates"]

@@ -7,19 +7,19 @@ import math
 import torch
 from torch import Tensor
 
-from learnreg.certificates.correction import correct_adjoint, extended_adjoint
 from learnreg.certificates.judgement import Judgement, gradient_distance, judge
 from learnreg.certificates.state import state_residual
-from learnreg.convex import inner_samples, sum_samples
 from learnreg.errors import DataError
 from learnreg.hypergradients.base import Accuracy, Iterates
 from learnreg.hypergradients.compute import CertificateName, check_certificate
 from learnreg.hypergradients.implicit import Implicit
 from learnreg.hypergradients.sharp_search import SharpSearch
-from learnreg.latent import image_part
+from learnreg.linear.samples import inner_samples, norm_samples, sum_samples
 from learnreg.losses import UpperLoss
-from learnreg.problem import LowerLevelProblem
+from learnreg.lower_level.latent import image_part
+from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.result import BoundKind, Certificate
+from learnreg.solvers.newton_correction import correct_adjoint, extended_adjoint
 
 __all__ = ["certify"]
 
@@ -90,7 +90,7 @@ def certify(
     if certifiable and certificate != "published":
         accuracy = Accuracy(plain.state_error, plain.adjoint_residual)
         final = search.refine(Iterates(x, X, warm=True), plain, accuracy)[0]
-    moved = _norm(given - image_part(plain.x, instance.latent))
+    moved = norm_samples(given - image_part(plain.x, instance.latent))
     if final.reason:
         return _uncertified(search, plain, loss, moved)
     return _certified(search, plain, final, loss, moved)
@@ -110,8 +110,8 @@ def _certified(search: _Corrections, plain: Judgement, final: Judgement, loss: U
     """Lemma 5: the bounds at the final point, and the distance to it. ``moved``: that of x from the constraint."""
     distance = gradient_distance(plain.gradient, final.gradient)
     rounded = distance * (1.0 + 1e-12) + _rounding(plain)
-    state = torch.minimum(plain.state_error, _norm(plain.x - final.x) + final.state_error)
-    adjoint = torch.minimum(plain.adjoint_error, _norm(plain.X - final.X) + final.adjoint_error)
+    state = torch.minimum(plain.state_error, norm_samples(plain.x - final.x) + final.state_error)
+    adjoint = torch.minimum(plain.adjoint_error, norm_samples(plain.X - final.X) + final.adjoint_error)
     intervals = (loss.interval(plain.x, state), final.loss_interval)
     return _result(
         search,
@@ -137,8 +137,8 @@ def _uncertified(search: _Corrections, plain: Judgement, loss: UpperLoss, moved:
         search,
         plain,
         final,
-        state_error=torch.minimum(plain.state_error, 1.1 * _norm(plain.x - final.x)) + moved,
-        adjoint_error=1.1 * _norm(plain.X - final.X),
+        state_error=torch.minimum(plain.state_error, 1.1 * norm_samples(plain.x - final.x)) + moved,
+        adjoint_error=1.1 * norm_samples(plain.X - final.X),
         bound=bound,
         kind="estimate" if math.isfinite(bound) else "none",
         interval=(-math.inf, math.inf),
@@ -182,7 +182,3 @@ def _result(
 def _rounding(judged: Judgement) -> float:
     """What the dtype of the gradients rounds off."""
     return sum(torch.finfo(g.dtype).eps * float(g.double().norm()) for g in judged.gradient.values())
-
-
-def _norm(t: Tensor) -> Tensor:
-    return sum_samples(t * t).sqrt()

@@ -7,12 +7,12 @@ from typing import Any, Literal
 
 import torch
 
-from learnreg.adjoint import AdjointEquation
-from learnreg.convex import sum_samples
 from learnreg.errors import ConfigError
 from learnreg.hypergradients.base import Accuracy, HypergradientMethod, Iterates
-from learnreg.instance import Instance
+from learnreg.linear.samples import sum_samples
 from learnreg.losses import UpperLoss
+from learnreg.lower_level.adjoint_equation import AdjointEquation
+from learnreg.lower_level.instance import Instance
 from learnreg.result import Status
 from learnreg.solvers.adjoint_pdhg import AdjointPDHG
 from learnreg.solvers.base import AdjointSolver

@@ -13,9 +13,9 @@ import torch
 from learnreg.errors import ConfigError
 from learnreg.hypergradients.base import Accuracy, HypergradientMethod, Iterates
 from learnreg.hypergradients.implicit import improve_sequentially
-from learnreg.instance import Instance
+from learnreg.hypergradients.interleaved import InterleavedPDHG, InterleavedProblem
 from learnreg.losses import UpperLoss
-from learnreg.solvers.interleaved import InterleavedPDHG, InterleavedProblem
+from learnreg.lower_level.instance import Instance
 from learnreg.solvers.loop import iterate
 from learnreg.solvers.solve import check_proximal
 

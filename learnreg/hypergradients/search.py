@@ -8,16 +8,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from learnreg.certificates.correction import newton_correction
 from learnreg.certificates.judgement import Enough, Judgement, PointCertificate, gradient_distance, judge
-from learnreg.convex import sum_samples
 from learnreg.errors import ShapeError
 from learnreg.hypergradients.base import Accuracy, HypergradientMethod, Iterates
-from learnreg.instance import Instance
-from learnreg.latent import image_part, joint_loss, without_latent
+from learnreg.linear.samples import sum_samples
 from learnreg.losses import UpperLoss
-from learnreg.problem import LowerLevelProblem
+from learnreg.lower_level.instance import Instance
+from learnreg.lower_level.latent import image_part, joint_loss, without_latent
+from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.result import BoundKind, Hypergradient, Status
+from learnreg.solvers.newton_correction import newton_correction
 from learnreg.solvers.solve import exact_instance, initial_point
 
 __all__ = ["LIMITED", "Search", "Start"]

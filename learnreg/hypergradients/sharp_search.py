@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 import torch
 
-from learnreg.certificates.correction import approach_state, correct_adjoint
 from learnreg.certificates.judgement import OUTLOOK, Judgement, PointCertificate
-from learnreg.convex import sum_samples
 from learnreg.hypergradients.base import Accuracy, Iterates
 from learnreg.hypergradients.search import LIMITED, Search, Start
+from learnreg.linear.samples import sum_samples
 from learnreg.result import Hypergradient, Status
+from learnreg.solvers.newton_correction import approach_state, correct_adjoint
 
 __all__ = ["SharpSearch"]
 

@@ -1,7 +1,7 @@
 """Regularizers: convex functions of an image with learnable parameters."""
 
+from learnreg.lower_level.regularizer import Regularizer
 from learnreg.regularizers.analysis import AnalysisOperator
-from learnreg.regularizers.base import Regularizer
 from learnreg.regularizers.fields_of_experts import FieldsOfExperts
 from learnreg.regularizers.imported import ImportedRidge
 from learnreg.regularizers.input_convex import InputConvexNetwork

@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from learnreg.errors import ShapeError
-from learnreg.linop import LinearOperator
-from learnreg.potentials import Potential
-from learnreg.regularizers.base import ParameterRole, Regularizer, SaddleTerms, positive_log
+from learnreg.linear.operator import LinearOperator
+from learnreg.lower_level.regularizer import ParameterRole, Regularizer, SaddleTerms, positive_log
+from learnreg.potentials.base import Potential
 
 __all__ = ["AnalysisOperator"]
 

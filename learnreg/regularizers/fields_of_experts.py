@@ -7,17 +7,14 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from learnreg.dct import dct_filters
+from learnreg.convolutions.dct import dct_filters
+from learnreg.convolutions.filter_bank import FilterBank
+from learnreg.convolutions.padding import Boundary
 from learnreg.errors import ConfigError, ShapeError
-from learnreg.filterbank import Boundary, FilterBank
-from learnreg.potentials import Potential, PseudoHuber
-from learnreg.regularizers.base import (
-    Regularizer,
-    SaddleTerms,
-    positive_log,
-    potential_from_config,
-    potential_to_config,
-)
+from learnreg.lower_level.regularizer import Regularizer, SaddleTerms, positive_log
+from learnreg.potentials import potential_from_config, potential_to_config
+from learnreg.potentials.base import Potential
+from learnreg.potentials.pseudo_huber import PseudoHuber
 from learnreg.regularizers.learned_filters import ArrayLike, LearnedFilters, filters_from
 
 __all__ = ["FieldsOfExperts"]

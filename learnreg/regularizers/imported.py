@@ -10,12 +10,13 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor
 
-from learnreg.composed import compose
-from learnreg.convolution_chain import ConvolutionChain
+from learnreg.convolutions.chain import ConvolutionChain
+from learnreg.convolutions.composition import compose
+from learnreg.convolutions.filter_bank import FilterBank
+from learnreg.convolutions.padding import BOUNDARIES, Boundary
 from learnreg.errors import ConfigError, ShapeError
-from learnreg.filterbank import BOUNDARIES, Boundary, FilterBank
-from learnreg.quadratic_spline import QuadraticSpline
-from learnreg.regularizers.base import Regularizer, SaddleTerms
+from learnreg.lower_level.regularizer import Regularizer, SaddleTerms
+from learnreg.potentials.quadratic_spline import QuadraticSpline
 
 __all__ = ["ImportedRidge"]
 

@@ -8,11 +8,11 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from learnreg.convolutions.filter_bank import FilterBank
+from learnreg.convolutions.network_layers import Network, initial_parameters, network_of
 from learnreg.errors import ConfigError, ShapeError
-from learnreg.filterbank import FilterBank
-from learnreg.networks.parameters import Network, initial_parameters, network_of
-from learnreg.networks.potential import NetworkPotential
-from learnreg.regularizers.base import ParameterRole, Regularizer, SaddleTerms
+from learnreg.lower_level.regularizer import ParameterRole, Regularizer, SaddleTerms
+from learnreg.potentials.network import NetworkPotential
 from learnreg.regularizers.lifted_network import (
     LIFTED_ROLES,
     check_delta,

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from learnreg.convolutions.padding import BOUNDARIES, Boundary
 from learnreg.errors import ConfigError
-from learnreg.filterbank import BOUNDARIES, Boundary
-from learnreg.regularizers.base import ParameterRole, positive_log
+from learnreg.lower_level.regularizer import ParameterRole, positive_log
 
 __all__ = ["ArrayLike", "LearnedFilters", "filters_from"]
 

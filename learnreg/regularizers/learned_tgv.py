@@ -11,15 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from learnreg.convex import sum_samples
-from learnreg.errors import ShapeError
-from learnreg.filterbank import Boundary
-from learnreg.isotropic import IsotropicPseudoHuber
-from learnreg.latent import Latent
-from learnreg.potentials import Potential
-from learnreg.reduced import best_latent, reduced_value
-from learnreg.regularizers.base import ParameterRole, Regularizer, SaddleTerms, positive_log
-from learnreg.regularizers.interpolation import (
+from learnreg.convolutions.interpolation import (
     across,
     bilinear,
     check_interpolation,
@@ -30,7 +22,15 @@ from learnreg.regularizers.interpolation import (
     positions_in_pixel,
     sum_to_one,
 )
-from learnreg.second_order import SecondOrderOperator
+from learnreg.convolutions.padding import Boundary
+from learnreg.convolutions.second_order import SecondOrderOperator
+from learnreg.errors import ShapeError
+from learnreg.linear.samples import sum_samples
+from learnreg.lower_level.latent import Latent
+from learnreg.lower_level.regularizer import ParameterRole, Regularizer, SaddleTerms, positive_log
+from learnreg.potentials.base import Potential
+from learnreg.potentials.isotropic import IsotropicPseudoHuber
+from learnreg.regularizers.reduction import best_latent, reduced_value
 
 __all__ = ["LearnedTotalGeneralizedVariation"]
 

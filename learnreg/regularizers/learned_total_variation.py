@@ -8,12 +8,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from learnreg.errors import ShapeError
-from learnreg.filterbank import Boundary
-from learnreg.grouped import GroupedFilterBank
-from learnreg.isotropic import IsotropicPseudoHuber
-from learnreg.regularizers.base import ParameterRole, Regularizer, SaddleTerms, positive_log
-from learnreg.regularizers.interpolation import (
+from learnreg.convolutions.grouped_filter_bank import GroupedFilterBank
+from learnreg.convolutions.interpolation import (
     across,
     bilinear,
     check_interpolation,
@@ -23,6 +19,10 @@ from learnreg.regularizers.interpolation import (
     positions_in_pixel,
     sum_to_one,
 )
+from learnreg.convolutions.padding import Boundary
+from learnreg.errors import ShapeError
+from learnreg.lower_level.regularizer import ParameterRole, Regularizer, SaddleTerms, positive_log
+from learnreg.potentials.isotropic import IsotropicPseudoHuber
 
 __all__ = ["LearnedTotalVariation"]
 

@@ -19,14 +19,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from learnreg.convolutions.filter_bank import FilterBank
+from learnreg.convolutions.lifted import LiftedOperator
+from learnreg.convolutions.network_layers import Network
 from learnreg.errors import ConfigError, ShapeError
-from learnreg.filterbank import FilterBank
-from learnreg.latent import Latent
-from learnreg.networks.hinge import SquaredHinge
-from learnreg.networks.inner import InnerProblem, reduced_value
-from learnreg.networks.lifted_operator import LiftedOperator
-from learnreg.networks.parameters import Network
-from learnreg.regularizers.base import ParameterRole, SaddleTerms
+from learnreg.lower_level.latent import Latent
+from learnreg.lower_level.regularizer import ParameterRole, SaddleTerms
+from learnreg.potentials.squared_hinge import SquaredHinge
+from learnreg.regularizers.lifted_features import InnerProblem, reduced_value
 
 __all__ = ["LIFTED_ROLES", "check_delta", "lifted_jacobian_bounds", "lifted_terms", "lifted_value"]
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from learnreg.dct import dct_filters
+from learnreg.convolutions.dct import dct_filters
+from learnreg.convolutions.grouped_filter_bank import GroupedFilterBank
+from learnreg.convolutions.padding import Boundary
 from learnreg.errors import ConfigError, ShapeError
-from learnreg.filterbank import Boundary
-from learnreg.grouped import GroupedFilterBank
-from learnreg.isotropic import IsotropicPseudoHuber
-from learnreg.regularizers.base import Regularizer, SaddleTerms, positive_log
+from learnreg.lower_level.regularizer import Regularizer, SaddleTerms, positive_log
+from learnreg.potentials.isotropic import IsotropicPseudoHuber
 from learnreg.regularizers.learned_filters import ArrayLike, LearnedFilters, filters_from
 
 __all__ = ["MultivariateExperts"]

@@ -11,13 +11,14 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from learnreg.composed import fine_grid, jacobian_bound, normalised
+from learnreg.convolutions.composition import fine_grid, jacobian_bound, normalised
+from learnreg.convolutions.filter_bank import FilterBank
+from learnreg.convolutions.padding import BOUNDARIES, Boundary
 from learnreg.errors import ConfigError, ShapeError
-from learnreg.filterbank import BOUNDARIES, Boundary, FilterBank
-from learnreg.linop import fingerprint
-from learnreg.regularizers.base import ParameterRole, Regularizer, SaddleTerms
-from learnreg.spline import Spline, initial_coefficients
-from learnreg.weakly_convex_spline import WeaklyConvexSpline
+from learnreg.linear.operator import fingerprint
+from learnreg.lower_level.regularizer import ParameterRole, Regularizer, SaddleTerms
+from learnreg.potentials.spline import Spline, initial_coefficients
+from learnreg.potentials.weakly_convex_spline import WeaklyConvexSpline
 
 __all__ = ["RidgeRegularizer"]
 

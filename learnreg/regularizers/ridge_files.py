@@ -28,10 +28,10 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from learnreg.composed import compose
+from learnreg.convolutions.composition import compose
+from learnreg.convolutions.padding import Boundary
 from learnreg.errors import CheckpointError, ConfigError
-from learnreg.filterbank import Boundary
-from learnreg.norms import circulant_bound
+from learnreg.linear.norms import circulant_bound
 from learnreg.regularizers.imported import GREY_LEVELS, ImportedRidge
 
 __all__ = ["import_ridge"]

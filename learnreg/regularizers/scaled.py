@@ -9,7 +9,7 @@ from typing import Self
 from torch import Tensor, nn
 
 from learnreg.errors import ConfigError
-from learnreg.regularizers.base import ParameterRole, Regularizer, SaddleTerms, positive_log
+from learnreg.lower_level.regularizer import ParameterRole, Regularizer, SaddleTerms, positive_log
 
 __all__ = ["Scaled"]
 

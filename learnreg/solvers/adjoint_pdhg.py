@@ -11,10 +11,10 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from learnreg.adjoint import AdjointEquation
-from learnreg.blocks import planes
-from learnreg.channels import ChannelKernels, as_rows
 from learnreg.errors import AssumptionError
+from learnreg.kernels.blocks import planes
+from learnreg.kernels.rows import ChannelKernels, as_rows
+from learnreg.lower_level.adjoint_equation import AdjointEquation
 from learnreg.solvers.base import OWNED, AdjointSolver, Report, SolverState
 from learnreg.solvers.pdhg import StepSizes, balanced_tau, initial_tau, scaled_movement
 

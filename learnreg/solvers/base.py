@@ -8,8 +8,8 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 
 from torch import Tensor
 
-from learnreg.adjoint import AdjointEquation
-from learnreg.instance import Instance
+from learnreg.lower_level.adjoint_equation import AdjointEquation
+from learnreg.lower_level.instance import Instance
 
 __all__ = [
     "OWNED",

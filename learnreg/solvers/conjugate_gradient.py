@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from learnreg.adjoint import AdjointEquation
-from learnreg.convex import inner_samples
-from learnreg.instance import expand
+from learnreg.linear.samples import expand, inner_samples
+from learnreg.lower_level.adjoint_equation import AdjointEquation
 from learnreg.solvers.base import OWNED, AdjointSolver, Report, SolverState
 from learnreg.solvers.preconditioner import Preconditioner, preconditioner_of
 

@@ -9,8 +9,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from learnreg.convex import inner_samples
-from learnreg.instance import Instance
+from learnreg.linear.samples import inner_samples
+from learnreg.lower_level.instance import Instance
 from learnreg.solvers.loop import LoopResult, iterate
 from learnreg.solvers.newton_cg import NewtonCG
 

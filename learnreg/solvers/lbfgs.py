@@ -12,11 +12,11 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from learnreg.blocks import sum_blocks
 from learnreg.certificates.state import primal_bound, rounding_floor
-from learnreg.convex import inner_samples
 from learnreg.errors import AssumptionError
-from learnreg.instance import Instance, expand
+from learnreg.kernels.blocks import sum_blocks
+from learnreg.linear.samples import expand, inner_samples
+from learnreg.lower_level.instance import Instance
 from learnreg.solvers.base import OWNED, Report, Solver, SolverState
 from learnreg.solvers.preconditioner import SpectralPreconditioner, can_precondition
 

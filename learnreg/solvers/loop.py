@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from learnreg.instance import expand
+from learnreg.linear.samples import expand
 from learnreg.result import Status
 from learnreg.solvers.base import Iteration, Report, Selectable, front_rows, select_samples
 

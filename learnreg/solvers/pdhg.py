@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from learnreg.certificates.state import dual_answer, smallest_bound
-from learnreg.convex import sum_samples
+from learnreg.convolutions.filter_bank import FilterBank, weighted_norm_bound
 from learnreg.errors import AssumptionError
-from learnreg.filterbank import FilterBank, weighted_norm_bound
-from learnreg.fused import FusedTotalVariation
-from learnreg.instance import Instance, expand
+from learnreg.linear.samples import expand, sum_samples
+from learnreg.lower_level.fused_total_variation import FusedTotalVariation
+from learnreg.lower_level.instance import Instance
 from learnreg.solvers.base import OWNED, Report, Solver, SolverState
 
 _PRIMAL_SHARE = 0.6

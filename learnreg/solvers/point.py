@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from learnreg.instance import Instance, expand
+from learnreg.linear.samples import expand
+from learnreg.lower_level.instance import Instance
 from learnreg.solvers.base import SolverState
 
 __all__ = ["Point", "evaluate", "free_pixels", "restrict", "where"]

@@ -18,10 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from learnreg.instance import Instance, expand
-from learnreg.linop import LinearOperator
+from learnreg.linear.operator import LinearOperator
+from learnreg.linear.samples import expand
+from learnreg.linear.stencil import Stencil
+from learnreg.lower_level.instance import Instance
 from learnreg.solvers.base import SolverState
-from learnreg.stencil import Stencil
 
 __all__ = [
     "DiagonalPreconditioner",

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from learnreg.certificates.state import primal_bound, rounding_floor
-from learnreg.convex import inner_samples
-from learnreg.instance import Instance, expand
+from learnreg.linear.samples import expand, inner_samples
+from learnreg.lower_level.instance import Instance
 from learnreg.solvers.base import Report, Solver, SolverState
 from learnreg.solvers.lbfgs import inverse_curvature, pair_scale, two_loop_direction
 from learnreg.solvers.point import Point, evaluate, free_pixels, restrict, where

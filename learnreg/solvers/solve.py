@@ -9,20 +9,20 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from learnreg.certificates.correction import correct_state
 from learnreg.certificates.state import smallest_bound
-from learnreg.convex import inner_samples, sum_samples
 from learnreg.errors import ConfigError, SolverError
-from learnreg.fault import blame_operators
-from learnreg.instance import Instance, expand
-from learnreg.latent import image_part
-from learnreg.problem import LowerLevelProblem
+from learnreg.linear.samples import expand, inner_samples, sum_samples
+from learnreg.lower_level.blame import blame_operators
+from learnreg.lower_level.instance import Instance
+from learnreg.lower_level.latent import image_part
+from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.result import BoundKind, Solution, Status
 from learnreg.solvers.base import Solver
 from learnreg.solvers.continuation import continued_newton
 from learnreg.solvers.lbfgs import LBFGS
 from learnreg.solvers.loop import LoopResult, iterate
 from learnreg.solvers.newton_cg import NewtonCG
+from learnreg.solvers.newton_correction import correct_state
 from learnreg.solvers.pdhg import PDHG
 from learnreg.solvers.preconditioner import can_precondition
 from learnreg.solvers.projected_lbfgs import ProjectedLBFGS

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from learnreg.norms import DENSE_LIMIT
+from learnreg.linear.norms import DENSE_LIMIT
 from learnreg.testing.case import OperatorCase, largest, norms
 from learnreg.testing.report import Property, broken, holds, judged, skipped
 

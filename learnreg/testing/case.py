@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from learnreg.errors import OperatorError
-from learnreg.linop import LinearOperator
-from learnreg.norms import dense_matrix
+from learnreg.linear.norms import dense_matrix
+from learnreg.linear.operator import LinearOperator
 
 __all__ = ["AnyOperator", "Direction", "OperatorCase", "largest", "norms", "operator_case"]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from learnreg.linop import LinearOperator
+from learnreg.linear.operator import LinearOperator
 from learnreg.testing.adjoint import check_adjoint
 from learnreg.testing.basics import (
     check_batch,

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from learnreg.convex import sum_samples
-from learnreg.potentials import Potential
+from learnreg.linear.samples import sum_samples
+from learnreg.potentials.base import Potential
 from learnreg.testing.report import Property, broken, judged
 from learnreg.testing.structure import terms_of
 from learnreg.testing.values import RegularizerCase

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from learnreg.linop import LinearOperator
+from learnreg.linear.operator import LinearOperator
 from learnreg.testing.adjoint import check_adjoint, gap_from
 from learnreg.testing.basics import (
     check_batch,

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from learnreg.regularizers.base import Regularizer
+from learnreg.lower_level.regularizer import Regularizer
 from learnreg.testing.potentials import check_potential
 from learnreg.testing.quick import examine_operator_quickly
 from learnreg.testing.report import Property, Report, examine

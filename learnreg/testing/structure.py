@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from learnreg.convex import sum_samples
-from learnreg.latent import Latent
-from learnreg.regularizers.base import ParameterRole, SaddleTerms
+from learnreg.linear.samples import sum_samples
+from learnreg.lower_level.latent import Latent
+from learnreg.lower_level.regularizer import ParameterRole, SaddleTerms
 from learnreg.testing.case import norms
 from learnreg.testing.operators import examine_operator
 from learnreg.testing.report import Property, Report, broken, holds, judged, skipped

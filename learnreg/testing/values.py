@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from learnreg.errors import LearnregError, OperatorError
-from learnreg.linop import LinearOperator
+from learnreg.linear.operator import LinearOperator
 from learnreg.testing.basics import has_single_precision
 from learnreg.testing.case import largest, norms
 from learnreg.testing.report import Property, broken, holds, judged, skipped

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from learnreg.errors import OperatorError
-from learnreg.fault import nonfinite_result
-from learnreg.linop import LinearOperator
-from learnreg.problem import LowerLevelProblem
+from learnreg.linear.operator import LinearOperator
+from learnreg.lower_level.blame import nonfinite_result
+from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.regularizers import Regularizer
 from learnreg.testing.quick import examine_operator_quickly
 from learnreg.testing.regularizers import examine_regularizer_quickly

@@ -12,11 +12,11 @@ from typing import Any
 from torch import Tensor
 
 from learnreg.errors import CheckpointError, ConfigError
-from learnreg.problem import LowerLevelProblem
+from learnreg.lower_level.problem import LowerLevelProblem
+from learnreg.models.model import save_model
+from learnreg.models.tensor_files import dumps, read_tensors, write_atomically, write_tensors
+from learnreg.models.toml import to_toml
 from learnreg.regularizers import Regularizer
-from learnreg.training.files import dumps, read_tensors, write_atomically, write_tensors
-from learnreg.training.model import save_model
-from learnreg.training.toml import to_toml
 
 __all__ = ["RunFolder"]
 
@@ -92,7 +92,7 @@ class RunFolder:
             raise CheckpointError(f"{self.config_path}: cannot be read ({error}).") from error
 
     def save_model(self, problem: LowerLevelProblem | Regularizer, config: Mapping[str, Any] | None = None) -> Path:
-        """Write model.safetensors, see ``learnreg.training.model.save_model``."""
+        """Write model.safetensors, see ``learnreg.models.model.save_model``."""
         save_model(self.model_path, problem, config)
         return self.model_path
 

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from learnreg.errors import ConfigError, DataError, SolverError
-from learnreg.fault import blame_operators
 from learnreg.hypergradients.base import HypergradientMethod
 from learnreg.hypergradients.compute import Start
 from learnreg.losses import UpperLoss
-from learnreg.problem import LowerLevelProblem
-from learnreg.training.accuracy import Audit, BatchGradient, Tolerances, audit, improve_batch
+from learnreg.lower_level.blame import blame_operators
+from learnreg.lower_level.problem import LowerLevelProblem
+from learnreg.training.tolerances import Audit, BatchGradient, Tolerances, audit, improve_batch
 
 __all__ = ["Evaluation", "PairedDataset", "Session", "TimeUp"]
 

@@ -16,14 +16,14 @@ from learnreg.errors import ConfigError, DataError, LearnregError, OperatorError
 from learnreg.hypergradients.base import HypergradientMethod
 from learnreg.hypergradients.implicit import Implicit
 from learnreg.losses import SquaredError, UpperLoss
-from learnreg.problem import LowerLevelProblem
+from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.regularizers import Regularizer
 from learnreg.solvers.solve import check_tolerance
 from learnreg.training.allocator import keep_large_blocks
 from learnreg.training.guard import examine_problem, guarded
+from learnreg.training.optimizers import make_upper_level
 from learnreg.training.run_folder import RunFolder
 from learnreg.training.session import PairedDataset, Session, TimeUp
-from learnreg.training.upper import make_upper_level
 
 __all__ = ["OptimizerName", "TrainResult", "train"]
 

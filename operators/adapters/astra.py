@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from learnreg.errors import ConfigError, OperatorError
-from learnreg.linop import LinearOperator, Shape
+from learnreg.linear.operator import LinearOperator, Shape
 from learnreg.operators.adapters.checks import check_adjoint, check_linear
 from learnreg.operators.adapters.host import checked_sizes
 from learnreg.operators.adapters.pylops import with_channel

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from learnreg.errors import LearnregError, OperatorError
-from learnreg.linop import LinearOperator, NormKind, Shape, linear_map
+from learnreg.linear.operator import LinearOperator, NormKind, Shape, linear_map
 
 __all__ = ["BlackBox"]
 

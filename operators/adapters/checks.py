@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from learnreg.errors import ConfigError, OperatorError
-from learnreg.norms import power_estimate
+from learnreg.linear.norms import power_estimate
 from learnreg.operators.adapters.black_box import FIXED, BlackBox
 
 __all__ = ["adjoint_gap", "check_linear", "declare", "probe"]

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from learnreg.errors import OperatorError, ShapeError
-from learnreg.linop import LinearOperator, NormKind, Shape, linear_map
-from learnreg.norms import gram_norm_bound, power_estimate
+from learnreg.linear.norms import gram_norm_bound, power_estimate
+from learnreg.linear.operator import LinearOperator, NormKind, Shape, linear_map
 
 __all__ = ["SparseOperator", "assemble", "compressed_rows"]
 

@@ -1,0 +1,90 @@
+"""Folders of image files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from learnreg.datasets.files.images import IMAGE_SUFFIXES, read_image
+from learnreg.errors import DataError
+
+__all__ = ["ImageFolder", "list_images"]
+
+
+def list_images(folder: str | Path) -> list[Path]:
+    """The image files directly inside ``folder``, sorted by name; sub-folders are not searched.
+
+    Hidden files and files that are not images by their name (Thumbs.db, text files) are ignored.
+
+    Raises
+    ------
+    DataError: the folder is missing, is a file, or holds no images.
+    """
+    folder = Path(folder)
+    _check_folder(folder)
+    images = _images_in(folder)
+    if not images:
+        raise DataError("this folder holds no images.", folder, _hint_for_empty(folder))
+    return images
+
+
+class ImageFolder(Dataset[Tensor]):
+    """The images of a folder in the order of their names; item i is a tensor (1, height, width) in [0, 1].
+
+    Images are read when they are asked for, see `learnreg.datasets.read_image`.
+
+    Raises
+    ------
+    DataError: the folder is missing, is a file, or holds no images.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.paths = list_images(self.folder)
+
+    @property
+    def names(self) -> list[str]:
+        """File names, in the order of the items."""
+        return [path.name for path in self.paths]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return read_image(self.paths[index])
+
+    def images(self) -> dict[str, Tensor]:
+        """All images in memory, by file name."""
+        return {path.name: read_image(path) for path in self.paths}
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.exists():
+        raise DataError("this folder does not exist.", folder, "Check the path.")
+    if not folder.is_dir():
+        raise DataError("expected a folder, this is a file.", folder, f"Did you mean its folder, {folder.parent}?")
+
+
+def _images_in(folder: Path) -> list[Path]:
+    entries = (path for path in _entries(folder) if path.suffix.lower() in IMAGE_SUFFIXES)
+    return sorted((path for path in entries if path.is_file()), key=lambda path: path.name)
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return [path for path in folder.iterdir() if not path.name.startswith(".")]
+    except OSError as error:
+        raise DataError(f"cannot be listed ({error.strerror}).", folder, "Check its permissions.") from error
+
+
+def _hint_for_empty(folder: Path) -> str:
+    subfolders = sorted(path for path in _entries(folder) if path.is_dir())
+    for subfolder in subfolders:
+        if _images_in(subfolder):
+            return f"Sub-folders are not searched: images are in {subfolder}, pass that folder instead."
+    if subfolders:
+        return f"Sub-folders ({', '.join(path.name for path in subfolders[:3])}) are not searched: pass one of them."
+    formats = ", ".join(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES))
+    return f"Readable formats: {formats}."

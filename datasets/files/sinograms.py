@@ -1,0 +1,139 @@
+"""Measured sinograms from .npy, HDF5 and TIFF files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from learnreg.datasets.files.checks import check_claim, check_file, float_tensor
+from learnreg.datasets.files.hdf5 import dataset_names, read_hdf5_array
+from learnreg.errors import DataError, ShapeError
+from learnreg.linear.operator import LinearOperator
+
+__all__ = ["read_array", "read_sinogram"]
+
+_HDF5_SUFFIXES = frozenset({".h5", ".hdf5", ".hdf", ".nxs"})
+_TIFF_SUFFIXES = frozenset({".tif", ".tiff"})
+
+
+def read_sinogram(
+    path: str | Path, key: str | None = None, operator: LinearOperator | None = None, counts: bool = False
+) -> Tensor:
+    """One or several sinograms, shape (count, 1, angles, detectors), in the units of the file.
+
+    An array (angles, detectors) is one sinogram, (count, angles, detectors) and (count, 1, angles, detectors) are
+    several; in TIFF files every page is one. float32 stays float32; integers of more than 16 bits and float64 become
+    float64. Nothing is scaled, also not integers. Pickled objects are never loaded.
+
+    Parameters
+    ----------
+    key: the data set in an HDF5 file; without it "data", or the only one.
+    operator: whose ``range_shape`` the sinograms must have, if given.
+    counts: the values are counts of photons, so that negative ones are an error.
+
+    Raises
+    ------
+    ShapeError: another shape, or not that of the operator's range.
+    DataError: the file is missing, damaged, of an unknown kind or a Git LFS pointer; NaN; negative counts; a ``key``
+        for a file that has none; what `read_hdf5_array` names.
+    """
+    values = read_array(path, key)
+    if values.dim() == 4 and values.shape[1] == 1:
+        values = values[:, 0]
+    if values.dim() not in {2, 3}:
+        raise ShapeError(
+            f"{path}: shape {tuple(values.shape)}, expected (angles, detectors) or (count, angles, detectors)."
+        )
+    sinograms = values.reshape(-1, 1, *values.shape[-2:])
+    if operator is not None and tuple(sinograms.shape[1:]) != tuple(operator.range_shape):
+        raise ShapeError(
+            f"{path}: sinograms of shape {tuple(sinograms.shape[1:])}, but {type(operator).__name__} measures "
+            f"{tuple(operator.range_shape)}: (1, angles, detectors)."
+        )
+    negative = int((sinograms < 0).sum()) if counts else 0
+    if negative:
+        raise DataError(
+            f"{negative} counts are negative, the smallest is {float(sinograms.min()):.6g}.",
+            path,
+            "Are these line integrals? Then pass counts=False.",
+        )
+    return sinograms
+
+
+def read_array(path: str | Path, key: str | None = None) -> Tensor:
+    """An array of any shape from a .npy, HDF5 or TIFF file (pages, height, width), unscaled, such as a flat field.
+
+    Raises
+    ------
+    ShapeError, DataError: as `read_sinogram` for the file.
+    """
+    path = check_file(path)
+    suffix = path.suffix.lower()
+    if suffix in _HDF5_SUFFIXES:
+        return read_hdf5_array(path, key if key is not None else _only_key(path))
+    if key is not None:
+        raise DataError(f"key={key!r} was given, but only HDF5 files have keys.", path)
+    if suffix == ".npy":
+        return _read_npy(path)
+    if suffix in _TIFF_SUFFIXES:
+        return _read_tiff(path)
+    raise DataError(f"unknown kind of file {suffix!r}.", path, "Readable: .npy, .h5, .hdf5, .hdf, .nxs, .tif, .tiff.")
+
+
+def _only_key(path: Path) -> str:
+    names = dataset_names(path)
+    if "data" in names:
+        return "data"
+    if len(names) != 1:
+        raise DataError(
+            f"it holds {len(names)} data sets at its root: {', '.join(names) or 'none'}.", path, "Pass key=."
+        )
+    return names[0]
+
+
+def _read_npy(path: Path) -> Tensor:
+    try:
+        # Mapped, because only then is the size that the header claims compared with that of the file.
+        values: Any = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # NumPy parses the header as Python literals, which fail in many ways
+        raise DataError(
+            f"cannot be read as .npy ({type(error).__name__}: {error}).",
+            path,
+            "Save a numeric array with numpy.save(path, array).",
+        ) from error
+    if not isinstance(values, np.ndarray):
+        values.close()
+        raise DataError("this is an .npz archive.", path, "Save one array with numpy.save(path, array).")
+    return float_tensor(values, path)
+
+
+def _read_tiff(path: Path) -> Tensor:
+    try:
+        import tifffile
+    except ImportError as error:
+        raise DataError(
+            "reading TIFF files needs the package tifffile.", path, "Install it with: pip install 'learnreg[images]'"
+        ) from error
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            # Page by page: a series may, by its metadata, continue in other files.
+            check_claim(path, sum(page.nbytes for page in tiff.pages))
+            pages = [page.asarray() for page in tiff.pages]
+            promised = int((tiff.imagej_metadata or {}).get("images", 1)) if tiff.is_imagej else 1
+    except DataError:
+        raise
+    except Exception as error:  # decoders raise anything at all when a file is damaged
+        raise DataError(
+            f"cannot be decoded, the file is damaged or truncated ({type(error).__name__}: {error}).",
+            path,
+            "Copy it again.",
+        ) from error
+    shapes = sorted({page.shape for page in pages})
+    if len(shapes) != 1 or len(shapes[0]) != 2:
+        raise ShapeError(f"{path}: pages of shapes {', '.join(map(str, shapes))}, expected equal grey pages.")
+    if len(pages) < promised:
+        raise DataError(f"{promised} images in {len(pages)} page.", path, "Save every sinogram as a page of its own.")
+    return float_tensor(np.stack(pages), path)

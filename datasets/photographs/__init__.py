@@ -1,0 +1,1 @@
+"""Photographs and noisy patches of them."""

@@ -1,0 +1,1 @@
+"""Phantoms, measurements and data sets of computed tomography."""

@@ -1,0 +1,1 @@
+"""Certified bounds beside true errors: ``learnreg accuracy``."""

@@ -1,0 +1,394 @@
+"""The command line: ``learnreg --help``."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, ParamSpec, TypeVar
+
+import torch
+import typer
+
+import learnreg
+from learnreg.commands.doctor import describe_facts, examine
+from learnreg.commands.evaluate import evaluate as run_evaluation
+from learnreg.commands.options import DenoiseConfig, TomographyConfig
+from learnreg.commands.reconstruct_images import Reconstructed, reconstruct_files
+from learnreg.commands.reconstruct_scans import Reconstructor, ScanOptions
+from learnreg.commands.settings import help_of, settings_help, training_options
+from learnreg.datasets import parse_sigma
+from learnreg.errors import ConfigError, LearnregError
+from learnreg.models.model import load
+from learnreg.models.names import METHODS
+from learnreg.models.tensor_files import dumps
+
+__all__ = ["app", "main"]
+
+_INTERRUPTED = 130
+_DEBUG_VARIABLE = "LEARNREG_DEBUG"
+
+app = typer.Typer(
+    name="learnreg",
+    help="Learn regularizers for imaging by bilevel optimisation, with certified hypergradients.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+train_app = typer.Typer(name="train", help="Learn a regularizer.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(train_app)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def main() -> None:
+    """Entry point of the command ``learnreg``.
+
+    Exit codes: 0, 2 usage or configuration, 3 data, 4 operator, 5 numerical, 6 model or checkpoint file, 130
+    interrupted, 1 anything else.
+    """
+    try:
+        app()
+    except KeyboardInterrupt:
+        _complain("interrupted")
+        sys.exit(_INTERRUPTED)
+
+
+def _command(function: Callable[P, T]) -> Callable[P, T]:
+    """Turns learnreg's errors and an interrupt into one line on stderr and an exit code."""
+
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return function(*args, **kwargs)
+        except LearnregError as error:
+            if _is_debugging():
+                raise
+            _complain(str(error))
+            raise typer.Exit(error.exit_code) from error
+        except KeyboardInterrupt as error:
+            _complain("interrupted")
+            raise typer.Exit(_INTERRUPTED) from error
+
+    return wrapped
+
+
+def _is_debugging() -> bool:
+    return os.environ.get(_DEBUG_VARIABLE, "") not in ("", "0")
+
+
+def _complain(message: str) -> None:
+    line = " ".join(message.split())
+    typer.secho(f"learnreg: {line}", fg=typer.colors.RED, err=True)
+
+
+def _say(message: str, json: bool) -> None:
+    """A line for people: on stdout, or on stderr where stdout belongs to JSON."""
+    typer.echo(message, err=json)
+
+
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed <= 2**62:
+        raise ConfigError(f"seed={seed}: expected an integer between 0 and 2^62.")
+
+
+def _check_folder(out: Path | None) -> None:
+    if out is not None and out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out}: expected a folder, this is a file.")
+
+
+Json = Annotated[bool, typer.Option("--json", help="print one JSON object as the last line of stdout")]
+Tolerance = Annotated[float, typer.Option(help="certified root-mean-square error of each reconstruction")]
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="a .safetensors file, or the name of a shipped model")]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"learnreg {learnreg.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help=f"show tracebacks (also {_DEBUG_VARIABLE}=1)")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="show the version and exit")
+    ] = False,
+) -> None:
+    if debug:
+        os.environ[_DEBUG_VARIABLE] = "1"
+
+
+@train_app.command("denoise")
+@_command
+def train_denoise(
+    data: Annotated[str | None, typer.Option(help=help_of("data"), show_default=False)] = None,
+    sigma: Annotated[str | None, typer.Option(help=help_of("sigma"), show_default=False)] = None,
+    regularizer: Annotated[str | None, typer.Option(help=help_of("regularizer"), show_default=False)] = None,
+    method: Annotated[str | None, typer.Option(help=help_of("method"), show_default=False)] = None,
+    minutes: Annotated[float | None, typer.Option(help=help_of("minutes"), show_default=False)] = None,
+    out: Annotated[str | None, typer.Option(help=help_of("out"), show_default=False)] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file of options", show_default=False)] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help=settings_help(DenoiseConfig))
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help=help_of("seed"), show_default=False)] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with the run in --out, with its options")] = False,
+    json: Json = False,
+) -> None:
+    """Learn a regularizer for denoising.
+
+    Writes model.safetensors, config.toml, metrics.jsonl, report.html and checkpoint/ into the run folder. Options come
+    from the defaults, then --config, then --set, then the options given here; a resumed run starts from its own
+    config.toml.
+    """
+    from learnreg.commands.denoise import run
+
+    explicit = {
+        "data": data,
+        "sigma": sigma,
+        "regularizer": regularizer,
+        "method": method,
+        "minutes": minutes,
+        "out": out,
+        "seed": seed,
+    }
+    options = training_options(DenoiseConfig, config, set_ or [], explicit, resume)
+    _say_summary(run(options, resume), json)
+
+
+def _ct_help(name: str) -> str:
+    return help_of(name, TomographyConfig)
+
+
+@train_app.command("ct")
+@_command
+def train_ct(
+    data: Annotated[str | None, typer.Option(help=_ct_help("data"), show_default=False)] = None,
+    angles: Annotated[int | None, typer.Option(help=_ct_help("angles"), show_default=False)] = None,
+    geometry: Annotated[str | None, typer.Option(help=_ct_help("geometry"), show_default=False)] = None,
+    size: Annotated[int | None, typer.Option(help=_ct_help("size"), show_default=False)] = None,
+    noise: Annotated[float | None, typer.Option(help=_ct_help("noise"), show_default=False)] = None,
+    regularizer: Annotated[str | None, typer.Option(help=_ct_help("regularizer"), show_default=False)] = None,
+    method: Annotated[str | None, typer.Option(help=_ct_help("method"), show_default=False)] = None,
+    minutes: Annotated[float | None, typer.Option(help=_ct_help("minutes"), show_default=False)] = None,
+    out: Annotated[str | None, typer.Option(help=_ct_help("out"), show_default=False)] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file of options", show_default=False)] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help=settings_help(TomographyConfig))
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help=_ct_help("seed"), show_default=False)] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with the run in --out, with its options")] = False,
+    json: Json = False,
+) -> None:
+    """Learn a regularizer for computed tomography (needs the extra ct).
+
+    Run folder and options as for `learnreg train denoise`.
+    """
+    from learnreg.commands.tomography import run
+
+    explicit = {
+        "data": data,
+        "angles": angles,
+        "geometry": geometry,
+        "size": size,
+        "noise": noise,
+        "regularizer": regularizer,
+        "method": method,
+        "minutes": minutes,
+        "out": out,
+        "seed": seed,
+    }
+    options = training_options(TomographyConfig, config, set_ or [], explicit, resume)
+    _say_summary(run(options, resume), json)
+
+
+def _say_summary(summary: Mapping[str, Any], json: bool) -> None:
+    for key, value in summary.items():
+        _say(f"{key}: {value:.5g}" if isinstance(value, float) else f"{key}: {value}", json)
+    if json:
+        typer.echo(dumps(summary))
+
+
+@app.command()
+@_command
+def reconstruct(
+    model: ModelName,
+    inputs: Annotated[
+        list[Path], typer.Argument(metavar="INPUT...", help="images or .npy arrays; for CT sinograms: .npy, HDF5, TIFF")
+    ],
+    out: Annotated[Path, typer.Option(help="folder of the reconstructions")],
+    tolerance: Tolerance = 1e-4,
+    geometry: Annotated[
+        Path | None, typer.Option(help="CT: TOML file of the scan, lengths in mm", show_default="that of the model")
+    ] = None,
+    key: Annotated[
+        str | None, typer.Option(help="CT: data set in HDF5 files", show_default="data, or the only one")
+    ] = None,
+    attenuation: Annotated[
+        float | None,
+        typer.Option(
+            help="CT: attenuation per unit of length that the model's 1 stands for",
+            show_default="0.04 with --geometry; without: 16 for counts, else 1, per image side",
+        ),
+    ] = None,
+    data_weight: Annotated[
+        float, typer.Option(help="CT: factor of the data term, the noise variance of training over that of the scan")
+    ] = 1.0,
+    counts: Annotated[bool, typer.Option("--counts", help="CT: inputs are photon counts; needs --flat")] = False,
+    flat: Annotated[str | None, typer.Option(help="CT: counts without an object, a number or a file")] = None,
+    dark: Annotated[str | None, typer.Option(help="CT: counts without radiation, a number or a file")] = None,
+    json: Json = False,
+) -> None:
+    """Reconstruct files: INPUT becomes OUT/<name>.png, and <name>.npy too for .npy and TIFF inputs.
+
+    Models for CT reconstruct sinograms: <name>.npy in attenuation per unit of length, <name>.png the model's range
+    [0, 1]; several sinograms in a file become <name>_000 and so on.
+    """
+    options, loaded, notes = ScanOptions(geometry, key, attenuation, data_weight, counts, flat, dark), load(model), []
+    if loaded.denoises and geometry is None:
+        if options.given:
+            raise ConfigError(f"{', '.join(options.given)}: this model denoises images; the option is for CT.")
+        found = reconstruct_files(loaded, inputs, out, tolerance)
+    else:
+        reconstructor = Reconstructor.of(loaded, options)
+        found = reconstructor.run(inputs, out, tolerance)
+        notes = [*reconstructor.notes, reconstructor.units]
+    rows = []
+    for row in found:
+        rows.append(row)
+        _say(_describe(row), json)
+    for note in notes:
+        typer.echo(note, err=True)
+    if json:
+        typer.echo(dumps({"rows": [dataclasses.asdict(row) for row in rows]}))
+
+
+def _describe(row: Reconstructed) -> str:
+    kind = {"rigorous": "certified error", "estimate": "estimated error", "none": "unknown error"}[row.bound_kind]
+    return f"{row.input} -> {row.output}  {kind} {row.error_bound:.2e}  {row.status}  {row.seconds:.2f} s"
+
+
+@app.command()
+@_command
+def evaluate(
+    model: ModelName,
+    data: Annotated[Path, typer.Option(help="folder of clean images (png, jpg, tif), not searched recursively")],
+    sigma: Annotated[
+        str | None,
+        typer.Option(
+            help="noise level: the standard deviation for images in [0, 1], for CT relative to the mean sinogram value",
+            show_default="25/255; for CT that of training",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="the noise of image i has the seed SEED + i")] = 0,
+    tolerance: Tolerance = 1e-4,
+    json: Json = False,
+) -> None:
+    """Measure a model: PSNR and SSIM, means over a folder of clean images whose measurements are simulated."""
+    _check_seed(seed)
+    level = None if sigma is None else parse_sigma(sigma)
+    result = run_evaluation(load(model), data, level, seed, tolerance)
+    tomography = result.psnr_fbp is not None
+    noise = f"noise {100 * result.sigma:.4g} %" if tomography else f"sigma {result.sigma * 255:.4g}/255"
+    _say(
+        f"{result.n} images, {noise}, seed {seed}: PSNR {result.psnr:.3f} dB "
+        f"({'FBP' if tomography else 'noisy'} {result.psnr_input:.3f} dB), SSIM {result.ssim:.4f}, "
+        f"{result.seconds_per_image:.2f} s per image",
+        json,
+    )
+    kind = "certified" if result.certified else "NOT certified"
+    _say(f"largest error bound {result.error_bound:.2e}, tolerance {tolerance:.0e}: {kind}", json)
+    if json:
+        figures = dataclasses.asdict(result)
+        typer.echo(dumps({key: value for key, value in figures.items() if key != "psnr_fbp" or tomography}))
+
+
+@app.command()
+@_command
+def accuracy(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[MODEL]", help="a .safetensors file, or the name of a shipped model", show_default=False
+        ),
+    ] = None,
+    methods: Annotated[str, typer.Option(help=f"all, or some of {', '.join(METHODS)}")] = "all",
+    tolerances: Annotated[
+        str, typer.Option(help="requested relative errors of the hypergradient")
+    ] = "1,1e-1,1e-2,1e-3",
+    out: Annotated[
+        Path | None, typer.Option(help="folder of accuracy.json, .png and .pdf", show_default="none written")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="seed of patches, noise and perturbations")] = 0,
+    threads: Annotated[int, typer.Option(min=1, help="threads; more than one slow such small problems")] = 1,
+    json: Json = False,
+) -> None:
+    """Compare certified bounds of hypergradients with their true errors.
+
+    On a built-in set of small problems, or on MODEL's own problem, every method runs at every tolerance with the
+    published and the sharp certificate; the reference is solved to rounding. Exit code 5 if a bound was violated.
+    """
+    from learnreg.accuracy.measure import measure
+    from learnreg.accuracy.problems import builtin_problems, model_problem
+    from learnreg.accuracy.report import describe, parse_methods, parse_tolerances, write_accuracy
+
+    wanted, levels = parse_methods(methods), parse_tolerances(tolerances)
+    _check_seed(seed)
+    _check_folder(out)
+    problems = builtin_problems(seed) if model is None else model_problem(load(model), model, seed)
+    torch.set_num_threads(threads)
+    report = measure(problems, wanted, levels, seed)
+    for line in describe(report):
+        _say(line, json)
+    if json:
+        typer.echo(dumps(report.as_dict()))
+    try:
+        for path in write_accuracy(report, out) if out else ():
+            _say(f"wrote {path}", json)
+    finally:
+        report.check()
+
+
+@app.command("check-operator")
+@_command
+def check_operator(
+    target: Annotated[str, typer.Argument(metavar="PACKAGE.MODULE:FACTORY", help="what makes the operator, or is one")],
+    dtype: Annotated[str, typer.Option(help="float64, or float32 for an operator of single precision")] = "float64",
+    json: Json = False,
+) -> None:
+    """Check that an operator of your own is what it has to be: linear, with its exact adjoint, derivatives and bounds.
+
+    Prints one line for each property with the number measured; exit code 4 at the first that fails. FACTORY is called
+    without arguments; modules are found from the current directory, too.
+    """
+    from learnreg.commands.check_operator import check_operator_command, report_as_dict
+
+    report = check_operator_command(target, dtype)
+    for line in str(report).splitlines():
+        _say(line, json)
+    if json:
+        typer.echo(dumps(report_as_dict(report)))
+    report.require()
+
+
+@app.command()
+@_command
+def doctor(json: Json = False) -> None:
+    """Show versions and what the machine offers, and test that learnreg works here; exit code 1 if it does not."""
+    facts = examine()
+    for line in describe_facts(facts):
+        _say(line, json)
+    if json:
+        typer.echo(dumps(facts))
+    if not facts["ok"]:
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,249 @@
+"""Reconstructing measured sinograms: files in, images in the units of the measurement out, with error bounds.
+
+Units. A model was learned for an image with side s_m and values in [0, 1], b_m = A_m x_m. A scan of the same rays whose
+image has the side s, in any unit of length, and attenuation x = V x_m per unit of length measures
+
+    b = A x = (s / s_m) V A_m x_m,    so that    b_m = b s_m / (V s)
+
+is what the model reconstructs; errors scale with V, too.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from learnreg.commands.reconstruct_images import Reconstructed, output_paths, png_bytes, write_array
+from learnreg.commands.scenes import Projector
+from learnreg.datasets import PhotonNoise, line_integrals, read_array, read_sinogram, statistical_weights
+from learnreg.errors import ConfigError, DataError, ShapeError
+from learnreg.lower_level.data_terms import LeastSquares, TransmissionLeastSquares, WeightedLeastSquares
+from learnreg.models.model import Model
+from learnreg.models.names import stored_geometry
+from learnreg.models.tensor_files import write_atomically
+from learnreg.operators import FanBeam2D, ParallelBeam2D
+from learnreg.operators.tomography.geometry_file import beam_of, read_geometry
+from learnreg.solvers.solve import check_tolerance
+
+__all__ = ["WATER_TWICE", "Reconstructor", "ScanOptions"]
+
+WATER_TWICE = 0.04
+"""Attenuation per millimetre at 1000 HU, twice that of water at 70 keV: what 1 is in the window of CT images."""
+
+_IMAGES = frozenset({".png", ".jpg", ".jpeg", ".bmp"})
+
+
+@dataclass(frozen=True)
+class ScanOptions:
+    """What sinogram files hold.
+
+    geometry: TOML file of the scan; None: the model's own, whose unit of length is the side of the image. key: of HDF5
+    files. attenuation: V, what the model's 1 stands for per unit of length; None: 0.04 with a geometry (per
+    millimetre), without one 16 for counts (as photons are simulated) and 1 for line integrals (the model's own units).
+    data_weight: factor of the data term. counts: the files hold counts, with ``flat`` and ``dark`` a number or a file.
+
+    Raises
+    ------
+    ConfigError: a value out of range, ``flat`` or ``dark`` without ``counts``, or ``counts`` without ``flat``.
+    """
+
+    geometry: Path | None = None
+    key: str | None = None
+    attenuation: float | None = None
+    data_weight: float = 1.0
+    counts: bool = False
+    flat: str | None = None
+    dark: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("attenuation", self.attenuation), ("data-weight", self.data_weight)):
+            if value is not None and not (value > 0 and math.isfinite(value)):
+                raise ConfigError(f"--{name} {value!r}: expected a positive finite number.")
+        if self.counts and self.flat is None:
+            raise ConfigError("--counts needs --flat, the counts without an object: a number or a file.")
+        if not self.counts and (self.flat is not None or self.dark is not None):
+            raise ConfigError("--flat and --dark belong to --counts.")
+
+    @property
+    def given(self) -> list[str]:
+        """The options that differ from their defaults."""
+        return [f"--{name.replace('_', '-')}" for name, value in vars(self).items() if value != getattr(_PLAIN, name)]
+
+    @property
+    def model_value(self) -> float:
+        """V."""
+        if self.attenuation is not None:
+            return self.attenuation
+        if self.geometry is not None:
+            return WATER_TWICE
+        return PhotonNoise().attenuation if self.counts else 1.0
+
+
+_PLAIN = ScanOptions()
+
+
+@dataclass(frozen=True)
+class _Scan:
+    """Sinograms of one file in the model's units, (count, 1, angles, detectors), their statistical weights, and how
+    many rays had no count to speak of."""
+
+    sinograms: Tensor
+    weights: Tensor | None
+    floored: int
+
+
+@dataclass(frozen=True)
+class Reconstructor:
+    """Reconstructs sinogram files with a model.
+
+    operator: of the scan, in the model's unit of length. length: side of the scan's image in its own unit, over the
+    operator's. notes: what a user has to know of the reconstructions so far.
+    """
+
+    model: Model
+    options: ScanOptions
+    operator: Projector
+    length: float
+    notes: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, model: Model, options: ScanOptions) -> Reconstructor:
+        """The reconstructor of a model for CT, or with a geometry of one for denoising, too.
+
+        Raises
+        ------
+        ConfigError: the model is not for projections; a geometry file with errors. DataError: an unreadable one.
+        ShapeError: the data term of the model has weights for other views.
+        """
+        own = stored_geometry(model.config["operator"])
+        if own is None and not (model.denoises and options.geometry is not None):
+            what = model.config["operator"].get("class") or "the identity"
+            raise ConfigError(f"this model is for {what}, not for projections; expected one from learnreg train ct.")
+        notes: list[str] = []
+        if options.geometry is None:
+            operator, length = model.operator, 1.0
+            assert isinstance(operator, (ParallelBeam2D, FanBeam2D))
+        else:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                geometry = read_geometry(options.geometry)
+                geometry.warn_if_truncated()
+            notes = [f"{options.geometry}: {warning.message}" for warning in caught]
+            length = geometry.image_side / (own.image_side if own is not None else 1.0)
+            geometry = geometry.scaled(1.0 / length)
+            operator = beam_of(geometry).from_geometry(geometry)
+        model.problem(operator=operator)  # weights that do not fit are refused before any file is read
+        return cls(model, options, operator, length, notes)
+
+    @property
+    def units(self) -> str:
+        """A line for people: what the numbers of the outputs are."""
+        options = self.options
+        unit = "unit of length of the geometry" if options.geometry is not None else "side of the image"
+        return f".npy files hold attenuation per {unit}; the model's 1, white in the .png, is {options.model_value:g}"
+
+    def run(self, inputs: Sequence[Path], out: Path, tolerance: float = 1e-4) -> Iterator[Reconstructed]:
+        """Reconstruct one file after the other into ``out``/<name>.npy, float32 in the units of the measurement, and
+        <name>.png, which shows the model's range [0, 1]; <name>_000 and so on where a file holds several sinograms.
+
+        All inputs are read before the first is reconstructed, so that a bad one stops the command at once.
+        ``tolerance``: root-mean-square error in the model's units.
+
+        Raises
+        ------
+        ShapeError: images, or sinograms of another shape. DataError: unreadable files, NaN, negative counts.
+        ConfigError: outputs of one name, or that would replace an input.
+        """
+        check_tolerance(tolerance)
+        counts = []
+        for path in inputs:
+            scan = self._read(path)
+            counts.append(scan.sinograms.shape[0])
+            if scan.floored:
+                self.notes.append(f"{path}: {scan.floored} rays had less than 0.1 counts, which count as 0.1")
+        outputs = output_paths(inputs, counts, out)
+        return (row for path, names in zip(inputs, outputs, strict=True) for row in self._all(path, names, tolerance))
+
+    def _read(self, path: Path) -> _Scan:
+        if path.suffix.lower() in _IMAGES:
+            shape = tuple(self.operator.range_shape)
+            raise ShapeError(
+                f"{path}: an image, but this model reconstructs sinograms (1, angles, detectors) = {shape}; expected "
+                ".npy, HDF5 or TIFF files. To measure a model on images, use learnreg evaluate."
+            )
+        options, weights, floored = self.options, None, 0
+        values = read_sinogram(path, options.key, self.operator, options.counts)
+        if options.counts:
+            assert options.flat is not None
+            flat, dark = _field(options.flat), _field(options.dark or "0")
+            found = line_integrals(values, flat, dark)
+            weights = torch.stack([self._weights(*pair, dark) for pair in zip(values, found.values, strict=True)])
+            values, floored = found.values, found.floored
+        values = values / (options.model_value * self.length)
+        return _Scan(values.float(), weights, floored)
+
+    def _weights(self, counts: Tensor, values: Tensor, dark: Tensor | float) -> Tensor:
+        """The noise variance of training over that of each ray, for line integrals without a unit; mean 1 where the
+        model does not know the noise of its training."""
+        data_term = self.model.data_term
+        if isinstance(data_term, TransmissionLeastSquares):
+            reference = float(data_term.inverse_variance(torch.tensor(data_term.reference, dtype=torch.float64)))
+            return (statistical_weights(counts, dark, data_term.electronic, normalise=False) / reference).float()
+        config, mean = self.model.config, float(values.mean())
+        noise, photons = (float(config.get(name) or 0.0) for name in ("noise", "photons"))
+        variance = math.exp(mean) / photons if photons > 0 else (noise * mean) ** 2
+        if variance > 0:
+            return variance * statistical_weights(counts, dark, normalise=False).float()
+        return statistical_weights(counts, dark).float()
+
+    def _all(self, path: Path, outputs: Sequence[Path], tolerance: float) -> Iterator[Reconstructed]:
+        scan = self._read(path)
+        if scan.sinograms.shape[0] != len(outputs):
+            raise DataError("its content changed while it was used.", path)
+        for i, output in enumerate(outputs):
+            weights = None if scan.weights is None else scan.weights[i]
+            yield self._one(path, scan.sinograms[i : i + 1], weights, output, tolerance)
+
+    def _one(self, path: Path, b: Tensor, weights: Tensor | None, output: Path, tolerance: float) -> Reconstructed:
+        started = time.perf_counter()
+        solution = self.model.solve(b, tolerance, self.operator, self._data_term(b, weights))
+        seconds = time.perf_counter() - started
+        value = self.options.model_value
+        write_atomically(output, png_bytes(solution.x[0]), DataError)
+        write_array(output, value * solution.x[0])
+        return Reconstructed(
+            input=str(path),
+            output=str(output),
+            error_bound=value * float(solution.error_bound[0]),
+            bound_kind=solution.bound_kind,
+            certified=solution.certified,
+            status=solution.status.name,
+            seconds=seconds,
+        )
+
+    def _data_term(self, b: Tensor, weights: Tensor | None) -> LeastSquares:
+        """The model's data term times the data weight and the statistical weights of a measurement; known counts
+        replace those that the model concludes from line integrals."""
+        own, factor = self.model.data_term, self.options.data_weight
+        if isinstance(own, TransmissionLeastSquares):
+            found = own.at(b).weights_for(b)[0] if weights is None else weights
+            return WeightedLeastSquares(found * factor)
+        if weights is None and factor == 1.0:
+            return own
+        scaled = own.weights_for(torch.zeros(1)).detach() * factor
+        return WeightedLeastSquares(scaled if weights is None else scaled * weights)
+
+
+def _field(text: str) -> Tensor | float:
+    """A number, or the values in a file."""
+    try:
+        return float(text)
+    except ValueError:
+        return read_array(text)

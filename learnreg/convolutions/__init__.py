@@ -1,0 +1,1 @@
+"""Convolutions as linear operators: filter banks, chains, differences, and what networks need."""

@@ -1,0 +1,386 @@
+"""Linear operators on batched tensors: the forward operators of imaging and the learned operators of regularizers.
+
+An operator maps (batch, *domain_shape) to (batch, *range_shape). It is built from differentiable torch operations, or
+from :func:`linear_map`, so that A^T A survives any number of differentiations.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from learnreg.errors import OperatorError, ShapeError
+from learnreg.linear.fourier_symbol import point_response_symbol
+from learnreg.linear.linear_map import linear_map
+from learnreg.linear.norms import (
+    DENSE_LIMIT,
+    FAILURE_PROBABILITY,
+    dense_matrix,
+    gram_norm_bound,
+    probabilistic_norm_bound,
+)
+from learnreg.linear.stencil import Stencil
+
+__all__ = ["Adjoint", "Composition", "LinearOperator", "Scaled", "Sum", "VStack", "linear_map", "vstack"]
+
+Shape = tuple[int, ...]
+_FINGERPRINT_SIZE = 100_000
+NormKind = Literal["rigorous", "probabilistic", "declared"]
+
+
+class LinearOperator(nn.Module):
+    """Base class of every linear operator.
+
+    A subclass sets ``domain_shape`` and ``range_shape`` (without the batch axis) and implements ``forward`` and
+    ``adjoint``; it overrides ``norm_bound`` and ``gram_lower_bound`` when it knows better. Everything else is derived.
+    Operators compute in the dtype and on the device of their input.
+    """
+
+    domain_shape: Shape
+    range_shape: Shape
+    norm_bound_kind: NormKind = "rigorous"
+    norm_failure_probability: float = 0.0
+    unit_roundoff: float = 0.0  # of operators that compute in less than the precision of their input
+
+    def __init__(self, domain_shape: Shape, range_shape: Shape) -> None:
+        super().__init__()
+        self.domain_shape = _checked_shape(domain_shape, "domain_shape")
+        self.range_shape = _checked_shape(range_shape, "range_shape")
+        self._norm_cache: tuple[Any, float, NormKind] | None = None
+        self._symbol_cache: tuple[Any, Tensor] | None = None
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """A x, from (batch, *domain_shape) to (batch, *range_shape)."""
+
+    @abstractmethod
+    def adjoint(self, y: Tensor) -> Tensor:
+        """A^T y (Euclidean), from (batch, *range_shape) to (batch, *domain_shape)."""
+
+    def forward_into(self, x: Tensor, out: Tensor) -> Tensor:
+        """A x in the memory of ``out`` (batch, *range_shape), contiguous; not differentiable. Override it where that
+        saves the allocation of the result."""
+        return out.copy_(self(x))
+
+    def norm_bound(self) -> float:
+        """Upper bound of ‖A‖, at most 1.5 times the norm. *Rigorous bound*, except for black boxes beyond 4,096
+        unknowns, where ``norm_bound_kind`` says "probabilistic" and ``norm_failure_probability`` how likely it
+        fails."""
+        key = self._parameter_versions()
+        if self._norm_cache is None or self._norm_cache[0] != key:
+            with torch.no_grad():
+                bound, kind = self._compute_norm_bound()
+            if not math.isfinite(bound):
+                raise OperatorError(f"{self!r} returned NaN or infinite numbers while its norm was computed.", "finite")
+            self._norm_cache = (key, bound, kind)
+        _, bound, self.norm_bound_kind = self._norm_cache
+        return bound
+
+    def _compute_norm_bound(self) -> tuple[float, NormKind]:
+        device = self._device()
+        if min(math.prod(self.domain_shape), math.prod(self.range_shape)) <= DENSE_LIMIT:
+            small_domain = math.prod(self.domain_shape) <= math.prod(self.range_shape)
+            apply, shape = (self.forward, self.domain_shape) if small_domain else (self.adjoint, self.range_shape)
+            return gram_norm_bound(dense_matrix(apply, shape, device=device)), "rigorous"
+        self.norm_failure_probability = FAILURE_PROBABILITY
+        gram = lambda v: self.adjoint(self(v))  # noqa: E731
+        return probabilistic_norm_bound(gram, self.domain_shape, device=device), "probabilistic"
+
+    def gram_lower_bound(self) -> float:
+        """True lower bound of the smallest eigenvalue of A^T A; 0 when nothing better is known. *Rigorous bound.*"""
+        return 0.0
+
+    def adjoint_mismatch(self) -> float:
+        """How far ``adjoint`` is from A^T, relative to ‖A‖: 0.0 says that it is exact up to rounding. Override it with
+        a positive number, an *estimate*, where it is not: nothing is certified then, since every bound rests on
+        gradients."""
+        return 0.0
+
+    def diagonal(self) -> Tensor | None:
+        """The tensor d of shape ``domain_shape`` with A = diag(d), when A is one; None otherwise."""
+        return None
+
+    def row_norms(self, grouped: bool) -> Tensor | float:
+        """Bound of the 2-norm of each row of A (of each group of rows along the first range axis, if ``grouped``), a
+        number or a tensor that broadcasts against the range. *Rigorous bound* when ``norm_bound`` is one."""
+        return self.norm_bound()
+
+    def gram_diagonal(self, weights: Tensor) -> Tensor | None:
+        """The diagonal of A^T diag(w) A for weights w (batch, *range_shape), (batch, *domain_shape); None where it is
+        not at hand."""
+        return None
+
+    def stencil(self) -> Stencil | None:
+        """How this operator is a convolution, for preconditioners of regularizers; None when it is not one."""
+        return None
+
+    def approximate_inverse(self, y: Tensor) -> Tensor | None:
+        """An image x with A x close to a multiple of y, where there is a direct method that costs no more than a few
+        applications, such as filtered back-projection; None otherwise. Solvers start from it, nothing depends on it."""
+        return None
+
+    def gram_symbol(self, sides: tuple[int, int], dtype: torch.dtype) -> Tensor | None:
+        """*Estimate* of the eigenvalues of A^T A for the frequencies of a torus with these sides, (rows, columns // 2 +
+        1), from its responses to a few points in this dtype; None unless the domain is one image (1, H, W).
+        Preconditioners use it, no bound does. Its applications are made once, like those of ``norm_bound``, and not
+        counted."""
+        if len(self.domain_shape) != 3 or self.domain_shape[0] != 1:
+            return None
+        key = (sides, dtype, self._parameter_versions())
+        if self._symbol_cache is None or self._symbol_cache[0] != key:
+            with torch.no_grad():
+                gram = lambda v: self.adjoint(self(v))  # noqa: E731
+                symbol = point_response_symbol(gram, self.domain_shape, sides, dtype, self._device())
+            self._symbol_cache = (key, symbol)
+        return self._symbol_cache[1]
+
+    def parameter_lipschitz(self) -> float | None:
+        """Constant c with ‖∂_theta <A_theta u, p>‖ <= c ‖u‖ ‖p‖ over all parameters that require a gradient, for A
+        affine in them; 0 without any, None when unknown (no certificate then). *Rigorous bound.*"""
+        return None if any(p.requires_grad for p in self.parameters()) else 0.0
+
+    # ---- derived -------------------------------------------------------------------------------------------------
+
+    @property
+    def T(self) -> LinearOperator:
+        """The adjoint as an operator."""
+        return Adjoint(self)
+
+    def __matmul__(self, other: LinearOperator) -> LinearOperator:
+        return Composition(self, other)
+
+    def __add__(self, other: LinearOperator) -> LinearOperator:
+        return Sum(self, other)
+
+    def __mul__(self, factor: float) -> LinearOperator:
+        return Scaled(self, factor)
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> LinearOperator:
+        return Scaled(self, -1.0)
+
+    def __sub__(self, other: LinearOperator) -> LinearOperator:
+        return Sum(self, Scaled(other, -1.0))
+
+    def check_domain(self, x: Tensor, name: str = "x") -> None:
+        """Raise ShapeError unless x has shape (batch, *domain_shape)."""
+        _check_batched(x, self.domain_shape, f"{name} for {type(self).__name__}")
+
+    def check_range(self, y: Tensor, name: str = "y") -> None:
+        """Raise ShapeError unless y has shape (batch, *range_shape)."""
+        _check_batched(y, self.range_shape, f"{name} for the range of {type(self).__name__}")
+
+    def extra_repr(self) -> str:
+        return f"{self.domain_shape} -> {self.range_shape}"
+
+    def _device(self) -> torch.device | None:
+        for tensor in (*self.parameters(), *self.buffers()):
+            return tensor.device
+        return None
+
+    def _parameter_versions(self) -> tuple[Any, ...]:
+        return tuple(fingerprint(t) for t in (*self.parameters(), *self.buffers()))
+
+
+def fingerprint(tensor: Tensor) -> tuple[Any, ...]:
+    """Changes with the tensor: its content where that is small (``p.data.mul_`` leaves no other trace), else its
+    version."""
+    if tensor.numel() <= _FINGERPRINT_SIZE and tensor.device.type != "meta":
+        return (tensor.dtype, hash(tensor.detach().cpu().numpy().tobytes()))
+    return (tensor.data_ptr(), tensor._version)
+
+
+def _checked_shape(shape: Shape, name: str) -> Shape:
+    result = tuple(int(s) for s in shape)
+    if not result or any(s < 1 for s in result):
+        raise ShapeError(f"{name}={shape!r}: expected a non-empty tuple of positive sizes, without the batch axis.")
+    return result
+
+
+def _check_batched(tensor: Tensor, shape: Shape, name: str) -> None:
+    if tensor.dim() != len(shape) + 1 or tuple(tensor.shape[1:]) != shape:
+        expected = ", ".join(str(s) for s in shape)
+        hint = " Add a batch axis with tensor[None]." if tuple(tensor.shape) == shape else ""
+        raise ShapeError(f"{name}: got shape {tuple(tensor.shape)}, expected (batch, {expected}).{hint}")
+    if not tensor.is_floating_point():
+        raise ShapeError(f"{name}: got dtype {tensor.dtype}, expected a floating-point tensor; call .float().")
+
+
+class Adjoint(LinearOperator):
+    """A^T as an operator."""
+
+    def __init__(self, operator: LinearOperator) -> None:
+        super().__init__(operator.range_shape, operator.domain_shape)
+        self.operator = operator
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.operator.adjoint(x)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return cast(Tensor, self.operator(y))
+
+    def _compute_norm_bound(self) -> tuple[float, NormKind]:
+        bound = self.operator.norm_bound()
+        self.norm_failure_probability = self.operator.norm_failure_probability
+        return bound, self.operator.norm_bound_kind
+
+    def adjoint_mismatch(self) -> float:
+        return self.operator.adjoint_mismatch()
+
+    def parameter_lipschitz(self) -> float | None:
+        return self.operator.parameter_lipschitz()
+
+    @property
+    def T(self) -> LinearOperator:
+        return self.operator
+
+
+class Scaled(LinearOperator):
+    """factor · A."""
+
+    def __init__(self, operator: LinearOperator, factor: float) -> None:
+        super().__init__(operator.domain_shape, operator.range_shape)
+        self.operator, self.factor = operator, float(factor)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.operator(x)) * self.factor
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self.operator.adjoint(y) * self.factor
+
+    def _compute_norm_bound(self) -> tuple[float, NormKind]:
+        bound = self.operator.norm_bound()
+        self.norm_failure_probability = self.operator.norm_failure_probability
+        return abs(self.factor) * bound, self.operator.norm_bound_kind
+
+    def adjoint_mismatch(self) -> float:
+        return self.operator.adjoint_mismatch()
+
+    def gram_lower_bound(self) -> float:
+        return self.factor**2 * self.operator.gram_lower_bound()
+
+    def diagonal(self) -> Tensor | None:
+        diagonal = self.operator.diagonal()
+        return None if diagonal is None else diagonal * self.factor
+
+    def row_norms(self, grouped: bool) -> Tensor | float:
+        return abs(self.factor) * self.operator.row_norms(grouped)
+
+    def parameter_lipschitz(self) -> float | None:
+        constant = self.operator.parameter_lipschitz()
+        return None if constant is None else abs(self.factor) * constant
+
+
+class _Pair(LinearOperator):
+    """Two operators combined; the bound of the parts caps the black-box bound of the whole."""
+
+    def __init__(self, first: LinearOperator, second: LinearOperator, domain_shape: Shape, range_shape: Shape) -> None:
+        super().__init__(domain_shape, range_shape)
+        self.first, self.second = first, second
+
+    @abstractmethod
+    def _bound_of_parts(self) -> float: ...
+
+    def adjoint_mismatch(self) -> float:
+        return self.first.adjoint_mismatch() + self.second.adjoint_mismatch()
+
+    def _compute_norm_bound(self) -> tuple[float, NormKind]:
+        bound, kind = super()._compute_norm_bound()
+        if kind == "rigorous":
+            return bound, kind
+        parts = self._bound_of_parts()
+        kinds = (self.first.norm_bound_kind, self.second.norm_bound_kind)
+        if parts <= bound and "probabilistic" not in kinds:
+            self.norm_failure_probability = 0.0
+            return parts, "declared" if "declared" in kinds else "rigorous"
+        return min(bound, parts), kind
+
+
+class Composition(_Pair):
+    """A B: first B, then A."""
+
+    def __init__(self, outer: LinearOperator, inner: LinearOperator) -> None:
+        if outer.domain_shape != inner.range_shape:
+            raise OperatorError(
+                f"{type(outer).__name__} @ {type(inner).__name__}: the left operator takes {outer.domain_shape}, "
+                f"the right one returns {inner.range_shape}.",
+                "composition",
+            )
+        super().__init__(outer, inner, inner.domain_shape, outer.range_shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.first(self.second(x)))
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self.second.adjoint(self.first.adjoint(y))
+
+    def _bound_of_parts(self) -> float:
+        return self.first.norm_bound() * self.second.norm_bound()
+
+    def gram_lower_bound(self) -> float:
+        return self.first.gram_lower_bound() * self.second.gram_lower_bound()
+
+
+class Sum(_Pair):
+    """A + B."""
+
+    def __init__(self, first: LinearOperator, second: LinearOperator) -> None:
+        if first.domain_shape != second.domain_shape or first.range_shape != second.range_shape:
+            raise OperatorError(
+                f"{type(first).__name__} + {type(second).__name__}: {first.domain_shape} -> {first.range_shape} and "
+                f"{second.domain_shape} -> {second.range_shape} differ.",
+                "sum",
+            )
+        super().__init__(first, second, first.domain_shape, first.range_shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.first(x) + self.second(x))
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self.first.adjoint(y) + self.second.adjoint(y)
+
+    def _bound_of_parts(self) -> float:
+        return self.first.norm_bound() + self.second.norm_bound()
+
+
+class VStack(_Pair):
+    """[A; B]: both results, flattened and concatenated, shape (batch, m_A + m_B)."""
+
+    def __init__(self, first: LinearOperator, second: LinearOperator) -> None:
+        if first.domain_shape != second.domain_shape:
+            raise OperatorError(
+                f"vstack of {type(first).__name__} and {type(second).__name__}: domains {first.domain_shape} and "
+                f"{second.domain_shape} differ.",
+                "vstack",
+            )
+        self._rows = math.prod(first.range_shape)
+        super().__init__(first, second, first.domain_shape, (self._rows + math.prod(second.range_shape),))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.first(x).flatten(1), self.second(x).flatten(1)], dim=1)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        top = y[:, : self._rows].reshape(-1, *self.first.range_shape)
+        bottom = y[:, self._rows :].reshape(-1, *self.second.range_shape)
+        return self.first.adjoint(top) + self.second.adjoint(bottom)
+
+    def _bound_of_parts(self) -> float:
+        return math.hypot(self.first.norm_bound(), self.second.norm_bound())
+
+    def gram_lower_bound(self) -> float:
+        return self.first.gram_lower_bound() + self.second.gram_lower_bound()
+
+
+def vstack(*operators: LinearOperator) -> LinearOperator:
+    """Stack operators with one domain on top of each other; the range is flat, in the order given."""
+    if not operators:
+        raise OperatorError("vstack() needs at least one operator.", "vstack")
+    result = operators[0]
+    for operator in operators[1:]:
+        result = VStack(result, operator)
+    return result

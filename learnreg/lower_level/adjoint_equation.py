@@ -1,0 +1,97 @@
+"""The adjoint equation at a point x: H(x) X = -∇ell(x), H = M + K^T f''(Kx) K, restricted to the free pixels of a
+box."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from learnreg.linear.samples import sum_samples
+from learnreg.lower_level.instance import Instance
+
+__all__ = ["AdjointEquation"]
+
+
+@dataclass(frozen=True)
+class AdjointEquation:
+    """H X = rhs with H frozen at x. at_response: f''(Kx), or for grouped potentials K x itself. free: (batch, ...) mask
+    of pixels off the constraint's boundary, None without a constraint."""
+
+    instance: Instance
+    at_response: Tensor
+    rhs: Tensor
+    free: Tensor | None
+
+    @classmethod
+    def at(cls, instance: Instance, x: Tensor, t: Tensor, loss_gradient: Tensor) -> AdjointEquation:
+        """The equation at x with responses t."""
+        free = None
+        if instance.box is not None:
+            lower, upper = instance.box.bounds_for(x)
+            free = (x > lower) & (x < upper)
+        rhs = -loss_gradient
+        at_response = t if instance.potential.grouped else instance.potential.second_into(t, torch.empty_like(t))
+        return cls(instance, at_response, rhs if free is None else torch.where(free, rhs, 0.0), free)
+
+    @property
+    def curvature(self) -> Tensor | None:
+        """f''(Kx), elementwise; None for grouped potentials."""
+        return None if self.instance.potential.grouped else self.at_response
+
+    def curvature_diagonal(self) -> Tensor:
+        """The diagonal of f''(Kx), in the shape of Kx."""
+        curvature = self.curvature
+        return self.instance.potential.second_diagonal(self.at_response) if curvature is None else curvature
+
+    def bend(self, v: Tensor) -> Tensor:
+        """f''(t) v."""
+        curvature = self.curvature
+        return self.instance.potential.hess_vec(self.at_response, v) if curvature is None else curvature * v
+
+    def project(self, p: Tensor) -> Tensor:
+        """p on the free pixels, 0 elsewhere."""
+        return p if self.free is None else torch.where(self.free, p, 0.0)
+
+    def bend_(self, v: Tensor) -> Tensor:
+        """f''(t) v in the memory of v."""
+        curvature = self.curvature
+        return v.copy_(self.bend(v)) if curvature is None else v.mul_(curvature)
+
+    def hessian(self, p: Tensor, memory: Tensor | None = None) -> Tensor:
+        """H p on the free pixels, for p supported there; overwrites ``memory``, of the shape of t. Counts 2
+        applications."""
+        image = self.instance.quadratic(p) + self.instance.adjoint(self.bend_(self.instance.apply(p, memory)))
+        return self.project(image)
+
+    def of_latent(self, X: Tensor) -> AdjointEquation:
+        """The equation of Z^ alone, for the adjoint state (X, Z^) whose image part is X: that of the adjoint equation
+        of the energy reduced to images."""
+        latent = self.instance.latent
+        assert latent is not None
+        own = torch.zeros_like(self.rhs, dtype=torch.bool)
+        own[:, latent.image_channels :] = True
+        whole = torch.zeros_like(self.rhs)
+        whole[:, : latent.image_channels] = X
+        free = own if self.free is None else own & self.free
+        return replace(self, rhs=torch.where(free, -self.hessian(whole), 0.0), free=free)
+
+    def select(self, index: Tensor) -> AdjointEquation:
+        """The equation restricted to some samples."""
+        return replace(
+            self,
+            instance=self.instance.select(index),
+            at_response=self.at_response[index],
+            rhs=self.rhs[index],
+            free=None if self.free is None else self.free[index],
+        )
+
+    def residual_norm(self, X: Tensor) -> Tensor:
+        """‖rhs - H X‖ per sample, (batch,), part by part to save memory; counts 2 applications."""
+        norms = []
+        for instance, index in self.instance.parts():
+            free = None if self.free is None else self.free[index]
+            part = replace(self, instance=instance, at_response=self.at_response[index], rhs=self.rhs[index], free=free)
+            norms.append(sum_samples((part.rhs - part.hessian(X[index])) ** 2).sqrt())
+        return torch.cat(norms)

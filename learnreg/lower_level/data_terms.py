@@ -1,0 +1,165 @@
+"""Data terms: convex functions of the residual A x - b."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from learnreg.errors import ConfigError, DataError
+from learnreg.linear.samples import sum_samples
+from learnreg.potentials.convex_function import ConvexFunction
+
+__all__ = ["LeastSquares", "TransmissionLeastSquares", "WeightedLeastSquares"]
+
+
+class LeastSquares(nn.Module, ConvexFunction):
+    """½‖p‖² of the residual p = A x - b: the data term of Gaussian noise."""
+
+    def at(self, b: Tensor) -> LeastSquares:
+        """The data term for these measurements: itself, where its weights do not depend on them."""
+        return self
+
+    def weights_for(self, p: Tensor) -> Tensor:
+        """The weight of each measurement, broadcastable against (batch, *range_shape)."""
+        return torch.ones((), dtype=p.dtype, device=p.device)
+
+    def weigh(self, p: Tensor) -> Tensor:
+        """w p; p itself without weights."""
+        return p
+
+    def value(self, t: Tensor) -> Tensor:
+        return 0.5 * sum_samples(self.weights_for(t) * t * t)
+
+    def grad(self, t: Tensor) -> Tensor:
+        return self.weights_for(t) * t
+
+    def hess_vec(self, t: Tensor, v: Tensor) -> Tensor:
+        return self.weights_for(v) * v
+
+    def prox(self, v: Tensor, step: Tensor | float, start: Tensor | None = None) -> Tensor:
+        return v / (1.0 + step * self.weights_for(v))
+
+    def prox_jvp(self, t: Tensor, step: Tensor | float, v: Tensor) -> Tensor:
+        return v / (1.0 + step * self.weights_for(v))
+
+    def curvature_bounds(self, t: Tensor, radius: Tensor | float) -> tuple[Tensor, Tensor]:
+        curvature = self.weights_for(t).expand_as(t)
+        return curvature, curvature
+
+    def weight_range(self) -> tuple[float, float]:
+        """Smallest and largest weight."""
+        return 1.0, 1.0
+
+    def project_(self) -> None:
+        """Project learnable weights onto >= 0; nothing to do without."""
+
+
+class WeightedLeastSquares(LeastSquares):
+    """½ sum_i w_i p_i² of the residual p = A x - b.
+
+    Parameters
+    ----------
+    weights: tensor that broadcasts against the range of A (without the batch axis), all entries finite and >= 0. An
+        nn.Parameter is learnable and appears in hypergradients as ``data_term.weights``.
+    """
+
+    weights: Tensor
+
+    def __init__(self, weights: Tensor) -> None:
+        super().__init__()
+        if not bool(torch.isfinite(weights).all()) or bool((weights < 0).any()):
+            raise ConfigError("WeightedLeastSquares(weights): expected finite weights >= 0; check the noise variances.")
+        if isinstance(weights, nn.Parameter):
+            self.weights = weights
+        else:
+            self.register_buffer("weights", weights)
+
+    def weights_for(self, p: Tensor) -> Tensor:
+        return self.weights.to(p.dtype)
+
+    def weigh(self, p: Tensor) -> Tensor:
+        return self.weights_for(p) * p
+
+    def weight_range(self) -> tuple[float, float]:
+        return float(self.weights.detach().min()), float(self.weights.detach().max())
+
+    @torch.no_grad()
+    def project_(self) -> None:
+        if isinstance(self.weights, nn.Parameter):
+            self.weights.clamp_(min=0.0)
+
+
+class TransmissionLeastSquares(LeastSquares):
+    """½ sum_i w_i(b) (A x - b)_i² for line integrals b of counted photons, each measurement with weights of its own.
+
+    N_i = photons exp(-attenuation b_i) photons were counted; N_i has the variance N_i + electronic², and b_i to first
+    order one proportional to (N_i + electronic²)/N_i². w_i is the variance at the line integral ``reference`` over that
+    of ray i: regularization weights mean what they mean for rays of that length. Without electronic noise
+    w_i = exp(-attenuation (b_i - reference)).
+
+    Parameters
+    ----------
+    photons: count of a ray that meets nothing. attenuation: line integral without dimension per unit of A x.
+    electronic: standard deviation of the electronics' noise in photons. reference: in units of A x.
+
+    Source: Sauer and Bouman, IEEE Trans. Signal Process. 41 (1993); Thibault, Bouman, Sauer and Hsieh, Proc. SPIE 6065
+    (2006), for the electronic noise.
+    """
+
+    def __init__(
+        self, photons: float, attenuation: float = 1.0, electronic: float = 0.0, reference: float = 0.0
+    ) -> None:
+        super().__init__()
+        for name, value, fits in (
+            ("photons", photons, photons > 0),
+            ("attenuation", attenuation, attenuation > 0),
+            ("electronic", electronic, electronic >= 0),
+            ("reference", reference, True),
+        ):
+            if not (fits and math.isfinite(value)):
+                raise ConfigError(f"TransmissionLeastSquares({name}={value!r}): out of range, or not finite.")
+        self.photons, self.attenuation = float(photons), float(attenuation)
+        self.electronic, self.reference = float(electronic), float(reference)
+
+    def inverse_variance(self, b: Tensor) -> Tensor:
+        """That of -log N for each ray, in the shape of b, differentiable; *estimate*: measured counts stand for
+        expected ones."""
+        counts = self.photons * torch.exp(-self.attenuation * b)
+        return counts / (1.0 + self.electronic**2 / counts)
+
+    def at(self, b: Tensor) -> LeastSquares:
+        """``WeightedLeastSquares`` with weights (batch, *range_shape). DataError where counts overflow."""
+        exact = b.double()
+        weights = (self.inverse_variance(exact) / self.inverse_variance(exact.new_tensor(self.reference))).to(b.dtype)
+        if b.device.type != "meta" and not bool(torch.isfinite(weights).all()):
+            raise DataError(
+                f"a ray has the line integral {float(b.min()):.6g}, for which no photons can be counted.",
+                hint="Check the sign and the unit of the measurement, and `attenuation`.",
+            )
+        return _PerMeasurement(weights)
+
+    def weights_for(self, p: Tensor) -> Tensor:
+        raise ConfigError("TransmissionLeastSquares: the weights depend on the measurement b; ask at(b).")
+
+    def weight_range(self) -> tuple[float, float]:
+        """What is known without a measurement."""
+        return 0.0, math.inf
+
+
+class _PerMeasurement(LeastSquares):
+    """Weights (batch, *range_shape)."""
+
+    def __init__(self, weights: Tensor) -> None:
+        super().__init__()
+        self._weights = weights
+
+    def weights_for(self, p: Tensor) -> Tensor:
+        return self._weights.to(p.dtype)
+
+    def weigh(self, p: Tensor) -> Tensor:
+        return self.weights_for(p) * p
+
+    def weight_range(self) -> tuple[float, float]:
+        return float(self._weights.detach().min()), float(self._weights.detach().max())

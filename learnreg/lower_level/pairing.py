@@ -1,0 +1,101 @@
+"""The one scalar whose parameter gradient is the hypergradient: <∇_x E(x; theta), X> with x and X detached.
+
+In saddle form it is <K_theta X, y> + <K_theta x, Y> for parameters of K, y = f'(Kx) and Y = f''(Kx) K X, plus
+<f'_theta(Kx), K X> for parameters of the potential, plus the data term and the ridge.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from learnreg.lower_level.instance import Instance
+from learnreg.lower_level.latent import image_part
+from learnreg.lower_level.problem import LowerLevelProblem
+
+__all__ = ["Responses", "evaluate_pairing", "pairing_gradient", "sum_gradients"]
+
+
+@dataclass(frozen=True)
+class Responses:
+    """What the gradient and its certificate share, detached: t = K x, V = K X, y = f'(t), Y = f''(t) V, and for a
+    learnable data term or operator the residual A x - b and A X."""
+
+    t: Tensor
+    V: Tensor
+    y: Tensor
+    Y: Tensor
+    residual: Tensor | None
+    forward_X: Tensor | None
+
+
+def pairing_gradient(
+    problem: LowerLevelProblem, instance: Instance, b: Tensor, x: Tensor, X: Tensor
+) -> dict[str, Tensor]:
+    """The hypergradient formed from exactly these x and X, in their dtype; the batch goes through in parts, which
+    bounds the memory for responses. Counts as :func:`evaluate_pairing`."""
+    parts = [evaluate_pairing(problem, part, b[i], x[i], X[i])[0] for part, i in instance.parts()]
+    return sum_gradients(parts)
+
+
+def sum_gradients(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The sum of the parts' gradients, rounded to their dtype once: parts may cancel."""
+    return {name: torch.stack([g[name].double() for g in parts]).sum(0).to(g) for name, g in parts[0].items()}
+
+
+def evaluate_pairing(
+    problem: LowerLevelProblem, instance: Instance, b: Tensor, x: Tensor, X: Tensor
+) -> tuple[dict[str, Tensor], Responses]:
+    """The hypergradient formed from exactly these x and X, in their dtype, with the responses it used.
+
+    Counts K x, K X and, when K has learnable parameters, the two applications of its backward pass.
+    """
+    x, X, b = x.detach(), X.detach(), b.detach()
+    parameters = problem.learnable()
+    counter = instance.counter
+    data_side = any(name.startswith(("operator.", "data_term.")) for name in _beyond_regularizer(problem))
+    with torch.enable_grad():
+        terms = problem.saddle_terms(x.dtype, instance.latent_scale)
+        # Both at once: operators cast their parameters to the dtype of the images, and autograd rounds the gradient to
+        # that of the parameters behind each cast, where the shares of x and X may have cancelled.
+        t, V = terms.operator(torch.cat([x, X])).split(x.shape[0])
+        counter.applications += 2
+        t_fixed, V_fixed = t.detach(), V.detach()
+        frozen = terms.potential.detached()
+        y, Y = frozen.grad(t_fixed), frozen.hess_vec(t_fixed, V_fixed)
+        outputs, weights = [terms.potential.grad(t_fixed)], [V_fixed]
+        if t.requires_grad:
+            outputs, weights = [*outputs, V, t], [*weights, y, Y]
+            counter.applications += 2
+        residual = forward_X = None
+        if data_side:
+            both = torch.cat([image_part(x, terms.latent), image_part(X, terms.latent)])
+            forward_x, forward_X = problem.operator(both).split(x.shape[0])
+            residual = forward_x - b.to(x.dtype)
+            outputs.append((problem.data_term.at(b).grad(residual) * forward_X).sum())
+            weights.append(torch.ones_like(outputs[-1]))
+            residual, forward_X = residual.detach(), forward_X.detach()
+        if isinstance(problem.ridge, Tensor):
+            outputs.append(problem.ridge * (image_part(x, terms.latent) * image_part(X, terms.latent)).sum())
+            weights.append(torch.ones_like(outputs[-1]))
+        if terms.latent is not None:
+            cost = instance.latent_scale * terms.latent.cost.to(X)
+            outputs.append((cost * X[:, terms.latent.image_channels :]).sum())
+            weights.append(torch.ones_like(outputs[-1]))
+        learned = [(o, w) for o, w in zip(outputs, weights, strict=True) if o.requires_grad]
+        grads: tuple[Tensor | None, ...] = (None,) * len(parameters)
+        if parameters and learned:
+            targets, cotangents = zip(*learned, strict=True)
+            grads = torch.autograd.grad(targets, list(parameters.values()), cotangents, allow_unused=True)
+    gradient = {
+        name: torch.zeros_like(p) if g is None else g.detach()
+        for (name, p), g in zip(parameters.items(), grads, strict=True)
+    }
+    return gradient, Responses(t_fixed, V_fixed, y, Y, residual, forward_X)
+
+
+def _beyond_regularizer(problem: LowerLevelProblem) -> list[str]:
+    own = {name for name, _ in problem.regularizer.named_parameters()}
+    return [name for name in problem.learnable() if name not in own]

@@ -1,0 +1,255 @@
+"""The lower-level problem: forward operator, data term, regularizer, ridge and constraint.
+
+    energy(x, b) = D(A x - b) + R(x) + ridge/2 ‖x‖² (+inf outside the constraint)
+
+``LowerLevelProblem`` is what users build; ``problem.instance(b)`` freezes its parameters at given data for solvers and
+certificates, and counts operator applications.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from learnreg.errors import AssumptionError, ConfigError, DataError, OperatorError, ShapeError
+from learnreg.linear.operator import LinearOperator
+from learnreg.linear.samples import sum_samples
+from learnreg.lower_level.constraints import Box
+from learnreg.lower_level.data_terms import LeastSquares, TransmissionLeastSquares
+from learnreg.lower_level.instance import Counter, Instance, joint_instance, weighted_square
+from learnreg.lower_level.regularizer import ParameterRole, Regularizer, SaddleTerms
+
+__all__ = ["LowerLevelProblem"]
+
+
+class LowerLevelProblem(nn.Module):
+    """½‖Ax - b‖² + R(x), or with another data term, a ridge and a constraint.
+
+    Parameters
+    ----------
+    operator: the forward operator A.
+    regularizer: R.
+    ridge: r >= 0 adds r/2 ‖x‖² per sample; a scalar nn.Parameter is learnable and appears in hypergradients as
+        ``ridge``.
+    data_term: ``LeastSquares()`` (default), ``WeightedLeastSquares(weights)`` or ``TransmissionLeastSquares(photons)``.
+    constraint: None, ``Nonnegative()`` or ``Box(lower, upper)``.
+    noise_level: passed to ``regularizer.at`` for noise-conditioned models.
+
+    The problem has a certificate when ``strong_convexity`` is positive.
+    """
+
+    def __init__(
+        self,
+        operator: LinearOperator,
+        regularizer: Regularizer,
+        *,
+        ridge: float | nn.Parameter = 0.0,
+        data_term: LeastSquares | None = None,
+        constraint: Box | None = None,
+        noise_level: float | None = None,
+    ) -> None:
+        super().__init__()
+        _check_type(operator, LinearOperator, "operator", "a LinearOperator (see learnreg.operators)")
+        _check_type(regularizer, Regularizer, "regularizer", "a Regularizer (see learnreg.regularizers)")
+        value = float(ridge.detach()) if isinstance(ridge, Tensor) else float(ridge)
+        if not (value >= 0 and math.isfinite(value)):
+            raise ConfigError(f"LowerLevelProblem(ridge={value!r}): expected a finite number >= 0.")
+        self.operator, self.regularizer = operator, regularizer
+        self.data_term = data_term if data_term is not None else LeastSquares()
+        _check_type(self.data_term, LeastSquares, "data_term", "LeastSquares() or WeightedLeastSquares(weights)")
+        if constraint is not None:
+            _check_type(constraint, Box, "constraint", "Nonnegative() or Box(lower, upper)")
+        self.constraint, self.noise_level = constraint, noise_level
+        self.ridge = ridge
+        operator.check_domain(torch.empty(1, *operator.domain_shape))
+        self._check_weights()
+
+    def _check_weights(self) -> None:
+        if isinstance(self.data_term, TransmissionLeastSquares):
+            return  # they have the shape of the measurement
+        weights = self.data_term.weights_for(torch.zeros(1))
+        try:
+            fits = weights.expand(self.operator.range_shape).shape == self.operator.range_shape
+        except RuntimeError:
+            fits = False
+        if not fits:
+            shape, range_shape = tuple(weights.shape), self.operator.range_shape
+            hint = ""
+            if shape[1:] == range_shape:
+                hint = (
+                    " One set of weights serves all samples of a batch: make a problem for each measurement, or use "
+                    "TransmissionLeastSquares, whose weights follow from the measurement."
+                )
+            raise ShapeError(
+                f"data_term weights of shape {shape} do not broadcast against the operator's range {range_shape}.{hint}"
+            )
+
+    # ---- the definition ----------------------------------------------------------------------------------------------
+
+    def energy(self, x: Tensor, b: Tensor) -> Tensor:
+        """The lower-level objective, (batch,): +inf outside the constraint; twice differentiable where R is."""
+        self.operator.check_domain(x)
+        self.operator.check_range(b, "b")
+        energy = self.data_term.at(b).value(self.operator(x) - b) + self.active_regularizer.value(x)
+        if isinstance(self.ridge, Tensor) or self.ridge > 0:
+            energy = energy + 0.5 * self.ridge * sum_samples(x * x)
+        return energy if self.constraint is None else energy + self.constraint.value(x)
+
+    @property
+    def active_regularizer(self) -> Regularizer:
+        """The regularizer at the problem's noise level."""
+        return self.regularizer if self.noise_level is None else self.regularizer.at(self.noise_level)
+
+    @property
+    def strong_convexity(self) -> float:
+        """Modulus of the energy in x from the data term and the ridge, less what a weakly convex regularizer takes of
+        it; 0 when none is known. *Rigorous bound.*"""
+        with torch.no_grad():
+            return max(0.0, self._modulus(self.data_term) - _concavity(self.saddle_terms(torch.float64)))
+
+    def _modulus(self, data_term: LeastSquares) -> float:
+        """That of data term and ridge."""
+        return self.ridge_value + data_term.weight_range()[0] * self.operator.gram_lower_bound()
+
+    @property
+    def ridge_value(self) -> float:
+        return float(self.ridge.detach()) if isinstance(self.ridge, Tensor) else float(self.ridge)
+
+    # ---- learnable parameters --------------------------------------------------------------------------------------
+
+    def learnable(self) -> dict[str, nn.Parameter]:
+        """Parameters that require a gradient: the regularizer's by their own names, then ``operator.<name>``,
+        ``data_term.<name>`` and ``ridge``."""
+        found: dict[str, nn.Parameter] = {}
+        for name, p in self._all_parameters():
+            if name in found:
+                raise ConfigError(f"two parameters are called {name!r}; rename the regularizer's submodule.")
+            if p.requires_grad:
+                found[name] = p
+        return found
+
+    def _all_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        yield from self.regularizer.named_parameters()
+        for name, p in self.operator.named_parameters():
+            yield f"operator.{name}", p
+        for name, p in self.data_term.named_parameters():
+            yield f"data_term.{name}", p
+        if isinstance(self.ridge, nn.Parameter):
+            yield "ridge", self.ridge
+
+    @torch.no_grad()
+    def project_(self) -> None:
+        """Project all parameters onto their admissible sets, after an accepted step: those of the regularizer by its
+        own rule, weights of the data term and the ridge to >= 0."""
+        self.regularizer.project_()
+        self.data_term.project_()
+        if isinstance(self.ridge, Tensor):
+            self.ridge.clamp_(min=0.0)
+
+    def parameter_roles(self) -> dict[str, ParameterRole]:
+        """Role of the regularizer's parameters by name."""
+        return self.regularizer.parameter_roles()
+
+    def parameter_jacobian_bounds(self) -> dict[ParameterRole, float]:
+        """From raw parameters to what the bounds of a role are about, at the problem's noise level; 1 where not named.
+        *Rigorous bounds.*"""
+        return self.active_regularizer.parameter_jacobian_bounds()
+
+    # ---- for solvers and certificates ------------------------------------------------------------------------------
+
+    def saddle_terms(self, dtype: torch.dtype, latent_scale: float = 1.0) -> SaddleTerms:
+        """The regularizer's operator and potential on the image shape, with latent variables over their
+        scale; differentiable in the parameters."""
+        terms = self.active_regularizer.saddle_terms(self.operator.domain_shape)
+        operator = terms.operator if terms.latent is None else terms.latent.operator(latent_scale)
+        return SaddleTerms(operator, terms.potential.to(dtype), terms.latent)
+
+    def instance(self, b: Tensor) -> Instance:
+        """Freeze the parameters at data b (batch, *range_shape).
+
+        Raises
+        ------
+        ShapeError: wrong shape or dtype. DataError: NaN or infinite entries. OperatorError: A^T b has some.
+        AssumptionError: non-finite parameters, or a weakly convex regularizer that the data term and the ridge do not
+        make up for.
+        """
+        self.operator.check_range(b, "b")
+        if b.device.type != "meta" and not _all_finite(b):
+            bad = int((~torch.isfinite(b)).flatten(1).any(1).sum())
+            raise DataError(f"b has NaN or infinite entries in {bad} of {b.shape[0]} samples.", hint="Clean the data.")
+        with torch.no_grad():
+            return self._instance(b.detach())
+
+    def _instance(self, b: Tensor) -> Instance:
+        terms = self.saddle_terms(b.dtype)
+        for name, p in self._all_parameters():
+            if not bool(torch.isfinite(p).all()):
+                raise AssumptionError(f"parameter {name} has NaN or infinite entries; restore an earlier model.")
+        data_term = self.data_term.at(b)
+        modulus, concavity = self._modulus(data_term), _concavity(terms)
+        weights = data_term.weights_for(b).detach()
+        weighted, diagonal = data_term.weigh(b), self.operator.diagonal()
+        identity = False
+        if diagonal is not None:
+            if not any(diagonal.stride()):
+                diagonal = diagonal.flatten()[0]  # a number, expanded
+                identity = float(diagonal) == 1.0
+            diagonal = weights * diagonal.to(b) ** 2 + self.ridge_value
+            per_sample = diagonal.dim() > len(self.operator.domain_shape)
+            if (
+                not per_sample
+                and b.device.type != "meta"
+                and diagonal.dim() > 0
+                and bool((diagonal == diagonal.flatten()[0]).all())
+            ):
+                diagonal = diagonal.flatten()[0]  # a number spares every step passes over the image
+        q = weighted if identity else self.operator.adjoint(weighted)  # spares a copy
+        if q is not weighted and b.device.type != "meta" and not _all_finite(q):
+            kind = type(self.operator).__name__
+            raise OperatorError(f"{kind}.adjoint made NaN or infinite numbers of finite measurements b.", "finite")
+        if terms.latent is not None:
+            potential, latent, ridge = terms.potential.detached(), terms.latent, self.ridge_value
+            return joint_instance(
+                self.operator, potential, latent, modulus, ridge, weights, q, diagonal, self.constraint
+            )
+        exact = self.operator.adjoint_mismatch() == 0.0 and terms.operator.adjoint_mismatch() == 0.0
+        if concavity > 0 and not modulus > concavity:
+            raise AssumptionError(
+                f"the regularizer is weakly convex, with a curvature of -{concavity:.3g} at worst, but data term and "
+                f"ridge have a modulus of {modulus:.3g}, so that the energy may have several minima; use a ridge above "
+                f"{self.ridge_value + concavity - modulus:.3g} or a regularizer with a smaller nonconvexity."
+            )
+        return Instance(
+            forward=self.operator,
+            data_weights=weights,
+            ridge=self.ridge_value,
+            q=q,
+            analysis=terms.operator,
+            potential=terms.potential.detached(),
+            box=self.constraint,
+            strong_convexity=modulus - concavity if exact else 0.0,  # no bound where gradients are inexact
+            counter=Counter(),
+            diagonal=diagonal,
+            analysis_lipschitz=terms.operator.parameter_lipschitz(),
+        )
+
+
+def _concavity(terms: SaddleTerms) -> float:
+    """lambda >= 0 with R + lambda/2 ‖x‖² convex, ‖√rho K‖² for f'' >= -rho; infinite where none is known for sure."""
+    if terms.potential.convex:
+        return 0.0
+    bound = weighted_square(terms.operator, terms.potential.concavity)
+    return math.inf if terms.operator.norm_bound_kind == "probabilistic" else bound
+
+
+def _all_finite(t: Tensor) -> bool:
+    """Whether no entry is NaN or infinite; a sum that is finite tells in one pass without temporary memory."""
+    return bool(torch.isfinite(t.sum())) or bool(torch.isfinite(t).all())
+
+
+def _check_type(value: object, kind: type, name: str, expected: str) -> None:
+    if not isinstance(value, kind):
+        raise ConfigError(f"LowerLevelProblem({name}=...): got {type(value).__name__}, expected {expected}.")

@@ -1,0 +1,102 @@
+"""The contract of a regularizer: its value, and how it enters the lower-level saddle point."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from learnreg.errors import ConfigError, ShapeError
+from learnreg.linear.operator import LinearOperator
+from learnreg.lower_level.latent import Latent
+from learnreg.potentials.base import Potential
+
+__all__ = ["ParameterRole", "Regularizer", "SaddleTerms"]
+
+ParameterRole = Literal[
+    "operator",
+    "log_weight",
+    "log_smoothing",
+    "log_factor",
+    "log_curvature",
+    "log_depth",
+    "potential",
+    "latent_cost",
+]
+"""What a raw parameter does: it enters the operator affinely, or it is the logarithm of a weight or smoothing (of the
+shape of the potential's), of one factor of the whole potential, of the curvature of a spline at its knots, or of the
+depth of its concave parts, or it is one of those that the potential's own ``parameter_bound`` knows, or the linear cost
+of latent variables. Where
+``parameter_jacobian_bounds`` names the role, it determines these numbers by a smooth map instead."""
+
+
+@dataclass(frozen=True)
+class SaddleTerms:
+    """R(x) = f(W x): the analysis operator W on one image shape, and the potential f; or, with latent variables z, the
+    minimum over them of f(W (x, z)) and what ``latent`` adds to it."""
+
+    operator: LinearOperator
+    potential: Potential
+    latent: Latent | None = None
+
+
+class Regularizer(nn.Module):
+    """A function R(x) = f(W x) with learnable parameters, convex, or weakly so (``Potential.concavity``); any nn.Module
+    with these methods is one.
+
+    A subclass implements ``saddle_terms`` and, to be certified, ``parameter_roles``; to be stored in a model file, it
+    implements ``config`` and is registered in ``learnreg.regularizers``.
+    """
+
+    @abstractmethod
+    def saddle_terms(self, image_shape: tuple[int, ...]) -> SaddleTerms:
+        """W and f for images of this shape (without the batch axis), differentiable in the parameters."""
+
+    def parameter_roles(self) -> dict[str, ParameterRole]:
+        """Role of each parameter by name. A parameter that is not named here has no certified gradient."""
+        return {}
+
+    def parameter_jacobian_bounds(self) -> dict[ParameterRole, float]:
+        """For roles whose numbers (the entries of the operator's own parameters, logarithms of weights ...) are a
+        smooth function of the raw parameters: a bound of the norm of its Jacobian, at the present parameters, over all
+        raw parameters of the role together. 1 for roles that are not named. *Rigorous bounds.*"""
+        return {}
+
+    def config(self) -> dict[str, Any]:
+        """What, besides the parameters, rebuilds this object."""
+        raise ConfigError(f"{type(self).__name__} does not implement config(), so it cannot be stored in a model file.")
+
+    def value(self, x: Tensor) -> Tensor:
+        """R(x), shape (batch,), for x of shape (batch, *image_shape)."""
+        if x.dim() < 2:
+            raise ShapeError(f"{type(self).__name__}: got shape {tuple(x.shape)}, expected (batch, *image_shape).")
+        terms = self.saddle_terms(tuple(x.shape[1:]))
+        return terms.potential.to(x.dtype).value(terms.operator(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The same as ``value``."""
+        return self.value(x)
+
+    def at(self, sigma: float) -> Self:
+        """The regularizer for noise level sigma; itself, where it is not conditioned on the noise."""
+        return self
+
+    def project_(self) -> None:
+        """Project the parameters onto their admissible set, after an accepted step; nothing to do by default."""
+
+
+def positive_log(values: Tensor | float, name: str, count: int | None = None) -> nn.Parameter:
+    """The logarithm of positive numbers as a parameter; ``count`` repeats a single one."""
+    tensor = torch.as_tensor(values)
+    if not tensor.is_floating_point():
+        tensor = tensor.to(torch.get_default_dtype())
+    if not bool(torch.isfinite(tensor).all()) or bool((tensor <= 0).any()):
+        raise ConfigError(f"{name}: expected positive finite numbers, got a minimum of {float(tensor.min()):g}.")
+    if count is not None:
+        if tensor.numel() not in (1, count):
+            raise ShapeError(f"{name}: got {tensor.numel()} numbers for {count} filters.")
+        tensor = tensor.reshape(-1).expand(count)
+    return nn.Parameter(tensor.log().clone())

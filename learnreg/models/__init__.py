@@ -1,0 +1,1 @@
+"""Model files and the names under which things are stored."""

@@ -1,0 +1,296 @@
+"""Model files: a learned regularizer and everything needed to reconstruct with it, in one safetensors file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor, nn
+
+from learnreg.errors import CheckpointError, ConfigError, LearnregError, ShapeError
+from learnreg.linear.operator import LinearOperator
+from learnreg.lower_level.constraints import Box
+from learnreg.lower_level.data_terms import LeastSquares, TransmissionLeastSquares, WeightedLeastSquares
+from learnreg.lower_level.problem import LowerLevelProblem
+from learnreg.models.names import build_operator, build_regularizer, describe_operator, describe_regularizer
+from learnreg.models.tensor_files import plain, read_tensors, write_tensors
+from learnreg.regularizers import Regularizer
+from learnreg.result import Solution
+from learnreg.solvers.solve import solve
+
+__all__ = ["FORMAT_VERSION", "Model", "load", "pretrained", "save_model"]
+
+FORMAT_VERSION = 1
+
+_SHIPPED_FOLDER = Path(__file__).parents[1] / "pretrained"
+_OWN_KEYS = ("regularizer", "operator", "ridge", "constraint", "noise_level", "data_term")
+_WEIGHTS = "data_term.weights"
+_DENOISING = {"name": "identity", "config": {}}
+_LEAST_SQUARES = {"name": "least-squares"}
+_TRANSMISSION, _TRANSMISSION_KEYS = "transmission-least-squares", ("photons", "attenuation", "electronic", "reference")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A learned regularizer with the lower-level problem it was learned for.
+
+    regularizer: the Regularizer, its parameters trainable. config: what the file says besides the parameters: the keys
+    "regularizer", "operator", "ridge", "constraint", "noise_level", "data_term", and those given to ``save_model``
+    (such as "sigma" and "training"). data_term: the one it was learned with, weights included.
+    """
+
+    regularizer: Regularizer
+    config: dict[str, Any]
+    data_term: LeastSquares = field(default_factory=LeastSquares)
+
+    @property
+    def denoises(self) -> bool:
+        """Whether the stored forward operator is the identity, on images of any size."""
+        return bool(self.config["operator"].get("name") == "identity")
+
+    @cached_property
+    def operator(self) -> LinearOperator:
+        """The stored forward operator of a model with one geometry, such as a projector.
+
+        Raises
+        ------
+        ConfigError: the file does not hold it, or the package that it needs is missing.
+        """
+        return build_operator(self.config["operator"])
+
+    def problem(
+        self,
+        image_shape: tuple[int, ...] | None = None,
+        operator: LinearOperator | None = None,
+        data_term: LeastSquares | None = None,
+    ) -> LowerLevelProblem:
+        """The lower-level problem; for denoising on images of shape (1, height, width).
+
+        ``operator`` replaces the stored forward operator; it is needed where the file does not hold one. ``data_term``
+        replaces the stored one.
+
+        Raises
+        ------
+        ShapeError: stored weights that do not fit the measurements of another operator.
+        """
+        limits = self.config["constraint"]
+        if operator is None:
+            operator = build_operator(self.config["operator"], image_shape) if self.denoises else self.operator
+        return LowerLevelProblem(
+            operator,
+            self.regularizer,
+            ridge=self.config["ridge"],
+            data_term=self.data_term if data_term is None else data_term,
+            constraint=None if limits is None else Box(*_open_limits(limits)),
+            noise_level=self.config["noise_level"],
+        )
+
+    def solve(
+        self,
+        b: Tensor,
+        tolerance: float = 1e-4,
+        operator: LinearOperator | None = None,
+        data_term: LeastSquares | None = None,
+    ) -> Solution:
+        """The Solution for measurements b, (batch, *range_shape): x with its certified root-mean-square error.
+
+        Raises
+        ------
+        ShapeError: b has no batch axis, or another shape or dtype. DataError: NaN. ConfigError: tolerance <= 0.
+        """
+        if operator is None and self.denoises:
+            _check_noisy(b)
+        return solve(self.problem(tuple(b.shape[1:]), operator, data_term), b, tolerance=tolerance)
+
+    @overload
+    def reconstruct(
+        self, b: Tensor, tolerance: float = ..., *, operator: LinearOperator | None = ..., details: Literal[False] = ...
+    ) -> Tensor: ...
+
+    @overload
+    def reconstruct(
+        self, b: Tensor, tolerance: float = ..., *, operator: LinearOperator | None = ..., details: Literal[True]
+    ) -> Solution: ...
+
+    def reconstruct(
+        self, b: Tensor, tolerance: float = 1e-4, *, operator: LinearOperator | None = None, details: bool = False
+    ) -> Tensor | Solution:
+        """The reconstruction x from measurements b, (batch, 1, height, width) for denoising.
+
+        Parameters
+        ----------
+        tolerance: certified root-mean-square error per image, in units of x.
+        operator: replaces the stored forward operator.
+        details: return the whole Solution of ``solve``, with error bound and status.
+
+        Raises as ``solve`` does.
+        """
+        solution = self.solve(b, tolerance, operator)
+        return solution if details else solution.x
+
+
+def save_model(
+    path: str | Path, problem: LowerLevelProblem | Regularizer, config: Mapping[str, Any] | None = None
+) -> None:
+    """Write a model file, atomically.
+
+    Parameters
+    ----------
+    path: usually ``model.safetensors``; folders are made.
+    problem: the lower-level problem the regularizer was learned for. A regularizer alone is stored for denoising,
+        ½‖x - b‖² + R(x). Of the operator the identity and projectors are stored, of another one its class alone: give
+        it again to ``Model.problem``. Weights of the data term are stored, learned or given.
+    config: anything JSON knows, such as {"sigma": 0.098, "training": {...}}; becomes part of ``Model.config``.
+
+    Raises
+    ------
+    ConfigError: a regularizer, data term or constraint that cannot be stored, or a reserved key in ``config``.
+    CheckpointError: NaN or infinite parameters, or the system refuses.
+    """
+    path = Path(path)
+    given = dict(config or {})
+    if reserved := sorted(set(given) & set(_OWN_KEYS)):
+        raise ConfigError(f"save_model(config=...): the keys {', '.join(reserved)} are taken from the problem.")
+    regularizer = problem.regularizer if isinstance(problem, LowerLevelProblem) else problem
+    state = regularizer.state_dict()
+    if isinstance(problem, LowerLevelProblem) and isinstance(problem.data_term, WeightedLeastSquares):
+        state = {**state, _WEIGHTS: problem.data_term.weights}
+    _check_finite(state, path)
+    content = {
+        "format_version": FORMAT_VERSION,
+        "regularizer": describe_regularizer(regularizer),
+        **_describe_problem(problem),
+        "config": plain(given),
+    }
+    write_tensors(path, state, content)
+
+
+def load(path: str | Path) -> Model:
+    """Read a model file, or a shipped model by its name (see ``pretrained``). Executes no code from the file.
+
+    Raises
+    ------
+    CheckpointError: missing, truncated, damaged (SHA-256), another format, an unknown regularizer, parameters that are
+        missing, superfluous, of the wrong shape or not finite.
+    """
+    file = _resolve(path)
+    tensors, content = read_tensors(file)
+    if content.get("format_version") != FORMAT_VERSION:
+        version = content.get("format_version")
+        what = "not a model file" if version is None else f"a model file of format {version!r}"
+        raise CheckpointError(f"{file}: {what}; this version of learnreg reads model files of format {FORMAT_VERSION}.")
+    try:
+        regularizer = build_regularizer(content["regularizer"])
+        content.setdefault("data_term", _LEAST_SQUARES)  # files of earlier versions
+        config = {**content["config"], **{key: content[key] for key in _OWN_KEYS}}
+        data_term = _build_data_term(content["data_term"], tensors.pop(_WEIGHTS, None))
+    except (LearnregError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{file}: cannot be rebuilt: {error}") from error
+    _check_state(regularizer.state_dict(), tensors, file)
+    _check_finite(tensors, file)
+    regularizer.load_state_dict(tensors, assign=True)
+    return Model(regularizer, config, data_term)
+
+
+def pretrained() -> dict[str, dict[str, Any]]:
+    """The shipped models by name, each with its configuration; ``load(name)`` loads one."""
+    return {path.stem: load(path).config for path in sorted(_SHIPPED_FOLDER.glob("*.safetensors"))}
+
+
+def _resolve(path: str | Path) -> Path:
+    file = Path(path)
+    if file.exists() or file.suffix or file.name != str(path):
+        return file
+    shipped = sorted(entry.stem for entry in _SHIPPED_FOLDER.glob("*.safetensors"))
+    if str(path) in shipped:
+        return _SHIPPED_FOLDER / f"{path}.safetensors"
+    raise CheckpointError(
+        f"{path}: neither a file nor a shipped model. Shipped models: {', '.join(shipped) or 'none in this version'}."
+    )
+
+
+def _describe_problem(problem: LowerLevelProblem | Regularizer) -> dict[str, Any]:
+    if isinstance(problem, Regularizer):
+        return {
+            "operator": _DENOISING,
+            "ridge": 0.0,
+            "constraint": None,
+            "noise_level": None,
+            "data_term": _LEAST_SQUARES,
+        }
+    return {
+        "operator": describe_operator(problem.operator),
+        "ridge": problem.ridge_value,
+        "constraint": None if problem.constraint is None else _describe_limits(problem.constraint),
+        "noise_level": problem.noise_level,
+        "data_term": _describe_data_term(problem.data_term),
+    }
+
+
+def _describe_data_term(data_term: LeastSquares) -> dict[str, Any]:
+    if type(data_term) is LeastSquares:
+        return _LEAST_SQUARES
+    if type(data_term) is TransmissionLeastSquares:
+        return {"name": _TRANSMISSION, **{key: getattr(data_term, key) for key in _TRANSMISSION_KEYS}}
+    if type(data_term) is WeightedLeastSquares:
+        return {"name": "weighted-least-squares", "learnable": isinstance(data_term.weights, nn.Parameter)}
+    raise ConfigError(f"the data term {type(data_term).__name__} cannot be stored in a model file.")
+
+
+def _build_data_term(description: Mapping[str, Any], weights: Tensor | None) -> LeastSquares:
+    name = description["name"]
+    if name == "least-squares" and weights is None:
+        return LeastSquares()
+    if name == _TRANSMISSION and weights is None:
+        return TransmissionLeastSquares(**{key: float(description[key]) for key in _TRANSMISSION_KEYS})
+    if name == "weighted-least-squares" and weights is not None:
+        return WeightedLeastSquares(nn.Parameter(weights) if description["learnable"] else weights)
+    raise ConfigError(f"data term {name!r} {'without' if weights is None else 'with'} weights is unknown.")
+
+
+def _describe_limits(box: Box) -> list[float | None]:
+    if box.lower.numel() != 1 or box.upper.numel() != 1:
+        raise ConfigError("a Box whose limits differ between pixels cannot be stored in a model file.")
+    limits: list[float | None] = plain([float(box.lower), float(box.upper)])
+    return limits
+
+
+def _open_limits(limits: list[float | None]) -> tuple[float, float]:
+    lower, upper = limits
+    return -math.inf if lower is None else lower, math.inf if upper is None else upper
+
+
+def _check_noisy(b: Tensor) -> None:
+    if not isinstance(b, Tensor):
+        raise ShapeError(f"reconstruct(b): got {type(b).__name__}, expected a tensor (batch, 1, height, width).")
+    if b.dim() != 4 or b.shape[1] != 1:
+        hint = {2: " Write b[None, None].", 3: " Add the missing axis with b[None] or b[:, None]."}.get(b.dim(), "")
+        raise ShapeError(f"reconstruct(b): got shape {tuple(b.shape)}, expected (batch, 1, height, width).{hint}")
+
+
+def _check_state(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], file: Path) -> None:
+    missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
+    if missing or extra:
+        raise CheckpointError(
+            f"{file}: parameters missing: {', '.join(missing) or 'none'}; unknown: {', '.join(extra) or 'none'}."
+        )
+    for name, tensor in found.items():
+        if tensor.shape != expected[name].shape:
+            raise CheckpointError(
+                f"{file}: parameter {name} has shape {tuple(tensor.shape)}, expected {tuple(expected[name].shape)}."
+            )
+        if tensor.is_floating_point() != expected[name].is_floating_point():
+            raise CheckpointError(
+                f"{file}: parameter {name} has dtype {tensor.dtype}, expected {expected[name].dtype}."
+            )
+
+
+def _check_finite(state: Mapping[str, Tensor], path: Path) -> None:
+    for name, tensor in state.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(f"{path}: parameter {name} has NaN or infinite entries; use an earlier model.")

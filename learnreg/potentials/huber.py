@@ -1,0 +1,49 @@
+"""Huber's function."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from learnreg.potentials.base import OUTWARD, Potential
+
+__all__ = ["Huber"]
+
+
+class Huber(Potential):
+    """l t²/(2v) for |t| <= v, l(|t| - v/2) beyond: once differentiable, f'' jumps at |t| = v."""
+
+    def density(self, t: Tensor) -> Tensor:
+        size = t.abs()
+        inside = t * t / (2.0 * self.smoothing)
+        return self.weight * torch.where(size <= self.smoothing, inside, size - 0.5 * self.smoothing)
+
+    def grad(self, t: Tensor) -> Tensor:
+        return self.weight * (t / self.smoothing).clamp(-1.0, 1.0)
+
+    def second(self, t: Tensor) -> Tensor:
+        limit = torch.as_tensor(self.curvature_limit, dtype=t.dtype, device=t.device)
+        return torch.where(t.abs() <= self.smoothing, limit, torch.zeros_like(limit))
+
+    def prox(self, v: Tensor, step: Tensor | float, start: Tensor | None = None) -> Tensor:
+        inside = v / (1.0 + step * self.curvature_limit)
+        outside = v - step * self.weight * v.sign()
+        return torch.where(inside.abs() <= self.smoothing, inside, outside)
+
+    def kink_excluded(self, t: Tensor, radius: Tensor | float) -> Tensor:
+        size = t.abs()
+        inside = size + radius < self.smoothing * (1.0 - OUTWARD)
+        outside = size - radius > self.smoothing * (1.0 + OUTWARD)
+        return (inside | outside).flatten(1).all(1)
+
+    def smoothing_sensitivity(self, t: Tensor, radius: Tensor | float) -> Tensor | float:
+        return 1.0
+
+    def third_bound(self, t: Tensor, radius: Tensor | float) -> Tensor:
+        """0 on either side of a kink, and nothing across one."""
+        size = t.abs()
+        inside = size + radius < self.smoothing * (1.0 - OUTWARD)
+        outside = size - radius > self.smoothing * (1.0 + OUTWARD)
+        return torch.where(inside | outside, torch.zeros_like(size), torch.full_like(size, math.inf))

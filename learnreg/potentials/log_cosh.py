@@ -1,0 +1,36 @@
+"""The logarithm of the hyperbolic cosine."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from learnreg.potentials.base import OUTWARD, Potential, nearest
+
+__all__ = ["LogCosh"]
+
+
+class LogCosh(Potential):
+    """l v log cosh(t/v); |f'''| <= 0.7699 l/v²."""
+
+    def density(self, t: Tensor) -> Tensor:
+        u = t / self.smoothing
+        return self.weight * self.smoothing * (u + F.softplus(-2.0 * u, threshold=60.0) - math.log(2.0))
+
+    def grad(self, t: Tensor) -> Tensor:
+        return self.weight * torch.tanh(t / self.smoothing)
+
+    def second(self, t: Tensor) -> Tensor:
+        decay = torch.exp(-2.0 * (t / self.smoothing).abs())
+        return self.curvature_limit * 4.0 * decay / (1.0 + decay) ** 2
+
+    def smoothing_sensitivity(self, t: Tensor, radius: Tensor | float) -> Tensor | float:
+        return 1.0 + 2.0 * (t.abs() + radius) / self.smoothing
+
+    def third_bound(self, t: Tensor, radius: Tensor | float) -> Tensor:
+        """|f'''| = 2 (l/v²) tanh u / cosh² u, u = |t|/v, rises up to tanh² u = 1/3 and falls beyond."""
+        at = nearest(t.abs(), radius, math.atanh(1.0 / math.sqrt(3.0)) * self.smoothing)
+        return 2.0 / self.smoothing * torch.tanh(at / self.smoothing) * self.second(at) * (1.0 + OUTWARD)

@@ -1,0 +1,207 @@
+"""Figures of a training run, as matplotlib figures without any global state."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from learnreg.models.extras import require
+from learnreg.regularizers import (
+    FieldsOfExperts,
+    LearnedTotalGeneralizedVariation,
+    LearnedTotalVariation,
+    MultivariateExperts,
+    Regularizer,
+    RidgeRegularizer,
+)
+from learnreg.report.comparison import Compared, Comparison
+
+__all__ = ["comparison_figure", "filters_figure", "learning_curve_figure", "to_png"]
+
+_COLUMNS = ("input", "tv", "learned", "clean")
+_MAX_IMAGES = 4
+_DETAIL = 96  # side of the enlarged centre, in pixels
+_WIDTH = 12.0  # inches
+
+
+def comparison_figure(comparison: Comparison) -> Any:
+    """A row per image, and below it its enlarged centre: input, total variation, learned, clean."""
+    shown = comparison.images[:_MAX_IMAGES]
+    column = _WIDTH / len(_COLUMNS)
+    heights = [column * _aspect(view) for image in shown for view in (image.clean, _centre(image.clean))]
+    figure = _figure(_WIDTH, sum(heights) + 0.55 * len(shown))
+    rows = figure.subplots(len(heights), len(_COLUMNS), squeeze=False, gridspec_kw={"height_ratios": heights})
+    for i, image in enumerate(shown):
+        for axes, detail, what in zip(rows[2 * i], rows[2 * i + 1], _COLUMNS, strict=True):
+            pixels: Tensor = getattr(image, what)
+            _draw_image(axes, pixels)
+            axes.set_title(_title(image, what, comparison.input_name), fontsize=10)
+            _draw_image(detail, _centre(pixels))
+    return figure
+
+
+def filters_figure(regularizer: Regularizer) -> Any | None:
+    """The filters of a field of experts or a ridge regularizer by falling weight, the latter's with their potentials,
+    or groups of filters side by side; None for other regularizers."""
+    if isinstance(regularizer, MultivariateExperts | LearnedTotalVariation | LearnedTotalGeneralizedVariation):
+        return _groups_figure(regularizer)
+    if not isinstance(regularizer, FieldsOfExperts | RidgeRegularizer):
+        return None
+    filters, weights, smoothing = (
+        t.detach().double() for t in (regularizer.effective_filters, regularizer.weights, regularizer.smoothing)
+    )
+    norms = filters.flatten(1).norm(dim=1)
+    order = torch.argsort(weights * norms, descending=True).tolist()
+    columns = min(8, len(order))
+    count = math.ceil(len(order) / columns)
+    potentials = isinstance(regularizer, RidgeRegularizer)
+    figure = _figure(1.5 * columns, 1.85 * count + (2.8 if potentials else 0.0))
+    if isinstance(regularizer, RidgeRegularizer):
+        upper, lower = figure.subfigures(2, 1, height_ratios=[1.85 * count, 2.8])
+        _draw_potentials(lower.subplots(1, 1), regularizer)
+    else:
+        upper = figure
+    panels = list(upper.subplots(count, columns, squeeze=False).flat)
+    for axes in panels:
+        axes.set_axis_off()
+    for axes, c in zip(panels, order, strict=False):
+        largest = max(float(filters[c].abs().max()), 1e-30)
+        axes.imshow(filters[c].numpy(), cmap="gray", vmin=-largest, vmax=largest)
+        strength = float(weights[c] * norms[c])
+        axes.set_title(f"l‖w‖ = {strength:.2g}\nv/‖w‖ = {float(smoothing[c] / norms[c].clamp_min(1e-30)):.2g}", size=8)
+    return figure
+
+
+@torch.no_grad()
+def _groups_figure(
+    regularizer: MultivariateExperts | LearnedTotalVariation | LearnedTotalGeneralizedVariation,
+) -> Any:
+    """Groups by falling weight, on one scale within a group; of total generalised variation those of first
+    differences."""
+    filters = regularizer.effective_filters.double()
+    weights = regularizer.weights.double()[: len(filters)]
+    smoothing = torch.as_tensor(regularizer.smoothing, dtype=torch.float64).expand(len(weights))
+    norms = filters.flatten(1).norm(dim=1)
+    order = torch.argsort(weights * norms, descending=True).tolist()
+    members = filters.shape[1]
+    across = max(1, 8 // members)
+    figure = _figure(1.5 * min(across, len(order)) * members, 1.85 * math.ceil(len(order) / across))
+    panels = figure.subplots(math.ceil(len(order) / across), min(across, len(order)) * members, squeeze=False)
+    for axes in panels.flat:
+        axes.set_axis_off()
+    for place, g in enumerate(order):
+        row, column = divmod(place, across)
+        largest = max(float(filters[g].abs().max()), 1e-30)
+        for j in range(members):
+            axes = panels[row, column * members + j]
+            axes.imshow(filters[g, j].numpy(), cmap="gray", vmin=-largest, vmax=largest)
+        label = (
+            f"l‖w‖ = {float(weights[g] * norms[g]):.2g}\nv/‖w‖ = {float(smoothing[g] / norms[g].clamp_min(1e-30)):.2g}"
+        )
+        panels[row, column * members].set_title(label, size=8)
+    return figure
+
+
+@torch.no_grad()
+def _draw_potentials(axes: Any, regularizer: RidgeRegularizer) -> None:
+    """f' of every channel over responses to filters of unit norm, relative to its slope far out."""
+    norms = regularizer.effective_filters.double().flatten(1).norm(dim=1)
+    potential = regularizer.potential().detached()
+    reach = float((regularizer.smoothing / norms).max()) * (regularizer.knots - 1) / 2
+    t = torch.linspace(-reach, reach, 401, dtype=torch.float64)
+    slopes = potential.grad(norms[None, :, None, None] * t[None, None, :, None])[0, :, :, 0]
+    for slope in slopes / slopes.abs().amax(1, keepdim=True).clamp_min(1e-30):
+        axes.plot(t.numpy(), slope.numpy(), lw=0.8, alpha=0.7)
+    axes.set_title("derivatives of the potentials, over their largest value", fontsize=10)
+    axes.set_xlabel("response to the filter, scaled to unit norm")
+    axes.grid(alpha=0.3)
+
+
+def learning_curve_figure(rows: Sequence[Mapping[str, Any]]) -> Any | None:
+    """Loss (with its certified interval), held-out PSNR and relative error bound of the hypergradient over time; None
+    when there are no rows. Panels without data are left out."""
+    panels = {
+        "loss": ("upper-level loss of the batch", "log"),
+        "psnr": ("PSNR on held-out images [dB]", "linear"),
+        "relative_error_bound": ("relative error bound of the hypergradient", "log"),
+    }
+    present = {key: how for key, how in panels.items() if any(_number(row.get(key)) is not None for row in rows)}
+    if not present:
+        return None
+    abscissa, label = ("seconds", "seconds") if any("seconds" in row for row in rows) else ("step", "update")
+    figure = _figure(4.2 * len(present), 3.2)
+    all_axes = figure.subplots(1, len(present), squeeze=False)[0]
+    for axes, (key, (title, scale)) in zip(all_axes, present.items(), strict=True):
+        points = _points(rows, abscissa, key)
+        axes.plot([p[0] for p in points], [p[1] for p in points], "-o" if len(points) < 40 else "-", ms=3, lw=1)
+        if key == "loss":
+            _draw_interval(axes, rows, abscissa)
+        if scale == "log" and all(p[1] > 0 for p in points):
+            axes.set_yscale("log")
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel(label)
+        axes.grid(alpha=0.3)
+    return figure
+
+
+def to_png(figure: Any, dpi: int = 130) -> bytes:
+    """The figure as a PNG file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi)
+    return buffer.getvalue()
+
+
+def _figure(width: float, height: float) -> Any:
+    figure = require("matplotlib.figure", "drawing figures", "matplotlib").Figure(
+        figsize=(width, height), layout="constrained"
+    )
+    require("matplotlib.backends.backend_agg", "drawing figures", "matplotlib").FigureCanvasAgg(figure)
+    return figure
+
+
+def _draw_image(axes: Any, pixels: Tensor) -> None:
+    axes.imshow(pixels[0].detach().cpu().numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.set_axis_off()
+
+
+def _title(image: Compared, what: str, input_name: str) -> str:
+    if what == "clean":
+        return f"clean: {image.name}"
+    found = image.quality[what]
+    label = {"input": input_name, "tv": "total variation"}.get(what, what)
+    return f"{label}: {found.psnr:.2f} dB, SSIM {found.ssim:.3f}"
+
+
+def _aspect(image: Tensor) -> float:
+    return float(image.shape[-2] / image.shape[-1])
+
+
+def _centre(image: Tensor) -> Tensor:
+    height, width = image.shape[-2:]
+    top, left = max(0, (height - _DETAIL) // 2), max(0, (width - _DETAIL) // 2)
+    return image[:, top : top + _DETAIL, left : left + _DETAIL]
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def _points(rows: Sequence[Mapping[str, Any]], abscissa: str, key: str) -> list[tuple[float, float]]:
+    found = ((_number(row.get(abscissa)), _number(row.get(key))) for row in rows)
+    return [(x, y) for x, y in found if x is not None and y is not None]
+
+
+def _draw_interval(axes: Any, rows: Sequence[Mapping[str, Any]], abscissa: str) -> None:
+    lower, upper = (dict(_points(rows, abscissa, key)) for key in ("loss_lower", "loss_upper"))
+    common = sorted(set(lower) & set(upper))
+    if common:
+        low, high = [lower[x] for x in common], [upper[x] for x in common]
+        axes.fill_between(common, low, high, alpha=0.3, label="certified interval")
+        axes.legend(fontsize=8)

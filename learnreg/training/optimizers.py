@@ -1,0 +1,200 @@
+"""Upper-level methods of the trainer: each ``update`` makes one step of the parameters."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from learnreg.errors import ConfigError
+from learnreg.training.session import Evaluation, Session
+from learnreg.upper_level.adaptive_descent import AdaptiveDescent
+from learnreg.upper_level.batch_objective import BatchObjective
+
+__all__ = ["UPPER_LEVELS", "Adam", "Adaptive", "QuasiNewton", "UpperLevel"]
+
+
+class UpperLevel(ABC):
+    """Makes steps of the parameters of ``session.problem``."""
+
+    def __init__(self, session: Session, step_size: float, samples: int) -> None:
+        self.session, self.step_size = session, step_size
+        count = len(session.dataset)
+        self.indices: Sequence[int] = range(min(samples, count))
+
+    @abstractmethod
+    def update(self) -> dict[str, Any]:
+        """One step; returns what to log (at least ``loss``). Raises TimeUp when the time ends within the step, with the
+        parameters as good as before."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """State to resume from."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Resume."""
+
+    @property
+    def parameters(self) -> list[torch.nn.Parameter]:
+        return list(self.session.problem.learnable().values())
+
+
+def _row(evaluation: Evaluation) -> dict[str, Any]:
+    norm = math.sqrt(sum(float(g.double().square().sum()) for g in evaluation.gradient.values()))
+    row: dict[str, Any] = {
+        "loss": evaluation.loss,
+        "train_psnr": -10.0 * math.log10(max(evaluation.mean_square, 1e-30)),
+        "gradient_norm": norm,
+        "lower_level_steps": evaluation.lower_level_steps,
+    }
+    if evaluation.audit is not None:
+        row["relative_error_bound"] = evaluation.audit.relative_error
+        row["certified"] = evaluation.audit.certified
+        row["audit_reference_bound"] = evaluation.audit.reference_bound
+    return row
+
+
+class Adam(UpperLevel):
+    """Adam on minibatches, its step size falling by a half cosine over the time."""
+
+    def __init__(self, session: Session, step_size: float, samples: int) -> None:
+        super().__init__(session, step_size, samples)
+        self._optimizer = torch.optim.Adam(self.parameters, lr=step_size, betas=(0.9, 0.95))
+
+    def update(self) -> dict[str, Any]:
+        self.session.check_time()
+        evaluation = self.session.evaluate(self.session.next_batch())
+        for name, p in self.session.problem.learnable().items():
+            p.grad = evaluation.gradient[name]
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.step_size * max(0.5 * (1.0 + math.cos(math.pi * self.session.progress)), 1e-3)
+        self._optimizer.step()
+        self.session.problem.project_()
+        return _row(evaluation)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"optimizer": self._optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._optimizer.load_state_dict(state["optimizer"])
+
+
+class QuasiNewton(UpperLevel):
+    """L-BFGS with a strong Wolfe line search on a fixed set of samples, the first ``samples`` of the dataset."""
+
+    def __init__(self, session: Session, step_size: float, samples: int) -> None:
+        super().__init__(session, step_size, samples)
+        self._best: tuple[float, list[Tensor]] | None = None
+        self._at: list[Tensor] = []
+        self._evaluation: Evaluation | None = None
+        self._scale: float | None = None
+        self._restart()
+
+    def _restart(self) -> None:
+        self._optimizer = torch.optim.LBFGS(
+            self.parameters,
+            lr=1.0,
+            max_iter=1,
+            max_eval=8,
+            history_size=40,
+            tolerance_grad=0.0,
+            tolerance_change=0.0,
+            line_search_fn="strong_wolfe",
+        )
+
+    def _closure(self) -> Tensor:
+        """The loss over its first value, so that steps do not depend on its units; the gradient in ``.grad``."""
+        current = [p.detach() for p in self.parameters]
+        if self._evaluation is None or any(not torch.equal(p, q) for p, q in zip(current, self._at, strict=True)):
+            self.session.check_time()
+            self._evaluation = self.session.evaluate(self.indices)
+            self._at = [p.clone() for p in current]
+            if self._best is None or self._evaluation.loss < self._best[0]:
+                self._best = (self._evaluation.loss, self._at)
+        if self._scale is None:
+            self._scale = 100.0 / max(self._evaluation.loss, 1e-30)
+        for name, p in self.session.problem.learnable().items():
+            p.grad = self._evaluation.gradient[name] * self._scale
+        return torch.tensor(self._evaluation.loss * self._scale)
+
+    def update(self) -> dict[str, Any]:
+        before = math.inf if self._best is None else self._best[0]
+        try:
+            self._optimizer.step(self._closure)  # type: ignore[no-untyped-call]
+            self.session.problem.project_()
+        except BaseException:
+            self._return_to_best()  # not a trial point of the line search
+            raise
+        evaluation = self._evaluation
+        assert self._best is not None
+        assert evaluation is not None
+        if not self._best[0] < before:
+            # a loss computed too roughly may be too low to be beaten: judge the best point again, more accurately
+            self._return_to_best()
+            self._restart()
+            self._best = None
+            self.session.target *= 0.5
+            self.session.tolerances = self.session.tolerances.adapted(2.0 * self.session.target, self.session.target)
+        return _row(evaluation)
+
+    @torch.no_grad()
+    def _return_to_best(self) -> None:
+        if self._best is not None:
+            for p, value in zip(self.parameters, self._best[1], strict=True):
+                p.copy_(value)
+        self._evaluation = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Curvature pairs are rebuilt: a restart of L-BFGS costs a few steps."""
+
+
+class Adaptive(UpperLevel):
+    """Adaptive inexact descent: every step certified, on a fixed set of samples."""
+
+    def __init__(self, session: Session, step_size: float, samples: int) -> None:
+        super().__init__(session, step_size, samples)
+        b, x_true = session.samples(list(self.indices))
+        self._objective = BatchObjective(session.problem, b, session.loss(x_true), session.method)
+        self._descent = AdaptiveDescent(first_step=step_size)
+
+    def update(self) -> dict[str, Any]:
+        self.session.check_time()
+        before = self._objective.operator_applications
+        step = self._descent.step(self._objective)
+        self.session.applications += self._objective.operator_applications - before
+        lower, upper = step.loss_interval
+        return {
+            "loss": step.loss,
+            "loss_lower": lower,
+            "loss_upper": upper,
+            "gradient_norm": step.gradient_norm,
+            "relative_error_bound": step.gradient_bound / max(step.gradient_norm, 1e-300),
+            "certified": step.certified,
+            "accepted": step.accepted,
+            "step_size": step.step_size,
+            "certified_decrease": step.decrease,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step_size": self._descent.step_size, "tolerance": self._descent.tolerance}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._descent.step_size, self._descent.tolerance = state["step_size"], state["tolerance"]
+
+
+UPPER_LEVELS: dict[str, type[UpperLevel]] = {"adam": Adam, "lbfgs": QuasiNewton, "adaptive": Adaptive}
+
+
+def make_upper_level(name: str, session: Session, step_size: float, samples: int) -> UpperLevel:
+    """The upper-level method of that name."""
+    if name not in UPPER_LEVELS:
+        raise ConfigError(f"optimizer={name!r}: expected one of {', '.join(UPPER_LEVELS)}.")
+    return UPPER_LEVELS[name](session, step_size, samples)

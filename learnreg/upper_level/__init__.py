@@ -1,0 +1,1 @@
+"""What runs on top of hypergradients: objectives of batches, certified descent, the solution as a layer."""

@@ -1,0 +1,108 @@
+"""The lower-level solution as a differentiable layer: x = argmin_x energy(x, b), inside any torch training loop."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from learnreg.errors import ShapeError
+from learnreg.hypergradients.base import Accuracy, HypergradientMethod, Iterates
+from learnreg.hypergradients.implicit import Implicit
+from learnreg.losses import UpperLoss
+from learnreg.lower_level.latent import image_part, joint_loss
+from learnreg.lower_level.pairing import pairing_gradient
+from learnreg.lower_level.problem import LowerLevelProblem
+from learnreg.solvers.solve import check_tolerance, solve
+
+__all__ = ["SolutionLayer", "solution_layer"]
+
+
+class SolutionLayer(nn.Module):
+    """b -> x(b), differentiable in the problem's parameters and in b.
+
+    Forward solves to a certified root-mean-square error ``tolerance``; backward solves the adjoint equation to the same
+    relative accuracy by the chosen method. ``last_solution`` holds the bound of the latest forward pass. The gradient
+    itself is not certified here: use :func:`learnreg.hypergradient` for that.
+    """
+
+    def __init__(
+        self, problem: LowerLevelProblem, method: HypergradientMethod | None = None, tolerance: float = 1e-3
+    ) -> None:
+        super().__init__()
+        self.problem = problem
+        self.method = method if method is not None else Implicit()
+        self.tolerance = check_tolerance(tolerance)
+        self.last_solution: Any = None
+
+    def forward(self, b: Tensor) -> Tensor:
+        parameters = tuple(self.problem.learnable().values())
+        return cast(Tensor, _Solve.apply(self, b, *parameters))  # type: ignore[no-untyped-call]
+
+    def extra_repr(self) -> str:
+        return f"method={self.method!r}, tolerance={self.tolerance:g}"
+
+
+class _Solve(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, layer: SolutionLayer, b: Tensor, *parameters: Tensor) -> Tensor:
+        solution = solve(layer.problem, b, layer.tolerance)
+        layer.last_solution = solution
+        ctx.layer = layer
+        ctx.save_for_backward(b, solution.x, *parameters)
+        return solution.x
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor | None, ...]:
+        layer: SolutionLayer = ctx.layer
+        b, x, *parameters = ctx.saved_tensors
+        problem = layer.problem
+        instance = problem.instance(b)
+        loss = joint_loss(_GivenGradient(grad[0]), instance.latent)
+        size = grad[0].flatten(1).norm(dim=1)
+        accuracy = Accuracy(torch.full_like(size, torch.inf), layer.tolerance * size)
+        state = instance.extended(x)
+        start = Iterates(state, torch.zeros_like(state))
+        adjoint = layer.method.improve(instance, loss, start, accuracy, None, None).X
+        gradient = pairing_gradient(problem, instance, b, state, adjoint)
+        by_name = list(problem.learnable())
+        if len(by_name) != len(parameters):
+            raise ShapeError("solution_layer: requires_grad of a parameter changed between forward and backward.")
+        wants_b = ctx.needs_input_grad[1]
+        grad_b = _measurement_gradient(problem, b, x, image_part(adjoint, instance.latent)) if wants_b else None
+        return None, grad_b, *(gradient[name] for name in by_name)
+
+
+def _measurement_gradient(problem: LowerLevelProblem, b: Tensor, x: Tensor, adjoint: Tensor) -> Tensor:
+    """∂_b <∇_x E(x; b), X>, weights that depend on b included."""
+    residual, response = problem.operator(x) - b, problem.operator(adjoint)
+    with torch.enable_grad():
+        own = b.detach().requires_grad_()
+        slope = (problem.data_term.at(own).grad(residual.detach() - (own - b)) * response.detach()).sum()
+        return torch.autograd.grad(slope, own)[0]
+
+
+class _GivenGradient(UpperLoss):
+    """The linear loss whose gradient came from the rest of the network."""
+
+    def __init__(self, gradient: Tensor) -> None:
+        super().__init__(lambda x: (x * gradient).sum(), gradient_lipschitz=0.0)
+        self._gradient = gradient
+
+    def gradient(self, x: Tensor) -> Tensor:
+        return self._gradient.to(x)
+
+
+def solution_layer(
+    problem: LowerLevelProblem, method: HypergradientMethod | None = None, tolerance: float = 1e-3
+) -> SolutionLayer:
+    """A layer b -> argmin_x energy(x, b), differentiable once in the parameters and in b.
+
+    Parameters
+    ----------
+    method: of the backward pass; ``Implicit()`` by default.
+    tolerance: certified root-mean-square error of x, and relative residual of the adjoint equation.
+    """
+    return SolutionLayer(problem, method, tolerance)

@@ -1,0 +1,1 @@
+"""X-ray projectors, their geometries and matrices, and filtered back-projection."""

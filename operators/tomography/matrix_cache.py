@@ -1,0 +1,166 @@
+"""Built matrices on disk, so that the next process does not build them again.
+
+One safetensors file per matrix, named after the SHA-256 of what determines it and holding the SHA-256 of its content.
+Files are whole or absent: they are written under another name, flushed and renamed, which also makes concurrent
+processes safe. Reading never executes anything. A cache that cannot be used costs time, never a result.
+
+``LEARNREG_CACHE`` names the folder (by default ``learnreg`` in the user's cache folder); empty turns the cache off.
+``LEARNREG_CACHE_GB`` bounds it, 4 by default: the files used longest ago go first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import secrets
+import sys
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+from safetensors import SafetensorError
+
+from learnreg.errors import ConfigError
+from learnreg.operators.tomography.astra_matrix import SparseRows
+
+__all__ = ["FORMAT_VERSION", "cache_folder", "cached_rows", "key_of"]
+
+FORMAT_VERSION = 1
+"""Part of every key: another number makes older files invisible, and old age removes them."""
+
+_DEFAULT_GIGABYTES = 4.0
+_STALE_SECONDS = 24 * 3600
+_KEY, _DIGEST = "learnreg_key", "sha256"
+_warned: set[str] = set()
+
+
+def cache_folder() -> Path | None:
+    """The folder of the cache, or None where it is turned off."""
+    named = os.environ.get("LEARNREG_CACHE")
+    if named is not None:
+        return Path(named).expanduser() if named.strip() else None
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "learnreg"
+
+
+def key_of(description: Mapping[str, Any]) -> str:
+    """SHA-256 of what determines a matrix and of the format; numbers count with all their digits."""
+    text = json.dumps({"format": FORMAT_VERSION, **description}, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def cached_rows(key: str, build: Callable[[], SparseRows]) -> SparseRows:
+    """The matrix stored under a key, or the one that ``build`` makes, which is then stored."""
+    folder = cache_folder()
+    if folder is None:
+        return build()
+    path = folder / f"matrix-{key}.safetensors"
+    rows = _load(path, key)
+    if rows is None:
+        rows = build()
+        _store(path, key, rows)
+    return rows
+
+
+def _load(path: Path, key: str) -> SparseRows | None:
+    try:
+        if not path.is_file():
+            return None
+        with safetensors.safe_open(path, "numpy") as file:
+            metadata = file.metadata() or {}
+            rows = SparseRows(*(file.get_tensor(name) for name in SparseRows._fields))
+        if metadata.get(_KEY) != key or metadata.get(_DIGEST) != _digest(key, rows):
+            raise ValueError("its content does not match its SHA-256")
+    except PermissionError:
+        return None
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError, MemoryError) as error:
+        warnings.warn(f"{path}: damaged ({error}); the matrix is built again.", stacklevel=2)
+        return None
+    with contextlib.suppress(OSError):  # a read-only cache does not know what was used last
+        os.utime(path)
+    return rows
+
+
+def _store(path: Path, key: str, rows: SparseRows) -> None:
+    size, limit = sum(array.nbytes for array in rows), _limit()
+    if size > limit:
+        _warn_once(
+            f"a matrix of {size / 1e9:.1f} GB is not cached: the cache is bounded to {limit / 1e9:.1f} GB. "
+            "Set LEARNREG_CACHE_GB to a larger number."
+        )
+        return
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            metadata = {_KEY: key, _DIGEST: _digest(key, rows)}
+            safetensors.numpy.save_file(rows._asdict(), temporary, metadata=metadata)
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            with contextlib.suppress(OSError):  # absent after a replacement
+                temporary.unlink()
+        _prune(path.parent, limit, keep=path)
+    except (OSError, SafetensorError) as error:
+        _warn_once(
+            f"{path.parent}: matrices cannot be cached here ({error}), every process builds its own. Set "
+            "LEARNREG_CACHE to a writable folder, or to nothing to turn the cache off."
+        )
+
+
+def _prune(folder: Path, limit: float, keep: Path) -> None:
+    """Remove the files used longest ago beyond the limit, and what writers that were killed left behind."""
+    found = []
+    for path in folder.glob("matrix-*.safetensors"):
+        with contextlib.suppress(OSError):  # removed by another process
+            stat = path.stat()
+            found.append((path != keep, -stat.st_mtime, stat.st_size, path))
+    total = 0
+    for _, _, size, path in sorted(found):
+        total += size
+        if total > limit and path != keep:
+            with contextlib.suppress(OSError):
+                path.unlink()
+    for path in folder.glob(".matrix-*.tmp"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > _STALE_SECONDS:
+                path.unlink()
+
+
+def _limit() -> float:
+    text = os.environ.get("LEARNREG_CACHE_GB", "").strip()
+    try:
+        gigabytes = float(text) if text else _DEFAULT_GIGABYTES
+    except ValueError:
+        gigabytes = math.nan
+    if not gigabytes >= 0:
+        raise ConfigError(f"LEARNREG_CACHE_GB={text!r}: expected a number of gigabytes >= 0.")
+    return gigabytes * 1e9
+
+
+def _digest(key: str, rows: SparseRows) -> str:
+    digest = hashlib.sha256(key.encode())
+    for name, array in rows._asdict().items():
+        digest.update(f"\n{name}:{array.dtype}:{array.shape}\n".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def _warn_once(message: str) -> None:
+    if message not in _warned:
+        _warned.add(message)
+        warnings.warn(message, stacklevel=2)

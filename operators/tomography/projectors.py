@@ -1,0 +1,242 @@
+"""X-ray projectors of a square image: line integrals along the rays of a parallel or fan beam."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import operator
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, ClassVar, Literal, Self
+
+from torch import Tensor
+
+from learnreg.errors import ConfigError
+from learnreg.linear.operator import LinearOperator, NormKind, linear_map
+from learnreg.operators.tomography.astra_cuda import CudaProjector
+from learnreg.operators.tomography.astra_matrix import Kernel, build_rows, kernel_for
+from learnreg.operators.tomography.geometry import FanGeometry, Geometry, ParallelGeometry, view_angles
+from learnreg.operators.tomography.matrix_cache import cached_rows, key_of
+from learnreg.operators.tomography.ramp import angle_weights, ramp_filtered
+from learnreg.operators.tomography.symmetry import Symmetry, symmetry_of
+from learnreg.operators.tomography.system_matrix import SystemMatrix, all_rows
+
+__all__ = ["FanBeam2D", "ParallelBeam2D"]
+
+Angles = int | Tensor | Sequence[float]
+Backend = Literal["matrix", "astra-cuda"]
+SymmetryOption = Literal["auto", "none"]
+
+
+class _Projector2D(LinearOperator):
+    """What the projectors share: (1, n, n) to (1, angles, detectors) through a sparse matrix that ASTRA builds once.
+
+    The matrix is kept in the cache of ``matrix_cache``; in memory it is part of no state dict.
+    The adjoint is its transpose, exactly; float64 inputs meet the same float32 entries.
+    """
+
+    geometry: Geometry
+    geometry_class: ClassVar[type[Geometry]]
+    engine: SystemMatrix | CudaProjector
+
+    def __init__(self, geometry: Geometry, kernel: Kernel | None, symmetry: SymmetryOption, backend: Backend) -> None:
+        name = type(self).__name__
+        if symmetry not in ("auto", "none"):
+            raise ConfigError(f"{name}(symmetry={symmetry!r}): expected 'auto' or 'none'.")
+        if backend not in ("matrix", "astra-cuda"):
+            raise ConfigError(f"{name}(backend={backend!r}): expected 'matrix' or 'astra-cuda'.")
+        n = geometry.image_size
+        super().__init__((1, n, n), (1, len(geometry.angles), geometry.detectors))
+        self.geometry, self.kernel = geometry, kernel_for(geometry, kernel)
+        if backend == "astra-cuda":
+            self.engine = CudaProjector(geometry)
+        else:
+            self.engine = system_matrix(geometry, self.kernel, symmetry == "auto")
+
+    @classmethod
+    def from_geometry(
+        cls,
+        geometry: Geometry,
+        *,
+        kernel: Kernel | None = None,
+        symmetry: SymmetryOption = "auto",
+        backend: Backend = "matrix",
+    ) -> Self:
+        """The projector of any geometry: other units, angles, offsets and pitches."""
+        if not isinstance(geometry, cls.geometry_class):
+            expected = cls.geometry_class.__name__
+            raise ConfigError(f"{cls.__name__}.from_geometry: got {type(geometry).__name__}, expected {expected}.")
+        projector = cls.__new__(cls)
+        _Projector2D.__init__(projector, geometry, kernel, symmetry, backend)
+        return projector
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.check_domain(x)
+        return linear_map(x, self._project, self._back_project)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        self.check_range(y)
+        return linear_map(y, self._back_project, self._project)
+
+    def _project(self, x: Tensor) -> Tensor:
+        return self.engine.apply_to(x.flatten(1)).reshape(-1, *self.range_shape)
+
+    def _back_project(self, y: Tensor) -> Tensor:
+        return self.engine.apply_transpose_to(y.flatten(1)).reshape(-1, *self.domain_shape)
+
+    def approximate_inverse(self, y: Tensor) -> Tensor | None:
+        """Filtered back-projection with the Hann window, up to a factor, of a fan without the weights of distances;
+        None where projections are truncated."""
+        self.check_range(y)
+        if self.geometry.truncated:
+            return None
+        weights, _ = angle_weights(self.geometry)
+        views = ramp_filtered(y[:, 0], self.geometry.detector_pitch, "hann") * y.new_tensor(weights)[:, None]
+        return self._back_project(views[:, None])
+
+    def check_range(self, y: Tensor, name: str = "y") -> None:
+        if y.dim() == 4 and y.shape[1] == 1:
+            self.geometry.check_sinogram(tuple(y.shape))
+        super().check_range(y, name)
+
+    def _compute_norm_bound(self) -> tuple[float, NormKind]:
+        if isinstance(self.engine, SystemMatrix):
+            return self.engine.norm_bound(), "rigorous"
+        return super()._compute_norm_bound()
+
+    def _parameter_versions(self) -> tuple[Any, ...]:
+        return (self._device(),)  # the matrix does not change
+
+    def row_norms(self, grouped: bool) -> Tensor | float:
+        if isinstance(self.engine, SystemMatrix):
+            return self.engine.row_norms().reshape(self.range_shape)
+        return self.norm_bound()
+
+    def adjoint_mismatch(self) -> float:
+        return 0.0 if isinstance(self.engine, SystemMatrix) else self.engine.mismatch()
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the matrix and its transpose in bytes."""
+        return self.engine.nbytes
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, kernel={self.kernel!r}"
+
+
+class ParallelBeam2D(_Projector2D):
+    """Parallel-beam projector of an image with side 1.
+
+    Parameters
+    ----------
+    image_size: n; pixels have the side 1/n. angles: their number, uniform on [0, pi), or 1-D radians. detectors: at
+        pitch 1/n, centred; by default the smallest odd number >= sqrt(2) n, which sees all of the image.
+    kernel: "linear" (Joseph; the default), "line" (Siddon: 0.7 times the memory, less accurate) or "strip" (areas: 1.8
+        times the memory). symmetry: "auto" stores one row of the matrix for up to eight rays, "none" all rows.
+    backend: "matrix", or "astra-cuda" for ASTRA's own projector on an NVIDIA GPU, whose adjoint is inexact: nothing is
+        certified with it.
+
+    Other units, pitches and offsets: ``ParallelBeam2D.from_geometry(ParallelGeometry(...))``. Conventions and memory:
+    docs/tomography.md.
+
+    Raises
+    ------
+    ConfigError: no angles, sizes that are not positive, an unknown option, or astra is missing. ShapeError: angles not
+        1-D. A warning: angles that look like degrees, detectors that do not see the inscribed disc.
+    """
+
+    geometry_class = ParallelGeometry
+
+    def __init__(
+        self,
+        image_size: int,
+        angles: Angles,
+        detectors: int | None = None,
+        *,
+        kernel: Kernel | None = None,
+        symmetry: SymmetryOption = "auto",
+        backend: Backend = "matrix",
+    ) -> None:
+        views = view_angles(angles, ParallelGeometry.full_turn, "ParallelBeam2D")
+        geometry = ParallelGeometry(**_unit_image(image_size, detectors, "ParallelBeam2D"), angles=views)
+        if detectors is not None:
+            geometry.warn_if_truncated()
+        super().__init__(geometry, kernel, symmetry, backend)
+
+
+class FanBeam2D(_Projector2D):
+    """Fan-beam projector of an image with side 1, with a flat detector.
+
+    Parameters
+    ----------
+    image_size, angles, detectors: as for :class:`ParallelBeam2D`, the angles uniform on [0, 2 pi). The detectors' pitch
+        1/n is measured on the detector, where the image is magnified by source_to_detector/source_to_center: with the
+        defaults it sees a disc of radius 0.35 (``geometry.visible_radius``); ``geometry.covering_detectors()`` says how
+        many see all of the image.
+    source_to_center, source_to_detector: in image sides.
+    kernel: "line" (Siddon; the default) or "strip" (1.4 times the memory). symmetry, backend: as there.
+
+    Raises
+    ------
+    As :class:`ParallelBeam2D`; also ConfigError for a source inside the image or a detector in front of the axis.
+    """
+
+    geometry_class = FanGeometry
+
+    def __init__(
+        self,
+        image_size: int,
+        angles: Angles,
+        detectors: int | None = None,
+        source_to_center: float = 2.0,
+        source_to_detector: float = 4.0,
+        *,
+        kernel: Kernel | None = None,
+        symmetry: SymmetryOption = "auto",
+        backend: Backend = "matrix",
+    ) -> None:
+        views = view_angles(angles, FanGeometry.full_turn, "FanBeam2D")
+        geometry = FanGeometry(
+            **_unit_image(image_size, detectors, "FanBeam2D"),
+            angles=views,
+            source_to_center=float(source_to_center),
+            source_to_detector=float(source_to_detector),
+        )
+        if detectors is not None:
+            geometry.warn_if_truncated()
+        super().__init__(geometry, kernel, symmetry, backend)
+
+
+def _unit_image(image_size: int, detectors: int | None, call: str) -> dict[str, Any]:
+    """Sizes and lengths of an image of side 1, and of a detector whose pitch is the side of a pixel."""
+    if not hasattr(image_size, "__index__") or isinstance(image_size, bool) or image_size < 1:
+        raise ConfigError(f"{call}(image_size={image_size!r}): expected a positive integer.")
+    image_size = operator.index(image_size)
+    default = math.isqrt(2 * image_size**2 - 1) + 1
+    return {
+        "image_size": image_size,
+        "detectors": default + 1 - default % 2 if detectors is None else detectors,
+        "pixel_size": 1.0 / image_size,
+        "detector_pitch": 1.0 / image_size,
+    }
+
+
+def system_matrix(geometry: Geometry, kernel: Kernel, symmetric: bool) -> SystemMatrix:
+    """The matrix of a geometry, from the cache or built. Without symmetry its rows are copies of the stored ones."""
+    symmetry = symmetry_of(geometry)
+    key = key_of(_description(geometry.in_pixels(), kernel, symmetry))
+    rows = cached_rows(key, lambda: build_rows(geometry, kernel, symmetry.rows))
+    if not symmetric and symmetry.order > 1:
+        none = symmetry_of(geometry, wanted=False)
+        rows, symmetry = all_rows(rows, symmetry, none.rows), none
+    return SystemMatrix(rows, symmetry, geometry.pixel_size)
+
+
+def _description(geometry: Geometry, kernel: Kernel, symmetry: Symmetry) -> dict[str, Any]:
+    """All that determines the stored rows."""
+    return {
+        "geometry": type(geometry).__name__,
+        **asdict(geometry),
+        "kernel": kernel,
+        "rows": hashlib.sha256(symmetry.rows.astype("<i8").tobytes()).hexdigest(),
+    }

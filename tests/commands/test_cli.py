@@ -1,0 +1,348 @@
+"""The command line: what each command prints, and the exit code of every error."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import learnreg as lr
+from learnreg.commands import cli, doctor
+from learnreg.commands.options import DenoiseConfig
+from learnreg.commands.reconstruct_images import png_bytes
+from learnreg.models.model import Model, save_model
+from learnreg.regularizers import FieldsOfExperts
+from learnreg.training.run_folder import RunFolder
+
+pytest.importorskip("skimage.metrics")
+
+FAST = ("--tolerance", "1e-2")
+
+
+class Result:
+    """What a command left behind."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+    @property
+    def json(self) -> dict[str, Any]:
+        lines = self.out.splitlines()
+        assert len(lines) == 1, self.out
+
+        def refuse(word: str) -> None:
+            raise AssertionError(f"{word} is no JSON")
+
+        found: dict[str, Any] = json.loads(lines[-1], parse_constant=refuse)
+        return found
+
+
+@pytest.fixture
+def learnreg(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Calls the entry point as the installed command does, in this process."""
+    monkeypatch.delenv("LEARNREG_DEBUG", raising=False)
+
+    def call(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["learnreg", *map(str, arguments)])
+        capsys.readouterr()
+        code: object = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = end.code
+        out, err = capsys.readouterr()
+        assert isinstance(code, int)
+        return Result(code, out, err)
+
+    return call
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "model.safetensors"
+    save_model(path, FieldsOfExperts(filters=3, size=3), {"sigma": "15/255"})
+    return path
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i, name in enumerate(("a.png", "b.png")):
+        (folder / name).write_bytes(png_bytes(torch.linspace(0, 1, 12 * 10).reshape(1, 12, 10).roll(i, 1)))
+    return folder
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[DenoiseConfig, bool]]:
+    """The calls of training, which does nothing but open its folder."""
+    calls: list[tuple[DenoiseConfig, bool]] = []
+
+    def run(config: DenoiseConfig, resume: bool = False) -> dict[str, Any]:
+        calls.append((config, resume))
+        RunFolder(config.out, resume).save_config(vars(config))
+        print("progress", file=sys.stderr)
+        return {"psnr": 28.5, "bound": float("inf"), "status": lr.Status.CONVERGED}
+
+    from learnreg.commands import denoise
+
+    monkeypatch.setattr(denoise, "run", run)
+    return calls
+
+
+def assert_complaint(result: Result, code: int, *parts: str) -> None:
+    assert result.code == code, result.err
+    assert result.out == ""
+    assert len(result.err.splitlines()) == 1, result.err
+    assert result.err.startswith("learnreg: ")
+    for part in parts:
+        assert part in result.err
+
+
+# -------------------------------------------------------------------------------------------------------------- general
+
+
+def test_version_and_help(learnreg: Any) -> None:
+    assert learnreg("--version").out == f"learnreg {lr.__version__}\n"
+    found = learnreg("--help")
+    assert found.code == 0
+    assert all(command in found.out for command in ("train", "reconstruct", "evaluate", "accuracy", "doctor"))
+    assert "[default: 25/255]" in learnreg("train", "denoise", "--help").out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("evaluate",),
+        ("nonsense",),
+        ("train", "nonsense"),
+        ("doctor", "--nonsense"),
+        ("evaluate", "m", "--data", "d", "--seed", "x"),
+    ],
+)
+def test_usage_errors(learnreg: Any, arguments: tuple[str, ...]) -> None:
+    found = learnreg(*arguments)
+    assert found.code == 2
+    assert found.out == ""
+    assert found.err
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (lr.ConfigError("no\nsuch option"), 2),
+        (lr.DataError("no such folder"), 3),
+        (lr.OperatorError("no such adjoint"), 4),
+        (lr.ShapeError("no such shape"), 4),
+        (lr.AssumptionError("no such modulus"), 5),
+        (lr.SolverError("no such solution"), 5),
+        (lr.CheckpointError("no such model"), 6),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_exit_codes(learnreg: Any, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int) -> None:
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "examine", fail)
+    assert_complaint(learnreg("doctor"), code, "interrupted" if code == 130 else "no such")
+
+
+def test_debugging_shows_the_traceback(learnreg: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LEARNREG_DEBUG", "1")
+    with pytest.raises(lr.CheckpointError):
+        learnreg("evaluate", "denoise-foe", "--data", "nowhere")
+    monkeypatch.setenv("LEARNREG_DEBUG", "0")
+    assert learnreg("evaluate", "denoise-foe", "--data", "nowhere").code == 6
+    with pytest.raises(lr.CheckpointError):
+        learnreg("--debug", "evaluate", "denoise-foe", "--data", "nowhere")
+
+
+def test_the_installed_command(tmp_path: Path) -> None:
+    """Once as a process of its own; the other tests call the same entry point."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "LEARNREG_DEBUG": ""}
+    command = [sys.executable, "-m", "learnreg.commands.cli", "evaluate", "absent.safetensors", "--data", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+    assert_complaint(Result(done.returncode, done.stdout, done.stderr), 6, "absent.safetensors", "does not exist")
+
+
+# ------------------------------------------------------------------------------------------------------- train denoise
+
+
+def test_training_gets_its_options(learnreg: Any, runs: Any, tmp_path: Path) -> None:
+    file = tmp_path / "options.toml"
+    file.write_text("seed = 3\npatch = 32\nminutes = 1\n", encoding="utf-8")
+    found = learnreg(
+        "train", "denoise", "--out", tmp_path / "run", "--config", file, "--set", "patch=48", "--set", "filters=6",
+        "--minutes", "2", "--sigma", "15/255", "--method", "piggyback", "--json",
+    )  # fmt: skip
+    assert found.code == 0, found.err
+    assert found.json == {"psnr": 28.5, "bound": None, "status": "CONVERGED"}
+    assert "progress" in found.err
+    config = DenoiseConfig(
+        seed=3, patch=48, filters=6, minutes=2.0, sigma="15/255", method="piggyback", out=str(tmp_path / "run")
+    )
+    assert runs == [(config, False)]
+
+
+def test_resuming(learnreg: Any, runs: Any, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert learnreg("train", "denoise", "--out", out, "--set", "filters=6").code == 0
+    assert_complaint(learnreg("train", "denoise", "--out", out), 2, "already holds a run", "--resume")
+    moved = out.rename(tmp_path / "moved")
+    assert learnreg("train", "denoise", "--out", moved, "--minutes", "9", "--resume").code == 0
+    assert runs[-1] == (DenoiseConfig(filters=6, minutes=9.0, out=str(moved)), True)
+    found = learnreg("train", "denoise", "--out", moved, "--resume", "--set", "filters=7")
+    assert_complaint(found, 2, "filters=7: the run was started with 6")
+    assert learnreg("train", "denoise", "--out", tmp_path / "other", "--resume").code == 0
+    assert runs[-1] == (DenoiseConfig(out=str(tmp_path / "other")), True)
+    (moved / "config.toml").write_text("filters = ", encoding="utf-8")
+    assert_complaint(learnreg("train", "denoise", "--out", moved, "--resume"), 6, "config.toml")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (("--sigma", "25"), ("25/255",)),
+        (("--minutes", "-1"), ("minutes=-1.0", "> 0")),
+        (("--set", "tolerance=-1"), ("tolerance=-1.0", "> 0")),
+        (("--set", "minuts=1"), ("'minuts'", "Did you mean 'minutes'?")),
+        (("--regularizer", "tvv"), ("'tvv'", "Did you mean 'tv'?")),
+        (("--seed", "-1"), ("seed=-1",)),
+        (("--config", "absent.toml"), ("absent.toml", "cannot be read")),
+    ],
+)
+def test_bad_training_options(
+    learnreg: Any, runs: Any, tmp_path: Path, arguments: tuple[str, ...], parts: tuple[str, ...]
+) -> None:
+    assert_complaint(learnreg("train", "denoise", "--out", tmp_path / "run", *arguments), 2, *parts)
+    assert runs == []
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_training_images(learnreg: Any, tmp_path: Path) -> None:
+    found = learnreg("train", "denoise", "--data", tmp_path / "absent", "--out", tmp_path / "run")
+    assert_complaint(found, 3, "absent", "does not exist")
+
+
+# ------------------------------------------------------------------------------------------------------------- evaluate
+
+
+def test_evaluate(learnreg: Any, model: Path, images: Path) -> None:
+    found = learnreg("evaluate", model, "--data", images, "--seed", "4", *FAST, "--json")
+    assert found.code == 0, found.err
+    assert {"psnr", "ssim", "psnr_input", "n", "sigma", "seed", "seconds_per_image"} <= set(found.json)
+    assert found.json["n"] == 2
+    assert found.json["seed"] == 4
+    assert found.json["sigma"] == 25 / 255, "the documented default, whatever the model was trained for"
+    assert "PSNR" in found.err
+    other = learnreg("evaluate", model, "--data", images, "--sigma", "25/255", *FAST)
+    assert "sigma 25/255" in other.out
+    assert other.err == ""
+
+
+def test_evaluate_fails(learnreg: Any, model: Path, images: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert_complaint(learnreg("evaluate", model, "--data", tmp_path / "absent"), 3, "does not exist")
+    assert_complaint(learnreg("evaluate", model, "--data", tmp_path / "empty"), 3, "holds no images")
+    assert_complaint(learnreg("evaluate", model, "--data", images, "--sigma", "25"), 2, "25/255")
+    assert_complaint(learnreg("evaluate", model, "--data", images, "--tolerance", "-1"), 2, "tolerance=-1")
+    assert_complaint(learnreg("evaluate", model, "--data", images, "--seed", "-1"), 2, "seed=-1")
+    assert_complaint(learnreg("evaluate", "denoise-foe", "--data", images), 6, "Shipped models")
+    (images / "b.png").write_bytes((images / "b.png").read_bytes()[:50])
+    assert_complaint(learnreg("evaluate", model, "--data", images, *FAST), 3, "b.png", "truncated")
+
+
+def test_a_damaged_model(learnreg: Any, model: Path, images: Path) -> None:
+    data = bytearray(model.read_bytes())
+    data[-1] ^= 1
+    model.write_bytes(bytes(data))
+    assert_complaint(learnreg("evaluate", model, "--data", images), 6, "SHA-256")
+    model.write_bytes(bytes(data[:-1]))
+    assert_complaint(learnreg("reconstruct", model, images / "a.png", "--out", images / "out"), 6, "truncated")
+
+
+# ---------------------------------------------------------------------------------------------------------- reconstruct
+
+
+def test_reconstruct(learnreg: Any, model: Path, images: Path, tmp_path: Path) -> None:
+    inputs = sorted(images.iterdir())
+    found = learnreg("reconstruct", model, *inputs, "--out", tmp_path / "out", *FAST, "--json")
+    assert found.code == 0, found.err
+    rows = found.json["rows"]
+    keys = {"input", "output", "error_bound", "bound_kind", "certified", "status", "seconds"}
+    assert [set(row) for row in rows] == 2 * [keys]
+    assert all(row["bound_kind"] == "rigorous" and row["status"] == "CONVERGED" for row in rows)
+    assert all(0 < row["error_bound"] <= 1e-2 for row in rows)
+    assert [row["input"] for row in rows] == [str(path) for path in inputs]
+    assert all(Path(row["output"]).is_file() and row["certified"] for row in rows)
+    assert len(learnreg("reconstruct", model, *inputs, "--out", tmp_path / "out", *FAST).out.splitlines()) == 2
+
+
+def test_reconstruct_says_what_the_error_is(
+    learnreg: Any, model: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def solve(self: Model, b: torch.Tensor, tolerance: float) -> lr.Solution:
+        x = b.clamp(0, 1)
+        return lr.Solution(x, x, torch.full((1,), torch.inf), kind, lr.Status.STAGNATED, 1, 2, "pdhg")
+
+    monkeypatch.setattr(Model, "solve", solve)
+    arguments = ("reconstruct", model, images / "a.png", "--out", tmp_path / "out")
+    kind: Any = "estimate"
+    (row,) = learnreg(*arguments, "--json").json["rows"]
+    assert (row["error_bound"], row["bound_kind"], row["certified"]) == (None, "estimate", False)
+    assert row["status"] == "STAGNATED"
+    assert "estimated error" in learnreg(*arguments).out
+    kind = "none"
+    assert "unknown error" in learnreg(*arguments).out
+
+
+def test_reconstruct_fails(learnreg: Any, model: Path, images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    np.save(tmp_path / "nan.npy", np.full((9, 9), np.nan))
+    assert_complaint(learnreg("reconstruct", model, tmp_path / "nan.npy", "--out", out), 3, "NaN")
+    assert_complaint(learnreg("reconstruct", model, tmp_path / "absent.png", "--out", out), 3, "does not exist")
+    assert_complaint(learnreg("reconstruct", model, images / "a.png", "--out", images), 2, "replace an input")
+    found = learnreg("reconstruct", model, images / "a.png", "--out", out, "--tolerance", "0")
+    assert_complaint(found, 2, "tolerance=0.0")
+    assert not out.exists()
+
+
+# --------------------------------------------------------------------------------------------------------------- doctor
+
+
+def test_doctor(learnreg: Any) -> None:
+    found = learnreg("doctor", "--json")
+    assert found.code == 0, found.err
+    assert found.json["ok"]
+    assert found.json["self_test"]["ok"]
+    assert found.json["torch"]["version"] == torch.__version__
+    assert found.json["packages"]["torch"]["version"]
+    assert found.json["packages"]["odl"]["extra"] == "odl"
+    assert "self-test: passed, certified" in learnreg("doctor").out
+
+
+def test_doctor_finds_problems(learnreg: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("no BLAS")
+
+    monkeypatch.setattr(doctor, "solve", fail)
+    monkeypatch.setattr(doctor, "_scratch_folders", lambda: ["/absent"])
+    installed = doctor._version
+    monkeypatch.setattr(doctor, "_version", lambda name: None if name in ("tqdm", "odl") else installed(name))
+    found = learnreg("doctor", "--json")
+    assert found.code == 1
+    assert not found.json["ok"]
+    assert found.json["problems"] == [
+        "tqdm is missing. Install it with: pip install tqdm",
+        "/absent is not writable.",
+        "the self-test failed: RuntimeError: no BLAS",
+    ]
+    assert "odl: missing (pip install 'learnreg[odl]')" in found.err

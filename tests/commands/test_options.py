@@ -1,0 +1,116 @@
+"""Options of a training run: sources, types, ranges."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import learnreg as lr
+from learnreg.commands.options import DenoiseConfig, check_resume, merge_config
+from learnreg.models.toml import to_toml
+
+
+def test_later_sources_win(tmp_path: Path) -> None:
+    file = tmp_path / "options.toml"
+    file.write_text("seed = 2\npatch = 32\nminutes = 3\nfilters = 7\n", encoding="utf-8")
+    config = merge_config(
+        DenoiseConfig,
+        stored={"seed": 1, "size": 3, "patch": 16, "minutes": 1.0, "filters": 5},
+        file=file,
+        assignments=["patch=48", "minutes=4", "step-size=1e-3"],
+        explicit={"minutes": 6.0, "data": None},
+    )
+    expected = DenoiseConfig(seed=2, size=3, patch=48, minutes=6.0, step_size=1e-3, filters=7)
+    assert config == expected
+    assert type(config.minutes) is float
+
+
+def test_the_defaults_are_valid_and_survive_a_file(tmp_path: Path) -> None:
+    config = DenoiseConfig()
+    (tmp_path / "config.toml").write_text(to_toml(dataclasses.asdict(config)), encoding="utf-8")
+    assert merge_config(DenoiseConfig, file=tmp_path / "config.toml") == config
+    assert config.noise_level == 25 / 255
+
+
+def test_every_option_has_help() -> None:
+    assert all(field.metadata["help"] for field in dataclasses.fields(DenoiseConfig))
+
+
+@pytest.mark.parametrize(("text", "value"), [("0.1", 0.1), ("15/255", 15 / 255)])
+def test_sigma_is_a_number_or_a_fraction(tmp_path: Path, text: str, value: float) -> None:
+    assert merge_config(DenoiseConfig, assignments=[f"sigma={text}"]).noise_level == value
+    (tmp_path / "number.toml").write_text("sigma = 0.1\n", encoding="utf-8")
+    assert merge_config(DenoiseConfig, file=tmp_path / "number.toml").noise_level == 0.1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"minuts": 3}, "'minuts' is unknown. Did you mean 'minutes'?"),
+        ({"xyzzy": 3}, "'xyzzy' is unknown. Known options: regularizer, method"),
+        ({"sigma": "25"}, "25/255"),
+        ({"sigma": "much"}, "sigma='much'"),
+        ({"minutes": -1.0}, "minutes=-1.0: expected a finite number > 0"),
+        ({"minutes": 0}, "minutes=0.0: expected a finite number > 0"),
+        ({"minutes": float("nan")}, "minutes=nan"),
+        ({"minutes": float("inf")}, "minutes=inf"),
+        ({"minutes": 10**400}, "minutes=inf"),
+        ({"tolerance": -0.1}, "tolerance=-0.1: expected a finite number > 0"),
+        ({"minutes": "five"}, "minutes='five': got a str, expected a finite number"),
+        ({"seed": 1.5}, "seed=1.5: got a float, expected an integer"),
+        ({"seed": True}, "seed=True: got a bool, expected an integer"),
+        ({"seed": -1}, "seed=-1: expected an integer >= 0"),
+        ({"batch_size": 0}, "batch_size=0: expected an integer >= 1"),
+        ({"data": 3}, "data=3: got a int, expected a text"),
+        ({"data": " "}, "data=' ': expected a text that is not empty"),
+        ({"regularizer": "field-of-experts"}, "Did you mean 'fields-of-experts'?"),
+        ({"method": "newton"}, "method='newton': expected one of implicit, piggyback"),
+        ({"filters": [1]}, "filters=[1]: got a list, expected an integer"),
+    ],
+)
+def test_bad_options(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(lr.ConfigError) as caught:
+        merge_config(DenoiseConfig, explicit=options)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("minutes", "--set minutes: expected KEY=VALUE"),
+        ("minuts=3", "--set: the option 'minuts' is unknown. Did you mean 'minutes'?"),
+        ("seed=many", "seed='many': expected an integer"),
+        ("seed=1.5", "seed='1.5': expected an integer"),
+        ("minutes=-3", "minutes=-3.0: expected a finite number > 0"),
+        ("=3", "the option '' is unknown"),
+    ],
+)
+def test_bad_assignments(assignment: str, message: str) -> None:
+    with pytest.raises(lr.ConfigError) as caught:
+        merge_config(DenoiseConfig, assignments=[assignment])
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(("content", "message"), [(b"seed = ", "not a TOML file"), (b"\xff", "not a TOML file")])
+def test_a_bad_file(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "options.toml").write_bytes(content)
+    with pytest.raises(lr.ConfigError, match=message):
+        merge_config(DenoiseConfig, file=tmp_path / "options.toml")
+    with pytest.raises(lr.ConfigError, match="cannot be read"):
+        merge_config(DenoiseConfig, file=tmp_path / "absent.toml")
+
+
+def test_a_table_is_no_option(tmp_path: Path) -> None:
+    (tmp_path / "options.toml").write_text("[denoise]\nseed = 1\n", encoding="utf-8")
+    with pytest.raises(lr.ConfigError, match="'denoise' is unknown"):
+        merge_config(DenoiseConfig, file=tmp_path / "options.toml")
+
+
+def test_what_a_resumed_run_may_change() -> None:
+    stored = DenoiseConfig()
+    check_resume(stored, dataclasses.replace(stored, minutes=9.0, out="elsewhere"))
+    with pytest.raises(lr.ConfigError, match="filters=8: the run was started with 24, which --resume cannot change"):
+        check_resume(stored, dataclasses.replace(stored, filters=8))

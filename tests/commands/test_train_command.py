@@ -1,0 +1,88 @@
+"""``learnreg train denoise`` from images to the report, and what follows from its model, on a few small images."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+import learnreg as lr
+from learnreg.commands.cli import app
+from learnreg.regularizers import RidgeRegularizer
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    for i in range(5):
+        rows, cols = np.mgrid[0:48, 0:56]
+        image = (
+            0.5 + 0.3 * np.sign(np.sin(rows / (5 + i))) * np.sign(np.cos(cols / 7)) + 0.01 * generator.random((48, 56))
+        )
+        Image.fromarray((255 * image.clip(0, 1)).astype(np.uint8)).save(folder / f"{i}.png")
+    return folder
+
+
+def call(*arguments: object) -> Any:
+    """One command line, in this process."""
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+SMALL = ("--set", "patch=16", "--set", "patches=16", "--set", "samples=8", "--set", "filters=4", "--set", "size=3")
+
+
+def test_train_evaluate_reconstruct(photographs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    settings = (*SMALL, "--set", "max_updates=6")
+    trained = call("train", "denoise", "--data", photographs, "--minutes", 0.2, "--out", out, *settings)
+    assert trained.exit_code == 0, trained.stderr
+    present = {path.name for path in out.iterdir()}
+    expected = {"model.safetensors", "config.toml", "metrics.jsonl", "report.html", "checkpoint", "comparison.png"}
+    assert expected <= present
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    audited = [row for row in rows if "certified" in row]
+    assert audited
+    assert audited[0]["certified"]
+    evaluated = call("evaluate", out / "model.safetensors", "--data", photographs, "--json")
+    assert evaluated.exit_code == 0, evaluated.stderr
+    figures = json.loads(evaluated.stdout.strip().splitlines()[-1])
+    assert set(figures) >= {"psnr", "ssim", "psnr_input", "n", "sigma", "seed", "seconds_per_image"}
+    assert figures["n"] == 5
+    assert figures["psnr"] > figures["psnr_input"]
+    results = tmp_path / "results"
+    reconstructed = call("reconstruct", out / "model.safetensors", photographs / "0.png", "--out", results)
+    assert reconstructed.exit_code == 0, reconstructed.stderr
+    assert (results / "0.png").exists()
+
+
+def test_weakly_convex_ridges_are_an_option(photographs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    options = ("convexity=convex-nonconvex", "nonconvexity=0.7", "batch_size=2", "samples=2", "max_updates=2")
+    settings = (*SMALL, *(part for option in options for part in ("--set", option)))
+    command = ("train", "denoise", "--regularizer", "ridge", "--data", photographs, "--minutes", 0.2)
+    trained = call(*command, "--out", out, *settings)
+    assert trained.exit_code == 0, trained.stderr
+    model = lr.load(out / "model.safetensors")
+    assert isinstance(model.regularizer, RidgeRegularizer)
+    assert model.regularizer.nonconvexity == 0.7
+    assert not model.regularizer.potential().convex
+    assert model.reconstruct(torch.rand(1, 1, 12, 12), tolerance=1e-3, details=True).certified
+    unknown = call(*command, "--out", tmp_path / "other", "--set", "convexity=concave")
+    assert unknown.exit_code == 2
+    assert "convex-nonconvex" in unknown.stderr
+
+
+def test_an_existing_run_is_not_overwritten(photographs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    (out / "checkpoint").mkdir(parents=True)
+    refused = call("train", "denoise", "--data", photographs, "--out", out, *SMALL)
+    assert refused.exit_code == 2
+    assert "--resume" in refused.stderr

@@ -1,0 +1,94 @@
+"""Bounds of operator norms: never below the norm, and close to it."""
+
+from __future__ import annotations
+
+import pytest
+import registry
+import torch
+from torch import nn
+
+from learnreg.convolutions.filter_bank import FilterBank
+from learnreg.linear.norms import circulant_bound, dense_matrix, gram_norm_bound, probabilistic_norm_bound
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 7), (7, 3), (20, 20)])
+def test_small_matrices(shape: tuple[int, int]) -> None:
+    for seed in range(5):
+        A = registry.randn(*shape, seed=seed)
+        norm = float(torch.linalg.matrix_norm(A, 2))
+        assert norm <= gram_norm_bound(A) <= norm * (1 + 1e-9)
+    assert gram_norm_bound(torch.zeros(*shape)) == 0.0
+    low_rank = registry.randn(shape[0], 1) @ registry.randn(1, shape[1], seed=1)
+    norm = float(torch.linalg.matrix_norm(low_rank, 2))
+    assert norm * (1 - 1e-15) <= gram_norm_bound(low_rank) <= norm * (1 + 1e-9)
+
+
+def test_large_matrices_by_repeated_squaring() -> None:
+    n = 1100
+    flat = torch.eye(n, dtype=torch.float64) * 3.0  # all singular values equal: the worst case of a Schatten norm
+    assert 3.0 <= gram_norm_bound(flat) <= 3.0 * 1.07
+    A = registry.randn(n, n + 50)
+    norm = float(torch.linalg.eigvalsh(A @ A.T)[-1]) ** 0.5
+    assert norm <= gram_norm_bound(A) <= 1.07 * norm
+    for scale in (1e-120, 1e120):
+        assert scale * 3.0 <= gram_norm_bound(flat * scale) <= 3.3 * scale
+    assert gram_norm_bound(torch.zeros(n, n)) == 0.0
+
+
+def test_dense_matrix_in_blocks() -> None:
+    A = registry.randn(5, 12)
+    apply = lambda x: x.flatten(1) @ A.T  # noqa: E731
+    torch.testing.assert_close(dense_matrix(apply, (3, 4), block=5), A)
+    assert dense_matrix(lambda x: x, (2, 2), dtype=torch.float32).dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", ["flat", "gap", "decay"])
+def test_probabilistic_bound(kind: str) -> None:
+    n = 5000
+    values = {
+        "flat": torch.ones(n, dtype=torch.float64),
+        "gap": torch.cat([torch.tensor([1.0]), torch.full((n - 1,), 0.1)]).double(),
+        "decay": torch.linspace(1.0, 0.0, n, dtype=torch.float64),
+    }[kind]
+    bound = probabilistic_norm_bound(lambda v: values**2 * v, (n,))
+    assert 1.0 <= bound <= 1.3
+    assert probabilistic_norm_bound(lambda v: 0.0 * v, (7,)) == 0.0
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (5, 6), (2, 3)])
+def test_circulant_bound_is_the_spectrum_on_the_torus(shape: tuple[int, int]) -> None:
+    filters = registry.randn(2, 3, 3)
+    rows = []
+    for i in range(shape[0]):
+        for j in range(shape[1]):
+            image = torch.zeros(2, *shape, dtype=torch.float64)
+            for a in range(3):
+                for b in range(3):
+                    image[:, (i + a) % shape[0], (j + b) % shape[1]] += filters[:, a, b]
+            rows.append(image.flatten(1))
+    matrix = torch.stack(rows, 1).flatten(0, 1)
+    eigenvalues = torch.linalg.eigvalsh(matrix.T @ matrix)
+    largest, smallest = circulant_bound(filters, shape)
+    assert largest == pytest.approx(float(eigenvalues[-1]), rel=1e-12)
+    assert smallest == pytest.approx(float(eigenvalues[0]), rel=1e-9, abs=1e-13)
+
+
+def test_norm_bound_follows_changes_behind_the_version_counter() -> None:
+    bank = FilterBank(nn.Parameter(torch.randn(3, 3, 3, dtype=torch.float64)), (1, 8, 8))
+    before = bank.norm_bound()
+    bank.filters.data.mul_(2.0)
+    assert bank.norm_bound() == pytest.approx(2.0 * before)
+
+
+@pytest.mark.parametrize(
+    ("sides", "boundary", "seed"),
+    [((40, 40), "reflect", 0), ((40, 40), "reflect", 1), ((600, 2), "reflect", 2), ((2, 600), "zero", 3)],
+)
+def test_norm_bound_stays_within_its_promise_where_the_torus_is_loose(
+    sides: tuple[int, int], boundary: str, seed: int
+) -> None:
+    kernel = registry.randn(1, 3, 3, seed=seed)
+    bank = FilterBank(kernel, (1, *sides), boundary)
+    norm = float(torch.linalg.matrix_norm(dense_matrix(bank.forward, bank.domain_shape), 2))
+    assert norm * (1 - 1e-12) <= bank.norm_bound() <= 1.5 * norm
+    assert bank.norm_bound_kind == "rigorous"

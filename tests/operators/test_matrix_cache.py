@@ -1,0 +1,205 @@
+"""The cache of built matrices: what is read back is what was built, whatever happened to the file in between."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import learnreg as lr
+from learnreg.operators import FanBeam2D, ParallelBeam2D
+from learnreg.operators.tomography import matrix_cache
+from learnreg.operators.tomography import projectors as tomography
+from learnreg.operators.tomography.astra_matrix import SparseRows
+from learnreg.operators.tomography.matrix_cache import cache_folder, cached_rows, key_of
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("LEARNREG_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(matrix_cache, "_warned", set())
+    return tmp_path / "cache"
+
+
+def rows(size: int = 100, seed: int = 0) -> SparseRows:
+    generator = np.random.default_rng(seed)
+    values = generator.random(size).astype(np.float32)
+    return SparseRows(np.arange(0, size + 1, 2, dtype=np.int32), np.arange(size, dtype=np.int32), values)
+
+
+def never() -> SparseRows:
+    raise AssertionError("built again")
+
+
+def same(first: SparseRows, second: SparseRows) -> bool:
+    return all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir())
+
+
+def test_a_second_operator_reads_what_the_first_built(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("astra")
+    x = torch.rand(1, 1, 8, 8)
+    first = ParallelBeam2D(8, 6)(x)
+    built: list[object] = []
+    monkeypatch.setattr(tomography, "build_rows", lambda *arguments: built.append(arguments))
+    assert torch.equal(ParallelBeam2D(8, 6)(x), first)
+    torch.testing.assert_close(ParallelBeam2D(8, 6, symmetry="none")(x), first)
+    assert len(files(folder)) == 1, "all rows are made of the stored ones"
+    assert built == []
+
+
+def test_other_scans_have_other_keys(folder: Path) -> None:
+    pytest.importorskip("astra")
+    for count, build in enumerate(
+        [
+            lambda: ParallelBeam2D(8, 6),
+            lambda: ParallelBeam2D(9, 6),
+            lambda: ParallelBeam2D(8, 7),
+            lambda: ParallelBeam2D(8, 6, 15),
+            lambda: ParallelBeam2D(8, 6, kernel="strip"),
+            lambda: ParallelBeam2D(8, torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 2.5])),
+            lambda: FanBeam2D(8, 6),
+            lambda: FanBeam2D(8, 6, None, 2.0, 4.0 + 1e-12),
+        ],
+        1,
+    ):
+        build()
+        assert len(files(folder)) == count
+    scaled = ParallelBeam2D.from_geometry(ParallelBeam2D(8, 6).geometry.in_pixels())
+    assert len(files(folder)) == count, "the unit of length does not matter"
+    torch.testing.assert_close(scaled(torch.ones(1, 1, 8, 8)), 8 * ParallelBeam2D(8, 6)(torch.ones(1, 1, 8, 8)))
+
+
+def test_keys_depend_on_the_format_and_every_digit(monkeypatch: pytest.MonkeyPatch) -> None:
+    key = key_of({"a": 0.1, "b": 2})
+    assert key == key_of({"b": 2, "a": 0.1})
+    assert key != key_of({"a": 0.1 + 2e-17, "b": 2}) or 0.1 + 2e-17 == 0.1
+    assert key != key_of({"a": float(np.nextafter(0.1, 1)), "b": 2})
+    monkeypatch.setattr(matrix_cache, "FORMAT_VERSION", 10**6)
+    assert key != key_of({"a": 0.1, "b": 2})
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+
+
+def exchange(path: Path) -> None:
+    """A whole file, but of another matrix."""
+    cached_rows("other", lambda: rows(seed=5))
+    os.replace(path.with_name("matrix-other.safetensors"), path)
+
+
+def pickled(path: Path) -> None:
+    torch.save({"starts": torch.zeros(1)}, path)
+
+
+@pytest.mark.parametrize("damage", [cut, empty, flip, exchange, pickled])
+def test_a_damaged_file_is_built_again(folder: Path, damage: Callable[[Path], None]) -> None:
+    assert same(cached_rows("key", rows), rows())
+    damage(folder / "matrix-key.safetensors")
+    with pytest.warns(UserWarning, match=r"matrix-key\.safetensors: damaged .*; the matrix is built again"):
+        assert same(cached_rows("key", rows), rows())
+    assert same(cached_rows("key", never), rows())
+
+
+def test_the_oldest_files_go_first(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = sum(array.nbytes for array in rows(10_000))
+    monkeypatch.setenv("LEARNREG_CACHE_GB", str(3.5 * size / 1e9))
+    now = time.time()
+    for age, name in enumerate("abc"):
+        cached_rows(name, lambda: rows(10_000))
+        os.utime(folder / f"matrix-{name}.safetensors", (now - 100 + age, now - 100 + age))
+    cached_rows("a", never)  # used last
+    cached_rows("d", lambda: rows(10_000))
+    assert [path.name[7] for path in files(folder)] == ["a", "c", "d"]
+    with pytest.warns(UserWarning, match="not cached: the cache is bounded to"):
+        cached_rows("e", lambda: rows(40_000))
+    assert [path.name[7] for path in files(folder)] == ["a", "c", "d"]
+    monkeypatch.setenv("LEARNREG_CACHE_GB", "much")
+    with pytest.raises(lr.ConfigError, match="LEARNREG_CACHE_GB='much'"):
+        cached_rows("f", rows)
+
+
+def test_leftovers_of_killed_writers_are_removed(folder: Path) -> None:
+    folder.mkdir()
+    old, young = folder / ".matrix-x.safetensors.1.tmp", folder / ".matrix-y.safetensors.2.tmp"
+    for path in (old, young):
+        path.write_bytes(b"half")
+    os.utime(old, (1, 1))
+    cached_rows("key", rows)
+    assert [path.name for path in files(folder)] == [young.name, "matrix-key.safetensors"]
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It works without a cache and says so once."""
+    blocked = tmp_path / "file"
+    blocked.write_text("not a folder")
+    monkeypatch.setenv("LEARNREG_CACHE", str(blocked / "cache"))
+    monkeypatch.setattr(matrix_cache, "_warned", set())
+    with pytest.warns(UserWarning, match="cannot be cached here"):
+        assert same(cached_rows("key", rows), rows())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert same(cached_rows("key", rows), rows())
+
+
+def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LEARNREG_CACHE", " ")
+    assert cache_folder() is None
+    assert same(cached_rows("key", rows), rows())
+    monkeypatch.setenv("LEARNREG_CACHE", "~/somewhere")
+    assert cache_folder() == Path.home() / "somewhere"
+    monkeypatch.delenv("LEARNREG_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/x")
+    monkeypatch.setenv("LOCALAPPDATA", "/l")
+    for platform, expected in (
+        ("linux", Path("/x/learnreg")),
+        ("darwin", Path.home() / "Library" / "Caches" / "learnreg"),
+        ("win32", Path("/l/learnreg")),
+    ):
+        monkeypatch.setattr(sys, "platform", platform)
+        assert cache_folder() == expected
+
+
+def test_processes_at_once(folder: Path) -> None:
+    code = (
+        "import numpy as np\n"
+        "from learnreg.operators.tomography.astra_matrix import SparseRows\n"
+        "from learnreg.operators.tomography.matrix_cache import cached_rows\n"
+        "def build():\n"
+        "    n, whole = 200_000, np.arange(200_001, dtype=np.int32)\n"
+        "    return SparseRows(whole, whole[:n], np.ones(n, np.float32))\n"
+        "for turn in range(12):\n"
+        "    assert float(cached_rows('shared' + str(turn % 3), build).values.sum()) == 200_000\n"
+    )
+    environment = {**os.environ, "LEARNREG_CACHE_GB": "0.004"}  # room for two of three: they keep removing one
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-W", "error", "-c", code], env=environment, stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors
+    assert not [path for path in files(folder) if path.suffix == ".tmp"]

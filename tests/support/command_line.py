@@ -1,0 +1,34 @@
+"""Command lines of learnreg, run in this process."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from typer.testing import CliRunner
+
+from learnreg.commands.cli import app
+
+
+def call(*arguments: object) -> Any:
+    """One command line, in this process."""
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def succeed(*arguments: object) -> dict[str, Any]:
+    """What a command prints as JSON."""
+    result = call(*arguments, "--json")
+    assert result.exit_code == 0, result.stderr
+    found: dict[str, Any] = json.loads(result.stdout.strip().splitlines()[-1])
+    return found
+
+
+def refuse(code: int, *arguments: object) -> str:
+    """The line that a command complains with."""
+    result = call(*arguments)
+    assert result.exit_code == code, result.stderr
+    assert result.stdout == ""
+    lines = [line for line in result.stderr.splitlines() if not line.startswith("training")]
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("learnreg: ")
+    return lines[0]

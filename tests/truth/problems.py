@@ -1,0 +1,315 @@
+"""Random small lower-level problems, for hunting false bounds."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from truth.groups import learned_generalized_variation, learned_total_variation, multivariate_experts
+from truth.networks import input_convex_network, lifted_network
+from truth.ridges import ridge_regularizer, weakly_convex_ridge
+
+import learnreg as lr
+from learnreg.convolutions.filter_bank import FilterBank
+from learnreg.convolutions.gradient import Gradient
+from learnreg.linear.operator import LinearOperator
+from learnreg.lower_level.instance import weighted_square
+from learnreg.operators import Blur, FanBeam2D, Identity, Inpainting, ParallelBeam2D
+from learnreg.potentials.isotropic import IsotropicPseudoHuber
+from learnreg.regularizers import AnalysisOperator, FieldsOfExperts, Regularizer, TotalVariation
+
+DOUBLE = torch.float64
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """What problems are drawn from."""
+
+    smoothing: tuple[float, float] = (1e-4, 1.0)
+    scale: tuple[float, float] = (1e-2, 2.0)
+    ridge: tuple[float, float] = (1e-2, 1.0)
+    offset: float = 0.0
+    constrained: float = 0.1
+    weighted: float = 0.25
+    ridged: float = 0.3
+    dtypes: tuple[torch.dtype, ...] = (DOUBLE,)
+    scans: bool = False
+    sides: tuple[int, int] = (3, 9)
+    regularizers: tuple[str, ...] = ("FieldsOfExperts", "TotalVariation", "AnalysisOperator", "FieldsOfExperts")
+
+
+RANGES = {
+    "ordinary": Ranges(),
+    "extreme": Ranges((1e-4, 1e2), (1e-4, 1e2), (1e-4, 1e2), offset=100.0, constrained=0.2),
+    "constrained": Ranges((1e-2, 1.0), (1e-2, 1.0), (0.1, 1.0), constrained=1.0),
+    "float32": Ranges(dtypes=(torch.float32,)),
+    "tomography": Ranges(
+        (1e-3, 1.0), (1e-3, 1.0), (1e-4, 0.1), 0.0, 0.4, 0.5, 1.0, dtypes=(DOUBLE, torch.float32), scans=True
+    ),
+    "ridge": Ranges(regularizers=("RidgeRegularizer",)),
+    "grouped": Ranges(regularizers=("MultivariateExperts", "LearnedTotalVariation")),
+    "grouped-extreme": Ranges(
+        (1e-4, 1e2),
+        (1e-4, 1e2),
+        (1e-4, 1e2),
+        100.0,
+        0.2,
+        dtypes=(DOUBLE, torch.float32),
+        regularizers=("MultivariateExperts", "LearnedTotalVariation"),
+    ),
+    "second-order": Ranges(sides=(3, 7), regularizers=("LearnedTotalGeneralizedVariation",)),
+    "lifted": Ranges((1e-3, 1.0), (1e-2, 1.0), sides=(3, 7), regularizers=("LiftedNetwork",)),
+    "networks": Ranges((1e-3, 1.0), (1e-2, 1.0), sides=(8, 12), regularizers=("InputConvexNetwork",)),
+    "large-ridge": Ranges(regularizers=("RidgeRegularizer",), sides=(8, 16)),
+    "nonconvex": Ranges(regularizers=("WeaklyConvexRidge",)),
+    "large-nonconvex": Ranges(regularizers=("WeaklyConvexRidge",), sides=(8, 16)),
+}
+
+
+class Draw:
+    """Random choices from one generator."""
+
+    def __init__(self, generator: torch.Generator, ranges: Ranges | None = None) -> None:
+        self.generator, self.ranges = generator, ranges or Ranges()
+
+    def scale(self) -> float:
+        return self.log_uniform(*self.ranges.scale)
+
+    def uniform(self, low: float, high: float) -> float:
+        return low + (high - low) * float(torch.rand((), generator=self.generator, dtype=DOUBLE))
+
+    def log_uniform(self, low: float, high: float) -> float:
+        return math.exp(self.uniform(math.log(low), math.log(high)))
+
+    def integer(self, low: int, high: int) -> int:
+        return int(torch.randint(low, high + 1, (), generator=self.generator))
+
+    def chance(self, probability: float) -> bool:
+        return self.uniform(0.0, 1.0) < probability
+
+    def choice(self, *options: object) -> object:
+        return options[self.integer(0, len(options) - 1)]
+
+    def normal(self, *shape: int) -> Tensor:
+        return torch.randn(*shape, generator=self.generator, dtype=DOUBLE)
+
+    def rand(self, *shape: int) -> Tensor:
+        return torch.rand(*shape, generator=self.generator, dtype=DOUBLE)
+
+
+# ------------------------------------------------------------------------------------------------------------- problems
+
+
+@dataclass
+class Case:
+    """One random problem and the call to test on it."""
+
+    problem: lr.LowerLevelProblem
+    b: Tensor
+    loss: lr.UpperLoss
+    coupled: bool
+    smoothing: float
+    label: str
+
+
+class DenseMatrix(LinearOperator):
+    """A random matrix, wide or tall; learnable, so that its entries get a gradient, or not."""
+
+    matrix: Tensor
+
+    def __init__(self, matrix: Tensor, domain_shape: tuple[int, ...], learnable: bool) -> None:
+        super().__init__(domain_shape, (matrix.shape[0],))
+        if learnable:
+            self.matrix = nn.Parameter(matrix)
+        else:
+            self.register_buffer("matrix", matrix)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1) @ self.matrix.to(x.dtype).T
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return (y @ self.matrix.to(y.dtype)).reshape(-1, *self.domain_shape)
+
+    def row_norms(self, grouped: bool) -> Tensor | float:
+        return self.matrix.detach().double().norm(dim=1) * (1.0 + 1e-12)
+
+    def parameter_lipschitz(self) -> float | None:
+        return 1.0 if self.matrix.requires_grad else 0.0
+
+
+def random_matrix(draw: Draw, shape: tuple[int, int, int], scale: float) -> DenseMatrix:
+    columns = math.prod(shape)
+    rows = draw.integer(max(1, columns // 3), 2 * columns)
+    return DenseMatrix(scale / math.sqrt(columns) * draw.normal(rows, columns), shape, draw.chance(0.4))
+
+
+def potential(draw: Draw, smoothing: float, weight: float) -> lr.PseudoHuber | lr.LogCosh | lr.Huber:
+    kind = draw.choice(lr.PseudoHuber, lr.PseudoHuber, lr.LogCosh, lr.LogCosh, lr.Huber)
+    return kind(smoothing, weight)  # type: ignore[operator]
+
+
+def fields_of_experts(draw: Draw, shape: tuple[int, int, int], smoothing: float) -> Regularizer:
+    count, size = draw.integer(1, 5), draw.integer(2, min(3, *shape[1:]))
+    boundary = draw.choice("valid", "zero", "circular", "reflect")
+    scale = draw.scale()
+    if draw.chance(0.4):
+        shared = potential(draw, smoothing, draw.scale())
+        result = FieldsOfExperts(count, size, shared, boundary, generator=draw.generator)
+        result = result.double()
+        with torch.no_grad():
+            result.filters.add_(0.3 * draw.normal(count, size, size)).mul_(scale)
+        return result
+    filters = scale * draw.normal(count, size, size)
+    weights = torch.stack([torch.tensor(draw.scale(), dtype=DOUBLE) for _ in range(count)])
+    smoothings = smoothing * (1.0 + draw.rand(count))
+    return FieldsOfExperts.from_arrays(filters, weights, smoothings, boundary, potential(draw, 1.0, 1.0))
+
+
+def total_variation(draw: Draw, shape: tuple[int, int, int], smoothing: float) -> Regularizer:
+    return TotalVariation(draw.scale(), smoothing).double()
+
+
+def analysis_operator(draw: Draw, shape: tuple[int, int, int], smoothing: float) -> Regularizer:
+    weight = draw.scale()
+    kind = draw.integer(0, 3)
+    if kind == 3:
+        return AnalysisOperator(random_matrix(draw, shape, draw.scale()), potential(draw, smoothing, weight)).double()
+    if kind == 0:
+        size = draw.integer(2, min(3, *shape[1:]))
+        filters = nn.Parameter(draw.scale() * draw.normal(draw.integer(1, 3), size, size))
+        bank = FilterBank(filters, shape, draw.choice("valid", "zero", "circular", "reflect"))
+        return AnalysisOperator(bank, potential(draw, smoothing, weight)).double()
+    operator: LinearOperator = Gradient(shape)
+    if kind == 1:
+        return AnalysisOperator(operator, IsotropicPseudoHuber(smoothing, weight)).double()
+    return AnalysisOperator(draw.uniform(0.1, 2.0) * operator, potential(draw, smoothing, weight)).double()
+
+
+REGULARIZERS: dict[str, Callable[[Draw, tuple[int, int, int], float], Regularizer]] = {
+    "FieldsOfExperts": fields_of_experts,
+    "TotalVariation": total_variation,
+    "AnalysisOperator": analysis_operator,
+    "RidgeRegularizer": ridge_regularizer,
+    "MultivariateExperts": multivariate_experts,
+    "LearnedTotalVariation": learned_total_variation,
+    "LearnedTotalGeneralizedVariation": learned_generalized_variation,
+    "InputConvexNetwork": input_convex_network,
+    "WeaklyConvexRidge": weakly_convex_ridge,
+    "LiftedNetwork": lifted_network,
+}
+
+
+def scan(draw: Draw, side: int) -> LinearOperator:
+    """X-ray transform of a square image of side 1: few random or uniform views, fewer or more rays than pixels, a
+    detector that may be too short."""
+    limit = math.pi if draw.chance(0.5) else 2.0 * math.pi
+    views = draw.integer(1, max(2, side))
+    angles = views if draw.chance(0.5) else limit * draw.rand(views)
+    detectors = None if draw.chance(0.5) else draw.integer(side, 2 * side)
+    kernel: Any = draw.choice("line", "strip")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of detectors that are too short
+        if draw.chance(0.5):
+            return ParallelBeam2D(side, angles, detectors, kernel="linear" if draw.chance(0.5) else kernel)
+        near = draw.uniform(1.0, 3.0)
+        return FanBeam2D(side, angles, detectors, near, near + draw.uniform(0.0, 3.0), kernel=kernel)
+
+
+def forward_operator(draw: Draw, shape: tuple[int, int, int]) -> LinearOperator:
+    if draw.ranges.scans:
+        return scan(draw, shape[1])
+    kind = draw.integer(0, 5)
+    if kind <= 1:
+        return Identity(shape)
+    if kind == 5:
+        return random_matrix(draw, shape, 1.0)
+    if kind == 2:
+        return Inpainting((draw.rand(*shape) > 0.3).to(DOUBLE))
+    size = draw.integer(1, 3)
+    boundary = draw.choice("zero", "circular", "reflect")
+    kernel = draw.rand(size, size) if draw.chance(0.5) else draw.normal(size, size)
+    kernel = kernel / kernel.abs().sum()
+    return Blur(nn.Parameter(kernel) if draw.chance(0.4) else kernel, shape, boundary)
+
+
+def photon_term(draw: Draw) -> lr.LeastSquares:
+    """Weights of each measurement's own, over several powers of ten."""
+    electronic = draw.log_uniform(0.1, 30.0) if draw.chance(0.5) else 0.0
+    return lr.TransmissionLeastSquares(
+        draw.log_uniform(10.0, 1e6), draw.log_uniform(0.1, 5.0), electronic, draw.uniform(0.0, 0.5)
+    )
+
+
+def upper_loss(draw: Draw, x_true: Tensor) -> tuple[lr.UpperLoss, bool]:
+    kind = draw.integer(0, 3)
+    if kind <= 1:
+        return lr.SquaredError(x_true), False
+    scale = draw.log_uniform(1e-2, 1.0)
+    if kind == 2:  # per sample; the second derivative of each term is at most 1/scale
+        distance = lambda x: (((x - x_true) ** 2 + scale**2).sqrt() - scale).flatten(1).sum(1)  # noqa: E731
+        return lr.UpperLoss(distance, 1.0 / scale), False
+    # one number for the whole batch that couples its samples: ½‖mean over the batch‖², gradient constant 1/batch
+    return lr.UpperLoss(lambda x: 0.5 * ((x - x_true).mean(0) ** 2).sum(), 1.0 / x_true.shape[0]), True
+
+
+def image_shape(draw: Draw) -> tuple[int, int, int]:
+    if draw.ranges.scans:
+        side = draw.integer(6, 12)
+        return 1, side, side
+    return 1, draw.integer(*draw.ranges.sides), draw.integer(*draw.ranges.sides)
+
+
+def draw_case(draw: Draw) -> Case:
+    """A random problem of at most 12 x 12 pixels, of 9 x 9 unless scans or networks are drawn."""
+    ranges = draw.ranges
+    shape = image_shape(draw)
+    batch = draw.integer(1, 3)
+    smoothing = draw.log_uniform(*ranges.smoothing)
+    name = str(draw.choice(*ranges.regularizers))
+    regularizer = REGULARIZERS[name](draw, shape, smoothing)
+    operator = forward_operator(draw, shape)
+    data_term: lr.LeastSquares = lr.LeastSquares()
+    if draw.chance(ranges.weighted):
+        weights = draw.rand(*operator.range_shape) * (draw.rand(*operator.range_shape) > 0.2)
+        if draw.chance(0.3):
+            weights = torch.tensor(draw.uniform(0.2, 2.0), dtype=DOUBLE)
+        data_term = lr.WeightedLeastSquares(nn.Parameter(weights) if draw.chance(0.5) else weights)
+    if ranges.scans and draw.chance(0.3):
+        data_term = photon_term(draw)
+    ridge: float | nn.Parameter = 0.0
+    modulus = data_term.weight_range()[0] * operator.gram_lower_bound()
+    terms = regularizer.saddle_terms(shape)
+    concavity = 0.0 if terms.potential.convex else weighted_square(terms.operator, terms.potential.concavity)
+    if modulus < concavity + 1e-3 or draw.chance(ranges.ridged):
+        ridge = draw.log_uniform(*ranges.ridge) + max(0.0, concavity - modulus)
+        if draw.chance(0.3):
+            ridge = nn.Parameter(torch.tensor(ridge, dtype=DOUBLE))
+    constraint = None
+    if draw.chance(ranges.constrained):
+        constraint = lr.Nonnegative() if draw.chance(0.5) else lr.Box(draw.uniform(-0.2, 0.3), draw.uniform(0.6, 1.2))
+    problem = lr.LowerLevelProblem(operator, regularizer, ridge=ridge, data_term=data_term, constraint=constraint)
+    x_true = draw.rand(batch, *shape)
+    if draw.chance(0.5):
+        x_true = x_true + ranges.offset
+    with torch.no_grad():
+        b = operator(x_true)
+        b = b + draw.log_uniform(1e-2, 0.3) * draw.normal(*b.shape)
+    dtype = ranges.dtypes[0] if len(ranges.dtypes) == 1 else ranges.dtypes[draw.integer(0, len(ranges.dtypes) - 1)]
+    problem, x_true, b = problem.to(dtype), x_true.to(dtype), b.to(dtype)
+    loss, coupled = upper_loss(draw, x_true)
+    kind = type(problem.saddle_terms(DOUBLE).potential).__name__
+    label = (
+        f"{name}/{kind}/{type(operator).__name__}/{type(data_term).__name__}/{batch}x{shape[1]}x{shape[2]}"
+        f"/smoothing={smoothing:.2g}/mu={problem.strong_convexity:.2g}"
+        f"{'' if constraint is None else '/' + type(constraint).__name__}"
+        f"{'' if dtype == DOUBLE else '/' + str(dtype).removeprefix('torch.')}"
+    )
+    return Case(problem, b, loss, coupled, smoothing, label)
+
+
+# ---------------------------------------------------------------------------------------------------------------- truth

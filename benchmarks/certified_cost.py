@@ -20,6 +20,7 @@ from torch import Tensor
 
 import learnreg as lr
 from learnreg.certificates.judgement import gradient_distance, gradient_norm, judge
+from learnreg.commands.process import large_blocks_kept
 from learnreg.hypergradients.base import Iterates
 from learnreg.hypergradients.implicit import make_adjoint_solver
 from learnreg.linear.samples import sum_samples
@@ -29,7 +30,6 @@ from learnreg.operators import Identity
 from learnreg.regularizers import Regularizer, TotalVariation
 from learnreg.solvers import iterate
 from learnreg.solvers.newton_correction import correct_adjoint
-from learnreg.training.allocator import keep_large_blocks
 
 TARGETS = (1e-1, 1e-2, 1e-3)
 STATES = [10.0 ** (-k / 4) for k in range(11, 26)]
@@ -98,12 +98,12 @@ def row(name: str, regularizer: Regularizer, x_true: Tensor) -> Iterator[dict[st
         yield entry
 
 
+@large_blocks_kept()
 def main() -> None:
     options = arguments(__doc__ or "", data={"default": os.environ.get("LEARNREG_DATA", ""), "help": "folder of data"})
     folder = Path(options.data)
     if not options.data or not (folder / "hard_foe.npz").is_file():
         sys.exit("hard_foe.npz not found: give its folder with --data or LEARNREG_DATA")
-    keep_large_blocks()
     table = Table(
         name="certified_cost",
         order=7,

@@ -20,12 +20,12 @@ from harness import Table, arguments, finish
 from torch import Tensor
 
 import learnreg as lr
+from learnreg.commands.process import large_blocks_kept
 from learnreg.datasets import BSDS500
 from learnreg.lower_level.adjoint_equation import AdjointEquation
 from learnreg.operators import Identity
 from learnreg.regularizers import FieldsOfExperts
 from learnreg.solvers import AdjointPDHG, AdjointSolver, ConjugateGradient, iterate
-from learnreg.training.allocator import keep_large_blocks
 
 SIGMA, CROP, SIDE = 25 / 255, 100, 96
 STATE_TARGETS, ADJOINT_TARGETS = (1e-3, 1e-4), (1e-1, 1e-2, 1e-3)
@@ -126,12 +126,12 @@ def row(name: str, regularizer: FieldsOfExperts, x_true: Tensor) -> dict[str, An
     return entry
 
 
+@large_blocks_kept()
 def main() -> None:
     options = arguments(__doc__ or "", data={"default": os.environ.get("LEARNREG_DATA", ""), "help": "folder of data"})
     folder = Path(options.data)
     if not options.data or not (folder / "hard_foe.npz").is_file():
         sys.exit("hard_foe.npz not found: give its folder with --data or LEARNREG_DATA")
-    keep_large_blocks()
     table = Table(
         name="hard_foe",
         order=1,

@@ -19,6 +19,7 @@ from harness import Table, arguments, finish, interleave
 from torch import Tensor
 
 import learnreg as lr
+from learnreg.commands.process import large_blocks_kept
 from learnreg.datasets import add_noise, natural_images
 from learnreg.hypergradients.base import HypergradientMethod
 from learnreg.hypergradients.compute import Start
@@ -29,7 +30,6 @@ from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.operators import Identity
 from learnreg.potentials.pseudo_huber import PseudoHuber
 from learnreg.regularizers import FieldsOfExperts
-from learnreg.training.allocator import keep_large_blocks
 from learnreg.training.tolerances import BatchGradient, Tolerances, improve_batch
 
 SIGMA = 25 / 255
@@ -236,9 +236,9 @@ def run(options: argparse.Namespace) -> Table:
     return table
 
 
+@large_blocks_kept()
 def main() -> None:
     options = arguments(__doc__, quick={"action": "store_true", "help": "three sizes each"})
-    keep_large_blocks()
     finish(run(options), options)
 
 

@@ -18,10 +18,10 @@ import torch
 from harness import Table, arguments, finish
 
 import learnreg as lr
+from learnreg.commands.process import large_blocks_kept
 from learnreg.datasets import BSDS500, DenoisingPatches
 from learnreg.operators import Identity
 from learnreg.regularizers import FieldsOfExperts
-from learnreg.training.allocator import keep_large_blocks
 
 PATCHES, SIDE, SIGMA, SMOOTHINGS = 4, 48, 25 / 255, (1e-2, 1e-3)
 
@@ -60,6 +60,7 @@ def descend(folder: Path, smoothing: float, certificate: Any, steps: int) -> Run
     return run
 
 
+@large_blocks_kept()
 def main() -> None:
     options = arguments(
         __doc__ or "",
@@ -69,7 +70,6 @@ def main() -> None:
     folder = Path(options.data)
     if not options.data or not (folder / "BSDS500").is_dir():
         sys.exit("BSDS500 not found: give its folder with --data or LEARNREG_DATA")
-    keep_large_blocks()
     table = Table(
         name="training_certificates",
         order=8,

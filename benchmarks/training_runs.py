@@ -16,7 +16,6 @@ import learnreg as lr
 from learnreg.datasets import BSDS500, DenoisingPatches, natural_images
 from learnreg.errors import LearnregError
 from learnreg.hypergradients.base import Accuracy, HypergradientMethod, Iterates
-from learnreg.hypergradients.compute import Start
 from learnreg.hypergradients.implicit import Implicit
 from learnreg.losses import SquaredError, UpperLoss
 from learnreg.lower_level.adjoint_equation import AdjointEquation
@@ -25,9 +24,13 @@ from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.operators import Identity
 from learnreg.potentials.pseudo_huber import PseudoHuber
 from learnreg.regularizers import FieldsOfExperts
+from learnreg.training.clock import Clock
 from learnreg.training.optimizers import Adam
+from learnreg.training.sampler import Sampler
 from learnreg.training.session import Session
 from learnreg.training.tolerances import Audit, Tolerances
+from learnreg.training.warm_starts import WarmStarts
+from learnreg.training.workers import Workers
 
 __all__ = ["Curve", "FixedSteps", "Scale", "Setting", "fixed", "fixed_steps", "train", "training_items"]
 
@@ -91,41 +94,54 @@ class Curve:
         return math.inf
 
 
-class BenchmarkSession(Session):
-    """A training session that runs for a number of updates, stops its clock outside them, and may leave out audits and
-    warm starts."""
+class UpdatesClock(Clock):
+    """Stands outside updates, and ends a run by their number alone."""
 
-    def __init__(self, setting: Setting, problem: LowerLevelProblem, items: list[Any], scale: Scale) -> None:
-        self.setting, self.scale, self.done = setting, scale, 0
-        self.spent, self.cpu, self._since = 0.0, 0.0, None
-        self.curve_audits: list[Audit] = []
-        super().__init__(
-            problem, items, SquaredError, setting.method, scale.batch, SEED, math.inf, TARGET, setting.tolerances
-        )
+    def __init__(self, updates: int) -> None:
+        super().__init__(math.inf)
+        self.updates, self.done, self.cpu = updates, 0, 0.0
+        self._spent, self._since = 0.0, None
 
     def timed(self, update: Callable[[], Any]) -> None:
         """One update with the clock running."""
         self._since, began = time.monotonic(), time.process_time()
         update()
-        self.spent, self._since = self.elapsed, None
+        self._spent, self._since = self.elapsed, None
         self.cpu += time.process_time() - began
         self.done += 1
 
     @property
     def elapsed(self) -> float:
-        return self.spent + (0.0 if self._since is None else time.monotonic() - self._since)
+        return self._spent + (0.0 if self._since is None else time.monotonic() - self._since)
 
     @property
     def progress(self) -> float:
-        return self.done / self.scale.updates
+        return self.done / self.updates
 
-    def check_time(self) -> None:
+    def check(self) -> None:
         """The number of updates ends the run."""
 
-    def _starts(self, indices: Any, b: Tensor) -> Start:
-        if not self.setting.warm:
-            self._warm.clear()
-        return super()._starts(indices, b)
+
+class BenchmarkSession(Session):
+    """A training session that runs for a number of updates, stops its clock outside them, and may leave out audits and
+    warm starts."""
+
+    clock: UpdatesClock
+
+    def __init__(self, setting: Setting, problem: LowerLevelProblem, items: list[Any], scale: Scale) -> None:
+        self.setting, self.scale = setting, scale
+        self.curve_audits: list[Audit] = []
+        super().__init__(
+            problem,
+            SquaredError,
+            setting.method,
+            TARGET,
+            sampler=Sampler(items, scale.batch, SEED),
+            clock=UpdatesClock(scale.updates),
+            workers=Workers(1),
+            warm=WarmStarts(problem.operator.domain_shape, **({} if setting.warm else {"limit": 0})),
+        )
+        self.tolerances = setting.tolerances
 
     def _audit_if_due(self) -> Audit | None:
         found = super()._audit_if_due() if self.setting.audits else None
@@ -202,15 +218,16 @@ def train(setting: Setting, items: list[Any], scale: Scale) -> Curve:
             if curve.failure:
                 break
             if update < scale.updates:
-                session.timed(upper.update)
+                session.clock.timed(upper.update)
     except LearnregError as error:
-        curve.failure = f"stopped after {session.done} updates: {error}"
+        curve.failure = f"stopped after {session.clock.done} updates: {error}"
     finally:
         session.close()
     curve.eigenvalue = largest_eigenvalue(session.problem, items[:4], x)
     print(
         f"{setting.name:32s} loss {curve.loss[-1]:.4f} PSNR {curve.psnr[-1]:.3f} condition {curve.condition[-1]:.0f} "
-        f"applications {session.applications} CPU seconds {session.cpu:.1f} audits {len(curve.audits)} {curve.failure}",
+        f"applications {session.applications} CPU seconds {session.clock.cpu:.1f} audits {len(curve.audits)} "
+        f"{curve.failure}",
         flush=True,
     )
     return curve
@@ -218,10 +235,11 @@ def train(setting: Setting, items: list[Any], scale: Scale) -> Curve:
 
 def reason_to_stop(session: BenchmarkSession, curve: Curve) -> str:
     """Why a run is not worth going on; empty while it is."""
-    if session.cpu > session.scale.seconds:
-        return f"stopped after {session.done} updates and {session.cpu:.0f} CPU seconds"
+    if session.clock.cpu > session.scale.seconds:
+        return f"stopped after {session.clock.done} updates and {session.clock.cpu:.0f} CPU seconds"
     if curve.psnr[-1] < max(curve.psnr) - FALL:
-        return f"stopped after {session.done} updates: the true PSNR fell by {max(curve.psnr) - curve.psnr[-1]:.1f} dB"
+        fall = max(curve.psnr) - curve.psnr[-1]
+        return f"stopped after {session.clock.done} updates: the true PSNR fell by {fall:.1f} dB"
     return ""
 
 
@@ -230,9 +248,9 @@ def evaluate(session: BenchmarkSession, items: list[Any], curve: Curve, x: Tenso
     b, x_true = (torch.stack([item[k] for item in items]) for k in range(2))
     solution = lr.solve(session.problem, b, tolerance=TRUE_TOLERANCE, start=x)
     difference = (solution.x - x_true).double().square()
-    curve.updates.append(session.done)
+    curve.updates.append(session.clock.done)
     curve.applications.append(session.applications)
-    curve.seconds.append(session.cpu)
+    curve.seconds.append(session.clock.cpu)
     curve.loss.append(float(0.5 * difference.flatten(1).sum(1).mean()))
     curve.psnr.append(-10.0 * math.log10(float(difference.mean())))
     curve.condition.append(condition_bound(session.problem.instance(b[:1])))

@@ -27,7 +27,7 @@ from training_runs import (
     training_items,
 )
 
-from learnreg.training.allocator import keep_large_blocks
+from learnreg.commands.process import large_blocks_kept
 
 
 def run_all(items: list[Any], scale: Scale, quick: bool) -> list[Curve]:
@@ -148,6 +148,7 @@ def line_style(curve: Curve, colours: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+@large_blocks_kept()
 def main() -> None:
     options = arguments(
         __doc__,
@@ -156,7 +157,6 @@ def main() -> None:
         updates={"type": int, "default": Scale.updates, "help": f"updates of each run (default {Scale.updates})"},
         figure={"default": None, "help": "where to write the curves (default docs/benchmarks_training.png on record)"},
     )
-    keep_large_blocks()
     scale = Scale(8, 32, 16, 8, 10, 2) if options.quick else Scale(updates=options.updates)
     items, source = training_items(options.data, scale)
     curves = run_all(items, scale, options.quick)

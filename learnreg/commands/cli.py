@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec, TypeVar
 
-import torch
 import typer
 
 import learnreg
+from learnreg.commands import process
 from learnreg.commands.doctor import describe_facts, examine
 from learnreg.commands.evaluate import evaluate as run_evaluation
 from learnreg.commands.options import DenoiseConfig, TomographyConfig
@@ -342,8 +342,8 @@ def accuracy(
     _check_seed(seed)
     _check_folder(out)
     problems = builtin_problems(seed) if model is None else model_problem(load(model), model, seed)
-    torch.set_num_threads(threads)
-    report = measure(problems, wanted, levels, seed)
+    with process.threads(threads):
+        report = measure(problems, wanted, levels, seed)
     for line in describe(report):
         _say(line, json)
     if json:

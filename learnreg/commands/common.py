@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from learnreg.commands.options import TrainingConfig
+from learnreg.commands.process import large_blocks_kept, threads
 from learnreg.hypergradients.base import HypergradientMethod
 from learnreg.hypergradients.implicit import Implicit
 from learnreg.hypergradients.piggyback import Piggyback
@@ -22,9 +23,10 @@ from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.regularizers import TotalVariation
 from learnreg.report.comparison import Comparison
 from learnreg.solvers.solve import solve
+from learnreg.training.options import TrainingOptions
 from learnreg.training.run_folder import RunFolder
-from learnreg.training.session import PairedDataset
-from learnreg.training.train import TrainResult, train
+from learnreg.training.sampler import PairedDataset
+from learnreg.training.train import Trainer, TrainResult
 
 __all__ = [
     "comparison_figures",
@@ -48,26 +50,33 @@ def learn(
     validate: Callable[[], float],
 ) -> TrainResult:
     """Train with a progress bar on stderr. ``described``: goes into the model file beside the options."""
-    with tqdm(total=round(60 * config.minutes), unit="s", file=sys.stderr, desc="training") as bar:
-        return train(
+    options = TrainingOptions(
+        config.minutes,
+        config.batch_size,
+        _METHODS[config.method](),
+        config.tolerance,
+        config.optimizer,  # type: ignore[arg-type]
+        config.step_size,
+        config.samples,
+        config.seed,
+        config.max_updates or None,
+        workers=torch.get_num_threads(),
+    )
+    with (
+        tqdm(total=round(60 * config.minutes), unit="s", file=sys.stderr, desc="training") as bar,
+        threads(1),  # audits and held-out images are small, too: several cores only slow them
+        large_blocks_kept(),
+    ):
+        trainer = Trainer(
             problem,
             pairs,
             SquaredError,
-            folder,
-            config.minutes,
-            config.batch_size,
-            method=_METHODS[config.method](),
-            tolerance=config.tolerance,
-            optimizer=config.optimizer,  # type: ignore[arg-type]
-            step_size=config.step_size,
-            samples=config.samples,
-            seed=config.seed,
-            max_updates=config.max_updates or None,
-            resume=resume,
+            options,
             config={**described, "training": dataclasses.asdict(config)},
             validate=validate,
             on_update=partial(_advance, bar),
         )
+        return trainer.run(folder, resume)
 
 
 @torch.no_grad()

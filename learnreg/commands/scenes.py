@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from learnreg.datasets import PhotonNoise, RelativeNoise, add_noise
-from learnreg.operators import FanBeam2D, ParallelBeam2D
-from learnreg.operators.tomography import filtered_back_projection
+from learnreg.operators import FanBeam2D, ParallelBeam2D, filtered_back_projection
 from learnreg.report.comparison import Scene
 
 __all__ = ["Projector", "measured_scene", "measured_scenes", "noise_model", "noisy_scenes"]

@@ -70,7 +70,7 @@ def filter_gradient(x: Tensor, y: Tensor, size: tuple[int, int]) -> Tensor:
 
 def chosen_kernels() -> dict[str, str]:
     """What was measured to be the fastest, by "kind filters rows x columns dtype threads"."""
-    return {" ".join(map(str, key)): name for key, name in _choices.items()}
+    return {" ".join(map(str, key)): name for key, name in _choices.copy().items()}
 
 
 def _differentiates(*tensors: Tensor) -> bool:

@@ -23,7 +23,7 @@ class UpperLevel(ABC):
 
     def __init__(self, session: Session, step_size: float, samples: int) -> None:
         self.session, self.step_size = session, step_size
-        count = len(session.dataset)
+        count = len(session.sampler.dataset)
         self.indices: Sequence[int] = range(min(samples, count))
 
     @abstractmethod
@@ -67,12 +67,12 @@ class Adam(UpperLevel):
         self._optimizer = torch.optim.Adam(self.parameters, lr=step_size, betas=(0.9, 0.95))
 
     def update(self) -> dict[str, Any]:
-        self.session.check_time()
-        evaluation = self.session.evaluate(self.session.next_batch())
+        self.session.clock.check()
+        evaluation = self.session.evaluate(self.session.sampler.next_batch())
         for name, p in self.session.problem.learnable().items():
             p.grad = evaluation.gradient[name]
         for group in self._optimizer.param_groups:
-            group["lr"] = self.step_size * max(0.5 * (1.0 + math.cos(math.pi * self.session.progress)), 1e-3)
+            group["lr"] = self.step_size * max(0.5 * (1.0 + math.cos(math.pi * self.session.clock.progress)), 1e-3)
         self._optimizer.step()
         self.session.problem.project_()
         return _row(evaluation)
@@ -111,7 +111,7 @@ class QuasiNewton(UpperLevel):
         """The loss over its first value, so that steps do not depend on its units; the gradient in ``.grad``."""
         current = [p.detach() for p in self.parameters]
         if self._evaluation is None or any(not torch.equal(p, q) for p, q in zip(current, self._at, strict=True)):
-            self.session.check_time()
+            self.session.clock.check()
             self._evaluation = self.session.evaluate(self.indices)
             self._at = [p.clone() for p in current]
             if self._best is None or self._evaluation.loss < self._best[0]:
@@ -161,12 +161,12 @@ class Adaptive(UpperLevel):
 
     def __init__(self, session: Session, step_size: float, samples: int) -> None:
         super().__init__(session, step_size, samples)
-        b, x_true = session.samples(list(self.indices))
+        b, x_true = session.sampler.items(list(self.indices))
         self._objective = BatchObjective(session.problem, b, session.loss(x_true), session.method)
         self._descent = AdaptiveDescent(first_step=step_size)
 
     def update(self) -> dict[str, Any]:
-        self.session.check_time()
+        self.session.clock.check()
         before = self._objective.operator_applications
         step = self._descent.step(self._objective)
         self.session.applications += self._objective.operator_applications - before

@@ -27,7 +27,8 @@ _CHECKPOINT_FORMAT = 1
 
 
 class RunFolder:
-    """``model.safetensors``, ``config.toml``, ``metrics.jsonl``, ``report.html`` and ``checkpoint/`` of one run.
+    """``model.safetensors``, ``config.toml``, ``metrics.jsonl``, ``kernels.json``, ``report.html`` and ``checkpoint/``
+    of one run.
 
     Every file but ``metrics.jsonl`` is replaced as a whole; a run that is killed at any moment can be resumed.
 
@@ -73,6 +74,10 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def kernels_path(self) -> Path:
+        return self.path / "kernels.json"
+
+    @property
     def checkpoint_folder(self) -> Path:
         return self.path / "checkpoint"
 
@@ -95,6 +100,16 @@ class RunFolder:
         """Write model.safetensors, see ``learnreg.models.model.save_model``."""
         save_model(self.model_path, problem, config)
         return self.model_path
+
+    def save_kernels(self, chosen: Mapping[str, str]) -> None:
+        """Write kernels.json: the convolution kernel in use for each shape, those of earlier runs included."""
+        try:
+            earlier = json.loads(self.kernels_path.read_text(encoding="utf-8")) if self.kernels_path.exists() else {}
+        except (OSError, ValueError):
+            earlier = {}  # a record for people; nothing is read from it
+        content = {**earlier, **chosen}
+        if content != earlier:
+            write_atomically(self.kernels_path, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
 
     # ---- metrics -----------------------------------------------------------------------------------------------------
 

@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from learnreg.convolutions.correlation import chosen_kernels
 from learnreg.errors import ConfigError, DataError, LearnregError, OperatorError
 from learnreg.hypergradients.base import HypergradientMethod
 from learnreg.hypergradients.implicit import Implicit
 from learnreg.losses import SquaredError, UpperLoss
 from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.regularizers import Regularizer
-from learnreg.solvers.solve import check_tolerance
-from learnreg.training.allocator import keep_large_blocks
+from learnreg.training.clock import TimeUp
 from learnreg.training.guard import examine_problem, guarded
 from learnreg.training.optimizers import make_upper_level
+from learnreg.training.options import OptimizerName, TrainingOptions
 from learnreg.training.run_folder import RunFolder
-from learnreg.training.session import PairedDataset, Session, TimeUp
+from learnreg.training.sampler import PairedDataset
+from learnreg.training.session import Session
 
-__all__ = ["OptimizerName", "TrainResult", "train"]
-
-OptimizerName = Literal["adam", "lbfgs", "adaptive"]
+__all__ = ["OptimizerName", "TrainResult", "Trainer", "train"]
 
 _CHECKPOINT_SECONDS = 30.0
 
@@ -68,6 +67,12 @@ def train(
 ) -> TrainResult:
     """Minimise the mean loss over the dataset in the problem's learnable parameters, in place.
 
+    Chunks of a batch run in threads of one core each, as many as ``torch.get_num_threads()``. Audits, ``validate`` and
+    the steps of "adaptive" run in the calling thread, on the cores that torch gives it. No setting of the process is
+    changed. The command line changes two while it trains: its calling thread has one core, too; and glibc's allocator
+    keeps large blocks, which spares page faults. The environment variables MALLOC_MMAP_THRESHOLD_ and
+    MALLOC_TRIM_THRESHOLD_, 1073741824 each, do the latter for any program.
+
     Parameters
     ----------
     dataset: map-style, item i = (b, x_true) without batch axis; read from several threads.
@@ -96,60 +101,80 @@ def train(
     or raises or makes NaN in the middle of it. SolverError: another numerical failure. The last parameters and the
     checkpoint are saved first, as they are on an interrupt, so that ``resume`` goes on from there.
     """
-    if not (minutes > 0 and math.isfinite(minutes)):
-        raise ConfigError(f"train(minutes={minutes!r}): expected a positive number.")
-    if batch_size < 1 or samples < 1:
-        raise ConfigError(f"train(batch_size={batch_size!r}, samples={samples!r}): expected integers >= 1.")
-    if len(dataset) == 0:
-        raise DataError("the dataset is empty.")
-    if not problem.learnable():
-        raise ConfigError("train: no parameter of the problem requires a gradient.")
-    if check_operator:
-        examine_problem(problem, lambda: dataset[0][0].dtype)
-    keep_large_blocks()
-    folder = RunFolder(out, resume) if isinstance(out, (str, Path)) else out
-    if folder is not None and folder.load_config() is None:
-        folder.save_config({"optimizer": optimizer, "step_size": step_size, "tolerance": tolerance, "seed": seed})
-    session = Session(
-        problem=guarded(problem),
-        dataset=dataset,
-        loss=loss,
-        method=method if method is not None else Implicit(),
-        batch_size=batch_size,
-        seed=seed,
-        seconds=60.0 * minutes,
-        target=check_tolerance(tolerance),
+    chosen = TrainingOptions(
+        minutes,
+        batch_size,
+        Implicit() if method is None else method,
+        tolerance,
+        optimizer,
+        step_size,
+        samples,
+        seed,
+        max_updates,
         workers=torch.get_num_threads(),
     )
-    torch.set_num_threads(1)
-    try:
-        upper = make_upper_level(optimizer, session, step_size, samples)
-        run = _Run(problem, session, upper, folder, config, validate, on_update)
-        if resume and folder is not None:
-            run.restore()
-        run.save()  # what cannot be stored is refused before the work, not after it
-        return run.until(max_updates)
-    finally:
-        session.close()
-        torch.set_num_threads(session.workers)
+    trainer = Trainer(
+        problem,
+        dataset,
+        loss,
+        chosen,
+        config=config,
+        validate=validate,
+        on_update=on_update,
+        check_operator=check_operator,
+    )
+    return trainer.run(out, resume)
+
+
+class Trainer:
+    """A training run of given options; ``run`` starts it. The parameters are those of ``train``."""
+
+    def __init__(
+        self,
+        problem: LowerLevelProblem,
+        dataset: PairedDataset,
+        loss: Callable[[Tensor], UpperLoss],
+        options: TrainingOptions,
+        *,
+        config: Mapping[str, Any] | None = None,
+        validate: Callable[[], float] | None = None,
+        on_update: Callable[[Mapping[str, Any]], None] | None = None,
+        check_operator: bool = True,
+    ) -> None:
+        if len(dataset) == 0:
+            raise DataError("the dataset is empty.")
+        if not problem.learnable():
+            raise ConfigError("train: no parameter of the problem requires a gradient.")
+        if check_operator:
+            examine_problem(problem, lambda: dataset[0][0].dtype)
+        self.problem, self.dataset, self.loss, self.options = problem, dataset, loss, options
+        self.config, self.validate, self.on_update = config, validate, on_update
+
+    def run(self, out: str | Path | RunFolder | None = None, resume: bool = False) -> TrainResult:
+        """Train until the time or the updates are used up; the last parameters are saved whatever ends the run."""
+        options = self.options
+        folder = RunFolder(out, resume) if isinstance(out, (str, Path)) else out
+        if folder is not None and folder.load_config() is None:
+            names = ("optimizer", "step_size", "tolerance", "seed")
+            folder.save_config({name: getattr(options, name) for name in names})
+        session = Session.of(guarded(self.problem), self.dataset, self.loss, options)
+        try:
+            run = _Run(self, session, folder)
+            if resume and folder is not None:
+                run.restore()
+            run.save()  # what cannot be stored is refused before the work, not after it
+            return run.until(options.max_updates)
+        finally:
+            session.close()
 
 
 class _Run:
     """The loop: update, audit, log, save; whatever ends it, nothing computed is lost."""
 
-    def __init__(
-        self,
-        problem: LowerLevelProblem,
-        session: Session,
-        upper: Any,
-        folder: RunFolder | None,
-        config: Mapping[str, Any] | None,
-        validate: Callable[[], float] | None,
-        on_update: Callable[[Mapping[str, Any]], None] | None,
-    ) -> None:
-        self.problem, self.session, self.upper = problem, session, upper
-        self.folder, self.config = folder, config
-        self.validate, self.on_update = validate, on_update
+    def __init__(self, trainer: Trainer, session: Session, folder: RunFolder | None) -> None:
+        options = trainer.options
+        self.trainer, self.session, self.folder = trainer, session, folder
+        self.upper = make_upper_level(options.optimizer, session, options.step_size, options.samples)
         self.updates = 0
         self.rows: list[dict[str, Any]] = []
         self._saved = self._validated = time.monotonic()
@@ -173,7 +198,7 @@ class _Run:
         path = None if self.folder is None else self.folder.model_path
         session = self.session
         return TrainResult(
-            session.problem.regularizer, path, self.rows, self.updates, session.elapsed, session.applications
+            session.problem.regularizer, path, self.rows, self.updates, session.clock.elapsed, session.applications
         )
 
     def _rescue(self) -> str:
@@ -194,26 +219,29 @@ class _Run:
         session = self.session
         row |= {
             "step": self.updates,
-            "seconds": session.elapsed,
+            "seconds": session.clock.elapsed,
             "operator_applications": session.applications,
             "state_tolerance": session.tolerances.state,
             "adjoint_tolerance": session.tolerances.adjoint,
         }
-        interval = max(15.0, session.seconds / 12.0)
-        if self.validate is not None and (self.updates == 1 or time.monotonic() - self._validated > interval):
-            row["psnr"] = self.validate()
+        interval = max(15.0, session.clock.seconds / 12.0)
+        validate, on_update = self.trainer.validate, self.trainer.on_update
+        if validate is not None and (self.updates == 1 or time.monotonic() - self._validated > interval):
+            row["psnr"] = validate()
             self._validated = time.monotonic()
         self.rows.append(row)
         if self.folder is not None:
             self.folder.log(row)
-        if self.on_update is not None:
-            self.on_update(row)
+        if on_update is not None:
+            on_update(row)
 
     def save(self) -> None:
-        """Model and checkpoint."""
+        """Model, checkpoint, and the convolution kernels in use: measurements choose them, so that two runs of the same
+        options may round differently."""
         if self.folder is None:
             return
-        self.folder.save_model(self.problem, self.config)
+        self.folder.save_model(self.trainer.problem, self.trainer.config)
+        self.folder.save_kernels(chosen_kernels())
         self.folder.save_checkpoint(
             {
                 "parameters": {name: p.detach() for name, p in self.session.problem.learnable().items()},

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
+from threading import Thread
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,12 +14,18 @@ import torch
 from torch import Tensor
 
 import learnreg as lr
+from learnreg.convolutions.correlation import chosen_kernels
 from learnreg.convolutions.filter_bank import FilterBank
 from learnreg.models.model import save_model
 from learnreg.operators import Blur, Identity
 from learnreg.regularizers import AnalysisOperator, FieldsOfExperts, TotalVariation
+from learnreg.training.clock import Clock, TimeUp
+from learnreg.training.options import TrainingOptions
+from learnreg.training.sampler import PairedDataset, Sampler
 from learnreg.training.session import Session
 from learnreg.training.tolerances import Tolerances, audit, improve_batch
+from learnreg.training.warm_starts import WarmStarts
+from learnreg.training.workers import Workers
 
 
 class Squares:
@@ -46,6 +55,14 @@ def small_problem(dtype: torch.dtype = torch.float32) -> lr.LowerLevelProblem:
     return lr.LowerLevelProblem(Identity((1, 16, 16)), regularizer)
 
 
+def new_session(
+    problem: lr.LowerLevelProblem | None = None, dataset: PairedDataset | None = None, **options: Any
+) -> Session:
+    return Session.of(
+        problem or small_problem(), dataset or Squares(), lr.SquaredError, TrainingOptions(minutes=1.0, **options)
+    )
+
+
 @pytest.mark.parametrize("optimizer", ["adam", "lbfgs", "adaptive"])
 def test_training_lowers_the_loss_and_leaves_a_loadable_model(optimizer: str, tmp_path: Path) -> None:
     problem = small_problem()
@@ -58,12 +75,6 @@ def test_training_lowers_the_loss_and_leaves_a_loadable_model(optimizer: str, tm
     b, _ = batch(torch.float32)
     trained = lr.solve(problem, b, 1e-4).x
     assert torch.allclose(model.reconstruct(b, tolerance=1e-4), trained, atol=1e-3)
-
-
-def test_training_restores_the_number_of_threads() -> None:
-    before = torch.get_num_threads()
-    lr.train(small_problem(), Squares(), minutes=0.1, batch_size=4, max_updates=1)
-    assert torch.get_num_threads() == before
 
 
 def test_resumed_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
@@ -144,11 +155,11 @@ def test_audits_set_the_tolerances() -> None:
 
 def test_adjoint_warm_starts_do_not_depend_on_the_batch_they_came_from() -> None:
     problem = small_problem(torch.float64)
-    session = Session(problem, Squares(8, torch.float64), lr.SquaredError, lr.Implicit(), 8, 0, 60.0, 0.1)
+    session = new_session(problem, Squares(8, torch.float64), batch_size=8)
     session.tolerances = Tolerances(1e-8, 1e-8)
     session.evaluate(range(8))
-    b, x_true = session.samples([0, 1])
-    start = session._starts([0, 1], b)
+    b, x_true = session.sampler.items([0, 1])
+    start = session.warm.starts([0, 1], b)
     alone = lr.hypergradient(problem, b, lr.SquaredError(x_true), lr.Implicit(), tolerance=1e-6)
     assert torch.allclose(start.X, alone.X, atol=1e-6)
     session.close()
@@ -158,9 +169,7 @@ def test_mean_over_chunks_equals_the_whole_batch() -> None:
     problem = small_problem(torch.float64)
     results = []
     for size, workers in ((8, 1), (3, 2)):
-        session = Session(
-            problem, Squares(8, torch.float64), lr.SquaredError, lr.Implicit(), size, 0, 60.0, 0.1, workers=workers
-        )
+        session = new_session(problem, Squares(8, torch.float64), batch_size=size, workers=workers)
         session.tolerances = Tolerances(1e-9, 1e-9)
         results.append(session.evaluate(range(8)))
         session.close()
@@ -243,11 +252,11 @@ def test_solution_layer_gradients_match_finite_differences(method: object) -> No
     assert layer.last_solution.certified
 
 
-def test_audits_do_not_need_the_warm_start_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_audits_do_not_need_the_warm_start_cache() -> None:
     found = []
     for limit in (0, 2**30):
-        monkeypatch.setattr("learnreg.training.session._WARM_START_BYTES", limit)
-        session = Session(small_problem(), Squares(), lr.SquaredError, lr.Implicit(), 4, 0, 60.0, 0.1)
+        session = new_session(batch_size=4)
+        session.warm = WarmStarts((1, 16, 16), limit)
         found.append(session.evaluate(range(4)).audit)
         session.close()
     assert found[0] is not None
@@ -255,15 +264,77 @@ def test_audits_do_not_need_the_warm_start_cache(monkeypatch: pytest.MonkeyPatch
     assert found[0].relative_error == pytest.approx(found[1].relative_error)
 
 
-def test_a_resumed_session_remembers_what_audits_cost() -> None:
-    session = Session(small_problem(), Squares(), lr.SquaredError, lr.Implicit(), 4, 0, 60.0, 0.1)
-    session._audit_seconds = 5.0
-    state = session.state_dict()
+def test_a_session_comes_back_from_a_checkpoint() -> None:
+    stored = {
+        "elapsed": 7.0,
+        "applications": 11,
+        "order": [3, 1],
+        "epoch": 2,
+        "state_tolerance": 1e-4,
+        "adjoint_tolerance": 1e-2,
+        "audit_seconds": 5.0,
+    }
+    session = new_session(batch_size=4)
+    session.load_state_dict(stored)
+    again = session.state_dict()
+    assert list(again) == list(stored), "the flat table of earlier checkpoints"
+    assert again == {**stored, "elapsed": pytest.approx(7.0, abs=5.0)}
+    assert session.sampler.next_batch()[:2] == [1, 3]
+    assert not session.audits.due
+    with pytest.raises(lr.ConfigError, match="does not fit this version"):
+        session.load_state_dict({"elapsed": 7.0})
     session.close()
-    resumed = Session(small_problem(), Squares(), lr.SquaredError, lr.Implicit(), 4, 0, 60.0, 0.1)
-    resumed.load_state_dict(state)
-    resumed.close()
-    assert resumed._audit_seconds == 5.0
+
+
+def test_workers_have_one_core_each_and_leave_the_process_alone() -> None:
+    torch.set_num_threads(2)
+    workers = Workers(3)
+    assert torch.get_num_threads() == 2
+    assert list(workers.map(lambda _: torch.get_num_threads(), range(12))) == [1] * 12
+    started_later: list[int] = []
+    thread = Thread(target=lambda: started_later.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert started_later == [2]
+    workers.close()
+
+
+def test_training_leaves_the_number_of_threads_alone() -> None:
+    torch.set_num_threads(2)
+    seen = []
+    lr.train(
+        small_problem(),
+        Squares(),
+        minutes=0.1,
+        batch_size=4,
+        max_updates=1,
+        on_update=lambda row: seen.append(torch.get_num_threads()),
+    )
+    assert [*seen, torch.get_num_threads()] == [2, 2]
+
+
+def test_the_clock_says_when_the_time_is_up() -> None:
+    clock = Clock(60.0)
+    clock.check()
+    clock.load_state_dict({"elapsed": 61.0})
+    assert clock.progress == 1.0
+    with pytest.raises(TimeUp):
+        clock.check()
+
+
+def test_minibatches_are_permutations_whatever_their_size() -> None:
+    sampler = Sampler(Squares(7), 3, seed=1)
+    drawn = [i for _ in range(7) for i in sampler.next_batch()]
+    assert all(sorted(drawn[k : k + 7]) == list(range(7)) for k in (0, 7, 14))
+    assert drawn[:7] != drawn[7:14]
+    assert len(Sampler(Squares(2), 5, seed=1).next_batch()) == 2
+
+
+def test_the_kernels_in_use_are_recorded(tmp_path: Path) -> None:
+    lr.train(small_problem(), Squares(), out=tmp_path, minutes=0.2, batch_size=4, max_updates=1)
+    recorded = json.loads((tmp_path / "kernels.json").read_text(encoding="utf-8"))
+    assert recorded == chosen_kernels()
+    assert any(key.startswith("correlate 4 3 3") for key in recorded)
 
 
 def test_what_cannot_be_stored_is_refused_before_training(tmp_path: Path) -> None:

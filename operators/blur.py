@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from learnreg.convolutions.filter_bank import FilterBank
 from learnreg.convolutions.padding import Boundary
 from learnreg.errors import ConfigError, ShapeError
-from learnreg.linear.operator import LinearOperator, NormKind
+from learnreg.linear.norms import NormBound
+from learnreg.linear.operator import LinearOperator
 
 __all__ = ["Blur"]
 
@@ -60,11 +61,8 @@ class Blur(LinearOperator):
         channels = y.reshape(-1, 1, *self.domain_shape[1:])
         return self._bank().adjoint(channels).reshape(y.shape)
 
-    def _compute_norm_bound(self) -> tuple[float, NormKind]:
-        bank = self._bank()
-        bound = bank.norm_bound()
-        self.norm_failure_probability = bank.norm_failure_probability
-        return bound, bank.norm_bound_kind
+    def _find_norm(self) -> NormBound:
+        return self._bank().norm()
 
     def gram_lower_bound(self) -> float:
         return self._bank().gram_lower_bound()

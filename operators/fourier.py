@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from learnreg.errors import OperatorError, ShapeError
-from learnreg.linear.operator import LinearOperator, NormKind
+from learnreg.linear.norms import NormBound
+from learnreg.linear.operator import LinearOperator
 
 __all__ = ["FourierSampling"]
 
@@ -78,8 +79,8 @@ class FourierSampling(LinearOperator):
         mirrored = power.flip(0, 1).roll((1, 1), (0, 1))  # the value at -k
         return 0.5 * (power + mirrored)
 
-    def _compute_norm_bound(self) -> tuple[float, NormKind]:
-        return math.sqrt(float(self.eigenvalues().max())) * (1.0 + 1e-15), "rigorous"
+    def _find_norm(self) -> NormBound:
+        return NormBound(math.sqrt(float(self.eigenvalues().max())) * (1.0 + 1e-15))
 
     @torch.no_grad()
     def gram_lower_bound(self) -> float:

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from learnreg.errors import OperatorError, ShapeError
-from learnreg.linear.operator import LinearOperator, NormKind
+from learnreg.linear.norms import NormBound
+from learnreg.linear.operator import LinearOperator
 
 __all__ = ["Identity", "Inpainting"]
 
@@ -25,8 +26,8 @@ class Identity(LinearOperator):
         self.check_range(y)
         return y.clone()
 
-    def _compute_norm_bound(self) -> tuple[float, NormKind]:
-        return 1.0, "rigorous"
+    def _find_norm(self) -> NormBound:
+        return NormBound(1.0)
 
     def gram_lower_bound(self) -> float:
         return 1.0
@@ -65,8 +66,8 @@ class Inpainting(LinearOperator):
         self.check_range(y)
         return self.mask.to(y) * y
 
-    def _compute_norm_bound(self) -> tuple[float, NormKind]:
-        return float(self.mask.abs().max()), "rigorous"
+    def _find_norm(self) -> NormBound:
+        return NormBound(float(self.mask.abs().max()))
 
     def gram_lower_bound(self) -> float:
         return float(self.mask.abs().min()) ** 2 * (1.0 - 1e-15)

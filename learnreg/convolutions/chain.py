@@ -12,16 +12,14 @@ from learnreg.convolutions.chain_norm import chain_norm_bound, smallest_side
 from learnreg.convolutions.composition import compose
 from learnreg.convolutions.filter_bank import FilterBank
 from learnreg.errors import ShapeError
-from learnreg.linear.norms import DENSE_LIMIT, dense_matrix, gram_norm_bound
-from learnreg.linear.operator import LinearOperator, NormKind, fingerprint
-from learnreg.linear.remembered import RememberedNorms
+from learnreg.linear.norms import DENSE_LIMIT, NormBound, dense_matrix, gram_norm_bound
+from learnreg.linear.operator import LinearOperator
 from learnreg.linear.stencil import Stencil
 
 __all__ = ["ConvolutionChain"]
 
 _DENSE_PIXELS = 1024
 _LARGEST_SPREAD = 0.5
-_norms = RememberedNorms()
 
 
 class ConvolutionChain(LinearOperator):
@@ -64,22 +62,17 @@ class ConvolutionChain(LinearOperator):
             y = F.conv_transpose2d(y, kernel.to(y), padding=(kernel.shape[-2] // 2, kernel.shape[-1] // 2))
         return y
 
-    def _compute_norm_bound(self) -> tuple[float, NormKind]:
-        key = (tuple(fingerprint(k) for k in self.kernels), self.domain_shape)
-        return _norms.bound(key, self, self._fresh_norm_bound)
-
-    def _fresh_norm_bound(self) -> tuple[float, NormKind]:
+    def _find_norm(self) -> NormBound:
         """By windows, but for small and for narrow images."""
         sides, bound = (self.domain_shape[1], self.domain_shape[2]), math.inf
         if math.prod(sides) > _DENSE_PIXELS and min(sides) >= smallest_side(self.kernels):
             bound, spread = chain_norm_bound(self.kernels, sides)
             if spread <= _LARGEST_SPREAD:
-                return bound, "rigorous"
+                return NormBound(bound)
         if math.prod(sides) <= DENSE_LIMIT:
             gram = dense_matrix(lambda v: self.adjoint(self(v)), self.domain_shape, device=self._device(), block=64)
-            return min(bound, math.sqrt(gram_norm_bound(gram))), "rigorous"
-        other, kind = super()._compute_norm_bound()
-        return min(bound, other), kind
+            return NormBound(min(bound, math.sqrt(gram_norm_bound(gram))))
+        return super()._find_norm().at_most(bound)
 
     def stencil(self) -> Stencil | None:
         filters = compose(self.kernels)[:, 0]

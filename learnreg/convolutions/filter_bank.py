@@ -7,7 +7,7 @@ own with an exact adjoint, so every boundary is the valid correlation of a padde
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -19,14 +19,14 @@ from learnreg.errors import ConfigError, ShapeError
 from learnreg.linear.norms import (
     DENSE_LIMIT,
     FAILURE_PROBABILITY,
+    NormBound,
     circulant_bound,
     dense_matrix,
     gram_norm_bound,
     power_estimate,
     probabilistic_norm_bound,
 )
-from learnreg.linear.operator import LinearOperator, NormKind, fingerprint
-from learnreg.linear.remembered import RememberedNorms
+from learnreg.linear.operator import LinearOperator
 from learnreg.linear.stencil import Stencil
 
 __all__ = ["FilterBank", "padding_norm", "weighted_norm_bound"]
@@ -34,8 +34,6 @@ __all__ = ["FilterBank", "padding_norm", "weighted_norm_bound"]
 _REPEATING = ("reflect", "replicate")
 _DENSE_PIXELS = 1024
 _LOOSE = 1.45
-_REMEMBERED_SIZE = 100_000
-_norms = RememberedNorms()
 
 
 class FilterBank(LinearOperator):
@@ -108,16 +106,7 @@ class FilterBank(LinearOperator):
     def _sides(self) -> tuple[int, int]:
         return self.domain_shape[1], self.domain_shape[2]
 
-    def _parameter_versions(self) -> tuple[Any, ...]:
-        return fingerprint(self.filters)
-
-    def _compute_norm_bound(self) -> tuple[float, NormKind]:
-        key = (fingerprint(self.filters), self.domain_shape, self.boundary)
-        if self.filters.numel() > _REMEMBERED_SIZE or self.filters.device.type == "meta":
-            return self._fresh_norm_bound()
-        return _norms.bound(key, self, self._fresh_norm_bound)
-
-    def _fresh_norm_bound(self) -> tuple[float, NormKind]:
+    def _find_norm(self) -> NormBound:
         """The torus bound, unless it may be loose (repeated pixels, narrow images) and a power iteration cannot show
         that it is not: then for repeated pixels that of a small image; if it is loose, too, the dense Gram matrix, or
         beyond 4,096 pixels the randomised bound."""
@@ -125,7 +114,7 @@ class FilterBank(LinearOperator):
         pixels, narrow = math.prod(self._sides), min(self._sides) < 4 * max(self.filter_shape)
         repeating = self.boundary in _REPEATING
         if self.boundary == "circular" or pixels <= _DENSE_PIXELS or not (narrow or repeating):
-            return bound, "rigorous"
+            return NormBound(bound)
         bank = FilterBank(self.filters.detach().double(), (1, *self._sides), self.boundary)
         device = self.filters.device
 
@@ -137,12 +126,12 @@ class FilterBank(LinearOperator):
             build = lambda sides: FilterBank(bank.filters, (1, *sides), bank.boundary)  # noqa: E731
             bound = min(bound, local_norm_bound(build, self.filter_shape, self._sides, device))
         if bound <= tight:
-            return bound, "rigorous"
+            return NormBound(bound)
         if pixels <= DENSE_LIMIT:
             matrix = dense_matrix(gram, self.domain_shape, device=device, block=64)
-            return min(bound, math.sqrt(gram_norm_bound(matrix))), "rigorous"
-        self.norm_failure_probability = FAILURE_PROBABILITY
-        return min(bound, probabilistic_norm_bound(gram, self.domain_shape, device=device)), "probabilistic"
+            return NormBound(min(bound, math.sqrt(gram_norm_bound(matrix))))
+        random = probabilistic_norm_bound(gram, self.domain_shape, device=device)
+        return NormBound(random, "probabilistic", FAILURE_PROBABILITY).at_most(bound)
 
     def gram_lower_bound(self) -> float:
         if self.boundary != "circular":

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from learnreg.errors import ShapeError
-from learnreg.linear.operator import LinearOperator, NormKind
+from learnreg.linear.norms import NormBound
+from learnreg.linear.operator import LinearOperator
 from learnreg.linear.stencil import Stencil
 
 __all__ = ["Gradient"]
@@ -46,10 +47,10 @@ class Gradient(LinearOperator):
         result[:, 0, :, :-1] -= horizontal
         return result
 
-    def _compute_norm_bound(self) -> tuple[float, NormKind]:
+    def _find_norm(self) -> NormBound:
         _, height, width = self.domain_shape
         square = sum(4.0 * math.cos(math.pi / (2 * n)) ** 2 for n in (height, width))
-        return math.sqrt(square) * (1.0 + 1e-12), "rigorous"
+        return NormBound(math.sqrt(square) * (1.0 + 1e-12))
 
     def row_norms(self, grouped: bool) -> Tensor | float:
         return math.sqrt(3.0) * (1.0 + 1e-12) if grouped else math.sqrt(2.0) * (1.0 + 1e-12)

@@ -9,14 +9,15 @@ regularizers", arXiv 2410.12441.
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from learnreg.convolutions.filter_bank import FilterBank, weighted_norm_bound
 from learnreg.convolutions.network_layers import mix, mix_adjoint, mixing_matrix
-from learnreg.linear.operator import LinearOperator, NormKind, fingerprint
+from learnreg.linear.norms import NormBound
+from learnreg.linear.operator import LinearOperator
 
 __all__ = ["LiftedOperator", "couple", "couple_adjoint", "coupling_norm", "squared_coupling"]
 
@@ -79,13 +80,10 @@ class LiftedOperator(LinearOperator):
         features = self.scale * couple_adjoint(y, self.mixing.to(y.dtype))
         return torch.cat([self.bank.adjoint(y), features], 1)
 
-    def _parameter_versions(self) -> tuple[Any, ...]:
-        return (*fingerprint(self.bank.filters), *fingerprint(self.mixing))
-
-    def _compute_norm_bound(self) -> tuple[float, NormKind]:
+    def _find_norm(self) -> NormBound:
         """sqrt(‖W‖² + ‖scale B‖²), at most sqrt(2) times the larger of the two."""
         filters, coupling = self._part_norms()
-        return math.hypot(filters, self.scale * coupling), "rigorous"
+        return NormBound(math.hypot(filters, self.scale * coupling))
 
     def _part_norms(self) -> tuple[float, float]:
         """Bounds of ‖W‖ and ‖B‖."""

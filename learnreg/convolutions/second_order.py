@@ -19,14 +19,12 @@ from torch import Tensor
 from learnreg.convolutions.filter_bank import FilterBank, padding_norm
 from learnreg.convolutions.local_norm import local_norm_bound
 from learnreg.convolutions.padding import Boundary
-from learnreg.linear.norms import dense_matrix, gram_norm_bound, power_estimate
-from learnreg.linear.operator import LinearOperator, NormKind, fingerprint
-from learnreg.linear.remembered import RememberedNorms
+from learnreg.linear.norms import NormBound, dense_matrix, gram_norm_bound, power_estimate
+from learnreg.linear.operator import LinearOperator
 
 __all__ = ["SecondOrderOperator"]
 
 _GRID, _LOOSE, _DENSE = 64, 1.45, 1024
-_norms = RememberedNorms()
 
 
 class SecondOrderOperator(LinearOperator):
@@ -94,14 +92,7 @@ class SecondOrderOperator(LinearOperator):
     def _banks(self) -> list[FilterBank]:
         return [self.image, *self.fields]
 
-    def _parameter_versions(self) -> tuple[Any, ...]:
-        return tuple(fingerprint(bank.filters) for bank in self._banks())
-
-    def _compute_norm_bound(self) -> tuple[float, NormKind]:
-        key = (self._parameter_versions(), self.domain_shape, self.image.boundary, self.scale)
-        return _norms.bound(key, self, self._fresh_norm_bound)
-
-    def _fresh_norm_bound(self) -> tuple[float, NormKind]:
+    def _find_norm(self) -> NormBound:
         """That of the dense Gram matrix for small images; else the largest singular value over all frequencies. Where
         pixels are repeated, that times the norm of the padding, or the norms of the columns, or what the row sums of a
         small image say."""
@@ -109,16 +100,15 @@ class SecondOrderOperator(LinearOperator):
         gram = lambda v: self.adjoint(self(v))  # noqa: E731
         if math.prod(self.domain_shape) <= _DENSE:
             matrix = dense_matrix(gram, self.domain_shape, device=device, block=32)
-            return math.sqrt(gram_norm_bound(matrix)), "rigorous"
+            return NormBound(math.sqrt(gram_norm_bound(matrix)))
         bound = self._symbol_bound() * repeat
         if repeat > 1.0 and bound > _LOOSE * power_estimate(gram, self.domain_shape, device=device, steps=20):
             sides = (self.domain_shape[1], self.domain_shape[2])
             bound = min(bound, local_norm_bound(self._resized, self.image.filter_shape, sides, device))
-            columns = self._banks()
-            norms = [bank.norm_bound() for bank in columns]
-            if all(bank.norm_bound_kind == "rigorous" for bank in columns):
-                bound = min(bound, math.hypot(*norms))
-        return bound, "rigorous"
+            columns = [bank.norm() for bank in self._banks()]
+            if all(column.kind == "rigorous" for column in columns):
+                bound = min(bound, math.hypot(*(column.value for column in columns)))
+        return NormBound(bound)
 
     def _resized(self, sides: tuple[int, int]) -> SecondOrderOperator:
         """On images of other sides, in float64 and without parameters."""

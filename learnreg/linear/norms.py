@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +18,8 @@ from torch import Tensor
 __all__ = [
     "DENSE_LIMIT",
     "FAILURE_PROBABILITY",
+    "NormBound",
+    "NormKind",
     "circulant_bound",
     "dense_matrix",
     "gram_norm_bound",
@@ -29,8 +33,28 @@ DENSE_LIMIT = 4096
 FAILURE_PROBABILITY = 1e-10
 """Probability, over the random start, that ``probabilistic_norm_bound`` is below the norm."""
 
+NormKind = Literal["rigorous", "probabilistic", "declared"]
+
 _EIGENVALUE_LIMIT = 1024
 _POWER_STEPS = 100
+
+
+@dataclass(frozen=True)
+class NormBound:
+    """An upper bound of an operator's norm. kind: "rigorous"; "probabilistic", too small with probability ``failure``;
+    or "declared", somebody vouches for it."""
+
+    value: float
+    kind: NormKind = "rigorous"
+    failure: float = 0.0
+
+    def scaled(self, factor: float) -> NormBound:
+        """The bound of the norm times a number >= 0."""
+        return NormBound(factor * self.value, self.kind, self.failure)
+
+    def at_most(self, other: float) -> NormBound:
+        """The same, or a rigorous bound that is smaller, without the failure probability."""
+        return self if self.value < other else NormBound(other)
 
 
 def dense_matrix(

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import Any, Literal, cast
+from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from learnreg.errors import OperatorError, ShapeError
+from learnreg.linear.found_once import FindsOnce
 from learnreg.linear.fourier_symbol import point_response_symbol
 from learnreg.linear.linear_map import linear_map
 from learnreg.linear.norms import (
     DENSE_LIMIT,
     FAILURE_PROBABILITY,
+    NormBound,
+    NormKind,
     dense_matrix,
     gram_norm_bound,
     probabilistic_norm_bound,
@@ -28,11 +31,9 @@ from learnreg.linear.stencil import Stencil
 __all__ = ["Adjoint", "Composition", "LinearOperator", "Scaled", "Sum", "VStack", "linear_map", "vstack"]
 
 Shape = tuple[int, ...]
-_FINGERPRINT_SIZE = 100_000
-NormKind = Literal["rigorous", "probabilistic", "declared"]
 
 
-class LinearOperator(nn.Module):
+class LinearOperator(FindsOnce):
     """Base class of every linear operator.
 
     A subclass sets ``domain_shape`` and ``range_shape`` (without the batch axis) and implements ``forward`` and
@@ -42,16 +43,12 @@ class LinearOperator(nn.Module):
 
     domain_shape: Shape
     range_shape: Shape
-    norm_bound_kind: NormKind = "rigorous"
-    norm_failure_probability: float = 0.0
     unit_roundoff: float = 0.0  # of operators that compute in less than the precision of their input
 
     def __init__(self, domain_shape: Shape, range_shape: Shape) -> None:
         super().__init__()
         self.domain_shape = _checked_shape(domain_shape, "domain_shape")
         self.range_shape = _checked_shape(range_shape, "range_shape")
-        self._norm_cache: tuple[Any, float, NormKind] | None = None
-        self._symbol_cache: tuple[Any, Tensor] | None = None
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
@@ -70,25 +67,41 @@ class LinearOperator(nn.Module):
         """Upper bound of ‖A‖, at most 1.5 times the norm. *Rigorous bound*, except for black boxes beyond 4,096
         unknowns, where ``norm_bound_kind`` says "probabilistic" and ``norm_failure_probability`` how likely it
         fails."""
-        key = self._parameter_versions()
-        if self._norm_cache is None or self._norm_cache[0] != key:
-            with torch.no_grad():
-                bound, kind = self._compute_norm_bound()
-            if not math.isfinite(bound):
-                raise OperatorError(f"{self!r} returned NaN or infinite numbers while its norm was computed.", "finite")
-            self._norm_cache = (key, bound, kind)
-        _, bound, self.norm_bound_kind = self._norm_cache
+        return self._norm().value
+
+    @property
+    def norm_bound_kind(self) -> NormKind:
+        """What kind of number ``norm_bound`` is."""
+        return "rigorous" if self._bounds_its_norm() else self._norm().kind
+
+    @property
+    def norm_failure_probability(self) -> float:
+        """How likely a probabilistic bound of the norm is too small."""
+        return 0.0 if self._bounds_its_norm() else self._norm().failure
+
+    def norm(self) -> NormBound:
+        """The bound of ‖A‖ with its kind."""
+        return NormBound(self.norm_bound(), self.norm_bound_kind, self.norm_failure_probability)
+
+    def _bounds_its_norm(self) -> bool:
+        """Whether the class has a ``norm_bound`` of its own."""
+        return type(self).norm_bound is not LinearOperator.norm_bound
+
+    def _norm(self) -> NormBound:
+        bound: NormBound = self._known("norm", self._find_norm)
+        if not math.isfinite(bound.value):
+            raise OperatorError(f"{self!r} returned NaN or infinite numbers while its norm was computed.", "finite")
         return bound
 
-    def _compute_norm_bound(self) -> tuple[float, NormKind]:
+    def _find_norm(self) -> NormBound:
         device = self._device()
         if min(math.prod(self.domain_shape), math.prod(self.range_shape)) <= DENSE_LIMIT:
             small_domain = math.prod(self.domain_shape) <= math.prod(self.range_shape)
             apply, shape = (self.forward, self.domain_shape) if small_domain else (self.adjoint, self.range_shape)
-            return gram_norm_bound(dense_matrix(apply, shape, device=device)), "rigorous"
-        self.norm_failure_probability = FAILURE_PROBABILITY
+            return NormBound(gram_norm_bound(dense_matrix(apply, shape, device=device)))
         gram = lambda v: self.adjoint(self(v))  # noqa: E731
-        return probabilistic_norm_bound(gram, self.domain_shape, device=device), "probabilistic"
+        bound = probabilistic_norm_bound(gram, self.domain_shape, device=device)
+        return NormBound(bound, "probabilistic", FAILURE_PROBABILITY)
 
     def gram_lower_bound(self) -> float:
         """True lower bound of the smallest eigenvalue of A^T A; 0 when nothing better is known. *Rigorous bound.*"""
@@ -130,13 +143,10 @@ class LinearOperator(nn.Module):
         counted."""
         if len(self.domain_shape) != 3 or self.domain_shape[0] != 1:
             return None
-        key = (sides, dtype, self._parameter_versions())
-        if self._symbol_cache is None or self._symbol_cache[0] != key:
-            with torch.no_grad():
-                gram = lambda v: self.adjoint(self(v))  # noqa: E731
-                symbol = point_response_symbol(gram, self.domain_shape, sides, dtype, self._device())
-            self._symbol_cache = (key, symbol)
-        return self._symbol_cache[1]
+        gram = lambda v: self.adjoint(self(v))  # noqa: E731
+        find = lambda: point_response_symbol(gram, self.domain_shape, sides, dtype, self._device())  # noqa: E731
+        symbol: Tensor = self._known(("symbol", sides, dtype), find)
+        return symbol
 
     def parameter_lipschitz(self) -> float | None:
         """Constant c with ‖∂_theta <A_theta u, p>‖ <= c ‖u‖ ‖p‖ over all parameters that require a gradient, for A
@@ -183,17 +193,6 @@ class LinearOperator(nn.Module):
             return tensor.device
         return None
 
-    def _parameter_versions(self) -> tuple[Any, ...]:
-        return tuple(fingerprint(t) for t in (*self.parameters(), *self.buffers()))
-
-
-def fingerprint(tensor: Tensor) -> tuple[Any, ...]:
-    """Changes with the tensor: its content where that is small (``p.data.mul_`` leaves no other trace), else its
-    version."""
-    if tensor.numel() <= _FINGERPRINT_SIZE and tensor.device.type != "meta":
-        return (tensor.dtype, hash(tensor.detach().cpu().numpy().tobytes()))
-    return (tensor.data_ptr(), tensor._version)
-
 
 def _checked_shape(shape: Shape, name: str) -> Shape:
     result = tuple(int(s) for s in shape)
@@ -224,10 +223,8 @@ class Adjoint(LinearOperator):
     def adjoint(self, y: Tensor) -> Tensor:
         return cast(Tensor, self.operator(y))
 
-    def _compute_norm_bound(self) -> tuple[float, NormKind]:
-        bound = self.operator.norm_bound()
-        self.norm_failure_probability = self.operator.norm_failure_probability
-        return bound, self.operator.norm_bound_kind
+    def _find_norm(self) -> NormBound:
+        return self.operator.norm()
 
     def adjoint_mismatch(self) -> float:
         return self.operator.adjoint_mismatch()
@@ -253,10 +250,8 @@ class Scaled(LinearOperator):
     def adjoint(self, y: Tensor) -> Tensor:
         return self.operator.adjoint(y) * self.factor
 
-    def _compute_norm_bound(self) -> tuple[float, NormKind]:
-        bound = self.operator.norm_bound()
-        self.norm_failure_probability = self.operator.norm_failure_probability
-        return abs(self.factor) * bound, self.operator.norm_bound_kind
+    def _find_norm(self) -> NormBound:
+        return self.operator.norm().scaled(abs(self.factor))
 
     def adjoint_mismatch(self) -> float:
         return self.operator.adjoint_mismatch()
@@ -289,16 +284,15 @@ class _Pair(LinearOperator):
     def adjoint_mismatch(self) -> float:
         return self.first.adjoint_mismatch() + self.second.adjoint_mismatch()
 
-    def _compute_norm_bound(self) -> tuple[float, NormKind]:
-        bound, kind = super()._compute_norm_bound()
-        if kind == "rigorous":
-            return bound, kind
+    def _find_norm(self) -> NormBound:
+        found = super()._find_norm()
+        if found.kind == "rigorous":
+            return found
         parts = self._bound_of_parts()
         kinds = (self.first.norm_bound_kind, self.second.norm_bound_kind)
-        if parts <= bound and "probabilistic" not in kinds:
-            self.norm_failure_probability = 0.0
-            return parts, "declared" if "declared" in kinds else "rigorous"
-        return min(bound, parts), kind
+        if parts <= found.value and "probabilistic" not in kinds:
+            return NormBound(parts, "declared" if "declared" in kinds else "rigorous")
+        return NormBound(min(found.value, parts), found.kind, found.failure)
 
 
 class Composition(_Pair):

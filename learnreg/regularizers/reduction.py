@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from learnreg.linear.operator import LinearOperator, NormKind
+from learnreg.linear.norms import NormBound
+from learnreg.linear.operator import LinearOperator
 from learnreg.linear.samples import expand, inner_samples, sum_samples
 from learnreg.lower_level.adjoint_equation import AdjointEquation
 from learnreg.lower_level.instance import Counter, Instance
@@ -41,8 +42,8 @@ class _Same(LinearOperator):
     def adjoint(self, y: Tensor) -> Tensor:
         return y
 
-    def _compute_norm_bound(self) -> tuple[float, NormKind]:
-        return 1.0, "rigorous"
+    def _find_norm(self) -> NormBound:
+        return NormBound(1.0)
 
 
 class Reduction(Protocol):

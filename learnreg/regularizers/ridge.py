@@ -15,7 +15,6 @@ from learnreg.convolutions.composition import fine_grid, jacobian_bound, normali
 from learnreg.convolutions.filter_bank import FilterBank
 from learnreg.convolutions.padding import BOUNDARIES, Boundary
 from learnreg.errors import ConfigError, ShapeError
-from learnreg.linear.operator import fingerprint
 from learnreg.lower_level.regularizer import ParameterRole, Regularizer, SaddleTerms
 from learnreg.potentials.spline import Spline, initial_coefficients
 from learnreg.potentials.weakly_convex_spline import WeaklyConvexSpline
@@ -95,7 +94,6 @@ class RidgeRegularizer(Regularizer):
         self.convexity, self.nonconvexity = convexity, float(nonconvexity)
         self.noise_conditioned, self.noise_level = noise_conditioned, float(noise_level)
         self._sigma: float | None = None
-        self._known: dict[str, Any] = {}
         dtype, n = torch.get_default_dtype(), self.channels[-1]
         self.factors = nn.ParameterList(_initial_factors(self.channels, size, generator))
         norms = self._exact_filters().detach().flatten(1).norm(dim=1)
@@ -162,10 +160,7 @@ class RidgeRegularizer(Regularizer):
     def parameter_jacobian_bounds(self) -> dict[ParameterRole, float]:
         """From the factors to the filters, from weights and exponents at a noise level to l_c and v_c, and from the
         logits, log d = log sigmoid, to the logarithms of depths."""
-        key = tuple(fingerprint(f) for f in self.factors)
-        if self._known.get("key") != key:
-            self._known.update(key=key, bound=jacobian_bound(list(self.factors), self._grid))
-        bounds: dict[ParameterRole, float] = {"operator": self._known["bound"]}
+        bounds: dict[ParameterRole, float] = {"operator": jacobian_bound(list(self.factors), self._grid)}
         if self.convexity == "convex-nonconvex":
             bounds["log_depth"] = float(self.logit_depth.detach().double().neg().sigmoid().max()) * (1.0 + 1e-12)
         if self.noise_conditioned:

@@ -59,7 +59,7 @@ def _with_declarations(subject: str, case: OperatorCase, screened: Property) -> 
 def _check_own_norm_bound(case: OperatorCase) -> Property:
     """A ``norm_bound`` of the operator's own is not below what few power steps reach."""
     kind = type(case.operator)
-    makers = [c for n in ("norm_bound", "_compute_norm_bound") for c in kind.__mro__ if n in vars(c)]
+    makers = [c for n in ("norm_bound", "_find_norm") for c in kind.__mro__ if n in vars(c)]
     foreign = any(not c.__module__.startswith("learnreg.") for c in makers)
     if case.linear_operator is None or not foreign:
         return skipped("norm_bound", "the operator has no bound of its own")

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from learnreg.errors import LearnregError, OperatorError
-from learnreg.linear.operator import LinearOperator, NormKind, Shape, linear_map
+from learnreg.linear.norms import NormBound
+from learnreg.linear.operator import LinearOperator, Shape, linear_map
 
 __all__ = ["BlackBox"]
 
@@ -84,12 +85,11 @@ class BlackBox(LinearOperator):
     def __repr__(self) -> str:
         return super().__repr__() if len(self.wrapped) else f"{type(self).__name__}({self.extra_repr()})"
 
-    def _compute_norm_bound(self) -> tuple[float, NormKind]:
+    def _find_norm(self) -> NormBound:
         if self.declared_norm is not None:
-            return self.declared_norm, "declared"
-        bound, kind = super()._compute_norm_bound()
+            return NormBound(self.declared_norm, "declared")
         rounding = 64.0 * torch.finfo(self.dtype_for(torch.float64)).eps  # float32 functions return a rounded matrix
-        return bound * (1.0 + rounding), kind
+        return super()._find_norm().scaled(1.0 + rounding)
 
     def _device(self) -> torch.device | None:
         found = super()._device()

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from learnreg.errors import OperatorError, ShapeError
-from learnreg.linear.norms import gram_norm_bound, power_estimate
-from learnreg.linear.operator import LinearOperator, NormKind, Shape, linear_map
+from learnreg.linear.norms import NormBound, gram_norm_bound, power_estimate
+from learnreg.linear.operator import LinearOperator, Shape, linear_map
 
 __all__ = ["SparseOperator", "assemble", "compressed_rows"]
 
@@ -100,18 +100,18 @@ class SparseOperator(LinearOperator):
 
     # ---- bounds ----------------------------------------------------------------------------------------------------
 
-    def _compute_norm_bound(self) -> tuple[float, NormKind]:
+    def _find_norm(self) -> NormBound:
         size = math.prod(self.range_shape) * math.prod(self.domain_shape)
         if size <= _DENSE_ENTRIES:
-            return gram_norm_bound(self.compressed("", torch.float64).to_dense()), "rigorous"
+            return NormBound(gram_norm_bound(self.compressed("", torch.float64).to_dense()))
         upper, lower = self._schur_bounds()
         signs = torch.sign(self.values)
         if not (bool((signs >= 0).all()) or bool((signs <= 0).all())):  # else |M| is M up to sign
             gram = lambda v: self._multiply_transposed(self._multiply(v))  # noqa: E731
             lower = power_estimate(gram, self.domain_shape, device=self._device(), steps=_POWER_STEPS)
         if upper <= 1.5 * lower:
-            return upper, "rigorous"
-        return super()._compute_norm_bound()
+            return NormBound(upper)
+        return super()._find_norm()
 
     def _schur_bounds(self) -> tuple[float, float]:
         """sqrt(max_i (|M|^T |M| v)_i / v_i) for a positive v near the leading singular vector of |M|: >= ‖|M|‖ >= ‖M‖

@@ -12,7 +12,8 @@ from typing import Any, ClassVar, Literal, Self
 from torch import Tensor
 
 from learnreg.errors import ConfigError
-from learnreg.linear.operator import LinearOperator, NormKind, linear_map
+from learnreg.linear.norms import NormBound
+from learnreg.linear.operator import LinearOperator, linear_map
 from learnreg.operators.tomography.astra_cuda import CudaProjector
 from learnreg.operators.tomography.astra_matrix import Kernel, build_rows, kernel_for
 from learnreg.operators.tomography.geometry import FanGeometry, Geometry, ParallelGeometry, view_angles
@@ -99,13 +100,10 @@ class _Projector2D(LinearOperator):
             self.geometry.check_sinogram(tuple(y.shape))
         super().check_range(y, name)
 
-    def _compute_norm_bound(self) -> tuple[float, NormKind]:
+    def _find_norm(self) -> NormBound:
         if isinstance(self.engine, SystemMatrix):
-            return self.engine.norm_bound(), "rigorous"
-        return super()._compute_norm_bound()
-
-    def _parameter_versions(self) -> tuple[Any, ...]:
-        return (self._device(),)  # the matrix does not change
+            return NormBound(self.engine.norm_bound())
+        return super()._find_norm()
 
     def row_norms(self, grouped: bool) -> Tensor | float:
         if isinstance(self.engine, SystemMatrix):

@@ -66,7 +66,7 @@ def fewest_applications(
             needed = spent + 1 + instance.counter.applications - before + 4
             if best is not None and needed >= best:
                 break
-            error = gradient_distance(pairing_gradient(problem, instance, b, solution.x, X), truth)
+            error = gradient_distance(pairing_gradient(problem.frozen(), instance, b, solution.x, X), truth)
             if error <= target * gradient_norm(truth):
                 best = needed
     return best

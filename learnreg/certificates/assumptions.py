@@ -8,8 +8,8 @@ from torch import Tensor
 from learnreg.certificates.interval import response_radius
 from learnreg.linear.samples import expand
 from learnreg.losses import UpperLoss
+from learnreg.lower_level.frozen import FrozenProblem
 from learnreg.lower_level.instance import Instance
-from learnreg.lower_level.problem import LowerLevelProblem
 
 __all__ = ["constraint_decided", "missing_assumption", "missing_state_assumption", "unsettled"]
 
@@ -25,7 +25,7 @@ def missing_state_assumption(instance: Instance) -> str:
     return ""
 
 
-def missing_assumption(problem: LowerLevelProblem, instance: Instance, loss: UpperLoss) -> str:
+def missing_assumption(problem: FrozenProblem, instance: Instance, loss: UpperLoss) -> str:
     """Why the hypergradient has no rigorous error bound, whatever the accuracy; empty if nothing stands in the way."""
     reason = missing_state_assumption(instance)
     if reason:
@@ -36,17 +36,15 @@ def missing_assumption(problem: LowerLevelProblem, instance: Instance, loss: Upp
     unknown = [n for n, p in problem.regularizer.named_parameters() if p.requires_grad and n not in roles]
     if unknown:
         return f"parameter_roles() does not say how {', '.join(unknown)} enters the regularizer"
-    instance.analysis.norm_bound()
     if instance.analysis.norm_bound_kind == "probabilistic":
         return "the norm of the analysis operator is only known with high probability"
     if "operator" in roles.values() and instance.analysis_lipschitz is None:
         return "the analysis operator does not declare parameter_lipschitz"
     if problem.operator.parameter_lipschitz() is None:
         return "the forward operator does not declare parameter_lipschitz"
-    if any(p.requires_grad for p in (*problem.operator.parameters(), *problem.data_term.parameters())):
-        problem.operator.norm_bound()
-        if problem.operator.norm_bound_kind == "probabilistic":
-            return "the norm of the forward operator is only known with high probability"
+    learned = any(p.requires_grad for p in (*problem.operator.parameters(), *problem.data_term.parameters()))
+    if learned and problem.operator.norm_bound_kind == "probabilistic":
+        return "the norm of the forward operator is only known with high probability"
     return ""
 
 

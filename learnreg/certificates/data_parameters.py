@@ -9,8 +9,8 @@ from torch import Tensor
 
 from learnreg.certificates.groups import GroupBound, group_norm
 from learnreg.linear.samples import norm_samples
+from learnreg.lower_level.frozen import FrozenProblem
 from learnreg.lower_level.pairing import Responses
-from learnreg.lower_level.problem import LowerLevelProblem
 
 __all__ = ["data_groups", "data_weight_bound", "forward_operator_bound", "ridge_bound"]
 
@@ -47,7 +47,7 @@ def forward_operator_bound(
 
 
 def data_groups(
-    problem: LowerLevelProblem, x: Tensor, X: Tensor, responses: Responses, e: Tensor, weight_max: float
+    problem: FrozenProblem, x: Tensor, X: Tensor, responses: Responses, e: Tensor, weight_max: float
 ) -> list[GroupBound]:
     """The groups of ridge, data term and forward operator that have learnable parameters. weight_max: of the data
     weights."""

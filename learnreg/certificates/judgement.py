@@ -23,6 +23,7 @@ from learnreg.linear.samples import sum_samples
 from learnreg.losses import UpperLoss
 from learnreg.lower_level.adjoint_equation import AdjointEquation
 from learnreg.lower_level.blame import blame_operators
+from learnreg.lower_level.frozen import FrozenProblem
 from learnreg.lower_level.instance import Instance
 from learnreg.lower_level.pairing import evaluate_pairing, sum_gradients
 from learnreg.lower_level.problem import LowerLevelProblem
@@ -90,7 +91,7 @@ def gradient_distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
 
 @torch.no_grad()
 def judge(
-    problem: LowerLevelProblem,
+    problem: LowerLevelProblem | FrozenProblem,
     instance: Instance,
     b: Tensor,
     loss: UpperLoss,
@@ -108,13 +109,14 @@ def judge(
     loss, sees all of it. ``state_error``: a rigorous bound of ‖x - x^‖ that is known already, (batch,). ``outlook``:
     estimate the shares nearer to the solution, too, where bounds exceed this function of the gradient's norm.
     """
+    frozen = problem.frozen()
     x, X = x.double() if instance.box is None else instance.box.exactly(x), X.double()
-    reason = missing_assumption(problem, instance, loss)
+    reason = missing_assumption(frozen, instance, loss)
     loss_gradient = loss.gradient(x)
     known = x.new_full((instance.batch,), math.inf) if state_error is None else state_error.double()
     kind = None if reason else _BOUNDS[certificate]
     parts = [
-        _judge_part(problem, part, b[index], x[index], X[index], loss_gradient[index], known[index], kind, outlook)
+        _judge_part(frozen, part, b[index], x[index], X[index], loss_gradient[index], known[index], kind, outlook)
         for part, index in instance.parts()
     ]
     if any(p.unsettled is not None for p in parts):
@@ -123,7 +125,7 @@ def judge(
             if p.unsettled is not None:
                 x[index].masked_fill_(p.unsettled, 0.0)
                 X[index].masked_fill_(p.unsettled, 0.0)
-        return judge(problem, instance, b, loss, x, X, certificate, state_error, outlook)
+        return judge(frozen, instance, b, loss, x, X, certificate, state_error, outlook)
     gradient = sum_gradients([p.gradient for p in parts])
     e, state_norm = torch.cat([p.e for p in parts]), torch.cat([p.state_norm for p in parts])
     adjoint_norm = torch.cat([p.adjoint_norm for p in parts])
@@ -211,7 +213,7 @@ class _Part:
 
 
 def _judge_part(
-    problem: LowerLevelProblem,
+    problem: FrozenProblem,
     instance: Instance,
     b: Tensor,
     x: Tensor,

@@ -13,9 +13,9 @@ from learnreg.certificates.groups import GroupBound
 from learnreg.certificates.interval import CurvatureInterval, curvature_interval, response_radius
 from learnreg.certificates.state import energy_error
 from learnreg.linear.samples import sum_samples
+from learnreg.lower_level.frozen import FrozenProblem
 from learnreg.lower_level.instance import Instance
 from learnreg.lower_level.pairing import Responses
-from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.lower_level.regularizer import ParameterRole
 from learnreg.potentials.base import Potential
 from learnreg.potentials.convex_function import ParameterBound, ResponseErrors
@@ -38,7 +38,7 @@ class PointBound(ABC):
 
     def __init__(
         self,
-        problem: LowerLevelProblem,
+        problem: FrozenProblem,
         instance: Instance,
         x: Tensor,
         X: Tensor,
@@ -58,7 +58,7 @@ class PointBound(ABC):
         self.stiffness = self.high_max.sqrt() * self.L * (1.0 + 1e-12)
         self.energy_error = torch.minimum(energy_error(state_norm, e, self.mu), self.stiffness * e)
         self.bend(interval, instance.potential.bending_size(responses.V, t, radius))
-        self.jacobian = problem.parameter_jacobian_bounds()
+        self.jacobian = problem.jacobian_bounds
         self.latent_magnitude = 0.0
         self.potential_magnitude = torch.zeros_like(e)
         self.active_norm = torch.zeros_like(e) if X_active is None else sum_samples(X_active**2).sqrt()

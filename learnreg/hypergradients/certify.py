@@ -16,6 +16,7 @@ from learnreg.hypergradients.implicit import Implicit
 from learnreg.hypergradients.sharp_search import SharpSearch
 from learnreg.linear.samples import inner_samples, norm_samples, sum_samples
 from learnreg.losses import UpperLoss
+from learnreg.lower_level.frozen import FrozenProblem
 from learnreg.lower_level.latent import image_part
 from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.result import BoundKind, Certificate
@@ -46,7 +47,7 @@ class _Corrections(SharpSearch):
 
 @torch.no_grad()
 def certify(
-    problem: LowerLevelProblem,
+    problem: LowerLevelProblem | FrozenProblem,
     b: Tensor,
     loss: UpperLoss,
     x: Tensor,
@@ -73,17 +74,18 @@ def certify(
     ShapeError, DataError, ConfigError: bad input.
     """
     check_certificate(certificate)
-    search = _Corrections(problem, b, loss, Implicit(), 1.0, 0.0, max_steps)
+    frozen = problem.frozen()
+    search = _Corrections(frozen, b, loss, Implicit(), 1.0, 0.0, max_steps)
     search.certificate = certificate
     instance = search.exact_instance
-    loss, given = search.loss, _checked(problem, x, "x")
-    x = instance.extended(given if problem.constraint is None else problem.constraint.exactly(x.detach()))
+    loss, given = search.loss, _checked(frozen, x, "x")
+    x = instance.extended(given if frozen.constraint is None else frozen.constraint.exactly(x.detach()))
     if X is None:
         size = sum_samples(loss.gradient(x) ** 2).sqrt()
         X = correct_adjoint(instance, loss, x, torch.zeros_like(x), _ADJOINT * size, max_steps).point
     else:
-        X = extended_adjoint(instance, x, _checked(problem, X, "X"))
-    plain = judge(problem, instance, b, loss, x, X, certificate)
+        X = extended_adjoint(instance, x, _checked(frozen, X, "X"))
+    plain = judge(frozen, instance, b, loss, x, X, certificate)
     search.plain = plain
     final = plain
     certifiable = not plain.reason or search._depends_on_accuracy(plain)
@@ -96,9 +98,9 @@ def certify(
     return _certified(search, plain, final, loss, moved)
 
 
-def _checked(problem: LowerLevelProblem, value: Tensor, name: str) -> Tensor:
+def _checked(frozen: FrozenProblem, value: Tensor, name: str) -> Tensor:
     """The iterate in float64, or an error."""
-    problem.operator.check_domain(value, name)
+    frozen.operator.check_domain(value, name)
     if not bool(torch.isfinite(value).all()):
         raise DataError(
             f"certify({name}): NaN or infinite entries.", hint="Pass the result of a solver that converged."
@@ -131,7 +133,7 @@ def _uncertified(search: _Corrections, plain: Judgement, loss: UpperLoss, moved:
     instance = search.exact_instance
     x = instance.extended(estimated.x.double())
     X = extended_adjoint(instance, x, estimated.X.double())
-    final = judge(search.problem, instance, search.b, loss, x, X)
+    final = judge(search.frozen, instance, search.b, loss, x, X)
     bound = gradient_distance(plain.gradient, final.gradient) + estimated.error_bound
     return _result(
         search,
@@ -159,7 +161,7 @@ def _result(
     instance = search.exact_instance
     pullback = instance.adjoint(instance.potential.grad(instance.apply(plain.x)))
     weighted = inner_samples(plain.X, state_residual(instance, plain.x, pullback)).sum()
-    scale = math.sqrt(math.prod(search.problem.operator.domain_shape))
+    scale = math.sqrt(math.prod(search.frozen.operator.domain_shape))
     return Certificate(
         error_bound=state_error / scale * (1.0 + 1e-14),
         gradient=plain.gradient,

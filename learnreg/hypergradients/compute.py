@@ -13,6 +13,7 @@ from learnreg.hypergradients.implicit import Implicit
 from learnreg.hypergradients.search import Search, Start
 from learnreg.hypergradients.sharp_search import SharpSearch
 from learnreg.losses import UpperLoss
+from learnreg.lower_level.frozen import FrozenProblem
 from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.result import Hypergradient
 from learnreg.solvers.solve import FailureOption, check_failure_option, check_max_steps, check_tolerance
@@ -24,7 +25,7 @@ CertificateName = Literal["auto", "published", "sharp"]
 
 @torch.no_grad()
 def hypergradient(
-    problem: LowerLevelProblem,
+    problem: LowerLevelProblem | FrozenProblem,
     b: Tensor,
     loss: UpperLoss,
     method: HypergradientMethod | None = None,

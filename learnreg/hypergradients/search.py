@@ -13,12 +13,13 @@ from learnreg.errors import ShapeError
 from learnreg.hypergradients.base import Accuracy, HypergradientMethod, Iterates
 from learnreg.linear.samples import sum_samples
 from learnreg.losses import UpperLoss
+from learnreg.lower_level.frozen import FrozenProblem
 from learnreg.lower_level.instance import Instance
 from learnreg.lower_level.latent import image_part, joint_loss, without_latent
 from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.result import BoundKind, Hypergradient, Status
 from learnreg.solvers.newton_correction import newton_correction
-from learnreg.solvers.solve import exact_instance, initial_point
+from learnreg.solvers.solve import initial_point
 
 __all__ = ["LIMITED", "Search", "Start"]
 
@@ -72,7 +73,7 @@ class Search:
 
     def __init__(
         self,
-        problem: LowerLevelProblem,
+        problem: LowerLevelProblem | FrozenProblem,
         b: Tensor,
         loss: UpperLoss,
         method: HypergradientMethod,
@@ -80,10 +81,11 @@ class Search:
         absolute_tolerance: float,
         max_steps: int | None,
     ) -> None:
-        self.problem, self.b, self.loss, self.method = problem, b, loss, method
+        self.frozen, self.b, self.loss, self.method = problem.frozen(), b, loss, method
         self.tolerance, self.absolute_tolerance, self.max_steps = tolerance, absolute_tolerance, max_steps
-        self.instance = problem.instance(b)
-        self.exact_instance = exact_instance(problem, b, self.instance)
+        self.instance = self.frozen.at(b)
+        exact = b.dtype == torch.float64
+        self.exact_instance = self.instance if exact else self.frozen.at(b.double(), self.instance.counter)
         self.loss = joint_loss(loss, self.instance.latent)
         self.working: Instance = self.instance
         self.state_steps = self.adjoint_steps = 0
@@ -132,8 +134,8 @@ class Search:
         if start is None:
             x = initial_point(self.instance, self.b)
             return Iterates(x, torch.zeros_like(x))
-        self.problem.operator.check_domain(start.x, "start.x")
-        self.problem.operator.check_domain(start.X, "start.X")
+        self.frozen.operator.check_domain(start.x, "start.x")
+        self.frozen.operator.check_domain(start.X, "start.X")
         return Iterates(*start.in_all(self.instance), warm=True)
 
     def _initial_accuracy(self, iterates: Iterates) -> Accuracy:
@@ -158,7 +160,7 @@ class Search:
 
     def _judge(self, iterates: Iterates, outlook: Enough | None = None) -> Judgement:
         x, X = iterates.x, iterates.X
-        return judge(self.problem, self.exact_instance, self.b, self.loss, x, X, self.certificate, outlook=outlook)
+        return judge(self.frozen, self.exact_instance, self.b, self.loss, x, X, self.certificate, outlook=outlook)
 
     def _depends_on_accuracy(self, judged: Judgement) -> bool:
         return "solve more accurately" in judged.reason

@@ -16,7 +16,7 @@ from learnreg.lower_level.constraints import Box
 from learnreg.lower_level.latent import JointOperator, Latent
 from learnreg.potentials.base import Potential
 
-__all__ = ["Counter", "Instance", "joint_instance", "weighted_square"]
+__all__ = ["Counter", "Instance", "lifted", "weighted_square"]
 
 T = TypeVar("T")
 
@@ -163,45 +163,45 @@ class Instance:
         )
 
 
-def joint_instance(
-    operator: LinearOperator,
-    potential: Potential,
-    latent: Latent,
-    modulus: float,
-    ridge: float,
-    weights: Tensor,
-    q: Tensor,
-    diagonal: Tensor | None,
-    constraint: Box | None,
-) -> Instance:
-    """The instance in image and latent variables, which get the modulus of the image."""
+def lifted(instance: Instance, latent: Latent, modulus: float) -> Instance:
+    """The instance in image and latent variables, which get the modulus of the image, ``modulus``."""
     scale, own = latent.scale(modulus), modulus if modulus > 0 else latent.modulus
-    shape = (latent.channels, *operator.domain_shape[1:])
+    operator, q = instance.forward, instance.q
     analysis = latent.operator(scale)
-    forward = JointOperator(operator, latent, math.sqrt(max(own - ridge, 0.0)))
-    if weights.dim() > 0 or float(weights) != 1.0:  # latent variables have none
-        data = weights.expand(*weights.shape[: -len(operator.range_shape)], *operator.range_shape)
-        data = data.flatten(-len(operator.range_shape))
-        rest = data.new_ones(*data.shape[:-1], forward.range_shape[0] - data.shape[-1])
-        weights = torch.cat([data, rest], -1)
-    if diagonal is not None and not (diagonal.dim() == 0 and float(diagonal) == own):
-        batch = diagonal.shape[: diagonal.dim() - len(shape)] if diagonal.dim() > len(shape) else ()
-        image = diagonal.expand(*batch, *operator.domain_shape)
-        diagonal = torch.cat([image, diagonal.new_full((*batch, *shape), own)], -3)
+    forward = JointOperator(operator, latent, math.sqrt(max(own - instance.ridge, 0.0)))
+    shape = (latent.channels, *operator.domain_shape[1:])
     cost = (scale * latent.cost).to(q).expand(q.shape[0], *shape)
     exact = operator.adjoint_mismatch() == 0.0 and analysis.adjoint_mismatch() == 0.0
-    return Instance(
+    return replace(
+        instance,
         forward=forward,
-        data_weights=weights,
-        ridge=ridge,
+        data_weights=_lifted_weights(instance, forward),
         q=torch.cat([q, -cost], 1),
         analysis=analysis,
-        potential=potential,
-        box=latent.box(constraint),
+        box=latent.box(instance.box),
         strong_convexity=modulus if exact else 0.0,
-        counter=Counter(),
-        diagonal=diagonal,
+        diagonal=_lifted_diagonal(instance, shape, own),
         analysis_lipschitz=analysis.parameter_lipschitz(),
         latent=latent,
         latent_scale=scale,
     )
+
+
+def _lifted_weights(instance: Instance, forward: LinearOperator) -> Tensor:
+    """Those of the measurements, and ones for the latent variables, which have none."""
+    weights, range_shape = instance.data_weights, instance.forward.range_shape
+    if weights.dim() == 0 and float(weights) == 1.0:
+        return weights
+    data = weights.expand(*weights.shape[: -len(range_shape)], *range_shape).flatten(-len(range_shape))
+    rest = data.new_ones(*data.shape[:-1], forward.range_shape[0] - data.shape[-1])
+    return torch.cat([data, rest], -1)
+
+
+def _lifted_diagonal(instance: Instance, shape: tuple[int, ...], own: float) -> Tensor | None:
+    """M where it is one for the image, with the modulus of the latent variables of this shape."""
+    diagonal = instance.diagonal
+    if diagonal is None or (diagonal.dim() == 0 and float(diagonal) == own):
+        return diagonal
+    batch = diagonal.shape[: diagonal.dim() - len(shape)] if diagonal.dim() > len(shape) else ()
+    image = diagonal.expand(*batch, *instance.forward.domain_shape)
+    return torch.cat([image, diagonal.new_full((*batch, *shape), own)], -3)

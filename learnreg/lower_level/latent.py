@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from learnreg.linear.operator import LinearOperator, NormKind
+from learnreg.linear.norms import NormBound
+from learnreg.linear.operator import LinearOperator
 from learnreg.losses import UpperLoss
 from learnreg.lower_level.constraints import Box
 
@@ -104,10 +105,9 @@ class JointOperator(LinearOperator):
             return None
         return torch.cat([image, image.new_zeros(len(image), self.domain_shape[0] - self._image, *image.shape[2:])], 1)
 
-    def _compute_norm_bound(self) -> tuple[float, NormKind]:
-        bound = max(self.operator.norm_bound(), self.root)
-        self.norm_failure_probability = self.operator.norm_failure_probability
-        return bound, self.operator.norm_bound_kind
+    def _find_norm(self) -> NormBound:
+        found = self.operator.norm()
+        return NormBound(max(found.value, self.root), found.kind, found.failure)
 
     def adjoint_mismatch(self) -> float:
         return self.operator.adjoint_mismatch()

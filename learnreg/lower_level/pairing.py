@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from learnreg.lower_level.frozen import FrozenProblem
 from learnreg.lower_level.instance import Instance
 from learnreg.lower_level.latent import image_part
-from learnreg.lower_level.problem import LowerLevelProblem
 
 __all__ = ["Responses", "evaluate_pairing", "pairing_gradient", "sum_gradients"]
 
@@ -31,12 +31,10 @@ class Responses:
     forward_X: Tensor | None
 
 
-def pairing_gradient(
-    problem: LowerLevelProblem, instance: Instance, b: Tensor, x: Tensor, X: Tensor
-) -> dict[str, Tensor]:
+def pairing_gradient(frozen: FrozenProblem, instance: Instance, b: Tensor, x: Tensor, X: Tensor) -> dict[str, Tensor]:
     """The hypergradient formed from exactly these x and X, in their dtype; the batch goes through in parts, which
     bounds the memory for responses. Counts as :func:`evaluate_pairing`."""
-    parts = [evaluate_pairing(problem, part, b[i], x[i], X[i])[0] for part, i in instance.parts()]
+    parts = [evaluate_pairing(frozen, part, b[i], x[i], X[i])[0] for part, i in instance.parts()]
     return sum_gradients(parts)
 
 
@@ -46,56 +44,64 @@ def sum_gradients(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def evaluate_pairing(
-    problem: LowerLevelProblem, instance: Instance, b: Tensor, x: Tensor, X: Tensor
+    frozen: FrozenProblem, instance: Instance, b: Tensor, x: Tensor, X: Tensor
 ) -> tuple[dict[str, Tensor], Responses]:
     """The hypergradient formed from exactly these x and X, in their dtype, with the responses it used.
 
     Counts K x, K X and, when K has learnable parameters, the two applications of its backward pass.
     """
     x, X, b = x.detach(), X.detach(), b.detach()
-    parameters = problem.learnable()
     counter = instance.counter
-    data_side = any(name.startswith(("operator.", "data_term.")) for name in _beyond_regularizer(problem))
+    data_side = any(name.startswith(("operator.", "data_term.")) for name in _beyond_regularizer(frozen))
     with torch.enable_grad():
-        terms = problem.saddle_terms(x.dtype, instance.latent_scale)
+        terms = frozen.terms
+        operator = terms.operator if terms.latent is None else terms.latent.operator(instance.latent_scale)
+        potential, fixed = terms.potential.to(x.dtype), frozen.potential(x.dtype)
         # Both at once: operators cast their parameters to the dtype of the images, and autograd rounds the gradient to
         # that of the parameters behind each cast, where the shares of x and X may have cancelled.
-        t, V = terms.operator(torch.cat([x, X])).split(x.shape[0])
+        t, V = operator(torch.cat([x, X])).split(x.shape[0])
         counter.applications += 2
         t_fixed, V_fixed = t.detach(), V.detach()
-        frozen = terms.potential.detached()
-        y, Y = frozen.grad(t_fixed), frozen.hess_vec(t_fixed, V_fixed)
-        outputs, weights = [terms.potential.grad(t_fixed)], [V_fixed]
+        y, Y = fixed.grad(t_fixed), fixed.hess_vec(t_fixed, V_fixed)
+        outputs, weights = [potential.grad(t_fixed)], [V_fixed]
         if t.requires_grad:
             outputs, weights = [*outputs, V, t], [*weights, y, Y]
             counter.applications += 2
         residual = forward_X = None
         if data_side:
             both = torch.cat([image_part(x, terms.latent), image_part(X, terms.latent)])
-            forward_x, forward_X = problem.operator(both).split(x.shape[0])
+            forward_x, forward_X = frozen.operator(both).split(x.shape[0])
             residual = forward_x - b.to(x.dtype)
-            outputs.append((problem.data_term.at(b).grad(residual) * forward_X).sum())
+            outputs.append((frozen.data_term.at(b).grad(residual) * forward_X).sum())
             weights.append(torch.ones_like(outputs[-1]))
             residual, forward_X = residual.detach(), forward_X.detach()
-        if isinstance(problem.ridge, Tensor):
-            outputs.append(problem.ridge * (image_part(x, terms.latent) * image_part(X, terms.latent)).sum())
+        if isinstance(frozen.ridge, Tensor):
+            outputs.append(frozen.ridge * (image_part(x, terms.latent) * image_part(X, terms.latent)).sum())
             weights.append(torch.ones_like(outputs[-1]))
         if terms.latent is not None:
             cost = instance.latent_scale * terms.latent.cost.to(X)
             outputs.append((cost * X[:, terms.latent.image_channels :]).sum())
             weights.append(torch.ones_like(outputs[-1]))
         learned = [(o, w) for o, w in zip(outputs, weights, strict=True) if o.requires_grad]
-        grads: tuple[Tensor | None, ...] = (None,) * len(parameters)
-        if parameters and learned:
-            targets, cotangents = zip(*learned, strict=True)
-            grads = torch.autograd.grad(targets, list(parameters.values()), cotangents, allow_unused=True)
-    gradient = {
-        name: torch.zeros_like(p) if g is None else g.detach()
-        for (name, p), g in zip(parameters.items(), grads, strict=True)
-    }
+        gradient = _gradient(frozen, learned)
     return gradient, Responses(t_fixed, V_fixed, y, Y, residual, forward_X)
 
 
-def _beyond_regularizer(problem: LowerLevelProblem) -> list[str]:
-    own = {name for name, _ in problem.regularizer.named_parameters()}
-    return [name for name in problem.learnable() if name not in own]
+def _gradient(frozen: FrozenProblem, learned: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    """The gradient of sum <output, cotangent> by parameter; through the originals, too, which foreign modules use."""
+    clones, originals = list(frozen.parameters.values()), list(frozen.originals.values())
+    grads: tuple[Tensor | None, ...] = (None,) * (2 * len(clones))
+    if clones and learned:
+        targets, cotangents = zip(*learned, strict=True)
+        inputs = [*clones, *originals]
+        grads = torch.autograd.grad(targets, inputs, cotangents, allow_unused=True, retain_graph=True)
+    found = {}
+    for k, (name, p) in enumerate(frozen.parameters.items()):
+        parts = [g.detach() for g in (grads[k], grads[k + len(clones)]) if g is not None]
+        found[name] = sum(parts[1:], parts[0]) if parts else torch.zeros_like(p)
+    return found
+
+
+def _beyond_regularizer(frozen: FrozenProblem) -> list[str]:
+    own = {name for name, _ in frozen.regularizer.named_parameters()}
+    return [name for name in frozen.parameters if name not in own]

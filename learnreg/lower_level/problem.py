@@ -2,8 +2,8 @@
 
     energy(x, b) = D(A x - b) + R(x) + ridge/2 ‖x‖² (+inf outside the constraint)
 
-``LowerLevelProblem`` is what users build; ``problem.instance(b)`` freezes its parameters at given data for solvers and
-certificates, and counts operator applications.
+``LowerLevelProblem`` is what users build; ``problem.frozen()`` is the same at its present parameters, for solvers and
+certificates.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from learnreg.errors import AssumptionError, ConfigError, DataError, OperatorError, ShapeError
+from learnreg.errors import AssumptionError, ConfigError, ShapeError
 from learnreg.linear.operator import LinearOperator
 from learnreg.linear.samples import sum_samples
 from learnreg.lower_level.constraints import Box
 from learnreg.lower_level.data_terms import LeastSquares, TransmissionLeastSquares
-from learnreg.lower_level.instance import Counter, Instance, joint_instance, weighted_square
-from learnreg.lower_level.regularizer import ParameterRole, Regularizer, SaddleTerms
+from learnreg.lower_level.frozen import FrozenProblem
+from learnreg.lower_level.instance import Instance
+from learnreg.lower_level.regularizer import Regularizer, SaddleTerms
+from learnreg.lower_level.twins import Twins
 
 __all__ = ["LowerLevelProblem"]
 
@@ -107,12 +109,8 @@ class LowerLevelProblem(nn.Module):
     def strong_convexity(self) -> float:
         """Modulus of the energy in x from the data term and the ridge, less what a weakly convex regularizer takes of
         it; 0 when none is known. *Rigorous bound.*"""
-        with torch.no_grad():
-            return max(0.0, self._modulus(self.data_term) - _concavity(self.saddle_terms(torch.float64)))
-
-    def _modulus(self, data_term: LeastSquares) -> float:
-        """That of data term and ridge."""
-        return self.ridge_value + data_term.weight_range()[0] * self.operator.gram_lower_bound()
+        frozen = self.frozen()
+        return max(0.0, frozen.modulus(self.data_term) - frozen.concavity)
 
     @property
     def ridge_value(self) -> float:
@@ -149,15 +147,6 @@ class LowerLevelProblem(nn.Module):
         if isinstance(self.ridge, Tensor):
             self.ridge.clamp_(min=0.0)
 
-    def parameter_roles(self) -> dict[str, ParameterRole]:
-        """Role of the regularizer's parameters by name."""
-        return self.regularizer.parameter_roles()
-
-    def parameter_jacobian_bounds(self) -> dict[ParameterRole, float]:
-        """From raw parameters to what the bounds of a role are about, at the problem's noise level; 1 where not named.
-        *Rigorous bounds.*"""
-        return self.active_regularizer.parameter_jacobian_bounds()
-
     # ---- for solvers and certificates ------------------------------------------------------------------------------
 
     def saddle_terms(self, dtype: torch.dtype, latent_scale: float = 1.0) -> SaddleTerms:
@@ -167,87 +156,33 @@ class LowerLevelProblem(nn.Module):
         operator = terms.operator if terms.latent is None else terms.latent.operator(latent_scale)
         return SaddleTerms(operator, terms.potential.to(dtype), terms.latent)
 
-    def instance(self, b: Tensor) -> Instance:
-        """Freeze the parameters at data b (batch, *range_shape).
+    def frozen(self) -> FrozenProblem:
+        """The problem at its present parameters, which it clones: what happens to them later does not change it.
 
         Raises
         ------
-        ShapeError: wrong shape or dtype. DataError: NaN or infinite entries. OperatorError: A^T b has some.
-        AssumptionError: non-finite parameters, or a weakly convex regularizer that the data term and the ridge do not
-        make up for.
+        AssumptionError: non-finite parameters.
         """
-        self.operator.check_range(b, "b")
-        if b.device.type != "meta" and not _all_finite(b):
-            bad = int((~torch.isfinite(b)).flatten(1).any(1).sum())
-            raise DataError(f"b has NaN or infinite entries in {bad} of {b.shape[0]} samples.", hint="Clean the data.")
-        with torch.no_grad():
-            return self._instance(b.detach())
-
-    def _instance(self, b: Tensor) -> Instance:
-        terms = self.saddle_terms(b.dtype)
         for name, p in self._all_parameters():
             if not bool(torch.isfinite(p).all()):
                 raise AssumptionError(f"parameter {name} has NaN or infinite entries; restore an earlier model.")
-        data_term = self.data_term.at(b)
-        modulus, concavity = self._modulus(data_term), _concavity(terms)
-        weights = data_term.weights_for(b).detach()
-        weighted, diagonal = data_term.weigh(b), self.operator.diagonal()
-        identity = False
-        if diagonal is not None:
-            if not any(diagonal.stride()):
-                diagonal = diagonal.flatten()[0]  # a number, expanded
-                identity = float(diagonal) == 1.0
-            diagonal = weights * diagonal.to(b) ** 2 + self.ridge_value
-            per_sample = diagonal.dim() > len(self.operator.domain_shape)
-            if (
-                not per_sample
-                and b.device.type != "meta"
-                and diagonal.dim() > 0
-                and bool((diagonal == diagonal.flatten()[0]).all())
-            ):
-                diagonal = diagonal.flatten()[0]  # a number spares every step passes over the image
-        q = weighted if identity else self.operator.adjoint(weighted)  # spares a copy
-        if q is not weighted and b.device.type != "meta" and not _all_finite(q):
-            kind = type(self.operator).__name__
-            raise OperatorError(f"{kind}.adjoint made NaN or infinite numbers of finite measurements b.", "finite")
-        if terms.latent is not None:
-            potential, latent, ridge = terms.potential.detached(), terms.latent, self.ridge_value
-            return joint_instance(
-                self.operator, potential, latent, modulus, ridge, weights, q, diagonal, self.constraint
+        originals = self.learnable()
+        with torch.inference_mode(False):
+            twins = Twins()
+            regularizer = twins.module(self.regularizer)
+            return FrozenProblem(
+                operator=twins.module(self.operator),
+                regularizer=regularizer if self.noise_level is None else regularizer.at(self.noise_level),
+                data_term=twins.module(self.data_term),
+                ridge=twins.parameter(self.ridge) if isinstance(self.ridge, nn.Parameter) else self.ridge,
+                constraint=self.constraint,
+                parameters={name: twins.parameter(p) for name, p in originals.items()},
+                originals=originals,
             )
-        exact = self.operator.adjoint_mismatch() == 0.0 and terms.operator.adjoint_mismatch() == 0.0
-        if concavity > 0 and not modulus > concavity:
-            raise AssumptionError(
-                f"the regularizer is weakly convex, with a curvature of -{concavity:.3g} at worst, but data term and "
-                f"ridge have a modulus of {modulus:.3g}, so that the energy may have several minima; use a ridge above "
-                f"{self.ridge_value + concavity - modulus:.3g} or a regularizer with a smaller nonconvexity."
-            )
-        return Instance(
-            forward=self.operator,
-            data_weights=weights,
-            ridge=self.ridge_value,
-            q=q,
-            analysis=terms.operator,
-            potential=terms.potential.detached(),
-            box=self.constraint,
-            strong_convexity=modulus - concavity if exact else 0.0,  # no bound where gradients are inexact
-            counter=Counter(),
-            diagonal=diagonal,
-            analysis_lipschitz=terms.operator.parameter_lipschitz(),
-        )
 
-
-def _concavity(terms: SaddleTerms) -> float:
-    """lambda >= 0 with R + lambda/2 ‖x‖² convex, ‖√rho K‖² for f'' >= -rho; infinite where none is known for sure."""
-    if terms.potential.convex:
-        return 0.0
-    bound = weighted_square(terms.operator, terms.potential.concavity)
-    return math.inf if terms.operator.norm_bound_kind == "probabilistic" else bound
-
-
-def _all_finite(t: Tensor) -> bool:
-    """Whether no entry is NaN or infinite; a sum that is finite tells in one pass without temporary memory."""
-    return bool(torch.isfinite(t.sum())) or bool(torch.isfinite(t).all())
+    def instance(self, b: Tensor) -> Instance:
+        """The problem at its present parameters and data b (batch, *range_shape), see :meth:`FrozenProblem.at`."""
+        return self.frozen().at(b)
 
 
 def _check_type(value: object, kind: type, name: str, expected: str) -> None:

@@ -68,6 +68,7 @@ class ImportedRidge(Regularizer):
         self.distance, self.boundary = float(distance), boundary
         self.noise_range = None if noise_range is None else (float(noise_range[0]), float(noise_range[1]))
         self._count = len(kernels)
+        self._chains: dict[tuple[int, ...], tuple[list[Tensor], ConvolutionChain]] = {}
         for i, kernel in enumerate(kernels):
             self.register_buffer(f"kernel_{i}", kernel.detach().clone())
         self.register_buffer("bends", bends.detach().clone())
@@ -107,9 +108,17 @@ class ImportedRidge(Regularizer):
         if len(image_shape) != 3 or image_shape[0] != 1:
             raise ShapeError(f"ImportedRidge: got images of shape {image_shape}, expected (1, height, width).")
         if self.boundary == "chain":
-            return SaddleTerms(ConvolutionChain(self.kernels, image_shape), self.potential())
+            return SaddleTerms(self._chain(image_shape), self.potential())
         filters = compose([kernel.double() for kernel in self.kernels])[:, 0]
         return SaddleTerms(FilterBank(filters, (1, image_shape[1], image_shape[2]), self.boundary), self.potential())
+
+    def _chain(self, image_shape: tuple[int, ...]) -> ConvolutionChain:
+        """The operator on images of this shape, kept with what is found about it: its norm takes a second."""
+        kernels = self.kernels
+        kept = self._chains.get(image_shape)
+        if kept is None or any(a is not b for a, b in zip(kept[0], kernels, strict=True)):
+            kept = self._chains[image_shape] = (kernels, ConvolutionChain(kernels, image_shape))
+        return kept[1]
 
     def at(self, sigma: float) -> Self:
         """The regularizer for noise of standard deviation sigma, in units of images, if it is conditioned on it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -13,6 +13,7 @@ from learnreg.certificates.state import smallest_bound
 from learnreg.errors import ConfigError, SolverError
 from learnreg.linear.samples import expand, inner_samples, sum_samples
 from learnreg.lower_level.blame import blame_operators
+from learnreg.lower_level.frozen import FrozenProblem
 from learnreg.lower_level.instance import Instance
 from learnreg.lower_level.latent import image_part
 from learnreg.lower_level.problem import LowerLevelProblem
@@ -108,11 +109,6 @@ def check_max_steps(max_steps: int | None) -> None:
         raise ConfigError(f"max_steps={max_steps!r}: expected a positive integer or None.")
 
 
-def exact_instance(problem: LowerLevelProblem, b: Tensor, instance: Instance) -> Instance:
-    """The instance formed in float64 (casting one would keep the rounding of A^T b), sharing the counter."""
-    return instance if b.dtype == torch.float64 else replace(problem.instance(b.double()), counter=instance.counter)
-
-
 def initial_point(instance: Instance, b: Tensor) -> Tensor:
     """For denoising the measurement itself, for operators with an approximate inverse what it makes of b, times the
     factor that minimises the data term; else A^T w b scaled by the norms."""
@@ -183,7 +179,7 @@ def _followed(instance: Instance, first: LoopResult, then: LoopResult, index: Te
 
 @torch.no_grad()
 def solve(
-    problem: LowerLevelProblem,
+    problem: LowerLevelProblem | FrozenProblem,
     b: Tensor,
     tolerance: float = 1e-4,
     *,
@@ -212,15 +208,16 @@ def solve(
     target = check_tolerance(tolerance)
     check_failure_option(on_failure)
     check_max_steps(max_steps)
-    instance = problem.instance(b)
+    frozen = problem.frozen()
+    instance = frozen.at(b)
     method = make_solver(solver, instance, warm=start is not None)
     if start is None:
         x = initial_point(instance, b)
     else:
-        problem.operator.check_domain(start, "start")
+        frozen.operator.check_domain(start, "start")
         x = instance.started(start.detach().to(b))
-    scale = math.sqrt(math.prod(problem.operator.domain_shape))
-    judge_instance = exact_instance(problem, b, instance)
+    scale = math.sqrt(math.prod(frozen.operator.domain_shape))
+    judge_instance = instance if b.dtype == torch.float64 else frozen.at(b.double(), instance.counter)
     working, aim, steps = instance, target * (_AIM if b.dtype == torch.float64 else _FLOAT32_AIM), 0
     t: Tensor | None = None
     for attempt in range(_MAX_ATTEMPTS):

@@ -13,6 +13,7 @@ from learnreg.errors import OperatorError
 from learnreg.linear.operator import LinearOperator
 from learnreg.lower_level.blame import nonfinite_result
 from learnreg.lower_level.problem import LowerLevelProblem
+from learnreg.lower_level.twins import is_own_class
 from learnreg.regularizers import Regularizer
 from learnreg.testing.quick import examine_operator_quickly
 from learnreg.testing.regularizers import examine_regularizer_quickly
@@ -20,27 +21,22 @@ from learnreg.testing.report import failure
 
 __all__ = ["examine_problem", "guarded", "is_own_operator", "is_own_regularizer"]
 
-_ADAPTERS = "learnreg.operators.adapters"
 _WHAT_TO_DO = "Repair it, or pass check_operator=False to train all the same."
 
 
 def is_own_operator(operator: nn.Module) -> bool:
     """Whether an operator, with all it is composed of, is one of this package's, which its tests examine; adapters of
     foreign code are not."""
-    return all(_is_own(type(m)) for m in operator.modules() if m is operator or isinstance(m, LinearOperator))
+    return all(is_own_class(type(m)) for m in operator.modules() if m is operator or isinstance(m, LinearOperator))
 
 
 def is_own_regularizer(regularizer: Regularizer, image_shape: tuple[int, ...]) -> bool:
     """Whether a regularizer, its operator and its potential are this package's."""
-    if not _is_own(type(regularizer)):
+    if not is_own_class(type(regularizer)):
         return False
     with torch.no_grad():
         terms = regularizer.saddle_terms(image_shape)
-    return is_own_operator(terms.operator) and _is_own(type(terms.potential))
-
-
-def _is_own(kind: type) -> bool:
-    return kind.__module__.startswith("learnreg.") and not kind.__module__.startswith(_ADAPTERS)
+    return is_own_operator(terms.operator) and is_own_class(type(terms.potential))
 
 
 def examine_problem(problem: LowerLevelProblem, dtype: Callable[[], torch.dtype]) -> None:

@@ -17,6 +17,7 @@ from learnreg.hypergradients.base import Accuracy, HypergradientMethod, Iterates
 from learnreg.hypergradients.compute import Start, hypergradient
 from learnreg.hypergradients.implicit import Implicit
 from learnreg.losses import UpperLoss
+from learnreg.lower_level.frozen import FrozenProblem
 from learnreg.lower_level.latent import joint_loss
 from learnreg.lower_level.pairing import pairing_gradient
 from learnreg.lower_level.problem import LowerLevelProblem
@@ -75,7 +76,7 @@ class Audit:
 
 @torch.no_grad()
 def improve_batch(
-    problem: LowerLevelProblem,
+    problem: LowerLevelProblem | FrozenProblem,
     b: Tensor,
     loss: UpperLoss,
     method: HypergradientMethod,
@@ -83,14 +84,15 @@ def improve_batch(
     tolerances: Tolerances,
 ) -> BatchGradient:
     """State, adjoint state and hypergradient of a batch at the given tolerances, in the dtype of b."""
-    instance = problem.instance(b)
+    frozen = problem.frozen()
+    instance = frozen.at(b)
     pixels = b.new_full((b.shape[0],), float(start.x[0].numel()))
     slope = loss.gradient(start.x).flatten(1).norm(dim=1)
     goal = Accuracy(tolerances.state * pixels.sqrt(), tolerances.adjoint * slope)
     iterates = Iterates(*start.in_all(instance), warm=instance.latent is None or start.z is not None)
     result = method.improve(instance, joint_loss(loss, instance.latent), iterates, goal, None, None)
     state = Start.of(instance, result.x, result.X)
-    gradient = pairing_gradient(problem, instance, b, result.x, result.X)
+    gradient = pairing_gradient(frozen, instance, b, result.x, result.X)
     return BatchGradient(
         gradient=gradient,
         loss=float(loss.value(state.x)),
@@ -102,14 +104,20 @@ def improve_batch(
 
 @torch.no_grad()
 def audit(
-    problem: LowerLevelProblem, b: Tensor, loss: UpperLoss, state: Start, target: float, max_steps: int = 3000
+    problem: LowerLevelProblem | FrozenProblem,
+    b: Tensor,
+    loss: UpperLoss,
+    state: Start,
+    target: float,
+    max_steps: int = 3000,
 ) -> Audit:
     """Bound the relative error of the hypergradient formed at a state by a certified float64 one of the same
     samples."""
-    instance = problem.instance(b)
-    used = pairing_gradient(problem, instance, b, *state.in_all(instance))
+    frozen = problem.frozen()
+    instance = frozen.at(b)
+    used = pairing_gradient(frozen, instance, b, *state.in_all(instance))
     exact = hypergradient(
-        problem,
+        frozen,
         b.double(),
         loss,
         Implicit(),

@@ -7,10 +7,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from learnreg.errors import ShapeError
 from learnreg.hypergradients.base import Accuracy, HypergradientMethod, Iterates
 from learnreg.hypergradients.implicit import Implicit
 from learnreg.losses import UpperLoss
+from learnreg.lower_level.frozen import FrozenProblem
 from learnreg.lower_level.latent import image_part, joint_loss
 from learnreg.lower_level.pairing import pairing_gradient
 from learnreg.lower_level.problem import LowerLevelProblem
@@ -37,8 +37,8 @@ class SolutionLayer(nn.Module):
         self.last_solution: Any = None
 
     def forward(self, b: Tensor) -> Tensor:
-        parameters = tuple(self.problem.learnable().values())
-        return cast(Tensor, _Solve.apply(self, b, *parameters))  # type: ignore[no-untyped-call]
+        frozen = self.problem.frozen()
+        return cast(Tensor, _Solve.apply(self, frozen, b, *frozen.originals.values()))  # type: ignore[no-untyped-call]
 
     def extra_repr(self) -> str:
         return f"method={self.method!r}, tolerance={self.tolerance:g}"
@@ -46,41 +46,38 @@ class SolutionLayer(nn.Module):
 
 class _Solve(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, layer: SolutionLayer, b: Tensor, *parameters: Tensor) -> Tensor:
-        solution = solve(layer.problem, b, layer.tolerance)
+    def forward(ctx: Any, layer: SolutionLayer, frozen: FrozenProblem, b: Tensor, *parameters: Tensor) -> Tensor:
+        solution = solve(frozen, b, layer.tolerance)
         layer.last_solution = solution
-        ctx.layer = layer
-        ctx.save_for_backward(b, solution.x, *parameters)
+        ctx.layer, ctx.frozen = layer, frozen
+        ctx.save_for_backward(b, solution.x)
         return solution.x
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor | None, ...]:
         layer: SolutionLayer = ctx.layer
-        b, x, *parameters = ctx.saved_tensors
-        problem = layer.problem
-        instance = problem.instance(b)
+        b, x = ctx.saved_tensors
+        frozen: FrozenProblem = ctx.frozen
+        instance = frozen.at(b)
         loss = joint_loss(_GivenGradient(grad[0]), instance.latent)
         size = grad[0].flatten(1).norm(dim=1)
         accuracy = Accuracy(torch.full_like(size, torch.inf), layer.tolerance * size)
         state = instance.extended(x)
         start = Iterates(state, torch.zeros_like(state))
         adjoint = layer.method.improve(instance, loss, start, accuracy, None, None).X
-        gradient = pairing_gradient(problem, instance, b, state, adjoint)
-        by_name = list(problem.learnable())
-        if len(by_name) != len(parameters):
-            raise ShapeError("solution_layer: requires_grad of a parameter changed between forward and backward.")
-        wants_b = ctx.needs_input_grad[1]
-        grad_b = _measurement_gradient(problem, b, x, image_part(adjoint, instance.latent)) if wants_b else None
-        return None, grad_b, *(gradient[name] for name in by_name)
+        gradient = pairing_gradient(frozen, instance, b, state, adjoint)
+        wants_b = ctx.needs_input_grad[2]
+        grad_b = _measurement_gradient(frozen, b, x, image_part(adjoint, instance.latent)) if wants_b else None
+        return None, None, grad_b, *(gradient[name] for name in frozen.parameters)
 
 
-def _measurement_gradient(problem: LowerLevelProblem, b: Tensor, x: Tensor, adjoint: Tensor) -> Tensor:
+def _measurement_gradient(frozen: FrozenProblem, b: Tensor, x: Tensor, adjoint: Tensor) -> Tensor:
     """∂_b <∇_x E(x; b), X>, weights that depend on b included."""
-    residual, response = problem.operator(x) - b, problem.operator(adjoint)
+    residual, response = frozen.operator(x) - b, frozen.operator(adjoint)
     with torch.enable_grad():
         own = b.detach().requires_grad_()
-        slope = (problem.data_term.at(own).grad(residual.detach() - (own - b)) * response.detach()).sum()
+        slope = (frozen.data_term.at(own).grad(residual.detach() - (own - b)) * response.detach()).sum()
         return torch.autograd.grad(slope, own)[0]
 
 

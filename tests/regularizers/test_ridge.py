@@ -97,9 +97,9 @@ def test_each_group_alone_is_certified(regularizer: str, kind: str) -> None:
     problem = registry.build("denoising", regularizer)
     x_true, b = registry.measure(problem)
     loss = lr.SquaredError(x_true)
-    for role in set(problem.parameter_roles().values()):
+    for role in set(problem.frozen().parameter_roles().values()):
         for name, p in problem.regularizer.named_parameters():
-            p.requires_grad_(problem.parameter_roles()[name] == role)
+            p.requires_grad_(problem.frozen().parameter_roles()[name] == role)
         truth = truth_of(problem, b, loss)
         for tolerance in (10.0, 1e-2, 1e-5):
             result = lr.hypergradient(problem, b, loss, tolerance=tolerance, certificate=kind)  # type: ignore[arg-type]
@@ -113,7 +113,7 @@ def test_bounds_are_those_of_the_filters_times_the_jacobian(kind: str, monkeypat
     x_true, b = registry.measure(problem)
     for name, p in problem.regularizer.named_parameters():
         p.requires_grad_(name.startswith("factors"))
-    J = problem.parameter_jacobian_bounds()["operator"]
+    J = problem.frozen().jacobian_bounds["operator"]
 
     def bound_with(jacobian: float) -> float:
         monkeypatch.setattr(RidgeRegularizer, "parameter_jacobian_bounds", lambda self: {"operator": jacobian})

@@ -198,7 +198,7 @@ CASES = {
 def test_each_group_alone_is_certified(case: str, kind: str) -> None:
     problem = problem_with(CASES[case]())
     x_true, b = registry.measure(problem)
-    loss, roles = lr.SquaredError(x_true), problem.parameter_roles()
+    loss, roles = lr.SquaredError(x_true), problem.frozen().parameter_roles()
     for role in set(roles.values()):
         for name, p in problem.regularizer.named_parameters():
             p.requires_grad_(roles[name] == role)
@@ -217,7 +217,7 @@ def test_lemma_4_holds_for_the_true_errors(kind: type[SharpBound | PublishedBoun
     for trial in range(12):
         problem = problem_with(list(CASES.values())[trial % 4]())
         x_true, b = registry.measure(problem, batch=1)
-        loss, instance, roles = lr.SquaredError(x_true), problem.instance(b), problem.parameter_roles()
+        loss, instance, roles = lr.SquaredError(x_true), problem.instance(b), problem.frozen().parameter_roles()
         truth, dense = truth_of(problem, b, loss), Dense(problem, b)
         size = 10.0 ** (-3.0 + 3.0 * float(torch.rand((), generator=generator)))
         dx, dX = (size * torch.randn(truth.x.shape, generator=generator, dtype=DOUBLE) for _ in range(2))
@@ -227,7 +227,7 @@ def test_lemma_4_holds_for_the_true_errors(kind: type[SharpBound | PublishedBoun
         for role in sorted(set(roles.values())):
             for name, p in problem.regularizer.named_parameters():
                 p.requires_grad_(roles[name] == role)
-            gradient, responses = evaluate_pairing(problem, instance, b, x, X)
+            gradient, responses = evaluate_pairing(problem.frozen(), instance, b, x, X)
             pullback = instance.adjoint(responses.y)
             residual = state_residual(instance, x, pullback)
             state_norm = residual.flatten(1).norm(dim=1) + rounding_floor(instance, x, pullback)

@@ -1,0 +1,182 @@
+"""The lower-level problem at one theta: what depends on the learnable parameters is found here, once.
+
+``problem.frozen()`` clones what is learned; nothing that happens to the problem afterwards changes it. At data b it is
+an :class:`Instance`, which solvers and certificates see; the pairing differentiates its terms.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache, cached_property
+
+import torch
+from torch import Tensor, nn
+
+from learnreg.errors import AssumptionError, DataError, OperatorError
+from learnreg.linear.operator import LinearOperator
+from learnreg.lower_level.constraints import Box
+from learnreg.lower_level.data_terms import LeastSquares
+from learnreg.lower_level.instance import Counter, Instance, lifted, weighted_square
+from learnreg.lower_level.regularizer import ParameterRole, Regularizer, SaddleTerms
+from learnreg.potentials.base import Potential
+
+__all__ = ["FrozenProblem"]
+
+
+class FrozenProblem:
+    """A lower-level problem whose learnable parameters nobody changes.
+
+    operator, regularizer (at the problem's noise level), data_term, ridge, constraint: those of the problem, with
+    clones of what is learned, except in foreign modules. parameters: these clones, by the names of
+    ``LowerLevelProblem.learnable``. originals: what they are clones of.
+    """
+
+    def __init__(
+        self,
+        operator: LinearOperator,
+        regularizer: Regularizer,
+        data_term: LeastSquares,
+        ridge: float | nn.Parameter,
+        constraint: Box | None,
+        parameters: Mapping[str, nn.Parameter],
+        originals: Mapping[str, nn.Parameter],
+    ) -> None:
+        self.operator, self.regularizer, self.data_term = operator, regularizer, data_term
+        self.ridge, self.constraint = ridge, constraint
+        self.parameters, self.originals = dict(parameters), dict(originals)
+        self._potentials: dict[torch.dtype, Potential] = {}
+
+    def frozen(self) -> FrozenProblem:
+        """Itself."""
+        return self
+
+    # ---- what depends on theta alone ---------------------------------------------------------------------------------
+
+    @cached_property
+    def terms(self) -> SaddleTerms:
+        """The regularizer's operator and potential on the image shape, differentiable in ``parameters``."""
+        with torch.inference_mode(False), torch.enable_grad():
+            return self.regularizer.saddle_terms(self.operator.domain_shape)
+
+    @cached_property
+    def fixed(self) -> SaddleTerms:
+        """The same for solvers, which do not differentiate; what is found about operators is kept with them."""
+        with torch.inference_mode(False), torch.no_grad():
+            terms = self.regularizer.saddle_terms(self.operator.domain_shape)
+        latent = terms.latent
+        if latent is not None:
+            latent = replace(latent, operator=cache(latent.operator), balance=cache(latent.balance))
+        return SaddleTerms(terms.operator, terms.potential, latent)
+
+    def potential(self, dtype: torch.dtype) -> Potential:
+        """The regularizer's potential without autograd, its parameters in that dtype."""
+        if dtype not in self._potentials:
+            with torch.inference_mode(False), torch.no_grad():
+                self._potentials[dtype] = self.fixed.potential.to(dtype).detached()
+        return self._potentials[dtype]
+
+    @cached_property
+    def concavity(self) -> float:
+        """lambda >= 0 with R + lambda/2 ‖x‖² convex, ‖√rho K‖² for f'' >= -rho; infinite where none is known for sure.
+        *Rigorous bound.*"""
+        f, K = self.potential(torch.float64), self.fixed.operator
+        if f.convex:
+            return 0.0
+        bound = weighted_square(K, f.concavity)
+        return math.inf if K.norm_bound_kind == "probabilistic" else bound
+
+    @cached_property
+    def gram_lower_bound(self) -> float:
+        """That of the forward operator."""
+        return self.operator.gram_lower_bound()
+
+    @cached_property
+    def ridge_value(self) -> float:
+        return float(self.ridge.detach()) if isinstance(self.ridge, Tensor) else float(self.ridge)
+
+    @cached_property
+    def jacobian_bounds(self) -> dict[ParameterRole, float]:
+        """From raw parameters to what the bounds of a role are about; 1 where not named. *Rigorous bounds.*"""
+        return self.regularizer.parameter_jacobian_bounds()
+
+    def parameter_roles(self) -> dict[str, ParameterRole]:
+        """Role of the regularizer's parameters by name."""
+        return self.regularizer.parameter_roles()
+
+    def modulus(self, data_term: LeastSquares) -> float:
+        """That of the data term, at some data, and the ridge. *Rigorous bound.*"""
+        return self.ridge_value + data_term.weight_range()[0] * self.gram_lower_bound
+
+    # ---- at data -----------------------------------------------------------------------------------------------------
+
+    def at(self, b: Tensor, counter: Counter | None = None) -> Instance:
+        """The problem at measurements b (batch, *range_shape); applications count on ``counter``.
+
+        Raises
+        ------
+        ShapeError: wrong shape or dtype. DataError: NaN or infinite entries. OperatorError: A^T b has some.
+        AssumptionError: a weakly convex regularizer that the data term and the ridge do not make up for.
+        """
+        self.operator.check_range(b, "b")
+        if b.device.type != "meta" and not _all_finite(b):
+            bad = int((~torch.isfinite(b)).flatten(1).any(1).sum())
+            raise DataError(f"b has NaN or infinite entries in {bad} of {b.shape[0]} samples.", hint="Clean the data.")
+        with torch.no_grad():
+            return self._at(b.detach(), counter or Counter())
+
+    def _at(self, b: Tensor, counter: Counter) -> Instance:
+        data_term = self.data_term.at(b)
+        modulus, terms = self.modulus(data_term), self.fixed
+        weights, weighted = data_term.weights_for(b).detach(), data_term.weigh(b)
+        diagonal, identity = self._diagonal(b, weights)
+        q = weighted if identity else self.operator.adjoint(weighted)  # spares a copy
+        if q is not weighted and b.device.type != "meta" and not _all_finite(q):
+            kind = type(self.operator).__name__
+            raise OperatorError(f"{kind}.adjoint made NaN or infinite numbers of finite measurements b.", "finite")
+        exact = self.operator.adjoint_mismatch() == 0.0 and terms.operator.adjoint_mismatch() == 0.0
+        self._check_convex(modulus)
+        instance = Instance(
+            forward=self.operator,
+            data_weights=weights,
+            ridge=self.ridge_value,
+            q=q,
+            analysis=terms.operator,
+            potential=self.potential(b.dtype),
+            box=self.constraint,
+            strong_convexity=modulus - self.concavity if exact else 0.0,  # no bound where gradients are inexact
+            counter=counter,
+            diagonal=diagonal,
+            analysis_lipschitz=terms.operator.parameter_lipschitz(),
+        )
+        return instance if terms.latent is None else lifted(instance, terms.latent, modulus)
+
+    def _check_convex(self, modulus: float) -> None:
+        if self.concavity > 0 and not modulus > self.concavity:
+            raise AssumptionError(
+                f"the regularizer is weakly convex, with a curvature of -{self.concavity:.3g} at worst, but data term "
+                f"and ridge have a modulus of {modulus:.3g}, so that the energy may have several minima; use a ridge "
+                f"above {self.ridge_value + self.concavity - modulus:.3g} or a regularizer with a smaller nonconvexity."
+            )
+
+    def _diagonal(self, b: Tensor, weights: Tensor) -> tuple[Tensor | None, bool]:
+        """M where it is diagonal, as a number where that is all it takes, and whether A is the identity."""
+        diagonal = self.operator.diagonal()
+        if diagonal is None:
+            return None, False
+        identity = False
+        if not any(diagonal.stride()):
+            diagonal = diagonal.flatten()[0]  # a number, expanded
+            identity = float(diagonal) == 1.0
+        diagonal = weights * diagonal.to(b) ** 2 + self.ridge_value
+        per_sample = diagonal.dim() > len(self.operator.domain_shape)
+        if not per_sample and b.device.type != "meta" and diagonal.dim() > 0:
+            first = diagonal.flatten()[0]
+            diagonal = first if bool((diagonal == first).all()) else diagonal  # spares steps passes over the image
+        return diagonal, identity
+
+
+def _all_finite(t: Tensor) -> bool:
+    """Whether no entry is NaN or infinite; a sum that is finite tells in one pass without temporary memory."""
+    return bool(torch.isfinite(t.sum())) or bool(torch.isfinite(t).all())

@@ -1,0 +1,73 @@
+"""Twins of modules: clones of the parameters that are learned, everything else shared."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from torch import nn
+
+__all__ = ["Twins", "is_own_class"]
+
+M = TypeVar("M", bound=nn.Module)
+
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+
+
+_ADAPTERS = "learnreg.operators.adapters"
+
+
+def is_own_class(kind: type) -> bool:
+    """Whether a class is this package's, which its tests examine; adapters of foreign code are not."""
+    return kind.__module__.startswith("learnreg.") and not kind.__module__.startswith(_ADAPTERS)
+
+
+class Twins:
+    """Makes twins of modules and parameters, one of each: what was shared among the originals is shared among the
+    twins. Parameters that require a gradient are cloned; buffers, fixed parameters and modules without anything learned
+    are the originals themselves, so that a system matrix exists once. So are modules of foreign classes, with all that
+    is within them: they may count their calls, or hold their parameters in ways that nobody knows.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[Any, Any]] = {}  # beside each twin its original, lest its id be given away
+
+    def parameter(self, p: nn.Parameter) -> nn.Parameter:
+        """The clone of a parameter that requires a gradient; another one itself."""
+        if not p.requires_grad:
+            return p
+        return self._once(p, lambda: nn.Parameter(p.detach().clone()))
+
+    def module(self, module: M) -> M:
+        """The twin of a module, or itself if nothing in it is learned, or if it is foreign."""
+        if not is_own_class(type(module)) or not any(p.requires_grad for p in module.parameters()):
+            return module
+        return self._once(module, lambda: self._twin(module))
+
+    def _twin(self, module: M) -> M:
+        twin = object.__new__(type(module))
+        self._known[id(module)] = (module, twin)  # before what is within it, which may lead back here
+        own = vars(module)
+        twin.__dict__.update({k: v if k in _OF_EVERY_MODULE else self._value(v) for k, v in own.items()})
+        twin._parameters = {k: None if p is None else self.parameter(p) for k, p in module._parameters.items()}
+        twin._modules = {k: None if m is None else self.module(m) for k, m in module._modules.items()}
+        twin.__dict__["_frozen"] = True
+        return twin
+
+    def _value(self, value: Any) -> Any:
+        if isinstance(value, nn.Parameter):
+            return self.parameter(value)
+        if isinstance(value, nn.Module):
+            return self.module(value)
+        if type(value) in (list, tuple):
+            items = [self._value(v) for v in value]
+            return type(value)(items) if any(a is not b for a, b in zip(items, value, strict=True)) else value
+        if type(value) is dict:
+            found = {k: self._value(v) for k, v in value.items()}
+            return found if any(found[k] is not v for k, v in value.items()) else value
+        return value
+
+    def _once(self, original: Any, make: Any) -> Any:
+        if id(original) not in self._known:
+            twin = make()
+            self._known[id(original)] = (original, twin)
+        return self._known[id(original)][1]

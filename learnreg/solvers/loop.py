@@ -72,56 +72,86 @@ def iterate(
     if solver.report_applications:  # a costly look at the start would rarely end anything
         state, steps = _advance(solver, part, state, 0, min(pause, limit))
     report = solver.report(part, state)
-    infinite = torch.full_like(residual_tolerance, math.inf)
-    best_x = _finite_points(report.x, x)
-    best_residual, best_bound, milestone = infinite.clone(), infinite.clone(), infinite.clone()
-    milestone_step = torch.zeros(x.shape[0], dtype=torch.float32, device=x.device)
-    stopped = torch.zeros(x.shape[0], dtype=torch.int64, device=x.device)
-    active = torch.arange(x.shape[0], device=x.device)
-    buffer, rows = report.t, active  # all pull-backs, as the state keeps them, and whose they are
-    shortfall = infinite
+    samples = _Samples(x, report, residual_tolerance, bound_tolerance)
+    buffer, rows = report.t, samples.active  # all pull-backs, as the state keeps them, and whose they are
     while True:
-        measure = torch.where(torch.isfinite(report.bound), report.bound, report.residual)
-        known = torch.where(torch.isfinite(best_bound[active]), best_bound[active], best_residual[active])
-        better = measure < known
-        chosen = active[better]
-        if len(chosen) == x.shape[0]:
-            best_x.copy_(report.x)  # without the copies that an index makes
-        else:
-            best_x[chosen] = report.x[better]
-        best_residual[chosen], best_bound[chosen] = report.residual[better], report.bound[better]
-        progressed = report.residual < 0.9 * milestone[active]
-        milestone[active] = torch.where(progressed, report.residual, milestone[active])
-        milestone_step[active] = torch.where(progressed, float(steps), milestone_step[active])
-        converged = (best_residual <= residual_tolerance) | (best_bound <= bound_tolerance)
-        idle = steps - milestone_step[active]
-        near_floor = (report.residual <= _NEAR_FLOOR * report.floor) & (idle >= _PATIENCE_AT_FLOOR)
-        codes = torch.where((report.residual <= report.floor) | near_floor, _AT_FLOOR, _RUNNING)
-        codes = torch.where((codes == _RUNNING) & (idle >= solver.patience), _STAGNATED, codes)
-        codes = torch.where(torch.isfinite(report.residual), codes, _NOT_FINITE)
-        stopped[active] = torch.where(converged[active], _CONVERGED, codes)
-        running = stopped[active] == _RUNNING
+        running = samples.judge(report, steps, solver.patience)
         remaining = int(running.sum())
         if remaining == 0 or steps >= limit:
             break
         if solver.report_applications:
-            now = _shortfall(report, residual_tolerance[active], bound_tolerance[active])
-            pause = _next_check(solver.check_every, pause, shortfall[active][running], now[running])
-            shortfall = shortfall.index_copy(0, active, now)
+            pause = _next_check(solver.check_every, pause, *samples.shortfall(report, running))
         if remaining <= 0.75 * len(running):
             index = running.nonzero()[:, 0]
             rows = rows.clone()
             front_rows(rows, index)
-            active, part, state = active[index], part.select(index), select_samples(state, index)
+            samples.keep(index)
+            part, state = part.select(index), select_samples(state, index)
         state, steps = _advance(solver, part, state, steps, min(steps + pause, limit))
         report = solver.report(part, state)
     del state, report
-    status = _status(stopped)
+    status = _status(samples.stopped)
     if status is Status.NOT_FINITE:
         buffer = None  # of no use to anybody
-    elif buffer is not None and len(active) < x.shape[0]:
+    elif buffer is not None and len(samples.active) < x.shape[0]:
         buffer = buffer[rows.argsort()]
-    return LoopResult(best_x, buffer, best_residual, best_bound, status, steps)
+    return LoopResult(samples.best_x, buffer, samples.best_residual, samples.best_bound, status, steps)
+
+
+class _Samples:
+    """What is known of each sample of a batch: its best point, its latest progress, and how it ended. ``active``: the
+    samples that still iterate, by index."""
+
+    def __init__(self, x: Tensor, report: Report, residual_tolerance: Tensor, bound_tolerance: Tensor) -> None:
+        self.residual_tolerance, self.bound_tolerance = residual_tolerance, bound_tolerance
+        infinite = torch.full_like(residual_tolerance, math.inf)
+        self.best_x = _finite_points(report.x, x)
+        self.best_residual, self.best_bound, self._milestone = infinite.clone(), infinite.clone(), infinite.clone()
+        self._milestone_step = torch.zeros(x.shape[0], dtype=torch.float32, device=x.device)
+        self.stopped = torch.zeros(x.shape[0], dtype=torch.int64, device=x.device)
+        self.active = torch.arange(x.shape[0], device=x.device)
+        self._shortfall = infinite
+
+    def judge(self, report: Report, steps: int, patience: int) -> Tensor:
+        """Take in a report of the active samples; which of them go on."""
+        active = self.active
+        self._improve(report)
+        progressed = report.residual < 0.9 * self._milestone[active]
+        self._milestone[active] = torch.where(progressed, report.residual, self._milestone[active])
+        self._milestone_step[active] = torch.where(progressed, float(steps), self._milestone_step[active])
+        converged = (self.best_residual <= self.residual_tolerance) | (self.best_bound <= self.bound_tolerance)
+        idle = steps - self._milestone_step[active]
+        near_floor = (report.residual <= _NEAR_FLOOR * report.floor) & (idle >= _PATIENCE_AT_FLOOR)
+        codes = torch.where((report.residual <= report.floor) | near_floor, _AT_FLOOR, _RUNNING)
+        codes = torch.where((codes == _RUNNING) & (idle >= patience), _STAGNATED, codes)
+        codes = torch.where(torch.isfinite(report.residual), codes, _NOT_FINITE)
+        self.stopped[active] = torch.where(converged[active], _CONVERGED, codes)
+        return self.stopped[active] == _RUNNING
+
+    def _improve(self, report: Report) -> None:
+        """Keep the points that are better than the best so far, by bounds where there are any."""
+        active = self.active
+        measure = torch.where(torch.isfinite(report.bound), report.bound, report.residual)
+        best = self.best_bound[active]
+        better = measure < torch.where(torch.isfinite(best), best, self.best_residual[active])
+        chosen = active[better]
+        if len(chosen) == len(self.best_x):
+            self.best_x.copy_(report.x)  # without the copies that an index makes
+        else:
+            self.best_x[chosen] = report.x[better]
+        self.best_residual[chosen], self.best_bound[chosen] = report.residual[better], report.bound[better]
+
+    def shortfall(self, report: Report, running: Tensor) -> tuple[Tensor, Tensor]:
+        """Powers of e by which the samples that go on missed their goals at the latest check, and miss them now."""
+        active = self.active
+        now = _shortfall(report, self.residual_tolerance[active], self.bound_tolerance[active])
+        before = self._shortfall[active]
+        self._shortfall = self._shortfall.index_copy(0, active, now)
+        return before[running], now[running]
+
+    def keep(self, index: Tensor) -> None:
+        """Only these of the active samples stay active."""
+        self.active = self.active[index]
 
 
 def _finite_points(found: Tensor, start: Tensor) -> Tensor:

@@ -1,5 +1,9 @@
 """Images and data sets to learn from: photographs, folders, BSDS500, noisy patches; phantoms, measurements and files of
-computed tomography."""
+computed tomography; the table of those that have a name."""
+
+from typing import Protocol
+
+from torch import Tensor
 
 from learnreg.datasets.files.dicom import DicomSlice, read_dicom
 from learnreg.datasets.files.dicom_series import (
@@ -14,9 +18,9 @@ from learnreg.datasets.files.hdf5 import read_hdf5_array
 from learnreg.datasets.files.images import read_image
 from learnreg.datasets.files.sinograms import read_array, read_sinogram
 from learnreg.datasets.photographs.bsds import BSDS500, load_training_images
-from learnreg.datasets.photographs.natural import natural_images
+from learnreg.datasets.photographs.natural import natural_images, natural_split
 from learnreg.datasets.photographs.patches import DenoisingPatches, add_noise, parse_sigma
-from learnreg.datasets.tomography.ct_images import load_ct_images
+from learnreg.datasets.tomography.ct_images import ellipse_split, load_ct_images
 from learnreg.datasets.tomography.lodopab import LoDoPaB
 from learnreg.datasets.tomography.noise import PhotonNoise, RelativeNoise
 from learnreg.datasets.tomography.pairs import TomographyPairs
@@ -27,6 +31,7 @@ from learnreg.datasets.tomography.transmission import LineIntegrals, line_integr
 __all__ = [
     "BSDS500",
     "CT_WINDOW",
+    "DATASETS",
     "DenoisingPatches",
     "DicomSeries",
     "DicomSlice",
@@ -56,3 +61,19 @@ __all__ = [
     "statistical_weights",
     "window_hounsfield",
 ]
+
+
+class NamedImages(Protocol):
+    """Training and held-out images, each (1, height, width) in [0, 1], by name; they have none in common.
+
+    size: side of the images, count: at most as many training images, seed: what is drawn; a data set takes of these
+    what it can.
+    """
+
+    def __call__(
+        self, size: int = 128, count: int | None = None, seed: int = 0
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]: ...
+
+
+DATASETS: dict[str, NamedImages] = {"natural": natural_split, "ellipses": ellipse_split}
+"""By the name that ``--data`` takes; everything else is a folder."""

@@ -1,5 +1,8 @@
-"""Forward operators of imaging; shapes exclude the batch axis."""
+"""Forward operators of imaging, and the table of those that model files hold; shapes exclude the batch axis."""
 
+from typing import Any, Protocol
+
+from learnreg.linear.operator import LinearOperator
 from learnreg.operators.adapters import (
     assemble,
     from_astra,
@@ -21,6 +24,7 @@ from learnreg.operators.tomography.geometry_file import from_geometry
 from learnreg.operators.tomography.projectors import FanBeam2D, ParallelBeam2D
 
 __all__ = [
+    "OPERATORS",
     "Blur",
     "ConeBeam3D",
     "FanBeam2D",
@@ -30,6 +34,7 @@ __all__ = [
     "Inpainting",
     "ParallelBeam2D",
     "ParallelGeometry",
+    "StoredOperator",
     "assemble",
     "filtered_back_projection",
     "from_astra",
@@ -42,3 +47,22 @@ __all__ = [
     "to_odl",
     "to_scipy",
 ]
+
+
+class StoredOperator(Protocol):
+    """What an operator needs to be held by model files, in JSON."""
+
+    def stored(self) -> dict[str, Any]:
+        """What rebuilds the operator, the key "config" at least; "name" is the file's."""
+
+    @classmethod
+    def from_stored(cls, stored: dict[str, Any], image_shape: tuple[int, ...] | None) -> LinearOperator:
+        """The operator again; ``image_shape`` for those that take images of any size."""
+
+
+OPERATORS: dict[str, type[StoredOperator]] = {
+    "identity": Identity,
+    "parallel-beam": ParallelBeam2D,
+    "fan-beam": FanBeam2D,
+}
+"""By the name in model files."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any, Self
+
 import torch
 from torch import Tensor
 
-from learnreg.errors import OperatorError, ShapeError
+from learnreg.errors import ConfigError, OperatorError, ShapeError
 from learnreg.linear.norms import NormBound
 from learnreg.linear.operator import LinearOperator
 
@@ -17,6 +19,15 @@ class Identity(LinearOperator):
 
     def __init__(self, domain_shape: tuple[int, ...]) -> None:
         super().__init__(domain_shape, domain_shape)
+
+    def stored(self) -> dict[str, Any]:
+        return {"config": {}}  # images of any size
+
+    @classmethod
+    def from_stored(cls, stored: dict[str, Any], image_shape: tuple[int, ...] | None) -> Self:
+        if image_shape is None:
+            raise ConfigError("this model denoises images of any size: say which, image_shape=(1, height, width).")
+        return cls(image_shape)
 
     def forward(self, x: Tensor) -> Tensor:
         self.check_domain(x)

@@ -12,7 +12,7 @@ from torch import Tensor
 from learnreg.datasets.files.images import read_image
 from learnreg.errors import ConfigError, DataError
 
-__all__ = ["NATURAL_SPLITS", "natural_images"]
+__all__ = ["NATURAL_SPLITS", "natural_images", "natural_split"]
 
 # SHA-256 of the files, the same in scikit-image 0.24 to 0.26. Left out: synthetic images, logos, silhouettes, pictures
 # of stars and cells (hardly any edges), and the retina (a third of all pixels, most of them flat).
@@ -56,6 +56,13 @@ def natural_images(split: str = "train") -> dict[str, Tensor]:
         raise ConfigError(f"split={split!r} is not one of {', '.join(map(repr, _SHA256))}.")
     folder = _data_folder()
     return {Path(file).stem: _read_pinned(folder / file, digest) for file, digest in _SHA256[split].items()}
+
+
+def natural_split(
+    size: int = 128, count: int | None = None, seed: int = 0
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Both splits of ``natural_images``, the first ``count`` of the training images; their sizes are their own."""
+    return dict(list(natural_images("train").items())[:count]), natural_images("test")
 
 
 def _data_folder() -> Path:

@@ -14,7 +14,7 @@ from learnreg.datasets.tomography.phantoms import ellipse_phantom
 from learnreg.datasets.tomography.slices import resize_slice
 from learnreg.errors import ConfigError, DataError
 
-__all__ = ["load_ct_images"]
+__all__ = ["ellipse_split", "load_ct_images"]
 
 _HELD_OUT = 8
 
@@ -45,7 +45,7 @@ def load_ct_images(
     if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
         raise ConfigError(f"count={count!r} must be a positive integer, or None for all.")
     if str(source) == "ellipses":
-        return _phantoms(256 if count is None else count, size, seed)
+        return ellipse_split(size, count, seed)
     folder = Path(source)
     if folder.is_dir() and _holds_dicom(folder):
         training, held_out = _split_series(folder, count, series_uid, window)
@@ -58,8 +58,11 @@ def _resized(images: dict[str, Tensor], size: int) -> dict[str, Tensor]:
     return {name: resize_slice(image, size) for name, image in images.items()}
 
 
-def _phantoms(count: int, size: int, seed: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    # Held-out phantoms do not depend on the number of training phantoms.
+def ellipse_split(
+    size: int = 128, count: int | None = None, seed: int = 0
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Training phantoms, 256 by default, and 8 held-out ones, which do not depend on their number."""
+    count = 256 if count is None else count
     training = {f"ellipses {i}": ellipse_phantom(i, size, seed) for i in range(count)}
     held_out = {f"held-out ellipses {i}": ellipse_phantom(i, size, seed, held_out=True) for i in range(_HELD_OUT)}
     return training, held_out

@@ -15,9 +15,9 @@ from learnreg.accuracy.problems import AccuracyProblem
 from learnreg.accuracy.reference import Reference, adjoint_at, solve_reference
 from learnreg.accuracy.report import CERTIFICATES, AccuracyReport, AccuracyRow, CertificateKind, PlainRow
 from learnreg.certificates.judgement import gradient_distance, gradient_norm
+from learnreg.hypergradients import METHODS
 from learnreg.hypergradients.certify import certify
 from learnreg.hypergradients.compute import hypergradient
-from learnreg.models.names import METHODS
 
 __all__ = ["measure"]
 

@@ -13,7 +13,7 @@ import torch
 
 from learnreg.accuracy.figure import accuracy_figure, figure_file
 from learnreg.errors import ConfigError, DataError, SolverError
-from learnreg.models.names import METHODS
+from learnreg.hypergradients import METHODS
 from learnreg.models.tensor_files import dumps, write_atomically
 
 __all__ = [

@@ -13,17 +13,18 @@ from typing import Annotated, Any, ParamSpec, TypeVar
 import typer
 
 import learnreg
-from learnreg.commands import process
+from learnreg.commands import process, tasks
 from learnreg.commands.doctor import describe_facts, examine
 from learnreg.commands.evaluate import evaluate as run_evaluation
-from learnreg.commands.options import DenoiseConfig, TomographyConfig
+from learnreg.commands.options import TrainingConfig
+from learnreg.commands.parameters import training_command
 from learnreg.commands.reconstruct_images import Reconstructed, reconstruct_files
 from learnreg.commands.reconstruct_scans import Reconstructor, ScanOptions
-from learnreg.commands.settings import help_of, settings_help, training_options
+from learnreg.commands.tasks import TASKS, Task
 from learnreg.datasets import parse_sigma
 from learnreg.errors import ConfigError, LearnregError
+from learnreg.hypergradients import METHODS
 from learnreg.models.model import load
-from learnreg.models.names import METHODS
 from learnreg.models.tensor_files import dumps
 
 __all__ = ["app", "main"]
@@ -124,88 +125,12 @@ def _options(
         os.environ[_DEBUG_VARIABLE] = "1"
 
 
-@train_app.command("denoise")
-@_command
-def train_denoise(
-    data: Annotated[str | None, typer.Option(help=help_of("data"), show_default=False)] = None,
-    sigma: Annotated[str | None, typer.Option(help=help_of("sigma"), show_default=False)] = None,
-    regularizer: Annotated[str | None, typer.Option(help=help_of("regularizer"), show_default=False)] = None,
-    method: Annotated[str | None, typer.Option(help=help_of("method"), show_default=False)] = None,
-    minutes: Annotated[float | None, typer.Option(help=help_of("minutes"), show_default=False)] = None,
-    out: Annotated[str | None, typer.Option(help=help_of("out"), show_default=False)] = None,
-    config: Annotated[Path | None, typer.Option(help="TOML file of options", show_default=False)] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help=settings_help(DenoiseConfig))
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help=help_of("seed"), show_default=False)] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="go on with the run in --out, with its options")] = False,
-    json: Json = False,
-) -> None:
-    """Learn a regularizer for denoising.
-
-    Writes model.safetensors, config.toml, metrics.jsonl, report.html and checkpoint/ into the run folder. Options come
-    from the defaults, then --config, then --set, then the options given here; a resumed run starts from its own
-    config.toml.
-    """
-    from learnreg.commands.denoise import run
-
-    explicit = {
-        "data": data,
-        "sigma": sigma,
-        "regularizer": regularizer,
-        "method": method,
-        "minutes": minutes,
-        "out": out,
-        "seed": seed,
-    }
-    options = training_options(DenoiseConfig, config, set_ or [], explicit, resume)
-    _say_summary(run(options, resume), json)
+def _train(task: Task, config: TrainingConfig, resume: bool, json: bool) -> None:
+    _say_summary(tasks.run_task(task, config, resume), json)
 
 
-def _ct_help(name: str) -> str:
-    return help_of(name, TomographyConfig)
-
-
-@train_app.command("ct")
-@_command
-def train_ct(
-    data: Annotated[str | None, typer.Option(help=_ct_help("data"), show_default=False)] = None,
-    angles: Annotated[int | None, typer.Option(help=_ct_help("angles"), show_default=False)] = None,
-    geometry: Annotated[str | None, typer.Option(help=_ct_help("geometry"), show_default=False)] = None,
-    size: Annotated[int | None, typer.Option(help=_ct_help("size"), show_default=False)] = None,
-    noise: Annotated[float | None, typer.Option(help=_ct_help("noise"), show_default=False)] = None,
-    regularizer: Annotated[str | None, typer.Option(help=_ct_help("regularizer"), show_default=False)] = None,
-    method: Annotated[str | None, typer.Option(help=_ct_help("method"), show_default=False)] = None,
-    minutes: Annotated[float | None, typer.Option(help=_ct_help("minutes"), show_default=False)] = None,
-    out: Annotated[str | None, typer.Option(help=_ct_help("out"), show_default=False)] = None,
-    config: Annotated[Path | None, typer.Option(help="TOML file of options", show_default=False)] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help=settings_help(TomographyConfig))
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help=_ct_help("seed"), show_default=False)] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="go on with the run in --out, with its options")] = False,
-    json: Json = False,
-) -> None:
-    """Learn a regularizer for computed tomography (needs the extra ct).
-
-    Run folder and options as for `learnreg train denoise`.
-    """
-    from learnreg.commands.tomography import run
-
-    explicit = {
-        "data": data,
-        "angles": angles,
-        "geometry": geometry,
-        "size": size,
-        "noise": noise,
-        "regularizer": regularizer,
-        "method": method,
-        "minutes": minutes,
-        "out": out,
-        "seed": seed,
-    }
-    options = training_options(TomographyConfig, config, set_ or [], explicit, resume)
-    _say_summary(run(options, resume), json)
+for _task in TASKS.values():
+    train_app.command(_task.name)(_command(training_command(_task, _train)))
 
 
 def _say_summary(summary: Mapping[str, Any], json: bool) -> None:

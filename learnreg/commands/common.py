@@ -1,4 +1,4 @@
-"""What every training command does: training with a progress bar, a baseline, and the figures of its summary."""
+"""What every training command does: training with a progress bar, a baseline, a comparison, and the report."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 import math
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -15,45 +16,95 @@ from tqdm import tqdm
 
 from learnreg.commands.options import TrainingConfig
 from learnreg.commands.process import large_blocks_kept, threads
-from learnreg.hypergradients.base import HypergradientMethod
-from learnreg.hypergradients.implicit import Implicit
-from learnreg.hypergradients.piggyback import Piggyback
+from learnreg.hypergradients import METHODS
 from learnreg.losses import SquaredError
 from learnreg.lower_level.problem import LowerLevelProblem
-from learnreg.regularizers import TotalVariation
+from learnreg.regularizers import REGULARIZERS, Regularizer, TotalVariation
 from learnreg.report.comparison import Comparison
+from learnreg.report.report import write_report
 from learnreg.solvers.solve import solve
 from learnreg.training.options import TrainingOptions
 from learnreg.training.run_folder import RunFolder
 from learnreg.training.sampler import PairedDataset
 from learnreg.training.train import Trainer, TrainResult
 
-__all__ = [
-    "comparison_figures",
-    "learn",
-    "training_figures",
-    "tune_total_variation",
-]
+__all__ = ["Scenario", "initial_regularizer", "run_scenario", "tune_total_variation"]
 
 _WEIGHT_STEP, _LARGEST_SEARCH = 1.6, 12
 
-_METHODS: dict[str, Callable[[], HypergradientMethod]] = {"implicit": Implicit, "piggyback": Piggyback}
+
+@dataclass(frozen=True)
+class Scenario:
+    """What a training command learns from, and what its result is compared on.
+
+    config: the options, with what the data say of themselves. pairs: measurements and ground truths to train on.
+    problem: the lower-level problem of a regularizer. described: goes into the model file beside the options. validate:
+    mean PSNR of a problem on held-out images. tv_weight, tv_samples, tv_tolerance: where the search for the weight of
+    total variation starts, and on how many pairs and how accurately it is done. compare: a learned problem and one with
+    total variation, on held-out images. input_key: the name of the PSNR of the inputs in the summary. title: of the
+    report.
+    """
+
+    config: TrainingConfig
+    pairs: PairedDataset
+    problem: Callable[[Regularizer], LowerLevelProblem]
+    described: Mapping[str, Any]
+    validate: Callable[[LowerLevelProblem], float]
+    tv_weight: float
+    tv_samples: int
+    tv_tolerance: float
+    compare: Callable[[LowerLevelProblem, LowerLevelProblem], Comparison]
+    input_key: str
+    title: str
 
 
-def learn(
-    config: TrainingConfig,
-    problem: LowerLevelProblem,
-    pairs: PairedDataset,
-    folder: RunFolder,
-    resume: bool,
-    described: Mapping[str, Any],
-    validate: Callable[[], float],
-) -> TrainResult:
-    """Train with a progress bar on stderr. ``described``: goes into the model file beside the options."""
+def run_scenario(scenario: Scenario, resume: bool = False) -> dict[str, Any]:
+    """Train, compare with total variation whose weight was tuned on the same pairs, and write the report.
+
+    Returns the figures of the summary.
+
+    Raises
+    ------
+    ConfigError: bad options. CheckpointError: the run folder cannot be used. What ``learnreg.train`` raises.
+    """
+    config = scenario.config
+    folder = RunFolder(config.out, resume)
+    options = dataclasses.asdict(config)
+    folder.save_config(options)
+    torch.manual_seed(config.seed)
+    problem = scenario.problem(initial_regularizer(config))
+    result = _learn(scenario, problem, folder, resume)
+    baseline = scenario.problem(TotalVariation(weight=scenario.tv_weight))
+    tv_weight = tune_total_variation(baseline, scenario.pairs, scenario.tv_samples, scenario.tv_tolerance)
+    comparison = scenario.compare(problem, baseline)
+    summary = {
+        **_comparison_figures(comparison, scenario.input_key),
+        "tv_weight": tv_weight,
+        "held_out": sorted(image.name for image in comparison.images),
+        **_training_figures(result),
+        "model": str(folder.model_path),
+    }
+    report = write_report(folder, comparison, problem.regularizer, options, summary, scenario.title)
+    return summary | {"report": str(report)}
+
+
+def initial_regularizer(config: TrainingConfig) -> Regularizer:
+    """The regularizer that training starts from.
+
+    Raises
+    ------
+    ConfigError: options that do not fit together.
+    """
+    return REGULARIZERS[config.regularizer].from_options(config, torch.Generator().manual_seed(config.seed))
+
+
+def _learn(scenario: Scenario, problem: LowerLevelProblem, folder: RunFolder, resume: bool) -> TrainResult:
+    """Train with a progress bar on stderr."""
+    config = scenario.config
     options = TrainingOptions(
         config.minutes,
         config.batch_size,
-        _METHODS[config.method](),
+        METHODS[config.method](),
         config.tolerance,
         config.optimizer,  # type: ignore[arg-type]
         config.step_size,
@@ -69,11 +120,11 @@ def learn(
     ):
         trainer = Trainer(
             problem,
-            pairs,
+            scenario.pairs,
             SquaredError,
             options,
-            config={**described, "training": dataclasses.asdict(config)},
-            validate=validate,
+            config={**scenario.described, "training": dataclasses.asdict(config)},
+            validate=partial(scenario.validate, problem),
             on_update=partial(_advance, bar),
         )
         return trainer.run(folder, resume)
@@ -110,7 +161,7 @@ def tune_total_variation(problem: LowerLevelProblem, pairs: PairedDataset, sampl
     return float(regularizer.weight)
 
 
-def comparison_figures(comparison: Comparison, input_key: str) -> dict[str, Any]:
+def _comparison_figures(comparison: Comparison, input_key: str) -> dict[str, Any]:
     """Means of a comparison, for the summary; ``input_key`` names the PSNR of the inputs."""
     means = {what: comparison.mean(what) for what in ("input", "tv", "learned")}
     return {
@@ -123,7 +174,7 @@ def comparison_figures(comparison: Comparison, input_key: str) -> dict[str, Any]
     }
 
 
-def training_figures(result: TrainResult) -> dict[str, Any]:
+def _training_figures(result: TrainResult) -> dict[str, Any]:
     """Totals of a run, for the summary."""
     audits = [row for row in result.rows if "relative_error_bound" in row]
     last = audits[-1] if audits else {}

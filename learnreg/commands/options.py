@@ -8,82 +8,55 @@ import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
-from learnreg.convolutions.padding import BOUNDARIES
 from learnreg.datasets import parse_sigma
 from learnreg.errors import ConfigError
-from learnreg.models.names import REGULARIZERS
+from learnreg.hypergradients import METHODS
+from learnreg.regularizers import trainable
+from learnreg.regularizers.options import RegularizerOptions, again, option
+from learnreg.training.optimizers import UPPER_LEVELS
+from learnreg.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-__all__ = ["DenoiseConfig", "TomographyConfig", "TrainingConfig", "check_resume", "merge_config", "read_toml"]
+__all__ = [
+    "DenoiseConfig",
+    "TomographyConfig",
+    "TrainingConfig",
+    "check_resume",
+    "merge_config",
+    "read_toml",
+    "training_options",
+]
 
 BEAMS = ("parallel", "fan")
 
 
-def option(
-    default: Any,
-    help_text: str,
-    *,
-    choices: Sequence[str] = (),
-    above: float | None = None,
-    at_least: float | None = None,
-    at_most: float | None = None,
-    resumable: bool = False,
-    numeric_text: bool = False,
-) -> Any:
-    """A dataclass field with its default, its help and its range: above < value, at_least <= value <= at_most.
-
-    resumable: whether a resumed run may have another value. numeric_text: a text that may be given as a number.
-    """
-    metadata = {
-        "help": help_text,
-        "choices": tuple(choices),
-        "above": above,
-        "at_least": at_least,
-        "at_most": at_most,
-        "resumable": resumable,
-        "numeric_text": numeric_text,
-    }
-    return dataclasses.field(default=default, metadata=metadata)
+_main = partial(option, main=True)
 
 
 @dataclass(frozen=True)
-class TrainingConfig:
+class RunOptions:
+    """Options of a run, whatever it learns."""
+
+    regularizer: str = _main("fields-of-experts", "what is learned", choices=trainable())
+    method: str = _main(next(iter(METHODS)), "hypergradient method", choices=tuple(METHODS))
+    minutes: float = _main(5.0, "duration of the upper-level training", above=0.0, at_most=1e6, resumable=True)
+    out: str = _main("runs/denoise", "run folder", resumable=True)
+    seed: int = _main(0, "seed of images, noise and initial filters", at_least=0, at_most=2**62)
+    batch_size: int = option(16, "samples in a batch", at_least=1)
+
+
+@dataclass(frozen=True)
+class TrainingConfig(RegularizerOptions, RunOptions):
     """Options of every training run. Raises ConfigError for a value of the wrong type or out of range."""
 
-    regularizer: str = option("fields-of-experts", "what is learned", choices=tuple(REGULARIZERS))
-    method: str = option("implicit", "hypergradient method", choices=("implicit", "piggyback"))
-    minutes: float = option(5.0, "duration of the upper-level training", above=0.0, at_most=1e6, resumable=True)
-    out: str = option("runs/denoise", "run folder", resumable=True)
-    seed: int = option(0, "seed of images, noise and initial filters", at_least=0, at_most=2**62)
-    batch_size: int = option(16, "samples in a batch", at_least=1)
-    filters: int = option(24, "number of filters of a field of experts, or of multivariate experts", at_least=1)
-    group_size: int = option(2, "filters in each group of multivariate experts", at_least=1)
-    positions: int = option(4, "positions in a pixel where learned total variation samples gradients", at_least=1)
-    boundary: str = option(
-        "reflect", "beyond the border, for a field of experts and multivariate experts", choices=BOUNDARIES
-    )
-    potential: str = option(
-        "pseudo-huber", "potential of a field of experts", choices=("pseudo-huber", "log-cosh", "huber")
-    )
-    features: int = option(32, "features in each layer of an input-convex network", at_least=1)
-    layers: int = option(2, "layers of an input-convex network", at_least=1)
-    form: str = option("smooth", "of an input-convex network", choices=("smooth", "lifted"))
-    smoothing: float = option(5e-3, "initial smoothing of the potential, in image units", above=0.0)
-    minimum_smoothing: float = option(2e-3, "the smoothing stays above this, by parametrisation", at_least=0.0)
-    weight: float = option(0.3, "sum of the initial weights", above=0.0)
-    convexity: str = option(
-        "convex", "potentials of a ridge regularizer, convex or weakly convex", choices=("convex", "convex-nonconvex")
-    )
-    nonconvexity: float = option(
-        0.9, "modulus that weakly convex ones take from data term and ridge at most", above=0.0
-    )
     optimizer: str = option(
-        "adam", "upper-level method: minibatches, or the first samples at once", choices=("adam", "lbfgs", "adaptive")
+        "adam", "upper-level method: minibatches, or the first samples at once", choices=tuple(UPPER_LEVELS)
     )
     samples: int = option(64, "samples that lbfgs and adaptive minimise over", at_least=1)
     step_size: float = option(3e-2, "initial upper-level step size of adam and adaptive", above=0.0)
@@ -92,24 +65,15 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         check_options(self)
-        if self.smoothing <= self.minimum_smoothing:
-            raise ConfigError(
-                f"smoothing={self.smoothing:g}: expected a number > minimum_smoothing={self.minimum_smoothing:g}; "
-                "lower minimum_smoothing too."
-            )
-
-    @property
-    def filter_side(self) -> int:
-        """Side of the filters of a field of experts."""
-        raise NotImplementedError
+        super().__post_init__()
 
 
 @dataclass(frozen=True)
 class DenoiseConfig(TrainingConfig):
     """Options of ``learnreg train denoise``. Raises ConfigError for a value of the wrong type or out of range."""
 
-    data: str = option("natural", "'natural', photographs installed with scikit-image, or a folder of clean images")
-    sigma: str = option("25/255", "noise level, the standard deviation for images in [0, 1]", numeric_text=True)
+    data: str = _main("natural", "'natural', photographs installed with scikit-image, or a folder of clean images")
+    sigma: str = _main("25/255", "noise level, the standard deviation for images in [0, 1]", numeric_text=True)
     patch: int = option(64, "side of the training patches in pixels", at_least=8)
     patches: int = option(512, "number of training patches", at_least=1)
     size: int = option(5, "side of the filters", at_least=2)
@@ -132,11 +96,11 @@ class DenoiseConfig(TrainingConfig):
 class TomographyConfig(TrainingConfig):
     """Options of ``learnreg train ct``. Raises ConfigError for a value of the wrong type or out of range."""
 
-    data: str = option("ellipses", "'ellipses', seeded phantoms, or a folder: PNG, TIFF or DICOM slices, or LoDoPaB")
-    geometry: str = option("parallel", "beam; a fan has its source two image sides from the centre", choices=BEAMS)
-    angles: int = option(60, "number of views, over the half turn (parallel) or the full one (fan)", at_least=1)
-    size: int = option(128, "side of the images in pixels; others are averaged or resized to it", at_least=16)
-    noise: float = option(
+    data: str = _main("ellipses", "'ellipses', seeded phantoms, or a folder: PNG, TIFF or DICOM slices, or LoDoPaB")
+    geometry: str = _main("parallel", "beam; a fan has its source two image sides from the centre", choices=BEAMS)
+    angles: int = _main(60, "number of views, over the half turn (parallel) or the full one (fan)", at_least=1)
+    size: int = _main(128, "side of the images in pixels; others are averaged or resized to it", at_least=16)
+    noise: float = _main(
         0.01,
         "standard deviation of the Gaussian noise, relative to the mean of the sinogram",
         at_least=0.0,
@@ -149,13 +113,11 @@ class TomographyConfig(TrainingConfig):
     ridge: float = option(1e-4, "r/2 ‖x‖² makes reconstructions unique and certifiable; more of it biases", above=0.0)
     nonnegative: bool = option(True, "whether reconstructions are constrained to be nonnegative")
     filter_size: int = option(5, "side of the filters", at_least=2)
-    boundary: str = option(
-        "valid", "beyond the border, for a field of experts and multivariate experts", choices=BOUNDARIES
-    )
-    out: str = option("runs/ct", "run folder", resumable=True)
-    minutes: float = option(8.0, "duration of the upper-level training", above=0.0, at_most=1e6, resumable=True)
-    batch_size: int = option(8, "images in a batch", at_least=1)
-    weight: float = option(3e-5, "sum of the initial weights", above=0.0)
+    boundary: str = again(TrainingConfig, "boundary", "valid")
+    out: str = again(TrainingConfig, "out", "runs/ct")
+    minutes: float = again(TrainingConfig, "minutes", 8.0)
+    batch_size: int = again(TrainingConfig, "batch_size", 8)
+    weight: float = again(TrainingConfig, "weight", 3e-5)
 
     @property
     def filter_side(self) -> int:
@@ -163,6 +125,7 @@ class TomographyConfig(TrainingConfig):
 
 
 C = TypeVar("C", bound="DataclassInstance")
+T = TypeVar("T", bound=TrainingConfig)
 
 
 def merge_config(
@@ -215,6 +178,28 @@ def check_resume(stored: DataclassInstance, wanted: DataclassInstance) -> None:
                 f"{field.name}={now!r}: the run was started with {before!r}, which --resume cannot change. "
                 "Leave the option out, or start a new run with another --out."
             )
+
+
+def training_options(
+    kind: type[T], file: Path | None, assignments: list[str], explicit: Mapping[str, Any], resume: bool
+) -> T:
+    """Defaults, then the file, then assignments, then explicit options; a resumed run starts from its own config.toml.
+
+    Raises
+    ------
+    ConfigError: what ``merge_config`` names, or an option that a resumed run cannot change.
+    """
+    first = merge_config(kind, file=file, assignments=assignments, explicit=explicit)
+    if not resume:
+        return first
+    stored = RunFolder(first.out, resume=True).load_config()
+    if stored is None:
+        return first
+    # The folder may have been moved since its config.toml was written.
+    here = {**stored, "out": first.out}
+    wanted = merge_config(kind, stored=here, file=file, assignments=assignments, explicit=explicit)
+    check_resume(merge_config(kind, stored=here), wanted)
+    return wanted
 
 
 def check_options(config: DataclassInstance) -> None:

@@ -11,7 +11,7 @@ from torch.utils.data import Subset
 
 from learnreg.commands.options import TomographyConfig
 from learnreg.commands.scenes import Projector, measured_scene, measured_scenes, noise_model
-from learnreg.datasets import LoDoPaB, TomographyPairs, load_ct_images
+from learnreg.datasets import DATASETS, LoDoPaB, TomographyPairs, load_ct_images
 from learnreg.errors import ConfigError
 from learnreg.lower_level.data_terms import LeastSquares, TransmissionLeastSquares
 from learnreg.operators import FanBeam2D, FanGeometry, ParallelBeam2D
@@ -63,7 +63,10 @@ def scans_of(config: TomographyConfig) -> Scans:
     """
     if LoDoPaB.is_one(config.data):
         return _measured(config)
-    training, held_out = load_ct_images(config.data, config.size, config.images, config.seed)
+    if config.data in DATASETS:
+        training, held_out = DATASETS[config.data](config.size, config.images, config.seed)
+    else:
+        training, held_out = load_ct_images(config.data, config.size, config.images, config.seed)
     operator = projector(config)
     noise = noise_model(config.noise, config.photons, config.attenuation)
     pairs = TomographyPairs(operator, training, noise, config.seed)

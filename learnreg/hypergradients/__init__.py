@@ -1,1 +1,19 @@
-"""Hypergradients: one file per method, one driver that lets the certificate set the tolerances."""
+"""Hypergradients: one file per method, the table of them, and one driver that lets the certificate set the
+tolerances."""
+
+from collections.abc import Callable
+from functools import partial
+
+from learnreg.hypergradients.base import HypergradientMethod
+from learnreg.hypergradients.implicit import Implicit
+from learnreg.hypergradients.piggyback import Piggyback
+
+__all__ = ["METHODS", "HypergradientMethod", "Implicit", "Piggyback"]
+
+METHODS: dict[str, Callable[[], HypergradientMethod]] = {
+    "implicit": Implicit,
+    "piggyback": Piggyback,
+    "piggyback-interleaved": partial(Piggyback, mode="interleaved"),
+}
+"""Every method by its name on the command line; training has the first one by default, ``learnreg accuracy`` measures
+them all."""

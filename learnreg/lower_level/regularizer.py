@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from learnreg.linear.operator import LinearOperator
 from learnreg.lower_level.latent import Latent
 from learnreg.potentials.base import Potential
 
-__all__ = ["ParameterRole", "Regularizer", "SaddleTerms"]
+__all__ = ["ParameterRole", "Pictures", "Regularizer", "SaddleTerms"]
 
 ParameterRole = Literal[
     "operator",
@@ -43,13 +43,32 @@ class SaddleTerms:
     latent: Latent | None = None
 
 
+@dataclass(frozen=True)
+class Pictures:
+    """What a report draws of a regularizer.
+
+    filters: groups of them, (groups, members, k, k), with weights and smoothings (groups,). responses, slopes: the
+    derivatives of potentials as curves (curves, points) over (points,), relative to their largest value; None where
+    they all have the same shape.
+    """
+
+    filters: Tensor
+    weights: Tensor
+    smoothing: Tensor
+    responses: Tensor | None = None
+    slopes: Tensor | None = None
+
+
 class Regularizer(nn.Module):
     """A function R(x) = f(W x) with learnable parameters, convex, or weakly so (``Potential.concavity``); any nn.Module
     with these methods is one.
 
     A subclass implements ``saddle_terms`` and, to be certified, ``parameter_roles``; to be stored in a model file, it
-    implements ``config`` and is registered in ``learnreg.regularizers``.
+    implements ``config`` and is registered in ``learnreg.regularizers``; to be trained from the command line, it
+    implements ``from_options``. ``summary``: R(x) in a few words, for tables.
     """
+
+    summary: ClassVar[str] = ""
 
     @abstractmethod
     def saddle_terms(self, image_shape: tuple[int, ...]) -> SaddleTerms:
@@ -66,8 +85,28 @@ class Regularizer(nn.Module):
         return {}
 
     def config(self) -> dict[str, Any]:
-        """What, besides the parameters, rebuilds this object."""
+        """What, besides the parameters, rebuilds this object: numbers, texts, lists of these, and regularizers."""
         raise ConfigError(f"{type(self).__name__} does not implement config(), so it cannot be stored in a model file.")
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """The object that ``config`` describes, its parameters still to be loaded; by default the constructor takes
+        them as keywords."""
+        return cls(**config)
+
+    @classmethod
+    def from_options(cls, options: Any, generator: torch.Generator) -> Self:
+        """The regularizer that training starts from, for options of the command line (``RegularizerOptions``).
+
+        Raises
+        ------
+        ConfigError: the class has none, or the options do not fit together.
+        """
+        raise ConfigError(f"{cls.__name__} does not implement from_options(), so the command line cannot train it.")
+
+    def pictures(self) -> Pictures | None:
+        """What the report of a training run draws of it; None: nothing."""
+        return None
 
     def value(self, x: Tensor) -> Tensor:
         """R(x), shape (batch,), for x of shape (batch, *image_shape)."""

@@ -1,37 +1,18 @@
-"""The names under which regularizers, forward operators and hypergradient methods are stored in files and given on the
-command line."""
+"""Regularizers and forward operators as model files describe them: a name of the tables ``REGULARIZERS`` and
+``OPERATORS``, and a config. Only classes of the tables are built; nothing is imported because a file says so."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol, cast
+from collections.abc import Mapping
+from typing import Any, cast
 
 from learnreg.errors import ConfigError
-from learnreg.hypergradients.base import HypergradientMethod
-from learnreg.hypergradients.implicit import Implicit
-from learnreg.hypergradients.piggyback import Piggyback
 from learnreg.linear.operator import LinearOperator
-from learnreg.operators import FanBeam2D, FanGeometry, Identity, ParallelBeam2D, ParallelGeometry
+from learnreg.operators import OPERATORS, FanBeam2D, ParallelBeam2D, StoredOperator
 from learnreg.operators.tomography.geometry import Geometry
-from learnreg.regularizers import (
-    FieldsOfExperts,
-    ImportedRidge,
-    InputConvexNetwork,
-    LearnedTotalGeneralizedVariation,
-    LearnedTotalVariation,
-    MultivariateExperts,
-    Regularizer,
-    RidgeRegularizer,
-    Scaled,
-    TotalVariation,
-)
+from learnreg.regularizers import REGULARIZERS, Regularizer
 
 __all__ = [
-    "BEAMS",
-    "METHODS",
-    "REGULARIZERS",
-    "STORED",
     "build_operator",
     "build_regularizer",
     "describe_operator",
@@ -39,93 +20,64 @@ __all__ = [
     "stored_geometry",
 ]
 
-METHODS: dict[str, Callable[[], HypergradientMethod]] = {
-    "piggyback": Piggyback,
-    "piggyback-interleaved": lambda: Piggyback(mode="interleaved"),
-    "implicit": Implicit,
-}
-"""Every hypergradient method; ``learnreg accuracy`` measures them all."""
-
-REGULARIZERS: dict[str, type[Regularizer]] = {
-    "fields-of-experts": FieldsOfExperts,
-    "tv": TotalVariation,
-    "ridge": RidgeRegularizer,
-    "multivariate": MultivariateExperts,
-    "learned-tv": LearnedTotalVariation,
-    "learned-tgv": LearnedTotalGeneralizedVariation,
-    "icnn": InputConvexNetwork,
-}
-"""Each has ``config()`` and ``from_config(config)``; the parameters themselves are stored beside that."""
-
-STORED: dict[str, type[Regularizer]] = {**REGULARIZERS, "imported-ridge": ImportedRidge}
-"""Those of model files: also what is not learned."""
-
-_SCALED = "scaled"  # of any other
-
-
-class _Storable(Protocol):
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Regularizer: ...
-
 
 def describe_regularizer(regularizer: Regularizer) -> dict[str, Any]:
-    """Name and config of a regularizer; ConfigError when it cannot be stored."""
-    if type(regularizer) is Scaled:
-        return {"name": _SCALED, "config": {"base": describe_regularizer(regularizer.base)}}
-    for name, kind in STORED.items():
+    """Name and config of a regularizer, those in its config described likewise; ConfigError when it is not
+    registered."""
+    for name, kind in REGULARIZERS.items():
         if type(regularizer) is kind:
-            return {"name": name, "config": regularizer.config()}
+            config = regularizer.config().items()
+            return {
+                "name": name,
+                "config": {k: describe_regularizer(v) if isinstance(v, Regularizer) else v for k, v in config},
+            }
+    own = type(regularizer).__name__
     raise ConfigError(
-        f"{type(regularizer).__name__} cannot be stored in a model file; registered are {', '.join(STORED)}."
+        f"{own} cannot be stored in a model file: it is not registered. Call "
+        f"learnreg.regularizers.register(name, {own}) first. Registered are {', '.join(REGULARIZERS)}."
     )
 
 
 def build_regularizer(description: Mapping[str, Any]) -> Regularizer:
-    """The regularizer of that name and config, its parameters still to be loaded; ConfigError for an unknown name."""
+    """The regularizer of that name and config, its parameters still to be loaded; ConfigError for a name that is not
+    registered."""
     name = description.get("name")
-    if name == _SCALED:
-        return Scaled(build_regularizer(description["config"]["base"]))
-    if name not in STORED:
-        raise ConfigError(f"regularizer {name!r} is unknown; expected one of {', '.join(STORED)}.")
-    return cast(_Storable, STORED[name]).from_config(dict(description["config"]))
+    if name not in REGULARIZERS:
+        raise ConfigError(
+            f"regularizer {name!r} is not registered. If it is a class of your own, call "
+            f"learnreg.regularizers.register({name!r}, cls) before learnreg.load. Registered are "
+            f"{', '.join(REGULARIZERS)}."
+        )
+    config = dict(description["config"]).items()
+    return REGULARIZERS[name].from_config({k: build_regularizer(v) if _describes(v) else v for k, v in config})
 
 
-BEAMS: dict[str, tuple[type[ParallelBeam2D] | type[FanBeam2D], type[Geometry]]] = {
-    "parallel-beam": (ParallelBeam2D, ParallelGeometry),
-    "fan-beam": (FanBeam2D, FanGeometry),
-}
-"""Projectors, which are stored by their geometry."""
+def _describes(value: object) -> bool:
+    return isinstance(value, dict) and set(value) == {"name", "config"}
 
 
 def describe_operator(operator: LinearOperator) -> dict[str, Any]:
     """What rebuilds a forward operator; for one that cannot be stored, its class alone."""
-    if type(operator) is Identity:
-        return {"name": "identity", "config": {}}
-    for name, (kind, _) in BEAMS.items():
-        if type(operator) is kind:
-            return {"name": name, "config": dataclasses.asdict(operator.geometry), "kernel": operator.kernel}
+    for name, kind in OPERATORS.items():
+        if cast(type, kind) is type(operator):
+            return {"name": name, **cast(StoredOperator, operator).stored()}
     return {"name": None, "class": type(operator).__name__}
 
 
 def stored_geometry(description: Mapping[str, Any]) -> Geometry | None:
     """The geometry of a projector; None for another operator."""
-    name = description.get("name")
-    if name not in BEAMS:
-        return None
-    values = dict(description["config"])
-    return BEAMS[name][1](**{**values, "angles": tuple(values["angles"])})
+    kind: object = OPERATORS.get(description.get("name") or "")
+    for projector in (ParallelBeam2D, FanBeam2D):
+        if kind is projector:
+            return projector.stored_geometry(description)
+    return None
 
 
 def build_operator(description: Mapping[str, Any], image_shape: tuple[int, ...] | None = None) -> LinearOperator:
     """The forward operator; the identity on images of this shape, (1, height, width)."""
-    name = description.get("name")
-    if name == "identity":
-        if image_shape is None:
-            raise ConfigError("this model denoises images of any size: say which, image_shape=(1, height, width).")
-        return Identity(image_shape)
-    geometry = stored_geometry(description)
-    if geometry is not None:
-        return BEAMS[description["name"]][0].from_geometry(geometry, kernel=description["kernel"])
-    raise ConfigError(
-        f"the file does not hold its forward operator ({description.get('class', 'unknown')}); pass operator=..."
-    )
+    kind = OPERATORS.get(description.get("name") or "")
+    if kind is None:
+        raise ConfigError(
+            f"the file does not hold its forward operator ({description.get('class', 'unknown')}); pass operator=..."
+        )
+    return kind.from_stored(dict(description), image_shape)

@@ -1,5 +1,7 @@
-"""Regularizers: convex functions of an image with learnable parameters."""
+"""Regularizers: convex or weakly convex functions of an image with learnable parameters, and the table of those that
+model files and the command line know."""
 
+from learnreg.errors import ConfigError
 from learnreg.lower_level.regularizer import Regularizer
 from learnreg.regularizers.analysis import AnalysisOperator
 from learnreg.regularizers.fields_of_experts import FieldsOfExperts
@@ -14,6 +16,7 @@ from learnreg.regularizers.scaled import Scaled
 from learnreg.regularizers.total_variation import TotalVariation
 
 __all__ = [
+    "REGULARIZERS",
     "AnalysisOperator",
     "FieldsOfExperts",
     "ImportedRidge",
@@ -26,4 +29,48 @@ __all__ = [
     "Scaled",
     "TotalVariation",
     "import_ridge",
+    "register",
+    "trainable",
 ]
+
+REGULARIZERS: dict[str, type[Regularizer]] = {
+    "fields-of-experts": FieldsOfExperts,
+    "tv": TotalVariation,
+    "ridge": RidgeRegularizer,
+    "multivariate": MultivariateExperts,
+    "learned-tv": LearnedTotalVariation,
+    "learned-tgv": LearnedTotalGeneralizedVariation,
+    "icnn": InputConvexNetwork,
+    "imported-ridge": ImportedRidge,
+    "scaled": Scaled,
+}
+"""By the name in model files and, where they implement ``from_options``, on the command line."""
+
+
+def register(name: str, cls: type[Regularizer]) -> None:
+    """Let model files hold regularizers of your own class, under this name: call it before ``learnreg.load``.
+
+    Parameters
+    ----------
+    name: not taken by another class; better long and specific, since files carry it.
+    cls: implements ``config``, and ``from_config`` unless its constructor takes what ``config`` returns.
+
+    Raises
+    ------
+    ConfigError: the name is taken, or the class cannot be stored.
+    """
+    if not isinstance(name, str) or not name.strip():
+        raise ConfigError(f"register(name={name!r}): expected a text that is not empty.")
+    if not (isinstance(cls, type) and issubclass(cls, Regularizer) and cls.config is not Regularizer.config):
+        raise ConfigError(f"register({name!r}, {cls!r}): expected a subclass of Regularizer that implements config().")
+    known = REGULARIZERS.get(name, cls)
+    # A cell of a notebook that runs again defines the same class anew.
+    if known is not cls and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+        raise ConfigError(f"register({name!r}, {cls.__name__}): the name is taken by {known.__name__}; choose another.")
+    REGULARIZERS[name] = cls
+
+
+def trainable() -> tuple[str, ...]:
+    """Names of the regularizers that the command line can train."""
+    default = Regularizer.from_options.__func__  # type: ignore[attr-defined]
+    return tuple(name for name, cls in REGULARIZERS.items() if cls.from_options.__func__ is not default)  # type: ignore[attr-defined]

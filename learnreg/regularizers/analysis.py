@@ -23,6 +23,8 @@ class AnalysisOperator(Regularizer):
         (numbers, or tensors that broadcast against the operator's range).
     """
 
+    summary = "any linear operator and potential"
+
     def __init__(self, operator: LinearOperator, potential: Potential) -> None:
         super().__init__()
         if potential.grouped:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor
@@ -11,11 +11,12 @@ from learnreg.convolutions.dct import dct_filters
 from learnreg.convolutions.filter_bank import FilterBank
 from learnreg.convolutions.padding import Boundary
 from learnreg.errors import ConfigError, ShapeError
-from learnreg.lower_level.regularizer import Regularizer, SaddleTerms, positive_log
+from learnreg.lower_level.regularizer import Pictures, Regularizer, SaddleTerms, positive_log
 from learnreg.potentials import potential_from_config, potential_to_config
 from learnreg.potentials.base import Potential
 from learnreg.potentials.pseudo_huber import PseudoHuber
 from learnreg.regularizers.learned_filters import ArrayLike, LearnedFilters, filters_from
+from learnreg.regularizers.options import RegularizerOptions
 
 __all__ = ["FieldsOfExperts"]
 
@@ -37,6 +38,8 @@ class FieldsOfExperts(LearnedFilters, Regularizer):
     v_c - minimum_smoothing. The filters in use are the raw ones minus their means, so that R ignores constants (not in
     :meth:`from_arrays`).
     """
+
+    summary = "sum of l_c phi(w_c * x), phi pseudo-Huber, log-cosh or Huber"
 
     def __init__(
         self,
@@ -99,6 +102,18 @@ class FieldsOfExperts(LearnedFilters, Regularizer):
         result._potential = potential_from_config(config["potential"])
         return result
 
+    @classmethod
+    def from_options(cls, options: RegularizerOptions, generator: torch.Generator) -> Self:
+        potential = type(potential_from_config(options.potential))(options.smoothing, options.weight)
+        return cls(
+            options.filters,
+            options.filter_side,
+            potential,
+            boundary=cast(Boundary, options.boundary),
+            minimum_smoothing=options.minimum_smoothing,
+            generator=generator,
+        )
+
     def saddle_terms(self, image_shape: tuple[int, ...]) -> SaddleTerms:
         if len(image_shape) != 3:
             raise ShapeError(f"FieldsOfExperts: got images of shape {image_shape}, expected (1, height, width).")
@@ -107,6 +122,10 @@ class FieldsOfExperts(LearnedFilters, Regularizer):
 
     def config(self) -> dict[str, Any]:
         return super().config() | {"potential": potential_to_config(self._potential)}
+
+    @torch.no_grad()
+    def pictures(self) -> Pictures:
+        return Pictures(self.effective_filters[:, None], self.weights, self.smoothing)
 
     def extra_repr(self) -> str:
         n, k, _ = self.filters.shape

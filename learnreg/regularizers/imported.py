@@ -43,6 +43,8 @@ class ImportedRidge(Regularizer):
         to one bank of filters, with that boundary: "zero" then differs near the border alone.
     """
 
+    summary = "published ridges, convex or weakly convex; fixed"
+
     factor: Tensor
     bends: Tensor
     log_scales: Tensor
@@ -140,7 +142,7 @@ class ImportedRidge(Regularizer):
         }
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> ImportedRidge:
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
         limits = config["noise_range"]
         return cls(
             [torch.zeros(shape, dtype=torch.float64) for shape in config["kernels"]],

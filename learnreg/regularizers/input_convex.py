@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +20,13 @@ from learnreg.regularizers.lifted_network import (
     lifted_terms,
     lifted_value,
 )
+from learnreg.regularizers.options import RegularizerOptions
 
 __all__ = ["InputConvexNetwork"]
 
 Form = Literal["smooth", "lifted"]
+
+_WEIGHT_OF_EXPERTS = 0.4  # over the weight of a field of experts which smooths as much
 
 
 class InputConvexNetwork(Regularizer):
@@ -56,6 +59,8 @@ class InputConvexNetwork(Regularizer):
     In operator applications, W, which stacks the convolutions of the image, and W^T count; those of the network behind
     it do not.
     """
+
+    summary = "a network that is convex in x"
 
     filters: nn.Parameter
     log_smoothing: nn.Parameter
@@ -96,6 +101,19 @@ class InputConvexNetwork(Regularizer):
             self.log_smoothing = nn.Parameter(torch.full((layers, features), offset, dtype=start["biases"].dtype))
         self.minimum_smoothing, self.form, self._names = float(minimum_smoothing), form, tuple(start)
         self.mixing_size = mixing_size
+
+    @classmethod
+    def from_options(cls, options: RegularizerOptions, generator: torch.Generator) -> Self:
+        return cls(
+            features=options.features,
+            layers=options.layers,
+            size=options.filter_side,
+            form=cast(Form, options.form),
+            weight=_WEIGHT_OF_EXPERTS * options.weight,
+            smoothing=options.smoothing,
+            minimum_smoothing=options.minimum_smoothing,
+            generator=generator,
+        )
 
     def network(self) -> Network:
         """The numbers of the network, in float64, so that gradients of raw parameters are rounded once, at the end."""
@@ -145,7 +163,7 @@ class InputConvexNetwork(Regularizer):
         }
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> InputConvexNetwork:
+    def from_config(cls, config: dict[str, Any]) -> Self:
         smoothing = float(config["minimum_smoothing"]) + 1.0  # until the parameters are loaded
         delta = config.get("delta")
         return cls(

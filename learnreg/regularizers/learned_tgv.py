@@ -5,7 +5,7 @@ of solutions of standard saddle-point problems", SIAM J. Math. Data Sci. 4, 2022
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -27,9 +27,10 @@ from learnreg.convolutions.second_order import SecondOrderOperator
 from learnreg.errors import ShapeError
 from learnreg.linear.samples import sum_samples
 from learnreg.lower_level.latent import Latent
-from learnreg.lower_level.regularizer import ParameterRole, Regularizer, SaddleTerms, positive_log
+from learnreg.lower_level.regularizer import ParameterRole, Pictures, Regularizer, SaddleTerms, positive_log
 from learnreg.potentials.base import Potential
 from learnreg.potentials.isotropic import IsotropicPseudoHuber
+from learnreg.regularizers.options import RegularizerOptions
 from learnreg.regularizers.reduction import best_latent, reduced_value
 
 __all__ = ["LearnedTotalGeneralizedVariation"]
@@ -74,6 +75,8 @@ class LearnedTotalGeneralizedVariation(Regularizer):
     M_1, M_2 and M_3; those in use are the raw ones plus the constant that makes them sum to one.
     """
 
+    summary = "second order: a field beside the image, learned interpolation of both kinds of differences"
+
     def __init__(
         self,
         positions: int = 4,
@@ -96,6 +99,16 @@ class LearnedTotalGeneralizedVariation(Regularizer):
         weights = torch.tensor([weight / positions, ratio * weight / positions], dtype=torch.get_default_dtype())
         self.log_weights: nn.Parameter = positive_log(weights.repeat_interleave(positions), f"{name} weight")
         self.smoothing, self.delta, self.boundary = float(smoothing), float(delta), boundary
+
+    @classmethod
+    def from_options(cls, options: RegularizerOptions, generator: torch.Generator) -> Self:
+        return cls(
+            options.positions,
+            options.filter_side,
+            weight=options.variation_weight,
+            smoothing=options.smoothing,
+            generator=generator,
+        )
 
     @property
     def weights(self) -> Tensor:
@@ -163,7 +176,7 @@ class LearnedTotalGeneralizedVariation(Regularizer):
         }
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> LearnedTotalGeneralizedVariation:
+    def from_config(cls, config: dict[str, Any]) -> Self:
         return cls(
             int(config["positions"]),
             int(config["size"]),
@@ -172,6 +185,12 @@ class LearnedTotalGeneralizedVariation(Regularizer):
             boundary=cast(Boundary, config["boundary"]),
             generator=torch.Generator().manual_seed(0),
         )
+
+    @torch.no_grad()
+    def pictures(self) -> Pictures:
+        """Those of first differences."""
+        filters = self.effective_filters
+        return Pictures(filters, self.weights[: len(filters)], filters.new_full((len(filters),), self.smoothing))
 
     def extra_repr(self) -> str:
         _, positions, size, _ = self.kernels.shape

@@ -3,7 +3,7 @@ variation", SIAM J. Imaging Sci. 14, 2021)."""
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +21,9 @@ from learnreg.convolutions.interpolation import (
 )
 from learnreg.convolutions.padding import Boundary
 from learnreg.errors import ShapeError
-from learnreg.lower_level.regularizer import ParameterRole, Regularizer, SaddleTerms, positive_log
+from learnreg.lower_level.regularizer import ParameterRole, Pictures, Regularizer, SaddleTerms, positive_log
 from learnreg.potentials.isotropic import IsotropicPseudoHuber
+from learnreg.regularizers.options import RegularizerOptions
 
 __all__ = ["LearnedTotalVariation"]
 
@@ -51,6 +52,8 @@ class LearnedTotalVariation(Regularizer):
     those in use are the raw ones plus the constant that makes them sum to one.
     """
 
+    summary = "total variation with learned interpolation of the differences"
+
     def __init__(
         self,
         positions: int = 4,
@@ -65,6 +68,16 @@ class LearnedTotalVariation(Regularizer):
         self.kernels = nn.Parameter(_initial_kernels(positions, size, generator))
         self.log_weights: nn.Parameter = positive_log(weight / positions, "LearnedTotalVariation weight", positions)
         self.smoothing, self.boundary = float(smoothing), boundary
+
+    @classmethod
+    def from_options(cls, options: RegularizerOptions, generator: torch.Generator) -> Self:
+        return cls(
+            options.positions,
+            options.filter_side,
+            weight=options.variation_weight,
+            smoothing=options.smoothing,
+            generator=generator,
+        )
 
     @property
     def weights(self) -> Tensor:
@@ -101,7 +114,7 @@ class LearnedTotalVariation(Regularizer):
         return {"positions": positions, "size": size, "smoothing": self.smoothing, "boundary": self.boundary}
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> LearnedTotalVariation:
+    def from_config(cls, config: dict[str, Any]) -> Self:
         return cls(
             int(config["positions"]),
             int(config["size"]),
@@ -109,6 +122,11 @@ class LearnedTotalVariation(Regularizer):
             boundary=cast(Boundary, config["boundary"]),
             generator=torch.Generator().manual_seed(0),
         )
+
+    @torch.no_grad()
+    def pictures(self) -> Pictures:
+        filters = self.effective_filters
+        return Pictures(filters, self.weights, filters.new_full((len(filters),), self.smoothing))
 
     def extra_repr(self) -> str:
         _, positions, size, _ = self.kernels.shape

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Self, cast
+
 import torch
 from torch import Tensor
 
@@ -9,11 +11,14 @@ from learnreg.convolutions.dct import dct_filters
 from learnreg.convolutions.grouped_filter_bank import GroupedFilterBank
 from learnreg.convolutions.padding import Boundary
 from learnreg.errors import ConfigError, ShapeError
-from learnreg.lower_level.regularizer import Regularizer, SaddleTerms, positive_log
+from learnreg.lower_level.regularizer import Pictures, Regularizer, SaddleTerms, positive_log
 from learnreg.potentials.isotropic import IsotropicPseudoHuber
 from learnreg.regularizers.learned_filters import ArrayLike, LearnedFilters, filters_from
+from learnreg.regularizers.options import RegularizerOptions
 
 __all__ = ["MultivariateExperts"]
+
+_WEIGHT_OF_EXPERTS = 0.4  # over the weight of a field of experts which smooths as much
 
 
 class MultivariateExperts(LearnedFilters, Regularizer):
@@ -37,6 +42,8 @@ class MultivariateExperts(LearnedFilters, Regularizer):
     v_g - minimum_smoothing. The filters in use are the raw ones minus their means, so that R ignores constants (not in
     :meth:`from_arrays`).
     """
+
+    summary = "a field of experts over groups of filters, isotropic in each"
 
     def __init__(
         self,
@@ -81,12 +88,33 @@ class MultivariateExperts(LearnedFilters, Regularizer):
             raise ShapeError(f"from_arrays(filters): got shape {tuple(w.shape)}, expected (groups, group_size, k, k).")
         return cls._of_arrays(w, weights, smoothing, boundary)
 
+    @classmethod
+    def from_options(cls, options: RegularizerOptions, generator: torch.Generator) -> Self:
+        if options.filters % options.group_size:
+            raise ConfigError(
+                f"filters={options.filters}, group_size={options.group_size}: expected whole groups; choose a multiple."
+            )
+        return cls(
+            options.filters // options.group_size,
+            options.group_size,
+            options.filter_side,
+            _WEIGHT_OF_EXPERTS * options.weight,
+            options.smoothing,
+            boundary=cast(Boundary, options.boundary),
+            minimum_smoothing=options.minimum_smoothing,
+            generator=generator,
+        )
+
     def saddle_terms(self, image_shape: tuple[int, ...]) -> SaddleTerms:
         if len(image_shape) != 3:
             raise ShapeError(f"MultivariateExperts: got images of shape {image_shape}, expected (1, height, width).")
         bank = GroupedFilterBank(self._exact_filters().transpose(0, 1), image_shape, self.boundary, self.zero_mean)
         weights, smoothing = self._potential_parameters()
         return SaddleTerms(bank, IsotropicPseudoHuber(smoothing, weights))
+
+    @torch.no_grad()
+    def pictures(self) -> Pictures:
+        return Pictures(self.effective_filters, self.weights, self.smoothing)
 
     def extra_repr(self) -> str:
         groups, members, size, _ = self.filters.shape

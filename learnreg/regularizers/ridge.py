@@ -6,7 +6,7 @@ import copy
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +15,17 @@ from learnreg.convolutions.composition import fine_grid, jacobian_bound, normali
 from learnreg.convolutions.filter_bank import FilterBank
 from learnreg.convolutions.padding import BOUNDARIES, Boundary
 from learnreg.errors import ConfigError, ShapeError
-from learnreg.lower_level.regularizer import ParameterRole, Regularizer, SaddleTerms
+from learnreg.lower_level.regularizer import ParameterRole, Pictures, Regularizer, SaddleTerms
 from learnreg.potentials.spline import Spline, initial_coefficients
 from learnreg.potentials.weakly_convex_spline import WeaklyConvexSpline
+from learnreg.regularizers.options import RegularizerOptions
 
 __all__ = ["RidgeRegularizer"]
 
 Convexity = Literal["convex", "convex-nonconvex"]
 
+_WEIGHT_OF_EXPERTS = 0.5  # over the weight of a field of experts which smooths as much
+_KNOTS_OF_EXPERTS = 2.0  # distance over the smoothing of such a field: with ten of them f'' reaches responses to noise
 _REFERENCE_NOISE = 25.0 / 255.0
 _SPREAD = 1.0  # twice the variance of the window of initial kernels, in pixels
 _INITIAL_DEPTH = 0.5  # of the largest
@@ -63,6 +66,8 @@ class RidgeRegularizer(Regularizer):
     of composed convolutions with learned splines; Goujon, Neumayer and Unser, SIAM J. Imaging Sci. 17 (2024), for
     weakly convex ones; here f'' instead of f' is the linear spline.
     """
+
+    summary = "filters composed of small convolutions, learned splines"
 
     def __init__(
         self,
@@ -107,6 +112,16 @@ class RidgeRegularizer(Regularizer):
         if noise_conditioned:
             self.weight_exponents = nn.Parameter(torch.ones(n, dtype=dtype))
             self.smoothing_exponents = nn.Parameter(torch.ones(n, dtype=dtype))
+
+    @classmethod
+    def from_options(cls, options: RegularizerOptions, generator: torch.Generator) -> Self:
+        return cls(
+            convexity=cast(Convexity, options.convexity),
+            nonconvexity=options.nonconvexity,
+            weight=_WEIGHT_OF_EXPERTS * options.weight,
+            smoothing=_KNOTS_OF_EXPERTS * options.smoothing,
+            generator=generator,
+        )
 
     @property
     def effective_filters(self) -> Tensor:
@@ -182,8 +197,19 @@ class RidgeRegularizer(Regularizer):
         }
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> RidgeRegularizer:
+    def from_config(cls, config: dict[str, Any]) -> Self:
         return cls(**{**config, "channels": tuple(config["channels"])}, generator=torch.Generator().manual_seed(0))
+
+    @torch.no_grad()
+    def pictures(self) -> Pictures:
+        """Potentials over responses to filters of unit norm."""
+        filters, smoothing = self.effective_filters, self.smoothing
+        norms = filters.double().flatten(1).norm(dim=1)
+        reach = float((smoothing / norms).max()) * (self.knots - 1) / 2
+        t = torch.linspace(-reach, reach, 401, dtype=torch.float64)
+        slopes = self.potential().detached().grad(norms[None, :, None, None] * t[None, None, :, None])[0, :, :, 0]
+        relative = slopes / slopes.abs().amax(1, keepdim=True).clamp_min(1e-30)
+        return Pictures(filters[:, None], self.weights, smoothing, t, relative)
 
     def extra_repr(self) -> str:
         kind = "shared" if self.shared else "per channel"

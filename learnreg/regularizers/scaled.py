@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Self
+from typing import Any, Self
 
 from torch import Tensor, nn
 
 from learnreg.errors import ConfigError
-from learnreg.lower_level.regularizer import ParameterRole, Regularizer, SaddleTerms, positive_log
+from learnreg.lower_level.regularizer import ParameterRole, Pictures, Regularizer, SaddleTerms, positive_log
 
 __all__ = ["Scaled"]
 
@@ -30,6 +30,8 @@ class Scaled(Regularizer):
     ------
     ConfigError: the factor is not a positive number, or ``regularizer`` is none.
     """
+
+    summary = "a factor times another regularizer"
 
     def __init__(self, regularizer: Regularizer, factor: float = 1.0) -> None:
         super().__init__()
@@ -72,6 +74,17 @@ class Scaled(Regularizer):
 
     def project_(self) -> None:
         self.base.project_()
+
+    def config(self) -> dict[str, Any]:
+        return {"base": self.base}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        return cls(config["base"])
+
+    def pictures(self) -> Pictures | None:
+        """Those of R as it is, not scaled."""
+        return self.base.pictures()
 
     def extra_repr(self) -> str:
         return f"factor={float(self.factor.detach()):.4g}"

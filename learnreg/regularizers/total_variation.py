@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from learnreg.convolutions.gradient import Gradient
 from learnreg.errors import ConfigError
 from learnreg.lower_level.regularizer import ParameterRole, Regularizer, SaddleTerms, positive_log
 from learnreg.potentials.isotropic import IsotropicPseudoHuber
+from learnreg.regularizers.options import RegularizerOptions
 
 __all__ = ["TotalVariation"]
 
@@ -25,12 +26,18 @@ class TotalVariation(Regularizer):
     smoothing: fixed, in image units.
     """
 
+    summary = "isotropic, smoothed, forward differences"
+
     def __init__(self, weight: float = 0.1, smoothing: float = 1e-3) -> None:
         super().__init__()
         if not (smoothing > 0 and math.isfinite(smoothing)):
             raise ConfigError(f"TotalVariation(smoothing={smoothing!r}): expected a positive finite number.")
         self.log_weight: nn.Parameter = positive_log(float(weight), "TotalVariation weight")
         self.smoothing = float(smoothing)
+
+    @classmethod
+    def from_options(cls, options: RegularizerOptions, generator: torch.Generator) -> Self:
+        return cls(weight=options.variation_weight)
 
     @property
     def weight(self) -> Tensor:
@@ -47,8 +54,8 @@ class TotalVariation(Regularizer):
         return {"smoothing": self.smoothing}
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> TotalVariation:
-        return cls(smoothing=float(cast(float, config["smoothing"])))
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        return cls(smoothing=float(config["smoothing"]))
 
     def extra_repr(self) -> str:
         return f"weight={float(torch.exp(self.log_weight.detach())):.4g}, smoothing={self.smoothing:g}"

@@ -11,14 +11,7 @@ import torch
 from torch import Tensor
 
 from learnreg.models.extras import require
-from learnreg.regularizers import (
-    FieldsOfExperts,
-    LearnedTotalGeneralizedVariation,
-    LearnedTotalVariation,
-    MultivariateExperts,
-    Regularizer,
-    RidgeRegularizer,
-)
+from learnreg.regularizers import Regularizer
 from learnreg.report.comparison import Compared, Comparison
 
 __all__ = ["comparison_figure", "filters_figure", "learning_curve_figure", "to_png"]
@@ -26,6 +19,7 @@ __all__ = ["comparison_figure", "filters_figure", "learning_curve_figure", "to_p
 _COLUMNS = ("input", "tv", "learned", "clean")
 _MAX_IMAGES = 4
 _DETAIL = 96  # side of the enlarged centre, in pixels
+_PANELS = 8  # filters beside each other
 _WIDTH = 12.0  # inches
 
 
@@ -46,52 +40,23 @@ def comparison_figure(comparison: Comparison) -> Any:
 
 
 def filters_figure(regularizer: Regularizer) -> Any | None:
-    """The filters of a field of experts or a ridge regularizer by falling weight, the latter's with their potentials,
-    or groups of filters side by side; None for other regularizers."""
-    if isinstance(regularizer, MultivariateExperts | LearnedTotalVariation | LearnedTotalGeneralizedVariation):
-        return _groups_figure(regularizer)
-    if not isinstance(regularizer, FieldsOfExperts | RidgeRegularizer):
+    """Groups of filters by falling weight, on one scale within a group, above the derivatives of potentials where these
+    are learned; None for a regularizer without pictures."""
+    shown = regularizer.pictures()
+    if shown is None:
         return None
-    filters, weights, smoothing = (
-        t.detach().double() for t in (regularizer.effective_filters, regularizer.weights, regularizer.smoothing)
-    )
-    norms = filters.flatten(1).norm(dim=1)
-    order = torch.argsort(weights * norms, descending=True).tolist()
-    columns = min(8, len(order))
-    count = math.ceil(len(order) / columns)
-    potentials = isinstance(regularizer, RidgeRegularizer)
-    figure = _figure(1.5 * columns, 1.85 * count + (2.8 if potentials else 0.0))
-    if isinstance(regularizer, RidgeRegularizer):
-        upper, lower = figure.subfigures(2, 1, height_ratios=[1.85 * count, 2.8])
-        _draw_potentials(lower.subplots(1, 1), regularizer)
-    else:
-        upper = figure
-    panels = list(upper.subplots(count, columns, squeeze=False).flat)
-    for axes in panels:
-        axes.set_axis_off()
-    for axes, c in zip(panels, order, strict=False):
-        largest = max(float(filters[c].abs().max()), 1e-30)
-        axes.imshow(filters[c].numpy(), cmap="gray", vmin=-largest, vmax=largest)
-        strength = float(weights[c] * norms[c])
-        axes.set_title(f"l‖w‖ = {strength:.2g}\nv/‖w‖ = {float(smoothing[c] / norms[c].clamp_min(1e-30)):.2g}", size=8)
-    return figure
-
-
-@torch.no_grad()
-def _groups_figure(
-    regularizer: MultivariateExperts | LearnedTotalVariation | LearnedTotalGeneralizedVariation,
-) -> Any:
-    """Groups by falling weight, on one scale within a group; of total generalised variation those of first
-    differences."""
-    filters = regularizer.effective_filters.double()
-    weights = regularizer.weights.double()[: len(filters)]
-    smoothing = torch.as_tensor(regularizer.smoothing, dtype=torch.float64).expand(len(weights))
+    filters, weights, smoothing = shown.filters.double(), shown.weights.double(), shown.smoothing.double()
     norms = filters.flatten(1).norm(dim=1)
     order = torch.argsort(weights * norms, descending=True).tolist()
     members = filters.shape[1]
-    across = max(1, 8 // members)
-    figure = _figure(1.5 * min(across, len(order)) * members, 1.85 * math.ceil(len(order) / across))
-    panels = figure.subplots(math.ceil(len(order) / across), min(across, len(order)) * members, squeeze=False)
+    across = min(max(1, _PANELS // members), len(order))
+    rows = math.ceil(len(order) / across)
+    figure = _figure(1.5 * across * members, 1.85 * rows + (0.0 if shown.slopes is None else 2.8))
+    upper = figure
+    if shown.responses is not None and shown.slopes is not None:
+        upper, lower = figure.subfigures(2, 1, height_ratios=[1.85 * rows, 2.8])
+        _draw_slopes(lower.subplots(1, 1), shown.responses, shown.slopes)
+    panels = upper.subplots(rows, across * members, squeeze=False)
     for axes in panels.flat:
         axes.set_axis_off()
     for place, g in enumerate(order):
@@ -100,23 +65,14 @@ def _groups_figure(
         for j in range(members):
             axes = panels[row, column * members + j]
             axes.imshow(filters[g, j].numpy(), cmap="gray", vmin=-largest, vmax=largest)
-        label = (
-            f"l‖w‖ = {float(weights[g] * norms[g]):.2g}\nv/‖w‖ = {float(smoothing[g] / norms[g].clamp_min(1e-30)):.2g}"
-        )
-        panels[row, column * members].set_title(label, size=8)
+        strength, knee = float(weights[g] * norms[g]), float(smoothing[g] / norms[g].clamp_min(1e-30))
+        panels[row, column * members].set_title(f"l‖w‖ = {strength:.2g}\nv/‖w‖ = {knee:.2g}", size=8)
     return figure
 
 
-@torch.no_grad()
-def _draw_potentials(axes: Any, regularizer: RidgeRegularizer) -> None:
-    """f' of every channel over responses to filters of unit norm, relative to its slope far out."""
-    norms = regularizer.effective_filters.double().flatten(1).norm(dim=1)
-    potential = regularizer.potential().detached()
-    reach = float((regularizer.smoothing / norms).max()) * (regularizer.knots - 1) / 2
-    t = torch.linspace(-reach, reach, 401, dtype=torch.float64)
-    slopes = potential.grad(norms[None, :, None, None] * t[None, None, :, None])[0, :, :, 0]
-    for slope in slopes / slopes.abs().amax(1, keepdim=True).clamp_min(1e-30):
-        axes.plot(t.numpy(), slope.numpy(), lw=0.8, alpha=0.7)
+def _draw_slopes(axes: Any, responses: Tensor, slopes: Tensor) -> None:
+    for slope in slopes:
+        axes.plot(responses.numpy(), slope.numpy(), lw=0.8, alpha=0.7)
     axes.set_title("derivatives of the potentials, over their largest value", fontsize=10)
     axes.set_xlabel("response to the filter, scaled to unit norm")
     axes.grid(alpha=0.3)

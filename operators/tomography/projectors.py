@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, ClassVar, Literal, Self
 
@@ -70,6 +70,19 @@ class _Projector2D(LinearOperator):
         projector = cls.__new__(cls)
         _Projector2D.__init__(projector, geometry, kernel, symmetry, backend)
         return projector
+
+    def stored(self) -> dict[str, Any]:
+        return {"config": asdict(self.geometry), "kernel": self.kernel}
+
+    @classmethod
+    def from_stored(cls, stored: dict[str, Any], image_shape: tuple[int, ...] | None = None) -> Self:
+        return cls.from_geometry(cls.stored_geometry(stored), kernel=stored["kernel"])
+
+    @classmethod
+    def stored_geometry(cls, stored: Mapping[str, Any]) -> Geometry:
+        """The geometry alone, without the work of building a matrix."""
+        values = dict(stored["config"])
+        return cls.geometry_class(**{**values, "angles": tuple(values["angles"])})
 
     def forward(self, x: Tensor) -> Tensor:
         self.check_domain(x)

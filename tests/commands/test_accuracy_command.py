@@ -18,8 +18,8 @@ from learnreg.accuracy import problems as accuracy_problems
 from learnreg.accuracy.reference import solve_reference
 from learnreg.accuracy.report import AccuracyReport, parse_methods, parse_tolerances
 from learnreg.commands import cli
+from learnreg.hypergradients import METHODS
 from learnreg.models.model import save_model
-from learnreg.models.names import METHODS
 from learnreg.regularizers import FieldsOfExperts
 
 ROOT = Path(__file__).resolve().parents[2]

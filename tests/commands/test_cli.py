@@ -14,9 +14,10 @@ import pytest
 import torch
 
 import learnreg as lr
-from learnreg.commands import cli, doctor
+from learnreg.commands import cli, doctor, tasks
 from learnreg.commands.options import DenoiseConfig
 from learnreg.commands.reconstruct_images import png_bytes
+from learnreg.commands.tasks import Task
 from learnreg.models.model import Model, save_model
 from learnreg.regularizers import FieldsOfExperts
 from learnreg.training.run_folder import RunFolder
@@ -85,15 +86,13 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[DenoiseConfig, bool]]:
     """The calls of training, which does nothing but open its folder."""
     calls: list[tuple[DenoiseConfig, bool]] = []
 
-    def run(config: DenoiseConfig, resume: bool = False) -> dict[str, Any]:
+    def run(task: Task, config: DenoiseConfig, resume: bool = False) -> dict[str, Any]:
         calls.append((config, resume))
         RunFolder(config.out, resume).save_config(vars(config))
         print("progress", file=sys.stderr)
         return {"psnr": 28.5, "bound": float("inf"), "status": lr.Status.CONVERGED}
 
-    from learnreg.commands import denoise
-
-    monkeypatch.setattr(denoise, "run", run)
+    monkeypatch.setattr(tasks, "run_task", run)
     return calls
 
 

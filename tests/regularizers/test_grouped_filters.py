@@ -13,7 +13,7 @@ import torch
 from truth.dense import distance, norm, truth_of
 
 import learnreg as lr
-from learnreg.commands.initial import initial_regularizer
+from learnreg.commands.common import initial_regularizer
 from learnreg.commands.options import DenoiseConfig
 from learnreg.convolutions.filter_bank import FilterBank
 from learnreg.convolutions.grouped_filter_bank import GroupedFilterBank

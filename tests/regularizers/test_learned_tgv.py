@@ -14,7 +14,7 @@ from torch import Tensor
 from truth.dense import distance, norm, truth_of
 
 import learnreg as lr
-from learnreg.commands.initial import initial_regularizer
+from learnreg.commands.common import initial_regularizer
 from learnreg.commands.options import DenoiseConfig
 from learnreg.convolutions.second_order import SecondOrderOperator
 from learnreg.linear.norms import power_estimate

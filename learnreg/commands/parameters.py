@@ -1,0 +1,82 @@
+"""The parameters of training commands, from the dataclass of their options."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from learnreg.commands.options import TrainingConfig, training_options
+from learnreg.commands.tasks import Task
+
+__all__ = ["help_of", "training_command"]
+
+
+def help_of(kind: type[TrainingConfig], name: str) -> str:
+    """Help, choices and default of an option of training."""
+    field = next(field for field in dataclasses.fields(kind) if field.name == name)
+    choices = f": {' | '.join(field.metadata['choices'])}" if field.metadata["choices"] else ""
+    return f"{field.metadata['help']}{choices} [default: {field.default}]"
+
+
+def training_command(task: Task, run: Callable[[Task, TrainingConfig, bool, bool], None]) -> Callable[..., None]:
+    """The function of ``learnreg train TASK``, which Typer reads: a parameter for each option of the task, of which
+    ``--help`` shows the main ones. It calls ``run`` with the task, its options, and whether ``--resume`` and ``--json``
+    were given."""
+
+    def command(*, config: Path | None, set_: list[str] | None, resume: bool, json: bool, **explicit: Any) -> None:
+        del explicit["help_all"]
+        run(task, training_options(task.config, config, set_ or [], explicit, resume), resume, json)
+
+    parameters = [*_options_of(task.config), *_other_parameters(task.config)]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    command.__doc__ = inspect.cleandoc(task.help)
+    return command
+
+
+def _options_of(kind: type[TrainingConfig]) -> list[inspect.Parameter]:
+    """What is the task's own first: the data set and how it is measured."""
+    hints, own = get_type_hints(kind), set(vars(kind)["__annotations__"])
+    fields = sorted(dataclasses.fields(kind), key=lambda field: field.name not in own or field.name in _INHERITED)
+    return [_parameter(f.name, hints[f.name] | None, None, help_of(kind, f.name), f.metadata["main"]) for f in fields]
+
+
+_INHERITED = {field.name for field in dataclasses.fields(TrainingConfig)}
+
+
+def _other_parameters(kind: type[TrainingConfig]) -> list[inspect.Parameter]:
+    names = ", ".join(field.name for field in dataclasses.fields(kind))
+    every = f"set any option, repeatable; one of {names}"
+    go_on = "go on with the run in --out, with its options"
+    one_object = "print one JSON object as the last line of stdout"
+    return [
+        _parameter("config", Path | None, None, "TOML file of options"),
+        _parameter("set_", list[str] | None, None, every, flag="--set", metavar="KEY=VALUE"),
+        _parameter("resume", bool, False, go_on, flag="--resume"),
+        _parameter("json", bool, False, one_object, flag="--json"),
+        _parameter("help_all", bool, False, "show every option and exit", flag="--help-all", callback=_show_all),
+    ]
+
+
+def _parameter(
+    name: str, kind: Any, default: Any, text: str, shown: bool = True, *, flag: str | None = None, **settings: Any
+) -> inspect.Parameter:
+    flags = (flag,) if flag else ()
+    option = typer.Option(
+        *flags, help=text, show_default=False, hidden=not shown, is_eager="callback" in settings, **settings
+    )
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
+
+
+def _show_all(context: typer.Context, wanted: bool) -> None:
+    if not wanted:
+        return
+    for parameter in context.command.params:
+        parameter.hidden = False  # type: ignore[attr-defined]
+    typer.echo(context.get_help())
+    raise typer.Exit

@@ -38,8 +38,12 @@ def missing_assumption(problem: FrozenProblem, instance: Instance, loss: UpperLo
         return f"parameter_roles() does not say how {', '.join(unknown)} enters the regularizer"
     if instance.analysis.norm_bound_kind == "probabilistic":
         return "the norm of the analysis operator is only known with high probability"
-    if "operator" in roles.values() and instance.analysis_lipschitz is None:
-        return "the analysis operator does not declare parameter_lipschitz"
+    learned = {roles[n] for n, p in problem.regularizer.named_parameters() if p.requires_grad}
+    known = {group.name for group in instance.parameter_groups()}
+    if strange := sorted(learned - known):
+        if instance.analysis.parameter_lipschitz() is None:
+            return "the analysis operator does not declare parameter_lipschitz"
+        return f"role {strange[0]!r} is unknown; expected one of {', '.join(sorted(known))}"
     if problem.operator.parameter_lipschitz() is None:
         return "the forward operator does not declare parameter_lipschitz"
     learned = any(p.requires_grad for p in (*problem.operator.parameters(), *problem.data_term.parameters()))

@@ -7,25 +7,17 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from learnreg.certificates.groups import GroupBound, group_norm
-from learnreg.linear.samples import norm_samples
+from learnreg.certificates.groups import GroupBound, density_bound
+from learnreg.linear.samples import expand, norm_samples
 from learnreg.lower_level.frozen import FrozenProblem
 from learnreg.lower_level.pairing import Responses
 
-__all__ = ["data_groups", "data_weight_bound", "forward_operator_bound", "ridge_bound"]
+__all__ = ["data_groups", "forward_operator_bound", "ridge_bound"]
 
 
 def ridge_bound(x: Tensor, X: Tensor, e: Tensor) -> GroupBound:
     """For the ridge: <x, X>."""
     return GroupBound.by_norm(norm_samples(X) * e, norm_samples(x) + e)
-
-
-def data_weight_bound(
-    residual: Tensor, forward_X: Tensor, e: Tensor, forward_norm: float, shape: tuple[int, ...]
-) -> GroupBound:
-    """For data-term weights of this shape: (A x - b)_i (A X)_i, summed over the measurements that share a weight."""
-    r_max, X_max = group_norm(residual, shape), group_norm(forward_X, shape)
-    return GroupBound.by_norm(forward_norm * X_max * e, forward_norm * (r_max + forward_norm * e))
 
 
 def forward_operator_bound(
@@ -58,9 +50,11 @@ def data_groups(
     if residual is None or forward_X is None:
         return found
     forward_norm = forward.norm_bound()
-    if any(p.requires_grad for p in problem.data_term.parameters()):
-        shape = tuple(problem.data_term.weights_for(residual).shape)
-        found.append(data_weight_bound(residual, forward_X, e, forward_norm, shape))
+    radius = expand(forward_norm * e, residual)
+    for group in problem.data_term.parameter_groups():
+        gradient = group.size(residual, problem.data_term.grad(residual))
+        slope = group.largest_slope(residual, radius, problem.data_term.curvature_bounds(residual, radius)[1])
+        found.append(density_bound(gradient, forward_X, slope.expand_as(residual), e, forward_norm, group.shape))
     lipschitz = forward.parameter_lipschitz()
     if lipschitz and any(p.requires_grad for p in forward.parameters()):
         found.append(forward_operator_bound(x, X, residual, forward_X, e, forward_norm, lipschitz, weight_max))

@@ -26,8 +26,7 @@ class CurvatureInterval:
     outwards; f'' stands for f'' + rho.
 
     low, high: smallest and largest f''. change: Delta >= |f'' - f''(t)|. ratio: tau >= |f'' - f''(t)| / √f'', infinite
-    where f'' may vanish. third: kappa >= |f''(t') - f''(t)| / |t' - t|. sensitivity: factor q of
-    ``Potential.smoothing_sensitivity``. smooth: (batch,), no kink lies in any interval.
+    where f'' may vanish. third: kappa >= |f''(t') - f''(t)| / |t' - t|. smooth: (batch,), no kink lies in any interval.
     """
 
     low: Tensor
@@ -35,7 +34,6 @@ class CurvatureInterval:
     change: Tensor
     ratio: Tensor
     third: Tensor
-    sensitivity: Tensor
     smooth: Tensor
 
     @property
@@ -75,7 +73,6 @@ def curvature_interval(potential: Potential, t: Tensor, radius: Tensor) -> Curva
         change=change,
         ratio=_ratio(potential.grouped, second, low, high, change),
         third=potential.third_bound(t, radius),
-        sensitivity=torch.as_tensor(potential.smoothing_sensitivity(t, radius), dtype=t.dtype, device=t.device),
         smooth=potential.kink_excluded(t, radius),
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 
 import torch
@@ -12,13 +11,12 @@ from learnreg.certificates.data_parameters import data_groups
 from learnreg.certificates.groups import GroupBound
 from learnreg.certificates.interval import CurvatureInterval, curvature_interval, response_radius
 from learnreg.certificates.state import energy_error
+from learnreg.linear.parameter_groups import Density, LinearCost, OwnBound, Pairing, ParameterBound, ResponseErrors
 from learnreg.linear.samples import sum_samples
 from learnreg.lower_level.frozen import FrozenProblem
 from learnreg.lower_level.instance import Instance
 from learnreg.lower_level.pairing import Responses
-from learnreg.lower_level.regularizer import ParameterRole
 from learnreg.potentials.base import Potential
-from learnreg.potentials.convex_function import ParameterBound, ResponseErrors
 
 __all__ = ["PointBound"]
 
@@ -50,17 +48,15 @@ class PointBound(ABC):
     ) -> None:
         self.problem, self.instance, self.x, self.X, self.responses, self.e = problem, instance, x, X, responses, e
         self.pullback, self.mu, self.L = pullback, instance.strong_convexity, instance.analysis.norm_bound()
-        t, radius = responses.t, response_radius(instance, e, responses.t)
-        interval = curvature_interval(instance.potential, t, radius)
-        self.high, self.high_max, self.sensitivity = interval.high, interval.high_max, interval.sensitivity
-        self.smooth = interval.smooth
+        t, self.radius = responses.t, response_radius(instance, e, responses.t)
+        interval = curvature_interval(instance.potential, t, self.radius)
+        self.high, self.high_max, self.smooth = interval.high, interval.high_max, interval.smooth
         self.rise, self.fall = _true_curvature(instance.potential, interval)
         self.stiffness = self.high_max.sqrt() * self.L * (1.0 + 1e-12)
         self.energy_error = torch.minimum(energy_error(state_norm, e, self.mu), self.stiffness * e)
-        self.bend(interval, instance.potential.bending_size(responses.V, t, radius))
+        self.bend(interval, instance.potential.bending_size(responses.V, t, self.radius))
         self.jacobian = problem.jacobian_bounds
-        self.latent_magnitude = 0.0
-        self.potential_magnitude = torch.zeros_like(e)
+        self.own_magnitude = torch.zeros_like(e)  # of gradients that groups bound themselves
         self.active_norm = torch.zeros_like(e) if X_active is None else sum_samples(X_active**2).sqrt()
 
     @abstractmethod
@@ -77,42 +73,48 @@ class PointBound(ABC):
         return torch.zeros_like(self.e)
 
     @abstractmethod
-    def regularizer_groups(self) -> dict[ParameterRole, GroupBound]:
-        """Bounds of the gradient in what the regularizer's roles are about: entries of operators, logarithms."""
+    def of_operator(self, group: Pairing) -> GroupBound:
+        """For parameters of K, gradient C(X, y) + C(x, Y)."""
+
+    @abstractmethod
+    def of_density(self, group: Density) -> GroupBound:
+        """For parameters of the potential, gradient <s(t_g), V_g>."""
+
+    @abstractmethod
+    def of_own(self, group: OwnBound) -> GroupBound:
+        """For what the potential bounds itself."""
+
+    def of_cost(self, group: LinearCost) -> GroupBound:
+        """For the linear cost of latent variables, gradient <1, Z_g> = scale <1, Z^_g> over those that share an
+        entry."""
+        root = self.instance.latent_scale * group.shared_root(tuple(self.x.shape[2:]))
+        self.own_magnitude = self.own_magnitude + root * float(group.cost.norm()) * sum_samples(self.X**2).sqrt()
+        return GroupBound.by_norm(torch.zeros_like(self.e), torch.full_like(self.e, root))
 
     def groups(self) -> list[GroupBound]:
         """Bounds of all parameter groups, in the raw parameters."""
-        own = self.regularizer_groups()
-        raw = [group.scaled(self.jacobian.get(role, 1.0)) for role, group in own.items()]
+        learned = self.learned()
+        raw = [
+            group.judged(self).scaled(self.jacobian.get(group.name, 1.0))
+            for group in self.instance.parameter_groups()
+            if group.name in learned
+        ]
         weight_max = float(self.instance.data_weights.max())
         return raw + data_groups(self.problem, self.x, self.X, self.responses, self.e, weight_max)
 
-    def roles(self) -> set[str]:
-        """What the regularizer's learnable parameters do."""
+    def learned(self) -> set[str]:
+        """The names of the groups that the regularizer's learnable parameters belong to."""
         own = self.problem.parameter_roles()
         return {own[n] for n, p in self.problem.regularizer.named_parameters() if p.requires_grad}
 
-    def smoothing_slope(self) -> Tensor:
-        """The largest |ds/dt| on the interval for s = v ∂f'/∂v."""
-        radius = response_radius(self.instance, self.e, self.responses.t)
-        return self.instance.potential.smoothing_slope(self.responses.t, radius)
-
-    def potential_parameters(self, bent: Tensor) -> ParameterBound:
-        """What the potential says of its own parameters, for Gamma V of this norm, (batch,)."""
+    def own_parameters(self, group: OwnBound, bent: Tensor) -> ParameterBound:
+        """What the group says, for Gamma V of this norm, (batch,)."""
         r, high = self.responses, self.high_max
         dual_error = torch.minimum(high * self.L * self.e, high.sqrt() * self.energy_error)
         errors = ResponseErrors(self.L * self.e, dual_error, bent)
-        found = self.instance.potential.parameter_bound(r.t, r.V, r.y, r.Y, errors)
-        self.potential_magnitude = found.magnitude
+        found = group.bound(r.t, r.V, r.y, r.Y, errors)
+        self.own_magnitude = self.own_magnitude + found.magnitude
         return found
-
-    def weight_gradient(self) -> Tensor:
-        """l ∂f'/∂l at t, which is y unless a part of f has no weight."""
-        return self.responses.y if self.fall is None else self.instance.potential.weight_gradient(self.responses.t)
-
-    def steepest(self, excess: Tensor | float) -> Tensor:
-        """The largest f'' + rho on the interval, plus the excess; a convex potential has none."""
-        return self.high if self.fall is None else self.high + excess
 
     def data_norm(self) -> float:
         """Bound of ‖M‖."""
@@ -122,16 +124,6 @@ class PointBound(ABC):
         """Share of X on active pixels in the error of X: by the Schur complement, (1 + sqrt(‖H_AA‖/mu)) ‖X_A‖."""
         hessian_norm = self.data_norm() + self.high_max * self.L**2
         return (1.0 + (hessian_norm / self.mu).sqrt()) * self.active_norm
-
-    def latent_cost_group(self) -> GroupBound:
-        """For the linear cost of latent variables, gradient <1, Z_g> = scale <1, Z^_g> over those that share an
-        entry."""
-        latent = self.instance.latent
-        assert latent is not None, "the role latent_cost is that of regularizers with latent variables"
-        root = math.sqrt(latent.channels * math.prod(self.x.shape[2:]) / latent.cost.numel())
-        self.latent_magnitude = self.instance.latent_scale * root * float(latent.cost.norm())
-        on_E = torch.full_like(self.e, self.instance.latent_scale * root)
-        return GroupBound.by_norm(torch.zeros_like(self.e), on_E)
 
     def magnitude(self) -> float:
         """Size of the terms summed in the gradient: the scale of its rounding errors."""
@@ -145,14 +137,12 @@ class PointBound(ABC):
             residual, forward_X = (sum_samples(t * t).sqrt() for t in (r.residual, r.forward_X))
             weight = max(1.0, float(self.instance.data_weights.max()))
             size = size + weight * (residual + 2.0 * self.instance.forward.norm_bound() * x) * (forward_X + X)
-        size = size + self.latent_magnitude * X
         # K x and K X are rounded relative to ‖k_i‖ ‖x‖, which may be far above |K_i x|
         rows = self.instance.analysis.row_norms(self.instance.potential.grouped)
         longest = max(self.L, float(torch.as_tensor(rows).max()))
-        slope = max(self.L, self.instance.analysis_lipschitz or 0.0)
+        slope = max([self.L, *(group.lipschitz for group in self.instance.analysis.parameter_groups())])
         responses = 0.02 * slope * longest * self.high_max * x * X
-        size = size + self.potential_magnitude
-        return float((size + responses).sum()) * max([1.0, *self.jacobian.values()])
+        return float((size + self.own_magnitude + responses).sum()) * max([1.0, *self.jacobian.values()])
 
 
 def _true_curvature(potential: Potential, interval: CurvatureInterval) -> tuple[Tensor, Tensor | None]:

@@ -18,14 +18,12 @@ import math
 import torch
 from torch import Tensor
 
-from learnreg.certificates.groups import GroupBound, group_norm, group_pullback_norm, parameter_shape
+from learnreg.certificates.groups import GroupBound, group_norm, group_pullback_norm
 from learnreg.certificates.interval import CurvatureInterval, response_budget
-from learnreg.certificates.knots import channel_shape, knots_norm, spline_of, weakly_convex_spline_of
-from learnreg.certificates.parameter_norms import Pairing, pairing_of
 from learnreg.certificates.point_bound import PointBound
 from learnreg.certificates.resolvent import Perturbation, sharp_adjoint_bound, sharp_energy_bound
+from learnreg.linear.parameter_groups import Density, OwnBound, Pairing
 from learnreg.linear.samples import expand, norm_samples
-from learnreg.lower_level.regularizer import ParameterRole
 
 __all__ = ["SharpBound", "operator_bound", "potential_bound"]
 
@@ -80,15 +78,14 @@ def potential_bound(
     pullback_norm: Tensor,
     V: Tensor,
     high: Tensor,
-    factor: Tensor,
+    factor: Tensor | float,
     shape: tuple[int, ...],
     e_energy: Tensor,
     operator_norm: float,
     excess: Tensor | None = None,
     e: Tensor | None = None,
 ) -> GroupBound:
-    """For parameters of the potential, gradient <s(t_g), V_g> per group g with |ds/dt| <= factor (f'' + rho) + excess:
-    log-weights (s = f', factor 1) and log-smoothings.
+    """For a density, gradient <s(t_g), V_g> per group g with |ds/dt| <= factor (f'' + rho) + excess.
 
     Parameters
     ----------
@@ -131,6 +128,7 @@ class SharpBound(PointBound):
     def bend(self, interval: CurvatureInterval, size: Tensor) -> None:
         budget = response_budget(interval, self.e, self.energy_error, self.L)
         self.bent = Perturbation.of(interval, size, budget, self.L, self.mu)
+        self._dear: Tensor | None = None  # what the operator's groups, which come first, charge for the energy norm
 
     def adjoint_error(self) -> Tensor:
         none = torch.zeros_like(self.e)
@@ -143,75 +141,42 @@ class SharpBound(PointBound):
         result: Tensor = inside + active * self.active_norm
         return result
 
-    def regularizer_groups(self) -> dict[ParameterRole, GroupBound]:
-        r, instance, potential = self.responses, self.instance, self.instance.potential
-        roles, pairing = self.roles(), pairing_of(instance)
-        found: dict[ParameterRole, GroupBound] = {}
-        if "operator" in roles and pairing is not None:
-            high = self.high
-            if self.fall is not None:  # f'' / √(f'' + rho) rises in f'' >= 0
-                high = self.rise * (self.rise / self.high.clamp_min(torch.finfo(self.high.dtype).tiny))
-            found["operator"] = operator_bound(
-                pairing, self.x, self.X, r.y, r.Y, high, self.fall, self.bent, self.e, self.energy_error
-            )
-        if "log_weight" in roles:
-            shape = parameter_shape(potential.weight)
-            s = self.weight_gradient()
-            norm = self._pullback_norm(s, shape, found, self.pullback if s is r.y else None)
-            found["log_weight"] = self._potential_group(norm, shape, potential.weight_excess)
-        if "log_factor" in roles:
-            norm = self._pullback_norm(r.y, (), found, self.pullback)
-            found["log_factor"] = self._potential_group(norm, (), potential.concavity)
-        if "log_smoothing" in roles:
-            shape = parameter_shape(potential.smoothing)
-            norm = self._pullback_norm(potential.smoothing_gradient(r.t), shape, found)
-            found["log_smoothing"] = self._smoothing_group(norm, shape)
-        if "log_curvature" in roles:
-            spline = spline_of(instance)
-            shape = channel_shape(spline.convex_coefficients)
-            norm = group_norm(self.weight_gradient(), shape) * self.L
-            if not self._negligible(norm, found):
-                norm = torch.minimum(norm, knots_norm(spline.coefficient_gradients(r.t), shape != ()) * self.L)
-            found["log_curvature"] = self._potential_group(norm, shape, spline.weight_excess)
-        if "log_depth" in roles:
-            concave = weakly_convex_spline_of(instance)
-            shape = channel_shape(concave.depths)
-            norm = group_norm(concave.depth_gradient_size(r.t), shape) * self.L
-            if not self._negligible(norm, found):
-                norm = torch.minimum(norm, knots_norm(concave.depth_gradients(r.t), shape != ()) * self.L)
-            found["log_depth"] = self._potential_group(norm, shape, concave.depth_excess)
-        if "latent_cost" in roles:
-            found["latent_cost"] = self.latent_cost_group()
-        if "potential" in roles:
-            own = self.potential_parameters(self.bent.norm())
-            found["potential"] = GroupBound(own.constant, self.L * own.on_V, self.high_max.sqrt() * own.on_Y)
+    def of_operator(self, group: Pairing) -> GroupBound:
+        r, high = self.responses, self.high
+        if self.fall is not None:  # f'' / √(f'' + rho) rises in f'' >= 0
+            high = self.rise * (self.rise / self.high.clamp_min(torch.finfo(self.high.dtype).tiny))
+        found = operator_bound(group, self.x, self.X, r.y, r.Y, high, self.fall, self.bent, self.e, self.energy_error)
+        self._dear = found.on_energy if self._dear is None else torch.maximum(self._dear, found.on_energy)
         return found
 
-    def _pullback_norm(
-        self, p: Tensor, shape: tuple[int, ...], found: dict[ParameterRole, GroupBound], pullback: Tensor | None = None
-    ) -> Tensor:
-        """The norm of u -> (<p_g, (K u)_g>)_g, by norms alone where the operator's group is much larger."""
-        by_norm = group_norm(p, shape) * self.L
-        return by_norm if self._negligible(by_norm, found) else group_pullback_norm(self.instance, p, shape, pullback)
+    def of_density(self, group: Density) -> GroupBound:
+        r, L = self.responses, self.L
+        norm = self._pullback_norm(group)
+        factor = torch.as_tensor(1.0 if group.factor is None else group.factor(r.t, self.radius)).to(self.e)
+        if not bool(torch.isfinite(factor).all()):
+            slope, rate = group.largest_slope(r.t, self.radius, self.high), factor * self.high.sqrt()
+            return split_bound(norm, r.V, rate, slope, group.shape, self.energy_error, L * self.e, L)
+        excess = None if self.fall is None and not isinstance(group.excess, Tensor) else group.excess
+        beyond = None if excess is None else torch.as_tensor(excess).to(self.e)
+        return potential_bound(norm, r.V, self.high, factor, group.shape, self.energy_error, L, beyond, self.e)
 
-    def _negligible(self, norm: Tensor, found: dict[ParameterRole, GroupBound]) -> bool:
-        operator = found.get("operator")
-        if operator is None:
+    def of_own(self, group: OwnBound) -> GroupBound:
+        own = self.own_parameters(group, self.bent.norm())
+        return GroupBound(own.constant, self.L * own.on_V, self.high_max.sqrt() * own.on_Y)
+
+    def _pullback_norm(self, group: Density) -> Tensor:
+        """The norm of u -> (<s_g, (K u)_g>)_g, by norms alone where the operator's groups are much larger."""
+        t, y = self.responses.t, self.responses.y
+        s = group.size(t, y)
+        by_norm = group_norm(s, group.shape) * self.L
+        if self._negligible(by_norm):
+            return by_norm
+        joint = group.joint_norm(t)
+        if joint is None:
+            return group_pullback_norm(self.instance, s, group.shape, self.pullback if s is y else None)
+        return torch.minimum(by_norm, joint * self.L)
+
+    def _negligible(self, norm: Tensor) -> bool:
+        if self._dear is None:
             return False
-        return bool((norm <= _NEGLIGIBLE * 0.5 * math.sqrt(self.mu) * operator.on_energy).all())
-
-    def _smoothing_group(self, pullback_norm: Tensor, shape: tuple[int, ...]) -> GroupBound:
-        if bool(torch.isfinite(self.sensitivity).all()):
-            return potential_bound(
-                pullback_norm, self.responses.V, self.high, self.sensitivity, shape, self.energy_error, self.L
-            )
-        slope, factor = self.smoothing_slope(), self.sensitivity * self.high.sqrt()
-        return split_bound(
-            pullback_norm, self.responses.V, factor, slope, shape, self.energy_error, self.L * self.e, self.L
-        )
-
-    def _potential_group(self, pullback_norm: Tensor, shape: tuple[int, ...], excess: Tensor | float) -> GroupBound:
-        """With a factor of 1; a convex potential has no excess."""
-        beyond = None if self.fall is None else torch.as_tensor(excess, dtype=self.e.dtype, device=self.e.device)
-        one, V = torch.ones_like(self.sensitivity), self.responses.V
-        return potential_bound(pullback_norm, V, self.high, one, shape, self.energy_error, self.L, beyond, self.e)
+        return bool((norm <= _NEGLIGIBLE * 0.5 * math.sqrt(self.mu) * self._dear).all())

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from learnreg.convolutions.correlation import correlate, correlate_adjoint
+from learnreg.convolutions.filter_pairing import FilterPairing
 from learnreg.convolutions.local_norm import local_norm_bound
 from learnreg.convolutions.padding import BOUNDARIES, Boundary, margins, pad, pad_adjoint, source_index
 from learnreg.errors import ConfigError, ShapeError
@@ -27,6 +28,7 @@ from learnreg.linear.norms import (
     probabilistic_norm_bound,
 )
 from learnreg.linear.operator import LinearOperator
+from learnreg.linear.parameter_groups import Pairing
 from learnreg.linear.stencil import Stencil
 
 __all__ = ["FilterBank", "padding_norm", "weighted_norm_bound"]
@@ -157,6 +159,19 @@ class FilterBank(LinearOperator):
     def parameter_lipschitz(self) -> float | None:
         # Also for filters that require no gradient: under no_grad, filters computed from parameters do not show it.
         return padding_lipschitz(self)
+
+    def parameter_groups(self) -> tuple[Pairing, ...]:
+        repeat = padding_norm(self)
+        return (FilterPairing(padding_lipschitz(self), self.filter_shape, self.boundary, repeat, self.zero_mean),)
+
+    def group_images(self, p: Tensor, shape: tuple[int, ...]) -> Tensor | None:
+        """Of each group of filters that shares a number."""
+        if shape != (self.groups, 1, 1):
+            return None
+        p, filters = p.flatten(1, -3), self.filters.to(p.dtype)
+        parts = [correlate_adjoint(p[:, c : c + 1], filters[c : c + 1]) for c in range(filters.shape[0])]
+        images = pad_adjoint(torch.cat(parts, dim=1), self.filter_shape, self.boundary, self._sides).flatten(2)
+        return images.reshape(images.shape[0], -1, self.groups, images.shape[2]).sum(1)
 
 
 def weighted_norm_bound(bank: FilterBank, channel_weights: Tensor, tight: bool = True) -> float:

@@ -23,6 +23,7 @@ __all__ = [
     "circulant_bound",
     "dense_matrix",
     "gram_norm_bound",
+    "largest_eigenvalue",
     "power_estimate",
     "probabilistic_norm_bound",
 ]
@@ -35,7 +36,7 @@ FAILURE_PROBABILITY = 1e-10
 
 NormKind = Literal["rigorous", "probabilistic", "declared"]
 
-_EIGENVALUE_LIMIT = 1024
+_EIGENVALUE_LIMIT, _BATCHED_EIGENVALUE_LIMIT = 1024, 640
 _POWER_STEPS = 100
 
 
@@ -101,6 +102,21 @@ def gram_norm_bound(matrix: Tensor) -> float:
         exponent *= 0.5
     log_norm += exponent * math.log(float(torch.linalg.norm(gram)))
     return size * math.exp(0.5 * log_norm) * (1.0 + 1e-10)
+
+
+def largest_eigenvalue(gram: Tensor) -> Tensor:
+    """Rigorous bound of the largest eigenvalue of symmetric positive semidefinite matrices (..., n, n): itself, or
+    beyond 640 rows the root of ‖G²‖_F, at most n^(1/4) and usually about 1.2 times it. Infinite where entries are not
+    finite."""
+    n = gram.shape[-1]
+    scale = gram.flatten(-2).norm(dim=-1)
+    usable = torch.isfinite(scale) & (scale > 0)
+    scaled = torch.where(usable[..., None, None], gram / torch.where(usable, scale, 1.0)[..., None, None], 0.0)
+    if n <= _BATCHED_EIGENVALUE_LIMIT:
+        largest = torch.linalg.eigvalsh(scaled)[..., -1].clamp_min(0.0) + 1e-14 * n
+    else:
+        largest = (scaled @ scaled).flatten(-2).norm(dim=-1).sqrt() * (1.0 + 1e-13 * n)
+    return torch.where(scale == 0, 0.0, torch.where(usable, largest * scale, torch.inf))
 
 
 def probabilistic_norm_bound(

@@ -26,6 +26,7 @@ from learnreg.linear.norms import (
     gram_norm_bound,
     probabilistic_norm_bound,
 )
+from learnreg.linear.parameter_groups import NormPairing, Pairing
 from learnreg.linear.stencil import Stencil
 
 __all__ = ["Adjoint", "Composition", "LinearOperator", "Scaled", "Sum", "VStack", "linear_map", "vstack"]
@@ -152,6 +153,17 @@ class LinearOperator(FindsOnce):
         """Constant c with ‖∂_theta <A_theta u, p>‖ <= c ‖u‖ ‖p‖ over all parameters that require a gradient, for A
         affine in them; 0 without any, None when unknown (no certificate then). *Rigorous bound.*"""
         return None if any(p.requires_grad for p in self.parameters()) else 0.0
+
+    def parameter_groups(self) -> tuple[Pairing, ...]:
+        """What certificates know of the parameters' gradient: all of them form the group "operator", known by
+        ``parameter_lipschitz``. Override it where norms of that gradient can be said to be smaller."""
+        lipschitz = self.parameter_lipschitz()
+        return () if lipschitz is None else (NormPairing(lipschitz),)
+
+    def group_images(self, p: Tensor, shape: tuple[int, ...]) -> Tensor | None:
+        """A_g^T p_g for the groups g of p (batch, *range_shape) that share an entry of a parameter of this shape:
+        (batch, groups, unknowns), for about one application; None where that takes more."""
+        return None
 
     # ---- derived -------------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from learnreg.errors import ConfigError, DataError
+from learnreg.linear.parameter_groups import Density, shape_of
 from learnreg.linear.samples import sum_samples
 from learnreg.potentials.convex_function import ConvexFunction
 
@@ -52,6 +53,10 @@ class LeastSquares(nn.Module, ConvexFunction):
         """Smallest and largest weight."""
         return 1.0, 1.0
 
+    def parameter_groups(self) -> tuple[Density, ...]:
+        """How f' moves with the parameters that are learned, for certificates."""
+        return ()
+
     def project_(self) -> None:
         """Project learnable weights onto >= 0; nothing to do without."""
 
@@ -84,6 +89,11 @@ class WeightedLeastSquares(LeastSquares):
 
     def weight_range(self) -> tuple[float, float]:
         return float(self.weights.detach().min()), float(self.weights.detach().max())
+
+    def parameter_groups(self) -> tuple[Density, ...]:
+        """The weights themselves: f' = w p moves with them by s = p, which has the slope 1."""
+        learned = Density("weights", shape_of(self.weights), lambda p: p, lambda p, radius: 0.0, 1.0)
+        return (learned,) if self.weights.requires_grad else ()
 
     @torch.no_grad()
     def project_(self) -> None:

@@ -148,7 +148,6 @@ class FrozenProblem:
             strong_convexity=modulus - self.concavity if exact else 0.0,  # no bound where gradients are inexact
             counter=counter,
             diagonal=diagonal,
-            analysis_lipschitz=terms.operator.parameter_lipschitz(),
         )
         return instance if terms.latent is None else lifted(instance, terms.latent, modulus)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from learnreg.convolutions.filter_bank import FilterBank, weighted_norm_bound
 from learnreg.linear.operator import LinearOperator
+from learnreg.linear.parameter_groups import ParameterGroup
 from learnreg.lower_level.constraints import Box
 from learnreg.lower_level.latent import JointOperator, Latent
 from learnreg.potentials.base import Potential
@@ -61,13 +62,17 @@ class Instance:
     strong_convexity: float
     counter: Counter
     diagonal: Tensor | None
-    analysis_lipschitz: float | None = 0.0
     latent: Latent | None = None
     latent_scale: float = 1.0
 
     @property
     def batch(self) -> int:
         return int(self.q.shape[0])
+
+    def parameter_groups(self) -> tuple[ParameterGroup, ...]:
+        """All that operator, potential and latent variables say, in this order."""
+        latent = () if self.latent is None else self.latent.parameter_groups()
+        return (*self.analysis.parameter_groups(), *self.potential.parameter_groups(), *latent)
 
     def apply(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """K x, in the memory of ``out`` if given; counts one per application on the batch."""
@@ -181,7 +186,6 @@ def lifted(instance: Instance, latent: Latent, modulus: float) -> Instance:
         box=latent.box(instance.box),
         strong_convexity=modulus if exact else 0.0,
         diagonal=_lifted_diagonal(instance, shape, own),
-        analysis_lipschitz=analysis.parameter_lipschitz(),
         latent=latent,
         latent_scale=scale,
     )

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from learnreg.linear.norms import NormBound
 from learnreg.linear.operator import LinearOperator
+from learnreg.linear.parameter_groups import LinearCost, ParameterGroup
 from learnreg.losses import UpperLoss
 from learnreg.lower_level.constraints import Box
 
@@ -26,7 +27,7 @@ __all__ = ["ImageLoss", "JointOperator", "Latent", "image_part", "joint_loss", "
 class Latent:
     """What a regularizer says of its latent variables z, (channels, h, w) beside an image (image_channels, h, w).
 
-    cost: linear term, broadcasts against z; may depend on parameters, with the role "latent_cost". modulus: > 0.
+    cost: linear term, broadcasts against z; may depend on parameters, as the group "latent_cost". modulus: > 0.
     nonnegative: z >= 0. operator: W for z = scale z^, by the scale. solve: from x to the minimiser z. start: from x
     to a guess of it, for about three applications. balance: an
     *estimate* of the scale at which W has columns of similar size for x and z^. idle: from responses t and a radius
@@ -44,6 +45,10 @@ class Latent:
     start: Callable[[Tensor], Tensor]
     balance: Callable[[], float]
     idle: Callable[[Tensor, Tensor], Tensor] | None = None
+
+    def parameter_groups(self) -> tuple[ParameterGroup, ...]:
+        """The cost."""
+        return (LinearCost("latent_cost", self.cost, self.channels),)
 
     def scale(self, strong_convexity: float) -> float:
         """z = scale z^; 1 without a modulus of x."""

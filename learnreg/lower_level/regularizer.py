@@ -4,33 +4,24 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from learnreg.errors import ConfigError, ShapeError
 from learnreg.linear.operator import LinearOperator
+from learnreg.linear.parameter_groups import ParameterGroup
 from learnreg.lower_level.latent import Latent
 from learnreg.potentials.base import Potential
 
 __all__ = ["ParameterRole", "Pictures", "Regularizer", "SaddleTerms"]
 
-ParameterRole = Literal[
-    "operator",
-    "log_weight",
-    "log_smoothing",
-    "log_factor",
-    "log_curvature",
-    "log_depth",
-    "potential",
-    "latent_cost",
-]
-"""What a raw parameter does: it enters the operator affinely, or it is the logarithm of a weight or smoothing (of the
-shape of the potential's), of one factor of the whole potential, of the curvature of a spline at its knots, or of the
-depth of its concave parts, or it is one of those that the potential's own ``parameter_bound`` knows, or the linear cost
-of latent variables. Where
-``parameter_jacobian_bounds`` names the role, it determines these numbers by a smooth map instead."""
+ParameterRole = str
+"""The name of a group of parameters that the operator, the potential or the latent variables of the saddle terms know
+(``parameter_groups``): "operator" (its entries, affinely), "log_weight", "log_factor", "log_smoothing" (logarithms; of
+shapes as the potential's) and what a potential adds, such as "log_curvature" for the knots of a spline. A raw parameter
+is one of these numbers, or determines them by a smooth map whose derivative ``parameter_jacobian_bounds`` bounds."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +32,11 @@ class SaddleTerms:
     operator: LinearOperator
     potential: Potential
     latent: Latent | None = None
+
+    def parameter_groups(self) -> tuple[ParameterGroup, ...]:
+        """All that operator, potential and latent variables say, in this order."""
+        latent = () if self.latent is None else self.latent.parameter_groups()
+        return (*self.operator.parameter_groups(), *self.potential.parameter_groups(), *latent)
 
 
 @dataclass(frozen=True)
@@ -75,13 +71,13 @@ class Regularizer(nn.Module):
         """W and f for images of this shape (without the batch axis), differentiable in the parameters."""
 
     def parameter_roles(self) -> dict[str, ParameterRole]:
-        """Role of each parameter by name. A parameter that is not named here has no certified gradient."""
+        """The group of each parameter by name. A parameter that is not named here has no certified gradient."""
         return {}
 
     def parameter_jacobian_bounds(self) -> dict[ParameterRole, float]:
-        """For roles whose numbers (the entries of the operator's own parameters, logarithms of weights ...) are a
+        """For groups whose numbers (the entries of the operator's own parameters, logarithms of weights ...) are a
         smooth function of the raw parameters: a bound of the norm of its Jacobian, at the present parameters, over all
-        raw parameters of the role together. 1 for roles that are not named. *Rigorous bounds.*"""
+        raw parameters of the group together. 1 for groups that are not named. *Rigorous bounds.*"""
         return {}
 
     def config(self) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from learnreg.errors import ConfigError
 from learnreg.kernels.blocks import planes, sum_blocks
+from learnreg.linear.parameter_groups import Density, ParameterGroup, shape_of
 from learnreg.linear.samples import inner_samples, sum_samples
 from learnreg.potentials.convex_function import WeaklyConvexFunction, dual_point
 
@@ -87,6 +88,24 @@ class Potential(WeaklyConvexFunction):
     def smoothing_slope(self, t: Tensor, radius: Tensor | float) -> Tensor:
         """The largest |d/dt (v df'/dv)| on the interval around t. *Rigorous bound.*"""
         return self.smoothing_sensitivity(t, radius) * self.curvature_bounds(t, radius)[1]
+
+    def parameter_groups(self) -> tuple[ParameterGroup, ...]:
+        """How f' moves with the logarithms of the weight, of a factor of all of f, and of the smoothing."""
+        return (
+            self.weight_group(),
+            Density("log_factor", (), excess=self.concavity),
+            Density(
+                "log_smoothing",
+                shape_of(self.smoothing),
+                self.smoothing_gradient,
+                factor=self.smoothing_sensitivity,
+                steepest=self.smoothing_slope,
+            ),
+        )
+
+    def weight_group(self) -> Density:
+        """That of the weight: f' itself, unless a part of f has no weight."""
+        return Density("log_weight", shape_of(self.weight), excess=self.concavity)
 
     # ---- derived ---------------------------------------------------------------------------------------------------
 

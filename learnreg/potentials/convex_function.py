@@ -8,36 +8,13 @@ and (f*)''(y) = 1/f''(t), all without cancellation.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from learnreg.errors import AssumptionError
 from learnreg.linear.samples import expand, norm_samples, sum_samples
 
-__all__ = ["ConvexFunction", "ParameterBound", "ResponseErrors", "WeaklyConvexFunction", "dual_point"]
-
-
-@dataclass(frozen=True)
-class ResponseErrors:
-    """How far responses t and duals y = f'(t) are from their exact values, and how far f''(t) moves the fixed vector V
-    meanwhile: bounds of ‖t - t^‖, ‖y - y^‖ and ‖(f''(t) - f''(t^)) V‖, (batch,) each."""
-
-    t: Tensor
-    y: Tensor
-    Y: Tensor
-
-
-@dataclass(frozen=True)
-class ParameterBound:
-    """constant + on_V ‖V - V^‖ + on_Y ‖f''(t^) (V - V^)‖ bounds the error of ∂_theta <f'(t), V> over the raw parameters
-    of the potential. magnitude: the size of what is summed in the gradient. Per sample, (batch,). *Rigorous bounds.*"""
-
-    constant: Tensor
-    on_V: Tensor
-    on_Y: Tensor
-    magnitude: Tensor
+__all__ = ["ConvexFunction", "WeaklyConvexFunction", "dual_point"]
 
 
 class ConvexFunction(ABC):
@@ -96,15 +73,6 @@ class ConvexFunction(ABC):
         multiply it: the size of v, unless the function knows better. *Rigorous bound.*"""
         return self.size(v)
 
-    def parameter_bound(self, t: Tensor, V: Tensor, y: Tensor, Y: Tensor, errors: ResponseErrors) -> ParameterBound:
-        """How wrong the gradient of <f'(t), V> in the parameters is whose role is "potential". *Rigorous bounds.*
-
-        Parameters
-        ----------
-        y, Y: f'(t) and f''(t) V.
-        """
-        raise AssumptionError(f"{type(self).__name__} bounds no gradients of its own parameters.")
-
     def kink_excluded(self, t: Tensor, radius: Tensor | float) -> Tensor:
         """(batch,) bool: f is twice continuously differentiable on every interval of the given radius around t."""
         return torch.ones(t.shape[0], dtype=torch.bool, device=t.device)
@@ -144,12 +112,3 @@ class WeaklyConvexFunction(ConvexFunction):
     @abstractmethod
     def second(self, t: Tensor) -> Tensor:
         """f''(t), elementwise."""
-
-    def weight_gradient(self, t: Tensor) -> Tensor:
-        """l ∂f'(t)/∂l: how f' moves with the logarithm of a weight l; f' itself, unless a part of f has no weight."""
-        return self.grad(t)
-
-    @property
-    def weight_excess(self) -> Tensor | float:
-        """p >= 0 with |ds/dt| <= f'' + rho + p for s = l ∂f'/∂l. *Rigorous bound.*"""
-        return self.concavity

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from learnreg.convolutions.network_layers import mix, mix_adjoint
 from learnreg.errors import ConfigError
+from learnreg.linear.parameter_groups import Density, OwnBound, ParameterBound, ParameterGroup, ResponseErrors
 from learnreg.linear.samples import inner_samples
 from learnreg.potentials.base import OUTWARD, Potential
-from learnreg.potentials.convex_function import ParameterBound, ResponseErrors
 from learnreg.potentials.network_bounds import NetworkConstants, Passes, combine, parameter_bounds
 from learnreg.potentials.network_passes import Layers, bend_into, gradient_into, linearise_into
 
@@ -267,6 +267,10 @@ class NetworkPotential(Potential):
         )
         self._nearby = None if t.is_inference() else (t, radius, t._version, found)
         return found
+
+    def parameter_groups(self) -> tuple[ParameterGroup, ...]:
+        """A factor of f, and all of the network's own parameters as the group "potential"."""
+        return Density("log_factor", ()), OwnBound("potential", self.parameter_bound)
 
     def parameter_bound(self, t: Tensor, V: Tensor, y: Tensor, Y: Tensor, errors: ResponseErrors) -> ParameterBound:
         """For the biases and the logarithms of U, c and v."""

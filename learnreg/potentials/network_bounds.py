@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from learnreg.convolutions.network_layers import mix_adjoint, mixing_matrix
-from learnreg.potentials.convex_function import ParameterBound, ResponseErrors
+from learnreg.linear.parameter_groups import ParameterBound, ResponseErrors
 
 __all__ = ["NetworkConstants", "Passes", "combine", "parameter_bounds"]
 

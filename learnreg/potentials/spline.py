@@ -11,6 +11,7 @@ linear spline; here it is f'', lest f'' jump.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Self
 
 import torch
@@ -19,9 +20,10 @@ from torch import Tensor
 from learnreg.errors import ConfigError
 from learnreg.kernels.blocks import planes
 from learnreg.kernels.rows import ChannelKernels, as_rows
+from learnreg.linear.parameter_groups import ParameterGroup
 from learnreg.potentials.base import OUTWARD, WARM_PROX_STEPS, Potential
 
-__all__ = ["Spline", "initial_coefficients"]
+__all__ = ["Spline", "channel_shape", "initial_coefficients"]
 
 
 def initial_coefficients(knots: int) -> Tensor:
@@ -29,6 +31,12 @@ def initial_coefficients(knots: int) -> Tensor:
     if not isinstance(knots, int) or knots < 5 or knots % 2 == 0:
         raise ConfigError(f"knots={knots!r}: expected an odd integer >= 5, since potentials are even functions.")
     return (3.0 ** -torch.arange((knots - 1) // 2, dtype=torch.float64))[None]
+
+
+def channel_shape(coefficients: Tensor) -> tuple[int, ...]:
+    """The responses that share their coefficients (1 or n, knots), as the shape of a parameter."""
+    channels = coefficients.shape[0]
+    return () if channels == 1 else (channels, 1, 1)
 
 
 class Spline(Potential):
@@ -92,9 +100,17 @@ class Spline(Potential):
         second = (self.weight / self.smoothing) * self._bend_at(sign * theta, index, t)
         return self.weight * (sign * slope + inner), second
 
+    def parameter_groups(self) -> tuple[ParameterGroup, ...]:
+        """With the logarithms of the coefficients. As the s_j of ``coefficient_gradients`` have one sign, never fall in
+        t, and add up to the s of the weight, |(s_j(t))_j| <= |s(t)| and |(s_j(t') - s_j(t))_j| <= |s(t') - s(t)|: all
+        knots together change no more than the weight."""
+        shape = channel_shape(self.convex_coefficients)
+        curvature = replace(self.weight_group(), name="log_curvature", shape=shape, several=self.coefficient_gradients)
+        return (*super().parameter_groups(), curvature)
+
     def coefficient_gradients(self, t: Tensor) -> Tensor:
         """c_j ∂f'(t)/∂c_j, how f' moves with the logarithm of each coefficient: (m, *t.shape). These have the sign of
-        t, never fall in t, and add up to f'(t)."""
+        t, never fall in t, and add up to f'(t), or what the weight multiplies of it."""
         scale, c = self.weight * torch.sign(t), self.convex_coefficients.to(t)
         columns = (column.reshape(_column_shape(c, t)) for column in c.unbind(1))
         return torch.stack([column * part * scale for column, part in zip(columns, self.hat_slopes(t), strict=True)])

@@ -9,9 +9,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from learnreg.linear.parameter_groups import OwnBound, ParameterBound, ParameterGroup, ResponseErrors
 from learnreg.linear.samples import sum_samples
 from learnreg.potentials.base import OUTWARD, Potential
-from learnreg.potentials.convex_function import ParameterBound, ResponseErrors
 
 __all__ = ["SquaredHinge"]
 
@@ -99,6 +99,10 @@ class SquaredHinge(Potential):
 
     def smoothing_gradient(self, t: Tensor) -> Tensor:
         return -self.grad(t)
+
+    def parameter_groups(self) -> tuple[ParameterGroup, ...]:
+        """With the shift as the group "potential"."""
+        return (*super().parameter_groups(), OwnBound("potential", self.parameter_bound))
 
     def parameter_bound(self, t: Tensor, V: Tensor, y: Tensor, Y: Tensor, errors: ResponseErrors) -> ParameterBound:
         """Of the shift, gradient f''(t) V summed over the responses that share an entry: its error is at most the root

@@ -20,8 +20,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from learnreg.linear.parameter_groups import Density, ParameterGroup, shape_of
 from learnreg.potentials.base import OUTWARD
-from learnreg.potentials.spline import Spline, initial_coefficients
+from learnreg.potentials.spline import Spline, channel_shape, initial_coefficients
 
 __all__ = ["WeaklyConvexSpline"]
 
@@ -99,7 +100,8 @@ class WeaklyConvexSpline(Spline):
 
     @property
     def weight_excess(self) -> Tensor | float:
-        """Of the convex part's curvature, f'' - g'' <= f'' + max_j d_j."""
+        """p >= 0 with |ds/dt| <= f'' + rho + p for s = l ∂f'/∂l: the convex part has the curvature f'' - g'' <= f'' +
+        max_j d_j. *Rigorous bound.*"""
         return (self.depth - self.concavity).clamp_min(0.0)
 
     @property
@@ -129,11 +131,26 @@ class WeaklyConvexSpline(Spline):
 
     # ---- the parts ---------------------------------------------------------------------------------------------------
 
+    def parameter_groups(self) -> tuple[ParameterGroup, ...]:
+        """With the logarithms of the depths."""
+        depth = Density(
+            "log_depth",
+            channel_shape(self.depths),
+            self.depth_gradient_size,
+            excess=self.depth_excess,
+            several=self.depth_gradients,
+        )
+        return (*super().parameter_groups(), depth)
+
+    def weight_group(self) -> Density:
+        return Density("log_weight", shape_of(self.weight), self.weight_gradient, excess=self.weight_excess)
+
     def convex_part(self) -> Spline:
         """l v h(t/v)."""
         return Spline(self.smoothing, self.weight, self._convex)
 
     def weight_gradient(self, t: Tensor) -> Tensor:
+        """l ∂f'(t)/∂l: that of the convex part."""
         return self.convex_part().grad(t)
 
     def depth_gradients(self, t: Tensor) -> Tensor:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from learnreg.linear.parameter_groups import Density, ParameterGroup
 from learnreg.linear.samples import sum_samples
 from learnreg.lower_level.latent import Latent
-from learnreg.lower_level.regularizer import ParameterRole, SaddleTerms
+from learnreg.lower_level.regularizer import SaddleTerms
 from learnreg.testing.case import norms
 from learnreg.testing.operators import examine_operator
 from learnreg.testing.report import Property, Report, broken, holds, judged, skipped
@@ -27,7 +28,7 @@ __all__ = [
     "terms_of",
 ]
 
-_MOVE = 0.1
+_MOVE, _FIT, _ROUGH_FIT, _SMALL = 0.1, 1e-6, 1e-2, 1e-3
 
 
 def terms_of(case: RegularizerCase) -> SaddleTerms:
@@ -94,20 +95,37 @@ class _Parts(nn.Module):
         super().__init__()
         self.regularizer = regularizer
 
-    def forward(self, x: Tensor, value: bool) -> Any:
+    def forward(self, x: Tensor, t: Tensor | None, value: bool) -> Any:
         if value:
             return self.regularizer.value(x).sum()  # type: ignore[operator]
         terms = self.regularizer.saddle_terms(tuple(x.shape[1:]))  # type: ignore[operator]
-        potential = terms.potential
-        numbers = (torch.as_tensor(n, dtype=torch.float64) for n in (potential.weight, potential.smoothing))
         response = terms.operator(_probe(terms, x))
-        cast, fixed = potential.to(x.dtype), response.detach()
-        return response, *numbers, cast.grad(fixed), cast.weight_gradient(fixed)
+        slope = terms.potential.to(x.dtype).grad(response.detach() if t is None else t)
+        return {
+            "operator": response,
+            "potential": slope,
+            "cost": x.new_zeros(()) if terms.latent is None else terms.latent.cost,
+        }
 
 
-def _call(case: RegularizerCase, parameters: Mapping[str, Tensor], x: Tensor, value: bool) -> Any:
+def _with(case: RegularizerCase, parameters: Mapping[str, Tensor], *arguments: Any) -> Any:
     renamed = {f"regularizer.{name}": p for name, p in parameters.items()}
-    return functional_call(_Parts(case.regularizer), renamed, (x, value))
+    return functional_call(_Parts(case.regularizer), renamed, arguments)
+
+
+def _value(case: RegularizerCase, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    """The sum of the values with other parameters."""
+    found: Tensor = _with(case, parameters, x, None, True)
+    return found
+
+
+def _parts(
+    case: RegularizerCase, parameters: Mapping[str, Tensor], x: Tensor, t: Tensor | None = None
+) -> dict[str, Tensor]:
+    """What the parts of ``ParameterGroup`` make with other parameters: W x, f' at t, W x if None, and the cost of
+    latent variables."""
+    found: dict[str, Tensor] = _with(case, parameters, x, t, False)
+    return found
 
 
 def _copies(case: RegularizerCase) -> dict[str, Tensor]:
@@ -122,7 +140,7 @@ def check_parameter_gradients(case: RegularizerCase) -> Property:
         return skipped("parameter gradients", "no learnable parameters")
     x, value, problem = case.images(), 0.0, ""
     with torch.enable_grad():
-        total = _call(case, parameters, x, True)
+        total = _value(case, parameters, x)
         if not total.requires_grad:
             return broken("parameter gradients", "value does not depend on the learnable parameters")
         grads = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
@@ -148,7 +166,7 @@ def _slope_error(
 ) -> float:
     """Relative difference between a slope in a parameter and a central difference."""
     p = parameters[name]
-    sides = [float(_call(case, {**parameters, name: p + s * step * direction}, x, True)) for s in (1.0, -1.0)]
+    sides = [float(_value(case, {**parameters, name: p + s * step * direction}, x)) for s in (1.0, -1.0)]
     difference = (sides[0] - sides[1]) / (2.0 * step)
     size = max(abs(slope), abs(difference), 1e-6 * abs(sides[0]))
     return abs(slope - difference) / size if size > 0 else 0.0
@@ -156,74 +174,105 @@ def _slope_error(
 
 @torch.no_grad()
 def check_parameter_roles(case: RegularizerCase) -> Property:
-    """Parameters do what ``parameter_roles`` says: "operator" enters W affinely and nothing else, "log_weight" is the
-    logarithm of a weight of f, "log_factor" that of a factor of f, "log_smoothing" that of a smoothing (less a
-    constant), "log_curvature" that of f'' at the knots of a spline, "log_depth" that of the depths of its concave
-    parts, and "potential" does not enter W. Where a Jacobian is declared, weights and smoothings grow by no more than
-    it says."""
+    """Parameters do what the groups do that ``parameter_roles`` names: they change that part alone, the operator
+    affinely, the potential's f' along the densities of the group; no faster than its Jacobian, where one is
+    declared."""
     name = "parameter_roles"
     roles: dict[str, str] = dict(getattr(case.regularizer, "parameter_roles", dict)())
     known = {key for key, _ in case.regularizer.named_parameters()}
     if unknown := sorted(set(roles) - known):
         return broken(name, f"there is no parameter {unknown[0]}; there are {', '.join(sorted(known))}")
-    if strange := sorted(set(roles.values()) - set(get_args(ParameterRole))):
-        return broken(name, f"role {strange[0]!r} is unknown; expected one of {', '.join(get_args(ParameterRole))}")
+    groups = {group.name: group for group in terms_of(case).parameter_groups()}
+    learned = {role for key, role in roles.items() if key in case.parameters}
+    if strange := sorted(learned - set(groups) - ({"operator"} if _undeclared(case) else set())):
+        return broken(name, f"role {strange[0]!r} is unknown; expected one of {', '.join(sorted(groups))}")
     parameters, x = _copies(case), case.images()
     for key, role in roles.items():
-        problem = _contradiction(case, parameters, key, role, x) if key in parameters else ""
+        problem = _contradiction(case, parameters, key, groups.get(role), x) if key in parameters else ""
         if problem:
             return broken(name, f"{key} is declared as {role!r}, but {problem}")
     without = sorted(set(parameters) - set(roles))
     return holds(name, f"no role: {', '.join(without)}, which are not certified" if without else "as declared")
 
 
-def _contradiction(case: RegularizerCase, parameters: Mapping[str, Tensor], key: str, role: str, x: Tensor) -> str:
-    """What a parameter does that its role does not say; "" if nothing."""
-    p = parameters[key]
-    jacobian = _jacobian_bounds(case).get(role)
-    response, weight, smoothing, slope, weighted_slope = _call(case, parameters, x, False)
-    moved = _MOVE * (case.randn(*p.shape) if role == "operator" and p.dim() else torch.ones_like(p))
-    ahead, weight_ahead, smoothing_ahead, slope_ahead, _ = _call(case, {**parameters, key: p + moved}, x, False)
-    tolerance, grown = 100 * case.rounding, math.exp(_MOVE)
-    same = {
-        "the operator": role == "operator" or bool((norms(ahead - response) <= tolerance * norms(response)).all()),
-        "the weight": role in ("log_weight", "log_factor", "potential") or _close(weight_ahead, weight, tolerance),
-        "the smoothing": role in ("log_smoothing", "potential") or _close(smoothing_ahead, smoothing, tolerance),
-    }
-    touched = [what for what, unchanged in same.items() if not unchanged]
-    if touched:
-        return f"it changes {touched[0]}"
-    if role == "potential":
-        return ""
-    if role == "latent_cost":
-        return "" if _close(slope_ahead, slope, tolerance) else "it changes f'"
-    if role == "log_curvature":
-        apart = slope_ahead - slope - (grown - 1.0) * weighted_slope
-        scaled = bool((apart.abs() <= tolerance * weighted_slope.abs().max()).all())
-        return "" if scaled else f"adding {_MOVE:g} to it does not multiply f' by exp({_MOVE:g})"
-    if role == "log_depth":
-        parts = terms_of(case).potential.to(x.dtype).depth_gradients(response)  # type: ignore[attr-defined]
-        allowed = math.expm1(_MOVE * (1.0 if jacobian is None else jacobian)) * parts.abs().sum(0)
-        fits = bool(((slope_ahead - slope).abs() <= allowed + tolerance * allowed.max()).all())
-        return "" if fits else "f' moves by more than its depth_gradients say"
-    if role == "operator" and jacobian is not None:
-        return ""
-    if role == "operator":
-        behind = _call(case, {**parameters, key: p - moved}, x, False)[0]
-        bend = norms(ahead + behind - 2.0 * response)
-        return "W is not affine in it" if bool((bend > tolerance * norms(response)).any()) else ""
-    ratio = smoothing_ahead / smoothing if role == "log_smoothing" else weight_ahead / weight
-    if jacobian is not None:
-        growth = float(ratio.log().norm() / norms(moved.reshape(1, -1)))
-        return "" if growth <= jacobian * (1.0 + tolerance) else f"its logarithm grows by more than {jacobian:.6g}"
-    if role == "log_factor":
-        fits = (ratio - grown).abs() <= tolerance
-    elif role == "log_weight":
-        fits = ((ratio - grown).abs() <= tolerance) | ((ratio - 1.0).abs() <= tolerance)
-    else:
-        fits = (ratio >= 1.0 - tolerance) & (ratio <= grown + tolerance)
-    grows = bool((ratio > 1.0 + tolerance).any())
-    return "" if bool(fits.all()) and grows else f"adding {_MOVE:g} to it does not multiply by exp({_MOVE:g})"
+def _undeclared(case: RegularizerCase) -> bool:
+    """Whether the operator says nothing of its parameters, so that nothing is certified."""
+    return terms_of(case).operator.parameter_lipschitz() is None
+
+
+_NAMES = {"operator": "the operator", "potential": "the potential", "cost": "the cost of latent variables"}
+
+
+def _contradiction(
+    case: RegularizerCase, parameters: Mapping[str, Tensor], key: str, group: ParameterGroup | None, x: Tensor
+) -> str:
+    """What a parameter does that its group does not say; "" if nothing."""
+    p, part = parameters[key], "operator" if group is None else group.part
+    moved = _MOVE * (case.randn(*p.shape) if part == "operator" and p.dim() else torch.ones_like(p))
+    here = _parts(case, parameters, x)
+    ahead = _parts(case, {**parameters, key: p + moved}, x, here["operator"])
+    tolerance = 100 * case.rounding
+    for other, name in _NAMES.items():
+        if other != part and not _close(ahead[other], here[other], tolerance):
+            seen = _explanation(case, parameters, key, x) if other == "potential" else ""
+            return f"it changes {name}{seen}"
+    declared = "" if group is None else group.name
+    jacobian = _jacobian_bounds(case).get(declared or "operator")
+    if part == "operator" and jacobian is None:
+        behind = _parts(case, {**parameters, key: p - moved}, x)["operator"]
+        bend = norms(ahead["operator"] + behind - 2.0 * here["operator"])
+        return "W is not affine in it" if bool((bend > tolerance * norms(here["operator"])).any()) else ""
+    if isinstance(group, Density):
+        speed = _speed_along(case, parameters, key, group, x)
+        if speed is None:
+            return f"f' does not move with it as with {declared!r}{_explanation(case, parameters, key, x)}"
+        allowed = 1.0 if jacobian is None else jacobian
+        fits = 0.0 < speed <= allowed * (1.0 + _fit(case))
+        return "" if fits else f"its numbers grow by {speed:.6g} for each unit of it"
+    return ""
+
+
+def _fit(case: RegularizerCase) -> float:
+    return _FIT if case.dtype == torch.float64 else _ROUGH_FIT
+
+
+def _explanation(case: RegularizerCase, parameters: Mapping[str, Tensor], key: str, x: Tensor) -> str:
+    """Which densities of the potential it moves f' along instead, to be appended to a sentence."""
+    for group in terms_of(case).parameter_groups():
+        if isinstance(group, Density) and _speed_along(case, parameters, key, group, x):
+            return f": f' moves with it as with {group.name!r}"
+    return ""
+
+
+@torch.enable_grad()
+def _speed_along(
+    case: RegularizerCase, parameters: Mapping[str, Tensor], key: str, group: Density, x: Tensor
+) -> float | None:
+    """‖c‖ / ‖1‖ where f' moves by sum_j c_gj s_gj (t) as all entries of the parameter grow by the same, g groups of
+    responses and j the densities of each; None if it moves otherwise."""
+    p = parameters[key].detach().requires_grad_()
+    slope = _parts(case, {**parameters, key: p}, x)["potential"]
+    if not slope.requires_grad:
+        return 0.0
+    weights = torch.zeros_like(slope, requires_grad=True)  # of forward differentiation by two backward passes
+    (back,) = torch.autograd.grad(slope, p, weights, create_graph=True, materialize_grads=True)
+    (moved,) = torch.autograd.grad(back.sum(), weights, materialize_grads=True)
+    with torch.no_grad():
+        terms = terms_of(case)
+        potential, t = terms.potential.to(x.dtype), terms.operator(_probe(terms, x))
+        (own,) = (g for g in potential.parameter_groups() if g.name == group.name and isinstance(g, Density))
+        parts = own.parts(t, potential.grad(t))
+        shape = (1,) * (t.dim() - 1 - len(own.shape)) + own.shape
+        apart = [axis for axis, size in enumerate(shape, 1) if size > 1]
+        together = [axis for axis in range(t.dim()) if axis not in apart]
+        order = [*apart, *together]
+        count = math.prod(t.shape[axis] for axis in apart)
+        A = parts.permute(0, *(axis + 1 for axis in order)).reshape(len(parts), count, -1).permute(1, 2, 0).double()
+        target = moved.permute(order).reshape(count, -1, 1).double()
+        c = torch.linalg.pinv(A, rtol=1e-9) @ target
+        if float((A @ c - target).norm()) > _fit(case) * float(target.norm()):
+            return None
+        return float(c.norm()) / math.sqrt(p.numel())
 
 
 def _jacobian_bounds(case: RegularizerCase) -> dict[str, float]:
@@ -232,7 +281,7 @@ def _jacobian_bounds(case: RegularizerCase) -> dict[str, float]:
 
 
 def _close(a: Tensor, b: Tensor, tolerance: float) -> bool:
-    return bool(((a - b).abs() <= tolerance * b.abs()).all())
+    return bool(((a - b).abs() <= tolerance * (b.abs() + _SMALL * b.abs().max())).all())
 
 
 def _gradient_size(
@@ -241,7 +290,7 @@ def _gradient_size(
     """‖∂_theta <W_theta u, p>‖ over the parameters ``inside`` of W, and the derivative of W u along that gradient, the
     next p."""
     p = p.detach().requires_grad_(not affine)
-    pairing = (_call(case, parameters, u, False)[0] * p).sum()
+    pairing = (_parts(case, parameters, u)["operator"] * p).sum()
     grads = torch.autograd.grad(
         pairing, [parameters[key] for key in inside], create_graph=not affine, materialize_grads=True
     )
@@ -252,7 +301,7 @@ def _gradient_size(
     origin = parameters | {key: torch.zeros_like(parameters[key]) for key in inside}
     found = dict(zip(inside, grads, strict=True))
     with torch.no_grad():
-        return size, _call(case, origin | found, u, False)[0] - _call(case, origin, u, False)[0]
+        return size, _parts(case, origin | found, u)["operator"] - _parts(case, origin, u)["operator"]
 
 
 @torch.enable_grad()
@@ -262,21 +311,23 @@ def check_parameter_lipschitz(case: RegularizerCase) -> Property:
     name = "parameter_lipschitz"
     roles: dict[str, str] = dict(getattr(case.regularizer, "parameter_roles", dict)())
     parameters = _copies(case)
-    inside = [key for key, role in roles.items() if role == "operator" and key in parameters]
-    if not inside:
-        return skipped(name, "no learnable parameters of the operator")
-    terms = terms_of(case)
-    bound = terms.operator.parameter_lipschitz()
+    own = {group.name for group in terms_of(case).operator.parameter_groups()}
+    inside = [key for key, role in roles.items() if role in own and key in parameters]
+    bound = terms_of(case).operator.parameter_lipschitz()
     if bound is None:
         return skipped(name, "not declared, so that no hypergradient is certified")
-    jacobian = _jacobian_bounds(case).get("operator")
+    if not inside:
+        return skipped(name, "no learnable parameters of the operator")
+    jacobian = max([_jacobian_bounds(case)[role] for role in own if role in _jacobian_bounds(case)], default=None)
     bound = bound * (1.0 if jacobian is None else jacobian)
     worst = 0.0
     for u in (*torch.split(case.images(batch=2), 1), torch.ones(1, *case.image_shape).to(case.device, case.dtype)):
-        p = torch.randn(_call(case, parameters, u, False)[0].shape, dtype=torch.float64, generator=case.generator).to(u)
+        p = torch.randn(
+            _parts(case, parameters, u)["operator"].shape, dtype=torch.float64, generator=case.generator
+        ).to(u)
         for _ in range(3):
             size, following = _gradient_size(case, parameters, inside, u, p, affine=jacobian is None)
-            worst = max(worst, size / float(norms(_probe(terms, u)) * norms(p)))
+            worst = max(worst, size / float(norms(_probe(terms_of(case), u)) * norms(p)))
             p = following
             if not float(p.norm()) > 0:
                 break

@@ -125,7 +125,8 @@ def test_filters_computed_from_parameters_count() -> None:
         p.requires_grad_(name == "filters")
     compare(problem)
     instance = problem.instance(registry.measure(problem)[1])
-    assert instance.analysis_lipschitz == pytest.approx(3.0)
+    (group,) = instance.analysis.parameter_groups()
+    assert group.lipschitz == pytest.approx(3.0)
 
 
 @pytest.mark.parametrize("shape", [(), (6,), (5, 1), SHAPE])

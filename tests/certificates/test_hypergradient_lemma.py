@@ -14,13 +14,14 @@ from truth import problems as random_problems
 from truth.lemma_points import BOUNDARIES, KINDS, PIXELS, ROUNDING, SHAPE, Point, at_most, draw_point, normal, one_pixel
 
 import learnreg as lr
-from learnreg.certificates.groups import GroupBound, group_norm, group_pullback_norm, largest_eigenvalue
+from learnreg.certificates.groups import GroupBound, group_norm, group_pullback_norm
 from learnreg.certificates.judgement import judge
-from learnreg.certificates.parameter_norms import FilterPairing, NormPairing, pairing_of
-from learnreg.convolutions.filter_bank import FilterBank, padding_lipschitz
+from learnreg.convolutions.filter_bank import FilterBank
+from learnreg.convolutions.filter_pairing import FilterPairing
 from learnreg.convolutions.padding import Boundary
-from learnreg.linear.norms import dense_matrix
+from learnreg.linear.norms import dense_matrix, largest_eigenvalue
 from learnreg.linear.operator import LinearOperator
+from learnreg.linear.parameter_groups import NormPairing, Pairing
 from learnreg.operators import Blur, Identity
 from learnreg.regularizers import AnalysisOperator
 
@@ -161,7 +162,7 @@ def test_filter_pairing(
 ) -> None:
     """Validity, and exactness where the module says so: dual_norm but for the boundary, weighted_norm always."""
     bank = FilterBank(normal(rotating_generator, *filters), (1, *sides), boundary, zero_mean)
-    pairing = FilterPairing(bank, padding_lipschitz(bank))
+    (pairing,) = bank.parameter_groups()
     coarse = NormPairing(pairing.lipschitz)
     n, rows, cols = bank.range_shape
     u = normal(rotating_generator, 1, *bank.domain_shape)
@@ -202,7 +203,7 @@ def test_perturbation_norm_is_attained() -> None:
     """A nonnegative image, one filter of one pixel: C(u, q) = <u, q>."""
     bank = FilterBank(torch.ones(1, 1, 1, dtype=torch.float64), SHAPE)
     u, bent = registry.rand(1, *SHAPE, seed=1), registry.rand(1, *SHAPE, seed=2)
-    bound = FilterPairing(bank, 1.0).perturbation_norm(u, bent)
+    bound = bank.parameter_groups()[0].perturbation_norm(u, bent)
     assert float(bound) == pytest.approx(float((u * bent).sum()), rel=1e-9)
 
 
@@ -213,16 +214,17 @@ def test_dual_norm_where_means_cancel(amplitude: float, rotating_generator: torc
     for _ in range(5):
         p = 1.0 + amplitude * normal(rotating_generator, 1, *bank.range_shape)
         truth = torch.linalg.matrix_norm(pairing_matrix(bank, p, "image"), 2)
-        at_most(truth, FilterPairing(bank, padding_lipschitz(bank)).dual_norm(p), 1e-15 * float(p.norm()))
+        at_most(truth, bank.parameter_groups()[0].dual_norm(p), 1e-15 * float(p.norm()))
 
 
 def test_pairing_of_operators_that_contain_banks() -> None:
     """Only a bank itself gets the norms of a bank."""
     b = registry.rand(1, *SHAPE)
 
-    def pairing(operator: LinearOperator) -> object:
+    def pairing(operator: LinearOperator) -> Pairing | None:
         R = AnalysisOperator(operator, lr.PseudoHuber(0.1, 0.2)).double()
-        return pairing_of(lr.LowerLevelProblem(Identity(SHAPE), R).instance(b))
+        groups = lr.LowerLevelProblem(Identity(SHAPE), R).instance(b).analysis.parameter_groups()
+        return groups[0] if groups else None
 
     bank = FilterBank(nn.Parameter(registry.randn(2, 3, 3)), SHAPE, "zero")
     assert isinstance(pairing(bank), FilterPairing)

@@ -61,7 +61,7 @@ class TestLemma0:
         ratio = torch.maximum((center - low) / low.sqrt(), (high - center) / high.sqrt())
         third = torch.full_like(change, math.inf) if alone else 10.0 * torch.rand(1, rows, generator=generator).double()
         one = torch.ones(1, dtype=torch.float64)
-        interval = CurvatureInterval(low, high, change, ratio, third, one, torch.ones(1, dtype=torch.bool))
+        interval = CurvatureInterval(low, high, change, ratio, third, torch.ones(1, dtype=torch.bool))
         norm = float(torch.linalg.matrix_norm(K, 2))
         e = log_uniform(generator, 1e-4, 1.0) * one
         V = normal(generator, 1, rows)
@@ -142,7 +142,7 @@ class TestLemma0:
         for _ in range(10):
             K = normal(rotating_generator, 14, 9)
             low = torch.rand(1, 14, generator=rotating_generator, dtype=torch.float64) ** 6
-            interval = CurvatureInterval(low, one, one, one, one, one, one[:, 0] > 0)
+            interval = CurvatureInterval(low, one, one, one, one, one[:, 0] > 0)
             norm = torch.linalg.matrix_norm(K, 2)
             direction = torch.linalg.svd(K).Vh[0]
             for dx in (direction, *normal(rotating_generator, 5, 9)):
@@ -158,7 +158,7 @@ class TestLemma0:
         one = torch.ones(1, 1, dtype=torch.float64)
         mu, gamma = 0.25, 1e-9
         interval = CurvatureInterval(
-            mu * one, mu * one, gamma * one, gamma / math.sqrt(mu) * one, math.inf * one, one, one[0] > 0
+            mu * one, mu * one, gamma * one, gamma / math.sqrt(mu) * one, math.inf * one, one[0] > 0
         )
         bent = Perturbation.of(copy_of(interval), one, one, 1.0, mu)
         assert float(bent.push()) == pytest.approx(gamma / (2.0 * mu), rel=1e-6)
@@ -283,7 +283,7 @@ def test_lemma_3_is_exact_without_curvature_and_at_the_worst() -> None:
     """H = mu: ‖X - X^‖ = ‖rho‖/mu; H = mu + D = 2 mu: ‖√D K (X - X^)‖ = ‖rho‖/(2√mu). Nothing is bent for X = 0."""
     mu, rho = 0.3, torch.tensor([2.0], dtype=torch.float64)
     one = torch.ones(1, 1, dtype=torch.float64)
-    interval = CurvatureInterval(0.0 * one, mu * one, mu * one, math.inf * one, one, one, one[0] > 0)
+    interval = CurvatureInterval(0.0 * one, mu * one, mu * one, math.inf * one, one, one[0] > 0)
     bent = Perturbation.of(copy_of(interval), 0.0 * one, one, 1.0, mu)
     assert float(sharp_adjoint_bound(rho, bent)) == pytest.approx(2.0 / mu, rel=1e-9)
     assert float(sharp_energy_bound(rho, bent)) == pytest.approx(2.0 * math.sqrt(mu) / (2.0 * mu), rel=1e-9)

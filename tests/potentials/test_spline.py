@@ -9,7 +9,6 @@ import registry
 import torch
 from torch import Tensor
 
-from learnreg.certificates.knots import knots_norm
 from learnreg.errors import ConfigError
 from learnreg.kernels import loader
 from learnreg.potentials.spline import Spline, initial_coefficients
@@ -141,7 +140,8 @@ def test_knot_gradients_are_what_the_lemma_says(f: Spline) -> None:
 def test_knots_norm_is_attained_and_no_less(f: Spline) -> None:
     t = responses(f, seed=11)
     s = f.coefficient_gradients(t)
-    bound = knots_norm(s, f.coefficients.shape[0] > 1)
+    (group,) = (group for group in f.parameter_groups() if group.name == "log_curvature")
+    bound = group.joint_norm(t)
     assert bool((bound <= f.grad(t).flatten(1).norm(dim=1) * (1 + 1e-9)).all())
     for sample in range(t.shape[0]):
         matrix = s[:, sample].flatten(2).permute(1, 0, 2)  # (n, m, pixels)

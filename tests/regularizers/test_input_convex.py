@@ -14,9 +14,9 @@ from torch import Tensor
 from truth.dense import distance, norm, truth_of
 
 import learnreg as lr
+from learnreg.linear.parameter_groups import ResponseErrors
 from learnreg.models.names import build_regularizer, describe_regularizer
 from learnreg.operators import Blur, Identity
-from learnreg.potentials.convex_function import ResponseErrors
 from learnreg.potentials.network import NetworkPotential
 from learnreg.regularizers import InputConvexNetwork
 

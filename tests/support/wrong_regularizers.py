@@ -168,9 +168,13 @@ WRONG: dict[str, Wrong] = {
     "wrong-third-derivative": Wrong(lambda: analysed(WrongThird(0.2)), "potential", "third_bound"),
     "detached-parameter": Wrong(lambda: Detached(0.2, 0.05).double(), "parameter gradients", "log_weight"),
     "unknown-parameter": Wrong(lambda: Roles({"log_weigth": "log_weight"}), "parameter_roles", "no parameter"),
-    "unknown-role": Wrong(lambda: Roles({"log_weight": "weight"}), "parameter_roles", "unknown"),  # type: ignore[dict-item]
-    "wrong-role": Wrong(lambda: Roles({"log_weight": "log_smoothing"}), "parameter_roles", "it changes the weight"),
-    "wrong-role-operator": Wrong(lambda: Roles({"log_weight": "operator"}), "parameter_roles", "changes the weight"),
+    "unknown-role": Wrong(lambda: Roles({"log_weight": "weight"}), "parameter_roles", "unknown"),
+    "wrong-role": Wrong(lambda: Roles({"log_weight": "log_smoothing"}), "parameter_roles", "as with 'log_weight'"),
+    "wrong-role-operator": Wrong(
+        lambda: Roles({"log_weight": "operator"}),
+        "parameter_roles",
+        "changes the potential: f' moves",
+    ),
     "not-affine": Wrong(lambda: learned(Squared), "parameter_roles", "not affine"),
     "lipschitz-too-small": Wrong(lambda: Flat(3, 3).double(), "parameter_lipschitz", "no bound"),
 }

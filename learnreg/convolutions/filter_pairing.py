@@ -1,24 +1,18 @@
-"""Norms of the map from errors to parameter gradients, C(u, p) = ∂_theta <K_theta u, p> for parameters of K.
-
-``NormPairing`` knows the constant c of ‖C(u, p)‖ <= c ‖u‖ ‖p‖ alone. ``FilterPairing`` knows filter banks: C(u, p)_c =
-U_u^T p_c with the patch matrix U_u (pixels x k²), so that Gram matrices of size k² and n k² give the norms themselves.
-All *rigorous bounds*, per sample, (batch,).
+"""Norms of the map from errors to the gradient of filters: C(u, p)_c = U_u^T p_c with the patch matrix U_u (pixels x
+k²), so that Gram matrices of size k² and n k² give the norms themselves. *Rigorous bounds*, per sample, (batch,).
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-
 import torch
 from torch import Tensor
 
-from learnreg.certificates.groups import largest_eigenvalue
-from learnreg.convolutions.filter_bank import FilterBank, padding_norm
-from learnreg.convolutions.padding import pad
+from learnreg.convolutions.padding import Boundary, pad
+from learnreg.linear.norms import largest_eigenvalue
+from learnreg.linear.parameter_groups import Pairing
 from learnreg.linear.samples import norm_samples
-from learnreg.lower_level.instance import Instance
 
-__all__ = ["FilterPairing", "NormPairing", "Pairing", "pairing_of"]
+__all__ = ["FilterPairing"]
 
 _ROUND_UP = 1.0 + 1e-10
 _LARGEST_GRAM = 640
@@ -29,45 +23,20 @@ _CANCELLED = 1e-14
 """Rounding of inner products of vectors, relative to the product of their norms."""
 
 
-class Pairing(ABC):
-    """What Lemma 4 asks of C(u, p)."""
-
-    lipschitz: float
-
-    @abstractmethod
-    def dual_norm(self, p: Tensor) -> Tensor:
-        """sup over u of ‖C(u, p)‖ / ‖u‖."""
-
-    @abstractmethod
-    def weighted_norm(self, u: Tensor, high: Tensor) -> Tensor:
-        """sup over v of ‖C(u, √D v)‖ / ‖v‖ for every 0 <= D <= high; ``high`` broadcasts against responses."""
-
-    @abstractmethod
-    def perturbation_norm(self, u: Tensor, bent: Tensor) -> Tensor:
-        """Largest ‖C(u, q)‖ over all q with |q| <= bent, elementwise or per group (``bent`` with one channel)."""
-
-
-class NormPairing(Pairing):
-    """From ‖C(u, p)‖ <= c ‖u‖ ‖p‖."""
-
-    def __init__(self, lipschitz: float) -> None:
-        self.lipschitz = lipschitz
-
-    def dual_norm(self, p: Tensor) -> Tensor:
-        return self.lipschitz * norm_samples(p)
-
-    def weighted_norm(self, u: Tensor, high: Tensor) -> Tensor:
-        return self.lipschitz * norm_samples(u) * high.flatten(1).amax(1).sqrt()
-
-    def perturbation_norm(self, u: Tensor, bent: Tensor) -> Tensor:
-        return self.lipschitz * norm_samples(u) * norm_samples(bent)
-
-
 class FilterPairing(Pairing):
-    """For the filters of a bank; with means projected out of the gradient if the bank's parametrisation does so."""
+    """For the filters of a bank.
 
-    def __init__(self, bank: FilterBank, lipschitz: float) -> None:
-        self.bank, self.lipschitz = bank, lipschitz
+    Parameters
+    ----------
+    filter_shape, boundary: of the bank. repeat: bound of the norm of its padding.
+    zero_mean: means are projected out of the gradient, since the bank's parametrisation subtracts them.
+    """
+
+    def __init__(
+        self, lipschitz: float, filter_shape: tuple[int, int], boundary: Boundary, repeat: float, zero_mean: bool
+    ) -> None:
+        super().__init__(lipschitz)
+        self.filter_shape, self.boundary, self.repeat, self.zero_mean = filter_shape, boundary, repeat, zero_mean
         self._latest: tuple[Tensor, Tensor] | None = None
 
     def patches(self, u: Tensor) -> Tensor:
@@ -75,11 +44,11 @@ class FilterPairing(Pairing):
         if self._latest is not None and self._latest[0] is u:
             return self._latest[1]
         self._latest = None
-        k, l = self.bank.filter_shape
-        padded = pad(u, (k, l), self.bank.boundary)[:, 0]
+        k, l = self.filter_shape
+        padded = pad(u, (k, l), self.boundary)[:, 0]
         windows = padded.unfold(-2, k, 1).unfold(-2, l, 1)  # (batch, rows, cols, k, l)
         patches = windows.flatten(1, 2).flatten(2).transpose(1, 2).contiguous()
-        if self.bank.zero_mean:
+        if self.zero_mean:
             patches = patches - patches.mean(1, keepdim=True)
         self._latest = (u, patches)
         return patches
@@ -87,15 +56,14 @@ class FilterPairing(Pairing):
     def dual_norm(self, p: Tensor) -> Tensor:
         """Through the Gram matrix of all shifts of all p_c, whose entries are correlations of p_c and p_d at lags; by
         norms where that matrix is large."""
-        k, l = self.bank.filter_shape
+        k, l = self.filter_shape
         p = p.flatten(1, -3)
         if p.shape[1] * k * l > _LARGEST_GRAM:
             return self.lipschitz * norm_samples(p)
         gram = torch.stack([self._shift_gram(sample, k, l) for sample in p])
-        repeat = padding_norm(self.bank)
         # the means are projected out of a rounded Gram matrix, of which little may remain
-        lost = _CANCELLED * k * l * norm_samples(p) ** 2 if self.bank.zero_mean else 0.0
-        by_gram = repeat * (largest_eigenvalue(gram) + lost).sqrt()
+        lost = _CANCELLED * k * l * norm_samples(p) ** 2 if self.zero_mean else 0.0
+        by_gram = self.repeat * (largest_eigenvalue(gram) + lost).sqrt()
         return torch.minimum(by_gram, self.lipschitz * norm_samples(p)) * _ROUND_UP
 
     def _shift_gram(self, p: Tensor, k: int, l: int) -> Tensor:
@@ -103,7 +71,7 @@ class FilterPairing(Pairing):
         n, rows, cols = p.shape
         flat = p.flatten(1)
         lags = p.new_empty(2 * k - 1, 2 * l - 1, n, n)
-        circular = self.bank.boundary == "circular"
+        circular = self.boundary == "circular"
         padded = p if circular else torch.nn.functional.pad(p, (l - 1, l - 1, k - 1, k - 1))
         for i in range(2 * k - 1):
             for j in range(2 * l - 1):
@@ -116,7 +84,7 @@ class FilterPairing(Pairing):
             (a[:, None] - a[None, :] + k - 1)[:, None, :, None], (b[:, None] - b[None, :] + l - 1)[None, :, None]
         ]
         gram = gram.permute(4, 0, 1, 5, 2, 3).reshape(n, k * l, n, k * l)
-        if self.bank.zero_mean:
+        if self.zero_mean:
             gram = gram - gram.mean(1, keepdim=True)
             gram = gram - gram.mean(3, keepdim=True)
         return gram.reshape(n * k * l, n * k * l)
@@ -149,12 +117,3 @@ class FilterPairing(Pairing):
         by_sum = torch.einsum("bkp,bcp->bck", U.abs(), bent).flatten(1).norm(dim=1)
         by_norm = largest_eigenvalue(U @ U.transpose(1, 2)).sqrt() * norm_samples(bent)
         return torch.minimum(by_sum, by_norm) * _ROUND_UP
-
-
-def pairing_of(instance: Instance) -> Pairing | None:
-    """The pairing of the analysis operator's parameters; None without a constant that bounds it."""
-    if instance.analysis_lipschitz is None:
-        return None
-    if isinstance(instance.analysis, FilterBank):
-        return FilterPairing(instance.analysis, instance.analysis_lipschitz)
-    return NormPairing(instance.analysis_lipschitz)

@@ -231,7 +231,7 @@ def test_lemma_4_holds_for_the_true_errors(kind: type[SharpBound | PublishedBoun
             pullback = instance.adjoint(responses.y)
             residual = state_residual(instance, x, pullback)
             state_norm = residual.flatten(1).norm(dim=1) + rounding_floor(instance, x, pullback)
-            bound = kind(problem, instance, x, X, responses, state_norm, dx.norm(dim=1), pullback)
+            bound = kind(problem.frozen(), instance, x, X, responses, state_norm, dx.norm(dim=1), pullback)
             t = instance.apply(truth.x.reshape(-1, *SHAPE))
             equation = AdjointEquation.at(instance, x, t, loss.gradient(x))
             V = instance.apply(dX.reshape(-1, *SHAPE))

@@ -1,18 +1,19 @@
-"""The figure of ``learnreg accuracy``: certified bounds beside true errors."""
+"""The figure of ``learnreg accuracy``, certified bounds beside true errors, and the files it is written to."""
 
 from __future__ import annotations
 
 import io
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
+from learnreg.accuracy.report import AccuracyReport, AccuracyRow
+from learnreg.errors import DataError
 from learnreg.models.extras import require
+from learnreg.models.tensor_files import dumps, write_atomically
 
-if TYPE_CHECKING:
-    from learnreg.accuracy.report import AccuracyReport, AccuracyRow
-
-__all__ = ["accuracy_figure", "figure_file"]
+__all__ = ["accuracy_figure", "figure_file", "write_accuracy"]
 
 _COLOURS = {"published": "#D55E00", "sharp": "#0072B2"}  # Okabe and Ito: told apart by colour-blind readers, too
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
@@ -55,6 +56,21 @@ def figure_file(figure: Any, suffix: str) -> bytes:
     with matplotlib.rc_context(_STYLE):
         figure.savefig(buffer, format=suffix, dpi=200, metadata=metadata)
     return buffer.getvalue()
+
+
+def write_accuracy(report: AccuracyReport, folder: Path) -> list[Path]:
+    """Write accuracy.json, accuracy.png and accuracy.pdf into a folder; returns their paths.
+
+    Raises
+    ------
+    ConfigError: matplotlib is not installed; accuracy.json is written all the same. DataError: the system refuses.
+    """
+    paths = [folder / f"accuracy.{suffix}" for suffix in ("json", "png", "pdf")]
+    write_atomically(paths[0], (dumps(report.as_dict()) + "\n").encode(), DataError)
+    figure = accuracy_figure(report)
+    for path in paths[1:]:
+        write_atomically(path, figure_file(figure, path.suffix[1:]), DataError)
+    return paths
 
 
 def _draw(report: AccuracyReport) -> Any:

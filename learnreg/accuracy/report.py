@@ -5,16 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
 import torch
 
-from learnreg.accuracy.figure import accuracy_figure, figure_file
-from learnreg.errors import ConfigError, DataError, SolverError
+from learnreg.errors import ConfigError, SolverError
 from learnreg.hypergradients import METHODS
-from learnreg.models.tensor_files import dumps, write_atomically
 
 __all__ = [
     "CERTIFICATES",
@@ -25,7 +22,6 @@ __all__ = [
     "describe",
     "parse_methods",
     "parse_tolerances",
-    "write_accuracy",
 ]
 
 CertificateKind = Literal["published", "sharp"]
@@ -169,21 +165,6 @@ def parse_tolerances(text: str) -> list[float]:
             raise ConfigError(f"tolerance {part.strip()!r}: expected positive numbers separated by commas, as 1,1e-2.")
         found.append(value)
     return sorted(set(found), reverse=True)
-
-
-def write_accuracy(report: AccuracyReport, folder: Path) -> list[Path]:
-    """Write accuracy.json, accuracy.png and accuracy.pdf into a folder; returns their paths.
-
-    Raises
-    ------
-    ConfigError: matplotlib is not installed; accuracy.json is written all the same. DataError: the system refuses.
-    """
-    paths = [folder / f"accuracy.{suffix}" for suffix in ("json", "png", "pdf")]
-    write_atomically(paths[0], (dumps(report.as_dict()) + "\n").encode(), DataError)
-    figure = accuracy_figure(report)
-    for path in paths[1:]:
-        write_atomically(path, figure_file(figure, path.suffix[1:]), DataError)
-    return paths
 
 
 def describe(report: AccuracyReport) -> Iterator[str]:

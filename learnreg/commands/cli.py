@@ -7,12 +7,12 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec, TypeVar
 
 import typer
 
-import learnreg
 from learnreg.commands import process, tasks
 from learnreg.commands.doctor import describe_facts, examine
 from learnreg.commands.evaluate import evaluate as run_evaluation
@@ -110,7 +110,7 @@ ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="a .safetensors 
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"learnreg {learnreg.__version__}")
+        typer.echo(f"learnreg {version('learnreg')}")
         raise typer.Exit
 
 
@@ -259,9 +259,10 @@ def accuracy(
     On a built-in set of small problems, or on MODEL's own problem, every method runs at every tolerance with the
     published and the sharp certificate; the reference is solved to rounding. Exit code 5 if a bound was violated.
     """
+    from learnreg.accuracy.figure import write_accuracy
     from learnreg.accuracy.measure import measure
     from learnreg.accuracy.problems import builtin_problems, model_problem
-    from learnreg.accuracy.report import describe, parse_methods, parse_tolerances, write_accuracy
+    from learnreg.accuracy.report import describe, parse_methods, parse_tolerances
 
     wanted, levels = parse_methods(methods), parse_tolerances(tolerances)
     _check_seed(seed)

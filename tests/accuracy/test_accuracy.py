@@ -17,10 +17,11 @@ from truth.dense import distance, norm, truth_of
 import learnreg as lr
 from learnreg.accuracy import measure as accuracy_measure
 from learnreg.accuracy import problems as accuracy_problems
+from learnreg.accuracy.figure import write_accuracy
 from learnreg.accuracy.measure import measure
 from learnreg.accuracy.problems import builtin_problems, clean_patches, model_problem
 from learnreg.accuracy.reference import adjoint_at, solve_reference
-from learnreg.accuracy.report import AccuracyReport, describe, write_accuracy
+from learnreg.accuracy.report import AccuracyReport, describe
 from learnreg.models.model import load, save_model
 from learnreg.operators import Blur, Identity
 from learnreg.regularizers import FieldsOfExperts, TotalVariation

@@ -3,14 +3,10 @@ variation and of total generalised variation."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
+from truth.draw import Draw
 
 from learnreg.regularizers import LearnedTotalGeneralizedVariation, LearnedTotalVariation, MultivariateExperts
-
-if TYPE_CHECKING:
-    from truth.problems import Draw
 
 __all__ = ["learned_generalized_variation", "learned_total_variation", "multivariate_experts"]
 

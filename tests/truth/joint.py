@@ -7,8 +7,8 @@ import math
 
 import torch
 from torch import Tensor
-from truth.dense import Dense
-from truth.problems import DOUBLE
+from truth.draw import DOUBLE
+from truth.matrices import Dense
 
 import learnreg as lr
 

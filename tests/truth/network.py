@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from truth.dense import Dense
-from truth.problems import DOUBLE
+from truth.draw import DOUBLE
+from truth.matrices import Dense
 
 import learnreg as lr
 from learnreg.linear.norms import dense_matrix

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
+from truth.draw import Draw
 
 from learnreg.regularizers import InputConvexNetwork
-
-if TYPE_CHECKING:
-    from truth.problems import Draw
 
 __all__ = ["input_convex_network", "lifted_network"]
 

@@ -3,14 +3,10 @@ zero, too, for the weakly convex ones."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
+from truth.draw import Draw
 
 from learnreg.regularizers import RidgeRegularizer
-
-if TYPE_CHECKING:
-    from truth.problems import Draw
 
 __all__ = ["ridge_regularizer", "weakly_convex_ridge"]
 

@@ -1,0 +1,207 @@
+"""Small lower-level problems as dense matrices, with potentials written out again and Newton's method to rounding."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from truth.draw import DOUBLE
+
+import learnreg as lr
+from learnreg.linear.norms import dense_matrix
+
+__all__ = ["Dense", "derivatives"]
+
+
+def _column(value: float | Tensor, t: Tensor) -> Tensor:
+    value = torch.as_tensor(value, dtype=DOUBLE)
+    return value.expand(t.shape[1:]) if value.dim() else value
+
+
+def spline_derivatives(
+    t: Tensor, weight: Tensor, smoothing: Tensor, coefficients: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums of hat functions and their integrals, for channels on the second axis."""
+    u = (t / smoothing).abs()
+    value, slope, second = torch.zeros_like(u), torch.zeros_like(u), torch.zeros_like(u)
+    for j in range(coefficients.shape[1]):
+        c = coefficients[:, j, None, None] if coefficients.shape[0] > 1 else coefficients[0, j]
+        x = (u - j).clamp(-1.0, 1.0)
+        second = second + c * (1.0 - x.abs())
+        once = torch.where(x < 0, (1.0 + x) ** 2 / 2.0, 1.0 - (1.0 - x) ** 2 / 2.0)
+        twice = torch.where(x < 0, (1.0 + x) ** 3 / 6.0, x + (1.0 - x) ** 3 / 6.0) + (u - j - 1.0).clamp_min(0.0)
+        at_zero = 1.0 if j == 0 else 0.0
+        slope = slope + c * (once - 0.5 * at_zero)
+        value = value + c * (twice - at_zero * (1.0 / 6.0 + 0.5 * u))
+    return weight * smoothing * value, weight * slope * t.sign(), weight / smoothing * second
+
+
+def derivatives(
+    kind: str, t: Tensor, weight: Tensor, smoothing: Tensor, coefficients: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Density, f' and f'' written out again; for groups (axis 1) f'' is (batch, c, c, ...), else the shape of t."""
+    l, v = weight, smoothing
+    if kind == "PseudoHuber":
+        s = torch.sqrt(t**2 + v**2)
+        return l * (s - v), l * t / s, l * v**2 / s**3
+    if kind == "LogCosh":
+        u = (t / v).abs()
+        return (
+            l * v * (u + torch.log1p(torch.exp(-2 * u)) - math.log(2)),
+            l * torch.tanh(t / v),
+            l / v / torch.cosh(u.clamp(max=300)) ** 2,
+        )
+    if kind == "Huber":
+        inside = t.abs() <= v
+        return (
+            torch.where(inside, l * t**2 / (2 * v), l * (t.abs() - v / 2)),
+            torch.where(inside, l * t / v, l * t.sign()),
+            torch.where(inside, l / v + 0 * t, 0 * t),
+        )
+    if kind == "IsotropicPseudoHuber":
+        s = torch.sqrt((t**2).sum(1, keepdim=True) + v**2)
+        identity = torch.eye(t.shape[1], dtype=t.dtype).reshape(1, t.shape[1], t.shape[1], *(1,) * (t.dim() - 2))
+        outer = t[:, :, None] * t[:, None, :]
+        return l * (s - v), l * t / s, (l / s)[:, None] * identity - (l / s**3)[:, None] * outer
+    if kind in ("Spline", "WeaklyConvexSpline") and coefficients is not None:
+        return spline_derivatives(t, l, v, coefficients)
+    raise NotImplementedError(kind)
+
+
+class Dense:
+    """The lower-level problem as dense matrices."""
+
+    def __init__(self, problem: lr.LowerLevelProblem, b: Tensor) -> None:
+        self.problem, self.b = problem, b.detach().double()
+        terms = problem.saddle_terms(DOUBLE)
+        self.kind = type(terms.potential).__name__
+        with torch.no_grad():
+            self.K = dense_matrix(terms.operator, terms.operator.domain_shape)
+            A = dense_matrix(problem.operator, problem.operator.domain_shape)
+            weights = problem.data_term.at(self.b).weights_for(self.b)
+        weights = weights.expand(self.b.shape).flatten(1)
+        self.range_shape = terms.operator.range_shape
+        self.weight = torch.as_tensor(terms.potential.weight, dtype=DOUBLE).detach()
+        self.smoothing = torch.as_tensor(terms.potential.smoothing, dtype=DOUBLE).detach()
+        self.coefficients = getattr(terms.potential, "coefficients", None)
+        if bool((weights == weights[0]).all()):
+            weights = weights[:1]
+        self.M = A.T @ (weights[:, :, None] * A) + problem.ridge_value * torch.eye(A.shape[1], dtype=DOUBLE)
+        self.q = (self.b.flatten(1) * weights) @ A
+        self.lower, self.upper = -math.inf, math.inf
+        if problem.constraint is not None:
+            self.lower, self.upper = float(problem.constraint.lower), float(problem.constraint.upper)
+
+    def derivatives(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        c = self.coefficients
+        return derivatives(self.kind, t, self.weight, self.smoothing, None if c is None else c.detach())
+
+    def quadratic(self, x: Tensor) -> Tensor:
+        return (x[:, None] @ self.M)[:, 0]
+
+    def value(self, x: Tensor) -> Tensor:
+        t = (x @ self.K.T).reshape(-1, *self.range_shape)
+        density = self.derivatives(t)[0]
+        return 0.5 * (self.quadratic(x) * x).sum(1) - (self.q * x).sum(1) + density.flatten(1).sum(1)
+
+    def gradient(self, x: Tensor) -> Tensor:
+        t = (x @ self.K.T).reshape(-1, *self.range_shape)
+        return self.quadratic(x) - self.q + self.derivatives(t)[1].flatten(1) @ self.K
+
+    def hessian(self, x: Tensor) -> Tensor:
+        t = (x @ self.K.T).reshape(-1, *self.range_shape)
+        second = self.derivatives(t)[2]
+        if second.dim() == t.dim():
+            curvature = second.expand_as(t).flatten(1)
+            return self.M + torch.einsum("mi,bm,mj->bij", self.K, curvature, self.K)
+        groups = self.K.reshape(t.shape[1], -1, self.K.shape[1])
+        return self.M + torch.einsum("cpi,bcdp,dpj->bij", groups, second.flatten(3), groups)
+
+    def energy_rounding(self, X: Tensor) -> float:
+        """What autograd of the energy loses of the gradient: that of log cosh is 1 - (1 - small) for small responses,
+        which rounds f' to eps times the weight."""
+        if self.kind != "LogCosh":
+            return 0.0
+        terms = self.problem.saddle_terms(DOUBLE)
+        rounding = 4.0 * torch.finfo(DOUBLE).eps * self.weight.expand(self.range_shape).norm()
+        lipschitz = terms.operator.parameter_lipschitz() or 0.0
+        return float(rounding * ((X @ self.K.T).norm(dim=1) + lipschitz * X.norm(dim=1)).sum())
+
+    def apply_hessian(self, x: Tensor, v: Tensor) -> Tensor:
+        t, V = ((u @ self.K.T).reshape(-1, *self.range_shape) for u in (x, v))
+        second = self.derivatives(t)[2]
+        bent = second * V if second.dim() == t.dim() else torch.einsum("bcd...,bd...->bc...", second, V)
+        return self.quadratic(v) + bent.flatten(1) @ self.K
+
+    def residual(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The reduced gradient and the mask of free pixels."""
+        g = self.gradient(x)
+        free = ~(((x <= self.lower) & (g > 0)) | ((x >= self.upper) & (g < 0)))
+        return torch.where(free, g, 0.0), free
+
+    def step(self, x: Tensor, rhs: Tensor, free: Tensor) -> Tensor:
+        H = self.hessian(x)
+        both = free[:, :, None] & free[:, None, :]
+        H = torch.where(both, H, torch.eye(H.shape[1], dtype=DOUBLE))
+        return torch.linalg.solve(H, torch.where(free, rhs, 0.0)[:, :, None])[:, :, 0]
+
+    def solve(self) -> tuple[Tensor, Tensor]:
+        """Projected, damped Newton to rounding; returns the last two iterates."""
+        x = torch.linalg.solve(self.M + self.K.T @ self.K, self.q[:, :, None])[:, :, 0].clamp(self.lower, self.upper)
+        best, since = torch.full((x.shape[0],), math.inf, dtype=DOUBLE), 0
+        previous, best_x = x, x
+        for _ in range(400):
+            r, free = self.residual(x)
+            size = r.norm(dim=1)
+            if bool((size < 0.5 * best).any()):
+                since = 0
+            else:
+                since += 1
+            improved = size < best
+            previous = torch.where(improved[:, None], best_x, previous)
+            best_x, best = torch.where(improved[:, None], x, best_x), torch.minimum(size, best)
+            if (since >= 6 and bool((best < 1e-10 * (1 + self.q.norm(dim=1))).all())) or since > 60:
+                break
+            d = self.step(x, r, free)
+            x = self._search(x, d, r)
+        for _ in range(3):  # the line search compares energies, which tell less than gradients near the end
+            r, free = self.residual(best_x)
+            x = (best_x - self.step(best_x, r, free)).clamp(self.lower, self.upper)
+            better = self.residual(x)[0].norm(dim=1) < r.norm(dim=1)
+            previous = torch.where(better[:, None], best_x, previous)
+            best_x = torch.where(better[:, None], x, best_x)
+        return best_x, previous
+
+    def _search(self, x: Tensor, d: Tensor, r: Tensor) -> Tensor:
+        """Armijo backtracking per sample; full steps where the energy no longer tells."""
+        start, slope = self.value(x), (d * r).sum(1)
+        alpha = torch.ones_like(start)
+        noise = 1e-14 * (start.abs() + (self.q * x).sum(1).abs())
+        for _ in range(30):
+            trial = (x - alpha[:, None] * d).clamp(self.lower, self.upper)
+            bad = self.value(trial) > start - 1e-4 * alpha * slope + noise
+            if not bool(bad.any()):
+                break
+            alpha = torch.where(bad, 0.5 * alpha, alpha)
+        return (x - alpha[:, None] * d).clamp(self.lower, self.upper)
+
+    def image(self, x: Tensor) -> Tensor:
+        """The image among the unknowns."""
+        return x
+
+    def size(self, r: Tensor) -> Tensor:
+        """The norm of a residual whose quotient by the modulus bounds the error, (batch,)."""
+        return r.norm(dim=1)
+
+    def loss_gradient(self, x: Tensor, loss: lr.UpperLoss) -> Tensor:
+        return loss.gradient(x.reshape(-1, *self.problem.operator.domain_shape)).flatten(1)
+
+    def adjoint(self, x: Tensor, loss: lr.UpperLoss) -> Tensor:
+        slope = self.loss_gradient(x, loss)
+        _, free = self.residual(x)
+        free = free & (x > self.lower) & (x < self.upper)
+        X = self.step(x, -slope, free)
+        for _ in range(3):  # the matrix H is rounded relative to its norm: its product with X, factor by factor, is not
+            X = X + self.step(x, -slope - self.apply_hessian(x, X), free)
+        return X

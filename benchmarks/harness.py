@@ -14,6 +14,7 @@ import os
 import platform
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -28,6 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 HISTORY = ROOT / "benchmarks" / "history.jsonl"
 DOCUMENT = ROOT / "docs" / "benchmarks.md"
+sys.path.append(str(ROOT / "tests"))  # random problems and their dense truth: ``from truth.hunt import hunt``
 SLOWDOWN = 1.3
 """A tracked figure this much larger than the best one in the history, on the same processor, is called a slowdown."""
 

@@ -9,13 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import bound_hunt
 import pytest
 import registry
 import torch
 from torch import nn
 from truth import dense as dense_truth
-from truth import problems as random_problems
+from truth.draw import RANGES, Draw
+from truth.hunt import Summary, hunt
+from truth.problems import Case, draw_case
 
 import learnreg as lr
 from learnreg.certificates.groups import GroupBound
@@ -32,7 +33,7 @@ SHAPE = registry.SHAPE
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def check(summary: bound_hunt.Summary) -> None:
+def check(summary: Summary) -> None:
     print(json.dumps(summary.report(), indent=2))
     assert not summary.violations, "\n".join(summary.violations)
     assert summary.unusable_truth <= 2 + 0.02 * summary.problems  # a few of any sixty may be degenerate
@@ -41,21 +42,21 @@ def check(summary: bound_hunt.Summary) -> None:
 
 
 def test_random_problems(rotating_generator: torch.Generator) -> None:
-    check(bound_hunt.hunt(60, rotating_generator))
+    check(hunt(60, rotating_generator))
 
 
 @pytest.mark.skipif(not registry.HAS_ASTRA, reason="needs astra-toolbox")
 def test_random_scans(rotating_generator: torch.Generator) -> None:
     """Computed tomography, in both dtypes, with small ridges, missing rays and constraints."""
-    summary = bound_hunt.hunt(6, rotating_generator, bound_hunt.RANGES["tomography"])
+    summary = hunt(6, rotating_generator, RANGES["tomography"])
     assert not summary.violations, "\n".join(summary.violations)
     assert summary.unusable_truth <= 1
     assert summary.comparisons > 60
 
 
-def known_case(ranges: str, seed: int) -> random_problems.Case:
-    draw = random_problems.Draw(torch.Generator().manual_seed(seed), random_problems.RANGES[ranges])
-    return random_problems.draw_case(draw)
+def known_case(ranges: str, seed: int) -> Case:
+    draw = Draw(torch.Generator().manual_seed(seed), RANGES[ranges])
+    return draw_case(draw)
 
 
 @pytest.mark.parametrize("seed", [2015399249, 1349193609, 725755294, 1658908689])
@@ -81,11 +82,11 @@ def test_estimates_start_from_the_best_point() -> None:
 
 @pytest.mark.slow
 def test_many_random_problems() -> None:
-    check(bound_hunt.hunt(2000, torch.Generator().manual_seed(1), progress=True))
+    check(hunt(2000, torch.Generator().manual_seed(1), progress=True))
 
 
 def test_the_command_prints_one_json_object_last() -> None:
-    script = Path(bound_hunt.__file__)
+    script = Path(__file__).parents[2] / "benchmarks" / "bound_hunt.py"
     command = [sys.executable, str(script), "--problems", "3", "--seed", "1", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     report = json.loads(done.stdout.splitlines()[-1])
@@ -98,7 +99,7 @@ def test_the_hunt_finds_false_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     nothing = lambda e: GroupBound(0.0 * e, 0.0 * e, 0.0 * e)  # noqa: E731
     monkeypatch.setattr("learnreg.certificates.published.operator_bound", lambda terms, lipschitz: nothing(terms.e))
     monkeypatch.setattr("learnreg.certificates.sharp.operator_bound", lambda *arguments: nothing(arguments[-1]))
-    summary = bound_hunt.hunt(25, torch.Generator().manual_seed(2))
+    summary = hunt(25, torch.Generator().manual_seed(2))
     assert summary.violations
 
 

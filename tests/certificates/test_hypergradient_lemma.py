@@ -10,8 +10,8 @@ import registry
 import torch
 from torch import Tensor, nn
 from truth import dense as dense_truth
-from truth import problems as random_problems
 from truth.lemma_points import BOUNDARIES, KINDS, PIXELS, ROUNDING, SHAPE, Point, at_most, draw_point, normal, one_pixel
+from truth.problems import DenseMatrix
 
 import learnreg as lr
 from learnreg.certificates.groups import GroupBound, group_norm, group_pullback_norm
@@ -89,7 +89,7 @@ def test_lemma_4_is_attained_for_data_parameters(learned: str) -> None:
     if learned == "weights":
         options["data_term"] = lr.WeightedLeastSquares(nn.Parameter(weight))
     elif learned == "matrix":
-        options["operator"] = random_problems.DenseMatrix(weight.reshape(1, 1), (1, 1, 1), learnable=True)
+        options["operator"] = DenseMatrix(weight.reshape(1, 1), (1, 1, 1), learnable=True)
         options["ridge"] = 1e-6
     else:
         options["ridge"] = nn.Parameter(weight)

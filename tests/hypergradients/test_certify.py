@@ -10,8 +10,9 @@ import registry
 import torch
 from torch import Tensor
 from truth import dense as dense_truth
-from truth import problems as random_problems
+from truth.draw import Draw
 from truth.lemma_points import PIXELS, SHAPE, at_most, normal
+from truth.problems import DenseMatrix
 
 import learnreg as lr
 from learnreg.operators import Blur, Identity
@@ -262,8 +263,8 @@ class TestSharpHypergradients:
 
 def test_random_matrices_have_the_norm_they_declare(rotating_generator: torch.Generator) -> None:
     """The dense operator of the random problems: ‖C(u, p)‖ = ‖u‖ ‖p‖."""
-    draw = random_problems.Draw(rotating_generator)
-    matrix = random_problems.DenseMatrix(draw.normal(4, 30), SHAPE, learnable=True)
+    draw = Draw(rotating_generator)
+    matrix = DenseMatrix(draw.normal(4, 30), SHAPE, learnable=True)
     u, p = draw.normal(1, *SHAPE), draw.normal(1, 4)
     (gradient,) = torch.autograd.grad((matrix(u) * p).sum(), matrix.matrix)
     assert float(gradient.norm()) == pytest.approx(float(u.norm() * p.norm()))

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import certificate_effectivity
 import pytest
 import registry
 import torch
 from torch import Tensor, nn
 from truth import dense as dense_truth
+from truth.effectivity import Setting, row, scans
 
 import learnreg as lr
 from learnreg.operators import FanBeam2D, ParallelBeam2D
@@ -86,8 +86,8 @@ def test_hypergradients_equal_dense_ones(scan: str, regularizer: str, nonnegativ
             assert float((result.gradient[name] - exact).norm()) <= 1e-6 * float(exact.norm()) + 1e-7 * size
 
 
-@pytest.mark.parametrize("setting", list(certificate_effectivity.scans()), ids=lambda s: f"ridge {s.ridge:g}")
-def test_the_sharp_certificate_is_sharp_for_small_ridges(setting: certificate_effectivity.Setting) -> None:
-    entry = certificate_effectivity.row(setting, 1)
+@pytest.mark.parametrize("setting", list(scans()), ids=lambda s: f"ridge {s.ridge:g}")
+def test_the_sharp_certificate_is_sharp_for_small_ridges(setting: Setting) -> None:
+    entry = row(setting, 1)
     assert entry["violations"] == 0
     assert entry["sharp, median"] <= 10.0

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import math
 
-import bound_hunt
 import numpy as np
 import pytest
 import registry
 import torch
 from truth.dense import distance, norm, truth_of
+from truth.draw import RANGES
+from truth.hunt import hunt
 
 import learnreg as lr
 from learnreg.commands.common import initial_regularizer
@@ -163,7 +164,7 @@ def test_hypergradients_equal_dense_ones(name: str) -> None:
 
 
 def test_every_bound_holds_on_random_problems(rotating_generator: torch.Generator) -> None:
-    summary = bound_hunt.hunt(5, rotating_generator, bound_hunt.RANGES["grouped"])
+    summary = hunt(5, rotating_generator, RANGES["grouped"])
     assert not summary.violations, summary.violations
     assert summary.comparisons > 40
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 
-import bound_hunt
 import pytest
 import registry
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from truth.dense import distance, norm, truth_of
+from truth.draw import RANGES
+from truth.hunt import hunt
 
 import learnreg as lr
 from learnreg.linear.parameter_groups import ResponseErrors
@@ -278,14 +279,14 @@ def test_each_group_alone_is_certified(kind: str) -> None:
 
 
 def test_random_networks(rotating_generator: torch.Generator) -> None:
-    summary = bound_hunt.hunt(8, rotating_generator, bound_hunt.RANGES["networks"])
+    summary = hunt(8, rotating_generator, RANGES["networks"])
     assert not summary.violations, "\n".join(summary.violations)
     assert summary.comparisons > 100
 
 
 @pytest.mark.slow
 def test_many_random_networks(rotating_generator: torch.Generator) -> None:
-    summary = bound_hunt.hunt(300, rotating_generator, bound_hunt.RANGES["networks"])
+    summary = hunt(300, rotating_generator, RANGES["networks"])
     print(json.dumps(summary.report(), indent=2))
     assert not summary.violations, "\n".join(summary.violations)
     assert summary.reached["0.001"] >= 0.9 * summary.smooth

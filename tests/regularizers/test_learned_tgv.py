@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import math
 
-import bound_hunt
 import pytest
 import registry
 import torch
 from registry import generalized_variation
 from torch import Tensor
 from truth.dense import distance, norm, truth_of
+from truth.draw import RANGES
+from truth.hunt import hunt
 
 import learnreg as lr
 from learnreg.commands.common import initial_regularizer
@@ -195,7 +196,7 @@ def test_solvers_that_stagnate_near_kinks_go_on(solver: str) -> None:
 
 
 def test_every_bound_holds_on_random_problems(rotating_generator: torch.Generator) -> None:
-    summary = bound_hunt.hunt(3, rotating_generator, bound_hunt.RANGES["second-order"])
+    summary = hunt(3, rotating_generator, RANGES["second-order"])
     assert not summary.violations, summary.violations
     assert summary.comparisons > 20
 

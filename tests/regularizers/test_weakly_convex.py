@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 
-import bound_hunt
 import pytest
 import registry
 import torch
 from torch import Tensor
 from truth.dense import Dense, distance, norm, truth_of
+from truth.draw import RANGES
+from truth.hunt import hunt
 
 import learnreg as lr
 from learnreg.certificates.published import PublishedBound
@@ -246,7 +247,7 @@ def test_lemma_4_holds_for_the_true_errors(kind: type[SharpBound | PublishedBoun
 
 
 def test_random_problems(rotating_generator: torch.Generator) -> None:
-    summary = bound_hunt.hunt(5, rotating_generator, bound_hunt.RANGES["nonconvex"])
+    summary = hunt(5, rotating_generator, RANGES["nonconvex"])
     assert not summary.violations, "\n".join(summary.violations)
     assert summary.comparisons > 50
 

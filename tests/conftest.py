@@ -7,14 +7,25 @@ import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
+
+if TYPE_CHECKING:  # the controller of pytest-xdist runs no test and starts sooner without it
+    import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 ROTATING_SEED = int(os.environ.get("LEARNREG_SEED") or time.time_ns() // 1_000_000 % 2**31)
 
+os.environ["LEARNREG_SEED"] = str(ROTATING_SEED)  # the workers of pytest-xdist inherit it
 os.environ["LEARNREG_CACHE"] = ""  # tests build their matrices and leave the user's cache alone
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: more only slow the small problems here
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """One process for chosen files or tests, which end before other workers have started; else as many as there are
+    cores."""
+    return None if config.args_source is pytest.Config.ArgsSource.TESTPATHS else 0
 
 
 def pytest_report_header() -> str:
@@ -31,6 +42,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def _global_state() -> Iterator[None]:
     """Seeds torch's global generator; one thread, since more only slow the small problems here; fails a test that
     leaves another default dtype behind."""
+    import torch
+
     torch.manual_seed(0)
     torch.set_num_threads(1)
     dtype = torch.get_default_dtype()
@@ -43,6 +56,8 @@ def _global_state() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """For modules of small tensors, which are faster so."""
+    import torch
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -57,6 +72,8 @@ def seed() -> int:
 
 @pytest.fixture
 def generator(seed: int) -> torch.Generator:
+    import torch
+
     return torch.Generator().manual_seed(seed)
 
 
@@ -68,6 +85,8 @@ def rotating_seed(request: pytest.FixtureRequest) -> int:
 
 @pytest.fixture
 def rotating_generator(rotating_seed: int) -> torch.Generator:
+    import torch
+
     return torch.Generator().manual_seed(rotating_seed)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import time
 import zlib
 from collections.abc import Iterator
@@ -17,6 +18,9 @@ if TYPE_CHECKING:  # the controller of pytest-xdist runs no test and starts soon
 ROOT = Path(__file__).resolve().parents[1]
 ROTATING_SEED = int(os.environ.get("LEARNREG_SEED") or time.time_ns() // 1_000_000 % 2**31)
 
+_SLOW_SECONDS = 2.0
+"""Of a slow test that does not say more: ``slow(seconds=...)``."""
+
 os.environ["LEARNREG_SEED"] = str(ROTATING_SEED)  # the workers of pytest-xdist inherit it
 os.environ["LEARNREG_CACHE"] = ""  # tests build their matrices and leave the user's cache alone
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: more only slow the small problems here
@@ -26,6 +30,18 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     """One process for chosen files or tests, which end before other workers have started; else as many as there are
     cores."""
     return None if config.args_source is pytest.Config.ArgsSource.TESTPATHS else 0
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A few slow tests, drawn by the rotating seed, run with the others until they fill LEARNREG_SLOW_SECONDS."""
+    left = float(os.environ.get("LEARNREG_SLOW_SECONDS") or 0.0)
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    for item in random.Random(ROTATING_SEED).sample(slow, len(slow)):
+        marker = item.get_closest_marker("slow")
+        seconds = marker.kwargs.get("seconds", _SLOW_SECONDS) if marker else 0.0
+        if seconds <= left:
+            left -= seconds
+            item.own_markers = [m for m in item.own_markers if m.name != "slow"]
 
 
 def pytest_report_header() -> str:

@@ -80,7 +80,7 @@ def test_estimates_start_from_the_best_point() -> None:
     assert dense_truth.distance(result.gradient, truth.gradient) <= 1e-9 * result.norm
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=1500)
 def test_many_random_problems() -> None:
     check(hunt(2000, torch.Generator().manual_seed(1), progress=True))
 

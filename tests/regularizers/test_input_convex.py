@@ -284,7 +284,7 @@ def test_random_networks(rotating_generator: torch.Generator) -> None:
     assert summary.comparisons > 100
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=200)
 def test_many_random_networks(rotating_generator: torch.Generator) -> None:
     summary = hunt(300, rotating_generator, RANGES["networks"])
     print(json.dumps(summary.report(), indent=2))

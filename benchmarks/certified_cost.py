@@ -26,6 +26,7 @@ from learnreg.hypergradients.implicit import make_adjoint_solver
 from learnreg.linear.samples import sum_samples
 from learnreg.lower_level.adjoint_equation import AdjointEquation
 from learnreg.lower_level.pairing import pairing_gradient
+from learnreg.lower_level.point import Point
 from learnreg.operators import Identity
 from learnreg.regularizers import Regularizer, TotalVariation
 from learnreg.solvers import iterate
@@ -66,7 +67,7 @@ def fewest_applications(
             needed = spent + 1 + instance.counter.applications - before + 4
             if best is not None and needed >= best:
                 break
-            error = gradient_distance(pairing_gradient(problem.frozen(), instance, b, solution.x, X), truth)
+            error = gradient_distance(pairing_gradient(Point.of(problem, b, loss, solution.x, X)), truth)
             if error <= target * gradient_norm(truth):
                 best = needed
     return best
@@ -78,9 +79,9 @@ def row(name: str, regularizer: Regularizer, x_true: Tensor) -> Iterator[dict[st
     b, loss = x_true + SIGMA * noise, lr.SquaredError(x_true)
     problem = lr.LowerLevelProblem(Identity((1, SIDE, SIDE)), regularizer)
     exact = lr.solve(problem, b, 1e-13, solver="newton-cg", start=lr.solve(problem, b, 1e-8).x).x
-    instance = problem.instance(b)
-    X = correct_adjoint(instance, loss, exact, torch.zeros_like(b), torch.full((b.shape[0],), 1e-14).to(b)).point
-    truth = judge(problem, instance, b, loss, exact, X).gradient
+    point = Point.of(problem, b, loss, exact, torch.zeros_like(b))
+    X = correct_adjoint(point, torch.full((b.shape[0],), 1e-14).to(b)).point
+    truth = judge(point.at(exact, X)).gradient
     for target in TARGETS:
         entry: dict[str, Any] = {"problem": name, "relative error": f"{target:.0e}"}
         entry["fewest, true"] = fewest_applications(problem, b, loss, truth, target)

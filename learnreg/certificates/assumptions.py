@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from learnreg.certificates.interval import response_radius
+from learnreg.certificates.obstacle import Hindrance, Obstacle
 from learnreg.linear.samples import expand
 from learnreg.losses import UpperLoss
 from learnreg.lower_level.frozen import FrozenProblem
@@ -14,42 +15,40 @@ from learnreg.lower_level.instance import Instance
 __all__ = ["constraint_decided", "missing_assumption", "missing_state_assumption", "unsettled"]
 
 
-def missing_state_assumption(instance: Instance) -> str:
-    """Why x has no rigorous error bound; empty if it has one."""
+def missing_state_assumption(instance: Instance) -> Hindrance | None:
+    """Why x has no rigorous error bound; None if it has one."""
     for operator, name in ((instance.forward, "forward"), (instance.analysis, "analysis")):
         mismatch = operator.adjoint_mismatch()
         if mismatch > 0:
-            return f"the adjoint of the {name} operator is inexact (adjoint_mismatch() is {mismatch:.1e})"
-    if instance.strong_convexity <= 0:
-        return "no positive modulus of strong convexity is known: add a ridge, or an operator with gram_lower_bound"
-    return ""
+            return Obstacle.INEXACT_ADJOINT.met(operator=name, mismatch=mismatch)
+    return None if instance.strong_convexity > 0 else Obstacle.NO_MODULUS.met()
 
 
-def missing_assumption(problem: FrozenProblem, instance: Instance, loss: UpperLoss) -> str:
-    """Why the hypergradient has no rigorous error bound, whatever the accuracy; empty if nothing stands in the way."""
-    reason = missing_state_assumption(instance)
-    if reason:
-        return reason
+def missing_assumption(problem: FrozenProblem, instance: Instance, loss: UpperLoss) -> Hindrance | None:
+    """Why the hypergradient has no rigorous error bound, whatever the accuracy; None if nothing stands in the way."""
+    hindrance = missing_state_assumption(instance)
+    if hindrance is not None:
+        return hindrance
     if loss.gradient_lipschitz is None:
-        return "the upper-level loss declares no gradient_lipschitz"
+        return Obstacle.LOSS_CONSTANT.met()
     roles = problem.parameter_roles()
     unknown = [n for n, p in problem.regularizer.named_parameters() if p.requires_grad and n not in roles]
     if unknown:
-        return f"parameter_roles() does not say how {', '.join(unknown)} enters the regularizer"
+        return Obstacle.UNNAMED_PARAMETER.met(names=", ".join(unknown))
     if instance.analysis.norm_bound_kind == "probabilistic":
-        return "the norm of the analysis operator is only known with high probability"
+        return Obstacle.PROBABLE_NORM.met(operator="analysis")
     learned = {roles[n] for n, p in problem.regularizer.named_parameters() if p.requires_grad}
     known = {group.name for group in instance.parameter_groups()}
     if strange := sorted(learned - known):
         if instance.analysis.parameter_lipschitz() is None:
-            return "the analysis operator does not declare parameter_lipschitz"
-        return f"role {strange[0]!r} is unknown; expected one of {', '.join(sorted(known))}"
+            return Obstacle.PARAMETER_CONSTANT.met(operator="analysis")
+        return Obstacle.UNKNOWN_ROLE.met(role=strange[0], known=", ".join(sorted(known)))
     if problem.operator.parameter_lipschitz() is None:
-        return "the forward operator does not declare parameter_lipschitz"
-    learned = any(p.requires_grad for p in (*problem.operator.parameters(), *problem.data_term.parameters()))
-    if learned and problem.operator.norm_bound_kind == "probabilistic":
-        return "the norm of the forward operator is only known with high probability"
-    return ""
+        return Obstacle.PARAMETER_CONSTANT.met(operator="forward")
+    beyond = any(p.requires_grad for p in (*problem.operator.parameters(), *problem.data_term.parameters()))
+    if beyond and problem.operator.norm_bound_kind == "probabilistic":
+        return Obstacle.PROBABLE_NORM.met(operator="forward")
+    return None
 
 
 def constraint_decided(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -15,20 +15,18 @@ from torch import Tensor
 
 from learnreg.certificates.assumptions import constraint_decided, missing_assumption, unsettled
 from learnreg.certificates.groups import GroupBound
+from learnreg.certificates.obstacle import Hindrance, Obstacle
 from learnreg.certificates.point_bound import PointBound
 from learnreg.certificates.published import PublishedBound
 from learnreg.certificates.sharp import SharpBound
 from learnreg.certificates.state import rounding_floor, state_residual
 from learnreg.linear.samples import sum_samples
-from learnreg.losses import UpperLoss
 from learnreg.lower_level.adjoint_equation import AdjointEquation
 from learnreg.lower_level.blame import blame_operators
-from learnreg.lower_level.frozen import FrozenProblem
-from learnreg.lower_level.instance import Instance
 from learnreg.lower_level.pairing import evaluate_pairing, sum_gradients
-from learnreg.lower_level.problem import LowerLevelProblem
+from learnreg.lower_level.point import Point
 
-__all__ = ["OUTLOOK", "Enough", "Judgement", "PointCertificate", "gradient_distance", "gradient_norm", "judge"]
+__all__ = ["OUTLOOK", "Enough", "PointCertificate", "Verdict", "gradient_distance", "gradient_norm", "judge"]
 
 OUTLOOK = 1e-2
 """A share of the error of x in the outlook: bounds grow faster than the error far from the solution, about linearly
@@ -36,8 +34,11 @@ near it."""
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """Everything known about (x, X). Bounds are infinite where ``reason`` is not empty.
+class Verdict:
+    """Everything known about a point in float64. Bounds are infinite where there is a ``hindrance``.
+
+    gradient: formed from exactly its x and X. error_bound: ‖gradient - exact‖_2 over all parameters. state_error,
+    adjoint_error: bounds of ‖x - x^‖ and ‖X - X^‖, (batch,).
 
     state_share, adjoint_share: the parts of ``error_bound`` that come from the error of x and from the linear residual
     of X alone; they tell which tolerance to tighten. state_residual, adjoint_residual: norms per sample, (batch,).
@@ -45,11 +46,10 @@ class Judgement:
     None.
     """
 
-    x: Tensor
-    X: Tensor
+    point: Point
     gradient: dict[str, Tensor]
     error_bound: float
-    reason: str
+    hindrance: Hindrance | None
     loss: float
     loss_interval: tuple[float, float]
     state_error: Tensor
@@ -64,7 +64,17 @@ class Judgement:
     def norm(self) -> float:
         return gradient_norm(self.gradient)
 
-    def better(self, other: Judgement, factor: float = 1.0) -> bool:
+    @property
+    def reason(self) -> str:
+        """Why there is no bound; empty if there is one."""
+        return "" if self.hindrance is None else self.hindrance.reason
+
+    @property
+    def certifiable(self) -> bool:
+        """Whether there is a bound, or may be one at a more accurate point."""
+        return self.hindrance is None or self.hindrance.curable
+
+    def better(self, other: Verdict, factor: float = 1.0) -> bool:
         """Whether its bound is less than a factor of the other's; without bounds, whether its error of x is."""
         if math.isinf(self.error_bound) and math.isinf(other.error_bound):
             return float(self.state_error.max()) < factor * float(other.state_error.max())
@@ -91,80 +101,89 @@ def gradient_distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
 
 @torch.no_grad()
 def judge(
-    problem: LowerLevelProblem | FrozenProblem,
-    instance: Instance,
-    b: Tensor,
-    loss: UpperLoss,
-    x: Tensor,
-    X: Tensor,
+    point: Point,
     certificate: PointCertificate = "published",
     state_error: Tensor | None = None,
     outlook: Enough | None = None,
-) -> Judgement:
-    """Form the hypergradient at (x, X) in float64 and bound its error at this point: there, but for latent variables
+) -> Verdict:
+    """Form the hypergradient at a point in float64 and bound its error there: at the point, but for latent variables
     that are known to be 0 exactly, where the active set hangs on them.
 
-    Costs 4 applications, 6 with learnable operators, and 1 to 2 more for the sharp bound. ``instance`` is in float64.
-    The batch goes through in parts, so that the memory for responses stays bounded; only what couples its samples, the
-    loss, sees all of it. ``state_error``: a rigorous bound of ‖x - x^‖ that is known already, (batch,). ``outlook``:
-    estimate the shares nearer to the solution, too, where bounds exceed this function of the gradient's norm.
+    Costs 4 applications, 6 with learnable operators, and 1 to 2 more for the sharp bound. The point's instance is in
+    float64. The batch goes through in parts, so that the memory for responses stays bounded; only what couples its
+    samples, the loss, sees all of it. ``state_error``: a rigorous bound of ‖x - x^‖ that is known already, (batch,).
+    ``outlook``: estimate the shares nearer to the solution, too, where bounds exceed this function of the gradient's
+    norm.
     """
-    frozen = problem.frozen()
-    x, X = x.double() if instance.box is None else instance.box.exactly(x), X.double()
-    reason = missing_assumption(frozen, instance, loss)
-    loss_gradient = loss.gradient(x)
+    instance, loss = point.instance, point.loss
+    x = point.x.double() if instance.box is None else instance.box.exactly(point.x)
+    point = replace(point, x=x, X=point.X.double())
+    hindrance = missing_assumption(point.frozen, instance, loss)
     known = x.new_full((instance.batch,), math.inf) if state_error is None else state_error.double()
-    kind = None if reason else _BOUNDS[certificate]
-    parts = [
-        _judge_part(frozen, part, b[index], x[index], X[index], loss_gradient[index], known[index], kind, outlook)
-        for part, index in instance.parts()
-    ]
+    kind = None if hindrance else _BOUNDS[certificate]
+    parts = [_judge_part(part, known[index], kind, outlook) for part, index in point.parts()]
     if any(p.unsettled is not None for p in parts):
-        x, X = x.clone(), X.clone()
+        x, X = x.clone(), point.X.clone()
         for p, (_, index) in zip(parts, instance.parts(), strict=True):
             if p.unsettled is not None:
                 x[index].masked_fill_(p.unsettled, 0.0)
                 X[index].masked_fill_(p.unsettled, 0.0)
-        return judge(frozen, instance, b, loss, x, X, certificate, state_error, outlook)
-    gradient = sum_gradients([p.gradient for p in parts])
+        return judge(replace(point, x=x, X=X), certificate, state_error, outlook)
     e, state_norm = torch.cat([p.e for p in parts]), torch.cat([p.state_norm for p in parts])
     adjoint_norm = torch.cat([p.adjoint_norm for p in parts])
     if not bool(torch.isfinite(state_norm + adjoint_norm).all()):
         blame_operators(instance, x)
         e = torch.where(torch.isnan(e), math.inf, e)
-    reason = reason or next((p.reason for p in parts if p.reason), "")
-    E, error_bound, state_share, adjoint_share = torch.full_like(e, math.inf), math.inf, math.inf, math.inf
-    nearer = [p.nearer for p in parts if p.nearer is not None]
-    shares: tuple[float, float] | None = None
-    if not reason:
-        # the gradient of each part is rounded to the dtype of the parameters, and so is their sum
-        rounding = sum(torch.finfo(g.dtype).eps * gradient_norm({"": g}) for p in parts for g in p.gradient.values())
-        rounding += 1e-13 * sum(p.magnitude for p in parts) if gradient else 0.0
-        change = loss.gradient_change(x, e)
-        assert change is not None  # missing_assumption() has seen to it
-        bounds = [p.errors for p in parts if p.errors is not None]
-        total, E = _total(instance.strong_convexity, bounds, adjoint_norm + change)
-        without, _ = _total(instance.strong_convexity, bounds, change)
-        error_bound, state_share, adjoint_share = total + rounding, without + rounding, total - without
-        if len(nearer) == len(parts):
-            near, _ = _total(instance.strong_convexity, nearer, OUTLOOK * change)
-            shares = (near, _total(instance.strong_convexity, nearer, adjoint_norm + OUTLOOK * change)[0] - near)
-    return Judgement(
-        x=x,
-        X=X,
-        gradient=gradient,
-        error_bound=error_bound if math.isfinite(error_bound) else math.inf,
-        reason=reason,
+    hindrance = hindrance or next((p.hindrance for p in parts if p.hindrance), None)
+    bounds = _unbounded(e) if hindrance else _bounds(point, parts, e, adjoint_norm)
+    return Verdict(
+        point=point,
+        gradient=sum_gradients([p.gradient for p in parts]),
+        error_bound=bounds.error if math.isfinite(bounds.error) else math.inf,
+        hindrance=hindrance,
         loss=float(loss.value(x)),
         loss_interval=loss.interval(x, e),
         state_error=e,
-        adjoint_error=E,
+        adjoint_error=bounds.adjoint_error,
         state_residual=state_norm,
         adjoint_residual=adjoint_norm,
-        state_share=state_share,
-        adjoint_share=adjoint_share,
-        outlook=shares,
+        state_share=bounds.state_share,
+        adjoint_share=bounds.adjoint_share,
+        outlook=bounds.outlook,
     )
+
+
+@dataclass(frozen=True)
+class _Bounds:
+    """What the parts of a batch say together, see :class:`Verdict`."""
+
+    error: float
+    adjoint_error: Tensor
+    state_share: float
+    adjoint_share: float
+    outlook: tuple[float, float] | None = None
+
+
+def _unbounded(e: Tensor) -> _Bounds:
+    return _Bounds(math.inf, torch.full_like(e, math.inf), math.inf, math.inf)
+
+
+def _bounds(point: Point, parts: list[_Part], e: Tensor, adjoint_norm: Tensor) -> _Bounds:
+    """For errors e of x and residual norms of X, (batch,)."""
+    # the gradient of each part is rounded to the dtype of the parameters, and so is their sum
+    rounding = sum(torch.finfo(g.dtype).eps * gradient_norm({"": g}) for p in parts for g in p.gradient.values())
+    rounding += 1e-13 * sum(p.magnitude for p in parts) if parts[0].gradient else 0.0
+    change, mu = point.loss.gradient_change(point.x, e), point.instance.strong_convexity
+    assert change is not None  # missing_assumption() has seen to it
+    bounds = [p.errors for p in parts if p.errors is not None]
+    total, E = _total(mu, bounds, adjoint_norm + change)
+    without, _ = _total(mu, bounds, change)
+    nearer = [p.nearer for p in parts if p.nearer is not None]
+    shares: tuple[float, float] | None = None
+    if len(nearer) == len(parts):
+        near, _ = _total(mu, nearer, OUTLOOK * change)
+        shares = (near, _total(mu, nearer, adjoint_norm + OUTLOOK * change)[0] - near)
+    return _Bounds(total + rounding, E, without + rounding, total - without, shares)
 
 
 @dataclass(frozen=True)
@@ -205,55 +224,46 @@ class _Part:
     state_norm: Tensor
     e: Tensor
     adjoint_norm: Tensor
-    reason: str
+    hindrance: Hindrance | None
     errors: _Errors | None
     magnitude: float
     nearer: _Errors | None = None
     unsettled: Tensor | None = None
 
 
-def _judge_part(
-    problem: FrozenProblem,
-    instance: Instance,
-    b: Tensor,
-    x: Tensor,
-    X: Tensor,
-    loss_gradient: Tensor,
-    known_error: Tensor,
-    kind: type[PointBound] | None,
-    outlook: Enough | None,
-) -> _Part:
-    gradient, responses = evaluate_pairing(problem, instance, b, x, X)
+def _judge_part(point: Point, known_error: Tensor, kind: type[PointBound] | None, outlook: Enough | None) -> _Part:
+    instance, x, X = point.instance, point.x, point.X
+    gradient, responses = evaluate_pairing(point)
     pullback = instance.adjoint(responses.y)
     residual = state_residual(instance, x, pullback)
     state_norm = sum_samples(residual**2).sqrt() + rounding_floor(instance, x, pullback, y=responses.y)
-    equation = AdjointEquation.at(instance, x, responses.t, loss_gradient)
+    equation = AdjointEquation.at(instance, x, responses.t, point.loss_gradient)
     bent = instance.adjoint(responses.Y)
     adjoint_residual = equation.project(instance.quadratic(X) + bent) - equation.rhs
-    adjoint_norm = sum_samples(adjoint_residual**2).sqrt() + rounding_floor(instance, X, bent, loss_gradient)
+    adjoint_norm = sum_samples(adjoint_residual**2).sqrt() + rounding_floor(instance, X, bent, point.loss_gradient)
     mu = instance.strong_convexity
     e = torch.minimum(state_norm / mu if mu > 0 else torch.full_like(state_norm, math.inf), known_error)
     if kind is None:
-        return _Part(gradient, state_norm, e, adjoint_norm, "", None, 0.0)
+        return _Part(gradient, state_norm, e, adjoint_norm, None, None, 0.0)
     X_active = None if equation.free is None else X - equation.project(X)
-    bound = kind(problem, instance, x, X, responses, state_norm, e, pullback, X_active)
-    reason, off_zero = "", None
+    bound = kind(point.frozen, instance, x, X, responses, state_norm, e, pullback, X_active)
+    hindrance, off_zero = None, None
     if not bool(bound.smooth.all()):
-        reason = "a kink of the potential lies within the error of x; solve more accurately or use a smooth potential"
+        hindrance = Obstacle.KINK.met()
     elif instance.box is not None and not constraint_decided(instance, x, responses.t, state_norm, e, bound.high_max):
-        reason = "the active set of the constraint is undecided within the error of x; solve more accurately"
+        hindrance = Obstacle.ACTIVE_SET.met()
         off_zero = unsettled(instance, x, responses.t, e)
     errors, magnitude, nearer = _Errors.of(bound), bound.magnitude(), None
     if outlook is not None and _total(mu, [errors], adjoint_norm)[0] > outlook(gradient_norm(gradient)):
         del bound  # before the intervals of another one
-        near = kind(problem, instance, x, X, responses, OUTLOOK * state_norm, OUTLOOK * e, pullback, X_active)
+        near = kind(point.frozen, instance, x, X, responses, OUTLOOK * state_norm, OUTLOOK * e, pullback, X_active)
         nearer = _Errors.of(near)
     return _Part(
         gradient=gradient,
         state_norm=state_norm,
         e=e,
         adjoint_norm=adjoint_norm,
-        reason=reason,
+        hindrance=hindrance,
         errors=errors,
         magnitude=magnitude,
         nearer=nearer,

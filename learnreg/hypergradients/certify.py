@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from learnreg.certificates.judgement import Judgement, gradient_distance, judge
+from learnreg.certificates.judgement import Verdict, gradient_distance, judge
 from learnreg.certificates.state import state_residual
 from learnreg.errors import DataError
-from learnreg.hypergradients.base import Accuracy, Iterates
+from learnreg.hypergradients.base import Accuracy
 from learnreg.hypergradients.compute import CertificateName, check_certificate
 from learnreg.hypergradients.implicit import Implicit
+from learnreg.hypergradients.search import Request
 from learnreg.hypergradients.sharp_search import SharpSearch
 from learnreg.linear.samples import inner_samples, norm_samples, sum_samples
 from learnreg.losses import UpperLoss
 from learnreg.lower_level.frozen import FrozenProblem
 from learnreg.lower_level.latent import image_part
+from learnreg.lower_level.point import Point
 from learnreg.lower_level.problem import LowerLevelProblem
-from learnreg.result import BoundKind, Certificate
+from learnreg.result import BoundKind, Certificate, Hypergradient
 from learnreg.solvers.newton_correction import correct_adjoint, extended_adjoint
 
 __all__ = ["certify"]
@@ -32,17 +35,6 @@ _SMALLEST = 1e-10
 
 _ADJOINT = 1e-3
 """Relative residual of the adjoint state where none is given."""
-
-
-class _Corrections(SharpSearch):
-    """Corrections of given iterates until they are much better than those."""
-
-    plain: Judgement
-    newton_steps = 1
-
-    def target(self, judged: Judgement) -> float:
-        distance = gradient_distance(self.plain.gradient, judged.gradient)
-        return max(_SHARE * distance, _SMALLEST * judged.norm)
 
 
 @torch.no_grad()
@@ -75,27 +67,30 @@ def certify(
     """
     check_certificate(certificate)
     frozen = problem.frozen()
-    search = _Corrections(frozen, b, loss, Implicit(), 1.0, 0.0, max_steps)
-    search.certificate = certificate
-    instance = search.exact_instance
-    loss, given = search.loss, _checked(frozen, x, "x")
+    search = SharpSearch(frozen, b, loss, Implicit(), Request(1.0, 0.0, max_steps, certificate, newton_steps=1))
+    instance, given = search.exact_instance, _checked(frozen, x, "x")
     x = instance.extended(given if frozen.constraint is None else frozen.constraint.exactly(x.detach()))
+    point = Point(frozen, instance, b, search.loss, x, torch.zeros_like(x))
     if X is None:
-        size = sum_samples(loss.gradient(x) ** 2).sqrt()
-        X = correct_adjoint(instance, loss, x, torch.zeros_like(x), _ADJOINT * size, max_steps).point
+        size = sum_samples(point.loss_gradient**2).sqrt()
+        point = point.at(x, correct_adjoint(point, _ADJOINT * size, max_steps).point)
     else:
-        X = extended_adjoint(instance, x, _checked(frozen, X, "X"))
-    plain = judge(frozen, instance, b, loss, x, X, certificate)
-    search.plain = plain
-    final = plain
-    certifiable = not plain.reason or search._depends_on_accuracy(plain)
-    if certifiable and certificate != "published":
+        point = point.at(x, extended_adjoint(instance, x, _checked(frozen, X, "X")))
+    plain = judge(point, certificate)
+    final, target = plain, partial(_much_better, plain)
+    if plain.certifiable and certificate != "published":
         accuracy = Accuracy(plain.state_error, plain.adjoint_residual)
-        final = search.refine(Iterates(x, X, warm=True), plain, accuracy)[0]
-    moved = norm_samples(given - image_part(plain.x, instance.latent))
-    if final.reason:
-        return _uncertified(search, plain, loss, moved)
-    return _certified(search, plain, final, loss, moved)
+        final, _ = search.refine(point, plain, accuracy, target)
+    moved = norm_samples(given - image_part(plain.point.x, instance.latent))
+    if final.hindrance:
+        return _uncertified(search, plain, search.estimate(plain, target), moved)
+    return _certified(search, plain, final, moved)
+
+
+def _much_better(plain: Verdict, verdict: Verdict) -> float:
+    """The error bound of a corrected gradient that adds little to its distance from the given one."""
+    distance = gradient_distance(plain.gradient, verdict.gradient)
+    return max(_SHARE * distance, _SMALLEST * verdict.norm)
 
 
 def _checked(frozen: FrozenProblem, value: Tensor, name: str) -> Tensor:
@@ -108,13 +103,14 @@ def _checked(frozen: FrozenProblem, value: Tensor, name: str) -> Tensor:
     return value.detach().double()
 
 
-def _certified(search: _Corrections, plain: Judgement, final: Judgement, loss: UpperLoss, moved: Tensor) -> Certificate:
+def _certified(search: SharpSearch, plain: Verdict, final: Verdict, moved: Tensor) -> Certificate:
     """Lemma 5: the bounds at the final point, and the distance to it. ``moved``: that of x from the constraint."""
+    at, after = plain.point, final.point
     distance = gradient_distance(plain.gradient, final.gradient)
     rounded = distance * (1.0 + 1e-12) + _rounding(plain)
-    state = torch.minimum(plain.state_error, norm_samples(plain.x - final.x) + final.state_error)
-    adjoint = torch.minimum(plain.adjoint_error, norm_samples(plain.X - final.X) + final.adjoint_error)
-    intervals = (loss.interval(plain.x, state), final.loss_interval)
+    state = torch.minimum(plain.state_error, norm_samples(at.x - after.x) + final.state_error)
+    adjoint = torch.minimum(plain.adjoint_error, norm_samples(at.X - after.X) + final.adjoint_error)
+    intervals = (at.loss.interval(at.x, state), final.loss_interval)
     return _result(
         search,
         plain,
@@ -127,20 +123,19 @@ def _certified(search: _Corrections, plain: Judgement, final: Judgement, loss: U
     )
 
 
-def _uncertified(search: _Corrections, plain: Judgement, loss: UpperLoss, moved: Tensor) -> Certificate:
+def _uncertified(search: SharpSearch, plain: Verdict, estimated: Hypergradient, moved: Tensor) -> Certificate:
     """No bound exists: the distance to what Newton corrections lead to is an estimate."""
-    estimated = search._estimate(plain, Iterates(plain.x, plain.X))
-    instance = search.exact_instance
+    instance, at = search.exact_instance, plain.point
     x = instance.extended(estimated.x.double())
     X = extended_adjoint(instance, x, estimated.X.double())
-    final = judge(search.frozen, instance, search.b, loss, x, X)
+    final = judge(at.at(x, X))
     bound = gradient_distance(plain.gradient, final.gradient) + estimated.error_bound
     return _result(
         search,
         plain,
         final,
-        state_error=torch.minimum(plain.state_error, 1.1 * norm_samples(plain.x - final.x)) + moved,
-        adjoint_error=1.1 * norm_samples(plain.X - final.X),
+        state_error=torch.minimum(plain.state_error, 1.1 * norm_samples(at.x - final.point.x)) + moved,
+        adjoint_error=1.1 * norm_samples(at.X - final.point.X),
         bound=bound,
         kind="estimate" if math.isfinite(bound) else "none",
         interval=(-math.inf, math.inf),
@@ -148,9 +143,9 @@ def _uncertified(search: _Corrections, plain: Judgement, loss: UpperLoss, moved:
 
 
 def _result(
-    search: _Corrections,
-    plain: Judgement,
-    final: Judgement,
+    search: SharpSearch,
+    plain: Verdict,
+    final: Verdict,
     *,
     state_error: Tensor,
     adjoint_error: Tensor,
@@ -158,9 +153,9 @@ def _result(
     kind: BoundKind,
     interval: tuple[float, float],
 ) -> Certificate:
-    instance = search.exact_instance
-    pullback = instance.adjoint(instance.potential.grad(instance.apply(plain.x)))
-    weighted = inner_samples(plain.X, state_residual(instance, plain.x, pullback)).sum()
+    instance, x, X = search.exact_instance, plain.point.x, plain.point.X
+    pullback = instance.adjoint(instance.potential.grad(instance.apply(x)))
+    weighted = inner_samples(X, state_residual(instance, x, pullback)).sum()
     scale = math.sqrt(math.prod(search.frozen.operator.domain_shape))
     return Certificate(
         error_bound=state_error / scale * (1.0 + 1e-14),
@@ -171,7 +166,7 @@ def _result(
         certified=kind == "rigorous" and math.isfinite(bound),
         bound_kind=kind,
         reason=plain.reason if kind != "rigorous" else "",
-        X=image_part(plain.X, instance.latent),
+        X=image_part(X, instance.latent),
         adjoint_error_bound=adjoint_error,
         gradient_error_estimate=gradient_distance(plain.gradient, final.gradient),
         loss_estimate=plain.loss + float(weighted),
@@ -181,6 +176,6 @@ def _result(
     )
 
 
-def _rounding(judged: Judgement) -> float:
+def _rounding(verdict: Verdict) -> float:
     """What the dtype of the gradients rounds off."""
-    return sum(torch.finfo(g.dtype).eps * float(g.double().norm()) for g in judged.gradient.values())
+    return sum(torch.finfo(g.dtype).eps * float(g.double().norm()) for g in verdict.gradient.values())

@@ -10,7 +10,7 @@ from torch import Tensor
 from learnreg.errors import ConfigError, SolverError
 from learnreg.hypergradients.base import HypergradientMethod
 from learnreg.hypergradients.implicit import Implicit
-from learnreg.hypergradients.search import Search, Start
+from learnreg.hypergradients.search import Request, Search, Start
 from learnreg.hypergradients.sharp_search import SharpSearch
 from learnreg.losses import UpperLoss
 from learnreg.lower_level.frozen import FrozenProblem
@@ -62,9 +62,9 @@ def hypergradient(
     check_certificate(certificate)
     if absolute_tolerance < 0:
         raise ConfigError(f"absolute_tolerance={absolute_tolerance!r}: expected a number >= 0.")
-    goal = (check_tolerance(tolerance), absolute_tolerance, max_steps)
-    search = (Search if certificate == "published" else SharpSearch)(problem, b, loss, method or Implicit(), *goal)
-    search.certificate = certificate
+    request = Request(check_tolerance(tolerance), absolute_tolerance, max_steps, certificate)
+    kind = Search if certificate == "published" else SharpSearch
+    search = kind(problem, b, loss, Implicit() if method is None else method, request)
     result = search.run(start)
     if on_failure == "raise" and not result.status.converged:
         raise SolverError(

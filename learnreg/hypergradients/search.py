@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from learnreg.certificates.judgement import Enough, Judgement, PointCertificate, gradient_distance, judge
+from learnreg.certificates.judgement import Enough, PointCertificate, Verdict, gradient_distance, judge
 from learnreg.errors import ShapeError
 from learnreg.hypergradients.base import Accuracy, HypergradientMethod, Iterates
 from learnreg.linear.samples import sum_samples
@@ -16,12 +17,13 @@ from learnreg.losses import UpperLoss
 from learnreg.lower_level.frozen import FrozenProblem
 from learnreg.lower_level.instance import Instance
 from learnreg.lower_level.latent import image_part, joint_loss, without_latent
+from learnreg.lower_level.point import Point
 from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.result import BoundKind, Hypergradient, Status
 from learnreg.solvers.newton_correction import newton_correction
 from learnreg.solvers.solve import initial_point
 
-__all__ = ["LIMITED", "Search", "Start"]
+__all__ = ["LIMITED", "Request", "Search", "Start"]
 
 LIMITED = (Status.PRECISION, Status.STAGNATED, Status.NOT_FINITE)
 """How a method ends that more steps in the same precision would not help."""
@@ -66,10 +68,29 @@ class Start:
         return whole, without_latent(X, instance.latent) if self.Z is None else instance.joined(X, self.Z.to(X))
 
 
+@dataclass(frozen=True)
+class Request:
+    """What is asked of a hypergradient: an error bound of at most max(tolerance ‖gradient‖, absolute_tolerance), by the
+    point bound ``certificate``, within max_steps iterations of the state and as many of the adjoint state.
+    newton_steps: corrections at most until the next judgement."""
+
+    tolerance: float
+    absolute_tolerance: float = 0.0
+    max_steps: int | None = None
+    certificate: PointCertificate = "auto"
+    newton_steps: int = 12
+
+    def enough(self, norm: float) -> float:
+        """The error bound that is good enough for a gradient of this norm."""
+        return max(self.tolerance * norm, self.absolute_tolerance)
+
+    def steps_left(self, steps: int) -> int | None:
+        """After so many; at least one."""
+        return None if self.max_steps is None else max(1, self.max_steps - steps)
+
+
 class Search:
     """Rounds of improve and judge; each round tightens what the certificate, one point bound, says limits it."""
-
-    certificate: PointCertificate = "published"
 
     def __init__(
         self,
@@ -77,12 +98,9 @@ class Search:
         b: Tensor,
         loss: UpperLoss,
         method: HypergradientMethod,
-        tolerance: float,
-        absolute_tolerance: float,
-        max_steps: int | None,
+        request: Request,
     ) -> None:
-        self.frozen, self.b, self.loss, self.method = problem.frozen(), b, loss, method
-        self.tolerance, self.absolute_tolerance, self.max_steps = tolerance, absolute_tolerance, max_steps
+        self.frozen, self.b, self.method, self.request = problem.frozen(), b, method, request
         self.instance = self.frozen.at(b)
         exact = b.dtype == torch.float64
         self.exact_instance = self.instance if exact else self.frozen.at(b.double(), self.instance.counter)
@@ -90,91 +108,82 @@ class Search:
         self.working: Instance = self.instance
         self.state_steps = self.adjoint_steps = 0
 
-    def target(self, judged: Judgement) -> float:
+    def target(self, verdict: Verdict) -> float:
         """The error bound that is good enough for the gradient judged."""
-        return self._enough(judged.norm)
-
-    def _enough(self, norm: float) -> float:
-        return max(self.tolerance * norm, self.absolute_tolerance)
+        return self.request.enough(verdict.norm)
 
     def run(self, start: Start | None) -> Hypergradient:
-        iterates = self._initial(start)
-        accuracy = self._initial_accuracy(iterates)
-        best: Judgement | None = None
+        point = self._initial(start)
+        accuracy = self._initial_accuracy(point)
+        best: Verdict | None = None
         status = Status.STAGNATED
         for _ in range(_MAX_ROUNDS):
-            iterates = self._improve(iterates, accuracy)
-            judged = self._judge(iterates)
-            certifiable = not judged.reason or self._depends_on_accuracy(judged)
-            if not certifiable:
-                return self._estimate(judged, iterates)
+            point, ended = self._improve(point, accuracy)
+            verdict = self._judge(point)
+            if not verdict.certifiable:
+                return self.estimate(verdict, self.target)
             previous = math.inf if best is None else best.error_bound
-            if best is None or judged.better(best):
-                best = judged
+            if best is None or verdict.better(best):
+                best = verdict
             if best.error_bound <= self.target(best):
                 return self._certified(best, Status.CONVERGED)
             if self._out_of_steps():
                 status = Status.MAX_STEPS
                 break
-            limited = iterates.status in LIMITED
-            if self.working.q.dtype != torch.float64 and (limited or judged.error_bound > 0.5 * previous):
+            limited = ended in LIMITED
+            if self.working.q.dtype != torch.float64 and (limited or verdict.error_bound > 0.5 * previous):
                 self.working = self.exact_instance
-            elif limited and judged.error_bound > 0.5 * previous:
-                status = iterates.status
+            elif limited and verdict.error_bound > 0.5 * previous:
+                status = ended
                 break
-            accuracy = self._tighter(accuracy, judged, limited)
+            accuracy = self._tighter(accuracy, verdict, limited)
         assert best is not None
-        if best.reason:
-            return self._estimate(best, iterates, status)
+        if best.hindrance:
+            return self.estimate(best, self.target, status)
         return self._certified(best, status)
 
     # ---- one round -------------------------------------------------------------------------------------------------
 
-    def _initial(self, start: Start | None) -> Iterates:
+    def _initial(self, start: Start | None) -> Point:
         if start is None:
             x = initial_point(self.instance, self.b)
-            return Iterates(x, torch.zeros_like(x))
+            return Point(self.frozen, self.instance, self.b, self.loss, x, torch.zeros_like(x))
         self.frozen.operator.check_domain(start.x, "start.x")
         self.frozen.operator.check_domain(start.X, "start.X")
-        return Iterates(*start.in_all(self.instance), warm=True)
+        return Point(self.frozen, self.instance, self.b, self.loss, *start.in_all(self.instance), warm=True)
 
-    def _initial_accuracy(self, iterates: Iterates) -> Accuracy:
+    def _initial_accuracy(self, point: Point) -> Accuracy:
         """A first guess: relative to the image and to the loss gradient, a tenth of the tolerance asked for."""
-        share = 0.1 * min(self.tolerance, 1.0)
-        size = sum_samples(iterates.x.double() ** 2).sqrt().clamp_min(1e-6)
-        slope = sum_samples(self.loss.gradient(iterates.x).double() ** 2).sqrt()
+        share = 0.1 * min(self.request.tolerance, 1.0)
+        size = sum_samples(point.x.double() ** 2).sqrt().clamp_min(1e-6)
+        slope = sum_samples(point.loss_gradient.double() ** 2).sqrt()
         return Accuracy(share * size, (share * slope).clamp_min(torch.finfo(torch.float64).tiny))
 
-    def _improve(self, iterates: Iterates, accuracy: Accuracy) -> Iterates:
-        dtype = self.working.q.dtype
-        left: tuple[int | None, int | None] = (None, None)
-        if self.max_steps is not None:
-            left = (max(1, self.max_steps - self.state_steps), max(1, self.max_steps - self.adjoint_steps))
-        t = None if iterates.t is None else iterates.t.to(dtype)
-        start = Iterates(iterates.x.to(dtype), iterates.X.to(dtype), t=t, warm=iterates.warm)
+    def _improve(self, point: Point, accuracy: Accuracy) -> tuple[Point, Status]:
+        """Where the method leads from there, and how it ended."""
+        dtype, begin = self.working.q.dtype, point.on(self.working)
+        left = (self.request.steps_left(self.state_steps), self.request.steps_left(self.adjoint_steps))
         goal = Accuracy(accuracy.state.to(dtype), accuracy.adjoint.to(dtype))
-        improved = self.method.improve(self.working, self.loss, start, goal, *left)
+        iterates = Iterates(begin.x, begin.X, t=begin.t, warm=begin.warm)
+        improved = self.method.improve(self.working, self.loss, iterates, goal, *left)
         self.state_steps += improved.state_steps
         self.adjoint_steps += improved.adjoint_steps
-        return improved
+        return replace(begin, x=improved.x, X=improved.X, t=improved.t, warm=improved.warm), improved.status
 
-    def _judge(self, iterates: Iterates, outlook: Enough | None = None) -> Judgement:
-        x, X = iterates.x, iterates.X
-        return judge(self.frozen, self.exact_instance, self.b, self.loss, x, X, self.certificate, outlook=outlook)
-
-    def _depends_on_accuracy(self, judged: Judgement) -> bool:
-        return "solve more accurately" in judged.reason
+    def _judge(self, point: Point, outlook: Enough | None = None) -> Verdict:
+        return judge(replace(point, instance=self.exact_instance), self.request.certificate, outlook=outlook)
 
     def _out_of_steps(self) -> bool:
-        return self.max_steps is not None and max(self.state_steps, self.adjoint_steps) >= self.max_steps
+        limit = self.request.max_steps
+        return limit is not None and max(self.state_steps, self.adjoint_steps) >= limit
 
-    def _tighter(self, accuracy: Accuracy, judged: Judgement, limited: bool) -> Accuracy:
+    def _tighter(self, accuracy: Accuracy, verdict: Verdict, limited: bool) -> Accuracy:
         """What was achieved, divided by what the bound still lacks, at least by 3 and at most by 10^4. A solver that
         believes it met its goal must get a smaller one; one that rounding limited need not."""
-        target = self.target(judged)
-        state_factor = _shrink(0.4 * target, judged.state_share)
-        adjoint_factor = _shrink(0.4 * target, judged.adjoint_share)
-        state, adjoint = judged.state_error * state_factor, judged.adjoint_residual * adjoint_factor
+        target = self.target(verdict)
+        state_factor = _shrink(0.4 * target, verdict.state_share)
+        adjoint_factor = _shrink(0.4 * target, verdict.adjoint_share)
+        state, adjoint = verdict.state_error * state_factor, verdict.adjoint_residual * adjoint_factor
         if self.instance.strong_convexity <= 0:
             state = accuracy.state * state_factor
         if not limited:
@@ -184,48 +193,48 @@ class Search:
 
     # ---- results ---------------------------------------------------------------------------------------------------
 
-    def _certified(self, judged: Judgement, status: Status) -> Hypergradient:
-        return self._result(judged, judged.error_bound, "rigorous", status)
+    def _certified(self, verdict: Verdict, status: Status) -> Hypergradient:
+        return self._result(verdict, verdict.error_bound, "rigorous", status)
 
-    def _estimate(self, judged: Judgement, iterates: Iterates, status: Status | None = None) -> Hypergradient:
-        """No bound exists: correct by Newton steps until the correction, which estimates the error, is small enough."""
-        x, X = judged.x, judged.X
-        error, reason = math.inf, judged.reason
+    def estimate(
+        self, verdict: Verdict, target: Callable[[Verdict], float], status: Status | None = None
+    ) -> Hypergradient:
+        """No bound exists: correct by Newton steps until the correction, which estimates the error, meets the target.
+        ``status``: what to say where it does not."""
+        point, error, reason = verdict.point, math.inf, verdict.reason
         for _ in range(_MAX_ROUNDS):
-            x, X = newton_correction(self.exact_instance, self.loss, x, X, min(_CORRECTION, 0.1 * self.tolerance))
-            corrected = self._judge(Iterates(x, X))
-            difference = gradient_distance(corrected.gradient, judged.gradient)
+            point = newton_correction(point, min(_CORRECTION, 0.1 * self.request.tolerance))
+            corrected = self._judge(point)
+            difference = gradient_distance(corrected.gradient, verdict.gradient)
             stalled = difference > 0.5 * error
-            error, judged = difference, corrected
-            if error <= self.target(judged):
-                return self._result(judged, error, "estimate", Status.ESTIMATED, reason)
+            error, verdict = difference, corrected
+            if error <= target(verdict):
+                return self._result(verdict, error, "estimate", Status.ESTIMATED, reason)
             if stalled or self._out_of_steps():
                 break
         kind: BoundKind = "estimate" if math.isfinite(error) else "none"
         fallback = Status.MAX_STEPS if self._out_of_steps() else Status.STAGNATED
-        return self._result(judged, error, kind, status or fallback, reason)
+        return self._result(verdict, error, kind, status or fallback, reason)
 
     def _result(
-        self, judged: Judgement, error_bound: float, kind: BoundKind, status: Status, reason: str = ""
+        self, verdict: Verdict, error_bound: float, kind: BoundKind, status: Status, reason: str = ""
     ) -> Hypergradient:
-        box, dtype = self.instance.box, self.b.dtype
-        x, X = judged.x.to(dtype) if box is None else box.inside(judged.x, dtype), judged.X.to(dtype)
+        box, dtype, point = self.instance.box, self.b.dtype, verdict.point
+        x, X = point.x.to(dtype) if box is None else box.inside(point.x, dtype), point.X.to(dtype)
         certified = kind == "rigorous" and math.isfinite(error_bound)
-        state_moved, adjoint_moved = (
-            sum_samples((new - old) ** 2).sqrt() for new, old in ((x, judged.x), (X, judged.X))
-        )
+        state_moved, adjoint_moved = (sum_samples((new - old) ** 2).sqrt() for new, old in ((x, point.x), (X, point.X)))
         return Hypergradient(
-            gradient=judged.gradient,
+            gradient=verdict.gradient,
             error_bound=error_bound,
             certified=certified,
             bound_kind=kind,
             reason=reason,
-            loss=judged.loss,
-            loss_interval=judged.loss_interval,
+            loss=verdict.loss,
+            loss_interval=verdict.loss_interval,
             x=image_part(x, self.instance.latent),
             X=image_part(X, self.instance.latent),
-            state_error_bound=judged.state_error + state_moved,
-            adjoint_error_bound=judged.adjoint_error + adjoint_moved,
+            state_error_bound=verdict.state_error + state_moved,
+            adjoint_error_bound=verdict.adjoint_error + adjoint_moved,
             status=status,
             steps=max(self.state_steps, self.adjoint_steps),
             operator_applications=self.instance.counter.applications,

@@ -8,14 +8,16 @@ is judged afresh, so that a step that did not pay is dropped and costs time alon
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
-from learnreg.certificates.judgement import OUTLOOK, Judgement, PointCertificate
-from learnreg.hypergradients.base import Accuracy, Iterates
+from learnreg.certificates.judgement import OUTLOOK, Verdict
+from learnreg.hypergradients.base import Accuracy
 from learnreg.hypergradients.search import LIMITED, Search, Start
 from learnreg.linear.samples import sum_samples
+from learnreg.lower_level.point import Point
 from learnreg.result import Hypergradient, Status
 from learnreg.solvers.newton_correction import approach_state, correct_adjoint
 
@@ -36,116 +38,113 @@ ones, where a step that fails is expensive."""
 
 @dataclass(frozen=True)
 class _Position:
-    """Where the search stands: iterates, what is known of them, the relative residual of the next Newton step, and
-    whether rounding keeps the state from getting any better."""
+    """Where the search stands: a point, what is known of it, the relative residual of the next Newton step, how the
+    method that led there ended, and whether rounding keeps the state from getting any better."""
 
-    iterates: Iterates
-    judged: Judgement
+    point: Point
+    verdict: Verdict
     forcing: float
+    ended: Status = Status.CONVERGED
     state_final: bool = False
 
 
 class SharpSearch(Search):
     """Newton corrections of the state until its share of the bound is small, then the adjoint equation there."""
 
-    certificate: PointCertificate = "sharp"
-    newton_steps = 12
-    """Newton steps at most until the next judgement."""
-
     def run(self, start: Start | None) -> Hypergradient:
-        iterates = self._initial(start)
-        accuracy = self._first_accuracy(iterates)
-        iterates = self._improve(iterates, accuracy)
-        judged = self._judge(iterates, self._enough)
-        if judged.reason and not self._depends_on_accuracy(judged):
-            return self._estimate(judged, iterates)
-        best, at, status = self.refine(iterates, judged, accuracy)
-        if best.reason:
-            return self._estimate(best, at, None if status is Status.CONVERGED else status)
+        point = self._initial(start)
+        accuracy = self._first_accuracy(point)
+        point, _ = self._improve(point, accuracy)
+        verdict = self._judge(point, self.request.enough)
+        if not verdict.certifiable:
+            return self.estimate(verdict, self.target)
+        best, status = self.refine(point, verdict, accuracy, self.target)
+        if best.hindrance:
+            return self.estimate(best, self.target, None if status is Status.CONVERGED else status)
         return self._certified(best, status)
 
-    def refine(self, iterates: Iterates, judged: Judgement, accuracy: Accuracy) -> tuple[Judgement, Iterates, Status]:
-        """Corrections until the bound meets the target: the best judgement, the last iterates and how it ended.
-        ``accuracy``: what the iterates were computed to."""
-        at, best, status, idle = _Position(iterates, judged, _FIRST_FORCING), judged, Status.STAGNATED, 0
+    def refine(
+        self, point: Point, verdict: Verdict, accuracy: Accuracy, target: Callable[[Verdict], float]
+    ) -> tuple[Verdict, Status]:
+        """Corrections until the bound meets the target of its verdict: the best verdict and how it ended. ``accuracy``:
+        what the point was computed to."""
+        at, best, status, idle = _Position(point, verdict, _FIRST_FORCING), verdict, Status.STAGNATED, 0
         for _ in range(_MAX_ROUNDS):
-            if best.error_bound <= self.target(best):
-                return best, at.iterates, Status.CONVERGED
+            if best.error_bound <= target(best):
+                return best, Status.CONVERGED
             if self._out_of_steps():
-                return best, at.iterates, Status.MAX_STEPS
-            moved = self._correct(at)
+                return best, Status.MAX_STEPS
+            moved = self._correct(at, target)
             if moved is None:
-                accuracy = Accuracy(0.1 * torch.minimum(accuracy.state, at.judged.state_error), accuracy.adjoint)
+                accuracy = Accuracy(0.1 * torch.minimum(accuracy.state, at.verdict.state_error), accuracy.adjoint)
                 moved = self._go_on(at, accuracy)
-                status = moved.iterates.status
-            elif at.state_final and not moved.judged.better(best, _PROGRESS):
+                status = moved.ended
+            elif at.state_final and not moved.verdict.better(best, _PROGRESS):
                 break
-            idle = 0 if moved.judged.better(best, _PROGRESS) else idle + 1
+            idle = 0 if moved.verdict.better(best, _PROGRESS) else idle + 1
             at = moved
-            if at.judged.better(best):
-                best = at.judged
+            if at.verdict.better(best):
+                best = at.verdict
             if idle >= _MAX_IDLE_ROUNDS:
                 break
-        return best, at.iterates, Status.STAGNATED if status is Status.CONVERGED else status
+        return best, Status.STAGNATED if status is Status.CONVERGED else status
 
-    def _first_accuracy(self, iterates: Iterates) -> Accuracy:
+    def _first_accuracy(self, point: Point) -> Accuracy:
         """A state from which Newton's method should contract, and an adjoint state good enough to weigh errors."""
         near = _NEARER if self.instance.condition_bound() >= _ILL_CONDITIONED else _NEAR
-        size = sum_samples(iterates.x.double() ** 2).sqrt().clamp_min(1e-6)
-        slope = sum_samples(self.loss.gradient(iterates.x).double() ** 2).sqrt()
+        size = sum_samples(point.x.double() ** 2).sqrt().clamp_min(1e-6)
+        slope = sum_samples(point.loss_gradient.double() ** 2).sqrt()
         loose = (_FIRST_ADJOINT * slope).clamp_min(torch.finfo(torch.float64).tiny)
         return Accuracy(near * size, loose)
 
-    def _correct(self, at: _Position) -> _Position | None:
+    def _correct(self, at: _Position, enough: Callable[[Verdict], float]) -> _Position | None:
         """Newton steps for the state if its share of the bound is too large, then the adjoint equation if they lead far
         enough; None if they neither contracted nor led to a bound that meets the target."""
-        judged, target = at.judged, self.target(at.judged)
-        instance, x, X = self.exact_instance, judged.x, judged.X
-        wanted = 1.0 if at.state_final else _state_factor(target, judged)
-        before, reached, aim = judged.state_residual, True, wanted * judged.state_residual
+        verdict, target, point = at.verdict, enough(at.verdict), at.verdict.point
+        wanted = 1.0 if at.state_final else _state_factor(target, verdict)
+        before, reached, aim = verdict.state_residual, True, wanted * verdict.state_residual
         if wanted < 1.0:
-            step = approach_state(instance, x, aim, at.forcing, self._left(self.state_steps), self.newton_steps)
+            left = self.request.steps_left(self.state_steps)
+            step = approach_state(self.exact_instance, point.x, aim, at.forcing, left, self.request.newton_steps)
             self.state_steps += step.steps
             if not step.contracted:
                 return None
-            x, before, reached = step.point, step.before, step.reached
+            before, reached = step.before, step.reached
+            point = point.at(step.point, point.X)
         if reached:
-            target = max(target, 2.0 * judged.state_share) if at.state_final else target
-            goal = judged.adjoint_residual * _adjoint_factor(target, judged, wanted)
-            solved = correct_adjoint(instance, self.loss, x, X, goal, self._left(self.adjoint_steps))
+            target = max(target, 2.0 * verdict.state_share) if at.state_final else target
+            goal = verdict.adjoint_residual * _adjoint_factor(target, verdict, wanted)
+            solved = correct_adjoint(point, goal, self.request.steps_left(self.adjoint_steps))
             self.adjoint_steps += solved.steps
-            X = solved.point
-        iterates = Iterates(x, X, warm=True)
-        after = self._judge(iterates)
-        if wanted >= 1.0 or after.error_bound <= self.target(after):
-            return _Position(iterates, after, at.forcing, at.state_final)
-        if not bool((after.state_residual <= torch.maximum(_CONTRACTION * judged.state_residual, 2.0 * aim)).all()):
+            point = point.at(point.x, solved.point)
+        point = point.at(point.x, point.X)
+        after = self._judge(point)
+        if wanted >= 1.0 or after.error_bound <= enough(after):
+            return _Position(point, after, at.forcing, state_final=at.state_final)
+        if not bool((after.state_residual <= torch.maximum(_CONTRACTION * verdict.state_residual, 2.0 * aim)).all()):
             return None
         ratio = float((after.state_residual / before.clamp_min(1e-300)).max())
-        return _Position(iterates, after, min(max(ratio**2, _SMALLEST_FACTOR), _LARGEST_FORCING))
+        return _Position(point, after, min(max(ratio**2, _SMALLEST_FACTOR), _LARGEST_FORCING))
 
     def _go_on(self, at: _Position, accuracy: Accuracy) -> _Position:
         """The method again, from where it was; in float64 once rounding limits it."""
         exact = self.working is self.exact_instance
-        iterates = self._improve(at.iterates, accuracy)
-        judged, limited = self._judge(iterates), iterates.status in LIMITED
+        point, ended = self._improve(at.point, accuracy)
+        verdict, limited = self._judge(point), ended in LIMITED
         if limited:
             self.working = self.exact_instance
-        gained = bool((judged.state_residual <= _CONTRACTION * at.judged.state_residual).all())
-        return _Position(iterates, judged, _FIRST_FORCING, limited and exact and not gained)
-
-    def _left(self, steps: int) -> int | None:
-        return None if self.max_steps is None else max(1, self.max_steps - steps)
+        gained = bool((verdict.state_residual <= _CONTRACTION * at.verdict.state_residual).all())
+        return _Position(point, verdict, _FIRST_FORCING, ended, state_final=limited and exact and not gained)
 
 
-def _state_factor(target: float, judged: Judgement) -> float:
+def _state_factor(target: float, verdict: Verdict) -> float:
     """What the residual of the state must shrink by for its share of the bound to leave room for the other; 1 if it
     does. Shares follow a power of the residual, at least the first, as far as the outlook goes, then the first."""
-    share = judged.state_share
+    share = verdict.state_share
     if share <= 0.5 * target:
         return 1.0
     wanted = _STATE_SHARE * target
-    near = math.inf if judged.outlook is None else judged.outlook[0]
+    near = math.inf if verdict.outlook is None else verdict.outlook[0]
     if not math.isfinite(near):
         return max(wanted / share, _SMALLEST_FACTOR) if math.isfinite(share) else _FIRST_FORCING
     near = max(min(near, OUTLOOK * share), _SMALLEST_FACTOR * wanted)
@@ -154,13 +153,13 @@ def _state_factor(target: float, judged: Judgement) -> float:
     return math.exp(math.log(OUTLOOK) * math.log(wanted / share) / math.log(near / share))
 
 
-def _adjoint_factor(target: float, judged: Judgement, state_factor: float) -> float:
+def _adjoint_factor(target: float, verdict: Verdict, state_factor: float) -> float:
     """The same for the adjoint state, once the residual of the state has shrunk by its factor."""
-    share, state = judged.adjoint_share, judged.state_share
+    share, state = verdict.adjoint_share, verdict.state_share
     if state_factor < 1.0:
         state = _STATE_SHARE * target
-        if judged.outlook is not None and state_factor <= OUTLOOK:
-            share = judged.outlook[1]
+        if verdict.outlook is not None and state_factor <= OUTLOOK:
+            share = verdict.outlook[1]
     if not math.isfinite(share):
         return _FIRST_FORCING
     wanted = max(_SHARE * target - state, 0.4 * target)

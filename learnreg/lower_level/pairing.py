@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from learnreg.lower_level.frozen import FrozenProblem
-from learnreg.lower_level.instance import Instance
 from learnreg.lower_level.latent import image_part
+from learnreg.lower_level.point import Point
 
 __all__ = ["Responses", "evaluate_pairing", "pairing_gradient", "sum_gradients"]
 
@@ -31,11 +31,10 @@ class Responses:
     forward_X: Tensor | None
 
 
-def pairing_gradient(frozen: FrozenProblem, instance: Instance, b: Tensor, x: Tensor, X: Tensor) -> dict[str, Tensor]:
-    """The hypergradient formed from exactly these x and X, in their dtype; the batch goes through in parts, which
+def pairing_gradient(point: Point) -> dict[str, Tensor]:
+    """The hypergradient formed from exactly the point's x and X, in their dtype; the batch goes through in parts, which
     bounds the memory for responses. Counts as :func:`evaluate_pairing`."""
-    parts = [evaluate_pairing(frozen, part, b[i], x[i], X[i])[0] for part, i in instance.parts()]
-    return sum_gradients(parts)
+    return sum_gradients([evaluate_pairing(part)[0] for part, _ in point.parts()])
 
 
 def sum_gradients(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -43,14 +42,12 @@ def sum_gradients(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.stack([g[name].double() for g in parts]).sum(0).to(g) for name, g in parts[0].items()}
 
 
-def evaluate_pairing(
-    frozen: FrozenProblem, instance: Instance, b: Tensor, x: Tensor, X: Tensor
-) -> tuple[dict[str, Tensor], Responses]:
-    """The hypergradient formed from exactly these x and X, in their dtype, with the responses it used.
+def evaluate_pairing(point: Point) -> tuple[dict[str, Tensor], Responses]:
+    """The hypergradient formed from exactly the point's x and X, in their dtype, with the responses it used.
 
     Counts K x, K X and, when K has learnable parameters, the two applications of its backward pass.
     """
-    x, X, b = x.detach(), X.detach(), b.detach()
+    frozen, instance, x, X, b = point.frozen, point.instance, point.x.detach(), point.X.detach(), point.b.detach()
     counter = instance.counter
     data_side = any(name.startswith(("operator.", "data_term.")) for name in _beyond_regularizer(frozen))
     with torch.enable_grad():

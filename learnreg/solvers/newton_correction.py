@@ -13,9 +13,9 @@ from torch import Tensor
 
 from learnreg.certificates.state import state_residual
 from learnreg.linear.samples import sum_samples
-from learnreg.losses import UpperLoss
 from learnreg.lower_level.adjoint_equation import AdjointEquation
 from learnreg.lower_level.instance import Instance
+from learnreg.lower_level.point import Point
 from learnreg.solvers.conjugate_gradient import ConjugateGradient
 from learnreg.solvers.loop import iterate
 
@@ -122,30 +122,26 @@ def _newton_step(
 
 
 @torch.no_grad()
-def correct_adjoint(
-    instance: Instance, loss: UpperLoss, x: Tensor, X: Tensor, residual: Tensor, max_steps: int | None = None
-) -> Correction:
+def correct_adjoint(point: Point, residual: Tensor, max_steps: int | None = None) -> Correction:
     """X closer to the solution of the adjoint equation at x, to residuals (batch,)."""
-    gradient = loss.gradient(x)
 
     def work(part: Instance, index: slice) -> Correction:
-        equation = AdjointEquation.at(part, x[index], part.apply(x[index]), gradient[index])
+        x = point.x[index]
+        equation = AdjointEquation.at(part, x, part.apply(x), point.loss_gradient[index])
         never = torch.zeros_like(residual[index])
-        found = iterate(_solver(), equation, X[index], residual[index], never, _limit(max_steps))
+        found = iterate(_solver(), equation, point.X[index], residual[index], never, _limit(max_steps))
         return Correction(found.x, found.steps)
 
-    return _joined(instance.by_parts(work))
+    return _joined(point.instance.by_parts(work))
 
 
 @torch.no_grad()
-def newton_correction(
-    instance: Instance, loss: UpperLoss, x: Tensor, X: Tensor, relative: float
-) -> tuple[Tensor, Tensor]:
+def newton_correction(point: Point, relative: float) -> Point:
     """(x', X') one Newton step further, both to the same relative residual."""
-    share = x.new_full((instance.batch,), relative)
-    x = correct_state(instance, x, share).point
-    size = sum_samples(loss.gradient(x) ** 2).sqrt()
-    return x, correct_adjoint(instance, loss, x, X, share * size).point
+    share = point.x.new_full((point.instance.batch,), relative)
+    moved = point.at(correct_state(point.instance, point.x, share).point, point.X)
+    size = sum_samples(moved.loss_gradient**2).sqrt()
+    return moved.at(moved.x, correct_adjoint(moved, share * size).point)
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from learnreg.losses import UpperLoss
 from learnreg.lower_level.frozen import FrozenProblem
 from learnreg.lower_level.latent import joint_loss
 from learnreg.lower_level.pairing import pairing_gradient
+from learnreg.lower_level.point import Point
 from learnreg.lower_level.problem import LowerLevelProblem
 
 __all__ = ["Audit", "BatchGradient", "Tolerances", "audit", "improve_batch"]
@@ -92,7 +93,7 @@ def improve_batch(
     iterates = Iterates(*start.in_all(instance), warm=instance.latent is None or start.z is not None)
     result = method.improve(instance, joint_loss(loss, instance.latent), iterates, goal, None, None)
     state = Start.of(instance, result.x, result.X)
-    gradient = pairing_gradient(frozen, instance, b, result.x, result.X)
+    gradient = pairing_gradient(Point(frozen, instance, b, loss, result.x, result.X))
     return BatchGradient(
         gradient=gradient,
         loss=float(loss.value(state.x)),
@@ -115,7 +116,7 @@ def audit(
     samples."""
     frozen = problem.frozen()
     instance = frozen.at(b)
-    used = pairing_gradient(frozen, instance, b, *state.in_all(instance))
+    used = pairing_gradient(Point(frozen, instance, b, loss, *state.in_all(instance)))
     exact = hypergradient(
         frozen,
         b.double(),

@@ -13,6 +13,7 @@ from learnreg.losses import UpperLoss
 from learnreg.lower_level.frozen import FrozenProblem
 from learnreg.lower_level.latent import image_part, joint_loss
 from learnreg.lower_level.pairing import pairing_gradient
+from learnreg.lower_level.point import Point
 from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.solvers.solve import check_tolerance, solve
 
@@ -66,7 +67,7 @@ class _Solve(torch.autograd.Function):
         state = instance.extended(x)
         start = Iterates(state, torch.zeros_like(state))
         adjoint = layer.method.improve(instance, loss, start, accuracy, None, None).X
-        gradient = pairing_gradient(frozen, instance, b, state, adjoint)
+        gradient = pairing_gradient(Point(frozen, instance, b, loss, state, adjoint))
         wants_b = ctx.needs_input_grad[2]
         grad_b = _measurement_gradient(frozen, b, x, image_part(adjoint, instance.latent)) if wants_b else None
         return None, None, grad_b, *(gradient[name] for name in frozen.parameters)

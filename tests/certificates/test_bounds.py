@@ -24,6 +24,7 @@ from learnreg.certificates.judgement import judge
 from learnreg.certificates.state import smallest_bound
 from learnreg.convolutions.filter_bank import FilterBank
 from learnreg.convolutions.gradient import Gradient
+from learnreg.lower_level.point import Point
 from learnreg.operators import Blur, Identity
 from learnreg.potentials.isotropic import IsotropicPseudoHuber
 from learnreg.regularizers import AnalysisOperator, FieldsOfExperts
@@ -115,7 +116,7 @@ def compare(problem: lr.LowerLevelProblem, tolerances: tuple[float, ...] = (1.0,
     for size in (1e-1, 1e-3, 1e-5):
         noise = [size * torch.randn(truth.x.shape, generator=generator, dtype=torch.float64) for _ in range(2)]
         x, X = ((t + n).reshape(-1, *SHAPE) for t, n in zip((truth.x, truth.X), noise, strict=True))
-        judged = judge(problem, problem.instance(b), b, loss, x, X)
+        judged = judge(Point.of(problem, b, loss, x, X))
         assert dense_truth.distance(judged.gradient, truth.gradient) <= judged.error_bound
 
 
@@ -168,7 +169,7 @@ def test_adjoint_states_on_active_pixels_count() -> None:
     active = (x <= 0.35) | (x >= 0.6)
     assert bool(active.any())
     X = truth.X.reshape(-1, *SHAPE) + 0.5 * active * registry.randn(*x.shape, seed=5)
-    judged = judge(problem, problem.instance(b), b, loss, x, X)
+    judged = judge(Point.of(problem, b, loss, x, X))
     assert not judged.reason
     assert dense_truth.distance(judged.gradient, truth.gradient) <= judged.error_bound
     errors = (X.flatten(1) - truth.X).norm(dim=1)
@@ -272,7 +273,7 @@ def test_losses_of_each_sample_that_see_the_whole_batch() -> None:
     x = truth.x.reshape(b.shape).clone()
     x[0] += 0.3 * registry.randn(*SHAPE)
     X = dense_truth.Dense(problem, b).adjoint(x.flatten(1), loss).reshape(x.shape)
-    judged = judge(problem, problem.instance(b), b, loss, x, X, "sharp")
+    judged = judge(Point.of(problem, b, loss, x, X), "sharp")
     assert bool(((X.flatten(1) - truth.X).norm(dim=1) <= judged.adjoint_error).all())
     assert judged.loss_interval[0] <= truth.loss <= judged.loss_interval[1]
     assert loss.gradient_change(x, judged.state_error)[1] > 0.0  # type: ignore[index]

@@ -22,6 +22,7 @@ from learnreg.convolutions.padding import Boundary
 from learnreg.linear.norms import dense_matrix, largest_eigenvalue
 from learnreg.linear.operator import LinearOperator
 from learnreg.linear.parameter_groups import NormPairing, Pairing
+from learnreg.lower_level import point as bilevel
 from learnreg.operators import Blur, Identity
 from learnreg.regularizers import AnalysisOperator
 
@@ -53,10 +54,9 @@ def test_lemma_4_each_group_alone(many_points: list[Point], learned: str) -> Non
         for name, p in point.problem.regularizer.named_parameters():
             p.requires_grad_(name == learned)
         exact = dense_truth.gradient_by_autograd(point.problem, point.b, point.exact_x, point.exact_X)
-        instance = point.problem.instance(point.b)
         for X in (point.X, point.exact_X, torch.zeros_like(point.X)):
             arguments = point.image(point.x), point.image(X)
-            found = judge(point.problem, instance, point.b, point.loss, *arguments, "sharp")
+            found = judge(bilevel.Point.of(point.problem, point.b, point.loss, *arguments), "sharp")
             assert not found.reason
             error = dense_truth.distance(found.gradient, exact)
             at_most(error, found.error_bound)
@@ -74,7 +74,7 @@ def test_lemma_4_is_attained_by_the_error_of_x(learned: str, factor: float) -> N
     pixel = one_pixel(1.0, lr.PseudoHuber(1e3, 1e3), 1e-3, slope=100.0, learned=learned)
     x, X = (pixel.truth.x + 1e-4).reshape(1, 1, 1, 1), pixel.truth.X.reshape(1, 1, 1, 1)
     known = torch.full((1,), 1e-4 * ROUNDING, dtype=torch.float64)
-    found = judge(pixel.problem, pixel.problem.instance(pixel.b), pixel.b, pixel.loss, x, X, "sharp", known)
+    found = judge(bilevel.Point.of(pixel.problem, pixel.b, pixel.loss, x, X), "sharp", known)
     error = dense_truth.distance(found.gradient, pixel.truth.gradient)
     at_most(error, found.error_bound)
     at_most(found.error_bound, 1.01 * factor * error)
@@ -95,10 +95,10 @@ def test_lemma_4_is_attained_for_data_parameters(learned: str) -> None:
         options["ridge"] = nn.Parameter(weight)
     pixel = one_pixel(1.0, lr.PseudoHuber(1.0, 1e-9), 1e-3, slope=100.0, **options)
     x, X = (pixel.truth.x + 1e-4).reshape(1, 1, 1, 1), pixel.truth.X.reshape(1, 1, 1, 1)
-    arguments = pixel.problem, pixel.problem.instance(pixel.b), pixel.b, pixel.loss, x, X
+    point = bilevel.Point.of(pixel.problem, pixel.b, pixel.loss, x, X)
     known = torch.full((1,), 1e-4 * ROUNDING, dtype=torch.float64)
     for certificate in ("published", "sharp"):
-        found = judge(*arguments, certificate, known)  # type: ignore[arg-type]
+        found = judge(point, certificate, known)  # type: ignore[arg-type]
         error = dense_truth.distance(found.gradient, pixel.truth.gradient)
         at_most(error, found.error_bound)
         at_most(found.error_bound, 1.01 * error)
@@ -114,7 +114,7 @@ def test_lemma_4_data_parameters(name: str, rotating_generator: torch.Generator)
     truth = dense_truth.truth_of(problem, b, loss)
     for size in (1e-6, 1e-3, 0.1, 1.0):
         x, X = ((t + size * normal(rotating_generator, *t.shape)).reshape(x_true.shape) for t in (truth.x, truth.X))
-        judged = judge(problem, problem.instance(b), b, loss, x, X, "sharp")
+        judged = judge(bilevel.Point.of(problem, b, loss, x, X), "sharp")
         at_most(dense_truth.distance(judged.gradient, truth.gradient), judged.error_bound, truth.gradient_slack)
 
 

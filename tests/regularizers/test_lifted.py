@@ -14,7 +14,7 @@ from learnreg.convolutions.lifted import couple, coupling_norm
 from learnreg.convolutions.network_layers import mix
 from learnreg.hypergradients.compute import Start
 from learnreg.linear.norms import dense_matrix
-from learnreg.lower_level.latent import joint_loss
+from learnreg.lower_level.point import Point
 from learnreg.operators import Blur, Identity
 from learnreg.potentials.squared_hinge import SquaredHinge
 from learnreg.regularizers import InputConvexNetwork, Scaled
@@ -291,18 +291,19 @@ def test_features_that_rounding_left_off_zero_are_decided() -> None:
     with torch.no_grad():
         problem.regularizer.biases.sub_(0.3)  # type: ignore[union-attr,operator]
     instance, moved = problem.instance(b), 1e-14
-    loss, limit = joint_loss(lr.SquaredError(x_true), instance.latent), torch.full((2,), 1e-12, dtype=DOUBLE)
+    limit = torch.full((2,), 1e-12, dtype=DOUBLE)
     v = run_state_solver(NewtonCG(), instance, initial_point(instance, b), limit, None).x
-    V = correct_adjoint(instance, loss, v, torch.zeros_like(v), limit).point
-    exact = judge(problem, instance, b, loss, v, V, "sharp")
+    point = Point.of(problem, b, lr.SquaredError(x_true), v, torch.zeros_like(v))
+    point = point.at(v, correct_adjoint(point, limit).point)
+    exact = judge(point, "sharp")
     assert not exact.reason
     shift = torch.as_tensor(instance.potential.shift)
     flat = torch.cat([torch.zeros_like(b, dtype=torch.bool), instance.apply(v) + shift < -1e-6], 1)
     idle = flat & (v < 1e-12) & (instance.full_gradient(v).abs() < 1e-12)
     assert bool(idle.flatten(1).any(1).all())
-    found = judge(problem, instance, b, loss, v + moved * idle, V + moved * idle, "sharp")
+    found = judge(point.at(v + moved * idle, point.X + moved * idle), "sharp")
     assert not found.reason
-    assert bool((found.x[idle] == 0).all())
+    assert bool((found.point.x[idle] == 0).all())
     assert relative(found.gradient, exact.gradient) < 1e-12
     assert found.error_bound <= 1.1 * exact.error_bound
 

@@ -14,6 +14,7 @@ from truth.dense import distance, norm, truth_of
 import learnreg as lr
 from learnreg.certificates.judgement import judge
 from learnreg.convolutions.composition import compose, jacobian_bound, normalised, spectral_norm, zero_mean
+from learnreg.lower_level.point import Point
 from learnreg.lower_level.regularizer import Regularizer
 from learnreg.models.names import build_regularizer, describe_regularizer
 from learnreg.operators import Identity
@@ -118,7 +119,7 @@ def test_bounds_are_those_of_the_filters_times_the_jacobian(kind: str, monkeypat
     def bound_with(jacobian: float) -> float:
         monkeypatch.setattr(RidgeRegularizer, "parameter_jacobian_bounds", lambda self: {"operator": jacobian})
         X = 0.1 * registry.randn(*x_true.shape, seed=5)
-        return judge(problem, problem.instance(b), b, lr.SquaredError(x_true), x_true, X, kind).error_bound  # type: ignore[arg-type]
+        return judge(Point.of(problem, b, lr.SquaredError(x_true), x_true, X), kind).error_bound  # type: ignore[arg-type]
 
     assert bound_with(2.0 * J) == pytest.approx(2.0 * bound_with(J), rel=1e-9)
 

@@ -21,6 +21,7 @@ from learnreg.convolutions.padding import Boundary
 from learnreg.lower_level.adjoint_equation import AdjointEquation
 from learnreg.lower_level.instance import weighted_square
 from learnreg.lower_level.pairing import evaluate_pairing
+from learnreg.lower_level.point import Point
 from learnreg.models.names import build_regularizer, describe_regularizer
 from learnreg.operators import Blur, Identity
 from learnreg.potentials.weakly_convex_spline import WeaklyConvexSpline
@@ -228,7 +229,7 @@ def test_lemma_4_holds_for_the_true_errors(kind: type[SharpBound | PublishedBoun
         for role in sorted(set(roles.values())):
             for name, p in problem.regularizer.named_parameters():
                 p.requires_grad_(roles[name] == role)
-            gradient, responses = evaluate_pairing(problem.frozen(), instance, b, x, X)
+            gradient, responses = evaluate_pairing(Point(problem.frozen(), instance, b, loss, x, X))
             pullback = instance.adjoint(responses.y)
             residual = state_residual(instance, x, pullback)
             state_norm = residual.flatten(1).norm(dim=1) + rounding_floor(instance, x, pullback)

@@ -16,6 +16,7 @@ from learnreg.hypergradients.base import Iterates
 from learnreg.hypergradients.implicit import make_adjoint_solver
 from learnreg.lower_level import instance as instance_module
 from learnreg.lower_level.adjoint_equation import AdjointEquation
+from learnreg.lower_level.point import Point
 from learnreg.operators import Blur, Identity
 from learnreg.regularizers import FieldsOfExperts, TotalVariation
 from learnreg.solvers import PDHG, SolverState, iterate
@@ -39,11 +40,11 @@ def test_judgements_of_parts_add_up(coupled: bool, monkeypatch: pytest.MonkeyPat
     if coupled:
         loss = lr.UpperLoss(lambda x: 0.5 * ((x - x_true).sum() / 10) ** 2, gradient_lipschitz=x_true.numel() / 100)
     x, X = lr.solve(problem, b, 1e-6).x, registry.randn(5, *SHAPE, seed=3)
-    instance = problem.instance(b)
-    whole = judge(problem, instance, b, loss, x, X)
+    point = Point.of(problem, b, loss, x, X)
+    instance, whole = point.instance, judge(point)
     applications = instance.counter.applications
     monkeypatch.setattr(instance_module, "_PART_BYTES", 1)
-    parts = judge(problem, instance, b, loss, x, X)
+    parts = judge(point)
     assert len(list(instance.parts())) == 5
     assert instance.counter.applications == 2 * applications
     assert parts.error_bound == pytest.approx(whole.error_bound, rel=1e-10)

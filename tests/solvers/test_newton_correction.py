@@ -14,6 +14,7 @@ from truth.lemma_points import normal
 import learnreg as lr
 from learnreg.certificates.judgement import OUTLOOK, judge
 from learnreg.lower_level.instance import Instance
+from learnreg.lower_level.point import Point
 from learnreg.solvers.newton_correction import approach_state
 
 
@@ -82,18 +83,19 @@ def steep() -> lr.regularizers.TotalVariation:
 def test_the_outlook_foresees_the_shares_nearer_to_the_solution(
     regularizer: str, rotating_generator: torch.Generator
 ) -> None:
-    problem, x_true, b, instance = posed(regularizer)
+    problem, x_true, b, _ = posed(regularizer)
     loss = lr.SquaredError(x_true)
     truth = dense_truth.truth_of(problem, b, loss)
     exact, X = truth.x.reshape(b.shape), truth.X.reshape(b.shape)
     error = 1e-3 * exact.norm() / math.sqrt(exact.numel()) * normal(rotating_generator, *exact.shape)
     X = X + 1e-2 * X.norm() / math.sqrt(X.numel()) * normal(rotating_generator, *X.shape)
-    plain = judge(problem, instance, b, loss, exact + error, X, "sharp")
-    far = judge(problem, instance, b, loss, exact + error, X, "sharp", outlook=lambda norm: 0.0)
-    assert judge(problem, instance, b, loss, exact + error, X, "sharp", outlook=lambda norm: math.inf).outlook is None
+    point = Point.of(problem, b, loss, exact + error, X)
+    plain = judge(point, "sharp")
+    far = judge(point, "sharp", outlook=lambda norm: 0.0)
+    assert judge(point, "sharp", outlook=lambda norm: math.inf).outlook is None
     assert far.error_bound == plain.error_bound
     assert plain.outlook is None
-    near = judge(problem, instance, b, loss, exact + OUTLOOK * error, X, "sharp")
+    near = judge(Point.of(problem, b, loss, exact + OUTLOOK * error, X), "sharp")
     assert far.outlook is not None
     state, adjoint = far.outlook
     assert 0.3 <= state / near.state_share <= 3.0

@@ -15,6 +15,7 @@ import learnreg as lr
 from learnreg.certificates.judgement import gradient_distance, judge
 from learnreg.datasets import ellipse_phantom
 from learnreg.linear.operator import LinearOperator
+from learnreg.lower_level.point import Point
 from learnreg.operators import ParallelBeam2D
 from learnreg.regularizers import FieldsOfExperts
 from learnreg.solvers.newton_correction import correct_adjoint
@@ -91,13 +92,14 @@ def row(setting: Setting, images: int) -> dict[str, Any]:
         regularizer = FieldsOfExperts(16, 5, potential, generator=generator).double()
         problem = lr.LowerLevelProblem(setting.operator, regularizer, ridge=setting.ridge)
         x_true, b = setting.measured(generator)
-        loss, instance = lr.SquaredError(x_true), problem.instance(b)
+        loss = lr.SquaredError(x_true)
         exact = lr.solve(problem, b, 1e-13, solver="newton-cg").x
-        X = correct_adjoint(instance, loss, exact, torch.zeros_like(exact), torch.full((1,), 1e-15).double()).point
-        truth = judge(problem, instance, b, loss, exact, X).gradient
+        point = Point.of(problem, b, loss, exact, torch.zeros_like(exact))
+        X = correct_adjoint(point, torch.full((1,), 1e-15).double()).point
+        truth = judge(point.at(exact, X)).gradient
         for x in iterates(problem, b, exact, generator):
             goal = ADJOINT * loss.gradient(x).flatten(1).norm(dim=1)
-            near = correct_adjoint(instance, loss, x, torch.zeros_like(x), goal).point
+            near = correct_adjoint(point.at(x, torch.zeros_like(x)), goal).point
             for kind, found in ratios.items():
                 judged = lr.certify(problem, b, loss, x, near, certificate=kind)  # type: ignore[arg-type]
                 error = gradient_distance(judged.gradient, truth)

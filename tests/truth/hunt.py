@@ -22,6 +22,7 @@ from truth.problems import Case, draw_case
 import learnreg as lr
 from learnreg.certificates.judgement import judge
 from learnreg.lower_level.latent import ImageLoss
+from learnreg.lower_level.point import Point
 from learnreg.solvers.newton_correction import extended_adjoint
 
 __all__ = ["Summary", "draw_tolerance", "hunt", "hunt_one"]
@@ -170,8 +171,9 @@ def _compare_judgement(case: Case, draw: Draw, summary: Summary, truth: Truth) -
         X = extended_adjoint(instance, x, X)
         features = x[:, 1:] * (1.0 + draw.log_uniform(1e-12, 1e-2) * draw.normal(*x[:, 1:].shape)).clamp_min(0.0)
         x = torch.cat([x[:, :1], features], 1) if draw.chance(0.5) else x
+    point = Point(problem.frozen(), instance, case.b, loss, x, X)
     for kind in ("published", "sharp"):
-        judged = judge(problem, instance, case.b, loss, x, X, kind)
+        judged = judge(point, kind)
         if not judged.reason:
             error = distance(judged.gradient, truth.gradient)
             summary.compare(f"{kind} certificate", error, judged.error_bound, truth.gradient_slack, case.label)

@@ -1,0 +1,43 @@
+"""What may keep x or a hypergradient from having a rigorous error bound."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+__all__ = ["Hindrance", "Obstacle"]
+
+
+class Obstacle(Enum):
+    """The value is a sentence, with places for what differs from case to case."""
+
+    INEXACT_ADJOINT = "the adjoint of the {operator} operator is inexact (adjoint_mismatch() is {mismatch:.1e})"
+    NO_MODULUS = "no positive modulus of strong convexity is known: add a ridge, or an operator with gram_lower_bound"
+    LOSS_CONSTANT = "the upper-level loss declares no gradient_lipschitz"
+    UNNAMED_PARAMETER = "parameter_roles() does not say how {names} enters the regularizer"
+    UNKNOWN_ROLE = "role {role!r} is unknown; expected one of {known}"
+    PROBABLE_NORM = "the norm of the {operator} operator is only known with high probability"
+    PARAMETER_CONSTANT = "the {operator} operator does not declare parameter_lipschitz"
+    KINK = "a kink of the potential lies within the error of x; solve more accurately or use a smooth potential"
+    ACTIVE_SET = "the active set of the constraint is undecided within the error of x; solve more accurately"
+
+    @property
+    def curable(self) -> bool:
+        """Whether a more accurate x may do away with it."""
+        return self in (Obstacle.KINK, Obstacle.ACTIVE_SET)
+
+    def met(self, **details: object) -> Hindrance:
+        """This obstacle in one case, with its details."""
+        return Hindrance(self, self.value.format(**details))
+
+
+@dataclass(frozen=True)
+class Hindrance:
+    """An obstacle that was met; ``reason`` is its sentence with all details."""
+
+    obstacle: Obstacle
+    reason: str
+
+    @property
+    def curable(self) -> bool:
+        return self.obstacle.curable

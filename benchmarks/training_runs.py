@@ -26,10 +26,9 @@ from learnreg.potentials.pseudo_huber import PseudoHuber
 from learnreg.regularizers import FieldsOfExperts
 from learnreg.training.clock import Clock
 from learnreg.training.optimizers import Adam
-from learnreg.training.sampler import Sampler
+from learnreg.training.sampler import Sampler, WarmStarts
 from learnreg.training.session import Session
 from learnreg.training.tolerances import Audit, Tolerances
-from learnreg.training.warm_starts import WarmStarts
 from learnreg.training.workers import Workers
 
 __all__ = ["Curve", "FixedSteps", "Scale", "Setting", "fixed", "fixed_steps", "train", "training_items"]

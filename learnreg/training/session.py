@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,9 +20,8 @@ from learnreg.lower_level.blame import blame_operators
 from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.training.clock import AuditBudget, Clock
 from learnreg.training.options import TrainingOptions
-from learnreg.training.sampler import PairedDataset, Sampler
+from learnreg.training.sampler import PairedDataset, Sampler, WarmStarts
 from learnreg.training.tolerances import Audit, BatchGradient, Tolerances, audit, improve_batch
-from learnreg.training.warm_starts import WarmStarts
 from learnreg.training.workers import Workers
 
 __all__ = ["Evaluation", "Session"]
@@ -103,12 +102,6 @@ class Session:
         """End the worker threads."""
         self.workers.close()
 
-    def chunks(self, indices: Sequence[int]) -> Iterator[Sequence[int]]:
-        """The samples in pieces of at most the size of a batch, at least one for each worker."""
-        size = min(self.sampler.batch_size, max(1, math.ceil(len(indices) / self.workers.count)))
-        for first in range(0, len(indices), size):
-            yield indices[first : first + size]
-
     # ---- loss and gradient -----------------------------------------------------------------------------------------
 
     def evaluate(self, indices: Sequence[int]) -> Evaluation:
@@ -121,7 +114,8 @@ class Session:
         total, square, steps = 0.0, 0.0, 0
         gradient = {name: torch.zeros_like(p) for name, p in self.problem.learnable().items()}
         self._unaudited = None
-        for chunk, result, error, audited in self.workers.map(self._evaluate_chunk, list(self.chunks(indices))):
+        chunks = self.workers.chunks(indices, self.sampler.batch_size)
+        for chunk, result, error, audited in self.workers.map(self._evaluate_chunk, chunks):
             self._unaudited = self._unaudited or audited
             share = len(chunk) / len(indices)
             total += share * result.loss

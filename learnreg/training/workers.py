@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
@@ -35,6 +36,11 @@ class Workers:
         list(self._pool.map(start, range(count)))
         # The latest call also is the default of threads that start later, which are not ours.
         torch.set_num_threads(torch.get_num_threads())
+
+    def chunks(self, items: Sequence[T], largest: int) -> list[Sequence[T]]:
+        """The items in pieces of at most ``largest``, at least one for each thread."""
+        size = min(largest, max(1, math.ceil(len(items) / self.count)))
+        return [items[first : first + size] for first in range(0, len(items), size)]
 
     def map(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
         """Results in the order of the items."""

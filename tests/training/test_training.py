@@ -21,10 +21,9 @@ from learnreg.operators import Blur, Identity
 from learnreg.regularizers import AnalysisOperator, FieldsOfExperts, TotalVariation
 from learnreg.training.clock import Clock, TimeUp
 from learnreg.training.options import TrainingOptions
-from learnreg.training.sampler import PairedDataset, Sampler
+from learnreg.training.sampler import PairedDataset, Sampler, WarmStarts
 from learnreg.training.session import Session
 from learnreg.training.tolerances import Tolerances, audit, improve_batch
-from learnreg.training.warm_starts import WarmStarts
 from learnreg.training.workers import Workers
 
 

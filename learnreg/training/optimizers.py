@@ -168,7 +168,7 @@ class Adaptive(UpperLevel):
     def update(self) -> dict[str, Any]:
         self.session.clock.check()
         before = self._objective.operator_applications
-        step = self._descent.step(self._objective)
+        step = self.session.workers.call(self._descent.step, self._objective)
         self.session.applications += self._objective.operator_applications - before
         lower, upper = step.loss_interval
         return {

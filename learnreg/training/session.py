@@ -157,7 +157,7 @@ class Session:
         if latest is None or not self.audits.due:
             return None
         began = time.monotonic()
-        found = audit(self.problem, latest.b, self.loss(latest.x_true), latest.state, self.target)
+        found = self.workers.call(audit, self.problem, latest.b, self.loss(latest.x_true), latest.state, self.target)
         self.audits.charge(time.monotonic() - began)
         self.applications += found.applications
         self.tolerances = self.tolerances.adapted(found.relative_error, self.target)

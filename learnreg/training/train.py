@@ -67,11 +67,12 @@ def train(
 ) -> TrainResult:
     """Minimise the mean loss over the dataset in the problem's learnable parameters, in place.
 
-    Chunks of a batch run in threads of one core each, as many as ``torch.get_num_threads()``. Audits, ``validate`` and
-    the steps of "adaptive" run in the calling thread, on the cores that torch gives it. No setting of the process is
-    changed. The command line changes two while it trains: its calling thread has one core, too; and glibc's allocator
-    keeps large blocks, which spares page faults. The environment variables MALLOC_MMAP_THRESHOLD_ and
-    MALLOC_TRIM_THRESHOLD_, 1073741824 each, do the latter for any program.
+    What is computed runs in threads of one core each, as many as ``torch.get_num_threads()`` for the chunks of a batch:
+    several cores for every small operation are slower, and much slower on a busy machine. ``validate`` runs in the
+    calling thread, on the cores that torch gives it. No setting of the process is changed; the command line, while it
+    trains, gives its own thread one core, too, and makes glibc's allocator keep large blocks, which spares page faults.
+    The environment variables MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_, 1073741824 each, do the latter for any
+    program.
 
     Parameters
     ----------

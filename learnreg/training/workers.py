@@ -1,12 +1,12 @@
-"""The threads that evaluate the chunks of a batch."""
+"""The threads that compute in a training run."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from threading import Barrier
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -45,6 +45,15 @@ class Workers:
     def map(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
         """Results in the order of the items."""
         return self._pool.map(function, items)
+
+    def call(self, function: Callable[..., R], *arguments: Any) -> R:
+        """A result computed in one of the threads. An interrupt waits for it, lest it goes on behind the caller's
+        back."""
+        future = self._pool.submit(function, *arguments)
+        try:
+            return future.result()
+        finally:
+            wait([future])
 
     def close(self) -> None:
         """End the threads."""

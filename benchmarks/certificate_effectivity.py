@@ -31,7 +31,11 @@ def problems() -> Iterator[Setting]:
 
 
 def main() -> None:
-    options = arguments(__doc__ or "", images={"type": int, "default": 30, "help": "images per problem"})
+    options = arguments(
+        __doc__ or "",
+        quick={"images": 1, "SMOOTHINGS": (1e-2,)},
+        images={"type": int, "default": 30, "help": "images per problem"},
+    )
     table = Table(
         name="certificate_effectivity",
         order=6,

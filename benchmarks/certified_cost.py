@@ -101,7 +101,10 @@ def row(name: str, regularizer: Regularizer, x_true: Tensor) -> Iterator[dict[st
 
 @large_blocks_kept()
 def main() -> None:
-    options = arguments(__doc__ or "", data={"default": os.environ.get("LEARNREG_DATA", ""), "help": "folder of data"})
+    small = {"SIDE": 16, "hard_foe.SIDE": 16, "TARGETS": (1e-1,), "STATES": STATES[::4], "ADJOINTS": ADJOINTS[::4]}
+    options = arguments(
+        __doc__ or "", quick=small, data={"default": os.environ.get("LEARNREG_DATA", ""), "help": "folder of data"}
+    )
     folder = Path(options.data)
     if not options.data or not (folder / "hard_foe.npz").is_file():
         sys.exit("hard_foe.npz not found: give its folder with --data or LEARNREG_DATA")

@@ -80,6 +80,7 @@ def draw(images: dict[str, Tensor], path: Path) -> None:
 def main() -> None:
     options = arguments(
         __doc__ or "",
+        quick={"SIZE": 32, "VIEWS": 10, "TV_WEIGHTS": (1e-5,), "FACTORS": (3e-4,), "TUNING_SLICES": 1},
         data={"type": Path, "default": Path(os.environ.get("LEARNREG_DATA", "data")), "help": "CT and hard_foe.npz"},
         model={"type": Path, "required": True, "help": "model file of train ct"},
         picture={"type": Path, "help": "where to draw the first slice"},

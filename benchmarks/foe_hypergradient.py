@@ -8,17 +8,16 @@ Every method has the cheapest settings of its grid whose true error meets the ta
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from foe_problem import DATA_OPTION, FoeProblem, Reference, Theta, load, upper_loss
 from harness import Table, arguments, finish, interleave, peak_bytes
+from peers import implicit_differentiation as peer
 from unrolled import Descent, unrolled_hypergradient
 
 import learnreg as lr
@@ -28,9 +27,6 @@ from learnreg.hypergradients.implicit import Implicit
 from learnreg.hypergradients.piggyback import Piggyback
 from learnreg.solvers.solve import make_solver, run_state_solver
 from learnreg.training.tolerances import Tolerances, improve_batch
-
-sys.path.append(str(Path(__file__).parent / "peers"))
-import learned_regularizers as peer
 
 TARGETS = (1e-2, 1e-3)
 FASTEST = "learnreg Implicit"
@@ -257,7 +253,8 @@ def tracked(rows: list[dict[str, Any]]) -> dict[str, float]:
 def main() -> None:
     peers = {"default": None, "help": "folder with the peers' checkouts"}
     again = {"choices": ["learnreg", "others"], "help": "walk the grids of settings again"}
-    options = arguments(__doc__ or "", data=DATA_OPTION, peers=peers, search=again)
+    small = {"foe_problem.SIDE": 24, "foe_problem.FILTERS": 6}
+    options = arguments(__doc__ or "", quick=small, data=DATA_OPTION, peers=peers, search=again)
     foe = load(options.data)
     reference = foe.reference()
     if options.search == "others":

@@ -128,7 +128,11 @@ def row(name: str, regularizer: FieldsOfExperts, x_true: Tensor) -> dict[str, An
 
 @large_blocks_kept()
 def main() -> None:
-    options = arguments(__doc__ or "", data={"default": os.environ.get("LEARNREG_DATA", ""), "help": "folder of data"})
+    options = arguments(
+        __doc__ or "",
+        quick={"SIDE": 24, "STATE_TARGETS": (1e-3,)},
+        data={"default": os.environ.get("LEARNREG_DATA", ""), "help": "folder of data"},
+    )
     folder = Path(options.data)
     if not options.data or not (folder / "hard_foe.npz").is_file():
         sys.exit("hard_foe.npz not found: give its folder with --data or LEARNREG_DATA")

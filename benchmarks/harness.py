@@ -1,8 +1,9 @@
 """What benchmarks share: interleaved timing in one thread, the result file, the history, and docs/benchmarks.md.
 
 A script builds a :class:`Table` and calls :func:`finish`. ``--record`` writes ``benchmarks/results/NAME.json`` and a
-line of ``benchmarks/history.jsonl`` and renders docs/benchmarks.md again; without it nothing is written. Times are CPU
-seconds of the process, medians over rounds in which the methods take turns.
+line of ``benchmarks/history.jsonl`` and renders docs/benchmarks.md and the whole tables (``results/NAME.md``),
+again; without it nothing is written. Times are CPU seconds of the process, medians over rounds in which the methods
+take turns.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,13 +31,17 @@ RESULTS = ROOT / "benchmarks" / "results"
 HISTORY = ROOT / "benchmarks" / "history.jsonl"
 DOCUMENT = ROOT / "docs" / "benchmarks.md"
 sys.path.append(str(ROOT / "tests"))  # random problems and their dense truth: ``from truth.hunt import hunt``
+_PICTURE = "!["
+"""How a note begins that belongs into docs/benchmarks.md, beside its pictures."""
+SHORT = 10
+"""Rows, or tracked figures, of a section of docs/benchmarks.md at most."""
 SLOWDOWN = 1.3
 """A tracked figure this much larger than the best one in the history, on the same processor, is called a slowdown."""
 
 
 @dataclass
 class Table:
-    """One table of docs/benchmarks.md.
+    """One table of the benchmarks.
 
     name: of the result file. command: regenerates it. text: what was measured, Markdown. rows: one dict per row, keys
     are column titles. tracked: figures kept in the history, smaller is better (prefer ratios and counts: they travel
@@ -53,17 +58,39 @@ class Table:
     order: int = 0
 
 
-def arguments(description: str, threads: int | None = 1, **extra: dict[str, Any]) -> argparse.Namespace:
-    """Parse ``--record``, ``--json``, ``--rounds`` and the script's options; set the number of torch threads."""
+def arguments(
+    description: str, threads: int | None = 1, quick: Mapping[str, Any] | None = None, **extra: dict[str, Any]
+) -> argparse.Namespace:
+    """Parse ``--record``, ``--json``, ``--rounds``, ``--quick`` and the script's options; set the number of torch
+    threads.
+
+    quick: what ``--quick`` replaces, so that the whole script runs in seconds: options by their names, constants of the
+    script by theirs, and those of a module that it imports as "module.NAME".
+    """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--record", action="store_true", help="write results, history and docs/benchmarks.md")
     parser.add_argument("--json", action="store_true", help="print the table as one JSON object at the end")
     parser.add_argument("--rounds", type=int, default=5, help="repetitions of each timing (default 5)")
+    parser.add_argument("--quick", action="store_true", help="small sizes, to see that the script works")
     for name, options in extra.items():
         parser.add_argument("--" + name.replace("_", "-"), **options)
     if threads is not None:
         torch.set_num_threads(threads)
-    return parser.parse_args()
+    found = parser.parse_args()
+    if found.quick and found.record:
+        parser.error("--quick measures nothing that could be recorded")
+    if found.quick:
+        _make_quick(found, quick or {})
+    return found
+
+
+def _make_quick(options: argparse.Namespace, replaced: Mapping[str, Any]) -> None:
+    options.rounds = 1
+    for name, value in replaced.items():
+        module, _, constant = name.rpartition(".")
+        target = options if name in vars(options) else sys.modules[module or "__main__"]
+        getattr(target, constant)  # a name that does not exist is a mistake
+        setattr(target, constant, value)
 
 
 def interleave(
@@ -161,13 +188,29 @@ def _commit() -> str:
 
 
 def to_markdown(table: Table) -> str:
-    """The table as a section of docs/benchmarks.md."""
+    """The whole table with how it was measured and its notes."""
     lines = [f"## {table.title}", "", f"    {table.command}", "", table.text.strip(), ""]
-    if table.rows:
-        columns = list(dict.fromkeys(key for row in table.rows for key in row))
-        lines += ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-        lines += ["| " + " | ".join(_cell(row.get(c, "")) for c in columns) + " |" for row in table.rows]
-    lines += ["", *(f"- {note}" for note in table.notes)]
+    lines += [*_rows(table), "", *(f"- {note}" for note in table.notes if not note.startswith(_PICTURE))]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _rows(table: Table) -> list[str]:
+    if not table.rows:
+        return []
+    columns = list(dict.fromkeys(key for row in table.rows for key in row))
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    return lines + ["| " + " | ".join(_cell(row.get(c, "")) for c in columns) + " |" for row in table.rows]
+
+
+def _to_summary(table: Table) -> str:
+    """A section of docs/benchmarks.md: how it is measured, and a short table, or the first tracked figures of a long
+    one."""
+    lines = [f"## {table.title}", "", f"    {table.command}", "", table.text.strip(), ""]
+    if len(table.rows) <= SHORT:
+        lines += _rows(table)
+    else:
+        lines += [f"- {name}: {_cell(float(value))}" for name, value in list(table.tracked.items())[:SHORT]]
+    lines += ["", *(note for note in table.notes if note.startswith(_PICTURE))]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -178,39 +221,54 @@ def _cell(value: Any) -> str:
 
 
 def render() -> None:
-    """Write docs/benchmarks.md."""
-    DOCUMENT.write_text(document())
+    """Write docs/benchmarks.md and the journal, benchmarks/results/NAME.md."""
+    DOCUMENT.write_text(document(), encoding="utf-8")
+    for name, text in journal().items():
+        (RESULTS / name).write_text(text, encoding="utf-8")
 
 
 def document() -> str:
     """docs/benchmarks.md, from all result files."""
-    results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+    sections = [
+        f"{_to_summary(table)}\n{stamp}\n\n[All rows and notes](../benchmarks/results/{table.name}.md)\n"
+        for table, stamp in _recorded()
+    ]
+    return _INTRODUCTION + "\n" + "\n".join(sections)
+
+
+def journal() -> dict[str, str]:
+    """The whole tables by the names of their files."""
+    return {f"{table.name}.md": f"{to_markdown(table)[1:]}\n{stamp}\n" for table, stamp in _recorded()}
+
+
+def _recorded() -> list[tuple[Table, str]]:
+    """The tables of all result files in order, each with where it was measured."""
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in RESULTS.glob("*.json")]
     results.sort(key=lambda r: (r["order"], r["name"]))
-    return _INTRODUCTION + "\n" + "\n".join(_section(r) for r in results)
-
-
-def _section(result: dict[str, Any]) -> str:
-    known = Table.__dataclass_fields__
-    table = Table(**{key: value for key, value in result.items() if key in known})
-    m = result["machine"]
-    stamp = (
-        f"*Measured {result['date']} at commit {result['commit']}: {m['processor']}, {m['cores']} cores, "
-        f"{m['threads']} torch thread(s), torch {m['torch']}, Python {m['python']}.*"
-    )
-    return f"{to_markdown(table)}\n{stamp}\n"
+    known, found = Table.__dataclass_fields__, []
+    for result in results:
+        m = result["machine"]
+        stamp = (
+            f"*Measured {result['date']} at commit {result['commit']}: {m['processor']}, {m['cores']} cores, "
+            f"{m['threads']} torch thread(s), torch {m['torch']}, Python {m['python']}.*"
+        )
+        found.append((Table(**{key: value for key, value in result.items() if key in known}), stamp))
+    return found
 
 
 _INTRODUCTION = """# Benchmarks
 
-Every table is written by the command above it (with `--record`; data from `--data DIR` or the environment variable
-`LEARNREG_DATA`). Methods take turns within one run; times are CPU seconds, medians; ratios within a run are what
+Every section and its whole table in `benchmarks/results` are written by the command in it (with `--record`; data from
+`--data DIR` or the environment variable `LEARNREG_DATA`; `--quick` runs any of them in seconds on small sizes).
+"Real CT slices" needs a model that is trained first, by the command in its text; "Learned regularizers on Set12" trains
+what is missing in RUNS. Methods take turns within one run; times are CPU seconds, medians; ratios within a run are what
 counts, absolute times depend on the machine. Operator applications count K and K^T once each per batch. Peers run as
 their authors published them, from outside this repository, each with its best settings on a stated grid;
 `benchmarks/peers/README.md` says how to install them. `benchmarks/history.jsonl` keeps the tracked figures of earlier
 recordings, and every run names a figure that became worse than the best one by more than 1.3 times.
 
 Rows are read as: *true error* against a float64 reference solved to rounding; *certified* when the library itself
-guarantees the accuracy.
+guarantees the accuracy. In place of a long table stand its first tracked figures, of which smaller ones are better.
 """
 
 

@@ -96,6 +96,7 @@ def row(name: str, data: Path, folder: Path) -> dict[str, Any]:
 def main() -> None:
     options = arguments(
         __doc__ or "",
+        quick={"minutes": 0.05, "cores": 1, "only": "total variation", "CROP": 16},
         data={"type": Path, "default": Path(os.environ.get("LEARNREG_DATA", "data")), "help": "BSDS500 and Set12"},
         runs={"type": Path, "default": Path("runs/regularizers"), "help": "folder of the run folders"},
         minutes={"type": float, "default": 20.0, "help": "of each training run"},

@@ -239,6 +239,7 @@ def main() -> None:
         __doc__.splitlines()[0],
         data={"help": "folder that holds BSDS500, measured too"},
         updates={"type": int, "default": 30, "help": "of the upper level, at most"},
+        quick={"updates": 1, "SAMPLES": 2, "HELD_OUT": 2, "LEARNED": ((1, 5),), "SMOOTHINGS": (1e-2,)},
         figure={"default": str(ROOT / "docs" / "learned_tv.png"), "help": "PNG file"},
     )
     found, rows = settings(options.data), []

@@ -125,7 +125,7 @@ def lowest(problem: Problem, path: Path) -> list[float]:
 
 @torch.no_grad()
 def main() -> None:
-    options = arguments(__doc__ or "")
+    options = arguments(__doc__ or "", quick={"SIDE": 12, "BUDGETS": (10, 20), "DELTAS": (1.0,)})
     problem = Problem()
     grids = {
         "subgradient method": [subgradient(problem, s, p) for p in (0.5, 1.0) for s in (0.1, 0.3, 1.0)],

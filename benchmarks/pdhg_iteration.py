@@ -98,7 +98,7 @@ def memory_rows(foe: FoeProblem) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    options = arguments(__doc__ or "", data=DATA_OPTION)
+    options = arguments(__doc__ or "", quick={"foe_problem.SIDE": 24, "foe_problem.FILTERS": 6}, data=DATA_OPTION)
     foe = load(options.data)
     iterations, memory = iteration_rows(foe, options.rounds), memory_rows(foe)
     table = Table(

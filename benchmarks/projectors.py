@@ -125,7 +125,10 @@ def rows_of(kind: str, n: int, angles: int, rounds: int, stream: Tensor) -> list
 
 
 def main() -> None:
-    options = arguments(__doc__ or "", scans={"type": int, "default": len(SCANS), "help": "only the first of them"})
+    small = {"SCANS": (("parallel", 32, 20), ("fan", 32, 20)), "BATCHES": (1,), "STREAM": 2**20}
+    options = arguments(
+        __doc__ or "", quick=small, scans={"type": int, "default": len(SCANS), "help": "only the first of them"}
+    )
     stream = torch.ones(STREAM)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["LEARNREG_CACHE"] = folder

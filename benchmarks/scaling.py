@@ -238,7 +238,7 @@ def run(options: argparse.Namespace) -> Table:
 
 @large_blocks_kept()
 def main() -> None:
-    options = arguments(__doc__, quick={"action": "store_true", "help": "three sizes each"})
+    options = arguments(__doc__ or "", quick={"SECONDS": 0.0})
     finish(run(options), options)
 
 

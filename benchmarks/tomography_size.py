@@ -136,6 +136,7 @@ def extrapolation(n: int, angles: int, build: dict[str, Any], large: tuple[int, 
 def main() -> None:
     options = arguments(
         __doc__ or "",
+        quick={"SCANS": ((32, 20),), "REGULARIZERS": ("FieldsOfExperts",)},
         scans={"type": int, "default": len(SCANS), "help": "only the first of them"},
         task={"default": "", "help": "what a process of its own measures"},
     )

@@ -45,6 +45,7 @@ MOST_ROUNDS = 3
 """Repetitions of each timing, at most, lest the script take longer than a few minutes."""
 GROWTH = 1.05
 """Numbers of iterations are found to this factor."""
+CROP = 512
 DTYPES = (torch.float32, torch.float64)
 SOLVERS: tuple[SolverName, ...] = ("auto", "pdhg", "lbfgs")
 Denoise = Callable[..., np.ndarray]
@@ -76,6 +77,7 @@ class Reached(Exception):  # noqa: N818
 def main() -> None:
     options = arguments(
         __doc__ or "",
+        quick={"CROP": 32, "REFERENCE_STEPS": ((0.1, 60), (0.01, 300)), "ACCURACY": 1e-3},
         data={"default": os.environ.get("LEARNREG_DATA"), "help": "directory with Set12/08.png (LEARNREG_DATA)"},
         camera={"action": "store_true", "help": "use scikit-image's camera instead"},
     )
@@ -83,6 +85,7 @@ def main() -> None:
     if clean is None:
         print(f"skipped: {name}")
         return
+    clean = clean[..., :CROP, :CROP]
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     b = clean + SIGMA * noise
     progress("references")

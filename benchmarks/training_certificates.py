@@ -64,6 +64,7 @@ def descend(folder: Path, smoothing: float, certificate: Any, steps: int) -> Run
 def main() -> None:
     options = arguments(
         __doc__ or "",
+        quick={"steps": 2, "SIDE": 16, "SMOOTHINGS": (1e-2,)},
         data={"default": os.environ.get("LEARNREG_DATA", ""), "help": "folder of data"},
         steps={"type": int, "default": 25, "help": "upper-level steps"},
     )

@@ -153,7 +153,6 @@ def main() -> None:
     options = arguments(
         __doc__,
         data={"default": os.environ.get("LEARNREG_DATA"), "help": "folder with BSDS500; natural images without it"},
-        quick={"action": "store_true", "help": "a smoke run of small size"},
         updates={"type": int, "default": Scale.updates, "help": f"updates of each run (default {Scale.updates})"},
         figure={"default": None, "help": "where to write the curves (default docs/benchmarks_training.png on record)"},
     )

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,15 +15,60 @@ import torch
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))  # benchmarks are scripts, no package
 import harness
 
+import learnreg as lr
+from learnreg.models.model import save_model
+from learnreg.operators import Identity
+from learnreg.regularizers import FieldsOfExperts
+
+COMMANDS = re.findall(r"^    python (benchmarks/.*)$", harness.DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE)
+
 
 def test_the_document_is_made_of_the_results() -> None:
     assert harness.DOCUMENT.read_text(encoding="utf-8") == harness.document()
+    for name, text in harness.journal().items():
+        assert (harness.RESULTS / name).read_text(encoding="utf-8") == text
 
 
 def test_every_result_can_be_regenerated() -> None:
     for path in harness.RESULTS.glob("*.json"):
         command = json.loads(path.read_text(encoding="utf-8"))["command"]
         assert (harness.ROOT / command.split()[1]).is_file(), command
+
+
+@pytest.mark.slow(seconds=20)
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: Path(command.split()[0]).stem)
+def test_the_commands_of_the_document_run(command: str, shared_data: Path, tmp_path: Path) -> None:
+    """On small sizes, without peers."""
+    problem = lr.LowerLevelProblem(Identity((1, 8, 8)), FieldsOfExperts(3, 3, lr.PseudoHuber(1e-2, 1e-3)), ridge=1e-3)
+    save_model(tmp_path / "model.safetensors", problem)
+    places = {"DIR": shared_data, "RUNS": tmp_path, "RUN/model.safetensors": tmp_path / "model.safetensors"}
+    words = [str(places.get(word, word)) for word in command.split() if word != "--record"]
+    done = subprocess.run(
+        [sys.executable, *words, "--quick"],
+        cwd=harness.ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "|---|" in done.stdout, "no table"
+
+
+def test_quick_runs_are_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["script", "--quick", "--record"])
+    with pytest.raises(SystemExit):
+        harness.arguments("text")
+
+
+def test_quick_replaces_options_and_constants(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["script", "--quick"])
+    monkeypatch.setattr(harness, "SLOWDOWN", 1.3)
+    options = harness.arguments("text", None, {"images": 1, "harness.SLOWDOWN": 2.0}, images={"default": 30})
+    assert (options.images, options.rounds, harness.SLOWDOWN) == (1, 1, 2.0)
+    with pytest.raises(AttributeError):
+        harness.arguments("text", None, {"harness.UNKNOWN": 1})
 
 
 def test_a_slowdown_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

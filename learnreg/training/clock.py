@@ -21,6 +21,10 @@ class Clock:
         self.seconds = seconds
         self._before, self._began = 0.0, time.monotonic()
 
+    def start(self) -> None:
+        """Count from now on: what was done before the first update, such as files written, is no training."""
+        self._began = time.monotonic()
+
     @property
     def elapsed(self) -> float:
         """Seconds so far."""

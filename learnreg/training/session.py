@@ -86,7 +86,7 @@ class Session:
         loss: Callable[[Tensor], UpperLoss],
         options: TrainingOptions,
     ) -> Session:
-        """The session that the options ask for; its clock starts now."""
+        """The session that the options ask for."""
         return cls(
             problem,
             loss,

@@ -181,6 +181,7 @@ class _Run:
         self._saved = self._validated = time.monotonic()
 
     def until(self, max_updates: int | None) -> TrainResult:
+        self.session.clock.start()
         try:
             while max_updates is None or self.updates < max_updates:
                 row = self.upper.update()

@@ -65,9 +65,9 @@ def constraint_decided(
     ----------
     t: K x. residual: ‖r‖, that of the reduced gradient, with its rounding, (batch,).
     """
-    box = instance.box
-    assert box is not None
-    lower, upper = box.bounds_for(x)
+    if not instance.box.constrains:
+        return True
+    lower, upper = instance.box.bounds_for(x)
     radius = expand(e, x)
     free = (x - radius > lower) & (x + radius < upper)
     forward_norm = instance.forward.norm_bound()

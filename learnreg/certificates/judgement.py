@@ -116,7 +116,7 @@ def judge(
     norm.
     """
     instance, loss = point.instance, point.loss
-    x = point.x.double() if instance.box is None else instance.box.exactly(point.x)
+    x = instance.box.exactly(point.x).double()
     point = replace(point, x=x, X=point.X.double())
     hindrance = missing_assumption(point.frozen, instance, loss)
     known = x.new_full((instance.batch,), math.inf) if state_error is None else state_error.double()
@@ -245,18 +245,18 @@ def _judge_part(point: Point, known_error: Tensor, kind: type[PointBound] | None
     e = torch.minimum(state_norm / mu if mu > 0 else torch.full_like(state_norm, math.inf), known_error)
     if kind is None:
         return _Part(gradient, state_norm, e, adjoint_norm, None, None, 0.0)
-    X_active = None if equation.free is None else X - equation.project(X)
-    bound = kind(point.frozen, instance, x, X, responses, state_norm, e, pullback, X_active)
+    held = equation.free.held_norm(X)
+    bound = kind(point.frozen, instance, x, X, responses, state_norm, e, pullback, held)
     hindrance, off_zero = None, None
     if not bool(bound.smooth.all()):
         hindrance = Obstacle.KINK.met()
-    elif instance.box is not None and not constraint_decided(instance, x, responses.t, state_norm, e, bound.high_max):
+    elif not constraint_decided(instance, x, responses.t, state_norm, e, bound.high_max):
         hindrance = Obstacle.ACTIVE_SET.met()
         off_zero = unsettled(instance, x, responses.t, e)
     errors, magnitude, nearer = _Errors.of(bound), bound.magnitude(), None
     if outlook is not None and _total(mu, [errors], adjoint_norm)[0] > outlook(gradient_norm(gradient)):
         del bound  # before the intervals of another one
-        near = kind(point.frozen, instance, x, X, responses, OUTLOOK * state_norm, OUTLOOK * e, pullback, X_active)
+        near = kind(point.frozen, instance, x, X, responses, OUTLOOK * state_norm, OUTLOOK * e, pullback, held)
         nearer = _Errors.of(near)
     return _Part(
         gradient=gradient,

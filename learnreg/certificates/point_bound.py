@@ -27,8 +27,8 @@ class PointBound(ABC):
 
     Parameters
     ----------
-    state_norm: ‖∇E(x)‖ with its rounding. e: bound of ‖x - x^‖. X_active: the part of X on active pixels of a
-        constraint, where X^ = 0; None without one. pullback: K^T y.
+    state_norm: ‖∇E(x)‖ with its rounding. e: bound of ‖x - x^‖. pullback: K^T y. active_norm: ‖X‖ on
+        active pixels of a constraint, where X^ = 0, (batch,).
 
     ``stiffness``: ‖√D K‖ is at most this for every curvature D on the interval, (batch,). For weakly convex potentials
     D = f'' + rho, of which ``high`` is the largest; f'' <= ``rise`` and f'' >= -``fall`` (None for convex ones).
@@ -44,7 +44,7 @@ class PointBound(ABC):
         state_norm: Tensor,
         e: Tensor,
         pullback: Tensor,
-        X_active: Tensor | None = None,
+        active_norm: Tensor,
     ) -> None:
         self.problem, self.instance, self.x, self.X, self.responses, self.e = problem, instance, x, X, responses, e
         self.pullback, self.mu, self.L = pullback, instance.strong_convexity, instance.analysis.norm_bound()
@@ -57,7 +57,7 @@ class PointBound(ABC):
         self.bend(interval, instance.potential.bending_size(responses.V, t, self.radius))
         self.jacobian = problem.jacobian_bounds
         self.own_magnitude = torch.zeros_like(e)  # of gradients that groups bound themselves
-        self.active_norm = torch.zeros_like(e) if X_active is None else sum_samples(X_active**2).sqrt()
+        self.active_norm = active_norm
 
     @abstractmethod
     def bend(self, interval: CurvatureInterval, size: Tensor) -> None:

@@ -106,8 +106,7 @@ def dual_answer(instance: Instance, t: Tensor, memory: Tensor) -> DualAnswer:
         gap, r_y, r_x = sums[:3].to(x.dtype)
     else:
         pullback = instance.adjoint(potential.grad_into(t, memory))
-        x = (instance.q - pullback) / instance.diagonal
-        x = x if instance.box is None else instance.box.prox(x)
+        x = instance.box.prox((instance.q - pullback) / instance.diagonal)
         gap, r_y = potential.distances(instance.apply(x, memory), t)
         r_x = sum_samples(state_residual(instance, x, pullback) ** 2)
         floor = rounding_floor(instance, x, pullback)
@@ -116,20 +115,14 @@ def dual_answer(instance: Instance, t: Tensor, memory: Tensor) -> DualAnswer:
 
 
 def _primal_distance(instance: Instance, x: Tensor, pullback: Tensor) -> Tensor:
-    """g(x) + <x, K^T y> minus its minimum over the constraint, for a diagonal M, without cancellation: with u the free
-    and z the feasible minimiser, ½ d (x - z)² + d (x - z)(z - u)."""
+    """g(x) + <x, K^T y> minus its minimum over the constraint, for a diagonal M."""
     assert instance.diagonal is not None
-    free = (instance.q - pullback) / instance.diagonal
-    if instance.box is None:
-        return 0.5 * sum_samples(instance.diagonal * (x - free).square_())
-    z = instance.box.prox(free)
-    return sum_samples(instance.diagonal * (x - z) * (0.5 * (x - z) + (z - free)))
+    return instance.box.excess(x, (instance.q - pullback) / instance.diagonal, instance.diagonal)
 
 
 def state_residual(instance: Instance, x: Tensor, pullback: Tensor) -> Tensor:
     """The reduced residual ∇E(x) = M x - q + K^T pullback; at a box bound only its inadmissible part counts."""
-    grad = instance.quadratic(x) - instance.q + pullback
-    return grad if instance.box is None else instance.box.reduced_gradient(x, grad)
+    return instance.box.reduced_gradient(x, instance.quadratic(x) - instance.q + pullback)
 
 
 def primal_bound(residual: Tensor, mu: float) -> Tensor:

@@ -69,7 +69,7 @@ def certify(
     frozen = problem.frozen()
     search = SharpSearch(frozen, b, loss, Implicit(), Request(1.0, 0.0, max_steps, certificate, newton_steps=1))
     instance, given = search.exact_instance, _checked(frozen, x, "x")
-    x = instance.extended(given if frozen.constraint is None else frozen.constraint.exactly(x.detach()))
+    x = instance.extended(frozen.constraint.exactly(x.detach()).double())
     point = Point(frozen, instance, b, search.loss, x, torch.zeros_like(x))
     if X is None:
         size = sum_samples(point.loss_gradient**2).sqrt()

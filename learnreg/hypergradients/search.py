@@ -219,8 +219,8 @@ class Search:
     def _result(
         self, verdict: Verdict, error_bound: float, kind: BoundKind, status: Status, reason: str = ""
     ) -> Hypergradient:
-        box, dtype, point = self.instance.box, self.b.dtype, verdict.point
-        x, X = point.x.to(dtype) if box is None else box.inside(point.x, dtype), point.X.to(dtype)
+        dtype, point = self.b.dtype, verdict.point
+        x, X = self.instance.box.inside(point.x, dtype), point.X.to(dtype)
         certified = kind == "rigorous" and math.isfinite(error_bound)
         state_moved, adjoint_moved = (sum_samples((new - old) ** 2).sqrt() for new, old in ((x, point.x), (X, point.X)))
         return Hypergradient(

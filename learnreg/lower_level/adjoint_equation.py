@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from learnreg.linear.samples import sum_samples
+from learnreg.lower_level.constraints import FreePixels
 from learnreg.lower_level.instance import Instance
 
 __all__ = ["AdjointEquation"]
@@ -16,24 +17,20 @@ __all__ = ["AdjointEquation"]
 
 @dataclass(frozen=True)
 class AdjointEquation:
-    """H X = rhs with H frozen at x. at_response: f''(Kx), or for grouped potentials K x itself. free: (batch, ...) mask
-    of pixels off the constraint's boundary, None without a constraint."""
+    """H X = rhs with H frozen at x. at_response: f''(Kx), or for grouped potentials K x itself. free: the pixels off
+    the constraint's boundary."""
 
     instance: Instance
     at_response: Tensor
     rhs: Tensor
-    free: Tensor | None
+    free: FreePixels
 
     @classmethod
     def at(cls, instance: Instance, x: Tensor, t: Tensor, loss_gradient: Tensor) -> AdjointEquation:
         """The equation at x with responses t."""
-        free = None
-        if instance.box is not None:
-            lower, upper = instance.box.bounds_for(x)
-            free = (x > lower) & (x < upper)
-        rhs = -loss_gradient
+        free = instance.box.interior(x)
         at_response = t if instance.potential.grouped else instance.potential.second_into(t, torch.empty_like(t))
-        return cls(instance, at_response, rhs if free is None else torch.where(free, rhs, 0.0), free)
+        return cls(instance, at_response, free.restrict(-loss_gradient), free)
 
     @property
     def curvature(self) -> Tensor | None:
@@ -52,7 +49,7 @@ class AdjointEquation:
 
     def project(self, p: Tensor) -> Tensor:
         """p on the free pixels, 0 elsewhere."""
-        return p if self.free is None else torch.where(self.free, p, 0.0)
+        return self.free.restrict(p)
 
     def bend_(self, v: Tensor) -> Tensor:
         """f''(t) v in the memory of v."""
@@ -74,8 +71,8 @@ class AdjointEquation:
         own[:, latent.image_channels :] = True
         whole = torch.zeros_like(self.rhs)
         whole[:, : latent.image_channels] = X
-        free = own if self.free is None else own & self.free
-        return replace(self, rhs=torch.where(free, -self.hessian(whole), 0.0), free=free)
+        free = self.free.within(own)
+        return replace(self, rhs=free.restrict(-self.hessian(whole)), free=free)
 
     def select(self, index: Tensor) -> AdjointEquation:
         """The equation restricted to some samples."""
@@ -84,14 +81,14 @@ class AdjointEquation:
             instance=self.instance.select(index),
             at_response=self.at_response[index],
             rhs=self.rhs[index],
-            free=None if self.free is None else self.free[index],
+            free=self.free.select(index),
         )
 
     def residual_norm(self, X: Tensor) -> Tensor:
         """‖rhs - H X‖ per sample, (batch,), part by part to save memory; counts 2 applications."""
         norms = []
         for instance, index in self.instance.parts():
-            free = None if self.free is None else self.free[index]
-            part = replace(self, instance=instance, at_response=self.at_response[index], rhs=self.rhs[index], free=free)
+            own = (self.at_response[index], self.rhs[index], self.free.select(index))
+            part = AdjointEquation(instance, *own)
             norms.append(sum_samples((part.rhs - part.hessian(X[index])) ** 2).sqrt())
         return torch.cat(norms)

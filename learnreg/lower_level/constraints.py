@@ -1,15 +1,71 @@
-"""Constraints on the image: boxes, their projections, and the reduced gradient."""
+"""Constraints on the image: boxes, their projections, the reduced gradient, and the pixels they leave free."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from learnreg.errors import ConfigError, ShapeError
+from learnreg.linear.samples import expand, norm_samples, sum_samples
 
-__all__ = ["Box", "Nonnegative"]
+__all__ = ["AllPixels", "Box", "FreePixels", "Nonnegative", "Unconstrained"]
+
+
+@dataclass(frozen=True)
+class FreePixels:
+    """Pixels that are free to move, the others being held. mask: booleans that broadcast against images
+    (batch, ...)."""
+
+    mask: Tensor
+
+    def restrict(self, image: Tensor) -> Tensor:
+        """The image on the free pixels, 0 elsewhere."""
+        return torch.where(self.mask, image, 0.0)
+
+    def held_norm(self, image: Tensor) -> Tensor:
+        """2-norm of the image on the other pixels, (batch,)."""
+        return norm_samples(image - self.restrict(image))
+
+    def within(self, mask: Tensor) -> FreePixels:
+        """Those of them where the mask is true."""
+        return FreePixels(mask & self.mask)
+
+    def where(self, chosen: Tensor, old: FreePixels) -> FreePixels:
+        """These for the samples chosen, (batch,), ``old`` for the others."""
+        return FreePixels(torch.where(expand(chosen, self.mask), self.mask, old.mask))
+
+    def select(self, index: Tensor | slice) -> FreePixels:
+        """Those of some samples."""
+        return FreePixels(self.mask[index])
+
+
+@dataclass(frozen=True)
+class AllPixels(FreePixels):
+    """All of them are free, which costs no pass over an image."""
+
+    mask: Tensor = field(default_factory=lambda: torch.ones((), dtype=torch.bool))
+
+    def restrict(self, image: Tensor) -> Tensor:
+        """The image itself."""
+        return image
+
+    def held_norm(self, image: Tensor) -> Tensor:
+        return image.new_zeros(image.shape[0])
+
+    def within(self, mask: Tensor) -> FreePixels:
+        return FreePixels(mask)
+
+    def where(self, chosen: Tensor, old: FreePixels) -> FreePixels:
+        return self
+
+    def select(self, index: Tensor | slice) -> FreePixels:
+        return self
+
+
+_ALL_PIXELS = AllPixels()
 
 
 class Box(nn.Module):
@@ -22,6 +78,9 @@ class Box(nn.Module):
 
     lower: Tensor
     upper: Tensor
+
+    constrains = True
+    """Whether some images may be outside: what asks a solver that knows no constraints."""
 
     def __init__(self, lower: float | Tensor = -math.inf, upper: float | Tensor = math.inf) -> None:
         super().__init__()
@@ -83,9 +142,62 @@ class Box(nn.Module):
         grad = torch.where(x <= lower, grad.clamp(max=0.0), grad)
         return torch.where(x >= upper, grad.clamp(min=0.0), grad)
 
+    def interior(self, x: Tensor) -> FreePixels:
+        """The pixels strictly inside."""
+        lower, upper = self.bounds_for(x)
+        return FreePixels((x > lower) & (x < upper))
+
+    def free(self, x: Tensor, grad: Tensor) -> FreePixels:
+        """The pixels that their gradient does not hold at a bound."""
+        lower, upper = self.bounds_for(x)
+        return FreePixels(~(((x <= lower) & (grad > 0)) | ((x >= upper) & (grad < 0))))
+
+    def excess(self, x: Tensor, target: Tensor, curvature: Tensor) -> Tensor:
+        """½ <x - target, d (x - target)> for a diagonal curvature d > 0, minus its minimum over the box, (batch,),
+        without cancellation: with z the feasible minimiser, ½ d (x - z)² + d (x - z)(z - target)."""
+        z = self.prox(target)
+        return sum_samples(curvature * (x - z) * (0.5 * (x - z) + (z - target)))
+
 
 class Nonnegative(Box):
     """The constraint x >= 0."""
 
     def __init__(self) -> None:
         super().__init__(lower=0.0)
+
+
+class Unconstrained(Box):
+    """Every image: a box without sides, which returns what it is given and costs no pass over an image."""
+
+    constrains = False
+
+    def value(self, x: Tensor) -> Tensor:
+        return x.new_zeros(x.shape[0])
+
+    def prox(self, v: Tensor, step: Tensor | float = 1.0) -> Tensor:
+        """v itself."""
+        return v
+
+    def prox_jvp(self, v: Tensor, step: Tensor | float, direction: Tensor) -> Tensor:
+        """The direction itself."""
+        return direction
+
+    def exactly(self, x: Tensor) -> Tensor:
+        """x itself, in its dtype: its entries are as exact as they are."""
+        return x
+
+    def inside(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        return x.to(dtype)
+
+    def reduced_gradient(self, x: Tensor, grad: Tensor) -> Tensor:
+        """The gradient itself."""
+        return grad
+
+    def interior(self, x: Tensor) -> FreePixels:
+        return _ALL_PIXELS
+
+    def free(self, x: Tensor, grad: Tensor) -> FreePixels:
+        return _ALL_PIXELS
+
+    def excess(self, x: Tensor, target: Tensor, curvature: Tensor) -> Tensor:
+        return 0.5 * sum_samples(curvature * (x - target).square_())

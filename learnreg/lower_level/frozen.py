@@ -39,7 +39,7 @@ class FrozenProblem:
         regularizer: Regularizer,
         data_term: LeastSquares,
         ridge: float | nn.Parameter,
-        constraint: Box | None,
+        constraint: Box,
         parameters: Mapping[str, nn.Parameter],
         originals: Mapping[str, nn.Parameter],
     ) -> None:

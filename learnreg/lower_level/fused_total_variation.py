@@ -38,7 +38,7 @@ class FusedTotalVariation:
         potential, diagonal = instance.potential, instance.diagonal
         if type(instance.analysis) is not Gradient or type(potential) is not IsotropicPseudoHuber:
             return None
-        if instance.box is not None or diagonal is None or diagonal.dim() > 0:
+        if instance.box.constrains or diagonal is None or diagonal.dim() > 0:
             return None
         weight, smoothing = potential.weight, potential.smoothing
         if not isinstance(weight, Tensor) or weight.dim() > 0 or not isinstance(smoothing, float):

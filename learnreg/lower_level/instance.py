@@ -58,7 +58,7 @@ class Instance:
     q: Tensor
     analysis: LinearOperator
     potential: Potential
-    box: Box | None
+    box: Box
     strong_convexity: float
     counter: Counter
     diagonal: Tensor | None

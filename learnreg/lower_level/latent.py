@@ -54,13 +54,13 @@ class Latent:
         """z = scale z^; 1 without a modulus of x."""
         return math.sqrt(strong_convexity / self.modulus) if strong_convexity > 0 else 1.0
 
-    def box(self, constraint: Box | None) -> Box | None:
+    def box(self, constraint: Box) -> Box:
         """The constraint of (x, z^), given that of x."""
-        if constraint is None and not self.nonnegative:
-            return None
+        if not (constraint.constrains or self.nonnegative):
+            return constraint
         sides: list[Tensor] = []
         for name, far in (("lower", -math.inf), ("upper", math.inf)):
-            own = torch.tensor(far) if constraint is None else getattr(constraint, name)
+            own: Tensor = getattr(constraint, name)
             other = own.new_full((), 0.0 if name == "lower" and self.nonnegative else far)
             grid = (1, 1, *own.shape)[-2:]
             image = own.expand(self.image_channels, *grid)

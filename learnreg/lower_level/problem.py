@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from learnreg.errors import AssumptionError, ConfigError, ShapeError
 from learnreg.linear.operator import LinearOperator
 from learnreg.linear.samples import sum_samples
-from learnreg.lower_level.constraints import Box
+from learnreg.lower_level.constraints import Box, Unconstrained
 from learnreg.lower_level.data_terms import LeastSquares, TransmissionLeastSquares
 from learnreg.lower_level.frozen import FrozenProblem
 from learnreg.lower_level.instance import Instance
@@ -175,7 +175,7 @@ class LowerLevelProblem(nn.Module):
                 regularizer=regularizer if self.noise_level is None else regularizer.at(self.noise_level),
                 data_term=twins.module(self.data_term),
                 ridge=twins.parameter(self.ridge) if isinstance(self.ridge, nn.Parameter) else self.ridge,
-                constraint=self.constraint,
+                constraint=Unconstrained() if self.constraint is None else self.constraint,
                 parameters={name: twins.parameter(p) for name, p in originals.items()},
                 originals=originals,
             )

@@ -19,6 +19,7 @@ from learnreg.linear.norms import NormBound
 from learnreg.linear.operator import LinearOperator
 from learnreg.linear.samples import expand, inner_samples, sum_samples
 from learnreg.lower_level.adjoint_equation import AdjointEquation
+from learnreg.lower_level.constraints import FreePixels, Unconstrained
 from learnreg.lower_level.instance import Counter, Instance
 from learnreg.potentials.base import Potential
 from learnreg.solvers.conjugate_gradient import ConjugateGradient
@@ -76,7 +77,7 @@ class _Inner:
             q=x.new_zeros(x.shape[0], *shape),
             analysis=operator,
             potential=potential.to(x.dtype),
-            box=None,
+            box=Unconstrained(),
             strong_convexity=modulus,
             counter=Counter(),
             diagonal=number,
@@ -94,7 +95,7 @@ class _Inner:
 
     def inverse(self, t: Tensor, rhs: Tensor, relative: Tensor) -> Tensor:
         """F_zz^-1 rhs at responses t, to residuals relative to rhs, (batch,)."""
-        equation = replace(AdjointEquation.at(self.instance, rhs, t, -rhs), free=self.own)
+        equation = replace(AdjointEquation.at(self.instance, rhs, t, -rhs), free=FreePixels(self.own))
         goal = relative * sum_samples(rhs**2).sqrt()
         never = torch.zeros_like(goal)
         return iterate(ConjugateGradient(), equation, torch.zeros_like(rhs), goal, never, _MAX_CG_STEPS).x

@@ -9,6 +9,7 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 from torch import Tensor
 
 from learnreg.lower_level.adjoint_equation import AdjointEquation
+from learnreg.lower_level.constraints import FreePixels
 from learnreg.lower_level.instance import Instance
 
 __all__ = [
@@ -53,6 +54,8 @@ def select_samples(state: StateT, index: Tensor) -> StateT:
             return front_rows(value, index) if keep_memory else value[index]
         if isinstance(value, SolverState):
             return select_samples(value, index)
+        if isinstance(value, FreePixels):
+            return value.select(index)
         if isinstance(value, tuple):
             return tuple(pick(v, keep_memory) for v in value)
         return value

@@ -43,8 +43,7 @@ def continued_newton(
         return None if max_steps is None else max(0, max_steps - steps)
 
     for smoother in smoother_instances(instance, x):
-        g = smoother.full_gradient(x)
-        g = g if instance.box is None else instance.box.reduced_gradient(x, g)
+        g = instance.box.reduced_gradient(x, smoother.full_gradient(x))
         goal = torch.maximum(_ROUGH * inner_samples(g, g).sqrt(), residual)
         found = iterate(NewtonCG(), smoother, x, goal, torch.zeros_like(goal), left())
         x, steps = found.x, steps + found.steps

@@ -55,7 +55,7 @@ class LBFGS(Solver[LBFGSState]):
         self.memory, self.check_every, self.precondition = memory, check_every, precondition
 
     def init(self, instance: Instance, x: Tensor) -> LBFGSState:
-        if instance.box is not None:
+        if instance.box.constrains:
             raise AssumptionError("LBFGS does not handle constraints; use ProjectedLBFGS, as solver='lbfgs' does.")
         t = instance.apply(x)
         memory = instance.potential.grad_into(t, torch.empty_like(t))

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from learnreg.certificates.state import primal_bound, rounding_floor
 from learnreg.linear.samples import expand, inner_samples
+from learnreg.lower_level.constraints import FreePixels
 from learnreg.lower_level.instance import Instance
 from learnreg.solvers.base import Report, Solver, SolverState
-from learnreg.solvers.point import Point, evaluate, free_pixels, restrict, where
+from learnreg.solvers.point import Point, evaluate, where
 from learnreg.solvers.preconditioner import Preconditioner, preconditioner_of
 
 __all__ = ["NewtonCG", "NewtonCGState"]
@@ -30,11 +31,11 @@ _LINE_SEARCH_TRIALS = 40
 
 @dataclass(frozen=True)
 class NewtonCGState(SolverState):
-    """The point, and the pixels that are free to move (None: all); CG on H(x) d = -grad:
+    """The point, and the pixels that are free to move; CG on H(x) d = -grad:
     d, v = K d, residual r, direction p, ‖r‖², <r, Pr>, the preconditioner P (None: the identity)."""
 
     point: Point
-    free: Tensor | None
+    free: FreePixels
     d: Tensor
     v: Tensor
     r: Tensor
@@ -63,11 +64,12 @@ class NewtonCG(Solver[NewtonCGState]):
         self.check_every, self.max_inner, self.precondition = check_every, max_inner, precondition
 
     def init(self, instance: Instance, x: Tensor) -> NewtonCGState:
-        point = evaluate(instance, x if instance.box is None else instance.box.prox(x))
+        point = evaluate(instance, instance.box.prox(x))
         preconditioner = self._preconditioner(instance, point.t)
-        free = free_pixels(instance, point)
-        r = restrict(-point.grad, free)
-        z = restrict(r if preconditioner is None else preconditioner(r), free)
+        grad = point.grad
+        free = instance.box.free(point.x, grad)
+        r = free.restrict(-grad)
+        z = free.restrict(r if preconditioner is None else preconditioner(r))
         rr = inner_samples(r, r)
         return NewtonCGState(
             point=point,
@@ -96,8 +98,8 @@ class NewtonCG(Solver[NewtonCGState]):
         usable = (curvature > 0) & (state.rz > 0)
         alpha = torch.where(usable, state.rz / torch.where(usable, curvature, 1.0), 0.0)
         step = expand(alpha, state.p)
-        r = torch.addcmul(state.r, step, restrict(h_p, state.free), value=-1.0)
-        z = restrict(r if state.preconditioner is None else state.preconditioner(r), state.free)
+        r = torch.addcmul(state.r, step, state.free.restrict(h_p), value=-1.0)
+        z = state.free.restrict(r if state.preconditioner is None else state.preconditioner(r))
         rz = inner_samples(r, z)
         beta = torch.where(usable, rz / torch.where(usable, state.rz, 1.0), 0.0)
         return replace(
@@ -116,10 +118,11 @@ class NewtonCG(Solver[NewtonCGState]):
         ready = (state.rr.sqrt() <= state.forcing * state.grad_norm) | (state.inner >= self.max_inner)
         if not bool(ready.any()):
             return state
-        move = self._move if instance.box is None else self._move_in_box
+        move = self._move_in_box if instance.box.constrains else self._move
         point = move(instance, state, ready)
-        free = free_pixels(instance, point)
-        restarted = restrict(-point.grad, free)
+        grad = point.grad
+        free = instance.box.free(point.x, grad)
+        restarted = free.restrict(-grad)
         norm = inner_samples(restarted, restarted).sqrt()
         ratio = norm / state.grad_norm.clamp_min(torch.finfo(norm.dtype).tiny)
         forcing = (0.9 * ratio**2).clamp(_SMALLEST_FORCING, _LARGEST_FORCING)
@@ -131,11 +134,11 @@ class NewtonCG(Solver[NewtonCGState]):
         if preconditioner is not None and state.preconditioner is not None:
             preconditioner = preconditioner.where(ready, state.preconditioner)  # the others go on with their system
         r = renewed(restarted, state.r)
-        kept_free = None if free is None or state.free is None else renewed(free, state.free)
-        z = restrict(r if preconditioner is None else preconditioner(r), kept_free)
+        free = free.where(ready, state.free)
+        z = free.restrict(r if preconditioner is None else preconditioner(r))
         return NewtonCGState(
             point=point,
-            free=kept_free,
+            free=free,
             d=renewed(torch.zeros_like(state.d), state.d),
             v=renewed(torch.zeros_like(state.v), state.v),
             r=r,
@@ -188,7 +191,6 @@ class NewtonCG(Solver[NewtonCGState]):
     def _move_in_box(self, instance: Instance, state: NewtonCGState, ready: Tensor) -> Point:
         """The projected step of the samples that are ready, shortened until the energy's slope at its end, along the
         way that was made, is at most half the one at its start in size."""
-        assert instance.box is not None
         start = state.point
         grad, found = start.grad, start
         alpha, waiting = torch.ones_like(state.rr), ready
@@ -206,9 +208,7 @@ class NewtonCG(Solver[NewtonCGState]):
         return found
 
     def report(self, instance: Instance, state: NewtonCGState) -> Report:
-        point, grad = state.point, state.point.grad
-        if instance.box is not None:
-            grad = instance.box.reduced_gradient(point.x, grad)
+        point, grad = state.point, instance.box.reduced_gradient(state.point.x, state.point.grad)
         floor = rounding_floor(instance, point.x, point.pullback)
         bound = primal_bound(grad, instance.strong_convexity)
         residual = inner_samples(grad, grad).sqrt()

@@ -117,8 +117,7 @@ def _newton_step(
     equation = AdjointEquation.at(part, x, t, -residual)
     goal = relative * sum_samples(equation.rhs**2).sqrt()
     found = iterate(_solver(), equation, torch.zeros_like(x), goal, torch.zeros_like(goal), _limit(max_steps))
-    moved = x - found.x
-    return Correction(moved if part.box is None else part.box.prox(moved), found.steps)
+    return Correction(part.box.prox(x - found.x), found.steps)
 
 
 @torch.no_grad()

@@ -104,7 +104,7 @@ def primal_step(instance: Instance, x: Tensor, pullback: Tensor, tau: Tensor, si
     else:
         explicit = instance.quadratic(x) - instance.ridge * x - instance.q
         x_hat = (x - step * (pullback + explicit)) / (1.0 + step * instance.ridge)
-    return x_hat if instance.box is None else instance.box.prox(x_hat)
+    return instance.box.prox(x_hat)
 
 
 class PDHG(Solver[PDHGState]):
@@ -127,7 +127,7 @@ class PDHG(Solver[PDHGState]):
         if not instance.potential.convex:
             raise AssumptionError("PDHG does not handle weakly convex regularizers; use LBFGS, as solver='auto' does.")
         sizes = StepSizes.of(instance)
-        x = x.clone() if instance.box is None else instance.box.prox(x)
+        x = instance.box.prox(x.clone())
         t = instance.apply(x) if t is None else t
         y = instance.potential.grad_into(t, torch.empty_like(t))
         tau = torch.full((x.shape[0],), initial_tau(instance, sizes), dtype=x.dtype, device=x.device)

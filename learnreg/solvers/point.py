@@ -1,4 +1,4 @@
-"""A point of the lower-level problem with its gradient, and the pixels that a box leaves free there."""
+"""A point of the lower-level problem with its gradient."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from learnreg.linear.samples import expand
 from learnreg.lower_level.instance import Instance
 from learnreg.solvers.base import SolverState
 
-__all__ = ["Point", "evaluate", "free_pixels", "restrict", "where"]
+__all__ = ["Point", "evaluate", "where"]
 
 
 @dataclass(frozen=True)
@@ -33,20 +33,6 @@ def evaluate(instance: Instance, x: Tensor) -> Point:
     """The point at x; counts 2 applications."""
     t = instance.apply(x)
     return Point(x, t, instance.quadratic(x) - instance.q, instance.adjoint(instance.potential.grad(t)))
-
-
-def free_pixels(instance: Instance, point: Point) -> Tensor | None:
-    """Pixels that are not held at a bound by their gradient; None without a box."""
-    if instance.box is None:
-        return None
-    lower, upper = instance.box.bounds_for(point.x)
-    grad = point.grad
-    return ~(((point.x <= lower) & (grad > 0)) | ((point.x >= upper) & (grad < 0)))
-
-
-def restrict(image: Tensor, free: Tensor | None) -> Tensor:
-    """The image on the free pixels, 0 elsewhere."""
-    return image if free is None else torch.where(free, image, 0.0)
 
 
 def where(chosen: Tensor, new: Point, old: Point) -> Point:

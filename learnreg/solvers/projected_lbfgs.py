@@ -15,7 +15,7 @@ from learnreg.linear.samples import expand, inner_samples
 from learnreg.lower_level.instance import Instance
 from learnreg.solvers.base import Report, Solver, SolverState
 from learnreg.solvers.lbfgs import inverse_curvature, pair_scale, two_loop_direction
-from learnreg.solvers.point import Point, evaluate, free_pixels, restrict, where
+from learnreg.solvers.point import Point, evaluate, where
 from learnreg.solvers.preconditioner import Preconditioner, preconditioner_of
 
 __all__ = ["ProjectedLBFGS", "ProjectedLBFGSState"]
@@ -58,7 +58,7 @@ class ProjectedLBFGS(Solver[ProjectedLBFGSState]):
         self.memory, self.check_every, self.precondition = memory, check_every, precondition
 
     def init(self, instance: Instance, x: Tensor) -> ProjectedLBFGSState:
-        point = evaluate(instance, x if instance.box is None else instance.box.prox(x))
+        point = evaluate(instance, instance.box.prox(x))
         preconditioner = self._preconditioner(instance, point)
         ones = torch.ones_like(point.grad.flatten(1)[:, 0])
         state = ProjectedLBFGSState(point, ones, ones, preconditioner)
@@ -86,7 +86,7 @@ class ProjectedLBFGS(Solver[ProjectedLBFGSState]):
         start = state.point
         p = self._direction(instance, state)
         aim = torch.addcmul(start.x, expand(state.alpha, p), p)
-        trial = evaluate(instance, aim if instance.box is None else instance.box.prox(aim))
+        trial = evaluate(instance, instance.box.prox(aim))
         way = trial.x - start.x
         before, after = inner_samples(start.grad, way), inner_samples(trial.grad, way)
         good = (before <= 0) & (after <= 0.5 * before.abs())
@@ -127,18 +127,18 @@ class ProjectedLBFGS(Solver[ProjectedLBFGSState]):
         """The quasi-Newton direction on the free pixels: to them gradient, preconditioner and direction are restricted,
         which keeps the inverse Hessian positive definite there. Restricting every pair, too, saves few steps or none,
         and costs more than all the rest."""
-        free = free_pixels(instance, state.point)
-        grad = restrict(state.point.grad, free)
+        grad = state.point.grad
+        free = instance.box.free(state.point.x, grad)
+        grad = free.restrict(grad)
 
         def precondition(r: Tensor) -> Tensor:
-            return r if state.preconditioner is None else restrict(state.preconditioner(restrict(r, free)), free)
+            return r if state.preconditioner is None else free.restrict(state.preconditioner(free.restrict(r)))
 
         pairs = (state.s, state.d, state.inverse_curvature)
-        return restrict(two_loop_direction(grad, *pairs, precondition, state.scale), free)
+        return free.restrict(two_loop_direction(grad, *pairs, precondition, state.scale))
 
     def report(self, instance: Instance, state: ProjectedLBFGSState) -> Report:
-        point, grad = state.point, state.point.grad
-        grad = grad if instance.box is None else instance.box.reduced_gradient(point.x, grad)
+        point, grad = state.point, instance.box.reduced_gradient(state.point.x, state.point.grad)
         floor = rounding_floor(instance, point.x, point.pullback)
         residual = inner_samples(grad, grad).sqrt()
         return Report(point.x, residual, primal_bound(grad, instance.strong_convexity), floor)

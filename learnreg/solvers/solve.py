@@ -66,7 +66,7 @@ def make_solver(name: str, instance: Instance, warm: bool = False) -> Solver[Any
             name = "pdhg"
         else:
             name = "newton-cg" if free else "lbfgs"
-    if name == "lbfgs" and (instance.box is not None or instance.potential.whole):
+    if name == "lbfgs" and (instance.box.constrains or instance.potential.whole):
         return ProjectedLBFGS()
     if name == "pdhg":
         check_proximal(instance, "solver='pdhg'", "'auto', 'lbfgs' or 'newton-cg'")
@@ -120,8 +120,7 @@ def initial_point(instance: Instance, b: Tensor) -> Tensor:
         x = expand(inner_samples(instance.q, guess) / bend, guess) * guess
     else:
         x = instance.q / (float(instance.data_weights.max()) * instance.forward.norm_bound() ** 2 + instance.ridge)
-    x = x if instance.box is None else instance.box.prox(x)
-    return instance.started(image_part(x, instance.latent))
+    return instance.started(image_part(instance.box.prox(x), instance.latent))
 
 
 def residual_tolerance(instance: Instance, error: Tensor) -> Tensor:
@@ -267,9 +266,8 @@ class _Judged:
 
 def _judge(instance: Instance, x: Tensor, t: Tensor | None, dtype: torch.dtype, scale: float) -> _Judged:
     """Bound the error of x, rounded to ``dtype``, in float64."""
-    box = instance.box
-    exact = x if box is None else box.exactly(x)
-    returned = exact.to(dtype) if box is None else box.inside(exact, dtype)
+    exact = instance.box.exactly(x)
+    returned = instance.box.inside(exact, dtype)
     moved = 0.0 if returned is exact else sum_samples((returned.double() - exact) ** 2).sqrt()
     bounds, duals = [], []
     for part, index in instance.parts():

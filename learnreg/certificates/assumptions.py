@@ -70,9 +70,7 @@ def constraint_decided(
     lower, upper = instance.box.bounds_for(x)
     radius = expand(e, x)
     free = (x - radius > lower) & (x + radius < upper)
-    forward_norm = instance.forward.norm_bound()
-    data_norm = float(instance.data_weights.max()) * forward_norm**2 + instance.ridge
-    largest = data_norm + curvature * instance.analysis.norm_bound() ** 2
+    largest = instance.quadratic.norm() + curvature * instance.analysis.norm_bound() ** 2
     change = torch.minimum(largest * e, (largest * residual * e).sqrt() * (1.0 + 1e-12)).reshape(radius.shape)
     margin = instance.full_gradient(x)
     active = ((x <= lower) & (margin > change)) | ((x >= upper) & (margin < -change))

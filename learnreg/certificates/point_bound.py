@@ -99,7 +99,7 @@ class PointBound(ABC):
             for group in self.instance.parameter_groups()
             if group.name in learned
         ]
-        weight_max = float(self.instance.data_weights.max())
+        weight_max = self.instance.quadratic.largest_weight
         return raw + data_groups(self.problem, self.x, self.X, self.responses, self.e, weight_max)
 
     def learned(self) -> set[str]:
@@ -118,7 +118,7 @@ class PointBound(ABC):
 
     def data_norm(self) -> float:
         """Bound of ‖M‖."""
-        return float(self.instance.data_weights.max()) * self.instance.forward.norm_bound() ** 2 + self.instance.ridge
+        return self.instance.quadratic.norm()
 
     def boundary_error(self) -> Tensor:
         """Share of X on active pixels in the error of X: by the Schur complement, (1 + sqrt(‖H_AA‖/mu)) ‖X_A‖."""
@@ -135,7 +135,7 @@ class PointBound(ABC):
             size = size + 2.0 * steep * sum_samples(r.t * r.t).sqrt() * V
         if r.residual is not None and r.forward_X is not None:
             residual, forward_X = (sum_samples(t * t).sqrt() for t in (r.residual, r.forward_X))
-            weight = max(1.0, float(self.instance.data_weights.max()))
+            weight = max(1.0, self.instance.quadratic.largest_weight)
             size = size + weight * (residual + 2.0 * self.instance.forward.norm_bound() * x) * (forward_X + X)
         # K x and K X are rounded relative to ‖k_i‖ ‖x‖, which may be far above |K_i x|
         rows = self.instance.analysis.row_norms(self.instance.potential.grouped)

@@ -66,9 +66,8 @@ def smallest_bound(instance: Instance, x: Tensor, t: Tensor | None = None) -> St
         r_x = sum_samples(state_residual(instance, x, pullback) ** 2)
         distance, r_y = potential.distances(response, t)
         bound = torch.minimum(bound, saddle_bound(r_x, r_y, mu) + floor / mu)
-        if instance.diagonal is not None:
-            gap = distance + _primal_distance(instance, x, pullback)
-            bound = torch.minimum(bound, gap_bound(gap, mu) + floor / mu)
+        gap = distance + instance.quadratic.excess(x, instance.q - pullback, instance.box)
+        bound = torch.minimum(bound, gap_bound(gap, mu) + floor / mu)
     return StateBound(bound, residual, floor, y)
 
 
@@ -98,7 +97,6 @@ def dual_answer(instance: Instance, t: Tensor, memory: Tensor) -> DualAnswer:
     part vanishes) and by the duality gap, which is the Bregman distance f(Kx) - f(t) - <y, Kx - t> here. Costs 2
     applications; may overwrite ``memory``, of the shape of t."""
     potential, mu = instance.potential, instance.strong_convexity
-    assert instance.diagonal is not None
     fused = FusedTotalVariation.of(instance, t)
     if fused is not None:
         x, sums = fused.dual_answer(t)
@@ -106,18 +104,12 @@ def dual_answer(instance: Instance, t: Tensor, memory: Tensor) -> DualAnswer:
         gap, r_y, r_x = sums[:3].to(x.dtype)
     else:
         pullback = instance.adjoint(potential.grad_into(t, memory))
-        x = instance.box.prox((instance.q - pullback) / instance.diagonal)
+        x = instance.box.prox(instance.quadratic.minimiser(instance.q - pullback))
         gap, r_y = potential.distances(instance.apply(x, memory), t)
         r_x = sum_samples(state_residual(instance, x, pullback) ** 2)
         floor = rounding_floor(instance, x, pullback)
     saddle = saddle_bound(r_x, r_y, mu)
     return DualAnswer(x, torch.minimum(saddle, gap_bound(gap, mu)) + floor / mu, mu * saddle, floor)
-
-
-def _primal_distance(instance: Instance, x: Tensor, pullback: Tensor) -> Tensor:
-    """g(x) + <x, K^T y> minus its minimum over the constraint, for a diagonal M."""
-    assert instance.diagonal is not None
-    return instance.box.excess(x, (instance.q - pullback) / instance.diagonal, instance.diagonal)
 
 
 def state_residual(instance: Instance, x: Tensor, pullback: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ def make_adjoint_solver(
     relative residuals, conjugate gradients otherwise."""
     if name == "auto":
         alone = instance.potential.proximal and not (can_precondition(instance) or start.warm or instance.latent)
-        fits = alone and instance.diagonal is not None and instance.strong_convexity > 0
+        fits = alone and instance.quadratic.is_diagonal and instance.strong_convexity > 0
         hard = fits and relative >= _LOOSE and instance.condition_bound() >= _ILL_CONDITIONED
         name = "piggyback" if hard else "cg"
     if name == "piggyback":

@@ -19,6 +19,7 @@ from learnreg.linear.operator import LinearOperator
 from learnreg.lower_level.constraints import Box
 from learnreg.lower_level.data_terms import LeastSquares
 from learnreg.lower_level.instance import Counter, Instance, lifted, weighted_square
+from learnreg.lower_level.quadratic import quadratic_of
 from learnreg.lower_level.regularizer import ParameterRole, Regularizer, SaddleTerms
 from learnreg.potentials.base import Potential
 
@@ -129,25 +130,22 @@ class FrozenProblem:
     def _at(self, b: Tensor, counter: Counter) -> Instance:
         data_term = self.data_term.at(b)
         modulus, terms = self.modulus(data_term), self.fixed
-        weights, weighted = data_term.weights_for(b).detach(), data_term.weigh(b)
-        diagonal, identity = self._diagonal(b, weights)
-        q = weighted if identity else self.operator.adjoint(weighted)  # spares a copy
+        quadratic = quadratic_of(self.operator, data_term.weights_for(b).detach(), self.ridge_value, b)
+        weighted = data_term.weigh(b)
+        q = quadratic.pull(weighted)
         if q is not weighted and b.device.type != "meta" and not _all_finite(q):
             kind = type(self.operator).__name__
             raise OperatorError(f"{kind}.adjoint made NaN or infinite numbers of finite measurements b.", "finite")
         exact = self.operator.adjoint_mismatch() == 0.0 and terms.operator.adjoint_mismatch() == 0.0
         self._check_convex(modulus)
         instance = Instance(
-            forward=self.operator,
-            data_weights=weights,
-            ridge=self.ridge_value,
+            quadratic=quadratic,
             q=q,
             analysis=terms.operator,
             potential=self.potential(b.dtype),
             box=self.constraint,
             strong_convexity=modulus - self.concavity if exact else 0.0,  # no bound where gradients are inexact
             counter=counter,
-            diagonal=diagonal,
         )
         return instance if terms.latent is None else lifted(instance, terms.latent, modulus)
 
@@ -158,22 +156,6 @@ class FrozenProblem:
                 f"and ridge have a modulus of {modulus:.3g}, so that the energy may have several minima; use a ridge "
                 f"above {self.ridge_value + self.concavity - modulus:.3g} or a regularizer with a smaller nonconvexity."
             )
-
-    def _diagonal(self, b: Tensor, weights: Tensor) -> tuple[Tensor | None, bool]:
-        """M where it is diagonal, as a number where that is all it takes, and whether A is the identity."""
-        diagonal = self.operator.diagonal()
-        if diagonal is None:
-            return None, False
-        identity = False
-        if not any(diagonal.stride()):
-            diagonal = diagonal.flatten()[0]  # a number, expanded
-            identity = float(diagonal) == 1.0
-        diagonal = weights * diagonal.to(b) ** 2 + self.ridge_value
-        per_sample = diagonal.dim() > len(self.operator.domain_shape)
-        if not per_sample and b.device.type != "meta" and diagonal.dim() > 0:
-            first = diagonal.flatten()[0]
-            diagonal = first if bool((diagonal == first).all()) else diagonal  # spares steps passes over the image
-        return diagonal, identity
 
 
 def _all_finite(t: Tensor) -> bool:

@@ -35,10 +35,10 @@ class FusedTotalVariation:
     @classmethod
     def of(cls, instance: Instance, *tensors: Tensor) -> Self | None:
         """The fused form of an instance for calls with these tensors, or None."""
-        potential, diagonal = instance.potential, instance.diagonal
+        potential, diagonal = instance.potential, instance.quadratic.number()
         if type(instance.analysis) is not Gradient or type(potential) is not IsotropicPseudoHuber:
             return None
-        if instance.box.constrains or diagonal is None or diagonal.dim() > 0:
+        if instance.box.constrains or diagonal is None:
             return None
         weight, smoothing = potential.weight, potential.smoothing
         if not isinstance(weight, Tensor) or weight.dim() > 0 or not isinstance(smoothing, float):

@@ -15,6 +15,7 @@ from learnreg.linear.operator import LinearOperator
 from learnreg.linear.parameter_groups import ParameterGroup
 from learnreg.lower_level.constraints import Box
 from learnreg.lower_level.latent import JointOperator, Latent
+from learnreg.lower_level.quadratic import Quadratic
 from learnreg.potentials.base import Potential
 
 __all__ = ["Counter", "Instance", "lifted", "weighted_square"]
@@ -42,28 +43,29 @@ class Counter:
 
 @dataclass(frozen=True)
 class Instance:
-    """The lower-level problem for given data, parameters detached: E(x) = ½<x,Mx> - <q,x> + f(Kx), M = A^T w A + ridge.
-    f is convex, or so weakly convex that E is strongly convex.
+    """The lower-level problem for given data, parameters detached: E(x) = ½<x,Mx> - <q,x> + f(Kx) over the box. f is
+    convex, or so weakly convex that E is strongly convex.
 
-    ``diagonal``: M where it is one, to broadcast against images; ``data_weights`` broadcast against measurements. Both
-    may have a batch axis. ``K`` is the regularizer's analysis operator; the forward operator runs beside it, so that
-    one call of ``apply``/``adjoint`` together with its data part counts as one application.
+    ``quadratic`` is M, ``K`` the regularizer's analysis operator; the forward operator of M runs beside it, so that one
+    call of ``apply``/``adjoint`` together with its data part counts as one application.
 
     With ``latent`` variables z, x stands for (x, z / latent_scale), with more channels, throughout.
     """
 
-    forward: LinearOperator
-    data_weights: Tensor
-    ridge: float
+    quadratic: Quadratic
     q: Tensor
     analysis: LinearOperator
     potential: Potential
     box: Box
     strong_convexity: float
     counter: Counter
-    diagonal: Tensor | None
     latent: Latent | None = None
     latent_scale: float = 1.0
+
+    @property
+    def forward(self) -> LinearOperator:
+        """The forward operator, within M."""
+        return self.quadratic.forward
 
     @property
     def batch(self) -> int:
@@ -84,13 +86,6 @@ class Instance:
         self.counter.applications += 1
         return self.analysis.adjoint(y)
 
-    def quadratic(self, x: Tensor) -> Tensor:
-        """M x."""
-        if self.diagonal is not None:
-            return self.diagonal * x
-        result = self.forward.adjoint(self.data_weights * self.forward(x))
-        return result + self.ridge * x if self.ridge else result
-
     def full_gradient(self, x: Tensor) -> Tensor:
         """∇E(x) without the constraint; counts 2."""
         return self.quadratic(x) - self.q + self.adjoint(self.potential.grad(self.apply(x)))
@@ -100,8 +95,8 @@ class Instance:
         modulus."""
         if self.strong_convexity <= 0:
             return math.inf
-        data = float(self.data_weights.max()) * self.forward.norm_bound() ** 2 + self.ridge
-        return (data + weighted_square(self.analysis, self.potential.curvature_limit)) / self.strong_convexity
+        bend = weighted_square(self.analysis, self.potential.curvature_limit)
+        return (self.quadratic.norm() + bend) / self.strong_convexity
 
     def extended(self, x: Tensor) -> Tensor:
         """(x, z / latent_scale) with the best z for x; x itself without latent variables."""
@@ -129,10 +124,7 @@ class Instance:
         return self._part(index, self.counter)
 
     def _part(self, index: Tensor | slice, counter: Counter) -> Instance:
-        weights, diagonal = self.data_weights, self.diagonal
-        if weights.dim() > len(self.forward.range_shape):  # those of each sample
-            weights, diagonal = weights[index], None if diagonal is None else diagonal[index]
-        return replace(self, q=self.q[index], data_weights=weights, diagonal=diagonal, counter=counter)
+        return replace(self, quadratic=self.quadratic.select(index), q=self.q[index], counter=counter)
 
     def parts(self) -> Iterator[tuple[Instance, slice]]:
         """The instance in parts of the batch whose responses stay small, for work that needs many of them; their
@@ -159,13 +151,8 @@ class Instance:
         """The instance in another dtype, sharing the counter."""
         if self.q.dtype == dtype:
             return self
-        return replace(
-            self,
-            q=self.q.to(dtype),
-            data_weights=self.data_weights.to(dtype),
-            potential=self.potential.to(dtype),
-            diagonal=None if self.diagonal is None else self.diagonal.to(dtype),
-        )
+        quadratic, potential = self.quadratic.to(dtype), self.potential.to(dtype)
+        return replace(self, quadratic=quadratic, q=self.q.to(dtype), potential=potential)
 
 
 def lifted(instance: Instance, latent: Latent, modulus: float) -> Instance:
@@ -173,39 +160,17 @@ def lifted(instance: Instance, latent: Latent, modulus: float) -> Instance:
     scale, own = latent.scale(modulus), modulus if modulus > 0 else latent.modulus
     operator, q = instance.forward, instance.q
     analysis = latent.operator(scale)
-    forward = JointOperator(operator, latent, math.sqrt(max(own - instance.ridge, 0.0)))
+    forward = JointOperator(operator, latent, math.sqrt(max(own - instance.quadratic.ridge, 0.0)))
     shape = (latent.channels, *operator.domain_shape[1:])
     cost = (scale * latent.cost).to(q).expand(q.shape[0], *shape)
     exact = operator.adjoint_mismatch() == 0.0 and analysis.adjoint_mismatch() == 0.0
     return replace(
         instance,
-        forward=forward,
-        data_weights=_lifted_weights(instance, forward),
+        quadratic=instance.quadratic.lifted(forward, shape, own),
         q=torch.cat([q, -cost], 1),
         analysis=analysis,
         box=latent.box(instance.box),
         strong_convexity=modulus if exact else 0.0,
-        diagonal=_lifted_diagonal(instance, shape, own),
         latent=latent,
         latent_scale=scale,
     )
-
-
-def _lifted_weights(instance: Instance, forward: LinearOperator) -> Tensor:
-    """Those of the measurements, and ones for the latent variables, which have none."""
-    weights, range_shape = instance.data_weights, instance.forward.range_shape
-    if weights.dim() == 0 and float(weights) == 1.0:
-        return weights
-    data = weights.expand(*weights.shape[: -len(range_shape)], *range_shape).flatten(-len(range_shape))
-    rest = data.new_ones(*data.shape[:-1], forward.range_shape[0] - data.shape[-1])
-    return torch.cat([data, rest], -1)
-
-
-def _lifted_diagonal(instance: Instance, shape: tuple[int, ...], own: float) -> Tensor | None:
-    """M where it is one for the image, with the modulus of the latent variables of this shape."""
-    diagonal = instance.diagonal
-    if diagonal is None or (diagonal.dim() == 0 and float(diagonal) == own):
-        return diagonal
-    batch = diagonal.shape[: diagonal.dim() - len(shape)] if diagonal.dim() > len(shape) else ()
-    image = diagonal.expand(*batch, *instance.forward.domain_shape)
-    return torch.cat([image, diagonal.new_full((*batch, *shape), own)], -3)

@@ -21,6 +21,7 @@ from learnreg.linear.samples import expand, inner_samples, sum_samples
 from learnreg.lower_level.adjoint_equation import AdjointEquation
 from learnreg.lower_level.constraints import FreePixels, Unconstrained
 from learnreg.lower_level.instance import Counter, Instance
+from learnreg.lower_level.quadratic import DiagonalQuadratic
 from learnreg.potentials.base import Potential
 from learnreg.solvers.conjugate_gradient import ConjugateGradient
 from learnreg.solvers.continuation import smoother_instances
@@ -71,16 +72,13 @@ class _Inner:
         shape = operator.domain_shape
         number = torch.as_tensor(modulus, dtype=x.dtype, device=x.device)
         instance = Instance(
-            forward=_Same(shape, shape),
-            data_weights=number,
-            ridge=0.0,
+            quadratic=DiagonalQuadratic(_Same(shape, shape), number, 0.0, number),
             q=x.new_zeros(x.shape[0], *shape),
             analysis=operator,
             potential=potential.to(x.dtype),
             box=Unconstrained(),
             strong_convexity=modulus,
             counter=Counter(),
-            diagonal=number,
         )
         own = torch.arange(shape[0], device=x.device) >= channels
         return cls(instance, own[:, None, None].expand(instance.q.shape))

@@ -39,13 +39,8 @@ def adjoint_primal_step(
 ) -> Tensor:
     """X - tau (K^T Y + ∂_x ell), then the derivative of prox_{tau g}: the data term's curvature, zero on active
     pixels."""
-    instance, step = equation.instance, sizes.tau(tau, X)
-    if instance.diagonal is not None:
-        X_hat = torch.addcmul(X, equation.rhs - pullback, step).div_(1.0 + step * instance.diagonal)
-    else:
-        explicit = instance.quadratic(X) - instance.ridge * X
-        X_hat = (X - step * (pullback + explicit - equation.rhs)) / (1.0 + step * instance.ridge)
-    return equation.project(X_hat)
+    quadratic = equation.instance.quadratic
+    return equation.project(quadratic.primal_step(X, pullback, equation.rhs, sizes.tau(tau, X)))
 
 
 def dual_step_(equation: AdjointEquation, response: Tensor, Y: Tensor, sigma: Tensor, relaxation: float) -> None:
@@ -104,8 +99,8 @@ class AdjointPDHG(AdjointSolver[AdjointPDHGState]):
     def report(self, equation: AdjointEquation, state: AdjointPDHGState) -> Report:
         instance, mu = equation.instance, equation.instance.strong_convexity
         X = state.X_hat
-        if instance.diagonal is not None and mu > 0:
-            X = equation.project((equation.rhs - instance.adjoint(state.Y_hat)) / instance.diagonal)
+        if instance.quadratic.is_diagonal and mu > 0:
+            X = equation.project(instance.quadratic.minimiser(equation.rhs - instance.adjoint(state.Y_hat)))
         residual = equation.residual_norm(X)
         bound = residual / mu if mu > 0 else torch.full_like(residual, torch.inf)
         return Report(X, residual, bound, torch.zeros_like(residual))

@@ -60,10 +60,7 @@ class StepSizes:
             norm = instance.latent.operator(aim).norm_bound()
             primal = instance.q.new_ones(instance.q.shape[1], 1, 1)
             primal[instance.latent.image_channels :] = (aim / instance.latent_scale) ** 2
-        explicit = 0.0
-        if instance.diagonal is None:
-            explicit = float(instance.data_weights.max()) * instance.forward.norm_bound() ** 2
-        return cls(max(norm, 1e-12), scaling, explicit, primal)
+        return cls(max(norm, 1e-12), scaling, instance.quadratic.explicit_lipschitz(), primal)
 
     def tau(self, tau: Tensor, like: Tensor) -> Tensor:
         """The primal step of each sample and channel."""
@@ -98,13 +95,7 @@ class PDHGState(SolverState):
 
 def primal_step(instance: Instance, x: Tensor, pullback: Tensor, tau: Tensor, sizes: StepSizes) -> Tensor:
     """prox_{tau g}(x - tau K^T y), with the data term inside g when it is diagonal and explicit otherwise."""
-    step = sizes.tau(tau, x)
-    if instance.diagonal is not None:
-        x_hat = torch.addcmul(x, instance.q - pullback, step).div_(1.0 + step * instance.diagonal)
-    else:
-        explicit = instance.quadratic(x) - instance.ridge * x - instance.q
-        x_hat = (x - step * (pullback + explicit)) / (1.0 + step * instance.ridge)
-    return instance.box.prox(x_hat)
+    return instance.box.prox(instance.quadratic.primal_step(x, pullback, instance.q, sizes.tau(tau, x)))
 
 
 class PDHG(Solver[PDHGState]):
@@ -170,7 +161,7 @@ class PDHG(Solver[PDHGState]):
         return replace(state, tau=tau, newton_steps=newton_steps(instance, state.sizes, tau))
 
     def report(self, instance: Instance, state: PDHGState) -> Report:
-        if instance.diagonal is not None and instance.strong_convexity > 0:
+        if instance.quadratic.is_diagonal and instance.strong_convexity > 0:
             answer = dual_answer(instance, state.t, state.memory)
             return Report(answer.x, answer.residual, answer.bound, answer.floor, state.t)
         judged = smallest_bound(instance, state.x_hat, state.t)

@@ -48,7 +48,7 @@ def can_precondition(instance: Instance) -> bool:
     """The preconditioner knows this Hessian, and costs less than the steps it saves: the analysis operator is a
     convolution whose filters fit the image, and either it or the forward operator is dearer than a few FFTs."""
     stencil = instance.analysis.stencil()
-    if stencil is None or (instance.diagonal is not None and stencil.filters.numel() < _DEAR_FILTERS):
+    if stencil is None or (instance.quadratic.is_diagonal and stencil.filters.numel() < _DEAR_FILTERS):
         return False
     sides, filter_shape = instance.analysis.domain_shape[1:], stencil.filters.shape[1:]
     return all(n >= 2 * k - 1 for n, k in zip(sides, filter_shape, strict=True))
@@ -69,8 +69,7 @@ class DiagonalPreconditioner(SolverState):
         if bend is None:
             return None
         instance.counter.applications += 1
-        norm = float(instance.data_weights.max()) * instance.forward.norm_bound() ** 2 + instance.ridge
-        return cls(1.0 / (bend + (norm if instance.diagonal is None else instance.diagonal)))
+        return cls(1.0 / (bend + instance.quadratic.majorant()))
 
     def where(self, chosen: Tensor, old: Preconditioner) -> DiagonalPreconditioner:
         """This one for the samples chosen, (batch,), ``old`` for the others."""
@@ -100,7 +99,7 @@ class SpectralPreconditioner(SolverState):
         stencil = instance.analysis.stencil()
         assert stencil is not None
         sides = _padded_sides(stencil, instance.analysis.domain_shape)
-        m = _data_symbol(instance, sides)
+        m = instance.quadratic.symbol(sides, instance.q)
         if m is None:
             return None
         curvature = curvature.flatten(1, -3)
@@ -162,20 +161,6 @@ def _symbol(filters: Tensor, channel_weights: Tensor, sides: tuple[int, int]) ->
     kernel = F.pad(kernel, (0, sides[1] - kernel.shape[-1], 0, sides[0] - kernel.shape[-2]))
     spectrum: Tensor = torch.fft.rfft2(kernel.roll((1 - k, 1 - l), (-2, -1)))
     return spectrum.real.clamp_min(0.0)
-
-
-def _data_symbol(instance: Instance, sides: tuple[int, int]) -> Tensor | None:
-    """M for each frequency, to broadcast against the half spectrum; a diagonal M by its mean."""
-    if instance.diagonal is not None:
-        diagonal = instance.diagonal
-        return diagonal if diagonal.dim() == 0 else diagonal.mean((-3, -2, -1), keepdim=True)
-    symbol = instance.forward.gram_symbol(sides, instance.q.dtype)
-    if symbol is None:
-        return None
-    weights = instance.data_weights
-    per_sample = weights.dim() > len(instance.forward.range_shape)
-    mean = weights.flatten(1).mean(1)[:, None, None, None] if per_sample else weights.mean()
-    return symbol.to(instance.q.device) * mean + instance.ridge
 
 
 def _padded_sides(stencil: Stencil, image_shape: tuple[int, ...]) -> tuple[int, int]:

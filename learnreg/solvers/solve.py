@@ -11,7 +11,7 @@ from torch import Tensor
 
 from learnreg.certificates.state import smallest_bound
 from learnreg.errors import ConfigError, SolverError
-from learnreg.linear.samples import expand, inner_samples, sum_samples
+from learnreg.linear.samples import sum_samples
 from learnreg.lower_level.blame import blame_operators
 from learnreg.lower_level.frozen import FrozenProblem
 from learnreg.lower_level.instance import Instance
@@ -76,7 +76,7 @@ def make_solver(name: str, instance: Instance, warm: bool = False) -> Solver[Any
 
 
 def _fits_pdhg(instance: Instance) -> bool:
-    return instance.potential.proximal and instance.diagonal is not None
+    return instance.potential.proximal and instance.quadratic.is_diagonal
 
 
 def check_proximal(instance: Instance, call: str, instead: str) -> None:
@@ -110,16 +110,8 @@ def check_max_steps(max_steps: int | None) -> None:
 
 
 def initial_point(instance: Instance, b: Tensor) -> Tensor:
-    """For denoising the measurement itself, for operators with an approximate inverse what it makes of b, times the
-    factor that minimises the data term; else A^T w b scaled by the norms."""
-    guess = None if instance.diagonal is not None else instance.forward.approximate_inverse(b)
-    if instance.diagonal is not None:
-        x = instance.q / instance.diagonal.amax().clamp_min(1e-12)
-    elif guess is not None:
-        bend = inner_samples(guess, instance.quadratic(guess)).clamp_min(torch.finfo(guess.dtype).tiny)
-        x = expand(inner_samples(instance.q, guess) / bend, guess) * guess
-    else:
-        x = instance.q / (float(instance.data_weights.max()) * instance.forward.norm_bound() ** 2 + instance.ridge)
+    """What minimises the quadratic part, roughly, in the box."""
+    x = instance.quadratic.start(instance.q, b)
     return instance.started(image_part(instance.box.prox(x), instance.latent))
 
 

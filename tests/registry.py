@@ -141,7 +141,6 @@ def _second_order(boundary: str, scale: float) -> SecondOrderOperator:
 
 def _joint(operator: LinearOperator) -> JointOperator:
     latent = network(form="lifted").saddle_terms(SHAPE).latent
-    assert latent is not None
     return JointOperator(operator, latent, 0.8)
 
 

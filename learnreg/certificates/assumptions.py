@@ -88,8 +88,7 @@ def unsettled(instance: Instance, x: Tensor, t: Tensor, e: Tensor) -> Tensor | N
 
 
 def _idle(instance: Instance, x: Tensor, t: Tensor, e: Tensor) -> Tensor | None:
-    latent = instance.latent
-    if latent is None or latent.idle is None:
+    if instance.latent.idle is None:
         return None
-    image = torch.zeros_like(x[:, : latent.image_channels], dtype=torch.bool)
-    return torch.cat([image, latent.idle(t, response_radius(instance, e, t))], 1)
+    idle = instance.latent.idle(t, response_radius(instance, e, t))
+    return torch.cat([torch.zeros_like(x[:, : -idle.shape[1]], dtype=torch.bool), idle], 1)

@@ -87,7 +87,7 @@ class PointBound(ABC):
     def of_cost(self, group: LinearCost) -> GroupBound:
         """For the linear cost of latent variables, gradient <1, Z_g> = scale <1, Z^_g> over those that share an
         entry."""
-        root = self.instance.latent_scale * group.shared_root(tuple(self.x.shape[2:]))
+        root = self.instance.latent.scale * group.shared_root(tuple(self.x.shape[2:]))
         self.own_magnitude = self.own_magnitude + root * float(group.cost.norm()) * sum_samples(self.X**2).sqrt()
         return GroupBound.by_norm(torch.zeros_like(self.e), torch.full_like(self.e, root))
 

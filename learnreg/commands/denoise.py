@@ -71,7 +71,7 @@ def _compare(
     images: Mapping[str, Tensor], sigma: float, seed: int, problem: LowerLevelProblem, baseline: LowerLevelProblem
 ) -> Comparison:
     setting = f"at noise level {sigma:.4g} ({255 * sigma:.4g}/255)"
-    if problem.saddle_terms(torch.float32).latent is not None:  # whose solves take too long on photographs
+    if problem.saddle_terms(torch.float32).latent.channels:  # whose solves take too long on photographs
         images = {name: _central_crop(image) for name, image in images.items()}
         setting += f", central crops of {_CROP}²"
     learned, tv = (

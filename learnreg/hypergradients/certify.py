@@ -19,7 +19,6 @@ from learnreg.hypergradients.sharp_search import SharpSearch
 from learnreg.linear.samples import inner_samples, norm_samples, sum_samples
 from learnreg.losses import UpperLoss
 from learnreg.lower_level.frozen import FrozenProblem
-from learnreg.lower_level.latent import image_part
 from learnreg.lower_level.point import Point
 from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.result import BoundKind, Certificate, Hypergradient
@@ -69,7 +68,7 @@ def certify(
     frozen = problem.frozen()
     search = SharpSearch(frozen, b, loss, Implicit(), Request(1.0, 0.0, max_steps, certificate, newton_steps=1))
     instance, given = search.exact_instance, _checked(frozen, x, "x")
-    x = instance.extended(frozen.constraint.exactly(x.detach()).double())
+    x = instance.latent.extend(frozen.constraint.exactly(x.detach()).double())
     point = Point(frozen, instance, b, search.loss, x, torch.zeros_like(x))
     if X is None:
         size = sum_samples(point.loss_gradient**2).sqrt()
@@ -81,7 +80,7 @@ def certify(
     if plain.certifiable and certificate != "published":
         accuracy = Accuracy(plain.state_error, plain.adjoint_residual)
         final, _ = search.refine(point, plain, accuracy, target)
-    moved = norm_samples(given - image_part(plain.point.x, instance.latent))
+    moved = norm_samples(given - instance.latent.image(plain.point.x))
     if final.hindrance:
         return _uncertified(search, plain, search.estimate(plain, target), moved)
     return _certified(search, plain, final, moved)
@@ -126,7 +125,7 @@ def _certified(search: SharpSearch, plain: Verdict, final: Verdict, moved: Tenso
 def _uncertified(search: SharpSearch, plain: Verdict, estimated: Hypergradient, moved: Tensor) -> Certificate:
     """No bound exists: the distance to what Newton corrections lead to is an estimate."""
     instance, at = search.exact_instance, plain.point
-    x = instance.extended(estimated.x.double())
+    x = instance.latent.extend(estimated.x.double())
     X = extended_adjoint(instance, x, estimated.X.double())
     final = judge(at.at(x, X))
     bound = gradient_distance(plain.gradient, final.gradient) + estimated.error_bound
@@ -166,7 +165,7 @@ def _result(
         certified=kind == "rigorous" and math.isfinite(bound),
         bound_kind=kind,
         reason=plain.reason if kind != "rigorous" else "",
-        X=image_part(X, instance.latent),
+        X=instance.latent.image(X),
         adjoint_error_bound=adjoint_error,
         gradient_error_estimate=gradient_distance(plain.gradient, final.gradient),
         loss_estimate=plain.loss + float(weighted),

@@ -35,7 +35,9 @@ def make_adjoint_solver(
     they have a preconditioner; else the piggyback iteration from a cold start on ill-conditioned problems at loose
     relative residuals, conjugate gradients otherwise."""
     if name == "auto":
-        alone = instance.potential.proximal and not (can_precondition(instance) or start.warm or instance.latent)
+        alone = instance.potential.proximal and not (
+            can_precondition(instance) or start.warm or instance.latent.channels
+        )
         fits = alone and instance.quadratic.is_diagonal and instance.strong_convexity > 0
         hard = fits and relative >= _LOOSE and instance.condition_bound() >= _ILL_CONDITIONED
         name = "piggyback" if hard else "cg"

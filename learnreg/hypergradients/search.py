@@ -16,7 +16,6 @@ from learnreg.linear.samples import sum_samples
 from learnreg.losses import UpperLoss
 from learnreg.lower_level.frozen import FrozenProblem
 from learnreg.lower_level.instance import Instance
-from learnreg.lower_level.latent import image_part, joint_loss, without_latent
 from learnreg.lower_level.point import Point
 from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.result import BoundKind, Hypergradient, Status
@@ -45,8 +44,8 @@ class Start:
     @classmethod
     def of(cls, instance: Instance, v: Tensor, V: Tensor) -> Start:
         """From state and adjoint state in all variables of the instance."""
-        x, X = image_part(v, instance.latent), image_part(V, instance.latent)
-        return cls(x, X, instance.latent_part(v), instance.latent_part(V))
+        latent = instance.latent
+        return cls(latent.image(v), latent.image(V), latent.part(v), latent.part(V))
 
     def part(self, index: slice | int, factor: float) -> Start:
         """That of some samples, or of one without its batch axis, adjoint states times a factor; in memory of its
@@ -58,14 +57,13 @@ class Start:
         """State and adjoint state in all variables of the instance, in its dtype; latent ones that are not at hand by a
         guess, and 0."""
         x, X = self.x.detach().to(instance.q), self.X.detach().to(instance.q)
-        if instance.latent is None:
-            return x, X
-        shape = (x.shape[0], instance.latent.channels, *x.shape[2:])
+        latent = instance.latent
+        shape = (x.shape[0], latent.channels, *x.shape[2:])
         for name, v in (("z", self.z), ("Z", self.Z)):
-            if v is not None and tuple(v.shape) != shape:
+            if latent.channels and v is not None and tuple(v.shape) != shape:
                 raise ShapeError(f"start.{name}: got shape {tuple(v.shape)}, expected {shape}.")
-        whole = instance.started(x) if self.z is None else instance.joined(x, self.z.to(x))
-        return whole, without_latent(X, instance.latent) if self.Z is None else instance.joined(X, self.Z.to(X))
+        whole = instance.started(x) if self.z is None else latent.lift(x, self.z.to(x))
+        return whole, latent.lift(X, None if self.Z is None else self.Z.to(X))
 
 
 @dataclass(frozen=True)
@@ -104,7 +102,7 @@ class Search:
         self.instance = self.frozen.at(b)
         exact = b.dtype == torch.float64
         self.exact_instance = self.instance if exact else self.frozen.at(b.double(), self.instance.counter)
-        self.loss = joint_loss(loss, self.instance.latent)
+        self.loss = self.instance.latent.loss(loss)
         self.working: Instance = self.instance
         self.state_steps = self.adjoint_steps = 0
 
@@ -231,8 +229,8 @@ class Search:
             reason=reason,
             loss=verdict.loss,
             loss_interval=verdict.loss_interval,
-            x=image_part(x, self.instance.latent),
-            X=image_part(X, self.instance.latent),
+            x=self.instance.latent.image(x),
+            X=self.instance.latent.image(X),
             state_error_bound=verdict.state_error + state_moved,
             adjoint_error_bound=verdict.adjoint_error + adjoint_moved,
             status=status,

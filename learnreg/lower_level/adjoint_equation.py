@@ -65,13 +65,9 @@ class AdjointEquation:
     def of_latent(self, X: Tensor) -> AdjointEquation:
         """The equation of Z^ alone, for the adjoint state (X, Z^) whose image part is X: that of the adjoint equation
         of the energy reduced to images."""
-        latent = self.instance.latent
-        assert latent is not None
         own = torch.zeros_like(self.rhs, dtype=torch.bool)
-        own[:, latent.image_channels :] = True
-        whole = torch.zeros_like(self.rhs)
-        whole[:, : latent.image_channels] = X
-        free = self.free.within(own)
+        own[:, X.shape[1] :] = True
+        free, whole = self.free.within(own), self.instance.latent.lift(X)
         return replace(self, rhs=free.restrict(-self.hessian(whole)), free=free)
 
     def select(self, index: Tensor) -> AdjointEquation:

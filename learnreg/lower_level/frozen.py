@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cache, cached_property
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from learnreg.errors import AssumptionError, DataError, OperatorError
 from learnreg.linear.operator import LinearOperator
 from learnreg.lower_level.constraints import Box
 from learnreg.lower_level.data_terms import LeastSquares
-from learnreg.lower_level.instance import Counter, Instance, lifted, weighted_square
+from learnreg.lower_level.instance import Counter, Instance, weighted_square
 from learnreg.lower_level.quadratic import quadratic_of
 from learnreg.lower_level.regularizer import ParameterRole, Regularizer, SaddleTerms
 from learnreg.potentials.base import Potential
@@ -66,10 +66,7 @@ class FrozenProblem:
         """The same for solvers, which do not differentiate; what is found about operators is kept with them."""
         with torch.inference_mode(False), torch.no_grad():
             terms = self.regularizer.saddle_terms(self.operator.domain_shape)
-        latent = terms.latent
-        if latent is not None:
-            latent = replace(latent, operator=cache(latent.operator), balance=cache(latent.balance))
-        return SaddleTerms(terms.operator, terms.potential, latent)
+        return replace(terms, latent=terms.latent.cached())
 
     def potential(self, dtype: torch.dtype) -> Potential:
         """The regularizer's potential without autograd, its parameters in that dtype."""
@@ -129,25 +126,26 @@ class FrozenProblem:
 
     def _at(self, b: Tensor, counter: Counter) -> Instance:
         data_term = self.data_term.at(b)
-        modulus, terms = self.modulus(data_term), self.fixed
+        modulus = self.modulus(data_term)
         quadratic = quadratic_of(self.operator, data_term.weights_for(b).detach(), self.ridge_value, b)
         weighted = data_term.weigh(b)
         q = quadratic.pull(weighted)
         if q is not weighted and b.device.type != "meta" and not _all_finite(q):
             kind = type(self.operator).__name__
             raise OperatorError(f"{kind}.adjoint made NaN or infinite numbers of finite measurements b.", "finite")
+        terms = self.fixed.at(self.fixed.latent.scale_for(modulus))
         exact = self.operator.adjoint_mismatch() == 0.0 and terms.operator.adjoint_mismatch() == 0.0
         self._check_convex(modulus)
-        instance = Instance(
-            quadratic=quadratic,
-            q=q,
+        return Instance(
+            quadratic=terms.latent.quadratic(quadratic, modulus),
+            q=terms.latent.right_hand_side(q),
             analysis=terms.operator,
             potential=self.potential(b.dtype),
-            box=self.constraint,
+            box=terms.latent.box(self.constraint),
             strong_convexity=modulus - self.concavity if exact else 0.0,  # no bound where gradients are inexact
             counter=counter,
+            latent=terms.latent,
         )
-        return instance if terms.latent is None else lifted(instance, terms.latent, modulus)
 
     def _check_convex(self, modulus: float) -> None:
         if self.concavity > 0 and not modulus > self.concavity:

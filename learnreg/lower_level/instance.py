@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeVar, cast
 
 import torch
@@ -14,11 +14,11 @@ from learnreg.convolutions.filter_bank import FilterBank, weighted_norm_bound
 from learnreg.linear.operator import LinearOperator
 from learnreg.linear.parameter_groups import ParameterGroup
 from learnreg.lower_level.constraints import Box
-from learnreg.lower_level.latent import JointOperator, Latent
+from learnreg.lower_level.latent import Latent, NoLatent
 from learnreg.lower_level.quadratic import Quadratic
 from learnreg.potentials.base import Potential
 
-__all__ = ["Counter", "Instance", "lifted", "weighted_square"]
+__all__ = ["Counter", "Instance", "weighted_square"]
 
 T = TypeVar("T")
 
@@ -49,7 +49,7 @@ class Instance:
     ``quadratic`` is M, ``K`` the regularizer's analysis operator; the forward operator of M runs beside it, so that one
     call of ``apply``/``adjoint`` together with its data part counts as one application.
 
-    With ``latent`` variables z, x stands for (x, z / latent_scale), with more channels, throughout.
+    With ``latent`` variables z, x stands for (x, z / latent.scale), with more channels, throughout.
     """
 
     quadratic: Quadratic
@@ -59,8 +59,7 @@ class Instance:
     box: Box
     strong_convexity: float
     counter: Counter
-    latent: Latent | None = None
-    latent_scale: float = 1.0
+    latent: Latent = field(default_factory=NoLatent)
 
     @property
     def forward(self) -> LinearOperator:
@@ -73,8 +72,7 @@ class Instance:
 
     def parameter_groups(self) -> tuple[ParameterGroup, ...]:
         """All that operator, potential and latent variables say, in this order."""
-        latent = () if self.latent is None else self.latent.parameter_groups()
-        return (*self.analysis.parameter_groups(), *self.potential.parameter_groups(), *latent)
+        return (*self.analysis.parameter_groups(), *self.potential.parameter_groups(), *self.latent.parameter_groups())
 
     def apply(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """K x, in the memory of ``out`` if given; counts one per application on the batch."""
@@ -98,26 +96,10 @@ class Instance:
         bend = weighted_square(self.analysis, self.potential.curvature_limit)
         return (self.quadratic.norm() + bend) / self.strong_convexity
 
-    def extended(self, x: Tensor) -> Tensor:
-        """(x, z / latent_scale) with the best z for x; x itself without latent variables."""
-        if self.latent is None:
-            return x
-        return self.joined(x, self.latent.solve(x))
-
     def started(self, x: Tensor) -> Tensor:
-        """The same with a guess of z, for three applications."""
-        if self.latent is None:
-            return x
-        self.counter.applications += 3
-        return self.joined(x, self.latent.start(x))
-
-    def joined(self, x: Tensor, z: Tensor | None) -> Tensor:
-        """(x, z / latent_scale); x itself without latent variables."""
-        return x if z is None else torch.cat([x, z / self.latent_scale], 1)
-
-    def latent_part(self, v: Tensor) -> Tensor | None:
-        """z of v = (x, z / latent_scale), or None."""
-        return None if self.latent is None else self.latent_scale * v[:, self.latent.image_channels :]
+        """(x, z^) with a guess of the latent variables z, for three applications; x itself without any."""
+        self.counter.applications += self.latent.guess_applications
+        return self.latent.guess(x)
 
     def select(self, index: Tensor) -> Instance:
         """The instance restricted to some samples, sharing the counter."""
@@ -153,24 +135,3 @@ class Instance:
             return self
         quadratic, potential = self.quadratic.to(dtype), self.potential.to(dtype)
         return replace(self, quadratic=quadratic, q=self.q.to(dtype), potential=potential)
-
-
-def lifted(instance: Instance, latent: Latent, modulus: float) -> Instance:
-    """The instance in image and latent variables, which get the modulus of the image, ``modulus``."""
-    scale, own = latent.scale(modulus), modulus if modulus > 0 else latent.modulus
-    operator, q = instance.forward, instance.q
-    analysis = latent.operator(scale)
-    forward = JointOperator(operator, latent, math.sqrt(max(own - instance.quadratic.ridge, 0.0)))
-    shape = (latent.channels, *operator.domain_shape[1:])
-    cost = (scale * latent.cost).to(q).expand(q.shape[0], *shape)
-    exact = operator.adjoint_mismatch() == 0.0 and analysis.adjoint_mismatch() == 0.0
-    return replace(
-        instance,
-        quadratic=instance.quadratic.lifted(forward, shape, own),
-        q=torch.cat([q, -cost], 1),
-        analysis=analysis,
-        box=latent.box(instance.box),
-        strong_convexity=modulus if exact else 0.0,
-        latent=latent,
-        latent_scale=scale,
-    )

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from learnreg.lower_level.frozen import FrozenProblem
-from learnreg.lower_level.latent import image_part
 from learnreg.lower_level.point import Point
 
 __all__ = ["Responses", "evaluate_pairing", "pairing_gradient", "sum_gradients"]
@@ -51,12 +50,12 @@ def evaluate_pairing(point: Point) -> tuple[dict[str, Tensor], Responses]:
     counter = instance.counter
     data_side = any(name.startswith(("operator.", "data_term.")) for name in _beyond_regularizer(frozen))
     with torch.enable_grad():
-        terms = frozen.terms
-        operator = terms.operator if terms.latent is None else terms.latent.operator(instance.latent_scale)
+        terms = frozen.terms.at(instance.latent.scale)
+        latent = terms.latent
         potential, fixed = terms.potential.to(x.dtype), frozen.potential(x.dtype)
         # Both at once: operators cast their parameters to the dtype of the images, and autograd rounds the gradient to
         # that of the parameters behind each cast, where the shares of x and X may have cancelled.
-        t, V = operator(torch.cat([x, X])).split(x.shape[0])
+        t, V = terms.operator(torch.cat([x, X])).split(x.shape[0])
         counter.applications += 2
         t_fixed, V_fixed = t.detach(), V.detach()
         y, Y = fixed.grad(t_fixed), fixed.hess_vec(t_fixed, V_fixed)
@@ -66,19 +65,17 @@ def evaluate_pairing(point: Point) -> tuple[dict[str, Tensor], Responses]:
             counter.applications += 2
         residual = forward_X = None
         if data_side:
-            both = torch.cat([image_part(x, terms.latent), image_part(X, terms.latent)])
+            both = torch.cat([latent.image(x), latent.image(X)])
             forward_x, forward_X = frozen.operator(both).split(x.shape[0])
             residual = forward_x - b.to(x.dtype)
             outputs.append((frozen.data_term.at(b).grad(residual) * forward_X).sum())
             weights.append(torch.ones_like(outputs[-1]))
             residual, forward_X = residual.detach(), forward_X.detach()
         if isinstance(frozen.ridge, Tensor):
-            outputs.append(frozen.ridge * (image_part(x, terms.latent) * image_part(X, terms.latent)).sum())
+            outputs.append(frozen.ridge * (latent.image(x) * latent.image(X)).sum())
             weights.append(torch.ones_like(outputs[-1]))
-        if terms.latent is not None:
-            cost = instance.latent_scale * terms.latent.cost.to(X)
-            outputs.append((cost * X[:, terms.latent.image_channels :]).sum())
-            weights.append(torch.ones_like(outputs[-1]))
+        outputs.append(latent.linear(X))
+        weights.append(torch.ones_like(outputs[-1]))
         learned = [(o, w) for o, w in zip(outputs, weights, strict=True) if o.requires_grad]
         gradient = _gradient(frozen, learned)
     return gradient, Responses(t_fixed, V_fixed, y, Y, residual, forward_X)

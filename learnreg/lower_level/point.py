@@ -11,7 +11,6 @@ from torch import Tensor
 from learnreg.losses import UpperLoss
 from learnreg.lower_level.frozen import FrozenProblem
 from learnreg.lower_level.instance import Instance
-from learnreg.lower_level.latent import joint_loss
 from learnreg.lower_level.problem import LowerLevelProblem
 
 __all__ = ["Point"]
@@ -42,7 +41,7 @@ class Point:
         """At measurements b, in their precision; ``loss`` is one of images, x and X have all variables."""
         frozen = problem.frozen()
         instance = frozen.at(b)
-        return cls(frozen, instance, b, joint_loss(loss, instance.latent), x, X)
+        return cls(frozen, instance, b, instance.latent.loss(loss), x, X)
 
     @cached_property
     def loss_gradient(self) -> Tensor:

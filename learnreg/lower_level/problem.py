@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -152,9 +153,8 @@ class LowerLevelProblem(nn.Module):
     def saddle_terms(self, dtype: torch.dtype, latent_scale: float = 1.0) -> SaddleTerms:
         """The regularizer's operator and potential on the image shape, with latent variables over their
         scale; differentiable in the parameters."""
-        terms = self.active_regularizer.saddle_terms(self.operator.domain_shape)
-        operator = terms.operator if terms.latent is None else terms.latent.operator(latent_scale)
-        return SaddleTerms(operator, terms.potential.to(dtype), terms.latent)
+        terms = self.active_regularizer.saddle_terms(self.operator.domain_shape).at(latent_scale)
+        return replace(terms, potential=terms.potential.to(dtype))
 
     def frozen(self) -> FrozenProblem:
         """The problem at its present parameters, which it clones: what happens to them later does not change it.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from learnreg.errors import ConfigError, ShapeError
 from learnreg.linear.operator import LinearOperator
 from learnreg.linear.parameter_groups import ParameterGroup
-from learnreg.lower_level.latent import Latent
+from learnreg.lower_level.latent import Latent, NoLatent
 from learnreg.potentials.base import Potential
 
 __all__ = ["ParameterRole", "Pictures", "Regularizer", "SaddleTerms"]
@@ -31,12 +31,16 @@ class SaddleTerms:
 
     operator: LinearOperator
     potential: Potential
-    latent: Latent | None = None
+    latent: Latent = field(default_factory=NoLatent)
+
+    def at(self, scale: float) -> SaddleTerms:
+        """The same in (x, z / scale)."""
+        latent = self.latent.at(scale)
+        return SaddleTerms(latent.analysis(self.operator), self.potential, latent)
 
     def parameter_groups(self) -> tuple[ParameterGroup, ...]:
         """All that operator, potential and latent variables say, in this order."""
-        latent = () if self.latent is None else self.latent.parameter_groups()
-        return (*self.operator.parameter_groups(), *self.potential.parameter_groups(), *latent)
+        return (*self.operator.parameter_groups(), *self.potential.parameter_groups(), *self.latent.parameter_groups())
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ class Scaled(Regularizer):
 
     def saddle_terms(self, image_shape: tuple[int, ...]) -> SaddleTerms:
         terms = self.base.saddle_terms(image_shape)
-        if terms.latent is not None:
+        if terms.latent.channels:
             raise ConfigError(f"Scaled: {type(self.base).__name__} has latent variables, whose terms no factor scales.")
         return SaddleTerms(terms.operator, terms.potential.scaled(self.log_factor.double().exp()))
 

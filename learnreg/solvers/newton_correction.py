@@ -147,7 +147,7 @@ def newton_correction(point: Point, relative: float) -> Point:
 def extended_adjoint(instance: Instance, x: Tensor, X: Tensor) -> Tensor:
     """(X, Z^) with the latent part that belongs to X at x, which has latent variables; X itself without. The gradient
     formed from it is that of the energy reduced to images, formed from X."""
-    if instance.latent is None:
+    if not instance.latent.channels:
         return X
     equation = AdjointEquation.at(instance, x, instance.apply(x), torch.zeros_like(x)).of_latent(X)
     goal = _EXTENSION * sum_samples(equation.rhs**2).sqrt()

@@ -54,12 +54,7 @@ class StepSizes:
         else:
             scaling = torch.ones((), dtype=instance.q.dtype, device=instance.q.device)
             norm = instance.analysis.norm_bound()
-        primal = None
-        if instance.latent is not None:
-            aim = min(instance.latent.balance(), instance.latent_scale)
-            norm = instance.latent.operator(aim).norm_bound()
-            primal = instance.q.new_ones(instance.q.shape[1], 1, 1)
-            primal[instance.latent.image_channels :] = (aim / instance.latent_scale) ** 2
+        norm, primal = instance.latent.balanced(norm, instance.q)
         return cls(max(norm, 1e-12), scaling, instance.quadratic.explicit_lipschitz(), primal)
 
     def tau(self, tau: Tensor, like: Tensor) -> Tensor:

@@ -15,7 +15,6 @@ from learnreg.linear.samples import sum_samples
 from learnreg.lower_level.blame import blame_operators
 from learnreg.lower_level.frozen import FrozenProblem
 from learnreg.lower_level.instance import Instance
-from learnreg.lower_level.latent import image_part
 from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.result import BoundKind, Solution, Status
 from learnreg.solvers.base import Solver
@@ -61,11 +60,11 @@ def make_solver(name: str, instance: Instance, warm: bool = False) -> Solver[Any
     for potentials whose values along a line cost as much as a step, L-BFGS is the projected one. PDHG needs proximal
     maps."""
     if name == "auto":
-        free = instance.latent is not None and not instance.latent.nonnegative
-        if _fits_pdhg(instance) and not can_precondition(instance) and (free or instance.latent is None) and not warm:
+        latent = instance.latent
+        if _fits_pdhg(instance) and not (can_precondition(instance) or latent.nonnegative or warm):
             name = "pdhg"
         else:
-            name = "newton-cg" if free else "lbfgs"
+            name = "newton-cg" if latent.channels and not latent.nonnegative else "lbfgs"
     if name == "lbfgs" and (instance.box.constrains or instance.potential.whole):
         return ProjectedLBFGS()
     if name == "pdhg":
@@ -112,7 +111,7 @@ def check_max_steps(max_steps: int | None) -> None:
 def initial_point(instance: Instance, b: Tensor) -> Tensor:
     """What minimises the quadratic part, roughly, in the box."""
     x = instance.quadratic.start(instance.q, b)
-    return instance.started(image_part(instance.box.prox(x), instance.latent))
+    return instance.started(instance.latent.image(instance.box.prox(x)))
 
 
 def residual_tolerance(instance: Instance, error: Tensor) -> Tensor:
@@ -232,7 +231,7 @@ def solve(
         blame_operators(judge_instance, x)
     status = _final_status(worst <= target, judged.kind, result.status)
     solution = Solution(
-        x=image_part(judged.x, instance.latent),
+        x=instance.latent.image(judged.x),
         y=judged.y,
         error_bound=judged.bound.to(b.dtype) * (1.0 + 2.0 * torch.finfo(b.dtype).eps),
         bound_kind=judged.kind,

@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from learnreg.linear.parameter_groups import Density, ParameterGroup
-from learnreg.linear.samples import sum_samples
-from learnreg.lower_level.latent import Latent
 from learnreg.lower_level.regularizer import SaddleTerms
 from learnreg.testing.case import norms
 from learnreg.testing.operators import examine_operator
@@ -42,35 +40,24 @@ def terms_of(case: RegularizerCase) -> SaddleTerms:
 def check_saddle_terms(case: RegularizerCase) -> Property:
     """value(x) = f(W x), which solvers minimise instead of it; with latent variables, at the best of them."""
     terms = terms_of(case)
-    domain, latent = tuple(terms.operator.domain_shape), terms.latent
-    if domain != (case.image_shape if latent is None else (sum(_channels(latent)), *case.image_shape[1:])):
+    domain = tuple(terms.operator.domain_shape)
+    if domain != (case.image_shape[0] + terms.latent.channels, *case.image_shape[1:]):
         return broken("saddle_terms", f"the operator takes {domain} for images of shape {case.image_shape}")
     value = 0.0
     for scale in (1e-2, 0.3, 10.0):
         x = case.images(scale)
         direct = case.value(x).double()
-        joint = _joint(terms, x)
+        joint = terms.latent.extend(x)
         through = terms.potential.to(case.dtype).value(terms.operator(joint)).double()
-        if latent is not None:
-            z = joint[:, latent.image_channels :].double()
-            through = through + sum_samples(latent.cost.double() * z + 0.5 * latent.modulus * z * z)
+        through = through + terms.latent.value(joint.double())
         value = max(value, float(((direct - through).abs() / direct.abs().max().clamp_min(1e-300)).max()))
     problem = "value(x) is not potential(operator(x)) of saddle_terms, so that solvers minimise something else"
     return judged("saddle_terms", value, 100 * case.rounding, "relative difference of value and f(Wx)", problem)
 
 
-def _channels(latent: Latent) -> tuple[int, int]:
-    return latent.image_channels, latent.channels
-
-
-def _joint(terms: SaddleTerms, x: Tensor) -> Tensor:
-    """The image with the best latent variables for it, if there are any."""
-    return x if terms.latent is None else torch.cat([x, terms.latent.solve(x)], 1)
-
-
 def _probe(terms: SaddleTerms, x: Tensor) -> Tensor:
     """The image with some latent variables that depend on it alone, if there are any."""
-    return x if terms.latent is None else torch.cat([x, x[:, :1].abs().expand(-1, terms.latent.channels, -1, -1)], 1)
+    return terms.latent.lift(x, x[:, :1].abs().repeat_interleave(terms.latent.channels, 1))
 
 
 def check_analysis_operator(
@@ -104,7 +91,7 @@ class _Parts(nn.Module):
         return {
             "operator": response,
             "potential": slope,
-            "cost": x.new_zeros(()) if terms.latent is None else terms.latent.cost,
+            "cost": terms.latent.cost,
         }
 
 

@@ -18,7 +18,6 @@ from learnreg.hypergradients.compute import Start, hypergradient
 from learnreg.hypergradients.implicit import Implicit
 from learnreg.losses import UpperLoss
 from learnreg.lower_level.frozen import FrozenProblem
-from learnreg.lower_level.latent import joint_loss
 from learnreg.lower_level.pairing import pairing_gradient
 from learnreg.lower_level.point import Point
 from learnreg.lower_level.problem import LowerLevelProblem
@@ -90,8 +89,8 @@ def improve_batch(
     pixels = b.new_full((b.shape[0],), float(start.x[0].numel()))
     slope = loss.gradient(start.x).flatten(1).norm(dim=1)
     goal = Accuracy(tolerances.state * pixels.sqrt(), tolerances.adjoint * slope)
-    iterates = Iterates(*start.in_all(instance), warm=instance.latent is None or start.z is not None)
-    result = method.improve(instance, joint_loss(loss, instance.latent), iterates, goal, None, None)
+    iterates = Iterates(*start.in_all(instance), warm=start.z is not None or not instance.latent.channels)
+    result = method.improve(instance, instance.latent.loss(loss), iterates, goal, None, None)
     state = Start.of(instance, result.x, result.X)
     gradient = pairing_gradient(Point(frozen, instance, b, loss, result.x, result.X))
     return BatchGradient(

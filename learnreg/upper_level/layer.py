@@ -11,7 +11,6 @@ from learnreg.hypergradients.base import Accuracy, HypergradientMethod, Iterates
 from learnreg.hypergradients.implicit import Implicit
 from learnreg.losses import UpperLoss
 from learnreg.lower_level.frozen import FrozenProblem
-from learnreg.lower_level.latent import image_part, joint_loss
 from learnreg.lower_level.pairing import pairing_gradient
 from learnreg.lower_level.point import Point
 from learnreg.lower_level.problem import LowerLevelProblem
@@ -61,15 +60,15 @@ class _Solve(torch.autograd.Function):
         b, x = ctx.saved_tensors
         frozen: FrozenProblem = ctx.frozen
         instance = frozen.at(b)
-        loss = joint_loss(_GivenGradient(grad[0]), instance.latent)
+        loss = instance.latent.loss(_GivenGradient(grad[0]))
         size = grad[0].flatten(1).norm(dim=1)
         accuracy = Accuracy(torch.full_like(size, torch.inf), layer.tolerance * size)
-        state = instance.extended(x)
+        state = instance.latent.extend(x)
         start = Iterates(state, torch.zeros_like(state))
         adjoint = layer.method.improve(instance, loss, start, accuracy, None, None).X
         gradient = pairing_gradient(Point(frozen, instance, b, loss, state, adjoint))
         wants_b = ctx.needs_input_grad[2]
-        grad_b = _measurement_gradient(frozen, b, x, image_part(adjoint, instance.latent)) if wants_b else None
+        grad_b = _measurement_gradient(frozen, b, x, instance.latent.image(adjoint)) if wants_b else None
         return None, None, grad_b, *(gradient[name] for name in frozen.parameters)
 
 

@@ -51,7 +51,6 @@ def by_formula(R: LearnedTotalGeneralizedVariation, x: Tensor, w: Tensor) -> Ten
 def test_the_energy_is_the_formula_and_its_field_the_best() -> None:
     R, x = generalized_variation(3, "valid"), registry.rand(2, 1, 8, 9, seed=1)
     terms = R.saddle_terms((1, 8, 9))
-    assert terms.latent is not None
     w = registry.randn(2, 2, 8, 9, seed=2)
     joint = terms.potential.value(terms.operator(torch.cat([x, w], 1)))
     expected = by_formula(R, x, w) - 0.5 * R.delta * w.flatten(1).square().sum(1)
@@ -67,7 +66,6 @@ def test_the_energy_is_the_formula_and_its_field_the_best() -> None:
 def test_the_field_is_found_to_rounding(smoothing: float) -> None:
     R, x = generalized_variation(2, "replicate", smoothing), registry.rand(3, 1, 8, 7, seed=4)
     terms = R.saddle_terms((1, 8, 7))
-    assert terms.latent is not None
     point = torch.cat([x, terms.latent.solve(x)], 1).requires_grad_()
     energy = terms.potential.value(terms.operator(point)) + 0.5 * R.delta * (point[:, 1:] ** 2).flatten(1).sum(1)
     (g,) = torch.autograd.grad(energy.sum(), point)
@@ -160,7 +158,7 @@ def test_norms_are_bounds_on_large_images(size: int, boundary: str, scale: float
     with torch.no_grad():
         R.kernels.add_(0.1 / size * registry.randn(*R.kernels.shape))
         latent = R.saddle_terms((1, 44, 42)).latent
-        assert latent is not None
+        assert latent.channels
         operator = latent.operator(scale)
         below = power_estimate(lambda v: operator.adjoint(operator(v)), operator.domain_shape, steps=300)
         assert below <= operator.norm_bound() <= 1.6 * below

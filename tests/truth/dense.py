@@ -59,7 +59,7 @@ def norm(a: dict[str, Tensor]) -> float:
 
 def _dense_of(problem: lr.LowerLevelProblem, b: Tensor) -> Dense:
     terms = problem.saddle_terms(DOUBLE)
-    if terms.latent is not None:
+    if terms.latent.channels:
         return DenseJoint(problem, b)
     if type(terms.potential).__name__ != "NetworkPotential":
         return Dense(problem, b)

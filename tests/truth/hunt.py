@@ -21,7 +21,6 @@ from truth.problems import Case, draw_case
 
 import learnreg as lr
 from learnreg.certificates.judgement import judge
-from learnreg.lower_level.latent import ImageLoss
 from learnreg.lower_level.point import Point
 from learnreg.solvers.newton_correction import extended_adjoint
 
@@ -166,8 +165,8 @@ def _compare_judgement(case: Case, draw: Draw, summary: Summary, truth: Truth) -
         X = torch.where(truth.X == 0, 0.0, X)
     x = x.reshape(shape) if problem.constraint is None else problem.constraint.prox(x.reshape(shape))
     instance, loss, X = problem.instance(case.b.double()), case.loss, X.reshape(shape)
-    if instance.latent is not None:
-        x, loss = instance.extended(x), ImageLoss(loss, instance.latent)
+    if instance.latent.channels:
+        x, loss = instance.latent.extend(x), instance.latent.loss(loss)
         X = extended_adjoint(instance, x, X)
         features = x[:, 1:] * (1.0 + draw.log_uniform(1e-12, 1e-2) * draw.normal(*x[:, 1:].shape)).clamp_min(0.0)
         x = torch.cat([x[:, :1], features], 1) if draw.chance(0.5) else x

@@ -23,7 +23,7 @@ class DenseJoint(Dense):
         super().__init__(problem, b)
         terms = problem.saddle_terms(DOUBLE)
         latent = terms.latent
-        assert latent is not None
+        assert latent.channels
         shape = (latent.channels, *problem.operator.domain_shape[1:])
         self.pixels, count = self.q.shape[1], math.prod(shape)
         if self.kind == "SquaredHinge":

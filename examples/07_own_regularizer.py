@@ -5,13 +5,11 @@ from torch import Tensor, nn
 
 import learnreg as lr
 from learnreg.datasets import DenoisingPatches, natural_images
-from learnreg.linear.operator import LinearOperator
-from learnreg.lower_level.regularizer import ParameterRole, SaddleTerms
 from learnreg.operators import Identity
-from learnreg.regularizers import Regularizer
+from learnreg.regularizers import Regularizer, SaddleTerms
 
 
-class SecondDifferences(LinearOperator):
+class SecondDifferences(lr.LinearOperator):
     """x[i-1] - 2 x[i] + x[i+1] along rows and columns, inside the image: (1, H, W) -> (2, H-2, W-2)."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
@@ -45,7 +43,7 @@ class SecondOrderVariation(Regularizer):
         potential = lr.PseudoHuber(self.log_smoothing.double().exp(), self.log_weight.double().exp())
         return SaddleTerms(SecondDifferences(image_shape), potential)
 
-    def parameter_roles(self) -> dict[str, ParameterRole]:
+    def parameter_roles(self) -> dict[str, str]:
         """What certificates need to know; a parameter without a role has gradients, but no certified ones."""
         return {"log_weight": "log_weight", "log_smoothing": "log_smoothing"}
 

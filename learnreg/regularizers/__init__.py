@@ -2,7 +2,7 @@
 model files and the command line know."""
 
 from learnreg.errors import ConfigError
-from learnreg.lower_level.regularizer import Regularizer
+from learnreg.lower_level.regularizer import Regularizer, SaddleTerms
 from learnreg.regularizers.analysis import AnalysisOperator
 from learnreg.regularizers.fields_of_experts import FieldsOfExperts
 from learnreg.regularizers.imported import ImportedRidge
@@ -26,6 +26,7 @@ __all__ = [
     "MultivariateExperts",
     "Regularizer",
     "RidgeRegularizer",
+    "SaddleTerms",
     "Scaled",
     "TotalVariation",
     "import_ridge",

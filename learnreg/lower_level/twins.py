@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from torch import nn
@@ -35,13 +36,15 @@ class Twins:
         """The clone of a parameter that requires a gradient; another one itself."""
         if not p.requires_grad:
             return p
-        return self._once(p, lambda: nn.Parameter(p.detach().clone()))
+        twin: nn.Parameter = self._once(p, lambda: nn.Parameter(p.detach().clone()))
+        return twin
 
     def module(self, module: M) -> M:
         """The twin of a module, or itself if nothing in it is learned, or if it is foreign."""
         if not is_own_class(type(module)) or not any(p.requires_grad for p in module.parameters()):
             return module
-        return self._once(module, lambda: self._twin(module))
+        twin: M = self._once(module, lambda: self._twin(module))
+        return twin
 
     def _twin(self, module: M) -> M:
         twin = object.__new__(type(module))
@@ -66,7 +69,7 @@ class Twins:
             return found if any(found[k] is not v for k, v in value.items()) else value
         return value
 
-    def _once(self, original: Any, make: Any) -> Any:
+    def _once(self, original: Any, make: Callable[[], Any]) -> Any:
         if id(original) not in self._known:
             twin = make()
             self._known[id(original)] = (original, twin)

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from learnreg.hypergradients.base import HypergradientMethod
 from learnreg.hypergradients.compute import Start
 from learnreg.losses import UpperLoss
 from learnreg.lower_level.blame import blame_operators
+from learnreg.lower_level.frozen import FrozenProblem
 from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.training.clock import AuditBudget, Clock
 from learnreg.training.options import TrainingOptions
@@ -112,10 +114,11 @@ class Session:
         SolverError: the loss or the gradient is not finite. OperatorError: because of an operator.
         """
         total, square, steps = 0.0, 0.0, 0
-        gradient = {name: torch.zeros_like(p) for name, p in self.problem.learnable().items()}
+        frozen = self.problem.frozen()  # once: chunks, workers and the audit share what depends on theta
+        gradient = {name: torch.zeros_like(p) for name, p in frozen.parameters.items()}
         self._unaudited = None
         chunks = self.workers.chunks(indices, self.sampler.batch_size)
-        for chunk, result, error, audited in self.workers.map(self._evaluate_chunk, chunks):
+        for chunk, result, error, audited in self.workers.map(partial(self._evaluate_chunk, frozen), chunks):
             self._unaudited = self._unaudited or audited
             share = len(chunk) / len(indices)
             total += share * result.loss
@@ -125,24 +128,26 @@ class Session:
             steps = max(steps, result.steps)
             self.applications += result.applications
         if not math.isfinite(total) or any(not bool(torch.isfinite(g).all()) for g in gradient.values()):
-            raise self._not_finite(indices, total)
-        return Evaluation(total, gradient, square, steps, self._audit_if_due())
+            raise self._not_finite(frozen, indices, total)
+        return Evaluation(total, gradient, square, steps, self._audit_if_due(frozen))
 
-    def _not_finite(self, indices: Sequence[int], total: float) -> SolverError:
+    def _not_finite(self, frozen: FrozenProblem, indices: Sequence[int], total: float) -> SolverError:
         """What to say of a loss or gradient that is not finite; OperatorError if an operator is the cause, and
         AssumptionError if the parameters are."""
         b, x_true = self.sampler.items(list(indices)[:1])
-        blame_operators(self.problem.instance(b), x_true)
+        blame_operators(frozen.at(b), x_true)
         return SolverError(
             f"the upper-level loss or its gradient is not finite (loss {total}), although parameters and operators "
             "are; lower the step size, and check a loss or a regularizer of your own."
         )
 
-    def _evaluate_chunk(self, chunk: Sequence[int]) -> tuple[Sequence[int], BatchGradient, float, _Audited]:
+    def _evaluate_chunk(
+        self, frozen: FrozenProblem, chunk: Sequence[int]
+    ) -> tuple[Sequence[int], BatchGradient, float, _Audited]:
         """One chunk, in a worker thread."""
         b, x_true = self.sampler.items(chunk)
         loss = self.loss(x_true)
-        result = improve_batch(self.problem, b, loss, self.method, self.warm.starts(chunk, b), self.tolerances)
+        result = improve_batch(frozen, b, loss, self.method, self.warm.starts(chunk, b), self.tolerances)
         state = result.state
         self.warm.keep(chunk, state)
         few = slice(0, _AUDIT_SAMPLES)
@@ -150,14 +155,14 @@ class Session:
         audited = _Audited(b[few], x_true[few], state.part(few, scale))
         return chunk, result, float((state.x - x_true).double().square().mean()), audited
 
-    def _audit_if_due(self) -> Audit | None:
+    def _audit_if_due(self, frozen: FrozenProblem) -> Audit | None:
         """Audit the hypergradient of a few samples of the latest batch, if there is time for one, and adapt the
         tolerances to what it says."""
         latest = self._unaudited
         if latest is None or not self.audits.due:
             return None
         began = time.monotonic()
-        found = self.workers.call(audit, self.problem, latest.b, self.loss(latest.x_true), latest.state, self.target)
+        found = self.workers.call(audit, frozen, latest.b, self.loss(latest.x_true), latest.state, self.target)
         self.audits.charge(time.monotonic() - began)
         self.applications += found.applications
         self.tolerances = self.tolerances.adapted(found.relative_error, self.target)

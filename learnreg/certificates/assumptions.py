@@ -37,9 +37,9 @@ def missing_assumption(problem: FrozenProblem, instance: Instance, loss: UpperLo
         return Obstacle.UNNAMED_PARAMETER.met(names=", ".join(unknown))
     if instance.analysis.norm_bound_kind == "probabilistic":
         return Obstacle.PROBABLE_NORM.met(operator="analysis")
-    learned = {roles[n] for n, p in problem.regularizer.named_parameters() if p.requires_grad}
+    named = {roles[n] for n, p in problem.regularizer.named_parameters() if p.requires_grad}
     known = {group.name for group in instance.parameter_groups()}
-    if strange := sorted(learned - known):
+    if strange := sorted(named - known):
         if instance.analysis.parameter_lipschitz() is None:
             return Obstacle.PARAMETER_CONSTANT.met(operator="analysis")
         return Obstacle.UNKNOWN_ROLE.met(role=strange[0], known=", ".join(sorted(known)))

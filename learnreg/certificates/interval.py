@@ -44,11 +44,7 @@ class CurvatureInterval:
 
 def response_radius(instance: Instance, error: Tensor, t: Tensor) -> Tensor:
     """|K_i x - K_i x^| <= ‖k_i‖ e for errors e (batch,): broadcasts against t, or its groups."""
-    if instance.potential.whole:
-        return expand(instance.analysis.norm_bound() * error, t)
-    grouped = instance.potential.grouped
-    radius = instance.analysis.row_norms(grouped) * expand(error, t)
-    return radius.amax(1, keepdim=True) if grouped and radius.shape[1] > 1 else radius
+    return instance.potential.reach(instance.analysis) * expand(error, t)
 
 
 def response_budget(interval: CurvatureInterval, e: Tensor, energy_error: Tensor, operator_norm: float) -> Tensor:
@@ -71,19 +67,7 @@ def curvature_interval(potential: Potential, t: Tensor, radius: Tensor) -> Curva
         low=low,
         high=high,
         change=change,
-        ratio=_ratio(potential.grouped, second, low, high, change),
+        ratio=potential.curvature_ratio(second, low, high, change),
         third=potential.third_bound(t, radius),
         smooth=potential.kink_excluded(t, radius),
     )
-
-
-def _ratio(grouped: bool, second: Tensor, low: Tensor, high: Tensor, change: Tensor) -> Tensor:
-    """Both (f''(t) - D)/√D and (D - f''(t))/√D are monotone in D, so that the ends of the interval decide; matrices
-    (groups) need not commute with f''(t), where Delta/√low has to do."""
-    root = low.clamp_min(0.0).sqrt()
-    below = change if grouped else (second - low).clamp_min(0.0)
-    ratio = torch.where(root > 0, below / root, torch.where(below > 0, torch.inf, 0.0))
-    if not grouped:
-        above = (high - second).clamp_min(0.0) / high.clamp_min(torch.finfo(high.dtype).tiny).sqrt()
-        ratio = torch.maximum(ratio, above)
-    return ratio * (1.0 + 1e-12)

@@ -138,7 +138,7 @@ class PointBound(ABC):
             weight = max(1.0, self.instance.quadratic.largest_weight)
             size = size + weight * (residual + 2.0 * self.instance.forward.norm_bound() * x) * (forward_X + X)
         # K x and K X are rounded relative to ‖k_i‖ ‖x‖, which may be far above |K_i x|
-        rows = self.instance.analysis.row_norms(self.instance.potential.grouped)
+        rows = self.instance.potential.reach(self.instance.analysis)
         longest = max(self.L, float(torch.as_tensor(rows).max()))
         slope = max([self.L, *(group.lipschitz for group in self.instance.analysis.parameter_groups())])
         responses = 0.02 * slope * longest * self.high_max * x * X

@@ -44,10 +44,10 @@ class StateBound:
 
 def smallest_bound(instance: Instance, x: Tensor, t: Tensor | None = None) -> StateBound:
     """Judge x by the primal form, and with a dual pull-back t by the saddle residual and the duality gap, too, in the
-    precision of the instance; x and t may have less. Costs 2 applications, 3 with t, which weakly convex potentials
-    have no use for."""
+    precision of the instance; x and t may have less. Costs 2 applications, 3 with t, for which potentials without
+    conjugates have no use."""
     potential, mu, dtype = instance.potential, instance.strong_convexity, instance.q.dtype
-    t = t if potential.convex else None
+    t = None if potential.prox_obstacle() else t
     fused = None if t is None or mu <= 0 else FusedTotalVariation.of(instance, x, t)
     if fused is not None and t is not None:
         return _fused_bound(fused, x, t, mu)
@@ -64,7 +64,7 @@ def smallest_bound(instance: Instance, x: Tensor, t: Tensor | None = None) -> St
     if t is not None:
         pullback = instance.adjoint(potential.grad_into(t, torch.empty_like(t)))
         r_x = sum_samples(state_residual(instance, x, pullback) ** 2)
-        distance, r_y = potential.distances(response, t)
+        distance, r_y = instance.proximal.distances(response, t)
         bound = torch.minimum(bound, saddle_bound(r_x, r_y, mu) + floor / mu)
         gap = distance + instance.quadratic.excess(x, instance.q - pullback, instance.box)
         bound = torch.minimum(bound, gap_bound(gap, mu) + floor / mu)
@@ -105,7 +105,7 @@ def dual_answer(instance: Instance, t: Tensor, memory: Tensor) -> DualAnswer:
     else:
         pullback = instance.adjoint(potential.grad_into(t, memory))
         x = instance.box.prox(instance.quadratic.minimiser(instance.q - pullback))
-        gap, r_y = potential.distances(instance.apply(x, memory), t)
+        gap, r_y = instance.proximal.distances(instance.apply(x, memory), t)
         r_x = sum_samples(state_residual(instance, x, pullback) ** 2)
         floor = rounding_floor(instance, x, pullback)
     saddle = saddle_bound(r_x, r_y, mu)

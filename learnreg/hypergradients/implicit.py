@@ -35,10 +35,9 @@ def make_adjoint_solver(
     they have a preconditioner; else the piggyback iteration from a cold start on ill-conditioned problems at loose
     relative residuals, conjugate gradients otherwise."""
     if name == "auto":
-        alone = instance.potential.proximal and not (
-            can_precondition(instance) or start.warm or instance.latent.channels
-        )
-        fits = alone and instance.quadratic.is_diagonal and instance.strong_convexity > 0
+        obstacle = instance.potential.prox_obstacle() or can_precondition(instance) or start.warm
+        fits = not (obstacle or instance.latent.channels) and instance.quadratic.is_diagonal
+        fits = fits and instance.strong_convexity > 0
         hard = fits and relative >= _LOOSE and instance.condition_bound() >= _ILL_CONDITIONED
         name = "piggyback" if hard else "cg"
     if name == "piggyback":

@@ -94,9 +94,9 @@ class InterleavedPDHG(Iteration[InterleavedProblem, InterleavedState]):
         X_hat = adjoint_primal_step(equation, adjoint.X, pullbacks[batch:], lower.tau, sizes)
         responses = instance.apply(torch.cat([2.0 * x_hat - lower.x, 2.0 * X_hat - adjoint.X]))
         v = torch.addcmul(lower.y, sigma, responses[:batch])
-        instance.potential.dual_step_(v, lower.y, lower.t, sigma, sizes.relaxation)
+        instance.proximal.dual_step_(v, lower.y, lower.t, sigma, sizes.relaxation)
         V = torch.addcmul(adjoint.Y, sigma, responses[batch:])
-        Y_hat = instance.potential.dual_prox_jvp(lower.t, sigma, V)
+        Y_hat = instance.proximal.dual_prox_jvp(lower.t, sigma, V)
         rho, steps = sizes.relaxation, lower.steps + 1
         lower = replace(lower, x=torch.lerp(lower.x, x_hat, rho), x_hat=x_hat, steps=steps)
         X, Y = torch.lerp(adjoint.X, X_hat, rho), torch.lerp(adjoint.Y, Y_hat, rho)

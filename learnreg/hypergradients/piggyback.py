@@ -54,7 +54,7 @@ class Piggyback(HypergradientMethod):
     ) -> Iterates:
         limits = (max_state_steps, max_adjoint_steps)
         if self.mode == "sequential":
-            if not instance.potential.proximal:
+            if instance.potential.prox_obstacle():
                 return improve_sequentially("lbfgs", "cg", instance, loss, start, accuracy, *limits)
             return improve_sequentially("pdhg", "piggyback", instance, loss, start, accuracy, *limits)
         check_proximal(instance, "Piggyback(mode='interleaved')", "Piggyback() or Implicit()")
@@ -65,7 +65,7 @@ class Piggyback(HypergradientMethod):
         return Iterates(x, X, result.status, result.steps, result.steps)
 
     def fits(self, instance: Instance) -> bool:
-        return self.mode == "sequential" or instance.potential.proximal
+        return self.mode == "sequential" or not instance.potential.prox_obstacle()
 
     def __repr__(self) -> str:
         return f"Piggyback(mode={self.mode!r})"

@@ -17,8 +17,8 @@ __all__ = ["AdjointEquation"]
 
 @dataclass(frozen=True)
 class AdjointEquation:
-    """H X = rhs with H frozen at x. at_response: f''(Kx), or for grouped potentials K x itself. free: the pixels off
-    the constraint's boundary."""
+    """H X = rhs with H frozen at x. at_response: ``Potential.linearised`` of K x. free: the pixels off the constraint's
+    boundary."""
 
     instance: Instance
     at_response: Tensor
@@ -29,23 +29,15 @@ class AdjointEquation:
     def at(cls, instance: Instance, x: Tensor, t: Tensor, loss_gradient: Tensor) -> AdjointEquation:
         """The equation at x with responses t."""
         free = instance.box.interior(x)
-        at_response = t if instance.potential.grouped else instance.potential.second_into(t, torch.empty_like(t))
-        return cls(instance, at_response, free.restrict(-loss_gradient), free)
-
-    @property
-    def curvature(self) -> Tensor | None:
-        """f''(Kx), elementwise; None for grouped potentials."""
-        return None if self.instance.potential.grouped else self.at_response
+        return cls(instance, instance.potential.linearised(t), free.restrict(-loss_gradient), free)
 
     def curvature_diagonal(self) -> Tensor:
         """The diagonal of f''(Kx), in the shape of Kx."""
-        curvature = self.curvature
-        return self.instance.potential.second_diagonal(self.at_response) if curvature is None else curvature
+        return self.instance.potential.bent_diagonal(self.at_response)
 
     def bend(self, v: Tensor) -> Tensor:
         """f''(t) v."""
-        curvature = self.curvature
-        return self.instance.potential.hess_vec(self.at_response, v) if curvature is None else curvature * v
+        return self.instance.potential.bent(self.at_response, v)
 
     def project(self, p: Tensor) -> Tensor:
         """p on the free pixels, 0 elsewhere."""
@@ -53,8 +45,7 @@ class AdjointEquation:
 
     def bend_(self, v: Tensor) -> Tensor:
         """f''(t) v in the memory of v."""
-        curvature = self.curvature
-        return v.copy_(self.bend(v)) if curvature is None else v.mul_(curvature)
+        return self.instance.potential.bent_(self.at_response, v)
 
     def hessian(self, p: Tensor, memory: Tensor | None = None) -> Tensor:
         """H p on the free pixels, for p supported there; overwrites ``memory``, of the shape of t. Counts 2

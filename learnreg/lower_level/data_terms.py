@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from learnreg.errors import ConfigError, DataError
 from learnreg.linear.parameter_groups import Density, shape_of
 from learnreg.linear.samples import sum_samples
-from learnreg.potentials.convex_function import ConvexFunction
+from learnreg.potentials.function import Proximal
 
 __all__ = ["LeastSquares", "TransmissionLeastSquares", "WeightedLeastSquares"]
 
 
-class LeastSquares(nn.Module, ConvexFunction):
+class LeastSquares(nn.Module, Proximal):
     """½‖p‖² of the residual p = A x - b: the data term of Gaussian noise."""
 
     def at(self, b: Tensor) -> LeastSquares:

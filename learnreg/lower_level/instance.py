@@ -17,6 +17,7 @@ from learnreg.lower_level.constraints import Box
 from learnreg.lower_level.latent import Latent, NoLatent
 from learnreg.lower_level.quadratic import Quadratic
 from learnreg.potentials.base import Potential
+from learnreg.potentials.proximal import ProximalPotential
 
 __all__ = ["Counter", "Instance", "weighted_square"]
 
@@ -69,6 +70,11 @@ class Instance:
     @property
     def batch(self) -> int:
         return int(self.q.shape[0])
+
+    @property
+    def proximal(self) -> ProximalPotential:
+        """The potential, for iterations that take its proximal maps: only where ``prox_obstacle`` is empty."""
+        return cast(ProximalPotential, self.potential)
 
     def parameter_groups(self) -> tuple[ParameterGroup, ...]:
         """All that operator, potential and latent variables say, in this order."""

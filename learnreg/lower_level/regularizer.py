@@ -47,14 +47,14 @@ class SaddleTerms:
 class Pictures:
     """What a report draws of a regularizer.
 
-    filters: groups of them, (groups, members, k, k), with weights and smoothings (groups,). responses, slopes: the
-    derivatives of potentials as curves (curves, points) over (points,), relative to their largest value; None where
-    they all have the same shape.
+    filters: groups of them, (groups, members, k, k), with weights and smoothings, if any, (groups,). responses,
+    slopes: the derivatives of potentials as curves (curves, points) over (points,), relative to their largest value;
+    None where they all have the same shape.
     """
 
     filters: Tensor
     weights: Tensor
-    smoothing: Tensor
+    smoothing: Tensor | None
     responses: Tensor | None = None
     slopes: Tensor | None = None
 

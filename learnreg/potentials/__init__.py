@@ -4,11 +4,12 @@ from learnreg.errors import ConfigError
 from learnreg.potentials.base import Potential
 from learnreg.potentials.huber import Huber
 from learnreg.potentials.log_cosh import LogCosh
+from learnreg.potentials.proximal import ProximalPotential
 from learnreg.potentials.pseudo_huber import PseudoHuber
 
 __all__ = ["POTENTIALS", "Huber", "LogCosh", "Potential", "PseudoHuber", "potential_from_config", "potential_to_config"]
 
-POTENTIALS: dict[str, type[Potential]] = {"pseudo-huber": PseudoHuber, "log-cosh": LogCosh, "huber": Huber}
+POTENTIALS: dict[str, type[ProximalPotential]] = {"pseudo-huber": PseudoHuber, "log-cosh": LogCosh, "huber": Huber}
 """By the name in configuration files."""
 
 
@@ -20,8 +21,8 @@ def potential_to_config(potential: Potential) -> str:
     raise ConfigError(f"{type(potential).__name__} cannot be stored; expected one of {', '.join(POTENTIALS)}.")
 
 
-def potential_from_config(name: str, smoothing: float = 1e-2) -> Potential:
-    """The potential of that name."""
+def potential_from_config(name: str, smoothing: float = 1e-2, weight: float = 1.0) -> ProximalPotential:
+    """The potential of that name, with those of the numbers that it has."""
     if name not in POTENTIALS:
         raise ConfigError(f"potential {name!r} is unknown; expected one of {', '.join(POTENTIALS)}.")
-    return POTENTIALS[name](smoothing)
+    return POTENTIALS[name].of(smoothing=smoothing, weight=weight)

@@ -1,8 +1,9 @@
 """The contract of potentials: the functions that regularizers apply to filter responses, convex, or with a bounded
 concavity.
 
-Each carries a weight l and a smoothing v, numbers or tensors that broadcast against responses without their batch axis
-(per channel: (n, 1, 1)). Constants (l/v bounds f''; strong convexity of the conjugate v/l) hold per channel.
+What a potential couples decides its type: ``Elementwise`` and ``Grouped`` ones have proximal maps, one of all responses
+of a sample, as here, has none. Numbers such as a weight are floats, or tensors that broadcast against responses without
+their batch axis (per channel: (n, 1, 1)).
 """
 
 from __future__ import annotations
@@ -10,33 +11,199 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from learnreg.errors import ConfigError
-from learnreg.kernels.blocks import planes, sum_blocks
+from learnreg.linear.operator import LinearOperator
 from learnreg.linear.parameter_groups import Density, ParameterGroup, shape_of
-from learnreg.linear.samples import inner_samples, sum_samples
-from learnreg.potentials.convex_function import WeaklyConvexFunction, dual_point
+from learnreg.linear.samples import expand, inner_samples, norm_samples
+from learnreg.potentials.function import Function
 
-__all__ = ["OUTWARD", "WARM_PROX_STEPS", "Potential", "nearest"]
-
-
-_PROX_STEPS = 12
+__all__ = ["OUTWARD", "WARM_PROX_STEPS", "Potential", "Smoothed", "nearest"]
 
 WARM_PROX_STEPS = 3
 
 OUTWARD = 1e-13
 """Relative outward rounding of interval ends: above the rounding of the few operations that form them in float64."""
 
+Number = float | Tensor
 
-class Potential(WeaklyConvexFunction):
-    """A smooth even potential l·phi(t; v) with f''(t) largest at 0 and non-increasing in |t|.
 
-    A subclass where f'' rises and falls overrides prox, curvature_limit, majorant and the intervals; one where f'' may
-    be negative overrides concavity, too.
+class Potential(Function):
+    """A function of all responses of a sample, of weight l, with what solvers and certificates ask of it.
+
+    Bounds are for each place: the sample here, a response or a group of them in subclasses. gradient_limit: a bound of
+    |f'| at one place, all channels together, where f' does not vanish with K^T f'; 0 elsewhere. cheap_lines: values
+    along a line of responses cost much less than a step of a solver.
+    """
+
+    number_names: ClassVar[tuple[str, ...]] = ("weight",)
+    """The positive numbers that regularizers learn through their logarithms, by the constructor's keywords."""
+
+    weight: Number
+    gradient_limit: float = 0.0
+    cheap_lines: bool = False
+
+    # ---- its numbers -------------------------------------------------------------------------------------------------
+
+    def numbers(self) -> dict[str, Number]:
+        """Those of ``number_names``."""
+        return {name: getattr(self, name) for name in self.number_names}
+
+    @classmethod
+    def of(cls, **numbers: Number) -> Self:
+        """A potential with those of the numbers that it has."""
+        return cls(**{name: numbers[name] for name in cls.number_names})
+
+    def with_numbers(self, **numbers: Number) -> Self:
+        """The same potential with some of ``numbers`` exchanged."""
+        return type(self)(**{**self.numbers(), **numbers})
+
+    def detached(self) -> Self:
+        """The same potential, its parameters cut from the autograd graph."""
+        return self.with_numbers(**{name: _detach(value) for name, value in self.numbers().items()})
+
+    def to(self, dtype: torch.dtype) -> Self:
+        """The same potential with its parameters in another dtype."""
+        return self.with_numbers(**{name: _cast(value, dtype) for name, value in self.numbers().items()})
+
+    def scaled(self, factor: Tensor) -> Self:
+        """The potential times a positive number, in float64."""
+        weight = torch.as_tensor(self.weight, dtype=torch.float64, device=factor.device)
+        return self.with_numbers(weight=weight * factor.double())
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.numbers().items())})"
+
+    def parameter_groups(self) -> tuple[ParameterGroup, ...]:
+        """How f' moves with the logarithms of the weight and of a factor of all of f."""
+        return self.weight_group(), Density("log_factor", (), excess=self.concavity)
+
+    def weight_group(self) -> Density:
+        """That of the weight: f' itself, unless a part of f has no weight."""
+        return Density("log_weight", shape_of(self.weight), excess=self.concavity)
+
+    @property
+    def scale(self) -> Number:
+        """Responses of this size are where f bends; 1 where no size is special."""
+        return 1.0
+
+    def smoother(self, factor: float) -> Self | None:
+        """The potential whose scale is this factor larger, for solvers that approach a nearly kinked one; None where f
+        has no kink to approach."""
+        return None
+
+    # ---- what it couples ---------------------------------------------------------------------------------------------
+
+    def gather(self, t: Tensor) -> Tensor:
+        """Sums over each place, which broadcast against t."""
+        return expand(t.flatten(1).sum(1), t)
+
+    def size(self, v: Tensor) -> Tensor:
+        """The length of v at each place."""
+        return expand(norm_samples(v), v)
+
+    def reach(self, operator: LinearOperator) -> Tensor | float:
+        """Bound of the norm of the operator's rows of each place, a number or to broadcast against responses without
+        their batch axis. *Rigorous bound.*"""
+        return operator.norm_bound()
+
+    def prox_obstacle(self) -> str:
+        """Why there are no proximal maps of every step and no conjugate, which primal-dual iterations rest on; "" where
+        there are, and f is a ``ProximalPotential``."""
+        return "couples all responses of an image"
+
+    # ---- curvature ---------------------------------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def curvature_limit(self) -> Number:
+        """The largest |f''|, per channel: the gradient's Lipschitz constant."""
+
+    @property
+    def concavity(self) -> Number:
+        """rho >= 0 with f'' >= -rho everywhere, per channel; 0 for convex functions. *Rigorous bound.*"""
+        return 0.0
+
+    @property
+    def convex(self) -> bool:
+        """Whether the concavity is 0."""
+        rho = self.concavity
+        return not bool((rho > 0).any()) if isinstance(rho, Tensor) else not rho > 0
+
+    @abstractmethod
+    def second(self, t: Tensor) -> Tensor:
+        """A bound of the largest eigenvalue of f''(t) at each place."""
+
+    @abstractmethod
+    def second_diagonal(self, t: Tensor) -> Tensor:
+        """The diagonal of the Hessian at t, in the shape of t."""
+
+    @abstractmethod
+    def majorant(self, t: Tensor) -> Tensor:
+        """The curvature of a parabola that touches f at t and lies above it, about: preconditioners and first steps
+        take it, bounds do not."""
+
+    def curvature_change(self, t: Tensor, radius: Tensor | float) -> Tensor:
+        """Bound of ‖f''(t') - f''(t)‖ for |t' - t| <= radius at each place. *Rigorous bound.*"""
+        low, high = self.curvature_bounds(t, radius)
+        second = self.second(t)
+        return torch.maximum(high - second, second - low) + second * OUTWARD
+
+    def curvature_ratio(self, second: Tensor, low: Tensor, high: Tensor, change: Tensor) -> Tensor:
+        """Bound of |f''(t) - D|/√D over low <= D <= high, infinite where D may vanish, given f''(t) and the bound
+        ``change`` of the numerator: change/√low, since matrices need not commute with f''(t). *Rigorous bound.*"""
+        root = low.clamp_min(0.0).sqrt()
+        return torch.where(root > 0, change / root, torch.where(change > 0, torch.inf, 0.0)) * (1.0 + 1e-12)
+
+    def third_bound(self, t: Tensor, radius: Tensor | float) -> Tensor:
+        """Bound of ‖f''(t') - f''(t)‖ / |t' - t| for |t' - t| <= radius at each place; infinite where none is known, as
+        by default. *Rigorous bound.*"""
+        return torch.full_like(self.second(t), math.inf)
+
+    def bending_size(self, v: Tensor, t: Tensor, radius: Tensor | float) -> Tensor:
+        """What bounds |(f''(t') - f''(t)) v| when ``curvature_change`` at this radius, or ``third_bound`` and |t' - t|,
+        multiply it: the size of v, unless the function knows better. *Rigorous bound.*"""
+        return self.size(v)
+
+    # ---- what iterations call ----------------------------------------------------------------------------------------
+
+    def blocks(self, t: Tensor, *others: Tensor) -> Iterator[tuple[Any, ...]]:
+        """(potential, t, *others) of every block of responses that fits in a cache; parameters and others, which
+        broadcast against t, restricted alike. Blocks of a sample follow each other; one block where nothing
+        separates."""
+        yield self, t, *others
+
+    def slope(self, t: Tensor, v: Tensor, step: Tensor) -> Tensor:
+        """<f'(t + step v), v> per sample, (batch,); step (batch, 1, ...)."""
+        return inner_samples(self.grad(torch.addcmul(t, step, v)), v)
+
+    def grad_into(self, t: Tensor, out: Tensor) -> Tensor:
+        """f'(t) in the memory of ``out``, which is not t."""
+        return out.copy_(self.grad(t))
+
+    def linearised(self, t: Tensor) -> Tensor:
+        """What ``bent`` asks of t: t itself, unless f'' is at hand for each response."""
+        return t
+
+    def bent(self, at: Tensor, v: Tensor) -> Tensor:
+        """f''(t) v for at = linearised(t)."""
+        return self.hess_vec(at, v)
+
+    def bent_(self, at: Tensor, v: Tensor) -> Tensor:
+        """The same in the memory of v."""
+        return v.copy_(self.bent(at, v))
+
+    def bent_diagonal(self, at: Tensor) -> Tensor:
+        """The diagonal of f''(t), in the shape of t."""
+        return self.second_diagonal(at)
+
+
+class Smoothed(Potential):
+    """A potential l·phi(t; v) with a smoothing, f(t) = l v h(t/v) unless it says otherwise: l/v bounds f''.
 
     Parameters
     ----------
@@ -44,37 +211,40 @@ class Potential(WeaklyConvexFunction):
     weight: l > 0.
     """
 
-    def __init__(self, smoothing: float | Tensor, weight: float | Tensor = 1.0) -> None:
-        for name, value in (("smoothing", smoothing), ("weight", weight)):
-            if isinstance(value, (int, float)) and not (value > 0 and math.isfinite(value)):
-                raise ConfigError(f"{type(self).__name__}({name}={value!r}): expected a positive finite number.")
+    number_names = ("weight", "smoothing")
+
+    def __init__(self, smoothing: Number, weight: Number = 1.0) -> None:
+        check_positive(self, smoothing=smoothing, weight=weight)
         self.smoothing, self.weight = smoothing, weight
 
-    def with_parameters(self, weight: float | Tensor, smoothing: float | Tensor) -> Self:
+    def with_numbers(self, **numbers: Number) -> Self:
+        return self.with_parameters(**{**self.numbers(), **numbers})
+
+    def with_parameters(self, weight: Number, smoothing: Number) -> Self:
         """The same potential with other parameters."""
         return type(self)(smoothing, weight)
 
-    def detached(self) -> Self:
-        """The same potential, its parameters cut from the autograd graph."""
-        return self.with_parameters(_detach(self.weight), _detach(self.smoothing))
+    def parameter_groups(self) -> tuple[ParameterGroup, ...]:
+        """With the logarithm of the smoothing."""
+        smoothing = Density(
+            "log_smoothing",
+            shape_of(self.smoothing),
+            self.smoothing_gradient,
+            factor=self.smoothing_sensitivity,
+            steepest=self.smoothing_slope,
+        )
+        return (*super().parameter_groups(), smoothing)
 
-    def to(self, dtype: torch.dtype) -> Self:
-        """The same potential with its parameters in another dtype."""
-        return self.with_parameters(_cast(self.weight, dtype), _cast(self.smoothing, dtype))
+    @property
+    def scale(self) -> Number:
+        return self.smoothing
 
-    def scaled(self, factor: Tensor) -> Self:
-        """The potential times a positive number, in float64."""
-        weight = torch.as_tensor(self.weight, dtype=torch.float64, device=factor.device)
-        return self.with_parameters(weight * factor.double(), self.smoothing)
+    def smoother(self, factor: float) -> Self | None:
+        return self.with_numbers(smoothing=factor * self.smoothing)
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(smoothing={self.smoothing!r}, weight={self.weight!r})"
-
-    # ---- what a potential defines ----------------------------------------------------------------------------------
-
-    @abstractmethod
-    def density(self, t: Tensor) -> Tensor:
-        """l·phi(t), elementwise."""
+    @property
+    def curvature_limit(self) -> Number:
+        return self.weight / self.smoothing
 
     def smoothing_gradient(self, t: Tensor) -> Tensor:
         """v ∂f'(t)/∂v: how f' moves with the logarithm of the smoothing; -f''(t) t for f(t) = l v h(t/v), as here."""
@@ -89,159 +259,12 @@ class Potential(WeaklyConvexFunction):
         """The largest |d/dt (v df'/dv)| on the interval around t. *Rigorous bound.*"""
         return self.smoothing_sensitivity(t, radius) * self.curvature_bounds(t, radius)[1]
 
-    def parameter_groups(self) -> tuple[ParameterGroup, ...]:
-        """How f' moves with the logarithms of the weight, of a factor of all of f, and of the smoothing."""
-        return (
-            self.weight_group(),
-            Density("log_factor", (), excess=self.concavity),
-            Density(
-                "log_smoothing",
-                shape_of(self.smoothing),
-                self.smoothing_gradient,
-                factor=self.smoothing_sensitivity,
-                steepest=self.smoothing_slope,
-            ),
-        )
 
-    def weight_group(self) -> Density:
-        """That of the weight: f' itself, unless a part of f has no weight."""
-        return Density("log_weight", shape_of(self.weight), excess=self.concavity)
-
-    # ---- derived ---------------------------------------------------------------------------------------------------
-
-    @property
-    def curvature_limit(self) -> Tensor | float:
-        """The largest f'', l/v, per channel: the gradient's Lipschitz constant."""
-        return self.weight / self.smoothing
-
-    @property
-    def conjugate_strong_convexity(self) -> Tensor | float:
-        """v/l, per channel: the modulus of f*."""
-        return self.smoothing / self.weight
-
-    def value(self, t: Tensor) -> Tensor:
-        if torch.is_grad_enabled():
-            return sum_samples(self.density(t))
-        return sum_blocks(((sum_samples(f.density(t_)),) for f, t_ in self.blocks(t)), t.shape[0])[0]
-
-    def hess_vec(self, t: Tensor, v: Tensor) -> Tensor:
-        return self.second(t) * v
-
-    def majorant(self, t: Tensor) -> Tensor:
-        """The curvature of the parabola that touches f at t and lies above it: f'(t)/t, since f'' is non-increasing in
-        |t|; for groups, the same of their lengths. Preconditioners and first steps take it; bounds do not."""
-        if self.grouped:
-            return self.second(t).expand_as(t)
-        return torch.where(t == 0, self.curvature_limit, self.grad(t) / t)
-
-    def second_diagonal(self, t: Tensor) -> Tensor:
-        """The diagonal of the Hessian at t, in the shape of t."""
-        return self.second(t)
-
-    def prox(self, v: Tensor, step: Tensor | float, start: Tensor | None = None) -> Tensor:
-        """Newton's method on t + step f'(t) = v, which is concave on each side of 0: from a lower bound of |t| it rises
-        monotonically to the root, quadratically, so that twelve steps reach rounding.
-
-        ``start``: a guess, such as the result for a nearby v; then three steps have to do.
-        """
-        size = v.abs()
-        low = torch.maximum(size - step * self.weight, size / (1.0 + step * self.curvature_limit))
-        steps, t = _PROX_STEPS, low
-        if start is not None:
-            steps, t = WARM_PROX_STEPS, torch.minimum(torch.maximum(start * v.sign(), low), size)
-        for _ in range(steps):
-            grad, second = self.grad_and_second(t)
-            t = t - (t + step * grad - size) / (1.0 + step * second)
-            t = torch.minimum(torch.maximum(t, low), size)
-        return t * v.sign()
-
-    def grad_and_second(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """f'(t) and f''(t), elementwise, sharing what they have in common."""
-        return self.grad(t), self.second(t)
-
-    def divergence(self, r: Tensor, t: Tensor) -> Tensor:
-        """The Bregman distance f(r) - f(t) - <f'(t), r - t>, elementwise (per group, for groups), plus what rounding
-        may have cancelled: a density l·phi(t; v) <= l |t| is computed from terms of the size of l (|t| + v)."""
-        f, dtype, r, t = self.to(torch.float64), t.dtype, r.double(), t.double()
-        inner, sizes = f.grad(t) * (r - t), f.weight * (r.abs() + t.abs() + f.smoothing)
-        if self.grouped:
-            inner, sizes = inner.sum(1, keepdim=True), sizes.sum(1, keepdim=True)
-        distance = f.density(r) - f.density(t) - inner
-        return (distance + 4.0 * torch.finfo(torch.float64).eps * sizes).to(dtype)
-
-    def distances(self, r: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """The sums per sample, (batch,), of the divergence from t to r, and of |r - t|² l/v, the square of the norm
-        that belongs to the dual modulus."""
-        blocks = self.blocks(r, t)
-        sums = (
-            (sum_samples(f.divergence(r_, t_)), sum_samples((r_ - t_).square_() / f.conjugate_strong_convexity))
-            for f, r_, t_ in blocks
-        )
-        distance, apart = sum_blocks(sums, r.shape[0])
-        return distance, apart
-
-    def slope(self, t: Tensor, v: Tensor, step: Tensor) -> Tensor:
-        """<f'(t + step v), v> per sample, (batch,); step (batch, 1, ...)."""
-        slopes = (
-            (inner_samples(f.grad(torch.addcmul(t_, step_, v_)), v_),) for f, t_, v_, step_ in self.blocks(t, v, step)
-        )
-        return sum_blocks(slopes, t.shape[0])[0]
-
-    def blocks(self, t: Tensor, *others: Tensor) -> Iterator[tuple[Any, ...]]:
-        """(potential, t, *others) of every block of responses that fits in a cache; parameters and others, which
-        broadcast against t, restricted alike. Blocks of a sample follow each other."""
-        parameters = (torch.as_tensor(p, dtype=t.dtype, device=t.device) for p in (self.weight, self.smoothing))
-        for t_, weight, smoothing, *rest in planes(t, *parameters, *others, whole=self.grouped):
-            yield self.with_parameters(weight, smoothing), t_, *rest
-
-    # ---- in the memory of the arguments: what iterations call ------------------------------------------------------
-
-    def grad_into(self, t: Tensor, out: Tensor) -> Tensor:
-        """f'(t) in the memory of ``out``, which is not t."""
-        return out.copy_(self.grad(t))
-
-    def second_into(self, t: Tensor, out: Tensor) -> Tensor:
-        """f''(t), elementwise, in the memory of ``out``, block by block."""
-        for f, t_, out_ in self.blocks(t, out):
-            out_.copy_(f.second(t_))
-        return out
-
-    def dual_step_(
-        self, v: Tensor, y: Tensor, t: Tensor, sigma: Tensor, relaxation: float, newton_steps: int = WARM_PROX_STEPS
-    ) -> None:
-        """The dual half of an over-relaxed PDHG step, overwriting v, y and t: t becomes the pull-back of
-        prox_{sigma f*}(v), found from the old one, and y moves to y + relaxation (f'(t) - y).
-
-        ``newton_steps``: at most so many where the proximal map iterates.
-        """
-        y_hat, pullback = dual_point(self, v, sigma, t)
-        t.copy_(pullback)
-        y.lerp_(y_hat, relaxation)
-
-    def prox_jvp(self, t: Tensor, step: Tensor | float, v: Tensor) -> Tensor:
-        return v / (1.0 + step * self.second(t))
-
-    def dual_prox_jvp(self, t: Tensor, sigma: Tensor | float, v: Tensor) -> Tensor:
-        """Derivative of prox_{sigma f*} at the point with pull-back t: f''(t) (sigma + f''(t))^-1 v."""
-        second = self.second(t)
-        return second / (sigma + second) * v
-
-    def curvature_bounds(self, t: Tensor, radius: Tensor | float) -> tuple[Tensor, Tensor]:
-        size = t.abs()
-        low = self.second((size + radius) * (1.0 + OUTWARD))
-        high = self.second(((size - radius) * (1.0 - OUTWARD)).clamp_min(0.0))
-        return low * (1.0 - OUTWARD), high * (1.0 + OUTWARD)
-
-    def curvature_change(self, t: Tensor, radius: Tensor | float) -> Tensor:
-        """Bound of ‖f''(t') - f''(t)‖ for |t' - t| <= radius, elementwise (per group, for groups). *Rigorous bound.*"""
-        low, high = self.curvature_bounds(t, radius)
-        second = self.second(t)
-        return torch.maximum(high - second, second - low) + second * OUTWARD
-
-    def third_bound(self, t: Tensor, radius: Tensor | float) -> Tensor:
-        """Bound of ‖f''(t') - f''(t)‖ / |t' - t| for |t' - t| <= radius, elementwise (per group, for groups); infinite
-        where none is known, as by default. *Rigorous bound.*"""
-        return torch.full_like(self.second(t), math.inf)
+def check_positive(potential: Potential, **numbers: Number) -> None:
+    """ConfigError unless these arguments of a potential are positive and finite; tensors are not looked at."""
+    for name, value in numbers.items():
+        if isinstance(value, (int, float)) and not (value > 0 and math.isfinite(value)):
+            raise ConfigError(f"{type(potential).__name__}({name}={value!r}): expected a positive finite number.")
 
 
 def nearest(size: Tensor, radius: Tensor | float, peak: Tensor | float) -> Tensor:
@@ -251,9 +274,9 @@ def nearest(size: Tensor, radius: Tensor | float, peak: Tensor | float) -> Tenso
     return torch.minimum(at, torch.add(size, radius, out=near).mul_(1.0 + OUTWARD), out=at)
 
 
-def _detach(value: float | Tensor) -> float | Tensor:
+def _detach(value: Number) -> Number:
     return value.detach() if isinstance(value, Tensor) else value
 
 
-def _cast(value: float | Tensor, dtype: torch.dtype) -> float | Tensor:
+def _cast(value: Number, dtype: torch.dtype) -> Number:
     return value.to(dtype) if isinstance(value, Tensor) else value

@@ -7,12 +7,13 @@ import math
 import torch
 from torch import Tensor
 
-from learnreg.potentials.base import OUTWARD, Potential
+from learnreg.potentials.base import OUTWARD
+from learnreg.potentials.proximal import SmoothedElementwise
 
 __all__ = ["Huber"]
 
 
-class Huber(Potential):
+class Huber(SmoothedElementwise):
     """l t²/(2v) for |t| <= v, l(|t| - v/2) beyond: once differentiable, f'' jumps at |t| = v."""
 
     def density(self, t: Tensor) -> Tensor:

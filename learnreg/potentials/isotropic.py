@@ -8,20 +8,19 @@ import torch
 from torch import Tensor
 
 from learnreg.kernels.blocks import planes
-from learnreg.potentials.base import OUTWARD, WARM_PROX_STEPS, Potential
+from learnreg.potentials.base import OUTWARD, WARM_PROX_STEPS, Smoothed
+from learnreg.potentials.proximal import Grouped
 from learnreg.potentials.pseudo_huber import PseudoHuber, newton_constants, newton_pull_back
 
 __all__ = ["IsotropicPseudoHuber"]
 
 
-class IsotropicPseudoHuber(Potential):
+class IsotropicPseudoHuber(Smoothed, Grouped):
     """l (sqrt(|t|² + v²) - v) of the Euclidean length of each group of channels (axis 1): isotropic, rotation
     invariant.
 
     The Hessian of a group is I l/s on the tangent and l v²/s³ along t, s = sqrt(|t|² + v²).
     """
-
-    grouped = True
 
     def _length(self, t: Tensor) -> Tensor:
         return (t * t).sum(1, keepdim=True).sqrt()

@@ -8,12 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from learnreg.potentials.base import OUTWARD, Potential, nearest
+from learnreg.potentials.base import OUTWARD, nearest
+from learnreg.potentials.proximal import SmoothedElementwise
 
 __all__ = ["LogCosh"]
 
 
-class LogCosh(Potential):
+class LogCosh(SmoothedElementwise):
     """l v log cosh(t/v); |f'''| <= 0.7699 l/v²."""
 
     def density(self, t: Tensor) -> Tensor:

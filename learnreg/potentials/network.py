@@ -13,16 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from learnreg.convolutions.network_layers import mix, mix_adjoint
-from learnreg.errors import ConfigError
 from learnreg.linear.parameter_groups import Density, OwnBound, ParameterBound, ParameterGroup, ResponseErrors
-from learnreg.linear.samples import inner_samples
-from learnreg.potentials.base import OUTWARD, Potential
+from learnreg.linear.samples import sum_samples
+from learnreg.potentials.base import OUTWARD, Smoothed
 from learnreg.potentials.network_bounds import NetworkConstants, Passes, combine, parameter_bounds
 from learnreg.potentials.network_passes import Layers, bend_into, gradient_into, linearise_into
 
@@ -38,7 +37,7 @@ class _Linearised:
     bends: Tensor
 
 
-class NetworkPotential(Potential):
+class NetworkPotential(Smoothed):
     """f(a) = sum over pixels of <c, z_L> for responses (batch, L n, h, w), layer after layer, with the activation
     s(t) = (t + sqrt(t² + v²) - v)/2. A sample is one group; f has no proximal map.
 
@@ -49,9 +48,6 @@ class NetworkPotential(Potential):
     mixing: U_l > 0, (L - 1, n, n, m, m) with m odd.
     biases: b_l, (L, n).
     """
-
-    grouped = True
-    whole = True
 
     def __init__(self, smoothing: float | Tensor, weight: float | Tensor, mixing: Tensor, biases: Tensor) -> None:
         super().__init__(smoothing, weight)
@@ -97,6 +93,9 @@ class NetworkPotential(Potential):
         return _spread(self.smoothing, self.layers * self.features).view(self.layers, self.features)
 
     # ---- values ------------------------------------------------------------------------------------------------------
+
+    def value(self, t: Tensor) -> Tensor:
+        return sum_samples(self.density(t))
 
     def density(self, t: Tensor) -> Tensor:
         """f itself, (batch, 1, 1, 1)."""
@@ -190,13 +189,6 @@ class NetworkPotential(Potential):
 
     # ---- what solvers ask --------------------------------------------------------------------------------------------
 
-    def slope(self, t: Tensor, v: Tensor, step: Tensor) -> Tensor:
-        return inner_samples(self.grad(torch.addcmul(t, step, v)), v)
-
-    def blocks(self, t: Tensor, *others: Tensor) -> Iterator[tuple[Any, ...]]:
-        """Nothing separates: one block."""
-        yield self, t, *others
-
     def second(self, t: Tensor) -> Tensor:
         """A bound of the largest eigenvalue, per sample."""
         return self.curvature_bounds(t, 0.0)[1]
@@ -212,25 +204,12 @@ class NetworkPotential(Potential):
     def majorant(self, t: Tensor) -> Tensor:
         return self.second_diagonal(t)
 
-    def prox(self, v: Tensor, step: Tensor | float, start: Tensor | None = None) -> Tensor:
-        raise _no_prox()
-
-    def prox_jvp(self, t: Tensor, step: Tensor | float, v: Tensor) -> Tensor:
-        raise _no_prox()
-
-    def dual_prox_jvp(self, t: Tensor, sigma: Tensor | float, v: Tensor) -> Tensor:
-        raise _no_prox()
-
     # ---- bounds ------------------------------------------------------------------------------------------------------
 
     @property
     def curvature_limit(self) -> Tensor | float:
         """A bound of ‖f''‖, everywhere."""
         return self.constants.curvature
-
-    @property
-    def conjugate_strong_convexity(self) -> Tensor | float:
-        return 1.0 / self.constants.curvature
 
     @property
     def gradient_limit(self) -> float:  # type: ignore[override]
@@ -294,10 +273,3 @@ class NetworkPotential(Potential):
 def _spread(value: float | Tensor, count: int) -> Tensor:
     """One number for each of ``count`` features."""
     return torch.as_tensor(value).detach().double().reshape(-1).expand(count)
-
-
-def _no_prox() -> ConfigError:
-    return ConfigError(
-        "NetworkPotential has no proximal map, since a network couples all responses of an image: use solver='lbfgs' "
-        "or 'newton-cg', and conjugate gradients for the adjoint equation; 'auto' does."
-    )

@@ -7,12 +7,13 @@ from torch import Tensor
 
 from learnreg.kernels.blocks import planes
 from learnreg.kernels.rows import ChannelKernels, as_rows
-from learnreg.potentials.base import OUTWARD, WARM_PROX_STEPS, Potential, nearest
+from learnreg.potentials.base import OUTWARD, WARM_PROX_STEPS, nearest
+from learnreg.potentials.proximal import SmoothedElementwise
 
 __all__ = ["PseudoHuber", "newton_constants", "newton_pull_back"]
 
 
-class PseudoHuber(Potential):
+class PseudoHuber(SmoothedElementwise):
     """l (sqrt(t² + v²) - v); |f'''| <= 0.8587 l/v²."""
 
     def density(self, t: Tensor) -> Tensor:

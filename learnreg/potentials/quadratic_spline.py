@@ -18,12 +18,13 @@ from torch import Tensor
 
 from learnreg.errors import ShapeError
 from learnreg.kernels.blocks import planes
-from learnreg.potentials.base import OUTWARD, Potential
+from learnreg.potentials.base import OUTWARD
+from learnreg.potentials.proximal import SmoothedElementwise
 
 __all__ = ["QuadraticSpline"]
 
 
-class QuadraticSpline(Potential):
+class QuadraticSpline(SmoothedElementwise):
     """l v H(t/v), H'' piecewise constant between the knots -m ... m.
 
     Parameters
@@ -104,10 +105,6 @@ class QuadraticSpline(Potential):
     @property
     def curvature_limit(self) -> Tensor | float:
         return self.weight / self.smoothing * self._per_channel(self.bends.abs().amax(1))
-
-    @property
-    def conjugate_strong_convexity(self) -> Tensor | float:
-        return 1.0 / self.curvature_limit
 
     @property
     def concavity(self) -> Tensor | float:

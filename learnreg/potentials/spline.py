@@ -21,7 +21,8 @@ from learnreg.errors import ConfigError
 from learnreg.kernels.blocks import planes
 from learnreg.kernels.rows import ChannelKernels, as_rows
 from learnreg.linear.parameter_groups import ParameterGroup
-from learnreg.potentials.base import OUTWARD, WARM_PROX_STEPS, Potential
+from learnreg.potentials.base import OUTWARD, WARM_PROX_STEPS
+from learnreg.potentials.proximal import SmoothedElementwise
 
 __all__ = ["Spline", "channel_shape", "initial_coefficients"]
 
@@ -39,7 +40,7 @@ def channel_shape(coefficients: Tensor) -> tuple[int, ...]:
     return () if channels == 1 else (channels, 1, 1)
 
 
-class Spline(Potential):
+class Spline(SmoothedElementwise):
     """l v h(t/v) with h'' the linear spline through c_0 ... c_{m-1}, 0 at the knots 0 ... m.
 
     Parameters
@@ -194,10 +195,6 @@ class Spline(Potential):
     @property
     def curvature_limit(self) -> Tensor | float:
         return self.weight / self.smoothing * self._per_channel(self.coefficients.amax(1))
-
-    @property
-    def conjugate_strong_convexity(self) -> Tensor | float:
-        return 1.0 / self.curvature_limit
 
     def majorant(self, t: Tensor) -> Tensor:
         return torch.maximum(super().majorant(t), self.second(t))

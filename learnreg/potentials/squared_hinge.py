@@ -11,12 +11,13 @@ from torch import Tensor
 
 from learnreg.linear.parameter_groups import OwnBound, ParameterBound, ParameterGroup, ResponseErrors
 from learnreg.linear.samples import sum_samples
-from learnreg.potentials.base import OUTWARD, Potential
+from learnreg.potentials.base import OUTWARD
+from learnreg.potentials.proximal import SmoothedElementwise
 
 __all__ = ["SquaredHinge"]
 
 
-class SquaredHinge(Potential):
+class SquaredHinge(SmoothedElementwise):
     """l (t + shift)_+² / (2 v): once differentiable, f'' jumps at t = -shift from 0 to l/v. Neither even nor bounded in
     slope, unlike other potentials.
 

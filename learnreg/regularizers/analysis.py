@@ -8,6 +8,7 @@ from learnreg.errors import ShapeError
 from learnreg.linear.operator import LinearOperator
 from learnreg.lower_level.regularizer import ParameterRole, Regularizer, SaddleTerms, positive_log
 from learnreg.potentials.base import Potential
+from learnreg.potentials.proximal import Grouped
 
 __all__ = ["AnalysisOperator"]
 
@@ -19,35 +20,39 @@ class AnalysisOperator(Regularizer):
     ----------
     operator: any LinearOperator; those of its parameters that require a gradient are learned. It must be affine in
         them and declare ``parameter_lipschitz`` for hypergradients to be certified.
-    potential: its weight and smoothing are learned through the raw parameters ``log_weight`` and ``log_smoothing``
-        (numbers, or tensors that broadcast against the operator's range).
+    potential: its ``numbers``, weight and smoothing, are learned through the raw parameters ``log_weight`` and
+        ``log_smoothing`` (numbers, or tensors that broadcast against the operator's range); a potential without a
+        smoothing has no ``log_smoothing``.
     """
+
+    log_weight: nn.Parameter
+    log_smoothing: nn.Parameter
 
     summary = "any linear operator and potential"
 
     def __init__(self, operator: LinearOperator, potential: Potential) -> None:
         super().__init__()
-        if potential.grouped:
-            for name, value in (("smoothing", potential.smoothing), ("weight", potential.weight)):
+        if isinstance(potential, Grouped):
+            for name, value in potential.numbers().items():
                 _check_one_per_group(name, value, operator.range_shape)
         self.analysis, self._potential = operator, potential
-        self.log_weight: nn.Parameter = positive_log(potential.weight, "potential weight")
-        self.log_smoothing: nn.Parameter = positive_log(potential.smoothing, "potential smoothing")
+        for name, value in potential.numbers().items():
+            self.register_parameter(f"log_{name}", positive_log(value, f"potential {name}"))
 
     def saddle_terms(self, image_shape: tuple[int, ...]) -> SaddleTerms:
         if image_shape != self.analysis.domain_shape:
             raise ShapeError(
                 f"AnalysisOperator: got images of shape {image_shape}, its operator takes {self.analysis.domain_shape}."
             )
-        potential = self._potential.with_parameters(self.log_weight.double().exp(), self.log_smoothing.double().exp())
-        return SaddleTerms(self.analysis, potential)
+        numbers = {name: getattr(self, f"log_{name}").double().exp() for name in self._potential.numbers()}
+        return SaddleTerms(self.analysis, self._potential.with_numbers(**numbers))
 
     def value(self, x: Tensor) -> Tensor:
         self.analysis.check_domain(x)
         return super().value(x)
 
     def parameter_roles(self) -> dict[str, ParameterRole]:
-        roles: dict[str, ParameterRole] = {"log_weight": "log_weight", "log_smoothing": "log_smoothing"}
+        roles: dict[str, ParameterRole] = {f"log_{name}": f"log_{name}" for name in self._potential.numbers()}
         return roles | {f"analysis.{name}": "operator" for name, _ in self.analysis.named_parameters()}
 
 

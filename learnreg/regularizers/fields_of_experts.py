@@ -28,7 +28,7 @@ class FieldsOfExperts(LearnedFilters, Regularizer):
     ----------
     filters: number n of filters. Initially the DCT basis without the constant, then random ones.
     size: side k of the filters.
-    potential: ``PseudoHuber``, ``LogCosh`` or ``Huber``; its smoothing and weight are the initial ones.
+    potential: one of ``learnreg.potentials.POTENTIALS``; its smoothing, if it has one, and weight are the initial ones.
     boundary: "valid" (responses only where the filter fits), "zero", "circular", "reflect" or "replicate".
     minimum_smoothing: v_c stays above it, by parametrisation. Smoothings far below the noise cost iterations and change
         no image; 0 leaves them free.
@@ -58,12 +58,15 @@ class FieldsOfExperts(LearnedFilters, Regularizer):
             )
         potential = potential if potential is not None else PseudoHuber(smoothing=1e-2)
         initial_weight = potential.weight if isinstance(potential.weight, Tensor) else potential.weight / filters
+        smoothing = potential.numbers().get("smoothing")
         self._potential = potential
         potential_to_config(potential)
         self._set(
             dct_filters(filters, size, generator),
             positive_log(initial_weight, "weights", filters),
-            positive_log(potential.smoothing - minimum_smoothing, "smoothing - minimum_smoothing", filters),
+            None
+            if smoothing is None
+            else positive_log(smoothing - minimum_smoothing, "smoothing - minimum_smoothing", filters),
             boundary,
             zero_mean=True,
             minimum_smoothing=minimum_smoothing,
@@ -74,11 +77,12 @@ class FieldsOfExperts(LearnedFilters, Regularizer):
         cls,
         filters: ArrayLike,
         weights: ArrayLike,
-        smoothing: ArrayLike,
+        smoothing: ArrayLike | None,
         boundary: Boundary = "valid",
         potential: Potential | None = None,
     ) -> FieldsOfExperts:
-        """A Field of Experts with exactly these filters (n, k, k), weights (n,) > 0 and smoothings (n,) > 0.
+        """A Field of Experts with exactly these filters (n, k, k), weights (n,) > 0 and smoothings (n,) > 0; None
+        for a potential without smoothing.
 
         NumPy arrays or tensors; keeps the filters' dtype, does not re-centre them, stays trainable.
 
@@ -91,9 +95,13 @@ class FieldsOfExperts(LearnedFilters, Regularizer):
             w = w[:, 0]
         if w.dim() != 3:
             raise ShapeError(f"from_arrays(filters): got shape {tuple(w.shape)}, expected (n, k, k).")
+        potential = potential if potential is not None else PseudoHuber(1.0)
+        potential_to_config(potential)
+        if (smoothing is None) == ("smoothing" in potential.number_names):
+            expected = "smoothings" if smoothing is None else "None, since the potential has no smoothing"
+            raise ConfigError(f"from_arrays(smoothing, potential={type(potential).__name__}): expected {expected}.")
         result = cls._of_arrays(w, weights, smoothing, boundary)
-        result._potential = potential if potential is not None else PseudoHuber(1.0)
-        potential_to_config(result._potential)
+        result._potential = potential
         return result
 
     @classmethod
@@ -104,7 +112,7 @@ class FieldsOfExperts(LearnedFilters, Regularizer):
 
     @classmethod
     def from_options(cls, options: RegularizerOptions, generator: torch.Generator) -> Self:
-        potential = type(potential_from_config(options.potential))(options.smoothing, options.weight)
+        potential = potential_from_config(options.potential, options.smoothing, options.weight)
         return cls(
             options.filters,
             options.filter_side,
@@ -118,7 +126,7 @@ class FieldsOfExperts(LearnedFilters, Regularizer):
         if len(image_shape) != 3:
             raise ShapeError(f"FieldsOfExperts: got images of shape {image_shape}, expected (1, height, width).")
         bank = FilterBank(self._exact_filters(), image_shape, self.boundary, self.zero_mean)
-        return SaddleTerms(bank, self._potential.with_parameters(*self._potential_parameters()))
+        return SaddleTerms(bank, self._potential.with_numbers(**self._numbers()))
 
     def config(self) -> dict[str, Any]:
         return super().config() | {"potential": potential_to_config(self._potential)}

@@ -18,14 +18,17 @@ ArrayLike = Tensor | np.ndarray[Any, Any]
 
 
 class LearnedFilters(nn.Module):
-    """The raw parameters ``filters`` (n, ..., k, k), ``log_weights`` (n,) and ``log_smoothing`` (n,), the logarithm of
-    the smoothing less ``minimum_smoothing``. Filters are used minus their means with ``zero_mean``."""
+    """The raw parameters ``filters`` (n, ..., k, k), ``log_weights`` (n,) and, where the potential has a smoothing,
+    ``log_smoothing`` (n,), the logarithm of the smoothing less ``minimum_smoothing``. Filters are used minus their
+    means with ``zero_mean``."""
+
+    log_smoothing: nn.Parameter | None
 
     def _set(
         self,
         filters: Tensor,
         log_weights: nn.Parameter,
-        log_smoothing: nn.Parameter,
+        log_smoothing: nn.Parameter | None,
         boundary: Boundary,
         zero_mean: bool,
         minimum_smoothing: float = 0.0,
@@ -33,18 +36,19 @@ class LearnedFilters(nn.Module):
         if boundary not in BOUNDARIES:
             raise ConfigError(f"boundary={boundary!r}: expected one of {', '.join(BOUNDARIES)}.")
         self.filters = nn.Parameter(filters)
-        self.log_weights, self.log_smoothing = log_weights, log_smoothing
+        self.log_weights = log_weights
+        self.register_parameter("log_smoothing", log_smoothing)
         self.boundary, self.zero_mean, self.minimum_smoothing = boundary, zero_mean, float(minimum_smoothing)
 
     @classmethod
-    def _of_arrays(cls, filters: Tensor, weights: ArrayLike, smoothing: ArrayLike, boundary: Boundary) -> Self:
+    def _of_arrays(cls, filters: Tensor, weights: ArrayLike, smoothing: ArrayLike | None, boundary: Boundary) -> Self:
         """With exactly these numbers; ConfigError where weights or smoothings are not positive and finite."""
         result = cls.__new__(cls)
         nn.Module.__init__(result)
         result._set(
             filters,
             positive_log(_as_tensor(weights).to(filters.dtype), "from_arrays(weights)", filters.shape[0]),
-            positive_log(_as_tensor(smoothing).to(filters.dtype), "from_arrays(smoothing)", filters.shape[0]),
+            _log_smoothing(smoothing, filters),
             boundary,
             zero_mean=False,
         )
@@ -59,10 +63,10 @@ class LearnedFilters(nn.Module):
         result._set(
             torch.zeros(shape),
             nn.Parameter(torch.zeros(shape[0])),
-            nn.Parameter(torch.zeros(shape[0])),
+            nn.Parameter(torch.zeros(shape[0])) if "minimum_smoothing" in config else None,
             config["boundary"],
             zero_mean=bool(config["zero_mean"]),
-            minimum_smoothing=float(config["minimum_smoothing"]),
+            minimum_smoothing=float(config.get("minimum_smoothing", 0.0)),
         )
         return result
 
@@ -72,9 +76,9 @@ class LearnedFilters(nn.Module):
         return self.log_weights.exp()
 
     @property
-    def smoothing(self) -> Tensor:
-        """v, shape (n,)."""
-        return self.minimum_smoothing + self.log_smoothing.exp()
+    def smoothing(self) -> Tensor | None:
+        """v, shape (n,); None where the potential has none."""
+        return None if self.log_smoothing is None else self.minimum_smoothing + self.log_smoothing.exp()
 
     @property
     def effective_filters(self) -> Tensor:
@@ -87,21 +91,27 @@ class LearnedFilters(nn.Module):
         filters = self.filters.double()
         return filters - filters.mean((-2, -1), keepdim=True) if self.zero_mean else filters
 
-    def _potential_parameters(self) -> tuple[Tensor, Tensor]:
-        """Weights and smoothings in float64, (n, 1, 1) each."""
-        smoothing = self.minimum_smoothing + self.log_smoothing.double().exp()
-        return self.log_weights.double().exp()[:, None, None], smoothing[:, None, None]
+    def _numbers(self) -> dict[str, float | Tensor]:
+        """Weights and smoothings in float64, (n, 1, 1) each, by the keywords of the potential."""
+        found: dict[str, float | Tensor] = {"weight": self.log_weights.double().exp()[:, None, None]}
+        if self.log_smoothing is not None:
+            found["smoothing"] = (self.minimum_smoothing + self.log_smoothing.double().exp())[:, None, None]
+        return found
 
     def parameter_roles(self) -> dict[str, ParameterRole]:
-        return {"filters": "operator", "log_weights": "log_weight", "log_smoothing": "log_smoothing"}
+        roles = {"filters": "operator", "log_weights": "log_weight"}
+        return roles if self.log_smoothing is None else roles | {"log_smoothing": "log_smoothing"}
 
     def config(self) -> dict[str, Any]:
-        return {
-            "filters": list(self.filters.shape),
-            "boundary": self.boundary,
-            "zero_mean": self.zero_mean,
-            "minimum_smoothing": self.minimum_smoothing,
-        }
+        smoothing = {} if self.log_smoothing is None else {"minimum_smoothing": self.minimum_smoothing}
+        filters = list(self.filters.shape)
+        return {"filters": filters, "boundary": self.boundary, "zero_mean": self.zero_mean, **smoothing}
+
+
+def _log_smoothing(smoothing: ArrayLike | None, filters: Tensor) -> nn.Parameter | None:
+    if smoothing is None:
+        return None
+    return positive_log(_as_tensor(smoothing).to(filters.dtype), "from_arrays(smoothing)", filters.shape[0])
 
 
 def filters_from(values: ArrayLike) -> Tensor:

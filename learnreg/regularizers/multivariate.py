@@ -109,8 +109,7 @@ class MultivariateExperts(LearnedFilters, Regularizer):
         if len(image_shape) != 3:
             raise ShapeError(f"MultivariateExperts: got images of shape {image_shape}, expected (1, height, width).")
         bank = GroupedFilterBank(self._exact_filters().transpose(0, 1), image_shape, self.boundary, self.zero_mean)
-        weights, smoothing = self._potential_parameters()
-        return SaddleTerms(bank, IsotropicPseudoHuber(smoothing, weights))
+        return SaddleTerms(bank, IsotropicPseudoHuber(**self._numbers()))
 
     @torch.no_grad()
     def pictures(self) -> Pictures:

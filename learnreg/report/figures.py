@@ -45,7 +45,7 @@ def filters_figure(regularizer: Regularizer) -> Any | None:
     shown = regularizer.pictures()
     if shown is None:
         return None
-    filters, weights, smoothing = shown.filters.double(), shown.weights.double(), shown.smoothing.double()
+    filters, weights, smoothing = shown.filters.double(), shown.weights.double(), shown.smoothing
     norms = filters.flatten(1).norm(dim=1)
     order = torch.argsort(weights * norms, descending=True).tolist()
     members = filters.shape[1]
@@ -65,8 +65,10 @@ def filters_figure(regularizer: Regularizer) -> Any | None:
         for j in range(members):
             axes = panels[row, column * members + j]
             axes.imshow(filters[g, j].numpy(), cmap="gray", vmin=-largest, vmax=largest)
-        strength, knee = float(weights[g] * norms[g]), float(smoothing[g] / norms[g].clamp_min(1e-30))
-        panels[row, column * members].set_title(f"l‖w‖ = {strength:.2g}\nv/‖w‖ = {knee:.2g}", size=8)
+        title = f"l‖w‖ = {float(weights[g] * norms[g]):.2g}"
+        if smoothing is not None:
+            title += f"\nv/‖w‖ = {float(smoothing[g] / norms[g].clamp_min(1e-30)):.2g}"
+        panels[row, column * members].set_title(title, size=8)
     return figure
 
 

@@ -12,8 +12,6 @@ import torch
 from torch import Tensor
 
 from learnreg.errors import AssumptionError
-from learnreg.kernels.blocks import planes
-from learnreg.kernels.rows import ChannelKernels, as_rows
 from learnreg.lower_level.adjoint_equation import AdjointEquation
 from learnreg.solvers.base import OWNED, AdjointSolver, Report, SolverState
 from learnreg.solvers.pdhg import StepSizes, balanced_tau, initial_tau, scaled_movement
@@ -43,25 +41,6 @@ def adjoint_primal_step(
     return equation.project(quadratic.primal_step(X, pullback, equation.rhs, sizes.tau(tau, X)))
 
 
-def dual_step_(equation: AdjointEquation, response: Tensor, Y: Tensor, sigma: Tensor, relaxation: float) -> None:
-    """V = Dprox_{sigma f*} · (Y + sigma K X_bar) in the memory of the response K X_bar, and Y + relaxation (V - Y) in
-    that of Y."""
-    curvature = equation.curvature
-    if curvature is None:
-        V = torch.addcmul(Y, sigma, response, out=response)
-        V.copy_(equation.instance.potential.dual_prox_jvp(equation.at_response, sigma, V))
-        Y.lerp_(V, relaxation)
-        return
-    fused = ChannelKernels.of("pseudo_huber", (response, Y, curvature), sigma)
-    if fused is not None:
-        rows = (as_rows(t) for t in (response, Y, curvature))
-        fused.kernels.adjoint_dual_step(*rows, *fused.constants, relaxation)
-        return
-    for V, Y_, curvature_, sigma_ in planes(response, Y, curvature, sigma):
-        V.mul_(sigma_).add_(Y_).mul_((sigma_ + curvature_).reciprocal_().mul_(curvature_))
-        Y_.lerp_(V, relaxation)
-
-
 class AdjointPDHG(AdjointSolver[AdjointPDHGState]):
     """Piggyback on a frozen linearisation; the same step sizes rules as the lower level's PDHG."""
 
@@ -86,7 +65,7 @@ class AdjointPDHG(AdjointSolver[AdjointPDHGState]):
         sigma = sizes.sigma(state.tau, state.Y)
         X_hat = adjoint_primal_step(equation, state.X, instance.adjoint(state.Y), state.tau, sizes)
         response = instance.apply(torch.lerp(state.X, X_hat, 2.0), state.Y_hat)
-        dual_step_(equation, response, state.Y, sigma, sizes.relaxation)
+        equation.instance.proximal.adjoint_dual_step_(equation.at_response, response, state.Y, sigma, sizes.relaxation)
         X = torch.lerp(state.X, X_hat, sizes.relaxation)
         return replace(state, X=X, X_hat=X_hat, steps=state.steps + 1)
 

@@ -26,11 +26,11 @@ def smoother_instances(instance: Instance, x: Tensor) -> list[Instance]:
     """The same problem with smoothings that fall by factors of 4, down to four times its own; the first one of the size
     of the responses at x. Counts one application."""
     f = instance.potential
-    smallest = float(torch.as_tensor(f.smoothing).min())
+    smallest = float(torch.as_tensor(f.scale).min())
     largest = _LARGEST * float(instance.apply(x).abs().max())
     count = math.ceil(math.log(largest / smallest, _SMOOTHER)) if math.inf > largest > smallest > 0 else 0
     factors = [_SMOOTHER**k for k in range(min(count, _MOST), 0, -1)]
-    return [replace(instance, potential=f.with_parameters(f.weight, factor * f.smoothing)) for factor in factors]
+    return [replace(instance, potential=g) for g in map(f.smoother, factors) if g is not None]
 
 
 def continued_newton(

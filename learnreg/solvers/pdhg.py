@@ -128,7 +128,7 @@ class PDHG(Solver[PDHGState]):
         x_hat = primal_step(instance, state.x, instance.adjoint(state.y), state.tau, sizes)
         response = instance.apply(torch.lerp(state.x, x_hat, 2.0), state.memory)
         v = torch.addcmul(state.y, sigma, response, out=response)
-        instance.potential.dual_step_(v, state.y, state.t, sigma, sizes.relaxation, _newton_now(state))
+        instance.proximal.dual_step_(v, state.y, state.t, sigma, sizes.relaxation, _newton_now(state))
         return replace(state, x=torch.lerp(state.x, x_hat, sizes.relaxation), x_hat=x_hat, steps=state.steps + 1)
 
     def steps(self, instance: Instance, state: PDHGState, count: int) -> PDHGState:

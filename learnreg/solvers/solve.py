@@ -65,7 +65,7 @@ def make_solver(name: str, instance: Instance, warm: bool = False) -> Solver[Any
             name = "pdhg"
         else:
             name = "newton-cg" if latent.channels and not latent.nonnegative else "lbfgs"
-    if name == "lbfgs" and (instance.box.constrains or instance.potential.whole):
+    if name == "lbfgs" and (instance.box.constrains or not instance.potential.cheap_lines):
         return ProjectedLBFGS()
     if name == "pdhg":
         check_proximal(instance, "solver='pdhg'", "'auto', 'lbfgs' or 'newton-cg'")
@@ -75,14 +75,13 @@ def make_solver(name: str, instance: Instance, warm: bool = False) -> Solver[Any
 
 
 def _fits_pdhg(instance: Instance) -> bool:
-    return instance.potential.proximal and instance.quadratic.is_diagonal
+    return not instance.potential.prox_obstacle() and instance.quadratic.is_diagonal
 
 
 def check_proximal(instance: Instance, call: str, instead: str) -> None:
     """ConfigError where a primal-dual iteration is asked for and the potential has no proximal maps."""
-    if not instance.potential.proximal:
+    if why := instance.potential.prox_obstacle():
         kind = type(instance.potential).__name__
-        why = "couples all responses of an image" if instance.potential.whole else "is weakly convex"
         raise ConfigError(
             f"{call}: {kind} {why} and has no proximal map of every step, which primal-dual iterations rest on; use "
             f"{instead}."

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from learnreg.linear.samples import sum_samples
 from learnreg.potentials.base import Potential
+from learnreg.potentials.proximal import ProximalPotential
 from learnreg.testing.report import Property, broken, judged
 from learnreg.testing.structure import terms_of
 from learnreg.testing.values import RegularizerCase
@@ -40,19 +40,23 @@ def check_potential(case: RegularizerCase) -> Property:
 def _errors(case: RegularizerCase, f: Potential) -> Iterator[tuple[str, float, float]]:
     """(method, relative error or excess, tolerance) for responses of several sizes, in units of the smoothing."""
     shape = terms_of(case).operator.range_shape
-    unit = torch.as_tensor(f.smoothing, dtype=torch.float64).detach()
+    unit = torch.as_tensor(f.scale, dtype=torch.float64).detach()
     for size in _SIZES:
         t, v = size * unit * _draw(case, shape), _draw(case, shape)
         yield "grad", _relative(f.grad(t), _autograd(f.value, t)), 1e-8
         yield "hess_vec", _relative(f.hess_vec(t, v), _autograd(_along(f, v), t)), 1e-8
-        for factor in () if f.whole else _STEPS:
-            step = factor / torch.as_tensor(f.curvature_limit, dtype=torch.float64).max()
-            step = torch.minimum(step, 0.9 / torch.as_tensor(f.concavity, dtype=torch.float64).max())  # else set-valued
-            target = t + step * f.grad(t)
-            yield "prox", _relative(f.prox(target, step), t), 1e-6
-            yield "prox_jvp", _relative(f.prox_jvp(t, step, v + step * f.hess_vec(t, v)), v), 1e-8
+        if isinstance(f, ProximalPotential):
+            yield from _proximal_errors(f, t, v)
         for radius in _RADII:
-            yield from _interval_errors(case, f, t, radius * (unit.amin() if f.whole else unit))
+            yield from _interval_errors(case, f, t, radius * (unit if f.gather(t).numel() > len(t) else unit.amin()))
+
+
+def _proximal_errors(f: ProximalPotential, t: Tensor, v: Tensor) -> Iterator[tuple[str, float, float]]:
+    for factor in _STEPS:
+        step = factor / torch.as_tensor(f.curvature_limit, dtype=torch.float64).max()
+        step = torch.minimum(step, 0.9 / torch.as_tensor(f.concavity, dtype=torch.float64).max())  # else set-valued
+        yield "prox", _relative(f.prox(t + step * f.grad(t), step), t), 1e-6
+        yield "prox_jvp", _relative(f.prox_jvp(t, step, v + step * f.hess_vec(t, v)), v), 1e-8
 
 
 def _interval_errors(
@@ -65,8 +69,7 @@ def _interval_errors(
     here_at = f.hess_vec
     for end in (-1.0, 1.0, None):
         offset = _draw(case, tuple(t.shape[1:])).clamp(-1.0, 1.0) if end is None else end * torch.ones_like(t)
-        length = f.size(offset).clamp_min(1.0 if f.grouped else 0.0)
-        moved = radius * offset / (length if f.grouped else 1.0)
+        moved = radius * offset / f.size(offset).clamp_min(1.0)
         v = _draw(case, tuple(t.shape[1:]))
         there, here = _quotient(f, here_at(t + moved, v), v), _quotient(f, here_at(t, v), v)
         yield "curvature_bounds", _excess(low - there, limit), _SLACK
@@ -84,13 +87,8 @@ def _draw(case: RegularizerCase, shape: tuple[int, ...]) -> Tensor:
 
 
 def _quotient(f: Potential, product: Tensor, v: Tensor) -> Tensor:
-    """The curvature in the direction v, elementwise, or per group."""
-    if f.whole:
-        products, squares = (sum_samples(p * v)[:, None, None, None] for p in (product, v))
-        return products / squares
-    if f.grouped:
-        return (product * v).sum(1, keepdim=True) / (v * v).sum(1, keepdim=True)
-    return product / v
+    """The curvature in the direction v, at each place."""
+    return f.gather(product * v) / f.gather(v * v)
 
 
 def _along(f: Potential, v: Tensor) -> Callable[[Tensor], Tensor]:

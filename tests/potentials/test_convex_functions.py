@@ -12,10 +12,10 @@ from torch import nn
 import learnreg as lr
 from learnreg.errors import ConfigError, ShapeError
 from learnreg.linear.samples import inner_samples, sum_samples
-from learnreg.potentials.convex_function import ConvexFunction, dual_point
+from learnreg.potentials.function import Proximal, dual_point
 
 WEIGHTS = registry.rand(1, 3, 4, seed=1) * (registry.rand(1, 3, 4, seed=2) > 0.3)
-FUNCTIONS: dict[str, ConvexFunction] = {
+FUNCTIONS: dict[str, Proximal] = {
     "LeastSquares": lr.LeastSquares(),
     "WeightedLeastSquares": lr.WeightedLeastSquares(WEIGHTS),
     "WeightedLeastSquares-scalar": lr.WeightedLeastSquares(torch.tensor(2.0)),
@@ -23,11 +23,11 @@ FUNCTIONS: dict[str, ConvexFunction] = {
 
 
 @pytest.fixture(params=FUNCTIONS)
-def f(request: pytest.FixtureRequest) -> ConvexFunction:
+def f(request: pytest.FixtureRequest) -> Proximal:
     return FUNCTIONS[request.param]
 
 
-def test_derivatives_agree_with_autograd(f: ConvexFunction) -> None:
+def test_derivatives_agree_with_autograd(f: Proximal) -> None:
     t, v = registry.randn(2, 1, 3, 4, seed=3).requires_grad_(), registry.randn(2, 1, 3, 4, seed=4)
     (gradient,) = torch.autograd.grad(f.value(t).sum(), t, create_graph=True)
     torch.testing.assert_close(f.grad(t), gradient)
@@ -39,7 +39,7 @@ def test_derivatives_agree_with_autograd(f: ConvexFunction) -> None:
 
 
 @pytest.mark.parametrize("step", [0.01, 3.0])
-def test_prox_is_optimal_and_its_derivative_right(f: ConvexFunction, step: float) -> None:
+def test_prox_is_optimal_and_its_derivative_right(f: Proximal, step: float) -> None:
     v, direction = registry.randn(2, 1, 3, 4, seed=5), registry.randn(2, 1, 3, 4, seed=6)
     t = f.prox(v, step)
     torch.testing.assert_close(t + step * f.grad(t), v)

@@ -46,8 +46,7 @@ def equation(regularizer: Regularizer, b: Tensor, constraint: lr.Box | None = No
 
 
 def preconditioner(eq: AdjointEquation) -> SpectralPreconditioner:
-    assert eq.curvature is not None
-    found = SpectralPreconditioner.of(eq.instance, eq.curvature)
+    found = SpectralPreconditioner.of(eq.instance, eq.at_response)
     assert found is not None
     return found
 

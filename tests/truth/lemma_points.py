@@ -89,7 +89,7 @@ class Point:
     def bent(self, e: Tensor, energy: Tensor) -> Perturbation:
         interval = self.interval(e)
         V = self.responses(self.X)
-        size = (V * V).sum(1, keepdim=True).sqrt() if self.potential.grouped else V.abs()
+        size = self.potential.size(V)
         return Perturbation.of(copy_of(interval), size, response_budget(interval, e, energy, self.L), self.L, self.mu)
 
     def mean_curvature(self) -> Tensor:

@@ -37,7 +37,7 @@ def noisy(truth: dense_truth.Truth, generator: torch.Generator, size: float) -> 
 
 def test_lemma_5_effectivity(rotating_generator: torch.Generator) -> None:
     effectivities = []
-    for name in registry.REGULARIZERS:
+    for name in registry.regularizers(proximal=True):
         if "Huber" in name:
             continue
         problem, b, loss = denoising(name)

@@ -17,13 +17,13 @@ from learnreg.operators import Identity, Inpainting
 from learnreg.regularizers import FieldsOfExperts, Regularizer, TotalVariation
 
 SHAPE = registry.SHAPE
-SMOOTH = [name for name in registry.REGULARIZERS if "Huber" not in name]
+SMOOTH = registry.regularizers(smooth=True, proximal=True)
 
 
 def latin_square() -> list[object]:
     """All combinations; those beyond two methods for each problem and regularizer (in turn) are slow."""
     names = itertools.product(
-        enumerate(registry.PROBLEMS), enumerate(registry.REGULARIZERS), enumerate(registry.METHODS)
+        enumerate(registry.PROBLEMS), enumerate(registry.regularizers(proximal=True)), enumerate(registry.METHODS)
     )
     return [
         pytest.param(p, r, m, marks=() if (i + j - k) % len(registry.METHODS) in (0, 2) else pytest.mark.slow)
@@ -49,7 +49,7 @@ def loss_of_parameters(problem: lr.LowerLevelProblem, b: Tensor, loss: lr.UpperL
         return float(loss.value(x.reshape(-1, *problem.operator.domain_shape)))
 
 
-@pytest.mark.parametrize("regularizer", registry.REGULARIZERS)
+@pytest.mark.parametrize("regularizer", registry.regularizers(proximal=True))
 @pytest.mark.parametrize("problem", registry.PROBLEMS)
 def test_the_truth_is_the_derivative_of_the_loss(problem: str, regularizer: str) -> None:
     """Implicit differentiation of dense solves against central differences along a random direction per parameter."""

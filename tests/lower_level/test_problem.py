@@ -87,7 +87,7 @@ def test_analysis_operator_is_the_formula() -> None:
         R.value(torch.zeros(2, 1, 4, 4))
 
 
-@pytest.mark.parametrize("regularizer", registry.ALL_REGULARIZERS)
+@pytest.mark.parametrize("regularizer", registry.regularizers())
 @pytest.mark.parametrize("name", registry.PROBLEMS)
 def test_energy_is_data_term_plus_regularizer_plus_ridge(name: str, regularizer: str) -> None:
     problem = registry.build(name, regularizer)
@@ -109,7 +109,7 @@ def test_energy_is_data_term_plus_regularizer_plus_ridge(name: str, regularizer:
         torch.testing.assert_close(half.full_gradient(x[1:]), gradient[1:])
 
 
-@pytest.mark.parametrize("regularizer", registry.ALL_REGULARIZERS)
+@pytest.mark.parametrize("regularizer", registry.regularizers())
 def test_energy_is_differentiable_twice_in_image_and_parameters(regularizer: str) -> None:
     problem = registry.build("denoising-learned-ridge", regularizer)
     b = registry.measure(problem)[1]
@@ -123,9 +123,9 @@ def test_energy_is_differentiable_twice_in_image_and_parameters(regularizer: str
         assert all(bool(torch.isfinite(g).all()) for g in second)
 
 
-@pytest.mark.parametrize("regularizer", registry.ALL_REGULARIZERS)
+@pytest.mark.parametrize("regularizer", registry.regularizers())
 def test_regularizers_are_convex_and_declare_their_parameters(regularizer: str) -> None:
-    R: Regularizer = registry.ALL_REGULARIZERS[regularizer]()
+    R: Regularizer = registry.REGULARIZERS[regularizer]()
     x, y = image(8, 4), image(8, 5)
     assert bool((R.value(0.5 * (x + y)) <= 0.5 * (R.value(x) + R.value(y)) + 1e-12).all())
     assert torch.equal(R(x), R.value(x))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import learnreg as lr
 from learnreg.errors import ConfigError
+from learnreg.linear.parameter_groups import Density
 from learnreg.potentials.base import Potential
 from learnreg.potentials.function import dual_point
 from learnreg.potentials.huber import Huber
@@ -19,7 +20,7 @@ from learnreg.potentials.log_cosh import LogCosh
 from learnreg.potentials.proximal import Grouped
 from learnreg.potentials.pseudo_huber import PseudoHuber
 
-NAMES = list(registry.POTENTIALS)
+NAMES = registry.potentials(even=True, convex=True)
 WEIGHT, SMOOTHING = 0.7, 0.2
 
 
@@ -323,3 +324,31 @@ def test_prox_from_a_guess(f: Potential) -> None:
     far = f.prox(v, 0.7, start=-1e3 * torch.ones_like(v))
     assert bool((far.abs() <= v.abs() * (1 + 1e-12)).all() or isinstance(f, Grouped))
     torch.testing.assert_close(f.prox(v, 0.7, start=f.prox(v, 0.7, start=f.prox(v, 0.7, start=far))), exact)
+
+
+CASES = [(name, d) for name, entry in registry.POTENTIALS.items() for d in entry.dimensions]
+
+
+@pytest.mark.parametrize(("entry", "dimensions"), CASES)
+def test_responses_may_have_any_dimension(entry: str, dimensions: int) -> None:
+    """Derivatives, curvature on intervals, steps and groups of parameters for (batch, n, length) and beyond."""
+    shape = registry.POTENTIALS[entry].shape(dimensions)
+    f, t, v = registry.POTENTIALS[entry](SMOOTHING, WEIGHT), *(registry.randn(3, *shape, seed=s) for s in (5, 6))
+    t.requires_grad_()
+    (gradient,) = torch.autograd.grad(f.value(t).sum(), t, create_graph=True)
+    (second,) = torch.autograd.grad((gradient * v).sum(), t)
+    t, gradient = t.detach(), gradient.detach()
+    torch.testing.assert_close(f.grad(t), gradient, rtol=1e-9, atol=1e-13)
+    torch.testing.assert_close(f.hess_vec(t, v), second, rtol=1e-8, atol=1e-12)
+    torch.testing.assert_close(f.bent(f.linearised(t), v), second, rtol=1e-8, atol=1e-12)
+    low, high = f.curvature_bounds(t, 0.01)
+    quotient = f.gather(v * second) / f.gather(v * v)
+    assert bool(((low <= quotient + 1e-12) & (quotient <= high + 1e-12)).all())
+    step = torch.full((3, *(1,) * len(shape)), 0.3, dtype=torch.float64)
+    along = (f.grad(t + 0.3 * v) * v).flatten(1).sum(1)
+    torch.testing.assert_close(f.slope(t, v, step), along, rtol=1e-9, atol=1e-12)
+    for group in f.parameter_groups():
+        if isinstance(group, Density):
+            assert group.parts(t, gradient).shape[1:] == t.shape
+            norm, bound = group.parts(t, gradient).norm(dim=0), group.size(t, gradient).abs()
+            assert bool((norm <= bound * (1 + 1e-9) + 1e-12).all())

@@ -77,9 +77,9 @@ def test_near_zero_smoothing_it_is_the_network_of_rectifiers() -> None:
     torch.testing.assert_close(R.value(x), expected, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", registry.NETWORKS)
+@pytest.mark.parametrize("name", registry.regularizers(proximal=False))
 def test_derivatives_of_any_order(name: str) -> None:
-    R = registry.NETWORKS[name]()
+    R = registry.REGULARIZERS[name]()
     x = (0.3 * registry.randn(1, 1, 3, 4)).requires_grad_()
     parameters = dict(R.named_parameters())
 
@@ -241,7 +241,7 @@ def test_hypergradients_of_the_default_network_at_the_smallest_size() -> None:
         assert float(gradient.norm()) > 0, name
 
 
-@pytest.mark.parametrize("name", registry.NETWORKS)
+@pytest.mark.parametrize("name", registry.regularizers(proximal=False))
 @pytest.mark.parametrize("operator", ["denoising", "learned-blur"])
 def test_methods_and_certificates_agree_with_dense_ones(name: str, operator: str) -> None:
     problem = registry.build(operator, name)
@@ -318,7 +318,7 @@ def test_what_needs_a_proximal_map_is_refused() -> None:
         lr.hypergradient(problem, b, loss, lr.Piggyback(mode="interleaved"))
     with pytest.raises(lr.ConfigError, match="'auto' or 'cg'"):
         lr.hypergradient(problem, b, loss, lr.Implicit(adjoint_solver="piggyback"))
-    potential = registry.COUPLED["NetworkPotential"](0.1, 1.0)
+    potential = registry.POTENTIALS["NetworkPotential"](0.1, 1.0)
     with pytest.raises(lr.ConfigError, match="no proximal map"):
         potential.prox(torch.zeros(1, 6, 2, 2), 1.0)
 
@@ -354,7 +354,7 @@ def test_constants_are_seen_at_the_boundary_alone() -> None:
 
 @pytest.mark.parametrize("name", ["InputConvexNetwork", "InputConvexNetwork-deep", "InputConvexNetwork-shallow"])
 def test_configuration_rebuilds_it(name: str) -> None:
-    R = registry.NETWORKS[name]()
+    R = registry.REGULARIZERS[name]()
     rebuilt = build_regularizer(describe_regularizer(R)).double()
     rebuilt.load_state_dict(R.state_dict())
     x = registry.randn(1, 1, 8, 9)

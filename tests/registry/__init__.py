@@ -1,0 +1,55 @@
+"""Every public operator, regularizer, potential, solver and method, once: a new class is tested by adding a line here,
+and ``test_registry.py`` fails for a public class that has none. Tests choose by properties."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import learnreg as lr
+from learnreg.hypergradients.base import HypergradientMethod
+from learnreg.hypergradients.interleaved import InterleavedPDHG
+from learnreg.solvers import LBFGS, PDHG, AdjointPDHG, ConjugateGradient, NewtonCG, ProjectedLBFGS
+from registry.operators import HAS_ASTRA, OPERATORS
+from registry.potentials import POTENTIALS, PotentialEntry, potentials
+from registry.problems import PROBLEMS, ProblemCase, build, measure
+from registry.randomness import SHAPE, rand, randn, scalar
+from registry.regularizers import REGULARIZERS, RegularizerEntry, generalized_variation, network, regularizers
+
+__all__ = [
+    "ADJOINT_SOLVERS",
+    "BOX_SOLVERS",
+    "HAS_ASTRA",
+    "METHODS",
+    "OPERATORS",
+    "OTHER_ITERATIONS",
+    "POTENTIALS",
+    "PROBLEMS",
+    "REGULARIZERS",
+    "SHAPE",
+    "SOLVERS",
+    "PotentialEntry",
+    "ProblemCase",
+    "RegularizerEntry",
+    "build",
+    "generalized_variation",
+    "measure",
+    "network",
+    "potentials",
+    "rand",
+    "randn",
+    "regularizers",
+    "scalar",
+]
+
+METHODS: dict[str, Callable[[], HypergradientMethod]] = {
+    "Piggyback": lr.Piggyback,
+    "Piggyback-interleaved": lambda: lr.Piggyback(mode="interleaved"),
+    "Implicit": lr.Implicit,
+    "Implicit-pdhg": lambda: lr.Implicit(state_solver="pdhg"),
+    "Implicit-newton-cg": lambda: lr.Implicit(state_solver="newton-cg"),
+}
+
+SOLVERS = {"pdhg": PDHG, "lbfgs": LBFGS, "newton-cg": NewtonCG}
+BOX_SOLVERS = {**SOLVERS, "lbfgs": ProjectedLBFGS}
+ADJOINT_SOLVERS = {"piggyback": AdjointPDHG, "cg": ConjugateGradient}
+OTHER_ITERATIONS = {"piggyback-interleaved": InterleavedPDHG}

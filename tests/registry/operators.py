@@ -1,0 +1,119 @@
+"""Every public operator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import learnreg as lr
+from learnreg.convolutions.chain import ConvolutionChain
+from learnreg.convolutions.gradient import Gradient
+from learnreg.convolutions.grouped_filter_bank import GroupedFilterBank
+from learnreg.convolutions.lifted import LiftedOperator
+from learnreg.convolutions.second_order import SecondOrderOperator
+from learnreg.linear.operator import LinearOperator
+from learnreg.lower_level.latent import JointOperator
+from learnreg.operators import (
+    Blur,
+    FanBeam2D,
+    FourierSampling,
+    Identity,
+    Inpainting,
+    ParallelBeam2D,
+    assemble,
+    from_callables,
+)
+from registry.randomness import SHAPE, rand, randn
+from registry.regularizers import bank, network
+
+__all__ = ["HAS_ASTRA", "OPERATORS", "delta"]
+
+
+OPERATORS: dict[str, Callable[[], LinearOperator]] = {
+    "Identity": lambda: Identity(SHAPE),
+    "Inpainting": lambda: Inpainting((rand(*SHAPE) > 0.4).double()),
+    "Inpainting-weights": lambda: Inpainting(0.1 + randn(*SHAPE)),
+    "Blur-zero": lambda: Blur(nn.Parameter(rand(3, 3)), SHAPE),
+    "Blur-zero-even-signed": lambda: Blur(randn(2, 4), SHAPE),
+    "Blur-circular": lambda: Blur(nn.Parameter(rand(3, 3) / 9), SHAPE, "circular"),
+    "Blur-circular-dominant": lambda: Blur(torch.eye(3, dtype=torch.float64) * 0.1 + delta(3), SHAPE, "circular"),
+    "Blur-circular-larger-than-image": lambda: Blur(randn(6, 7), SHAPE, "circular"),
+    "Blur-reflect": lambda: Blur(nn.Parameter(rand(3, 2)), SHAPE, "reflect"),
+    "Blur-reflect-signed": lambda: Blur(randn(5, 5), SHAPE, "reflect"),
+    "Blur-channels": lambda: Blur(nn.Parameter(randn(3, 3)), (2, 4, 5), "reflect"),
+    **{
+        f"FilterBank-{boundary}-{k}x{l}": lambda boundary=boundary, k=k, l=l: bank(boundary, k, l)  # type: ignore[misc]
+        for boundary in ("valid", "zero", "circular", "reflect", "replicate")
+        for k, l in ((3, 3), (2, 4), (1, 1), (5, 3))
+    },
+    **{
+        f"GroupedFilterBank-{boundary}": lambda boundary=boundary: GroupedFilterBank(  # type: ignore[misc]
+            randn(2, 3, 3, 2, seed=9), SHAPE, boundary
+        )
+        for boundary in ("valid", "zero", "circular", "reflect", "replicate")
+    },
+    "GroupedFilterBank-circular-larger": lambda: GroupedFilterBank(randn(3, 2, 6, 8, seed=9), SHAPE, "circular"),
+    "FilterBank-as-large-as-the-image": lambda: bank("valid", 5, 6),
+    "FilterBank-circular-larger": lambda: bank("circular", 7, 8),
+    "ConvolutionChain": lambda: ConvolutionChain([randn(2, 1, 3, 3), randn(3, 2, 5, 3)], SHAPE),
+    "ConvolutionChain-one-row": lambda: ConvolutionChain([randn(2, 1, 3, 3), randn(1, 2, 3, 3)], (1, 1, 7)),
+    "Gradient": lambda: Gradient(SHAPE),
+    "Gradient-one-row": lambda: Gradient((1, 1, 7)),
+    "FourierSampling": lambda: FourierSampling(rand(5, 6) > 0.4),
+    "FourierSampling-weights": lambda: FourierSampling(nn.Parameter(0.2 + randn(5, 6)), SHAPE),
+    "FourierSampling-complex": lambda: FourierSampling(nn.Parameter(1 + rand(6, 4)), (2, 6, 4)),
+    "BlackBox": lambda: from_callables(_cumulate, _cumulate_back, SHAPE, SHAPE),
+    "BlackBox-derived-adjoint": lambda: from_callables(lambda x: x.cumsum(-1)[:, 0], None, SHAPE, (5, 6)),
+    "SparseOperator": lambda: assemble(Blur(randn(3, 3), SHAPE)),
+    "SparseOperator-more-rows": lambda: assemble(lr.vstack(Identity(SHAPE), Gradient(SHAPE))),
+    "LiftedOperator": lambda: LiftedOperator(randn(2, 3, 3, 3, seed=1), rand(1, 3, 3, 3, 3, seed=2), SHAPE, 1.7),
+    "LiftedOperator-one-layer": lambda: LiftedOperator(randn(1, 3, 2, 2, seed=1), rand(0, 3, 3, 1, 1, seed=2), SHAPE),
+    "SecondOrderOperator": lambda: _second_order("replicate", 1.7),
+    "SecondOrderOperator-valid": lambda: _second_order("valid", 0.4),
+    "JointOperator": lambda: _joint(Blur(rand(3, 3), SHAPE)),
+    "Adjoint": lambda: bank("reflect", 3, 3).T,
+    "Scaled": lambda: -2.5 * bank("valid", 3, 3),
+    "Composition": lambda: bank("zero", 3, 3) @ Blur(rand(3, 3), SHAPE, "circular"),
+    "Composition-circular": lambda: Blur(delta(3) + 0.1 * rand(3, 3), SHAPE, "circular") @ Inpainting(1 + rand(*SHAPE)),
+    "Sum": lambda: Identity(SHAPE) - Blur(randn(3, 3), SHAPE, "reflect"),
+    "VStack": lambda: lr.vstack(Identity(SHAPE), Gradient(SHAPE), bank("valid", 3, 2)),
+}
+
+HAS_ASTRA = find_spec("astra") is not None
+
+if HAS_ASTRA:  # square images
+    OPERATORS |= {
+        "ParallelBeam2D": lambda: ParallelBeam2D(6, 5),
+        "ParallelBeam2D-symmetric": lambda: ParallelBeam2D(5, 8),
+        "ParallelBeam2D-all-rows": lambda: ParallelBeam2D(5, 6, 9, kernel="line", symmetry="none"),
+        "FanBeam2D": lambda: FanBeam2D(5, torch.tensor([0.3, 1.0, 2.0, 4.0]), 14),
+        "FanBeam2D-symmetric": lambda: FanBeam2D(6, 8, kernel="strip"),
+    }
+
+
+def _second_order(boundary: str, scale: float) -> SecondOrderOperator:
+    filters = (randn(2, groups, 3, 3, seed=i) for i, groups in enumerate((3, 3, 2, 2)))
+    return SecondOrderOperator(*filters, SHAPE, boundary, scale)  # type: ignore[arg-type]
+
+
+def _joint(operator: LinearOperator) -> JointOperator:
+    latent = network(form="lifted").saddle_terms(SHAPE).latent
+    return JointOperator(operator, latent, 0.8)
+
+
+def _cumulate(x: Tensor) -> Tensor:
+    return torch.from_numpy(np.cumsum(x.numpy(), axis=-1))
+
+
+def _cumulate_back(y: Tensor) -> Tensor:
+    return torch.from_numpy(np.cumsum(y.numpy()[..., ::-1], axis=-1)[..., ::-1].copy())
+
+
+def delta(k: int) -> Tensor:
+    kernel = torch.zeros(k, k, dtype=torch.float64)
+    kernel[k // 2, k // 2] = 1.0
+    return kernel

@@ -116,7 +116,7 @@ def hunt_one(case: Case, draw: Draw, summary: Summary) -> None:
 
 
 def _is_proximal(problem: lr.LowerLevelProblem) -> bool:
-    return problem.saddle_terms(DOUBLE).potential.proximal
+    return not problem.saddle_terms(DOUBLE).potential.prox_obstacle()
 
 
 def _compare_certify(case: Case, draw: Draw, summary: Summary, truth: Truth) -> None:

@@ -39,7 +39,7 @@ class FieldsOfExperts(LearnedFilters, Regularizer):
     :meth:`from_arrays`).
     """
 
-    summary = "sum of l_c phi(w_c * x), phi pseudo-Huber, log-cosh or Huber"
+    summary = "sum of l_c phi(w_c * x), phi one of the potentials with a name"
 
     def __init__(
         self,

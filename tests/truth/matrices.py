@@ -83,7 +83,7 @@ class Dense:
         weights = weights.expand(self.b.shape).flatten(1)
         self.range_shape = terms.operator.range_shape
         self.weight = torch.as_tensor(terms.potential.weight, dtype=DOUBLE).detach()
-        self.smoothing = torch.as_tensor(terms.potential.smoothing, dtype=DOUBLE).detach()
+        self.smoothing = torch.as_tensor(terms.potential.scale, dtype=DOUBLE).detach()
         self.coefficients = getattr(terms.potential, "coefficients", None)
         if bool((weights == weights[0]).all()):
             weights = weights[:1]

@@ -77,7 +77,7 @@ class Reached(Exception):  # noqa: N818
 def main() -> None:
     options = arguments(
         __doc__ or "",
-        quick={"CROP": 32, "REFERENCE_STEPS": ((0.1, 60), (0.01, 300)), "ACCURACY": 1e-3},
+        quick={"CROP": 32, "REFERENCE_STEPS": ((0.1, 60), (0.01, 300)), "ACCURACY": 1e-3, "FIRST_CALL": "print(0)"},
         data={"default": os.environ.get("LEARNREG_DATA"), "help": "directory with Set12/08.png (LEARNREG_DATA)"},
         camera={"action": "store_true", "help": "use scikit-image's camera instead"},
     )

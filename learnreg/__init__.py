@@ -28,6 +28,7 @@ from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.potentials.huber import Huber
 from learnreg.potentials.log_cosh import LogCosh
 from learnreg.potentials.pseudo_huber import PseudoHuber
+from learnreg.potentials.square import Square
 from learnreg.result import Certificate, Hypergradient, Solution, Status
 from learnreg.solvers.solve import solve
 from learnreg.upper_level.adaptive_descent import AdaptiveDescent
@@ -74,6 +75,7 @@ __all__ = [
     "ShapeError",
     "Solution",
     "SolverError",
+    "Square",
     "SquaredError",
     "Start",
     "Status",

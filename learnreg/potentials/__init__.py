@@ -6,10 +6,25 @@ from learnreg.potentials.huber import Huber
 from learnreg.potentials.log_cosh import LogCosh
 from learnreg.potentials.proximal import ProximalPotential
 from learnreg.potentials.pseudo_huber import PseudoHuber
+from learnreg.potentials.square import Square
 
-__all__ = ["POTENTIALS", "Huber", "LogCosh", "Potential", "PseudoHuber", "potential_from_config", "potential_to_config"]
+__all__ = [
+    "POTENTIALS",
+    "Huber",
+    "LogCosh",
+    "Potential",
+    "PseudoHuber",
+    "Square",
+    "potential_from_config",
+    "potential_to_config",
+]
 
-POTENTIALS: dict[str, type[ProximalPotential]] = {"pseudo-huber": PseudoHuber, "log-cosh": LogCosh, "huber": Huber}
+POTENTIALS: dict[str, type[ProximalPotential]] = {
+    "pseudo-huber": PseudoHuber,
+    "log-cosh": LogCosh,
+    "huber": Huber,
+    "square": Square,
+}
 """By the name in configuration files."""
 
 

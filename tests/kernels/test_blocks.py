@@ -48,7 +48,9 @@ def test_sums_are_per_sample(block: int) -> None:
 
 def potentials() -> list[Potential]:
     weight, smoothing = registry.rand(2, 1, 1, seed=3) + 0.1, registry.rand(2, 1, 1, seed=4) * 0.1 + 0.01
-    shared = [registry.POTENTIALS[name](0.2, 0.7) for name in registry.potentials(even=True, convex=True)]
+    shared = [
+        registry.POTENTIALS[name](0.2, 0.7) for name in registry.potentials(even=True, convex=True, smoothed=True)
+    ]
     return [*shared, PseudoHuber(smoothing, weight)]
 
 

@@ -20,7 +20,7 @@ from learnreg.potentials.log_cosh import LogCosh
 from learnreg.potentials.proximal import Grouped
 from learnreg.potentials.pseudo_huber import PseudoHuber
 
-NAMES = registry.potentials(even=True, convex=True)
+NAMES = registry.potentials(even=True, convex=True, smoothed=True)
 WEIGHT, SMOOTHING = 0.7, 0.2
 
 

@@ -23,8 +23,8 @@ __all__ = ["POTENTIALS", "PotentialEntry", "potentials"]
 @dataclass(frozen=True)
 class PotentialEntry:
     """How a potential is built from a smoothing and a weight, and its properties: even; smooth, twice differentiable;
-    convex; proximal, it has proximal maps; elementwise; linear, it grows linearly; channels it takes, None for any;
-    dimensions of the axes behind them."""
+    convex; proximal, it has proximal maps; elementwise; linear, it grows linearly; smoothed, it has a smoothing;
+    channels it takes, None for any; dimensions of the axes behind them."""
 
     build: Callable[[float | Tensor, float | Tensor], Potential]
     even: bool = True
@@ -33,6 +33,7 @@ class PotentialEntry:
     proximal: bool = True
     elementwise: bool = True
     linear: bool = True
+    smoothed: bool = True
     channels: int | None = None
     dimensions: tuple[int, ...] = (1, 2, 3)
 
@@ -53,6 +54,7 @@ POTENTIALS: dict[str, PotentialEntry] = {
     "LogCosh": PotentialEntry(lr.LogCosh),
     "Huber": PotentialEntry(lr.Huber, smooth=False),
     "Spline": PotentialEntry(Spline),
+    "Square": PotentialEntry(lambda v, l: lr.Square(l), linear=False, smoothed=False),
     "IsotropicPseudoHuber": PotentialEntry(IsotropicPseudoHuber, elementwise=False),
     "NetworkPotential": PotentialEntry(
         _network, even=False, proximal=False, elementwise=False, channels=6, dimensions=(2,)

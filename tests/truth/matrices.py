@@ -59,6 +59,8 @@ def derivatives(
             torch.where(inside, l * t / v, l * t.sign()),
             torch.where(inside, l / v + 0 * t, 0 * t),
         )
+    if kind == "Square":
+        return l * t**2 / 2, l * t, l + 0 * t
     if kind == "IsotropicPseudoHuber":
         s = torch.sqrt((t**2).sum(1, keepdim=True) + v**2)
         identity = torch.eye(t.shape[1], dtype=t.dtype).reshape(1, t.shape[1], t.shape[1], *(1,) * (t.dim() - 2))

@@ -13,12 +13,14 @@ from learnreg.regularizers.multivariate import MultivariateExperts
 from learnreg.regularizers.ridge import RidgeRegularizer
 from learnreg.regularizers.ridge_files import import_ridge
 from learnreg.regularizers.scaled import Scaled
+from learnreg.regularizers.tikhonov import GeneralisedTikhonov
 from learnreg.regularizers.total_variation import TotalVariation
 
 __all__ = [
     "REGULARIZERS",
     "AnalysisOperator",
     "FieldsOfExperts",
+    "GeneralisedTikhonov",
     "ImportedRidge",
     "InputConvexNetwork",
     "LearnedTotalGeneralizedVariation",
@@ -37,6 +39,7 @@ __all__ = [
 REGULARIZERS: dict[str, type[Regularizer]] = {
     "fields-of-experts": FieldsOfExperts,
     "tv": TotalVariation,
+    "tikhonov": GeneralisedTikhonov,
     "ridge": RidgeRegularizer,
     "multivariate": MultivariateExperts,
     "learned-tv": LearnedTotalVariation,

@@ -15,6 +15,7 @@ from learnreg.potentials.isotropic import IsotropicPseudoHuber
 from learnreg.regularizers import (
     AnalysisOperator,
     FieldsOfExperts,
+    GeneralisedTikhonov,
     ImportedRidge,
     InputConvexNetwork,
     LearnedTotalGeneralizedVariation,
@@ -155,6 +156,7 @@ REGULARIZERS: dict[str, RegularizerEntry] = {
     "RidgeRegularizer": RegularizerEntry(lambda: _ridge(False)),
     "RidgeRegularizer-shared": RegularizerEntry(lambda: _ridge(True, boundary="valid")),
     "RidgeRegularizer-noise": RegularizerEntry(lambda: _ridge(True, noise_conditioned=True).at(0.2)),
+    "GeneralisedTikhonov": RegularizerEntry(lambda: GeneralisedTikhonov(3, 3, 0.9, "zero").double()),
     "TotalVariation": RegularizerEntry(lambda: TotalVariation(0.2, 0.05).double()),
     "AnalysisOperator-FilterBank": RegularizerEntry(
         lambda: AnalysisOperator(bank("zero", 2, 3), lr.PseudoHuber(0.2, 0.3)).double()

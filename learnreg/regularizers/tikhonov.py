@@ -1,0 +1,53 @@
+"""Generalised Tikhonov regularization: squares of the responses to learned filters."""
+
+from __future__ import annotations
+
+from typing import Self, cast
+
+import torch
+
+from learnreg.convolutions.dct import dct_filters
+from learnreg.convolutions.filter_bank import FilterBank
+from learnreg.convolutions.padding import Boundary
+from learnreg.errors import ShapeError
+from learnreg.lower_level.regularizer import Pictures, Regularizer, SaddleTerms, positive_log
+from learnreg.potentials.square import Square
+from learnreg.regularizers.learned_filters import LearnedFilters
+from learnreg.regularizers.options import RegularizerOptions
+
+__all__ = ["GeneralisedTikhonov"]
+
+
+class GeneralisedTikhonov(LearnedFilters, Regularizer):
+    """R(x) = sum_c l_c/2 ‖w_c * x‖² with n filters w_c of side ``size``, minus their means, and weights l_c, raw
+    ``filters`` and ``log_weights``; initially the DCT basis without the constant, weights of this sum. The lower level
+    is one linear system."""
+
+    summary = "sum of l_c/2 (w_c * x)²"
+
+    def __init__(
+        self,
+        filters: int = 24,
+        size: int = 5,
+        weight: float = 10.0,
+        boundary: Boundary = "reflect",
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        weights = positive_log(weight / filters, "GeneralisedTikhonov weight", filters)
+        self._set(dct_filters(filters, size, generator), weights, None, boundary, zero_mean=True)
+
+    @classmethod
+    def from_options(cls, options: RegularizerOptions, generator: torch.Generator) -> Self:
+        boundary = cast(Boundary, options.boundary)
+        return cls(options.filters, options.filter_side, boundary=boundary, generator=generator)
+
+    def saddle_terms(self, image_shape: tuple[int, ...]) -> SaddleTerms:
+        if len(image_shape) != 3:
+            raise ShapeError(f"GeneralisedTikhonov: got images of shape {image_shape}, expected (1, height, width).")
+        bank = FilterBank(self._exact_filters(), image_shape, self.boundary, self.zero_mean)
+        return SaddleTerms(bank, Square(**self._numbers()))
+
+    @torch.no_grad()
+    def pictures(self) -> Pictures:
+        return Pictures(self.effective_filters[:, None], self.weights, self.smoothing)

@@ -45,6 +45,7 @@ SAMPLES = {
         torch.randn(3, 4, 4, dtype=torch.float64), torch.rand(3) + 0.1, torch.rand(3) + 0.1
     ),
     "tv": lambda: TotalVariation(weight=0.07, smoothing=2e-3),
+    "tikhonov": lambda: learnreg.regularizers.GeneralisedTikhonov(3, 4, 0.5, "valid"),
     "multivariate": lambda: MultivariateExperts(5, 3, 4, minimum_smoothing=1e-3, boundary="reflect"),
     "multivariate, from arrays, float64": lambda: MultivariateExperts.from_arrays(
         torch.randn(3, 2, 4, 4, dtype=torch.float64), torch.rand(3) + 0.1, torch.rand(3) + 0.1

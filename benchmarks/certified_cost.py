@@ -21,7 +21,6 @@ from torch import Tensor
 import learnreg as lr
 from learnreg.certificates.judgement import gradient_distance, gradient_norm, judge
 from learnreg.commands.process import large_blocks_kept
-from learnreg.hypergradients.base import Iterates
 from learnreg.hypergradients.implicit import make_adjoint_solver
 from learnreg.linear.samples import sum_samples
 from learnreg.lower_level.adjoint_equation import AdjointEquation
@@ -61,9 +60,8 @@ def fewest_applications(
         size = sum_samples(equation.rhs**2).sqrt()
         for share in ADJOINTS:
             before = instance.counter.applications
-            start = Iterates(solution.x, torch.zeros_like(b))
-            solver = make_adjoint_solver("auto", instance, start, share)
-            X = iterate(solver, equation, start.X, share * size, torch.zeros_like(size)).x
+            solver = make_adjoint_solver("auto", instance, False, share)
+            X = iterate(solver, equation, torch.zeros_like(b), share * size, torch.zeros_like(size)).x
             needed = spent + 1 + instance.counter.applications - before + 4
             if best is not None and needed >= best:
                 break

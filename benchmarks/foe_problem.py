@@ -18,8 +18,9 @@ from torch import Tensor
 
 import learnreg as lr
 from learnreg.datasets import BSDS500, natural_images
-from learnreg.hypergradients.base import Accuracy, Iterates
+from learnreg.hypergradients.base import Goal, evaluate
 from learnreg.hypergradients.implicit import Implicit
+from learnreg.lower_level.point import Point
 from learnreg.operators import Identity
 from learnreg.regularizers import FieldsOfExperts
 
@@ -97,10 +98,9 @@ class FoeProblem:
         b, loss = self.b.double(), lr.SquaredError(self.x_true.double())
         size, slope = b.flatten(1).norm(dim=1), loss.gradient(b).flatten(1).norm(dim=1)
         with torch.no_grad():
-            instance = self.problem(torch.float64).instance(b)
             near = lr.solve(self.problem(), self.b, 1e-5).x.double()
-            start, goal = Iterates(near, torch.zeros_like(b)), Accuracy(1e-12 * size, 1e-12 * slope)
-            found = Implicit("newton-cg").improve(instance, loss, start, goal, None, None)
+            start = Point.of(self.problem(torch.float64), b, loss, near, torch.zeros_like(b))
+            found = evaluate(Implicit("newton-cg"), start, Goal(1e-12 * size, 1e-12 * slope)).point
         x = found.x.requires_grad_()
         (grad,) = torch.autograd.grad(energy(theta, b, x), x, create_graph=True)
         pairing = torch.autograd.grad((grad * found.X).sum(), list(theta.values()))

@@ -15,11 +15,12 @@ from torch import Tensor
 import learnreg as lr
 from learnreg.datasets import BSDS500, DenoisingPatches, natural_images
 from learnreg.errors import LearnregError
-from learnreg.hypergradients.base import Accuracy, HypergradientMethod, Iterates
+from learnreg.hypergradients.base import Goal, HypergradientMethod, Outcome
 from learnreg.hypergradients.implicit import Implicit
-from learnreg.losses import SquaredError, UpperLoss
+from learnreg.losses import SquaredError
 from learnreg.lower_level.adjoint_equation import AdjointEquation
 from learnreg.lower_level.instance import Instance
+from learnreg.lower_level.point import Point
 from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.operators import Identity
 from learnreg.potentials.pseudo_huber import PseudoHuber
@@ -158,20 +159,13 @@ class FixedSteps(HypergradientMethod):
     def __init__(self, steps: int) -> None:
         self.steps = steps
 
-    def improve(
-        self,
-        instance: Instance,
-        loss: UpperLoss,
-        start: Iterates,
-        accuracy: Accuracy,
-        max_state_steps: int | None,
-        max_adjoint_steps: int | None,
-    ) -> Iterates:
+    def run(self, start: Point, goal: Goal) -> Outcome:
+        instance = start.instance
         condition = condition_bound(instance)
         x = accelerated(instance.full_gradient, start.x, condition, self.steps)
-        equation = AdjointEquation.at(instance, x, instance.apply(x), loss.gradient(x))
+        equation = AdjointEquation.at(instance, x, instance.apply(x), start.loss.gradient(x))
         X = accelerated(lambda p: equation.hessian(p) - equation.rhs, start.X, condition, self.steps)
-        return Iterates(x, X, state_steps=self.steps, adjoint_steps=self.steps)
+        return Outcome(x, X, state_steps=self.steps, adjoint_steps=self.steps)
 
 
 def accelerated(gradient: Callable[[Tensor], Tensor], x: Tensor, lipschitz: float, steps: int) -> Tensor:

@@ -22,6 +22,7 @@ class Status(Enum):
     MAX_STEPS = "The step limit was reached before the tolerance; raise max_steps or the tolerance."
     STAGNATED = "The error bound no longer falls; loosen the tolerance, or smooth the potential more."
     NOT_FINITE = "Iterates became NaN or infinite; check the parameters, and your own operators with learnreg.testing."
+    TOO_FEW_STEPS = "The steps of the method miss the tolerance; give it more steps, or take corrected_gradient."
     PRECISION = "Rounding errors dominate the residual; use float64 data or a larger tolerance."
 
     @property
@@ -61,7 +62,8 @@ class Hypergradient:
     gradient: by parameter name. error_bound: ‖gradient - exact‖_2 over all parameters; a rigorous bound when
     ``certified``, otherwise what ``bound_kind`` and ``reason`` say. loss: the upper-level loss at x. loss_interval:
     contains the loss at the exact minimiser ((-inf, inf) without a certificate). x, X: lower-level solution and adjoint
-    state. state_error_bound, adjoint_error_bound: 2-norms, (batch,).
+    state. state_error_bound, adjoint_error_bound: 2-norms, (batch,). corrected_gradient, corrected_error_bound: the
+    certified gradient that one of the method's own was compared with, and its bound; else gradient and error_bound.
     """
 
     gradient: dict[str, Tensor]
@@ -78,6 +80,8 @@ class Hypergradient:
     status: Status
     steps: int
     operator_applications: int
+    corrected_gradient: dict[str, Tensor]
+    corrected_error_bound: float
 
     @property
     def relative_error_bound(self) -> float:

@@ -1,58 +1,71 @@
-"""The contract of a hypergradient method: improve (x, X) to given accuracies; the driver does the rest."""
+"""The contract of a hypergradient method: from a point to better iterates, or to a gradient of its own; certificates
+judge whatever it returns."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
-from learnreg.losses import UpperLoss
 from learnreg.lower_level.instance import Instance
+from learnreg.lower_level.pairing import pairing_gradient
+from learnreg.lower_level.point import Point
 from learnreg.result import Status
 
-__all__ = ["Accuracy", "HypergradientMethod", "Iterates"]
+__all__ = ["Evaluation", "Goal", "HypergradientMethod", "Outcome", "evaluate"]
 
 
 @dataclass(frozen=True)
-class Accuracy:
-    """What a method should reach: a 2-norm error bound of x, and a norm of the adjoint equation's residual,
-    (batch,)."""
+class Goal:
+    """What a method should reach and within which limits.
+
+    state: 2-norm error bound of x, (batch,); infinite where x is good enough. adjoint: norm of the adjoint equation's
+    residual, (batch,). max_state_steps, max_adjoint_steps: None for as many as help.
+    """
 
     state: Tensor
     adjoint: Tensor
+    max_state_steps: int | None = None
+    max_adjoint_steps: int | None = None
+
+    def within(self, dtype: torch.dtype, state_steps: int | None, adjoint_steps: int | None) -> Goal:
+        """The same accuracies in a precision, with these limits."""
+        return Goal(self.state.to(dtype), self.adjoint.to(dtype), state_steps, adjoint_steps)
 
 
 @dataclass(frozen=True)
-class Iterates:
-    """State and adjoint state, with how the solvers ended and how many steps they took; t is the dual pull-back that
-    belongs to x, from solvers that have one; warm tells that x is not just any starting point."""
+class Outcome:
+    """What a method found.
+
+    x: the state. X: the adjoint state, of methods that have one. gradient: by parameter name, of methods that return
+    one; the others leave it to x and X. t: dual pull-back that belongs to x, from solvers that have one.
+    """
 
     x: Tensor
-    X: Tensor
+    X: Tensor | None = None
+    gradient: dict[str, Tensor] | None = None
     status: Status = Status.CONVERGED
     state_steps: int = 0
     adjoint_steps: int = 0
     t: Tensor | None = None
-    warm: bool = False
+
+    def after(self, start: Point) -> Point:
+        """The point it led to; without an adjoint state that of the start."""
+        X = start.X if self.X is None else self.X
+        return replace(start, x=self.x, X=X, t=self.t, warm=self.t is None)
 
 
 class HypergradientMethod(ABC):
-    """How (x, X) is computed. Whatever a method does is judged by the certificate from the iterates alone."""
+    """How x and the gradient are computed. Whatever a method does is judged by the certificate from what it returns: a
+    gradient of its own by its distance to a certified one (Lemma 5)."""
 
     name: str
 
     @abstractmethod
-    def improve(
-        self,
-        instance: Instance,
-        loss: UpperLoss,
-        start: Iterates,
-        accuracy: Accuracy,
-        max_state_steps: int | None,
-        max_adjoint_steps: int | None,
-    ) -> Iterates:
-        """Go on from ``start`` until the accuracies are met or the limits reached."""
+    def run(self, start: Point, goal: Goal) -> Outcome:
+        """Go on from ``start`` until the goal is met or its limits are reached."""
 
     def fits(self, instance: Instance) -> bool:
         """Whether the method is defined for this problem."""
@@ -60,3 +73,23 @@ class HypergradientMethod(ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The hypergradient as a method computes it, the point it led to, and what it returned."""
+
+    gradient: dict[str, Tensor]
+    point: Point
+    outcome: Outcome
+
+
+@torch.no_grad()
+def evaluate(method: HypergradientMethod, start: Point, goal: Goal) -> Evaluation:
+    """State, adjoint state and hypergradient of a batch, without a bound; at the x of the start where the goal asks
+    nothing of it."""
+    outcome = method.run(start, goal)
+    point = outcome.after(start)
+    if bool(torch.isinf(goal.state).all()):
+        point = start.at(start.x, point.X)
+    return Evaluation(pairing_gradient(point) if outcome.gradient is None else outcome.gradient, point, outcome)

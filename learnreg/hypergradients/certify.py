@@ -8,32 +8,23 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from learnreg.certificates.judgement import Verdict, gradient_distance, judge
+from learnreg.certificates.judgement import gradient_distance
 from learnreg.certificates.state import state_residual
 from learnreg.errors import DataError
-from learnreg.hypergradients.base import Accuracy
 from learnreg.hypergradients.compute import CertificateName, check_certificate
+from learnreg.hypergradients.given import Given, adds_little, judge_given, with_adjoint
 from learnreg.hypergradients.implicit import Implicit
 from learnreg.hypergradients.search import Request
 from learnreg.hypergradients.sharp_search import SharpSearch
-from learnreg.linear.samples import inner_samples, norm_samples, sum_samples
+from learnreg.linear.samples import inner_samples, norm_samples
 from learnreg.losses import UpperLoss
 from learnreg.lower_level.frozen import FrozenProblem
 from learnreg.lower_level.point import Point
 from learnreg.lower_level.problem import LowerLevelProblem
-from learnreg.result import BoundKind, Certificate, Hypergradient
-from learnreg.solvers.newton_correction import correct_adjoint, extended_adjoint
+from learnreg.result import Certificate
+from learnreg.solvers.newton_correction import extended_adjoint
 
 __all__ = ["certify"]
-
-_SHARE = 0.02
-"""Share of the distance to the corrected gradient that its own bound may add."""
-
-_SMALLEST = 1e-10
-"""Relative accuracy of the corrected gradient beyond which no more corrections are made."""
-
-_ADJOINT = 1e-3
-"""Relative residual of the adjoint state where none is given."""
 
 
 @torch.no_grad()
@@ -71,25 +62,13 @@ def certify(
     x = instance.latent.extend(frozen.constraint.exactly(x.detach()).double())
     point = Point(frozen, instance, b, search.loss, x, torch.zeros_like(x))
     if X is None:
-        size = sum_samples(point.loss_gradient**2).sqrt()
-        point = point.at(x, correct_adjoint(point, _ADJOINT * size, max_steps).point)
+        point = with_adjoint(point, max_steps)
     else:
         point = point.at(x, extended_adjoint(instance, x, _checked(frozen, X, "X")))
-    plain = judge(point, certificate)
-    final, target = plain, partial(_much_better, plain)
-    if plain.certifiable and certificate != "published":
-        accuracy = Accuracy(plain.state_error, plain.adjoint_residual)
-        final, _ = search.refine(point, plain, accuracy, target)
-    moved = norm_samples(given - instance.latent.image(plain.point.x))
-    if final.hindrance:
-        return _uncertified(search, plain, search.estimate(plain, target), moved)
-    return _certified(search, plain, final, moved)
-
-
-def _much_better(plain: Verdict, verdict: Verdict) -> float:
-    """The error bound of a corrected gradient that adds little to its distance from the given one."""
-    distance = gradient_distance(plain.gradient, verdict.gradient)
-    return max(_SHARE * distance, _SMALLEST * verdict.norm)
+    plain = search.judge(point)
+    target = partial(adds_little, plain.gradient)
+    found = judge_given(search, plain, plain.gradient, target, corrections=certificate != "published")
+    return _result(found, norm_samples(given - instance.latent.image(plain.point.x)))
 
 
 def _checked(frozen: FrozenProblem, value: Tensor, name: str) -> Tensor:
@@ -102,79 +81,27 @@ def _checked(frozen: FrozenProblem, value: Tensor, name: str) -> Tensor:
     return value.detach().double()
 
 
-def _certified(search: SharpSearch, plain: Verdict, final: Verdict, moved: Tensor) -> Certificate:
-    """Lemma 5: the bounds at the final point, and the distance to it. ``moved``: that of x from the constraint."""
-    at, after = plain.point, final.point
-    distance = gradient_distance(plain.gradient, final.gradient)
-    rounded = distance * (1.0 + 1e-12) + _rounding(plain)
-    state = torch.minimum(plain.state_error, norm_samples(at.x - after.x) + final.state_error)
-    adjoint = torch.minimum(plain.adjoint_error, norm_samples(at.X - after.X) + final.adjoint_error)
-    intervals = (at.loss.interval(at.x, state), final.loss_interval)
-    return _result(
-        search,
-        plain,
-        final,
-        state_error=state + moved,
-        adjoint_error=adjoint,
-        bound=min(plain.error_bound, rounded + final.error_bound) if final is not plain else plain.error_bound,
-        kind="rigorous",
-        interval=(max(low for low, _ in intervals), min(high for _, high in intervals)),
-    )
-
-
-def _uncertified(search: SharpSearch, plain: Verdict, estimated: Hypergradient, moved: Tensor) -> Certificate:
-    """No bound exists: the distance to what Newton corrections lead to is an estimate."""
-    instance, at = search.exact_instance, plain.point
-    x = instance.latent.extend(estimated.x.double())
-    X = extended_adjoint(instance, x, estimated.X.double())
-    final = judge(at.at(x, X))
-    bound = gradient_distance(plain.gradient, final.gradient) + estimated.error_bound
-    return _result(
-        search,
-        plain,
-        final,
-        state_error=torch.minimum(plain.state_error, 1.1 * norm_samples(at.x - final.point.x)) + moved,
-        adjoint_error=1.1 * norm_samples(at.X - final.point.X),
-        bound=bound,
-        kind="estimate" if math.isfinite(bound) else "none",
-        interval=(-math.inf, math.inf),
-    )
-
-
-def _result(
-    search: SharpSearch,
-    plain: Verdict,
-    final: Verdict,
-    *,
-    state_error: Tensor,
-    adjoint_error: Tensor,
-    bound: float,
-    kind: BoundKind,
-    interval: tuple[float, float],
-) -> Certificate:
-    instance, x, X = search.exact_instance, plain.point.x, plain.point.X
+def _result(found: Given, moved: Tensor) -> Certificate:
+    """``moved``: distance of x from the constraint, (batch,)."""
+    verdict, corrected, point = found.verdict, found.corrected, found.verdict.point
+    instance, x, X = point.instance, point.x, point.X
     pullback = instance.adjoint(instance.potential.grad(instance.apply(x)))
     weighted = inner_samples(X, state_residual(instance, x, pullback)).sum()
-    scale = math.sqrt(math.prod(search.frozen.operator.domain_shape))
+    scale = math.sqrt(math.prod(point.frozen.operator.domain_shape))
     return Certificate(
-        error_bound=state_error / scale * (1.0 + 1e-14),
-        gradient=plain.gradient,
-        gradient_error_bound=bound,
-        loss=plain.loss,
-        loss_interval=interval,
-        certified=kind == "rigorous" and math.isfinite(bound),
-        bound_kind=kind,
-        reason=plain.reason if kind != "rigorous" else "",
+        error_bound=(verdict.state_error + moved) / scale * (1.0 + 1e-14),
+        gradient=verdict.gradient,
+        gradient_error_bound=verdict.error_bound,
+        loss=verdict.loss,
+        loss_interval=verdict.loss_interval,
+        certified=found.kind == "rigorous" and math.isfinite(verdict.error_bound),
+        bound_kind=found.kind,
+        reason=verdict.reason,
         X=instance.latent.image(X),
-        adjoint_error_bound=adjoint_error,
-        gradient_error_estimate=gradient_distance(plain.gradient, final.gradient),
-        loss_estimate=plain.loss + float(weighted),
-        corrected_gradient=final.gradient,
-        corrected_error_bound=final.error_bound,
+        adjoint_error_bound=verdict.adjoint_error,
+        gradient_error_estimate=gradient_distance(verdict.gradient, corrected.gradient),
+        loss_estimate=verdict.loss + float(weighted),
+        corrected_gradient=corrected.gradient,
+        corrected_error_bound=corrected.error_bound,
         operator_applications=instance.counter.applications,
     )
-
-
-def _rounding(verdict: Verdict) -> float:
-    """What the dtype of the gradients rounds off."""
-    return sum(torch.finfo(g.dtype).eps * float(g.double().norm()) for g in verdict.gradient.values())

@@ -9,8 +9,10 @@ from torch import Tensor
 
 from learnreg.errors import ConfigError, SolverError
 from learnreg.hypergradients.base import HypergradientMethod
+from learnreg.hypergradients.given import of_own_gradient
 from learnreg.hypergradients.implicit import Implicit
-from learnreg.hypergradients.search import Request, Search, Start
+from learnreg.hypergradients.published_search import PublishedSearch
+from learnreg.hypergradients.search import Request, Start
 from learnreg.hypergradients.sharp_search import SharpSearch
 from learnreg.losses import UpperLoss
 from learnreg.lower_level.frozen import FrozenProblem
@@ -42,7 +44,9 @@ def hypergradient(
     Parameters
     ----------
     b: measurements (batch, *range_shape).
-    method: ``Implicit()`` (default, the fastest as measured) or ``Piggyback()``.
+    method: ``Implicit()`` (default, the fastest as measured) or ``Piggyback()``. Of a method that returns a gradient
+        of its own, ``gradient`` is that one and ``error_bound`` bounds it; ``corrected_gradient`` is a certified one
+        that meets the tolerance where corrections can.
     tolerance: the error bound is at most max(tolerance ‖gradient‖, absolute_tolerance); any positive number. Where no
         bound exists, the error is *estimated* and ``certified`` is False.
     max_steps: lower-level iterations, and adjoint iterations, at most; None stops when the bound stagnates, too.
@@ -63,9 +67,15 @@ def hypergradient(
     if absolute_tolerance < 0:
         raise ConfigError(f"absolute_tolerance={absolute_tolerance!r}: expected a number >= 0.")
     request = Request(check_tolerance(tolerance), absolute_tolerance, max_steps, certificate)
-    kind = Search if certificate == "published" else SharpSearch
+    kind = PublishedSearch if certificate == "published" else SharpSearch
     search = kind(problem, b, loss, Implicit() if method is None else method, request)
-    result = search.run(start)
+    begin = search.begin(start)
+    goal = search.first_goal(begin)
+    point, outcome = search.improve(begin, goal)
+    if outcome.gradient is None:
+        result = search.follow(point, outcome, goal)
+    else:
+        result = of_own_gradient(search, point, outcome)
     if on_failure == "raise" and not result.status.converged:
         raise SolverError(
             f"hypergradient(tolerance={tolerance:g}): relative error bound {result.relative_error_bound:.3g}. "

@@ -16,7 +16,7 @@ from learnreg.solvers.base import Iteration, Report, SolverState
 from learnreg.solvers.pdhg import PDHG, PDHGState, primal_step
 
 if TYPE_CHECKING:
-    from learnreg.hypergradients.base import Accuracy
+    from learnreg.hypergradients.base import Goal
 
 __all__ = ["InterleavedPDHG", "InterleavedProblem", "InterleavedState"]
 
@@ -35,12 +35,12 @@ class InterleavedProblem:
     adjoint_residual: Tensor
 
     @classmethod
-    def of(cls, instance: Instance, loss: UpperLoss, x: Tensor, X: Tensor, accuracy: Accuracy) -> InterleavedProblem:
+    def of(cls, instance: Instance, loss: UpperLoss, x: Tensor, X: Tensor, goal: Goal) -> InterleavedProblem:
         """The problem for a whole batch."""
         mu = instance.strong_convexity
-        state = accuracy.state * (mu if mu > 0 else 1e-2)
+        state = goal.state * (mu if mu > 0 else 1e-2)
         index = torch.arange(x.shape[0], device=x.device)
-        return cls(instance, loss, x, X, index, state, accuracy.adjoint)
+        return cls(instance, loss, x, X, index, state, goal.adjoint)
 
     def loss_gradient(self, x: Tensor) -> Tensor:
         """∂_x ell of the batch at the current x, rows of the active samples."""

@@ -11,11 +11,11 @@ from typing import Literal
 import torch
 
 from learnreg.errors import ConfigError
-from learnreg.hypergradients.base import Accuracy, HypergradientMethod, Iterates
+from learnreg.hypergradients.base import Goal, HypergradientMethod, Outcome
 from learnreg.hypergradients.implicit import improve_sequentially
 from learnreg.hypergradients.interleaved import InterleavedPDHG, InterleavedProblem
-from learnreg.losses import UpperLoss
 from learnreg.lower_level.instance import Instance
+from learnreg.lower_level.point import Point
 from learnreg.solvers.loop import iterate
 from learnreg.solvers.solve import check_proximal
 
@@ -43,26 +43,18 @@ class Piggyback(HypergradientMethod):
             raise ConfigError(f"Piggyback(mode={mode!r}): expected 'sequential' or 'interleaved'.")
         self.mode = mode
 
-    def improve(
-        self,
-        instance: Instance,
-        loss: UpperLoss,
-        start: Iterates,
-        accuracy: Accuracy,
-        max_state_steps: int | None,
-        max_adjoint_steps: int | None,
-    ) -> Iterates:
-        limits = (max_state_steps, max_adjoint_steps)
+    def run(self, start: Point, goal: Goal) -> Outcome:
+        instance = start.instance
         if self.mode == "sequential":
             if instance.potential.prox_obstacle():
-                return improve_sequentially("lbfgs", "cg", instance, loss, start, accuracy, *limits)
-            return improve_sequentially("pdhg", "piggyback", instance, loss, start, accuracy, *limits)
+                return improve_sequentially("lbfgs", "cg", start, goal)
+            return improve_sequentially("pdhg", "piggyback", start, goal)
         check_proximal(instance, "Piggyback(mode='interleaved')", "Piggyback() or Implicit()")
-        problem = InterleavedProblem.of(instance, loss, start.x, start.X, accuracy)
-        one = torch.ones_like(accuracy.state)
-        result = iterate(InterleavedPDHG(), problem, start.x, one, torch.zeros_like(one), max_state_steps)
+        problem = InterleavedProblem.of(instance, start.loss, start.x, start.X, goal)
+        one = torch.ones_like(goal.state)
+        result = iterate(InterleavedPDHG(), problem, start.x, one, torch.zeros_like(one), goal.max_state_steps)
         x, X = result.x.unbind(1)
-        return Iterates(x, X, result.status, result.steps, result.steps)
+        return Outcome(x, X, status=result.status, state_steps=result.steps, adjoint_steps=result.steps)
 
     def fits(self, instance: Instance) -> bool:
         return self.mode == "sequential" or not instance.potential.prox_obstacle()

@@ -1,8 +1,9 @@
-"""Rounds of improve and judge until a hypergradient's certificate meets the tolerance."""
+"""The search for a hypergradient whose certificate meets the tolerance: what all kinds of it share."""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from learnreg.certificates.judgement import Enough, PointCertificate, Verdict, gradient_distance, judge
 from learnreg.errors import ShapeError
-from learnreg.hypergradients.base import Accuracy, HypergradientMethod, Iterates
+from learnreg.hypergradients.base import Goal, HypergradientMethod, Outcome
 from learnreg.linear.samples import sum_samples
 from learnreg.losses import UpperLoss
 from learnreg.lower_level.frozen import FrozenProblem
@@ -22,12 +23,12 @@ from learnreg.result import BoundKind, Hypergradient, Status
 from learnreg.solvers.newton_correction import newton_correction
 from learnreg.solvers.solve import initial_point
 
-__all__ = ["LIMITED", "Request", "Search", "Start"]
+__all__ = ["LIMITED", "MAX_ROUNDS", "Request", "Search", "Start"]
 
 LIMITED = (Status.PRECISION, Status.STAGNATED, Status.NOT_FINITE)
 """How a method ends that more steps in the same precision would not help."""
 
-_MAX_ROUNDS = 16
+MAX_ROUNDS = 16
 _CORRECTION = 1e-2
 
 
@@ -87,8 +88,9 @@ class Request:
         return None if self.max_steps is None else max(1, self.max_steps - steps)
 
 
-class Search:
-    """Rounds of improve and judge; each round tightens what the certificate, one point bound, says limits it."""
+class Search(ABC):
+    """What every search for a certified hypergradient shares: problem, method and request, the steps so far, and how a
+    result is made."""
 
     def __init__(
         self,
@@ -110,39 +112,18 @@ class Search:
         """The error bound that is good enough for the gradient judged."""
         return self.request.enough(verdict.norm)
 
-    def run(self, start: Start | None) -> Hypergradient:
-        point = self._initial(start)
-        accuracy = self._initial_accuracy(point)
-        best: Verdict | None = None
-        status = Status.STAGNATED
-        for _ in range(_MAX_ROUNDS):
-            point, ended = self._improve(point, accuracy)
-            verdict = self._judge(point)
-            if not verdict.certifiable:
-                return self.estimate(verdict, self.target)
-            previous = math.inf if best is None else best.error_bound
-            if best is None or verdict.better(best):
-                best = verdict
-            if best.error_bound <= self.target(best):
-                return self._certified(best, Status.CONVERGED)
-            if self._out_of_steps():
-                status = Status.MAX_STEPS
-                break
-            limited = ended in LIMITED
-            if self.working.q.dtype != torch.float64 and (limited or verdict.error_bound > 0.5 * previous):
-                self.working = self.exact_instance
-            elif limited and verdict.error_bound > 0.5 * previous:
-                status = ended
-                break
-            accuracy = self._tighter(accuracy, verdict, limited)
-        assert best is not None
-        if best.hindrance:
-            return self.estimate(best, self.target, status)
-        return self._certified(best, status)
+    @abstractmethod
+    def first_goal(self, point: Point) -> Goal:
+        """What the method's first run should reach."""
+
+    @abstractmethod
+    def follow(self, point: Point, outcome: Outcome, goal: Goal) -> Hypergradient:
+        """Improve and judge from there, where a first run led."""
 
     # ---- one round -------------------------------------------------------------------------------------------------
 
-    def _initial(self, start: Start | None) -> Point:
+    def begin(self, start: Start | None) -> Point:
+        """Where the method starts."""
         if start is None:
             x = initial_point(self.instance, self.b)
             return Point(self.frozen, self.instance, self.b, self.loss, x, torch.zeros_like(x))
@@ -150,49 +131,29 @@ class Search:
         self.frozen.operator.check_domain(start.X, "start.X")
         return Point(self.frozen, self.instance, self.b, self.loss, *start.in_all(self.instance), warm=True)
 
-    def _initial_accuracy(self, point: Point) -> Accuracy:
-        """A first guess: relative to the image and to the loss gradient, a tenth of the tolerance asked for."""
-        share = 0.1 * min(self.request.tolerance, 1.0)
-        size = sum_samples(point.x.double() ** 2).sqrt().clamp_min(1e-6)
-        slope = sum_samples(point.loss_gradient.double() ** 2).sqrt()
-        return Accuracy(share * size, (share * slope).clamp_min(torch.finfo(torch.float64).tiny))
-
-    def _improve(self, point: Point, accuracy: Accuracy) -> tuple[Point, Status]:
-        """Where the method leads from there, and how it ended."""
-        dtype, begin = self.working.q.dtype, point.on(self.working)
+    def improve(self, point: Point, goal: Goal, method: HypergradientMethod | None = None) -> tuple[Point, Outcome]:
+        """Where the method, or another one, leads from there within the steps that are left, and what it returned."""
+        begin = point.on(self.working)
         left = (self.request.steps_left(self.state_steps), self.request.steps_left(self.adjoint_steps))
-        goal = Accuracy(accuracy.state.to(dtype), accuracy.adjoint.to(dtype))
-        iterates = Iterates(begin.x, begin.X, t=begin.t, warm=begin.warm)
-        improved = self.method.improve(self.working, self.loss, iterates, goal, *left)
-        self.state_steps += improved.state_steps
-        self.adjoint_steps += improved.adjoint_steps
-        return replace(begin, x=improved.x, X=improved.X, t=improved.t, warm=improved.warm), improved.status
+        outcome = (method or self.method).run(begin, goal.within(self.working.q.dtype, *left))
+        self.state_steps += outcome.state_steps
+        self.adjoint_steps += outcome.adjoint_steps
+        return outcome.after(begin), outcome
 
-    def _judge(self, point: Point, outlook: Enough | None = None) -> Verdict:
+    def judge(self, point: Point, outlook: Enough | None = None) -> Verdict:
+        """By the certificate requested, in float64."""
         return judge(replace(point, instance=self.exact_instance), self.request.certificate, outlook=outlook)
 
-    def _out_of_steps(self) -> bool:
+    def out_of_steps(self) -> bool:
+        """Whether the limit is reached."""
         limit = self.request.max_steps
         return limit is not None and max(self.state_steps, self.adjoint_steps) >= limit
 
-    def _tighter(self, accuracy: Accuracy, verdict: Verdict, limited: bool) -> Accuracy:
-        """What was achieved, divided by what the bound still lacks, at least by 3 and at most by 10^4. A solver that
-        believes it met its goal must get a smaller one; one that rounding limited need not."""
-        target = self.target(verdict)
-        state_factor = _shrink(0.4 * target, verdict.state_share)
-        adjoint_factor = _shrink(0.4 * target, verdict.adjoint_share)
-        state, adjoint = verdict.state_error * state_factor, verdict.adjoint_residual * adjoint_factor
-        if self.instance.strong_convexity <= 0:
-            state = accuracy.state * state_factor
-        if not limited:
-            state = torch.minimum(state, 0.5 * accuracy.state if state_factor < 1 else accuracy.state)
-            adjoint = torch.minimum(adjoint, 0.5 * accuracy.adjoint if adjoint_factor < 1 else accuracy.adjoint)
-        return Accuracy(state, adjoint)
-
     # ---- results ---------------------------------------------------------------------------------------------------
 
-    def _certified(self, verdict: Verdict, status: Status) -> Hypergradient:
-        return self._result(verdict, verdict.error_bound, "rigorous", status)
+    def certified(self, verdict: Verdict, status: Status) -> Hypergradient:
+        """The gradient of the verdict with its bound."""
+        return self.result(verdict, verdict.error_bound, "rigorous", status)
 
     def estimate(
         self, verdict: Verdict, target: Callable[[Verdict], float], status: Status | None = None
@@ -200,23 +161,24 @@ class Search:
         """No bound exists: correct by Newton steps until the correction, which estimates the error, meets the target.
         ``status``: what to say where it does not."""
         point, error, reason = verdict.point, math.inf, verdict.reason
-        for _ in range(_MAX_ROUNDS):
+        for _ in range(MAX_ROUNDS):
             point = newton_correction(point, min(_CORRECTION, 0.1 * self.request.tolerance))
-            corrected = self._judge(point)
+            corrected = self.judge(point)
             difference = gradient_distance(corrected.gradient, verdict.gradient)
             stalled = difference > 0.5 * error
             error, verdict = difference, corrected
             if error <= target(verdict):
-                return self._result(verdict, error, "estimate", Status.ESTIMATED, reason)
-            if stalled or self._out_of_steps():
+                return self.result(verdict, error, "estimate", Status.ESTIMATED, reason)
+            if stalled or self.out_of_steps():
                 break
         kind: BoundKind = "estimate" if math.isfinite(error) else "none"
-        fallback = Status.MAX_STEPS if self._out_of_steps() else Status.STAGNATED
-        return self._result(verdict, error, kind, status or fallback, reason)
+        fallback = Status.MAX_STEPS if self.out_of_steps() else Status.STAGNATED
+        return self.result(verdict, error, kind, status or fallback, reason)
 
-    def _result(
+    def result(
         self, verdict: Verdict, error_bound: float, kind: BoundKind, status: Status, reason: str = ""
     ) -> Hypergradient:
+        """What is returned of a verdict, in the precision of b."""
         dtype, point = self.b.dtype, verdict.point
         x, X = self.instance.box.inside(point.x, dtype), point.X.to(dtype)
         certified = kind == "rigorous" and math.isfinite(error_bound)
@@ -236,10 +198,6 @@ class Search:
             status=status,
             steps=max(self.state_steps, self.adjoint_steps),
             operator_applications=self.instance.counter.applications,
+            corrected_gradient=verdict.gradient,
+            corrected_error_bound=error_bound,
         )
-
-
-def _shrink(wanted: float, share: float) -> float:
-    if not math.isfinite(share):
-        return 1e-2
-    return min(max(wanted / share, 1e-4), 0.33) if share > wanted else 1.0

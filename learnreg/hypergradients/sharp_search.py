@@ -14,14 +14,14 @@ from dataclasses import dataclass
 import torch
 
 from learnreg.certificates.judgement import OUTLOOK, Verdict
-from learnreg.hypergradients.base import Accuracy
-from learnreg.hypergradients.search import LIMITED, Search, Start
+from learnreg.hypergradients.base import Goal, HypergradientMethod, Outcome
+from learnreg.hypergradients.search import LIMITED, Search
 from learnreg.linear.samples import sum_samples
 from learnreg.lower_level.point import Point
 from learnreg.result import Hypergradient, Status
 from learnreg.solvers.newton_correction import approach_state, correct_adjoint
 
-__all__ = ["SharpSearch"]
+__all__ = ["SharpSearch", "refine"]
 
 _MAX_ROUNDS, _MAX_IDLE_ROUNDS, _PROGRESS = 24, 6, 0.9
 _FIRST_ADJOINT = 0.1
@@ -51,90 +51,95 @@ class _Position:
 class SharpSearch(Search):
     """Newton corrections of the state until its share of the bound is small, then the adjoint equation there."""
 
-    def run(self, start: Start | None) -> Hypergradient:
-        point = self._initial(start)
-        accuracy = self._first_accuracy(point)
-        point, _ = self._improve(point, accuracy)
-        verdict = self._judge(point, self.request.enough)
-        if not verdict.certifiable:
-            return self.estimate(verdict, self.target)
-        best, status = self.refine(point, verdict, accuracy, self.target)
-        if best.hindrance:
-            return self.estimate(best, self.target, None if status is Status.CONVERGED else status)
-        return self._certified(best, status)
-
-    def refine(
-        self, point: Point, verdict: Verdict, accuracy: Accuracy, target: Callable[[Verdict], float]
-    ) -> tuple[Verdict, Status]:
-        """Corrections until the bound meets the target of its verdict: the best verdict and how it ended. ``accuracy``:
-        what the point was computed to."""
-        at, best, status, idle = _Position(point, verdict, _FIRST_FORCING), verdict, Status.STAGNATED, 0
-        for _ in range(_MAX_ROUNDS):
-            if best.error_bound <= target(best):
-                return best, Status.CONVERGED
-            if self._out_of_steps():
-                return best, Status.MAX_STEPS
-            moved = self._correct(at, target)
-            if moved is None:
-                accuracy = Accuracy(0.1 * torch.minimum(accuracy.state, at.verdict.state_error), accuracy.adjoint)
-                moved = self._go_on(at, accuracy)
-                status = moved.ended
-            elif at.state_final and not moved.verdict.better(best, _PROGRESS):
-                break
-            idle = 0 if moved.verdict.better(best, _PROGRESS) else idle + 1
-            at = moved
-            if at.verdict.better(best):
-                best = at.verdict
-            if idle >= _MAX_IDLE_ROUNDS:
-                break
-        return best, Status.STAGNATED if status is Status.CONVERGED else status
-
-    def _first_accuracy(self, point: Point) -> Accuracy:
+    def first_goal(self, point: Point) -> Goal:
         """A state from which Newton's method should contract, and an adjoint state good enough to weigh errors."""
         near = _NEARER if self.instance.condition_bound() >= _ILL_CONDITIONED else _NEAR
         size = sum_samples(point.x.double() ** 2).sqrt().clamp_min(1e-6)
         slope = sum_samples(point.loss_gradient.double() ** 2).sqrt()
         loose = (_FIRST_ADJOINT * slope).clamp_min(torch.finfo(torch.float64).tiny)
-        return Accuracy(near * size, loose)
+        return Goal(near * size, loose)
 
-    def _correct(self, at: _Position, enough: Callable[[Verdict], float]) -> _Position | None:
-        """Newton steps for the state if its share of the bound is too large, then the adjoint equation if they lead far
-        enough; None if they neither contracted nor led to a bound that meets the target."""
-        verdict, target, point = at.verdict, enough(at.verdict), at.verdict.point
-        wanted = 1.0 if at.state_final else _state_factor(target, verdict)
-        before, reached, aim = verdict.state_residual, True, wanted * verdict.state_residual
-        if wanted < 1.0:
-            left = self.request.steps_left(self.state_steps)
-            step = approach_state(self.exact_instance, point.x, aim, at.forcing, left, self.request.newton_steps)
-            self.state_steps += step.steps
-            if not step.contracted:
-                return None
-            before, reached = step.before, step.reached
-            point = point.at(step.point, point.X)
-        if reached:
-            target = max(target, 2.0 * verdict.state_share) if at.state_final else target
-            goal = verdict.adjoint_residual * _adjoint_factor(target, verdict, wanted)
-            solved = correct_adjoint(point, goal, self.request.steps_left(self.adjoint_steps))
-            self.adjoint_steps += solved.steps
-            point = point.at(point.x, solved.point)
-        point = point.at(point.x, point.X)
-        after = self._judge(point)
-        if wanted >= 1.0 or after.error_bound <= enough(after):
-            return _Position(point, after, at.forcing, state_final=at.state_final)
-        if not bool((after.state_residual <= torch.maximum(_CONTRACTION * verdict.state_residual, 2.0 * aim)).all()):
+    def follow(self, point: Point, outcome: Outcome, goal: Goal) -> Hypergradient:
+        verdict = self.judge(point, self.request.enough)
+        if not verdict.certifiable:
+            return self.estimate(verdict, self.target)
+        best, status = refine(self, point, verdict, goal, self.target)
+        if best.hindrance:
+            return self.estimate(best, self.target, None if status is Status.CONVERGED else status)
+        return self.certified(best, status)
+
+
+def refine(
+    search: Search,
+    point: Point,
+    verdict: Verdict,
+    goal: Goal,
+    target: Callable[[Verdict], float],
+    method: HypergradientMethod | None = None,
+) -> tuple[Verdict, Status]:
+    """Corrections until the bound meets the target of its verdict: the best verdict and how it ended. ``goal``: what
+    the point was computed to. ``method``: what goes on where they fail, the one of the search by default."""
+    at, best, status, idle = _Position(point, verdict, _FIRST_FORCING), verdict, Status.STAGNATED, 0
+    for _ in range(_MAX_ROUNDS):
+        if best.error_bound <= target(best):
+            return best, Status.CONVERGED
+        if search.out_of_steps():
+            return best, Status.MAX_STEPS
+        moved = _correct(search, at, target)
+        if moved is None:
+            goal = Goal(0.1 * torch.minimum(goal.state, at.verdict.state_error), goal.adjoint)
+            moved = _go_on(search, at, goal, method)
+            status = moved.ended
+        elif at.state_final and not moved.verdict.better(best, _PROGRESS):
+            break
+        idle = 0 if moved.verdict.better(best, _PROGRESS) else idle + 1
+        at = moved
+        if at.verdict.better(best):
+            best = at.verdict
+        if idle >= _MAX_IDLE_ROUNDS:
+            break
+    return best, Status.STAGNATED if status is Status.CONVERGED else status
+
+
+def _correct(search: Search, at: _Position, enough: Callable[[Verdict], float]) -> _Position | None:
+    """Newton steps for the state if its share of the bound is too large, then the adjoint equation if they lead far
+    enough; None if they neither contracted nor led to a bound that meets the target."""
+    verdict, target, point = at.verdict, enough(at.verdict), at.verdict.point
+    wanted = 1.0 if at.state_final else _state_factor(target, verdict)
+    before, reached, aim = verdict.state_residual, True, wanted * verdict.state_residual
+    if wanted < 1.0:
+        left = search.request.steps_left(search.state_steps)
+        step = approach_state(search.exact_instance, point.x, aim, at.forcing, left, search.request.newton_steps)
+        search.state_steps += step.steps
+        if not step.contracted:
             return None
-        ratio = float((after.state_residual / before.clamp_min(1e-300)).max())
-        return _Position(point, after, min(max(ratio**2, _SMALLEST_FACTOR), _LARGEST_FORCING))
+        before, reached = step.before, step.reached
+        point = point.at(step.point, point.X)
+    if reached:
+        target = max(target, 2.0 * verdict.state_share) if at.state_final else target
+        goal = verdict.adjoint_residual * _adjoint_factor(target, verdict, wanted)
+        solved = correct_adjoint(point, goal, search.request.steps_left(search.adjoint_steps))
+        search.adjoint_steps += solved.steps
+        point = point.at(point.x, solved.point)
+    point = point.at(point.x, point.X)
+    after = search.judge(point)
+    if wanted >= 1.0 or after.error_bound <= enough(after):
+        return _Position(point, after, at.forcing, state_final=at.state_final)
+    if not bool((after.state_residual <= torch.maximum(_CONTRACTION * verdict.state_residual, 2.0 * aim)).all()):
+        return None
+    ratio = float((after.state_residual / before.clamp_min(1e-300)).max())
+    return _Position(point, after, min(max(ratio**2, _SMALLEST_FACTOR), _LARGEST_FORCING))
 
-    def _go_on(self, at: _Position, accuracy: Accuracy) -> _Position:
-        """The method again, from where it was; in float64 once rounding limits it."""
-        exact = self.working is self.exact_instance
-        point, ended = self._improve(at.point, accuracy)
-        verdict, limited = self._judge(point), ended in LIMITED
-        if limited:
-            self.working = self.exact_instance
-        gained = bool((verdict.state_residual <= _CONTRACTION * at.verdict.state_residual).all())
-        return _Position(point, verdict, _FIRST_FORCING, ended, state_final=limited and exact and not gained)
+
+def _go_on(search: Search, at: _Position, goal: Goal, method: HypergradientMethod | None) -> _Position:
+    """The method again, from where it was; in float64 once rounding limits it."""
+    exact = search.working is search.exact_instance
+    point, outcome = search.improve(at.point, goal, method)
+    verdict, limited = search.judge(point), outcome.status in LIMITED
+    if limited:
+        search.working = search.exact_instance
+    gained = bool((verdict.state_residual <= _CONTRACTION * at.verdict.state_residual).all())
+    return _Position(point, verdict, _FIRST_FORCING, outcome.status, state_final=limited and exact and not gained)
 
 
 def _state_factor(target: float, verdict: Verdict) -> float:

@@ -97,10 +97,11 @@ class Instance:
     def condition_bound(self) -> float:
         """Upper bound of the Hessian's condition number, from the largest curvature of each channel; infinite without a
         modulus."""
-        if self.strong_convexity <= 0:
-            return math.inf
-        bend = weighted_square(self.analysis, self.potential.curvature_limit)
-        return (self.quadratic.norm() + bend) / self.strong_convexity
+        return math.inf if self.strong_convexity <= 0 else self.gradient_lipschitz() / self.strong_convexity
+
+    def gradient_lipschitz(self) -> float:
+        """Upper bound of the Hessian's norm, from the largest curvature of each channel."""
+        return self.quadratic.norm() + weighted_square(self.analysis, self.potential.curvature_limit)
 
     def started(self, x: Tensor) -> Tensor:
         """(x, z^) with a guess of the latent variables z, for three applications; x itself without any."""

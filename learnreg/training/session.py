@@ -45,11 +45,13 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class _Audited:
-    """The first samples of a batch as its gradient used them: what an audit judges."""
+    """The first samples of a batch as its gradient used them: what an audit judges. state: where the gradient was
+    formed, or where a method that returns one of its own began."""
 
     b: Tensor
     x_true: Tensor
     state: Start
+    own: bool
 
 
 class Session:
@@ -147,12 +149,14 @@ class Session:
         """One chunk, in a worker thread."""
         b, x_true = self.sampler.items(chunk)
         loss = self.loss(x_true)
-        result = improve_batch(frozen, b, loss, self.method, self.warm.starts(chunk, b), self.tolerances)
+        start = self.warm.starts(chunk, b)
+        result = improve_batch(frozen, b, loss, self.method, start, self.tolerances)
         state = result.state
         self.warm.keep(chunk, state)
         few = slice(0, _AUDIT_SAMPLES)
         scale = len(chunk) / len(chunk[few])  # adjoint states carry 1/batch
-        audited = _Audited(b[few], x_true[few], state.part(few, scale))
+        formed = start if result.own else state
+        audited = _Audited(b[few], x_true[few], formed.part(few, scale), result.own)
         return chunk, result, float((state.x - x_true).double().square().mean()), audited
 
     def _audit_if_due(self, frozen: FrozenProblem) -> Audit | None:
@@ -162,11 +166,19 @@ class Session:
         if latest is None or not self.audits.due:
             return None
         began = time.monotonic()
-        found = self.workers.call(audit, frozen, latest.b, self.loss(latest.x_true), latest.state, self.target)
+        found = self.workers.call(self._audit, frozen, latest)
         self.audits.charge(time.monotonic() - began)
         self.applications += found.applications
         self.tolerances = self.tolerances.adapted(found.relative_error, self.target)
         return found
+
+    def _audit(self, frozen: FrozenProblem, latest: _Audited) -> Audit:
+        """In a worker thread. A method that returns a gradient runs again, on these samples alone."""
+        loss = self.loss(latest.x_true)
+        used: BatchGradient | Start = latest.state
+        if latest.own:
+            used = improve_batch(frozen, latest.b, loss, self.method, latest.state, self.tolerances)
+        return audit(frozen, latest.b, loss, used, self.target)
 
     # ---- checkpoints -----------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from learnreg.certificates.judgement import gradient_norm
-from learnreg.hypergradients.base import Accuracy, HypergradientMethod, Iterates
+from learnreg.hypergradients.base import Goal, HypergradientMethod, evaluate
 from learnreg.hypergradients.compute import Start, hypergradient
 from learnreg.hypergradients.implicit import Implicit
 from learnreg.losses import UpperLoss
@@ -53,14 +53,15 @@ class Tolerances:
 
 @dataclass(frozen=True)
 class BatchGradient:
-    """Hypergradient of one batch as training uses it, formed at ``state``. applications: operator applications it
-    took."""
+    """Hypergradient of one batch as training uses it, formed at ``state``, or the method's own. applications: operator
+    applications it took."""
 
     gradient: dict[str, Tensor]
     loss: float
     state: Start
     steps: int
     applications: int
+    own: bool
 
 
 @dataclass(frozen=True)
@@ -88,17 +89,18 @@ def improve_batch(
     instance = frozen.at(b)
     pixels = b.new_full((b.shape[0],), float(start.x[0].numel()))
     slope = loss.gradient(start.x).flatten(1).norm(dim=1)
-    goal = Accuracy(tolerances.state * pixels.sqrt(), tolerances.adjoint * slope)
-    iterates = Iterates(*start.in_all(instance), warm=start.z is not None or not instance.latent.channels)
-    result = method.improve(instance, instance.latent.loss(loss), iterates, goal, None, None)
-    state = Start.of(instance, result.x, result.X)
-    gradient = pairing_gradient(Point(frozen, instance, b, loss, result.x, result.X))
+    goal = Goal(tolerances.state * pixels.sqrt(), tolerances.adjoint * slope)
+    warm = start.z is not None or not instance.latent.channels
+    joint = instance.latent.loss(loss)
+    found = evaluate(method, Point(frozen, instance, b, joint, *start.in_all(instance), warm=warm), goal)
+    state = Start.of(instance, found.point.x, found.point.X)
     return BatchGradient(
-        gradient=gradient,
+        gradient=found.gradient,
         loss=float(loss.value(state.x)),
         state=state,
-        steps=max(result.state_steps, result.adjoint_steps),
+        steps=max(found.outcome.state_steps, found.outcome.adjoint_steps),
         applications=instance.counter.applications,
+        own=found.outcome.gradient is not None,
     )
 
 
@@ -107,15 +109,19 @@ def audit(
     problem: LowerLevelProblem | FrozenProblem,
     b: Tensor,
     loss: UpperLoss,
-    state: Start,
+    used: BatchGradient | Start,
     target: float,
     max_steps: int = 3000,
 ) -> Audit:
-    """Bound the relative error of the hypergradient formed at a state by a certified float64 one of the same
-    samples."""
+    """Bound the relative error of a hypergradient by a certified float64 one of the same samples: of ``used``, or of
+    the one formed at that state."""
     frozen = problem.frozen()
-    instance = frozen.at(b)
-    used = pairing_gradient(Point(frozen, instance, b, loss, *state.in_all(instance)))
+    if isinstance(used, Start):
+        instance = frozen.at(b)
+        gradient = pairing_gradient(Point(frozen, instance, b, loss, *used.in_all(instance)))
+        state, applications = used, instance.counter.applications
+    else:
+        gradient, state, applications = used.gradient, used.state, used.applications
     exact = hypergradient(
         frozen,
         b.double(),
@@ -125,8 +131,7 @@ def audit(
         max_steps=max_steps,
         start=state,
     )
-    difference = gradient_norm({name: g - exact.gradient[name] for name, g in used.items()})
+    difference = gradient_norm({name: g - exact.gradient[name] for name, g in gradient.items()})
     smallest = exact.norm - exact.error_bound
     relative = (difference + exact.error_bound) / smallest if smallest > 0 else float("inf")
-    applications = instance.counter.applications + exact.operator_applications
-    return Audit(relative, exact.relative_error_bound, exact.certified, applications)
+    return Audit(relative, exact.relative_error_bound, exact.certified, applications + exact.operator_applications)

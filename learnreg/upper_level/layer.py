@@ -7,13 +7,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from learnreg.hypergradients.base import Accuracy, HypergradientMethod, Iterates
+from learnreg.hypergradients.base import Goal, HypergradientMethod, evaluate
 from learnreg.hypergradients.implicit import Implicit
 from learnreg.losses import UpperLoss
 from learnreg.lower_level.frozen import FrozenProblem
-from learnreg.lower_level.pairing import pairing_gradient
 from learnreg.lower_level.point import Point
 from learnreg.lower_level.problem import LowerLevelProblem
+from learnreg.solvers.newton_correction import correct_adjoint
 from learnreg.solvers.solve import check_tolerance, solve
 
 __all__ = ["SolutionLayer", "solution_layer"]
@@ -62,14 +62,15 @@ class _Solve(torch.autograd.Function):
         instance = frozen.at(b)
         loss = instance.latent.loss(_GivenGradient(grad[0]))
         size = grad[0].flatten(1).norm(dim=1)
-        accuracy = Accuracy(torch.full_like(size, torch.inf), layer.tolerance * size)
         state = instance.latent.extend(x)
-        start = Iterates(state, torch.zeros_like(state))
-        adjoint = layer.method.improve(instance, loss, start, accuracy, None, None).X
-        gradient = pairing_gradient(Point(frozen, instance, b, loss, state, adjoint))
-        wants_b = ctx.needs_input_grad[2]
-        grad_b = _measurement_gradient(frozen, b, x, instance.latent.image(adjoint)) if wants_b else None
-        return None, None, grad_b, *(gradient[name] for name in frozen.parameters)
+        start = Point(frozen, instance, b, loss, state, torch.zeros_like(state))
+        found = evaluate(layer.method, start, Goal(torch.full_like(size, torch.inf), layer.tolerance * size))
+        grad_b = None
+        if ctx.needs_input_grad[2]:
+            solved = found.outcome.X is not None
+            X = found.point.X if solved else correct_adjoint(start, layer.tolerance * size).point
+            grad_b = _measurement_gradient(frozen, b, x, instance.latent.image(X))
+        return None, None, grad_b, *(found.gradient[name] for name in frozen.parameters)
 
 
 def _measurement_gradient(frozen: FrozenProblem, b: Tensor, x: Tensor, adjoint: Tensor) -> Tensor:

@@ -12,7 +12,6 @@ from torch import Tensor
 
 import learnreg as lr
 from learnreg.certificates.judgement import judge
-from learnreg.hypergradients.base import Iterates
 from learnreg.hypergradients.implicit import make_adjoint_solver
 from learnreg.lower_level import instance as instance_module
 from learnreg.lower_level.adjoint_equation import AdjointEquation
@@ -115,10 +114,9 @@ def test_the_adjoint_solver_follows_condition_and_tolerance(
     smoothing: float, relative: float, warm: bool, expected: str
 ) -> None:
     problem, b, _ = setting(smoothing)
-    start = Iterates(b, b, warm=warm)
-    assert make_adjoint_solver("auto", problem.instance(b), start, relative).name == "cg"  # has a preconditioner
+    assert make_adjoint_solver("auto", problem.instance(b), warm, relative).name == "cg"  # has a preconditioner
     other = lr.LowerLevelProblem(problem.operator, TotalVariation(0.5, smoothing).double())
-    assert make_adjoint_solver("auto", other.instance(b), start, relative).name == expected
+    assert make_adjoint_solver("auto", other.instance(b), warm, relative).name == expected
 
 
 def test_condition_bounds_hold() -> None:

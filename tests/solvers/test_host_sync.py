@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import learnreg as lr
 from learnreg.convolutions.filter_bank import FilterBank
-from learnreg.hypergradients.base import Accuracy
+from learnreg.hypergradients.base import Goal
 from learnreg.hypergradients.interleaved import InterleavedPDHG, InterleavedProblem
 from learnreg.lower_level.adjoint_equation import AdjointEquation
 from learnreg.solvers import Iteration
@@ -63,7 +63,7 @@ def iterations(regularizer: str, problem: str, box: bool) -> dict[str, tuple[Ite
     x = registry.rand(*instance.q.shape, seed=30)
     equation = AdjointEquation.at(instance, x, instance.apply(x), loss.gradient(x))
     one = torch.ones(2, dtype=x.dtype)
-    interleaved = InterleavedProblem.of(instance, loss, x, torch.zeros_like(x), Accuracy(one, one))
+    interleaved = InterleavedProblem.of(instance, loss, x, torch.zeros_like(x), Goal(one, one))
     solvers = registry.BOX_SOLVERS if box else registry.SOLVERS
     cases: dict[str, tuple[Iteration[Any, Any], Any]] = {n: (s(), instance) for n, s in solvers.items()}
     cases |= {f"adjoint {n}": (s(), equation) for n, s in registry.ADJOINT_SOLVERS.items()}

@@ -20,6 +20,7 @@ from learnreg.hypergradients.certify import certify
 from learnreg.hypergradients.compute import Start, hypergradient
 from learnreg.hypergradients.implicit import Implicit
 from learnreg.hypergradients.piggyback import Piggyback
+from learnreg.hypergradients.unrolled import Unrolled
 from learnreg.linear.operator import LinearOperator, vstack
 from learnreg.losses import SquaredError, UpperLoss
 from learnreg.lower_level.constraints import Box, Nonnegative
@@ -81,6 +82,7 @@ __all__ = [
     "Status",
     "TrainResult",
     "TransmissionLeastSquares",
+    "Unrolled",
     "UpperLoss",
     "WeightedLeastSquares",
     "certify",

@@ -145,7 +145,8 @@ def test_without_a_modulus_the_error_is_estimated(method: str, regularizer: str)
     result = lr.hypergradient(problem, b, loss, registry.METHODS[method](), 1e-3)
     assert not result.certified
     assert "ridge" in result.reason
-    assert relative(result.gradient, expected) <= 1e-3
+    assert relative(result.corrected_gradient, expected) <= 1e-3
+    assert relative(result.gradient, expected) <= (1e-3 if result.status.converged else result.relative_error_bound)
 
 
 @pytest.mark.parametrize("method", ["Piggyback", "Piggyback-interleaved", "Implicit"])
@@ -237,7 +238,8 @@ def test_warm_starts(method: str) -> None:
     cold = lr.hypergradient(built, b, loss, registry.METHODS[method](), 1e-4)
     start = lr.Start(cold.x, cold.X)
     warm = lr.hypergradient(built, b, loss, registry.METHODS[method](), 1e-4, start=start)
-    assert warm.operator_applications < cold.operator_applications
+    fixed = method == "Unrolled"  # takes its steps wherever it starts
+    assert warm.operator_applications < cold.operator_applications or fixed
     assert warm.status is lr.Status.CONVERGED
 
 

@@ -47,6 +47,7 @@ METHODS: dict[str, Callable[[], HypergradientMethod]] = {
     "Implicit": lr.Implicit,
     "Implicit-pdhg": lambda: lr.Implicit(state_solver="pdhg"),
     "Implicit-newton-cg": lambda: lr.Implicit(state_solver="newton-cg"),
+    "Unrolled": lambda: lr.Unrolled(steps=400),
 }
 
 SOLVERS = {"pdhg": PDHG, "lbfgs": LBFGS, "newton-cg": NewtonCG}

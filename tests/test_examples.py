@@ -101,3 +101,11 @@ def test_readme_example_is_the_first_example(tmp_path: Path) -> None:
     (printed,) = re.findall(r"<!-- example -->\n```python\n(.*?)```", readme, flags=re.DOTALL)
     quickstart = (ROOT / "examples" / "01_quickstart.py").read_text(encoding="utf-8")
     assert printed.strip() == quickstart.split('"""', 2)[2].strip()
+
+
+def test_the_page_of_extensions_runs_as_it_is_printed(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
+    script = tmp_path / "extending.py"
+    script.write_text("\n\n".join(blocks), encoding="utf-8")
+    assert "certified: True" in run([str(script)], tmp_path)

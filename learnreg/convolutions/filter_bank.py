@@ -135,6 +135,10 @@ class FilterBank(LinearOperator):
         random = probabilistic_norm_bound(gram, self.domain_shape, device=device)
         return NormBound(random, "probabilistic", FAILURE_PROBABILITY).at_most(bound)
 
+    def channel_norm(self, weights: Tensor) -> float | None:
+        fits = weights.numel() == self.groups
+        return weighted_norm_bound(self, self.per_filter(weights), tight=False) if fits else None
+
     def gram_lower_bound(self) -> float:
         if self.boundary != "circular":
             return 0.0

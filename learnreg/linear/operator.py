@@ -123,6 +123,11 @@ class LinearOperator(FindsOnce):
         number or a tensor that broadcasts against the range. *Rigorous bound* when ``norm_bound`` is one."""
         return self.norm_bound()
 
+    def channel_norm(self, weights: Tensor) -> float | None:
+        """Bound of ‖diag(√weights) A‖ for a non-negative weight of each channel of the range, or each group of them;
+        None where that is not at hand for so many. *Rigorous bound* when ``norm_bound`` is one."""
+        return None
+
     def gram_diagonal(self, weights: Tensor) -> Tensor | None:
         """The diagonal of A^T diag(w) A for weights w (batch, *range_shape), (batch, *domain_shape); None where it is
         not at hand."""

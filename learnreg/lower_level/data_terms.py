@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from learnreg.errors import ConfigError, DataError
+from learnreg.errors import ConfigError, DataError, ShapeError
 from learnreg.linear.parameter_groups import Density, shape_of
 from learnreg.linear.samples import sum_samples
 from learnreg.potentials.function import Proximal
 
-__all__ = ["LeastSquares", "TransmissionLeastSquares", "WeightedLeastSquares"]
+__all__ = ["DATA_TERMS", "LeastSquares", "TransmissionLeastSquares", "WeightedLeastSquares"]
 
 
 class LeastSquares(nn.Module, Proximal):
@@ -57,6 +59,26 @@ class LeastSquares(nn.Module, Proximal):
         """How f' moves with the parameters that are learned, for certificates."""
         return ()
 
+    def check_range(self, range_shape: tuple[int, ...]) -> None:
+        """Raise ShapeError unless the weights broadcast against measurements of this shape."""
+
+    # ---- in model files ----------------------------------------------------------------------------------------------
+
+    def config(self) -> dict[str, Any]:
+        """What, besides ``stored_weights``, rebuilds the data term, as JSON knows it."""
+        return {}
+
+    def stored_weights(self) -> Tensor | None:
+        """The tensor that a model file holds beside the configuration."""
+        return None
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], weights: Tensor | None) -> LeastSquares:
+        """The data term again; ConfigError where weights are missing or superfluous."""
+        if weights is not None:
+            raise ConfigError(f"{cls.__name__} has no weights, but the file holds some.")
+        return cls(**config)
+
     def project_(self) -> None:
         """Project learnable weights onto >= 0; nothing to do without."""
 
@@ -83,6 +105,34 @@ class WeightedLeastSquares(LeastSquares):
 
     def weights_for(self, p: Tensor) -> Tensor:
         return self.weights.to(p.dtype)
+
+    def check_range(self, range_shape: tuple[int, ...]) -> None:
+        shape = tuple(self.weights.shape)
+        try:
+            fits = self.weights.expand(range_shape).shape == range_shape
+        except RuntimeError:
+            fits = False
+        if not fits:
+            hint = (
+                " One set of weights serves all samples of a batch: make a problem for each measurement, or use "
+                "TransmissionLeastSquares, whose weights follow from the measurement."
+            )
+            raise ShapeError(
+                f"data_term weights of shape {shape} do not broadcast against the operator's range {range_shape}."
+                f"{hint if shape[1:] == range_shape else ''}"
+            )
+
+    def config(self) -> dict[str, Any]:
+        return {"learnable": isinstance(self.weights, nn.Parameter)}
+
+    def stored_weights(self) -> Tensor | None:
+        return self.weights
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], weights: Tensor | None) -> WeightedLeastSquares:
+        if weights is None:
+            raise ConfigError("WeightedLeastSquares: the file holds no weights.")
+        return cls(nn.Parameter(weights) if config["learnable"] else weights)
 
     def weigh(self, p: Tensor) -> Tensor:
         return self.weights_for(p) * p
@@ -150,6 +200,9 @@ class TransmissionLeastSquares(LeastSquares):
             )
         return _PerMeasurement(weights)
 
+    def config(self) -> dict[str, Any]:
+        return {key: getattr(self, key) for key in ("photons", "attenuation", "electronic", "reference")}
+
     def weights_for(self, p: Tensor) -> Tensor:
         raise ConfigError("TransmissionLeastSquares: the weights depend on the measurement b; ask at(b).")
 
@@ -173,3 +226,11 @@ class _PerMeasurement(LeastSquares):
 
     def weight_range(self) -> tuple[float, float]:
         return float(self._weights.detach().min()), float(self._weights.detach().max())
+
+
+DATA_TERMS: dict[str, type[LeastSquares]] = {
+    "least-squares": LeastSquares,
+    "weighted-least-squares": WeightedLeastSquares,
+    "transmission-least-squares": TransmissionLeastSquares,
+}
+"""By the name in model files."""

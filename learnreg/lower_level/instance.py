@@ -10,7 +10,6 @@ from typing import TypeVar, cast
 import torch
 from torch import Tensor
 
-from learnreg.convolutions.filter_bank import FilterBank, weighted_norm_bound
 from learnreg.linear.operator import LinearOperator
 from learnreg.linear.parameter_groups import ParameterGroup
 from learnreg.lower_level.constraints import Box
@@ -30,9 +29,8 @@ def weighted_square(operator: LinearOperator, weights: Tensor | float) -> float:
     """Bound of ‖√weights K‖² for non-negative weights of the channels of K, or of their groups, (n, 1, 1), or one for
     all."""
     weights = torch.as_tensor(weights, dtype=torch.float64).detach()
-    if isinstance(operator, FilterBank) and weights.numel() == operator.groups:
-        return weighted_norm_bound(operator, operator.per_filter(weights), tight=False) ** 2
-    return float(weights.max()) * operator.norm_bound() ** 2
+    norm = operator.channel_norm(weights)
+    return float(weights.max()) * operator.norm_bound() ** 2 if norm is None else norm**2
 
 
 class Counter:

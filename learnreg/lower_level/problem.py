@@ -15,11 +15,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from learnreg.errors import AssumptionError, ConfigError, ShapeError
+from learnreg.errors import AssumptionError, ConfigError
 from learnreg.linear.operator import LinearOperator
 from learnreg.linear.samples import sum_samples
 from learnreg.lower_level.constraints import Box, Unconstrained
-from learnreg.lower_level.data_terms import LeastSquares, TransmissionLeastSquares
+from learnreg.lower_level.data_terms import LeastSquares
 from learnreg.lower_level.frozen import FrozenProblem
 from learnreg.lower_level.instance import Instance
 from learnreg.lower_level.regularizer import Regularizer, SaddleTerms
@@ -68,27 +68,7 @@ class LowerLevelProblem(nn.Module):
         self.constraint, self.noise_level = constraint, noise_level
         self.ridge = ridge
         operator.check_domain(torch.empty(1, *operator.domain_shape))
-        self._check_weights()
-
-    def _check_weights(self) -> None:
-        if isinstance(self.data_term, TransmissionLeastSquares):
-            return  # they have the shape of the measurement
-        weights = self.data_term.weights_for(torch.zeros(1))
-        try:
-            fits = weights.expand(self.operator.range_shape).shape == self.operator.range_shape
-        except RuntimeError:
-            fits = False
-        if not fits:
-            shape, range_shape = tuple(weights.shape), self.operator.range_shape
-            hint = ""
-            if shape[1:] == range_shape:
-                hint = (
-                    " One set of weights serves all samples of a batch: make a problem for each measurement, or use "
-                    "TransmissionLeastSquares, whose weights follow from the measurement."
-                )
-            raise ShapeError(
-                f"data_term weights of shape {shape} do not broadcast against the operator's range {range_shape}.{hint}"
-            )
+        self.data_term.check_range(operator.range_shape)
 
     # ---- the definition ----------------------------------------------------------------------------------------------
 

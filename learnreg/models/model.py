@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, Literal, overload
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from learnreg.errors import CheckpointError, ConfigError, LearnregError, ShapeError
 from learnreg.linear.operator import LinearOperator
 from learnreg.lower_level.constraints import Box
-from learnreg.lower_level.data_terms import LeastSquares, TransmissionLeastSquares, WeightedLeastSquares
+from learnreg.lower_level.data_terms import DATA_TERMS, LeastSquares
 from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.models.names import build_operator, build_regularizer, describe_operator, describe_regularizer
 from learnreg.models.tensor_files import plain, read_tensors, write_tensors
@@ -32,7 +32,6 @@ _OWN_KEYS = ("regularizer", "operator", "ridge", "constraint", "noise_level", "d
 _WEIGHTS = "data_term.weights"
 _DENOISING = {"name": "identity", "config": {}}
 _LEAST_SQUARES = {"name": "least-squares"}
-_TRANSMISSION, _TRANSMISSION_KEYS = "transmission-least-squares", ("photons", "attenuation", "electronic", "reference")
 
 
 @dataclass(frozen=True)
@@ -158,8 +157,9 @@ def save_model(
         raise ConfigError(f"save_model(config=...): the keys {', '.join(reserved)} are taken from the problem.")
     regularizer = problem.regularizer if isinstance(problem, LowerLevelProblem) else problem
     state = regularizer.state_dict()
-    if isinstance(problem, LowerLevelProblem) and isinstance(problem.data_term, WeightedLeastSquares):
-        state = {**state, _WEIGHTS: problem.data_term.weights}
+    weights = problem.data_term.stored_weights() if isinstance(problem, LowerLevelProblem) else None
+    if weights is not None:
+        state = {**state, _WEIGHTS: weights}
     _check_finite(state, path)
     content = {
         "format_version": FORMAT_VERSION,
@@ -233,24 +233,18 @@ def _describe_problem(problem: LowerLevelProblem | Regularizer) -> dict[str, Any
 
 
 def _describe_data_term(data_term: LeastSquares) -> dict[str, Any]:
-    if type(data_term) is LeastSquares:
-        return _LEAST_SQUARES
-    if type(data_term) is TransmissionLeastSquares:
-        return {"name": _TRANSMISSION, **{key: getattr(data_term, key) for key in _TRANSMISSION_KEYS}}
-    if type(data_term) is WeightedLeastSquares:
-        return {"name": "weighted-least-squares", "learnable": isinstance(data_term.weights, nn.Parameter)}
+    for name, kind in DATA_TERMS.items():
+        if type(data_term) is kind:
+            return {"name": name, **data_term.config()}
     raise ConfigError(f"the data term {type(data_term).__name__} cannot be stored in a model file.")
 
 
 def _build_data_term(description: Mapping[str, Any], weights: Tensor | None) -> LeastSquares:
-    name = description["name"]
-    if name == "least-squares" and weights is None:
-        return LeastSquares()
-    if name == _TRANSMISSION and weights is None:
-        return TransmissionLeastSquares(**{key: float(description[key]) for key in _TRANSMISSION_KEYS})
-    if name == "weighted-least-squares" and weights is not None:
-        return WeightedLeastSquares(nn.Parameter(weights) if description["learnable"] else weights)
-    raise ConfigError(f"data term {name!r} {'without' if weights is None else 'with'} weights is unknown.")
+    config = dict(description)
+    name = config.pop("name")
+    if name not in DATA_TERMS:
+        raise ConfigError(f"data term {name!r} is unknown; expected one of {', '.join(DATA_TERMS)}.")
+    return DATA_TERMS[name].from_config(config, weights)
 
 
 def _describe_limits(box: Box) -> list[float | None]:

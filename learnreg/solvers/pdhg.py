@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from learnreg.certificates.state import dual_answer, smallest_bound
-from learnreg.convolutions.filter_bank import FilterBank, weighted_norm_bound
 from learnreg.errors import AssumptionError
 from learnreg.linear.samples import expand, sum_samples
 from learnreg.lower_level.fused_total_variation import FusedTotalVariation
@@ -49,12 +48,11 @@ class StepSizes:
         weight = torch.as_tensor(instance.potential.weight, dtype=instance.q.dtype, device=instance.q.device)
         scaling = weight / weight.max() if weight.dim() == 3 and weight.numel() > 1 else torch.ones_like(weight)
         scaling = scaling.sqrt()
-        if isinstance(instance.analysis, FilterBank) and scaling.numel() == instance.analysis.groups:
-            norm = weighted_norm_bound(instance.analysis, instance.analysis.per_filter(scaling), tight=False)
-        else:
+        scaled_norm = instance.analysis.channel_norm(scaling)
+        if scaled_norm is None:
             scaling = torch.ones((), dtype=instance.q.dtype, device=instance.q.device)
-            norm = instance.analysis.norm_bound()
-        norm, primal = instance.latent.balanced(norm, instance.q)
+            scaled_norm = instance.analysis.norm_bound()
+        norm, primal = instance.latent.balanced(scaled_norm, instance.q)
         return cls(max(norm, 1e-12), scaling, instance.quadratic.explicit_lipschitz(), primal)
 
     def tau(self, tau: Tensor, like: Tensor) -> Tensor:

@@ -146,7 +146,7 @@ def test_weights_of_the_data_term_come_back(tmp_path: Path, learnable: bool) -> 
         model.reconstruct(torch.rand(1, 1, 9, 9))
     data = path.read_bytes()
     rewrite(path, {name: t for name, t in load_bytes(data).items() if name != "data_term.weights"})
-    with pytest.raises(lr.CheckpointError, match=r"'weighted-least-squares' without weights"):
+    with pytest.raises(lr.CheckpointError, match="WeightedLeastSquares: the file holds no weights"):
         load(path)
 
 

@@ -21,7 +21,6 @@ from torch import Tensor
 import learnreg as lr
 from learnreg.certificates.judgement import gradient_distance, gradient_norm, judge
 from learnreg.commands.process import large_blocks_kept
-from learnreg.hypergradients.implicit import make_adjoint_solver
 from learnreg.linear.samples import sum_samples
 from learnreg.lower_level.adjoint_equation import AdjointEquation
 from learnreg.lower_level.pairing import pairing_gradient
@@ -29,6 +28,7 @@ from learnreg.lower_level.point import Point
 from learnreg.operators import Identity
 from learnreg.regularizers import Regularizer, TotalVariation
 from learnreg.solvers import iterate
+from learnreg.solvers.choice import make_adjoint_solver
 from learnreg.solvers.newton_correction import correct_adjoint
 
 TARGETS = (1e-1, 1e-2, 1e-3)

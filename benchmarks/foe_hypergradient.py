@@ -25,7 +25,8 @@ from learnreg.hypergradients.base import HypergradientMethod
 from learnreg.hypergradients.compute import Start
 from learnreg.hypergradients.implicit import Implicit
 from learnreg.hypergradients.piggyback import Piggyback
-from learnreg.solvers.solve import make_solver, run_state_solver
+from learnreg.solvers.choice import make_solver
+from learnreg.solvers.solve import run_state_solver
 from learnreg.training.tolerances import Tolerances, improve_batch
 
 TARGETS = (1e-2, 1e-3)

@@ -29,7 +29,7 @@ from learnreg.convolutions.gradient import Gradient
 from learnreg.datasets.files.images import read_image
 from learnreg.operators import Identity
 from learnreg.regularizers import TotalVariation
-from learnreg.solvers.solve import SolverName
+from learnreg.solvers.choice import SolverName
 
 SIGMA = 25 / 255
 WEIGHT = 0.0666

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from learnreg import regularizers, testing
+from learnreg import regularizers, solvers, testing
 from learnreg.errors import (
     AssumptionError,
     CheckpointError,
@@ -92,6 +92,7 @@ __all__ = [
     "regularizers",
     "solution_layer",
     "solve",
+    "solvers",
     "testing",
     "train",
     "vstack",

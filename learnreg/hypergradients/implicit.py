@@ -3,7 +3,7 @@ linearisation."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -11,40 +11,21 @@ from learnreg.errors import ConfigError
 from learnreg.hypergradients.base import Goal, HypergradientMethod, Outcome
 from learnreg.linear.samples import sum_samples
 from learnreg.lower_level.adjoint_equation import AdjointEquation
-from learnreg.lower_level.instance import Instance
 from learnreg.lower_level.point import Point
 from learnreg.result import Status
-from learnreg.solvers.adjoint_pdhg import AdjointPDHG
-from learnreg.solvers.base import AdjointSolver
-from learnreg.solvers.conjugate_gradient import ConjugateGradient
+from learnreg.solvers.base import AdjointSolver, Solver
+from learnreg.solvers.choice import AdjointSolverName, SolverName, make_adjoint_solver, make_solver
 from learnreg.solvers.loop import iterate
-from learnreg.solvers.preconditioner import can_precondition
-from learnreg.solvers.solve import SolverName, check_proximal, make_solver, run_state_solver
+from learnreg.solvers.solve import run_state_solver
 
 __all__ = ["Implicit", "improve_sequentially"]
 
 
-AdjointSolverName = Literal["auto", "cg", "piggyback"]
-_ILL_CONDITIONED, _LOOSE = 1000.0, 3e-3
-
-
-def make_adjoint_solver(name: AdjointSolverName, instance: Instance, warm: bool, relative: float) -> AdjointSolver[Any]:
-    """The adjoint solver of that name. "auto", by operator applications (docs/benchmarks.md): conjugate gradients where
-    they have a preconditioner; else the piggyback iteration from a cold start on ill-conditioned problems at loose
-    relative residuals, conjugate gradients otherwise."""
-    if name == "auto":
-        obstacle = instance.potential.prox_obstacle() or can_precondition(instance) or warm
-        fits = not (obstacle or instance.latent.channels) and instance.quadratic.is_diagonal
-        fits = fits and instance.strong_convexity > 0
-        hard = fits and relative >= _LOOSE and instance.condition_bound() >= _ILL_CONDITIONED
-        name = "piggyback" if hard else "cg"
-    if name == "piggyback":
-        check_proximal(instance, "adjoint_solver='piggyback'", "'auto' or 'cg'")
-    return AdjointPDHG() if name == "piggyback" else ConjugateGradient()
-
-
 def improve_sequentially(
-    state_solver: SolverName, adjoint_solver: AdjointSolverName, start: Point, goal: Goal
+    state_solver: SolverName | Solver[Any],
+    adjoint_solver: AdjointSolverName | AdjointSolver[Any],
+    start: Point,
+    goal: Goal,
 ) -> Outcome:
     """Improve x with a lower-level solver, then X with an adjoint solver at the new x."""
     instance = start.instance
@@ -67,6 +48,7 @@ class Implicit(HypergradientMethod):
     ----------
     state_solver: "auto", "pdhg", "lbfgs" or "newton-cg".
     adjoint_solver: "auto", "cg" or "piggyback" (the same iteration as :class:`Piggyback`'s, sequential).
+    Either may be a solver of ``learnreg.solvers`` instead of a name.
 
     Raises
     ------
@@ -75,9 +57,16 @@ class Implicit(HypergradientMethod):
 
     name = "implicit"
 
-    def __init__(self, state_solver: SolverName = "auto", adjoint_solver: AdjointSolverName = "auto") -> None:
-        if adjoint_solver not in ("auto", "cg", "piggyback"):
-            raise ConfigError(f"Implicit(adjoint_solver={adjoint_solver!r}): expected 'auto', 'cg' or 'piggyback'.")
+    def __init__(
+        self,
+        state_solver: SolverName | Solver[Any] = "auto",
+        adjoint_solver: AdjointSolverName | AdjointSolver[Any] = "auto",
+    ) -> None:
+        if not isinstance(adjoint_solver, AdjointSolver) and adjoint_solver not in ("auto", "cg", "piggyback"):
+            raise ConfigError(
+                f"Implicit(adjoint_solver={adjoint_solver!r}): expected 'auto', 'cg', 'piggyback' or an object of "
+                "learnreg.solvers."
+            )
         self.state_solver, self.adjoint_solver = state_solver, adjoint_solver
 
     def run(self, start: Point, goal: Goal) -> Outcome:

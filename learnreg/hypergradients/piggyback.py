@@ -16,8 +16,8 @@ from learnreg.hypergradients.implicit import improve_sequentially
 from learnreg.hypergradients.interleaved import InterleavedPDHG, InterleavedProblem
 from learnreg.lower_level.instance import Instance
 from learnreg.lower_level.point import Point
+from learnreg.solvers.choice import check_proximal
 from learnreg.solvers.loop import iterate
-from learnreg.solvers.solve import check_proximal
 
 __all__ = ["Piggyback"]
 

@@ -18,26 +18,19 @@ from learnreg.lower_level.instance import Instance
 from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.result import BoundKind, Solution, Status
 from learnreg.solvers.base import Solver
+from learnreg.solvers.choice import FALLBACKS, SOLVERS, SolverName, fits_pdhg, make_solver
 from learnreg.solvers.continuation import continued_newton
-from learnreg.solvers.lbfgs import LBFGS
 from learnreg.solvers.loop import LoopResult, iterate
-from learnreg.solvers.newton_cg import NewtonCG
 from learnreg.solvers.newton_correction import correct_state
-from learnreg.solvers.pdhg import PDHG
-from learnreg.solvers.preconditioner import can_precondition
-from learnreg.solvers.projected_lbfgs import ProjectedLBFGS
 
 __all__ = [
-    "SolverName",
     "check_failure_option",
-    "check_proximal",
     "check_tolerance",
     "initial_point",
     "run_state_solver",
     "solve",
 ]
 
-SolverName = Literal["auto", "pdhg", "lbfgs", "newton-cg"]
 FailureOption = Literal["return", "raise"]
 
 _AIM, _FLOAT32_AIM, _MAX_ATTEMPTS = 0.999, 0.97, 4
@@ -45,47 +38,6 @@ _AIM, _FLOAT32_AIM, _MAX_ATTEMPTS = 0.999, 0.97, 4
 
 _ENDED_EARLY = (Status.PRECISION, Status.STAGNATED, Status.NOT_FINITE)
 """How a solver ends in float32 that float64 may help: steps too short for the pixels' rounding stagnate, too."""
-
-_SOLVERS: dict[str, type[Solver[Any]]] = {"pdhg": PDHG, "lbfgs": LBFGS, "newton-cg": NewtonCG}
-
-_FALLBACKS = ("newton-cg", "pdhg", "continuation")
-"""What goes on, one after the other, where a solver ends early."""
-
-
-def make_solver(name: str, instance: Instance, warm: bool = False) -> Solver[Any]:
-    """The solver of that name. "auto", by operator applications on trained models (docs/benchmarks.md): L-BFGS where
-    it has a preconditioner, and for latent variables under constraints; else from a cold start PDHG where the data term
-    is diagonal (denoising and inpainting by total variation), L-BFGS otherwise; from a warm one L-BFGS, since a good x
-    without its dual iterate is of little use to PDHG, or Newton-CG for free latent variables. With a constraint, and
-    for potentials whose values along a line cost as much as a step, L-BFGS is the projected one. PDHG needs proximal
-    maps."""
-    if name == "auto":
-        latent = instance.latent
-        if _fits_pdhg(instance) and not (can_precondition(instance) or latent.nonnegative or warm):
-            name = "pdhg"
-        else:
-            name = "newton-cg" if latent.channels and not latent.nonnegative else "lbfgs"
-    if name == "lbfgs" and (instance.box.constrains or not instance.potential.cheap_lines):
-        return ProjectedLBFGS()
-    if name == "pdhg":
-        check_proximal(instance, "solver='pdhg'", "'auto', 'lbfgs' or 'newton-cg'")
-    if name not in _SOLVERS:
-        raise ConfigError(f"solver={name!r}: expected 'auto', {', '.join(map(repr, _SOLVERS))}.")
-    return _SOLVERS[name]()
-
-
-def _fits_pdhg(instance: Instance) -> bool:
-    return not instance.potential.prox_obstacle() and instance.quadratic.is_diagonal
-
-
-def check_proximal(instance: Instance, call: str, instead: str) -> None:
-    """ConfigError where a primal-dual iteration is asked for and the potential has no proximal maps."""
-    if why := instance.potential.prox_obstacle():
-        kind = type(instance.potential).__name__
-        raise ConfigError(
-            f"{call}: {kind} {why} and has no proximal map of every step, which primal-dual iterations rest on; use "
-            f"{instead}."
-        )
 
 
 def check_tolerance(tolerance: float, name: str = "tolerance") -> float:
@@ -130,13 +82,13 @@ def run_state_solver(
     residual = residual_tolerance(instance, error)
     bound = error if instance.strong_convexity > 0 else torch.zeros_like(error)
     result = iterate(solver, instance, x, residual, bound, max_steps, solver.resume(instance, x, t))
-    for other in _FALLBACKS:
+    for other in FALLBACKS:
         limited = result.status is Status.PRECISION and x.dtype == torch.float64 and other == "newton-cg"
         ended_early = limited or result.status in (Status.STAGNATED, Status.NOT_FINITE)
         left = None if max_steps is None else max_steps - result.steps
         if not ended_early or left == 0:
             break
-        if other == solver.name or (other == "pdhg" and not _fits_pdhg(instance)):
+        if other == solver.name or (other == "pdhg" and not fits_pdhg(instance)):
             continue
         if other != "newton-cg" and x.dtype != torch.float64:
             break
@@ -144,7 +96,7 @@ def run_state_solver(
         if not len(index):
             break
         part, rest = instance.select(index), (result.x[index], residual[index], bound[index], left)
-        more = continued_newton(part, *rest) if other == "continuation" else iterate(_SOLVERS[other](), part, *rest)
+        more = continued_newton(part, *rest) if other == "continuation" else iterate(SOLVERS[other](), part, *rest)
         result = _followed(instance, result, more, index)
     return result
 
@@ -173,7 +125,7 @@ def solve(
     tolerance: float = 1e-4,
     *,
     max_steps: int | None = None,
-    solver: SolverName = "auto",
+    solver: SolverName | Solver[Any] = "auto",
     start: Tensor | None = None,
     on_failure: FailureOption = "return",
 ) -> Solution:
@@ -185,7 +137,7 @@ def solve(
     tolerance: root-mean-square error per sample, in units of x. A rigorous bound when the problem is strongly convex,
         else an estimate (``Solution.bound_kind``).
     max_steps: iterations at most; None stops when the bound stagnates, too.
-    solver: "auto", "pdhg", "lbfgs" or "newton-cg"; ``Solution.solver`` says which one ran.
+    solver: "auto", "pdhg", "lbfgs" or "newton-cg", or one of ``learnreg.solvers``; ``Solution.solver`` says which ran.
     start: where to start, (batch, *domain_shape).
     on_failure: "return" a Solution whose status says what happened, or "raise".
 

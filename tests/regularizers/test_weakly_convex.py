@@ -27,7 +27,7 @@ from learnreg.operators import Blur, Identity
 from learnreg.potentials.weakly_convex_spline import WeaklyConvexSpline
 from learnreg.regularizers import RidgeRegularizer, Scaled
 from learnreg.solvers import PDHG, AdjointPDHG
-from learnreg.solvers.solve import make_solver
+from learnreg.solvers.choice import make_solver
 from learnreg.testing import check_regularizer, examine_regularizer
 
 SHAPE = registry.SHAPE

@@ -12,7 +12,6 @@ from torch import Tensor
 
 import learnreg as lr
 from learnreg.certificates.judgement import judge
-from learnreg.hypergradients.implicit import make_adjoint_solver
 from learnreg.lower_level import instance as instance_module
 from learnreg.lower_level.adjoint_equation import AdjointEquation
 from learnreg.lower_level.point import Point
@@ -20,6 +19,7 @@ from learnreg.operators import Blur, Identity
 from learnreg.regularizers import FieldsOfExperts, TotalVariation
 from learnreg.solvers import PDHG, SolverState, iterate
 from learnreg.solvers.base import OWNED, select_samples
+from learnreg.solvers.choice import make_adjoint_solver
 
 SHAPE = (1, 12, 11)
 

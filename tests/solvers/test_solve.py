@@ -222,3 +222,27 @@ def test_wrong_arguments() -> None:
         lr.solve(problem, b, start=torch.rand(1, 1, 4, 4))
     with pytest.raises(lr.DataError):
         lr.solve(problem, b * math.inf)
+
+
+def test_solvers_are_objects_wherever_a_name_is_accepted() -> None:
+    problem = registry.build("denoising", "FieldsOfExperts")
+    x_true, b = registry.measure(problem)
+    for name, solver in (("newton-cg", lr.solvers.NewtonCG()), ("pdhg", lr.solvers.PDHG())):
+        found, named = lr.solve(problem, b, 1e-6, solver=solver), lr.solve(problem, b, 1e-6, solver=name)  # type: ignore[arg-type]
+        assert found.solver == name
+        assert torch.equal(found.x, named.x)
+    loss = lr.SquaredError(x_true)
+    objects = lr.Implicit(state_solver=lr.solvers.NewtonCG(), adjoint_solver=lr.solvers.ConjugateGradient())
+    found, named = (lr.hypergradient(problem, b, loss, m) for m in (objects, lr.Implicit("newton-cg", "cg")))
+    assert found.error_bound == named.error_bound
+    assert found.operator_applications == named.operator_applications
+
+
+def test_solver_objects_that_do_not_fit_are_refused() -> None:
+    problem = registry.build("denoising", "FieldsOfExperts", lr.Nonnegative())
+    _, b = registry.measure(problem)
+    with pytest.raises(lr.ConfigError, match=r"use ProjectedLBFGS\(\)"):
+        lr.solve(problem, b, solver=lr.solvers.LBFGS())
+    assert lr.solve(problem, b, solver=lr.solvers.ProjectedLBFGS()).status is lr.Status.CONVERGED
+    with pytest.raises(lr.ConfigError, match="or an object of"):
+        lr.solve(problem, b, solver="newton")  # type: ignore[arg-type]

@@ -1,0 +1,109 @@
+"""Which solver runs: what a name stands for, what "auto" means, and what goes on where one ends early."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from learnreg.errors import ConfigError
+from learnreg.lower_level.instance import Instance
+from learnreg.solvers.adjoint_pdhg import AdjointPDHG
+from learnreg.solvers.base import AdjointSolver, Solver
+from learnreg.solvers.conjugate_gradient import ConjugateGradient
+from learnreg.solvers.lbfgs import LBFGS
+from learnreg.solvers.newton_cg import NewtonCG
+from learnreg.solvers.pdhg import PDHG
+from learnreg.solvers.preconditioner import can_precondition
+from learnreg.solvers.projected_lbfgs import ProjectedLBFGS
+
+__all__ = [
+    "FALLBACKS",
+    "SOLVERS",
+    "AdjointSolverName",
+    "SolverName",
+    "check_proximal",
+    "fits_pdhg",
+    "make_adjoint_solver",
+    "make_solver",
+]
+
+SolverName = Literal["auto", "pdhg", "lbfgs", "newton-cg"]
+AdjointSolverName = Literal["auto", "cg", "piggyback"]
+
+SOLVERS: dict[str, type[Solver[Any]]] = {"pdhg": PDHG, "lbfgs": LBFGS, "newton-cg": NewtonCG}
+
+FALLBACKS = ("newton-cg", "pdhg", "continuation")
+"""What goes on, one after the other, where a solver ends early."""
+
+_ILL_CONDITIONED, _LOOSE = 1000.0, 3e-3
+
+
+def make_solver(solver: SolverName | Solver[Any], instance: Instance, warm: bool = False) -> Solver[Any]:
+    """The solver of that name, or the one given. "auto", by operator applications on trained models
+    (docs/benchmarks.md): L-BFGS where it has a preconditioner, and for latent variables under constraints; else from a
+    cold start PDHG where the data term is diagonal (denoising and inpainting by total variation), L-BFGS otherwise;
+    from a warm one L-BFGS, since a good x without its dual iterate is of little use to PDHG, or Newton-CG for free
+    latent variables. With a constraint, and for potentials whose values along a line cost as much as a step, L-BFGS is
+    the projected one. PDHG needs proximal maps."""
+    if isinstance(solver, Solver):
+        return _fitting(solver, instance)
+    name: str = solver
+    if name == "auto":
+        latent = instance.latent
+        if fits_pdhg(instance) and not (can_precondition(instance) or latent.nonnegative or warm):
+            name = "pdhg"
+        else:
+            name = "newton-cg" if latent.channels and not latent.nonnegative else "lbfgs"
+    if name == "lbfgs" and (instance.box.constrains or not instance.potential.cheap_lines):
+        return ProjectedLBFGS()
+    if name == "pdhg":
+        check_proximal(instance, "solver='pdhg'", "'auto', 'lbfgs' or 'newton-cg'")
+    if name not in SOLVERS:
+        raise ConfigError(
+            f"solver={name!r}: expected 'auto', {', '.join(map(repr, SOLVERS))} or an object of learnreg.solvers."
+        )
+    return SOLVERS[name]()
+
+
+def _fitting(solver: Solver[Any], instance: Instance) -> Solver[Any]:
+    if isinstance(solver, PDHG):
+        check_proximal(instance, "solver=PDHG()", "LBFGS(), ProjectedLBFGS() or NewtonCG()")
+    if isinstance(solver, LBFGS) and instance.box.constrains:
+        raise ConfigError("solver=LBFGS(): it knows no constraint; use ProjectedLBFGS() or NewtonCG().")
+    return solver
+
+
+def make_adjoint_solver(
+    solver: AdjointSolverName | AdjointSolver[Any], instance: Instance, warm: bool, relative: float
+) -> AdjointSolver[Any]:
+    """The adjoint solver of that name, or the one given. "auto", by operator applications (docs/benchmarks.md):
+    conjugate gradients where they have a preconditioner; else the piggyback iteration from a cold start on
+    ill-conditioned problems at loose relative residuals, conjugate gradients otherwise."""
+    if isinstance(solver, AdjointSolver):
+        if isinstance(solver, AdjointPDHG):
+            check_proximal(instance, "adjoint_solver=AdjointPDHG()", "ConjugateGradient()")
+        return solver
+    name: str = solver
+    if name == "auto":
+        obstacle = instance.potential.prox_obstacle() or can_precondition(instance) or warm
+        fits = not (obstacle or instance.latent.channels) and instance.quadratic.is_diagonal
+        fits = fits and instance.strong_convexity > 0
+        hard = fits and relative >= _LOOSE and instance.condition_bound() >= _ILL_CONDITIONED
+        name = "piggyback" if hard else "cg"
+    if name == "piggyback":
+        check_proximal(instance, "adjoint_solver='piggyback'", "'auto' or 'cg'")
+    return AdjointPDHG() if name == "piggyback" else ConjugateGradient()
+
+
+def fits_pdhg(instance: Instance) -> bool:
+    """Whether the primal-dual iteration has both its proximal maps."""
+    return not instance.potential.prox_obstacle() and instance.quadratic.is_diagonal
+
+
+def check_proximal(instance: Instance, call: str, instead: str) -> None:
+    """ConfigError where a primal-dual iteration is asked for and the potential has no proximal maps."""
+    if why := instance.potential.prox_obstacle():
+        kind = type(instance.potential).__name__
+        raise ConfigError(
+            f"{call}: {kind} {why} and has no proximal map of every step, which primal-dual iterations rest on; use "
+            f"{instead}."
+        )

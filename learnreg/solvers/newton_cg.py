@@ -19,7 +19,7 @@ from learnreg.linear.samples import expand, inner_samples
 from learnreg.lower_level.constraints import FreePixels
 from learnreg.lower_level.instance import Instance
 from learnreg.solvers.base import Report, Solver, SolverState
-from learnreg.solvers.point import Point, evaluate, where
+from learnreg.solvers.point import EvaluatedPoint, evaluate, where
 from learnreg.solvers.preconditioner import Preconditioner, preconditioner_of
 
 __all__ = ["NewtonCG", "NewtonCGState"]
@@ -34,7 +34,7 @@ class NewtonCGState(SolverState):
     """The point, and the pixels that are free to move; CG on H(x) d = -grad:
     d, v = K d, residual r, direction p, ‖r‖², <r, Pr>, the preconditioner P (None: the identity)."""
 
-    point: Point
+    point: EvaluatedPoint
     free: FreePixels
     d: Tensor
     v: Tensor
@@ -151,13 +151,13 @@ class NewtonCG(Solver[NewtonCGState]):
             inner=torch.where(ready, 0.0, state.inner),
         )
 
-    def _move(self, instance: Instance, state: NewtonCGState, ready: Tensor) -> Point:
+    def _move(self, instance: Instance, state: NewtonCGState, ready: Tensor) -> EvaluatedPoint:
         """The point after the step of the samples that are ready, on cached responses."""
         point, alpha = state.point, torch.where(ready, self._step_length(instance, state), 0.0)
         m_d = instance.quadratic(state.d)
         t = torch.addcmul(point.t, expand(alpha, state.v), state.v)
         pullback = instance.adjoint(instance.potential.grad(t))
-        return Point(
+        return EvaluatedPoint(
             torch.addcmul(point.x, expand(alpha, state.d), state.d),
             t,
             torch.addcmul(point.data_grad, expand(alpha, m_d), m_d),
@@ -188,7 +188,7 @@ class NewtonCG(Solver[NewtonCGState]):
             current = torch.where(done, current, slope(alpha))
         return alpha
 
-    def _move_in_box(self, instance: Instance, state: NewtonCGState, ready: Tensor) -> Point:
+    def _move_in_box(self, instance: Instance, state: NewtonCGState, ready: Tensor) -> EvaluatedPoint:
         """The projected step of the samples that are ready, shortened until the energy's slope at its end, along the
         way that was made, is at most half the one at its start in size."""
         start = state.point

@@ -15,7 +15,7 @@ from learnreg.linear.samples import expand, inner_samples
 from learnreg.lower_level.instance import Instance
 from learnreg.solvers.base import Report, Solver, SolverState
 from learnreg.solvers.lbfgs import inverse_curvature, pair_scale, two_loop_direction
-from learnreg.solvers.point import Point, evaluate, where
+from learnreg.solvers.point import EvaluatedPoint, evaluate, where
 from learnreg.solvers.preconditioner import Preconditioner, preconditioner_of
 
 __all__ = ["ProjectedLBFGS", "ProjectedLBFGSState"]
@@ -30,7 +30,7 @@ class ProjectedLBFGSState(SolverState):
     (batch,) each, the preconditioner (None: the identity), steps so far, and the pairs with their inverse curvatures, 0
     where a step was not taken."""
 
-    point: Point
+    point: EvaluatedPoint
     alpha: Tensor
     scale: Tensor
     preconditioner: Preconditioner | None
@@ -77,7 +77,7 @@ class ProjectedLBFGS(Solver[ProjectedLBFGSState]):
             return state
         return replace(state, preconditioner=self._preconditioner(instance, state.point))
 
-    def _preconditioner(self, instance: Instance, point: Point) -> Preconditioner | None:
+    def _preconditioner(self, instance: Instance, point: EvaluatedPoint) -> Preconditioner | None:
         if not self.precondition:
             return None
         return preconditioner_of(instance, lambda: instance.potential.majorant(point.t))

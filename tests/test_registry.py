@@ -66,4 +66,4 @@ def test_public_classes_are_registered(base: type, registered: set[type]) -> Non
     missing = {cls for cls in public_classes(base) - registered if not vars(cls).get("__abstractmethods__")}
     abstract = {cls for cls in missing if cls.__name__ in {"Solver", "AdjointSolver"}}
     names = sorted(cls.__qualname__ for cls in missing - abstract)
-    assert not names, f"add a line for {', '.join(names)} to tests/registry"
+    assert not names, f"add a line for {', '.join(names)} to tests/registry.py or a file of tests/registered"

@@ -19,6 +19,7 @@ from learnreg.linear.parameter_groups import ResponseErrors
 from learnreg.models.names import build_regularizer, describe_regularizer
 from learnreg.operators import Blur, Identity
 from learnreg.potentials.network import NetworkPotential
+from learnreg.potentials.proximal import ProximalPotential
 from learnreg.regularizers import InputConvexNetwork
 
 
@@ -319,8 +320,8 @@ def test_what_needs_a_proximal_map_is_refused() -> None:
     with pytest.raises(lr.ConfigError, match="'auto' or 'cg'"):
         lr.hypergradient(problem, b, loss, lr.Implicit(adjoint_solver="piggyback"))
     potential = registry.POTENTIALS["NetworkPotential"](0.1, 1.0)
-    with pytest.raises(lr.ConfigError, match="no proximal map"):
-        potential.prox(torch.zeros(1, 6, 2, 2), 1.0)
+    assert potential.prox_obstacle() == "couples all responses of an image"
+    assert not isinstance(potential, ProximalPotential)
 
 
 # ------------------------------------------------------------------------------------------------------------- options

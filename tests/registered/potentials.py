@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from registered.randomness import rand, randn
 from torch import Tensor
 
 import learnreg as lr
@@ -15,7 +16,6 @@ from learnreg.potentials.quadratic_spline import QuadraticSpline
 from learnreg.potentials.spline import Spline
 from learnreg.potentials.squared_hinge import SquaredHinge
 from learnreg.potentials.weakly_convex_spline import WeaklyConvexSpline
-from registry.randomness import rand, randn
 
 __all__ = ["POTENTIALS", "PotentialEntry", "potentials"]
 

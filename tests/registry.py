@@ -5,15 +5,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from registered.operators import HAS_ASTRA, OPERATORS
+from registered.potentials import POTENTIALS, PotentialEntry, potentials
+from registered.problems import PROBLEMS, ProblemCase, build, measure
+from registered.randomness import SHAPE, rand, randn, scalar
+from registered.regularizers import REGULARIZERS, RegularizerEntry, generalized_variation, network, regularizers
+
 import learnreg as lr
 from learnreg.hypergradients.base import HypergradientMethod
 from learnreg.hypergradients.interleaved import InterleavedPDHG
 from learnreg.solvers import LBFGS, PDHG, AdjointPDHG, ConjugateGradient, NewtonCG, ProjectedLBFGS
-from registry.operators import HAS_ASTRA, OPERATORS
-from registry.potentials import POTENTIALS, PotentialEntry, potentials
-from registry.problems import PROBLEMS, ProblemCase, build, measure
-from registry.randomness import SHAPE, rand, randn, scalar
-from registry.regularizers import REGULARIZERS, RegularizerEntry, generalized_variation, network, regularizers
 
 __all__ = [
     "ADJOINT_SOLVERS",

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from registered.potentials import POTENTIALS
+from registered.randomness import SHAPE, rand, randn
 from torch import nn
 
 import learnreg as lr
@@ -26,8 +28,6 @@ from learnreg.regularizers import (
     Scaled,
     TotalVariation,
 )
-from registry.potentials import POTENTIALS
-from registry.randomness import SHAPE, rand, randn
 
 __all__ = ["REGULARIZERS", "RegularizerEntry", "bank", "generalized_variation", "network", "regularizers"]
 

@@ -7,6 +7,8 @@ from importlib.util import find_spec
 
 import numpy as np
 import torch
+from registered.randomness import SHAPE, rand, randn
+from registered.regularizers import bank, network
 from torch import Tensor, nn
 
 import learnreg as lr
@@ -27,8 +29,6 @@ from learnreg.operators import (
     assemble,
     from_callables,
 )
-from registry.randomness import SHAPE, rand, randn
-from registry.regularizers import bank, network
 
 __all__ = ["HAS_ASTRA", "OPERATORS", "delta"]
 

@@ -6,14 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from registered.operators import delta
+from registered.randomness import SHAPE, rand, randn, scalar
+from registered.regularizers import REGULARIZERS
 from torch import Tensor, nn
 
 import learnreg as lr
 from learnreg.linear.operator import LinearOperator
 from learnreg.operators import Blur, Identity, Inpainting
-from registry.operators import delta
-from registry.randomness import SHAPE, rand, randn, scalar
-from registry.regularizers import REGULARIZERS
 
 __all__ = ["PROBLEMS", "ProblemCase", "build", "measure"]
 

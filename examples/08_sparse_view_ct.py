@@ -7,8 +7,7 @@ import torch
 
 import learnreg as lr
 from learnreg.datasets import RelativeNoise, TomographyPairs, load_ct_images
-from learnreg.operators import ParallelBeam2D
-from learnreg.operators.tomography import filtered_back_projection
+from learnreg.operators import ParallelBeam2D, filtered_back_projection
 from learnreg.regularizers import FieldsOfExperts
 
 SIZE, VIEWS = 48, 20

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 import learnreg as lr
-from learnreg.operators import FanBeam2D, FanGeometry, ParallelBeam2D, ParallelGeometry
-from learnreg.operators.tomography import filtered_back_projection
+from learnreg.operators import FanBeam2D, FanGeometry, ParallelBeam2D, ParallelGeometry, filtered_back_projection
 from learnreg.regularizers import TotalVariation
 from learnreg.solvers.solve import initial_point
 

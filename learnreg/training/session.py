@@ -90,7 +90,7 @@ class Session:
         loss: Callable[[Tensor], UpperLoss],
         options: TrainingOptions,
     ) -> Session:
-        """The session that the options ask for."""
+        """What the options ask for."""
         return cls(
             problem,
             loss,

@@ -6,10 +6,12 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.entry_point import Result, run_entry_point
 from truth.accuracy_cases import tiny, tiny_report, violated
 from truth.dense import distance
 
@@ -17,7 +19,6 @@ from learnreg.accuracy import measure as accuracy_measure
 from learnreg.accuracy import problems as accuracy_problems
 from learnreg.accuracy.reference import solve_reference
 from learnreg.accuracy.report import AccuracyReport, parse_methods, parse_tolerances
-from learnreg.commands import cli
 from learnreg.hypergradients import METHODS
 from learnreg.models.model import save_model
 from learnreg.regularizers import FieldsOfExperts
@@ -33,30 +34,11 @@ def report() -> AccuracyReport:
 # -------------------------------------------------------------------------------------------------------------- command
 
 
-class Result:
-    """What the command left behind."""
-
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-
 @pytest.fixture
 def learnreg(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+    """``learnreg accuracy``, called as the installed command does, in this process."""
     monkeypatch.delenv("LEARNREG_DEBUG", raising=False)
-
-    def call(*arguments: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["learnreg", "accuracy", *map(str, arguments)])
-        capsys.readouterr()
-        code: object = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            code = end.code
-        out, err = capsys.readouterr()
-        assert isinstance(code, int)
-        return Result(code, out, err)
-
-    return call
+    return partial(run_entry_point, monkeypatch, capsys, "accuracy")
 
 
 @pytest.fixture

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from support.entry_point import Result, run_entry_point
 
 import learnreg as lr
 from learnreg.commands import cli, doctor, tasks
@@ -27,42 +29,11 @@ pytest.importorskip("skimage.metrics")
 FAST = ("--tolerance", "1e-2")
 
 
-class Result:
-    """What a command left behind."""
-
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-    @property
-    def json(self) -> dict[str, Any]:
-        lines = self.out.splitlines()
-        assert len(lines) == 1, self.out
-
-        def refuse(word: str) -> None:
-            raise AssertionError(f"{word} is no JSON")
-
-        found: dict[str, Any] = json.loads(lines[-1], parse_constant=refuse)
-        return found
-
-
 @pytest.fixture
-def learnreg(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+def learnreg(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
     """Calls the entry point as the installed command does, in this process."""
     monkeypatch.delenv("LEARNREG_DEBUG", raising=False)
-
-    def call(*arguments: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["learnreg", *map(str, arguments)])
-        capsys.readouterr()
-        code: object = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            code = end.code
-        out, err = capsys.readouterr()
-        assert isinstance(code, int)
-        return Result(code, out, err)
-
-    return call
+    return partial(run_entry_point, monkeypatch, capsys)
 
 
 @pytest.fixture

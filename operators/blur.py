@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from torch import Tensor, nn
 
+from learnreg.convolutions.correlation import correlate, correlate_adjoint
 from learnreg.convolutions.filter_bank import FilterBank
-from learnreg.convolutions.padding import Boundary
+from learnreg.convolutions.padding import Boundary, pad, pad_adjoint
 from learnreg.errors import ConfigError, ShapeError
 from learnreg.linear.norms import NormBound
 from learnreg.linear.operator import LinearOperator
@@ -47,19 +46,28 @@ class Blur(LinearOperator):
         self.boundary = boundary
         self._bank()
 
+    @property
+    def _sides(self) -> tuple[int, int]:
+        return self.kernel.shape[-2], self.kernel.shape[-1]
+
+    @property
+    def _filters(self) -> Tensor:
+        return self.kernel.reshape(1, *self._sides)
+
     def _bank(self) -> FilterBank:
-        kernel = self.kernel.reshape(1, *self.kernel.shape[-2:])
-        return FilterBank(kernel, (1, self.domain_shape[1], self.domain_shape[2]), self.boundary)
+        """The same as filters of a single channel, which knows norms and pairings."""
+        return FilterBank(self._filters, (1, self.domain_shape[1], self.domain_shape[2]), self.boundary)
 
     def forward(self, x: Tensor) -> Tensor:
         self.check_domain(x)
-        channels = x.reshape(-1, 1, *self.domain_shape[1:])
-        return cast(Tensor, self._bank()(channels)).reshape(x.shape)
+        padded = pad(x.reshape(-1, 1, *self.domain_shape[1:]), self._sides, self.boundary)
+        return correlate(padded, self._filters.to(x.dtype)).reshape(x.shape)
 
     def adjoint(self, y: Tensor) -> Tensor:
         self.check_range(y)
-        channels = y.reshape(-1, 1, *self.domain_shape[1:])
-        return self._bank().adjoint(channels).reshape(y.shape)
+        padded = correlate_adjoint(y.reshape(-1, 1, *self.domain_shape[1:]), self._filters.to(y.dtype))
+        _, height, width = self.domain_shape
+        return pad_adjoint(padded, self._sides, self.boundary, (height, width)).reshape(y.shape)
 
     def _find_norm(self) -> NormBound:
         return self._bank().norm()

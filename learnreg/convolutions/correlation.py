@@ -132,11 +132,12 @@ def _conv2d(x: Tensor, filters: Tensor, out: Tensor) -> None:
     if out.device.type != "cpu":
         out.copy_(F.conv2d(x, weight))
         return
-    block = _block_rows(out, out.shape[1])
-    for i in range(x.shape[0]):
-        for first in range(0, out.shape[2], block):
-            last = min(first + block, out.shape[2])
-            out[i, :, first:last] = F.conv2d(x[i : i + 1, :, first : last + k - 1], weight)[0]
+    rows, block = out.shape[2], _block_rows(out, out.shape[1])
+    samples = max(1, block // rows)  # at a time
+    for i in range(0, x.shape[0], samples):
+        for first in range(0, rows, block):
+            last, part = min(first + block, rows), slice(i, i + samples)
+            out[part, :, first:last] = F.conv2d(x[part, :, first : last + k - 1], weight)
 
 
 def _windows_product(x: Tensor, filters: Tensor, out: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -16,6 +17,15 @@ Boundary = Literal["valid", "zero", "circular", "reflect", "replicate"]
 BOUNDARIES: tuple[str, ...] = ("valid", "zero", "circular", "reflect", "replicate")
 
 
+_Transpose = Callable[[Tensor, Tensor, list[int]], Tensor]
+
+_KERNELS: dict[str, tuple[str, _Transpose]] = {
+    "reflect": ("reflect", torch.ops.aten.reflection_pad2d_backward),
+    "replicate": ("replicate", torch.ops.aten.replication_pad2d_backward),
+}
+"""torch's own padding and its transpose, on the CPU alone: on a GPU the transposes sum in no fixed order."""
+
+
 def pad(x: Tensor, filter_shape: tuple[int, int], boundary: Boundary) -> Tensor:
     """Extend (batch, 1, H, W) so that a valid correlation has H x W responses; nothing to do for "valid"."""
     if boundary == "valid":
@@ -23,6 +33,8 @@ def pad(x: Tensor, filter_shape: tuple[int, int], boundary: Boundary) -> Tensor:
     (top, bottom), (left, right) = (margins(k) for k in filter_shape)
     if boundary == "zero":
         return F.pad(x, (left, right, top, bottom))
+    if boundary in _KERNELS and x.device.type == "cpu":
+        return F.pad(x, (left, right, top, bottom), _KERNELS[boundary][0])
     rows = source_index(x.shape[-2], top, bottom, boundary, x.device)
     cols = source_index(x.shape[-1], left, right, boundary, x.device)
     return x.index_select(-2, rows).index_select(-1, cols)
@@ -35,6 +47,8 @@ def pad_adjoint(y: Tensor, filter_shape: tuple[int, int], boundary: Boundary, sh
     (top, bottom), (left, right) = (margins(k) for k in filter_shape)
     if boundary == "zero":
         return y[..., top : top + shape[0], left : left + shape[1]]
+    if boundary in _KERNELS and y.device.type == "cpu":
+        return _KERNELS[boundary][1](y, y.new_empty(*y.shape[:-2], *shape), [left, right, top, bottom])
     rows = source_index(shape[0], top, bottom, boundary, y.device)
     cols = source_index(shape[1], left, right, boundary, y.device)
     folded = y.new_zeros(*y.shape[:-2], shape[0], y.shape[-1]).index_add(-2, rows, y)

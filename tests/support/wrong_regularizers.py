@@ -11,7 +11,6 @@ from support.wrong_operators import Custom, dense, matrix
 from torch import Tensor, nn
 
 import learnreg as lr
-from learnreg.convolutions.filter_bank import FilterBank
 from learnreg.lower_level.regularizer import ParameterRole, SaddleTerms
 from learnreg.operators import Blur
 from learnreg.regularizers import AnalysisOperator, FieldsOfExperts, TotalVariation
@@ -58,9 +57,9 @@ class Squared(Blur):
     def parameter_lipschitz(self) -> float | None:
         return None
 
-    def _bank(self) -> FilterBank:
-        kernel = self.kernel.reshape(1, *self.kernel.shape[-2:]) ** 2
-        return FilterBank(kernel, (1, self.domain_shape[1], self.domain_shape[2]), self.boundary)  # type: ignore[arg-type]
+    @property
+    def _filters(self) -> Tensor:
+        return super()._filters ** 2
 
 
 class Flat(FieldsOfExperts):

@@ -11,8 +11,9 @@ from torch import Tensor
 from learnreg.convolutions.chain_norm import chain_norm_bound, smallest_side
 from learnreg.convolutions.composition import compose
 from learnreg.convolutions.filter_bank import FilterBank
+from learnreg.convolutions.local_gram import local_gram
 from learnreg.errors import ShapeError
-from learnreg.linear.norms import DENSE_LIMIT, NormBound, dense_matrix, gram_norm_bound
+from learnreg.linear.norms import DENSE_LIMIT, NormBound, gram_norm_bound
 from learnreg.linear.operator import LinearOperator
 from learnreg.linear.stencil import Stencil
 
@@ -70,8 +71,8 @@ class ConvolutionChain(LinearOperator):
             if spread <= _LARGEST_SPREAD:
                 return NormBound(bound)
         if math.prod(sides) <= DENSE_LIMIT:
-            gram = dense_matrix(lambda v: self.adjoint(self(v)), self.domain_shape, device=self._device(), block=64)
-            return NormBound(min(bound, math.sqrt(gram_norm_bound(gram))))
+            shape = (1 + sum(k.shape[-2] - 1 for k in self.kernels), 1 + sum(k.shape[-1] - 1 for k in self.kernels))
+            return NormBound(min(bound, gram_norm_bound(local_gram(self, shape, self._device()))))
         return super()._find_norm().at_most(bound)
 
     def stencil(self) -> Stencil | None:

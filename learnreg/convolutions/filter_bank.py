@@ -14,6 +14,7 @@ from torch import Tensor
 
 from learnreg.convolutions.correlation import correlate, correlate_adjoint
 from learnreg.convolutions.filter_pairing import FilterPairing
+from learnreg.convolutions.local_gram import local_gram
 from learnreg.convolutions.local_norm import local_norm_bound
 from learnreg.convolutions.padding import BOUNDARIES, Boundary, margins, pad, pad_adjoint, source_index
 from learnreg.errors import ConfigError, ShapeError
@@ -22,7 +23,6 @@ from learnreg.linear.norms import (
     FAILURE_PROBABILITY,
     NormBound,
     circulant_bound,
-    dense_matrix,
     gram_norm_bound,
     power_estimate,
     probabilistic_norm_bound,
@@ -130,8 +130,7 @@ class FilterBank(LinearOperator):
         if bound <= tight:
             return NormBound(bound)
         if pixels <= DENSE_LIMIT:
-            matrix = dense_matrix(gram, self.domain_shape, device=device, block=64)
-            return NormBound(min(bound, math.sqrt(gram_norm_bound(matrix))))
+            return NormBound(min(bound, gram_norm_bound(local_gram(bank, self.filter_shape, device))))
         random = probabilistic_norm_bound(gram, self.domain_shape, device=device)
         return NormBound(random, "probabilistic", FAILURE_PROBABILITY).at_most(bound)
 
@@ -189,8 +188,11 @@ def weighted_norm_bound(bank: FilterBank, channel_weights: Tensor, tight: bool =
     if bank.boundary == "circular":
         return math.sqrt(circulant_bound(filters, (height, width))[0]) * (1.0 + 1e-12)
     if tight and height * width <= _DENSE_PIXELS:
-        scaled = FilterBank(filters, cast(tuple[int, int, int], bank.domain_shape), bank.boundary)
-        return gram_norm_bound(dense_matrix(scaled.forward, scaled.domain_shape, device=filters.device))
+        size = float(filters.abs().max())
+        if size == 0.0 or not math.isfinite(size):
+            return size
+        scaled = FilterBank(filters / size, cast(tuple[int, int, int], bank.domain_shape), bank.boundary)
+        return size * gram_norm_bound(local_gram(scaled, bank.filter_shape, filters.device))
     torus = (height + k - 1, width + l - 1)
     bound = math.sqrt(circulant_bound(filters, torus)[0])
     if bank.boundary in _REPEATING:

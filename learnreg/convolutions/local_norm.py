@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from learnreg.linear.norms import dense_matrix
+from learnreg.convolutions.local_gram import local_gram
 from learnreg.linear.operator import LinearOperator
 
 __all__ = ["local_norm_bound"]
@@ -36,7 +36,7 @@ def local_norm_bound(
             break
     else:
         return math.inf
-    gram = dense_matrix(lambda v: operator.adjoint(operator(v)), operator.domain_shape, device=device, block=32)
+    gram = local_gram(operator, filter_shape, device)
     scale = float(gram.abs().max())
     if scale == 0.0:
         return 0.0

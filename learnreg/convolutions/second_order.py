@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from learnreg.convolutions.filter_bank import FilterBank, padding_norm
+from learnreg.convolutions.local_gram import local_gram
 from learnreg.convolutions.local_norm import local_norm_bound
 from learnreg.convolutions.padding import Boundary
-from learnreg.linear.norms import NormBound, dense_matrix, gram_norm_bound, power_estimate
+from learnreg.linear.norms import NormBound, gram_norm_bound, power_estimate
 from learnreg.linear.operator import LinearOperator
 
 __all__ = ["SecondOrderOperator"]
@@ -99,8 +100,7 @@ class SecondOrderOperator(LinearOperator):
         device, repeat = self.image.filters.device, padding_norm(self.image)
         gram = lambda v: self.adjoint(self(v))  # noqa: E731
         if math.prod(self.domain_shape) <= _DENSE:
-            matrix = dense_matrix(gram, self.domain_shape, device=device, block=32)
-            return NormBound(math.sqrt(gram_norm_bound(matrix)))
+            return NormBound(gram_norm_bound(local_gram(self, self.image.filter_shape, device)))
         bound = self._symbol_bound() * repeat
         if repeat > 1.0 and bound > _LOOSE * power_estimate(gram, self.domain_shape, device=device, steps=20):
             sides = (self.domain_shape[1], self.domain_shape[2])

@@ -24,6 +24,7 @@ __all__ = [
     "dense_matrix",
     "gram_norm_bound",
     "largest_eigenvalue",
+    "matrix_norm_bound",
     "power_estimate",
     "probabilistic_norm_bound",
 ]
@@ -81,19 +82,28 @@ def dense_matrix(
     return torch.cat(columns).T
 
 
-def gram_norm_bound(matrix: Tensor) -> float:
-    """Rigorous bound of the largest singular value: the exact eigenvalue of the smaller Gram matrix, or beyond 1,024
-    unknowns its Schatten norm by repeated squaring, at most 1.07 times the norm."""
+def matrix_norm_bound(matrix: Tensor) -> float:
+    """Rigorous bound of the largest singular value: the root of that of the smaller Gram matrix, see
+    ``gram_norm_bound``."""
     a = matrix.to(torch.float64)
     size = float(a.abs().max())
     if size == 0.0 or not math.isfinite(size):
         return size
     a = a / size  # squares neither underflow nor overflow
-    gram = a @ a.T if a.shape[0] <= a.shape[1] else a.T @ a
+    return size * gram_norm_bound(a @ a.T if a.shape[0] <= a.shape[1] else a.T @ a)
+
+
+def gram_norm_bound(gram: Tensor) -> float:
+    """Rigorous bound of ‖A‖ from G = A^T A: the root of the exact eigenvalue, or beyond 1,024 unknowns of the Schatten
+    norm by repeated squaring, at most 1.07 times the norm."""
+    size = float(gram.abs().max())
+    if size == 0.0 or not math.isfinite(size):
+        return math.sqrt(size)
+    gram = gram.to(torch.float64) / size
     if gram.shape[0] <= _EIGENVALUE_LIMIT:
         largest = float(torch.linalg.eigvalsh(gram)[-1].clamp_min(0.0))
-        return size * math.sqrt(largest) * (1.0 + 1e-12 * gram.shape[0])
-    log_norm, exponent = 0.0, 1.0
+        return math.sqrt(size * largest) * (1.0 + 1e-12 * gram.shape[0])
+    log_norm, exponent = math.log(size), 1.0
     for _ in range(6):
         scale = float(torch.linalg.norm(gram))
         log_norm += exponent * math.log(scale)
@@ -101,7 +111,7 @@ def gram_norm_bound(matrix: Tensor) -> float:
         gram = gram @ gram
         exponent *= 0.5
     log_norm += exponent * math.log(float(torch.linalg.norm(gram)))
-    return size * math.exp(0.5 * log_norm) * (1.0 + 1e-10)
+    return math.exp(0.5 * log_norm) * (1.0 + 1e-10)
 
 
 def largest_eigenvalue(gram: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from learnreg.linear.norms import (
     NormBound,
     NormKind,
     dense_matrix,
-    gram_norm_bound,
+    matrix_norm_bound,
     probabilistic_norm_bound,
 )
 from learnreg.linear.parameter_groups import NormPairing, Pairing
@@ -99,7 +99,7 @@ class LinearOperator(FindsOnce):
         if min(math.prod(self.domain_shape), math.prod(self.range_shape)) <= DENSE_LIMIT:
             small_domain = math.prod(self.domain_shape) <= math.prod(self.range_shape)
             apply, shape = (self.forward, self.domain_shape) if small_domain else (self.adjoint, self.range_shape)
-            return NormBound(gram_norm_bound(dense_matrix(apply, shape, device=device)))
+            return NormBound(matrix_norm_bound(dense_matrix(apply, shape, device=device)))
         gram = lambda v: self.adjoint(self(v))  # noqa: E731
         bound = probabilistic_norm_bound(gram, self.domain_shape, device=device)
         return NormBound(bound, "probabilistic", FAILURE_PROBABILITY)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from learnreg.errors import OperatorError, ShapeError
-from learnreg.linear.norms import NormBound, gram_norm_bound, power_estimate
+from learnreg.linear.norms import NormBound, matrix_norm_bound, power_estimate
 from learnreg.linear.operator import LinearOperator, Shape, linear_map
 
 __all__ = ["SparseOperator", "assemble", "compressed_rows"]
@@ -103,7 +103,7 @@ class SparseOperator(LinearOperator):
     def _find_norm(self) -> NormBound:
         size = math.prod(self.range_shape) * math.prod(self.domain_shape)
         if size <= _DENSE_ENTRIES:
-            return NormBound(gram_norm_bound(self.compressed("", torch.float64).to_dense()))
+            return NormBound(matrix_norm_bound(self.compressed("", torch.float64).to_dense()))
         upper, lower = self._schur_bounds()
         signs = torch.sign(self.values)
         if not (bool((signs >= 0).all()) or bool((signs <= 0).all())):  # else |M| is M up to sign

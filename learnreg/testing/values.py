@@ -147,11 +147,12 @@ def check_dtype(case: RegularizerCase) -> Property:
 @torch.no_grad()
 def check_finite(case: RegularizerCase) -> Property:
     """No NaN or infinity, in values and gradients, for images of any size and for 0."""
-    for scale in _SCALES:
-        x = case.images(scale)
-        if not bool(torch.isfinite(case.value(x)).all()):
+    x = torch.cat([case.images(scale) for scale in _SCALES])
+    values, gradients = (torch.isfinite(t).flatten(1).all(1) for t in (case.value(x)[:, None], case.gradient(x)))
+    for i, scale in enumerate(scale for scale in _SCALES for _ in range(len(x) // len(_SCALES))):
+        if not bool(values[i]):
             return broken("finite", f"value of images of size {scale:g} is NaN or infinite")
-        if not bool(torch.isfinite(case.gradient(x)).all()):
+        if not bool(gradients[i]):
             return broken("finite", f"the gradient at images of size {scale:g} is NaN or infinite (0/0 at 0?)")
     return holds("finite", "values and gradients are finite")
 
@@ -226,11 +227,11 @@ def check_convexity(case: RegularizerCase) -> Property:
         single = a.clone()
         places = torch.randint(math.prod(case.image_shape), (len(a), 1), generator=case.generator).to(case.device)
         single.view(len(a), -1).scatter_add_(1, places, case.images(scale).flatten(1)[:, :1])
-        for other in (b, single, -a):
-            slopes = [case.gradient(t).double() for t in (a, other)]
+        slope, *others = case.gradient(torch.cat([a, b, single, -a])).double().chunk(4)
+        for other, its_slope in zip((b, single, -a), others, strict=True):
             apart = (a - other).double()
-            fall = -((slopes[0] - slopes[1]) * apart).flatten(1).sum(1)
-            size = norms(apart) * (norms(slopes[0]) + norms(slopes[1]))
+            fall = -((slope - its_slope) * apart).flatten(1).sum(1)
+            size = norms(apart) * (norms(slope) + norms(its_slope))
             value = max(value, float(torch.where(size > 0, fall / size, 0.0).max()))
         if math.prod(case.image_shape) <= _DENSE_PIXELS:
             spectrum = torch.linalg.eigvalsh(_symmetric(_hessian(case, a[:1])))
@@ -268,12 +269,12 @@ def check_gradient(case: RegularizerCase) -> Property:
         gradient = case.gradient(x)
         slope = (gradient.double() * d.double()).flatten(1).sum(1)
         size = torch.maximum(slope.abs(), 1e-2 * norms(gradient) * norms(d)).clamp_min(1e-300)
-
-        def error(step: float, x: Tensor = x, d: Tensor = d, slope: Tensor = slope, size: Tensor = size) -> float:
-            difference = (case.value(x + step * d).double() - case.value(x - step * d).double()) / (2.0 * step)
-            return float(((difference - slope).abs() / size).max())
-
-        value = max(value, min(error(step) for step in difference_steps(case)))
+        steps = difference_steps(case)
+        ahead, behind = (case.value(torch.cat([x + s * step * d for step in steps])) for s in (1.0, -1.0))
+        width = torch.tensor(steps, dtype=torch.float64).repeat_interleave(len(x)).to(case.device)
+        difference = ((ahead.double() - behind.double()) / (2.0 * width)).view(len(steps), -1)
+        errors = ((difference - slope).abs() / size).nan_to_num(math.inf)
+        value = max(value, float(errors.amax(1).min()))
     problem = "autograd of value is not its derivative (a detach or no_grad inside, or a backward of its own)"
     tolerance = 1e-6 if case.dtype == torch.float64 else 3e-2
     return judged("gradient", value, tolerance, "relative difference to central differences", problem)
@@ -289,14 +290,16 @@ def check_hessian(case: RegularizerCase) -> Property:
     if case.dtype != torch.float64:
         return skipped("hessian", "in float64 alone")
     x, u, v = (case.images() for _ in range(3))
-    products = [_hessian_vector(case, x, t) for t in (u, v)]
-    if products[0] is None or products[1] is None:
+    both = _hessian_vector(case, torch.cat([x, x]), torch.cat([u, v]))
+    if both is None:
         return broken("hessian", "the gradient cannot be differentiated again; build value from torch operations")
+    products = both.chunk(2)
     uHv, vHu = ((a * b).flatten(1).sum(1) for a, b in ((u, products[1]), (v, products[0])))
     size = (norms(products[0]) * norms(v) + norms(products[1]) * norms(u)).clamp_min(1e-300)
     asymmetry = float(((uHv - vHu).abs() / size).max())
     step = 1e-7
-    difference = (case.gradient(x + step * u) - case.gradient(x - step * u)) / (2.0 * step)
+    ahead, behind = case.gradient(torch.cat([x + step * u, x - step * u])).chunk(2)
+    difference = (ahead - behind) / (2.0 * step)
     wrong = largest(products[0] - difference, difference, norms(difference).max().expand(len(x)))
     if not asymmetry <= 1e-9:
         return judged("hessian", asymmetry, 1e-9, "relative asymmetry", "second derivatives are not symmetric")

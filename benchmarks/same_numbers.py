@@ -108,6 +108,7 @@ REGULARIZERS: dict[str, Callable[[], Regularizer]] = {
     "icnn-lifted": lambda: network(form="lifted"),
     "learned-tv": lambda: seeded(regularizers.LearnedTotalVariation, 2, 3, 0.1, 0.02),
     "learned-tgv": lambda: seeded(regularizers.LearnedTotalGeneralizedVariation, 2, 3, 0.1, 2.0, 0.03, 0.05),
+    "tikhonov": lambda: seeded(regularizers.GeneralisedTikhonov, 3, 3, 0.3),
     "imported": imported,
     "scaled-imported": lambda: regularizers.Scaled(imported(), 0.7).double(),
     "scaled-experts": lambda: regularizers.Scaled(experts(), 1.3).double().requires_grad_(),
@@ -117,8 +118,9 @@ REGULARIZERS: dict[str, Callable[[], Regularizer]] = {
 def unrecorded() -> list[str]:
     """Public regularizers that no entry has."""
     found = {type(module) for make in REGULARIZERS.values() for module in make().modules()}
-    public = [name for name in regularizers.__all__ if isinstance(getattr(regularizers, name), type)]
-    return [name for name in public if name != "Regularizer" and getattr(regularizers, name) not in found]
+    public = [getattr(regularizers, name) for name in regularizers.__all__]
+    classes = [cls for cls in public if isinstance(cls, type) and issubclass(cls, Regularizer)]
+    return [cls.__name__ for cls in classes if cls is not Regularizer and cls not in found]
 
 
 PROBLEMS: dict[str, Callable[[], tuple[Any, ...]]] = {

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import random
+import runpy
+import sys
 import time
+import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,6 +81,39 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., str]]:
+    """What a script prints, as a program of its own in an empty folder, but in this process: torch starts slowly."""
+    import torch
+
+    from learnreg.regularizers import REGULARIZERS
+
+    kept, state, registered = dict(os.environ), torch.get_rng_state(), dict(REGULARIZERS)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def printed(script: Path, *arguments: str) -> str:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [str(script), *arguments])
+        sys.path.insert(0, str(script.parent))
+        with warnings.catch_warnings():
+            warnings.simplefilter("default")
+            try:
+                runpy.run_path(str(script), run_name="__main__")
+            except SystemExit as end:
+                if end.code:
+                    pytest.fail(f"{script.name} exited with {end.code}")
+        return capsys.readouterr().out
+
+    yield printed
+    os.environ.clear()
+    os.environ.update(kept)
+    torch.set_rng_state(state)
+    REGULARIZERS.clear()
+    REGULARIZERS.update(registered)
 
 
 @pytest.fixture

@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+EXAMPLES = ROOT / "examples"
 TOMOGRAPHY = ("08_sparse_view_ct", "09_low_dose_ct", "10_transfer_denoising_to_ct", "11_learned_view_weights")
 
-
-def run(arguments: list[str], folder: Path) -> str:
-    result = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout
+Run = Callable[..., str]
 
 
 @pytest.mark.parametrize(
@@ -38,8 +26,8 @@ def run(arguments: list[str], folder: Path) -> str:
         ("07_own_regularizer.py", [], "certified: True"),
     ],
 )
-def test_example_runs(name: str, arguments: list[str], expected: str, tmp_path: Path) -> None:
-    assert expected in run([str(ROOT / "examples" / name), *arguments], tmp_path)
+def test_example_runs(name: str, arguments: list[str], expected: str, program: Run) -> None:
+    assert expected in program(EXAMPLES / name, *arguments)
 
 
 @pytest.mark.parametrize(
@@ -51,9 +39,9 @@ def test_example_runs(name: str, arguments: list[str], expected: str, tmp_path: 
         ("11_learned_view_weights.py", ["2"], "certified: True"),
     ],
 )
-def test_example_of_tomography_runs(name: str, arguments: list[str], expected: str, tmp_path: Path) -> None:
+def test_example_of_tomography_runs(name: str, arguments: list[str], expected: str, program: Run) -> None:
     pytest.importorskip("astra")
-    printed = run([str(ROOT / "examples" / name), *arguments], tmp_path)
+    printed = program(EXAMPLES / name, *arguments)
     assert expected in printed
     if name == "09_low_dose_ct.py":
         equal, weighted = (float(line.split(": ")[1].split()[0]) for line in printed.splitlines()[-2:])
@@ -69,43 +57,38 @@ def test_example_of_tomography_runs(name: str, arguments: list[str], expected: s
         ("06_pylops_operator.py", ("pylops",), "certified: True"),
     ],
 )
-def test_example_with_another_library_runs(name: str, packages: tuple[str, ...], expected: str, tmp_path: Path) -> None:
+def test_example_with_another_library_runs(name: str, packages: tuple[str, ...], expected: str, program: Run) -> None:
     for package in packages:
         pytest.importorskip(package)
-    assert expected in run([str(ROOT / "examples" / name)], tmp_path)
+    assert expected in program(EXAMPLES / name)
 
 
 @pytest.mark.parametrize(("name", "package"), [("05_odl_operator.py", "odl"), ("06_pylops_operator.py", "pylops")])
-def test_example_without_its_library_is_skipped(name: str, package: str, tmp_path: Path) -> None:
-    code = f"import runpy, sys; sys.modules[{package!r}] = None; runpy.run_path({str(ROOT / 'examples' / name)!r})"
-    assert "skipped: " in run(["-c", code], tmp_path)
+def test_example_without_its_library_is_skipped(
+    name: str, package: str, program: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    assert "skipped: " in program(EXAMPLES / name)
 
 
-def test_examples_of_tomography_without_astra_are_skipped(tmp_path: Path) -> None:
-    """All in one process, which takes long to start."""
-    names = [str(ROOT / "examples" / f"{name}.py") for name in TOMOGRAPHY]
-    code = f"""
-import runpy, sys
-sys.modules["astra"] = None
-for name in {names!r}:
-    try:
-        runpy.run_path(name)
-    except SystemExit as end:
-        assert not end.code
-"""
-    assert run(["-c", code], tmp_path).count("skipped: ") == len(names)
+@pytest.mark.parametrize("name", TOMOGRAPHY)
+def test_example_of_tomography_without_astra_is_skipped(
+    name: str, program: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "astra", None)
+    assert "skipped: " in program(EXAMPLES / f"{name}.py")
 
 
-def test_readme_example_is_the_first_example(tmp_path: Path) -> None:
+def test_readme_example_is_the_first_example() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     (printed,) = re.findall(r"<!-- example -->\n```python\n(.*?)```", readme, flags=re.DOTALL)
     quickstart = (ROOT / "examples" / "01_quickstart.py").read_text(encoding="utf-8")
     assert printed.strip() == quickstart.split('"""', 2)[2].strip()
 
 
-def test_the_page_of_extensions_runs_as_it_is_printed(tmp_path: Path) -> None:
+def test_the_page_of_extensions_runs_as_it_is_printed(program: Run, tmp_path: Path) -> None:
     page = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
     script = tmp_path / "extending.py"
     script.write_text("\n\n".join(blocks), encoding="utf-8")
-    assert "certified: True" in run([str(script)], tmp_path)
+    assert "certified: True" in program(script)

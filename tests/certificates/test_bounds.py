@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -86,11 +85,9 @@ def test_many_random_problems() -> None:
     check(hunt(2000, torch.Generator().manual_seed(1), progress=True))
 
 
-def test_the_command_prints_one_json_object_last() -> None:
+def test_the_command_prints_one_json_object_last(program: Callable[..., str]) -> None:
     script = Path(__file__).parents[2] / "benchmarks" / "bound_hunt.py"
-    command = [sys.executable, str(script), "--problems", "3", "--seed", "1", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    report = json.loads(done.stdout.splitlines()[-1])
+    report = json.loads(program(script, "--problems", "3", "--seed", "1", "--json").splitlines()[-1])
     assert report["problems"] == 3
     assert report["violations"] == 0
 
@@ -100,8 +97,8 @@ def test_the_hunt_finds_false_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     nothing = lambda e: GroupBound(0.0 * e, 0.0 * e, 0.0 * e)  # noqa: E731
     monkeypatch.setattr("learnreg.certificates.published.operator_bound", lambda terms, lipschitz: nothing(terms.e))
     monkeypatch.setattr("learnreg.certificates.sharp.operator_bound", lambda *arguments: nothing(arguments[-1]))
-    summary = hunt(25, torch.Generator().manual_seed(2))
-    assert summary.violations
+    generator = torch.Generator().manual_seed(2)
+    assert any(hunt(5, generator).violations for _ in range(5))
 
 
 def compare(problem: lr.LowerLevelProblem, tolerances: tuple[float, ...] = (1.0, 1e-2, 1e-4)) -> None:

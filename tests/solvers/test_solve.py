@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import numpy as np
 import pytest
@@ -30,13 +31,18 @@ def exact(problem: lr.LowerLevelProblem, b: Tensor) -> Tensor:
         return dense_truth.Dense(problem, b).solve()[0].reshape(-1, *SHAPE)
 
 
+@cache
+def solved(name: str, regularizer: str) -> tuple[lr.LowerLevelProblem, Tensor, Tensor]:
+    problem = registry.build(name, regularizer)
+    b = registry.measure(problem)[1]
+    return problem, b, exact(problem, b)
+
+
 @pytest.mark.parametrize("solver", registry.SOLVERS)
 @pytest.mark.parametrize("regularizer", registry.regularizers(proximal=True))
 @pytest.mark.parametrize("name", registry.PROBLEMS)
 def test_solutions_have_the_certified_accuracy(name: str, regularizer: str, solver: str) -> None:
-    problem = registry.build(name, regularizer)
-    b = registry.measure(problem)[1]
-    truth = exact(problem, b)
+    problem, b, truth = solved(name, regularizer)
     for tolerance in (1e-2, 1e-8):
         solution = lr.solve(problem, b, tolerance, solver=solver)  # type: ignore[arg-type]
         assert solution.status is lr.Status.CONVERGED

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 
 import pytest
 import registry
@@ -288,9 +286,3 @@ def test_a_suite_fails_where_its_operator_does() -> None:
 def test_a_suite_has_one_test_for_each_property() -> None:
     for suite, properties in ((OperatorTests, OPERATOR_PROPERTIES), (RegularizerTests, REGULARIZER_PROPERTIES)):
         assert len([name for name in dir(suite) if name.startswith("test_")]) == len(properties)
-
-
-def test_pytest_is_not_imported() -> None:
-    code = "import sys, learnreg.testing; print('pytest' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"

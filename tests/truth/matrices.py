@@ -23,17 +23,16 @@ def spline_derivatives(
     t: Tensor, weight: Tensor, smoothing: Tensor, coefficients: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sums of hat functions and their integrals, for channels on the second axis."""
-    u = (t / smoothing).abs()
-    value, slope, second = torch.zeros_like(u), torch.zeros_like(u), torch.zeros_like(u)
-    for j in range(coefficients.shape[1]):
-        c = coefficients[:, j, None, None] if coefficients.shape[0] > 1 else coefficients[0, j]
-        x = (u - j).clamp(-1.0, 1.0)
-        second = second + c * (1.0 - x.abs())
-        once = torch.where(x < 0, (1.0 + x) ** 2 / 2.0, 1.0 - (1.0 - x) ** 2 / 2.0)
-        twice = torch.where(x < 0, (1.0 + x) ** 3 / 6.0, x + (1.0 - x) ** 3 / 6.0) + (u - j - 1.0).clamp_min(0.0)
-        at_zero = 1.0 if j == 0 else 0.0
-        slope = slope + c * (once - 0.5 * at_zero)
-        value = value + c * (twice - at_zero * (1.0 / 6.0 + 0.5 * u))
+    u = (t / smoothing).abs()[..., None]
+    c = coefficients[:, None, None] if coefficients.shape[0] > 1 else coefficients[0]
+    knots = torch.arange(coefficients.shape[1])
+    x = (u - knots).clamp(-1.0, 1.0)
+    second = (c * (1.0 - x.abs())).sum(-1)
+    once = torch.where(x < 0, (1.0 + x) ** 2 / 2.0, 1.0 - (1.0 - x) ** 2 / 2.0)
+    twice = torch.where(x < 0, (1.0 + x) ** 3 / 6.0, x + (1.0 - x) ** 3 / 6.0) + (u - knots - 1.0).clamp_min(0.0)
+    at_zero = (knots == 0).double()
+    slope = (c * (once - 0.5 * at_zero)).sum(-1)
+    value = (c * (twice - at_zero * (1.0 / 6.0 + 0.5 * u))).sum(-1)
     return weight * smoothing * value, weight * slope * t.sign(), weight / smoothing * second
 
 
@@ -148,9 +147,11 @@ class Dense:
         H = torch.where(both, H, torch.eye(H.shape[1], dtype=DOUBLE))
         return torch.linalg.solve(H, torch.where(free, rhs, 0.0)[:, :, None])[:, :, 0]
 
-    def solve(self) -> tuple[Tensor, Tensor]:
-        """Projected, damped Newton to rounding; returns the last two iterates."""
-        x = torch.linalg.solve(self.M + self.K.T @ self.K, self.q[:, :, None])[:, :, 0].clamp(self.lower, self.upper)
+    def solve(self, start: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Projected, damped Newton to rounding, from a quadratic's solution or a guess; returns the last two
+        iterates."""
+        x = torch.linalg.solve(self.M + self.K.T @ self.K, self.q[:, :, None])[:, :, 0] if start is None else start
+        x = x.clamp(self.lower, self.upper)
         best, since = torch.full((x.shape[0],), math.inf, dtype=DOUBLE), 0
         previous, best_x = x, x
         for _ in range(400):
@@ -163,7 +164,7 @@ class Dense:
             improved = size < best
             previous = torch.where(improved[:, None], best_x, previous)
             best_x, best = torch.where(improved[:, None], x, best_x), torch.minimum(size, best)
-            if (since >= 6 and bool((best < 1e-10 * (1 + self.q.norm(dim=1))).all())) or since > 60:
+            if (since >= 2 and bool((best < 1e-10 * (1 + self.q.norm(dim=1))).all())) or since > 60:
                 break
             d = self.step(x, r, free)
             x = self._search(x, d, r)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from learnreg.errors import ConfigError, ShapeError
-from learnreg.linear.samples import expand, sum_samples
+from learnreg.linear.samples import expand, norm_samples, sum_samples
 
 __all__ = ["SquaredError", "UpperLoss"]
 
@@ -20,20 +22,32 @@ class UpperLoss:
     ----------
     function: maps x (batch, *image_shape) to a scalar, the loss of the batch, or to (batch,), whose mean is the loss.
     gradient_lipschitz: Lipschitz constant of the gradient of ``function`` (of each of its components, if it returns
-        (batch,)). Without it nothing that uses the loss is certified. Components that depend on one sample each have
-        the tightest bounds.
+        (batch,)). Without it nothing that uses the loss is certified.
+    independent: you vouch that component i of (batch,) depends on sample i alone, wherever it is evaluated; bounds are
+        then much tighter for large batches. Refused where gradients show otherwise.
+
+    Certificates hold the constant against differences of gradients, and need a function that computes in the dtype of
+    x.
     """
 
-    def __init__(self, function: Callable[[Tensor], Tensor], gradient_lipschitz: float | None = None) -> None:
+    def __init__(
+        self,
+        function: Callable[[Tensor], Tensor],
+        gradient_lipschitz: float | None = None,
+        *,
+        independent: bool = False,
+    ) -> None:
         if gradient_lipschitz is not None and not gradient_lipschitz >= 0:
             raise ConfigError(f"UpperLoss(gradient_lipschitz={gradient_lipschitz!r}): expected a number >= 0 or None.")
-        self.function, self.gradient_lipschitz = function, gradient_lipschitz
+        self.function, self.gradient_lipschitz, self.independent = function, gradient_lipschitz, independent
 
     def _evaluate(self, x: Tensor) -> Tensor:
         result = self.function(x)
         if not isinstance(result, Tensor) or (result.dim() > 0 and tuple(result.shape) != (x.shape[0],)):
             shape = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
             raise ShapeError(f"UpperLoss: the function returned {shape}, expected a scalar or ({x.shape[0]},).")
+        if self.independent and result.dim() == 0:
+            raise ShapeError(f"UpperLoss(independent=True): the function returned a scalar, expected ({x.shape[0]},).")
         return result
 
     def value(self, x: Tensor) -> Tensor:
@@ -42,9 +56,12 @@ class UpperLoss:
 
     def gradient(self, x: Tensor) -> Tensor:
         """∇ of the batch loss, shape of x; the mean's 1/batch is in here, once."""
-        with torch.enable_grad():
-            point = x.detach().requires_grad_()
-            (grad,) = torch.autograd.grad(self.value(point), point, materialize_grads=True)
+        with torch.inference_mode(False), torch.enable_grad():
+            point = x.detach().clone().requires_grad_()
+            value = self.value(point)
+            if not value.requires_grad:
+                return torch.zeros_like(point)
+            (grad,) = torch.autograd.grad(value, point, materialize_grads=True)
         return grad
 
     def gradient_change(self, x: Tensor, error: Tensor) -> Tensor | None:
@@ -52,7 +69,7 @@ class UpperLoss:
         unknown."""
         if self.gradient_lipschitz is None:
             return None
-        if self._per_sample(x):
+        if self.independent:
             return self.gradient_lipschitz / x.shape[0] * error
         return self.gradient_lipschitz * (error * error).sum().sqrt().expand_as(error)
 
@@ -60,24 +77,108 @@ class UpperLoss:
         """Contains the loss at every point within ``error`` (2-norm per sample) of x: ell ± (‖∇ell‖ e + ½ L e²)."""
         if self.gradient_lipschitz is None or not bool(torch.isfinite(error).all()):
             return -torch.inf, torch.inf
-        value, slope = float(self.value(x)), sum_samples(self.gradient(x) ** 2).sqrt()
-        share = 1.0 / x.shape[0] if self._per_sample(x) else 1.0
+        value, slope = float(self.value(x)), _length(self.gradient(x))
+        share = 1.0 / x.shape[0] if self.independent else 1.0
         half = float((slope * error).sum() + 0.5 * self.gradient_lipschitz * share * (error * error).sum())
         half += 1e-14 * abs(value)
-        return value - half, value + half
+        low, high = value - half, value + half
+        return (low, high) if low <= high else (-torch.inf, torch.inf)
 
-    def _per_sample(self, x: Tensor) -> bool:
-        """Whether each of several components depends on its own sample alone, as the gradients at x tell."""
-        with torch.enable_grad():
-            point = x.detach().requires_grad_()
+    # ---- what certificates take for granted --------------------------------------------------------------------------
+
+    def examine(self, x: Tensor) -> None:
+        """Hold ``gradient_lipschitz`` and ``independent`` against gradients at and near x: by a few power steps, at
+        most seven gradients. A constant that passes may still be too small elsewhere.
+
+        Raises
+        ------
+        ConfigError: gradients change faster, or a component depends on another sample.
+        """
+        x = x.detach().double()
+        if self.gradient_lipschitz is None or not bool(torch.isfinite(x).all()) or x.numel() == 0:
+            return
+        if self.independent and not self._separates(x):
+            raise ConfigError(
+                "UpperLoss(independent=True): a component depends on another sample of the batch; leave `independent` "
+                "out, and the bounds of the whole batch are used."
+            )
+        gradient, size = self.gradient(x), float(x.square().mean().sqrt()) or 1.0
+        eps = max(torch.finfo(dtype).eps for dtype in (self.computes_in(x), torch.float32))
+        generator = torch.Generator().manual_seed(3)
+        start = torch.randn(x.shape, dtype=torch.float64, generator=generator).to(x)
+        for relative in (1.0, 1e-4):
+            move = relative * size * start
+            for _ in range(3):
+                change = self.gradient(x + move) - gradient
+                fastest, rounding = self._speed(change, move, gradient, eps)
+                allowed = self.gradient_lipschitz * (1.0 + 1e-6) + rounding
+                if fastest > allowed:
+                    raise ConfigError(
+                        f"UpperLoss(gradient_lipschitz={self.gradient_lipschitz:g}): the gradient changes "
+                        f"{fastest:.6g} times as fast as x near the solution; pass a constant of at least that."
+                    )
+                length = float(change.norm())
+                if not length > 0:
+                    break
+                move = change * (float(move.norm()) / length)
+
+    def _speed(self, change: Tensor, move: Tensor, gradient: Tensor, eps: float) -> tuple[float, float]:
+        """How fast gradients change over a move, of each sample where they are independent, and what of it may be
+        rounding to ``eps``."""
+        if not self.independent:
+            far = float(move.norm())
+            return float(change.norm()) / far, 10 * eps * float(gradient.norm() + change.norm()) / far
+        far_each, batch = _length(move).clamp_min(1e-300), move.shape[0]
+        speeds = batch * _length(change) / far_each
+        worst = int(speeds.argmax())
+        rounding = 10 * eps * batch * float((_length(gradient) + _length(change))[worst] / far_each[worst])
+        return float(speeds[worst]), rounding
+
+    def _separates(self, x: Tensor) -> bool:
+        """Whether each component depends on its own sample alone, as the gradients at x tell."""
+        with torch.inference_mode(False), torch.enable_grad():
+            point = x.detach().clone().requires_grad_()
             terms = self._evaluate(point)
-            if terms.dim() == 0 or not terms.requires_grad:
-                return terms.dim() > 0
+            if not terms.requires_grad:
+                return True
             share = torch.linspace(1.0, 2.0, len(terms), dtype=terms.dtype, device=terms.device)
             (plain,) = torch.autograd.grad(terms.sum(), point, retain_graph=True, materialize_grads=True)
             (weighted,) = torch.autograd.grad((share * terms).sum(), point, materialize_grads=True)
         expected = expand(share.to(x), x) * plain
         return bool((weighted - expected).norm() <= 1e-5 * weighted.norm())
+
+    def computes_in(self, x: Tensor) -> torch.dtype:
+        """The lowest precision of what the function makes of x: that of x where nothing is rounded on the way."""
+        with torch.inference_mode(False), torch.enable_grad(), _Precision(x.dtype) as seen:
+            self._evaluate(x.detach().clone().requires_grad_())
+        if seen.lowest == x.dtype == torch.float64:
+            here, there = self.gradient(x), self.gradient(x * (1.0 + 1e-5))
+            if not torch.equal(here, there) and all(torch.equal(g, g.float().double()) for g in (here, there)):
+                return torch.float32
+        lowest: torch.dtype = seen.lowest
+        return lowest
+
+
+def _length(t: Tensor) -> Tensor:
+    """‖t‖ of each sample, of numbers of any size."""
+    largest = t.flatten(1).abs().amax(1)
+    scale = torch.where((largest > 0) & torch.isfinite(largest), largest, 1.0)
+    return scale * norm_samples(t / expand(scale, t))
+
+
+class _Precision(TorchFunctionMode):
+    """Looks for the least precise of the tensors that depend on one that requires a gradient."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.lowest: torch.dtype = dtype
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for t in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(t, Tensor) and t.is_floating_point() and t.requires_grad:
+                self.lowest = max(self.lowest, t.dtype, key=lambda dtype: torch.finfo(dtype).eps)
+        return result
 
 
 class SquaredError(UpperLoss):
@@ -92,7 +193,7 @@ class SquaredError(UpperLoss):
         if not isinstance(x_true, Tensor) or not x_true.is_floating_point():
             raise ShapeError("SquaredError(x_true): expected a floating-point tensor (batch, *image_shape).")
         self.x_true = x_true.detach()
-        super().__init__(self._per_sample_error, gradient_lipschitz=1.0)
+        super().__init__(self._per_sample_error, gradient_lipschitz=1.0, independent=True)
 
     def _difference(self, x: Tensor) -> Tensor:
         if x.shape != self.x_true.shape:
@@ -112,5 +213,8 @@ class SquaredError(UpperLoss):
         high = 0.5 * (distance * (1 + 1e-14) + error) ** 2
         return float(low.mean()) * (1 - 1e-14), float(high.mean()) * (1 + 1e-14)
 
-    def _per_sample(self, x: Tensor) -> bool:
-        return True
+    def examine(self, x: Tensor) -> None:
+        """Nothing to do: its constants are known."""
+
+    def computes_in(self, x: Tensor) -> torch.dtype:
+        return x.dtype

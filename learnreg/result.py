@@ -37,7 +37,8 @@ class Solution:
 
     x: (batch, *domain_shape). y: the dual point f'(Kx), (batch, *K's range). error_bound: (batch,) root-mean-square
     error of x, in units of x; what kind of number it is says ``bound_kind``. steps: iterations of the slowest sample.
-    operator_applications: calls of K or K^T on the batch. solver: the algorithm that ran.
+    operator_applications: calls of K or K^T on the batch. solver: the algorithm that ran. reason: why the bound is an
+    estimate.
     """
 
     x: Tensor
@@ -48,6 +49,7 @@ class Solution:
     steps: int
     operator_applications: int
     solver: str
+    reason: str = ""
 
     @property
     def certified(self) -> bool:

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from learnreg.certificates.interval import response_radius
 from learnreg.certificates.obstacle import Hindrance, Obstacle
+from learnreg.linear.examination import contradiction, foreign_operators, is_examined
+from learnreg.linear.reparametrized import reparametrized
 from learnreg.linear.samples import expand
 from learnreg.losses import UpperLoss
 from learnreg.lower_level.frozen import FrozenProblem
@@ -15,22 +17,35 @@ from learnreg.lower_level.instance import Instance
 __all__ = ["constraint_decided", "missing_assumption", "missing_state_assumption", "unsettled"]
 
 
-def missing_state_assumption(instance: Instance) -> Hindrance | None:
-    """Why x has no rigorous error bound; None if it has one."""
+def missing_state_assumption(instance: Instance, x: Tensor) -> Hindrance | None:
+    """Why x has no rigorous error bound; None if it has one. Costs two applications of operators that are not this
+    package's."""
     for operator, name in ((instance.forward, "forward"), (instance.analysis, "analysis")):
         mismatch = operator.adjoint_mismatch()
         if mismatch > 0:
             return Obstacle.INEXACT_ADJOINT.met(operator=name, mismatch=mismatch)
+        if not is_examined(operator):
+            return Obstacle.UNEXAMINED.met(operator=name)
+        foreign = next(foreign_operators(operator), None) is not None
+        instance.counter.applications += 2 if foreign and operator is instance.analysis else 0
+        if foreign and (sentence := contradiction(operator, x)):
+            return Obstacle.CONTRADICTION.met(operator=name, sentence=sentence)
     return None if instance.strong_convexity > 0 else Obstacle.NO_MODULUS.met()
 
 
-def missing_assumption(problem: FrozenProblem, instance: Instance, loss: UpperLoss) -> Hindrance | None:
-    """Why the hypergradient has no rigorous error bound, whatever the accuracy; None if nothing stands in the way."""
-    hindrance = missing_state_assumption(instance)
+def missing_assumption(problem: FrozenProblem, instance: Instance, loss: UpperLoss, x: Tensor) -> Hindrance | None:
+    """Why the hypergradient has no rigorous error bound at x, whatever the accuracy; None if nothing stands in the
+    way."""
+    hindrance = missing_state_assumption(instance, x)
     if hindrance is not None:
         return hindrance
     if loss.gradient_lipschitz is None:
         return Obstacle.LOSS_CONSTANT.met()
+    if (dtype := loss.computes_in(x)) != x.dtype:
+        return Obstacle.LOSS_PRECISION.met(dtype=dtype)
+    hidden = reparametrized(problem.operator) | reparametrized(problem.data_term) | reparametrized(problem.regularizer)
+    if hidden:
+        return Obstacle.REPARAMETRIZED.met(names=", ".join(sorted(hidden)))
     roles = problem.parameter_roles()
     unknown = [n for n, p in problem.regularizer.named_parameters() if p.requires_grad and n not in roles]
     if unknown:

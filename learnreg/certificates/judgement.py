@@ -118,7 +118,7 @@ def judge(
     instance, loss = point.instance, point.loss
     x = instance.box.exactly(point.x).double()
     point = replace(point, x=x, X=point.X.double())
-    hindrance = missing_assumption(point.frozen, instance, loss)
+    hindrance = missing_assumption(point.frozen, instance, loss, x)
     known = x.new_full((instance.batch,), math.inf) if state_error is None else state_error.double()
     kind = None if hindrance else _BOUNDS[certificate]
     parts = [_judge_part(part, known[index], kind, outlook) for part, index in point.parts()]
@@ -248,7 +248,10 @@ def _judge_part(point: Point, known_error: Tensor, kind: type[PointBound] | None
     held = equation.free.held_norm(X)
     bound = kind(point.frozen, instance, x, X, responses, state_norm, e, pullback, held)
     hindrance, off_zero = None, None
-    if not bool(bound.smooth.all()):
+    longest = instance.analysis.norm_bound() * (1.0 + 1e-9) * sum_samples(x * x).sqrt()
+    if not bool((sum_samples(responses.t * responses.t).sqrt() <= longest).all()):
+        hindrance = Obstacle.STALE_NORM.met(operator="analysis")
+    elif not bool(bound.smooth.all()):
         hindrance = Obstacle.KINK.met()
     elif not constraint_decided(instance, x, responses.t, state_norm, e, bound.high_max):
         hindrance = Obstacle.ACTIVE_SET.met()

@@ -12,6 +12,11 @@ class Obstacle(Enum):
     """The value is a sentence, with places for what differs from case to case."""
 
     INEXACT_ADJOINT = "the adjoint of the {operator} operator is inexact (adjoint_mismatch() is {mismatch:.1e})"
+    UNEXAMINED = "the {operator} operator was not examined (examine = False), so that its adjoint may be inexact"
+    CONTRADICTION = "the {operator} operator contradicts what is known of it. {sentence}"
+    STALE_NORM = "responses of the {operator} operator exceed its norm_bound(): was it changed in place?"
+    LOSS_PRECISION = "the upper-level loss computes in {dtype} inside; let it compute in the dtype of x"
+    REPARAMETRIZED = "{names} is computed from other parameters in a way that certificates do not know"
     NO_MODULUS = "no positive modulus of strong convexity is known: add a ridge, or an operator with gram_lower_bound"
     LOSS_CONSTANT = "the upper-level loss declares no gradient_lipschitz"
     UNNAMED_PARAMETER = "parameter_roles() does not say how {names} enters the regularizer"

@@ -16,6 +16,7 @@ from learnreg.hypergradients.given import Given, adds_little, judge_given, with_
 from learnreg.hypergradients.implicit import Implicit
 from learnreg.hypergradients.search import Request
 from learnreg.hypergradients.sharp_search import SharpSearch
+from learnreg.linear.grad_mode import outside_inference
 from learnreg.linear.samples import inner_samples, norm_samples
 from learnreg.losses import UpperLoss
 from learnreg.lower_level.frozen import FrozenProblem
@@ -27,7 +28,7 @@ from learnreg.solvers.newton_correction import extended_adjoint
 __all__ = ["certify"]
 
 
-@torch.no_grad()
+@outside_inference
 def certify(
     problem: LowerLevelProblem | FrozenProblem,
     b: Tensor,
@@ -60,6 +61,7 @@ def certify(
     search = SharpSearch(frozen, b, loss, Implicit(), Request(1.0, 0.0, max_steps, certificate, newton_steps=1))
     instance, given = search.exact_instance, _checked(frozen, x, "x")
     x = instance.latent.extend(frozen.constraint.exactly(x.detach()).double())
+    search.loss.examine(x)
     point = Point(frozen, instance, b, search.loss, x, torch.zeros_like(x))
     if X is None:
         point = with_adjoint(point, max_steps)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from learnreg.errors import ConfigError, SolverError
@@ -14,6 +13,7 @@ from learnreg.hypergradients.implicit import Implicit
 from learnreg.hypergradients.published_search import PublishedSearch
 from learnreg.hypergradients.search import Request, Start
 from learnreg.hypergradients.sharp_search import SharpSearch
+from learnreg.linear.grad_mode import outside_inference
 from learnreg.losses import UpperLoss
 from learnreg.lower_level.frozen import FrozenProblem
 from learnreg.lower_level.problem import LowerLevelProblem
@@ -25,7 +25,7 @@ __all__ = ["CertificateName", "Start", "hypergradient"]
 CertificateName = Literal["auto", "published", "sharp"]
 
 
-@torch.no_grad()
+@outside_inference
 def hypergradient(
     problem: LowerLevelProblem | FrozenProblem,
     b: Tensor,

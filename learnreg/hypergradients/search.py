@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from learnreg.certificates.judgement import Enough, PointCertificate, Verdict, gradient_distance, judge
-from learnreg.errors import ShapeError
+from learnreg.errors import ConfigError, ShapeError
 from learnreg.hypergradients.base import Goal, HypergradientMethod, Outcome
 from learnreg.linear.samples import sum_samples
 from learnreg.losses import UpperLoss
@@ -100,6 +100,11 @@ class Search(ABC):
         method: HypergradientMethod,
         request: Request,
     ) -> None:
+        if not isinstance(loss, UpperLoss):
+            raise ConfigError(
+                f"loss: got {type(loss).__name__}, expected lr.SquaredError(x_true) or, for a function of x, "
+                "lr.UpperLoss(function, gradient_lipschitz=L)."
+            )
         self.frozen, self.b, self.method, self.request = problem.frozen(), b, method, request
         self.instance = self.frozen.at(b)
         exact = b.dtype == torch.float64
@@ -126,10 +131,13 @@ class Search(ABC):
         """Where the method starts."""
         if start is None:
             x = initial_point(self.instance, self.b)
+            self.loss.examine(x)
             return Point(self.frozen, self.instance, self.b, self.loss, x, torch.zeros_like(x))
         self.frozen.operator.check_domain(start.x, "start.x")
         self.frozen.operator.check_domain(start.X, "start.X")
-        return Point(self.frozen, self.instance, self.b, self.loss, *start.in_all(self.instance), warm=True)
+        point = Point(self.frozen, self.instance, self.b, self.loss, *start.in_all(self.instance), warm=True)
+        self.loss.examine(point.x)
+        return point
 
     def improve(self, point: Point, goal: Goal, method: HypergradientMethod | None = None) -> tuple[Point, Outcome]:
         """Where the method, or another one, leads from there within the steps that are left, and what it returned."""

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 __all__ = ["FindsOnce"]
 
-_CONTENT = 100_000
-"""Entries beyond which looking at all of them is too dear."""
+_CONTENT, _SUMMED = 100_000, 10_000_000
+"""Entries up to which content is told by all of them; beyond, by their sum and as many of them; then not at all."""
 
 _APPLICATIONS = ("forward", "adjoint", "forward_into")
 
@@ -60,10 +60,18 @@ class FindsOnce(nn.Module):
 
 
 def _mark(tensor: Tensor, frozen: bool) -> tuple[Any, ...]:
-    """Its version; of one that is being learned its content, since ``p.data.mul_`` leaves no other trace, unless it
-    belongs to a frozen problem, which nobody changes."""
-    memory = tensor.data_ptr() if tensor.layout is torch.strided else 0
+    """Its version and its content, since ``p.data.mul_`` leaves no other trace, unless it belongs to a frozen problem,
+    which nobody changes."""
+    strided = tensor.layout is torch.strided
+    memory = tensor.data_ptr() if strided else 0
     mark = (id(tensor), memory, 0 if tensor.is_inference() else tensor._version, tensor.dtype, tensor.device)
-    if frozen or not tensor.requires_grad or tensor.numel() > _CONTENT or tensor.device.type == "meta":
+    if frozen or not strided or tensor.numel() > _SUMMED or tensor.device.type == "meta":
         return mark
-    return (*mark, hash(tensor.detach().cpu().numpy().tobytes()))
+    content = tensor.detach().flatten()
+    if len(content) <= _CONTENT:
+        return (*mark, tuple(tensor.shape), _hash(content))
+    return (*mark, tuple(tensor.shape), content.sum().item(), _hash(content[:: len(content) // _CONTENT]))
+
+
+def _hash(content: Tensor) -> int:
+    return hash(content.cpu().contiguous().view(torch.uint8).numpy().tobytes())

@@ -45,6 +45,7 @@ class LinearOperator(FindsOnce):
     domain_shape: Shape
     range_shape: Shape
     unit_roundoff: float = 0.0  # of operators that compute in less than the precision of their input
+    examine: bool = True  # False: one of your own is taken as it is, and errors that rest on it are estimates
 
     def __init__(self, domain_shape: Shape, range_shape: Shape) -> None:
         super().__init__()

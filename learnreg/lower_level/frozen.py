@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from learnreg.errors import AssumptionError, DataError, OperatorError
+from learnreg.linear.examination import examine, is_examined
 from learnreg.linear.operator import LinearOperator
 from learnreg.lower_level.constraints import Box
 from learnreg.lower_level.data_terms import LeastSquares
@@ -105,7 +106,13 @@ class FrozenProblem:
 
     def modulus(self, data_term: LeastSquares) -> float:
         """That of the data term, at some data, and the ridge. *Rigorous bound.*"""
-        return self.ridge_value + data_term.weight_range()[0] * self.gram_lower_bound
+        lowest = data_term.weight_range()[0]
+        if not lowest >= 0:
+            raise AssumptionError(
+                f"{type(data_term).__name__} has a weight of {lowest:.3g}, but weights have to be >= 0: the energy may "
+                "have no minimum. Call problem.project_() after each step of an optimizer."
+            )
+        return self.ridge_value + lowest * self.gram_lower_bound
 
     # ---- at data -----------------------------------------------------------------------------------------------------
 
@@ -115,7 +122,9 @@ class FrozenProblem:
         Raises
         ------
         ShapeError: wrong shape or dtype. DataError: NaN or infinite entries. OperatorError: A^T b has some.
-        AssumptionError: a weakly convex regularizer that the data term and the ridge do not make up for.
+        AssumptionError: a weakly convex regularizer that the data term and the ridge do not make up for; negative
+        weights of the data term. OperatorError: an operator that is not this package's is not linear, or without its
+        transpose.
         """
         self.operator.check_range(b, "b")
         if b.device.type != "meta" and not _all_finite(b):
@@ -125,6 +134,8 @@ class FrozenProblem:
             return self._at(b.detach(), counter or Counter())
 
     def _at(self, b: Tensor, counter: Counter) -> Instance:
+        examine(self.operator, "forward")
+        examine(self.fixed.operator, "analysis")
         data_term = self.data_term.at(b)
         modulus = self.modulus(data_term)
         quadratic = quadratic_of(self.operator, data_term.weights_for(b).detach(), self.ridge_value, b)
@@ -134,7 +145,8 @@ class FrozenProblem:
             kind = type(self.operator).__name__
             raise OperatorError(f"{kind}.adjoint made NaN or infinite numbers of finite measurements b.", "finite")
         terms = self.fixed.at(self.fixed.latent.scale_for(modulus))
-        exact = self.operator.adjoint_mismatch() == 0.0 and terms.operator.adjoint_mismatch() == 0.0
+        both = (self.operator, terms.operator)
+        exact = all(operator.adjoint_mismatch() == 0.0 and is_examined(operator) for operator in both)
         self._check_convex(modulus)
         return Instance(
             quadratic=terms.latent.quadratic(quadratic, modulus),

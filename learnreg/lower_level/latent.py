@@ -258,7 +258,7 @@ class ImageLoss(UpperLoss):
 
     def __init__(self, loss: UpperLoss, latent: Latent) -> None:
         self.loss, self.latent = loss, latent
-        super().__init__(self._of_image, loss.gradient_lipschitz)
+        super().__init__(self._of_image, loss.gradient_lipschitz, independent=loss.independent)
 
     def _of_image(self, v: Tensor) -> Tensor:
         return self.loss.function(self.latent.image(v))
@@ -276,3 +276,9 @@ class ImageLoss(UpperLoss):
 
     def interval(self, x: Tensor, error: Tensor) -> tuple[float, float]:
         return self.loss.interval(self.latent.image(x), error)
+
+    def examine(self, x: Tensor) -> None:
+        self.loss.examine(self.latent.image(x))
+
+    def computes_in(self, x: Tensor) -> torch.dtype:
+        return self.loss.computes_in(self.latent.image(x))

@@ -83,7 +83,8 @@ def evaluate_pairing(point: Point) -> tuple[dict[str, Tensor], Responses]:
 
 def _gradient(frozen: FrozenProblem, learned: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
     """The gradient of sum <output, cotangent> by parameter; through the originals, too, which foreign modules use."""
-    clones, originals = list(frozen.parameters.values()), list(frozen.originals.values())
+    clones = list(frozen.parameters.values())
+    originals = [torch.zeros_like(p, requires_grad=True) if p.is_inference() else p for p in frozen.originals.values()]
     grads: tuple[Tensor | None, ...] = (None,) * (2 * len(clones))
     if clones and learned:
         targets, cotangents = zip(*learned, strict=True)

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
-__all__ = ["Twins", "is_own_class"]
+from learnreg.linear.examination import is_own_class
+from learnreg.linear.grad_mode import usable
+
+__all__ = ["Twins"]
 
 M = TypeVar("M", bound=nn.Module)
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
-
-
-_ADAPTERS = "learnreg.operators.adapters"
-
-
-def is_own_class(kind: type) -> bool:
-    """Whether a class is this package's, which its tests examine; adapters of foreign code are not."""
-    return kind.__module__.startswith("learnreg.") and not kind.__module__.startswith(_ADAPTERS)
 
 
 class Twins:
@@ -33,15 +28,15 @@ class Twins:
         self._known: dict[int, tuple[Any, Any]] = {}  # beside each twin its original, lest its id be given away
 
     def parameter(self, p: nn.Parameter) -> nn.Parameter:
-        """The clone of a parameter that requires a gradient; another one itself."""
-        if not p.requires_grad:
+        """The clone of a parameter that requires a gradient, or that autograd does not accept; another one itself."""
+        if not (p.requires_grad or p.is_inference()):
             return p
-        twin: nn.Parameter = self._once(p, lambda: nn.Parameter(p.detach().clone()))
+        twin: nn.Parameter = self._once(p, lambda: nn.Parameter(p.detach().clone(), p.requires_grad))
         return twin
 
     def module(self, module: M) -> M:
         """The twin of a module, or itself if nothing in it is learned, or if it is foreign."""
-        if not is_own_class(type(module)) or not any(p.requires_grad for p in module.parameters()):
+        if not is_own_class(type(module)) or not any(map(_needs_a_clone, _tensors(module))):
             return module
         twin: M = self._once(module, lambda: self._twin(module))
         return twin
@@ -52,6 +47,7 @@ class Twins:
         own = vars(module)
         twin.__dict__.update({k: v if k in _OF_EVERY_MODULE else self._value(v) for k, v in own.items()})
         twin._parameters = {k: None if p is None else self.parameter(p) for k, p in module._parameters.items()}
+        twin._buffers = {k: usable(t) for k, t in module._buffers.items()}
         twin._modules = {k: None if m is None else self.module(m) for k, m in module._modules.items()}
         twin.__dict__["_frozen"] = True
         return twin
@@ -74,3 +70,13 @@ class Twins:
             twin = make()
             self._known[id(original)] = (original, twin)
         return self._known[id(original)][1]
+
+
+def _tensors(module: nn.Module) -> Iterator[Tensor]:
+    yield from module.parameters()
+    yield from module.buffers()
+
+
+def _needs_a_clone(t: Tensor) -> bool:
+    """Whether it is learned, or made in inference mode, so that autograd does not accept it."""
+    return (isinstance(t, nn.Parameter) and t.requires_grad) or t.is_inference()

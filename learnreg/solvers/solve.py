@@ -9,8 +9,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from learnreg.certificates.assumptions import missing_state_assumption
 from learnreg.certificates.state import smallest_bound
 from learnreg.errors import ConfigError, SolverError
+from learnreg.linear.grad_mode import outside_inference
 from learnreg.linear.samples import sum_samples
 from learnreg.lower_level.blame import blame_operators
 from learnreg.lower_level.frozen import FrozenProblem
@@ -118,7 +120,7 @@ def _followed(instance: Instance, first: LoopResult, then: LoopResult, index: Te
     return LoopResult(x, t, residual, bound, then.status, first.steps + then.steps)
 
 
-@torch.no_grad()
+@outside_inference
 def solve(
     problem: LowerLevelProblem | FrozenProblem,
     b: Tensor,
@@ -186,6 +188,7 @@ def solve(
         y=judged.y,
         error_bound=judged.bound.to(b.dtype) * (1.0 + 2.0 * torch.finfo(b.dtype).eps),
         bound_kind=judged.kind,
+        reason=judged.reason,
         status=status,
         steps=steps,
         operator_applications=instance.counter.applications,
@@ -204,6 +207,7 @@ class _Judged:
     y: Tensor
     bound: Tensor
     kind: BoundKind
+    reason: str
 
 
 def _judge(instance: Instance, x: Tensor, t: Tensor | None, dtype: torch.dtype, scale: float) -> _Judged:
@@ -219,10 +223,12 @@ def _judge(instance: Instance, x: Tensor, t: Tensor | None, dtype: torch.dtype, 
     bound = (torch.cat(bounds) + moved) / scale
     bound = torch.where(torch.isnan(bound), math.inf, bound)
     y = duals[0] if len(duals) == 1 else torch.cat(duals)
-    if instance.strong_convexity > 0:
-        return _Judged(returned, y, bound, "rigorous")
+    hindrance = missing_state_assumption(instance, exact.double())
+    if hindrance is None:
+        return _Judged(returned, y, bound, "rigorous", "")
     estimate = _estimated_error(instance, returned, scale)
-    return _Judged(returned, y, torch.where(torch.isnan(estimate), math.inf, estimate), "estimate")
+    estimate = torch.where(torch.isnan(estimate), math.inf, estimate)
+    return _Judged(returned, y, estimate, "estimate", hindrance.reason)
 
 
 def _final_status(reached: bool, kind: BoundKind, loop_status: Status) -> Status:

@@ -10,16 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from learnreg.errors import OperatorError
+from learnreg.linear.examination import foreign_operators, is_own_class
 from learnreg.linear.operator import LinearOperator
 from learnreg.lower_level.blame import nonfinite_result
 from learnreg.lower_level.problem import LowerLevelProblem
-from learnreg.lower_level.twins import is_own_class
 from learnreg.regularizers import Regularizer
 from learnreg.testing.quick import examine_operator_quickly
 from learnreg.testing.regularizers import examine_regularizer_quickly
 from learnreg.testing.report import failure
 
-__all__ = ["examine_problem", "guarded", "is_own_operator", "is_own_regularizer"]
+__all__ = ["examine_problem", "guarded", "is_own_operator", "is_own_regularizer", "take_as_they_are"]
 
 _WHAT_TO_DO = "Repair it, or pass check_operator=False to train all the same."
 
@@ -52,6 +52,15 @@ def examine_problem(problem: LowerLevelProblem, dtype: Callable[[], torch.dtype]
         _require(examine_operator_quickly(operator, dtype()))
     if not is_own_regularizer(regularizer, operator.domain_shape):
         _require(examine_regularizer_quickly(regularizer, None, dtype()))
+
+
+def take_as_they_are(problem: LowerLevelProblem) -> None:
+    """Leave foreign operators unexamined from now on; errors that rest on them are estimates."""
+    with torch.no_grad():
+        terms = problem.active_regularizer.saddle_terms(problem.operator.domain_shape)
+    for operator in (problem.operator, terms.operator):
+        for part in foreign_operators(operator):
+            part.examine = False
 
 
 def _require(report: Any) -> None:

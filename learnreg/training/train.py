@@ -19,7 +19,7 @@ from learnreg.losses import SquaredError, UpperLoss
 from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.regularizers import Regularizer
 from learnreg.training.clock import TimeUp
-from learnreg.training.guard import examine_problem, guarded
+from learnreg.training.guard import examine_problem, guarded, take_as_they_are
 from learnreg.training.optimizers import make_upper_level
 from learnreg.training.options import OptimizerName, TrainingOptions
 from learnreg.training.run_folder import RunFolder
@@ -91,7 +91,7 @@ def train(
     max_updates: at most; None for as many as the minutes allow.
     resume: go on from the checkpoint in ``out``.
     check_operator: examine operators and regularizers that are not this package's own before any work, with a few
-        applications (``learnreg.testing``).
+        applications (``learnreg.testing``); False: take them as they are (``examine = False``), uncertified.
     config: stored with the model.
     validate: called now and then; its value is logged as ``psnr``.
     on_update: gets each logged row.
@@ -148,6 +148,8 @@ class Trainer:
             raise ConfigError("train: no parameter of the problem requires a gradient.")
         if check_operator:
             examine_problem(problem, lambda: dataset[0][0].dtype)
+        else:
+            take_as_they_are(problem)
         self.problem, self.dataset, self.loss, self.options = problem, dataset, loss, options
         self.config, self.validate, self.on_update = config, validate, on_update
 

@@ -13,10 +13,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from learnreg.errors import ConfigError
+from learnreg.linear.grad_mode import outside_inference
 from learnreg.result import Hypergradient
 from learnreg.upper_level.batch_objective import BatchObjective
 
@@ -85,7 +85,7 @@ class AdaptiveDescent:
 
     # ---- one step --------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
+    @outside_inference
     def step(self, objective: BatchObjective) -> DescentStep:
         """Take one step on the parameters of ``objective.problem``; they stay as they are when none is accepted."""
         parameters = objective.problem.learnable()

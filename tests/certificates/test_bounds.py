@@ -274,6 +274,6 @@ def test_losses_of_each_sample_that_see_the_whole_batch() -> None:
     assert bool(((X.flatten(1) - truth.X).norm(dim=1) <= judged.adjoint_error).all())
     assert judged.loss_interval[0] <= truth.loss <= judged.loss_interval[1]
     assert loss.gradient_change(x, judged.state_error)[1] > 0.0  # type: ignore[index]
-    alone = lr.UpperLoss(lambda x: ((x - x_true) ** 4).flatten(1).sum(1), 1.0)
+    alone = lr.UpperLoss(lambda x: ((x - x_true) ** 4).flatten(1).sum(1), 1.0, independent=True)
     error = torch.tensor([1.0, 0.0, 0.0, 0.0], dtype=torch.float64)
     assert alone.gradient_change(x, error).tolist() == [0.25, 0.0, 0.0, 0.0]  # type: ignore[union-attr]

@@ -172,7 +172,7 @@ def upper_loss(draw: Draw, x_true: Tensor) -> tuple[lr.UpperLoss, bool]:
     scale = draw.log_uniform(1e-2, 1.0)
     if kind == 2:  # per sample; the second derivative of each term is at most 1/scale
         distance = lambda x: (((x - x_true) ** 2 + scale**2).sqrt() - scale).flatten(1).sum(1)  # noqa: E731
-        return lr.UpperLoss(distance, 1.0 / scale), False
+        return lr.UpperLoss(distance, 1.0 / scale, independent=True), False
     # one number for the whole batch that couples its samples: ½‖mean over the batch‖², gradient constant 1/batch
     return lr.UpperLoss(lambda x: 0.5 * ((x - x_true).mean(0) ** 2).sum(), 1.0 / x_true.shape[0]), True
 

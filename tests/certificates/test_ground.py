@@ -1,0 +1,376 @@
+"""What certificates rest on is checked or known: weights, grad modes, reparametrized and changed modules, losses and
+operators of one's own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import registry
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from truth import dense as dense_truth
+
+import learnreg as lr
+from learnreg.convolutions.filter_bank import FilterBank
+from learnreg.linear.operator import LinearOperator
+from learnreg.operators import Blur, Identity, Inpainting, from_callables
+from learnreg.regularizers import AnalysisOperator, FieldsOfExperts
+
+SHAPE = (1, 5, 6)
+
+
+def experts() -> FieldsOfExperts:
+    return FieldsOfExperts(3, 3, generator=torch.Generator().manual_seed(1)).double()
+
+
+def problem_with(operator: LinearOperator, **options: Any) -> tuple[lr.LowerLevelProblem, Tensor, lr.SquaredError]:
+    problem = lr.LowerLevelProblem(operator, experts(), ridge=0.1, **options)
+    b = registry.rand(2, *operator.range_shape, seed=3)
+    return problem, b, lr.SquaredError(registry.rand(2, *operator.domain_shape, seed=4))
+
+
+def learned(*shape: int) -> nn.Parameter:
+    return nn.Parameter(registry.rand(*shape, seed=7) / math.prod(shape))
+
+
+# ---- weights ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [-1e-12, -0.05, -0.0999, -0.2])
+def test_negative_weights_are_refused(value: float) -> None:
+    data_term = lr.WeightedLeastSquares(nn.Parameter(torch.ones(SHAPE, dtype=torch.float64)))
+    problem, b, loss = problem_with(Inpainting(torch.ones(SHAPE).double()), data_term=data_term)
+    with torch.no_grad():
+        data_term.weights[0, 1, 2] = value
+    for attempt in (
+        lambda: lr.hypergradient(problem, b, loss),
+        lambda: lr.certify(problem, b, loss, b),
+        lambda: lr.solve(problem, b),
+        lambda: problem.strong_convexity,
+    ):
+        with pytest.raises(lr.AssumptionError, match="project_"):
+            attempt()
+    problem.project_()
+    assert lr.hypergradient(problem, b, loss).certified
+
+
+# ---- grad modes ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("regularizer", ["FieldsOfExperts", "TotalVariation", "RidgeRegularizer", "InputConvexNetwork"])
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad, torch.enable_grad])
+def test_derivatives_are_the_same_in_every_grad_mode(regularizer: str, mode: Callable[[], Any]) -> None:
+    problem = lr.LowerLevelProblem(Identity(registry.SHAPE), registry.REGULARIZERS[regularizer]())
+    x_true, b = registry.measure(problem)
+    loss = lr.SquaredError(x_true)
+    expected = lr.hypergradient(problem, b, loss, tolerance=1e-3)
+    with mode():
+        found = lr.hypergradient(problem, b.clone(), loss, tolerance=1e-3)
+        judged = lr.certify(problem, b.clone(), loss, found.x)
+        step = lr.AdaptiveDescent().step(lr.BatchObjective(problem, b, loss))
+    for name, gradient in expected.gradient.items():
+        torch.testing.assert_close(found.gradient[name], gradient, rtol=1e-12, atol=1e-14)
+    assert found.certified
+    assert dense_truth.distance(judged.gradient, found.gradient) <= judged.gradient_error_bound + found.error_bound
+    assert step.accepted
+    assert not step.stationary
+
+
+def test_what_was_made_in_inference_mode_works_outside() -> None:
+    with torch.inference_mode():
+        regularizer, b = experts(), registry.rand(2, *SHAPE, seed=3)
+    loss = lr.UpperLoss(lambda x: 0.5 * ((x - 0.1) ** 2).flatten(1).sum(1), 1.0)
+    found = lr.hypergradient(lr.LowerLevelProblem(Identity(SHAPE), regularizer), b, loss)
+    expected = lr.hypergradient(lr.LowerLevelProblem(Identity(SHAPE), experts()), b.clone(), loss)
+    assert found.certified
+    assert dense_truth.distance(found.gradient, expected.gradient) <= 1e-14
+
+
+# ---- reparametrized modules ------------------------------------------------------------------------------------------
+
+
+class Times(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return 1e6 * x
+
+    def right_inverse(self, x: Tensor) -> Tensor:
+        return x / 1e6
+
+
+def parametrized(module: Any, name: str) -> Any:
+    return parametrize.register_parametrization(module, name, Times())
+
+
+def hooked(module: Any, name: str) -> Any:
+    module.register_forward_hook(lambda module, inputs, output: output)
+    return module
+
+
+def weight_norm(module: Any, name: str) -> Any:
+    with pytest.warns(FutureWarning, match="weight_norm"):
+        return torch.nn.utils.weight_norm(module, name)
+
+
+@pytest.mark.parametrize("change", [parametrized, hooked, weight_norm, torch.nn.utils.parametrizations.weight_norm])
+@pytest.mark.parametrize("place", ["forward", "analysis", "weights", "composed"])
+def test_parameters_of_parameters_are_not_certified(place: str, change: Callable[[Any, str], Any]) -> None:
+    """Neither where torch's parametrizations stand between a parameter and what it does, nor where hooks may."""
+    if place == "weights":
+        data_term = change(lr.WeightedLeastSquares(learned(*SHAPE)), "weights")
+        problem, b, loss = problem_with(Identity(SHAPE), data_term=data_term)
+    else:
+        blur = change(Blur(learned(3, 3), SHAPE), "kernel")
+        operator = {"forward": blur, "composed": 2.0 * blur}.get(place, Identity(SHAPE))
+        problem, b, loss = problem_with(operator)
+        if place == "analysis":
+            problem = lr.LowerLevelProblem(operator, AnalysisOperator(blur, lr.PseudoHuber(0.1, 0.1)).double())
+    found = lr.hypergradient(problem, b, loss)
+    assert not found.certified
+    assert "computed from other parameters" in found.reason or "parameter_roles" in found.reason
+    assert found.bound_kind == "estimate"
+
+
+# ---- what changes without a trace ------------------------------------------------------------------------------------
+
+
+class Matrix(LinearOperator):
+    """A matrix in a buffer, or in an array that is no tensor."""
+
+    def __init__(self, matrix: Tensor) -> None:
+        super().__init__((matrix.shape[1],), (matrix.shape[0],))
+        self.register_buffer("matrix", matrix)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.matrix.T.to(x.dtype)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return y @ self.matrix.to(y.dtype)
+
+
+@pytest.mark.parametrize("rows", [7, 3000])
+def test_norms_of_tensors_that_change_behind_torch(rows: int) -> None:
+    operator = Matrix(registry.randn(rows, 64, seed=2))
+    for _ in range(2):
+        norm = float(torch.linalg.matrix_norm(operator.matrix, 2))
+        assert norm <= operator.norm_bound() <= 1.5 * norm
+        operator.matrix.data.mul_(1e3)
+    filters = registry.rand(144, 1, 1, seed=8)
+    for shape in ((144, 1, 1), (1, 12, 12)):
+        bank = FilterBank(filters.reshape(shape), (1, 20, 21))
+        assert bank.norm_bound() == pytest.approx(
+            FilterBank(filters.reshape(shape).clone(), (1, 20, 21)).norm_bound(), rel=1e-12
+        )
+
+
+@pytest.mark.parametrize("change", ["norm", "adjoint", "eigenvalue"])
+def test_closures_that_change_withdraw_the_bound(change: str) -> None:
+    scale = {"forward": 1.0, "adjoint": 1.0}
+    operator = from_callables(
+        lambda x: scale["forward"] * x, lambda y: scale["adjoint"] * y, SHAPE, SHAPE, gram_lower_bound=0.9
+    )
+    problem, b, loss = problem_with(operator)
+    assert lr.hypergradient(problem, b, loss).certified
+    assert lr.solve(problem, b).certified
+    if change == "norm":
+        scale.update(forward=1e3, adjoint=1e3)
+    elif change == "adjoint":
+        scale.update(adjoint=1.01)
+    else:
+        scale.update(forward=0.5, adjoint=0.5)
+    found, solved, judged = lr.hypergradient(problem, b, loss), lr.solve(problem, b), lr.certify(problem, b, loss, b)
+    for result in (found, solved, judged):
+        assert not result.certified
+        assert "from_callables" in result.reason
+        assert result.bound_kind == "estimate"
+
+
+# ---- losses ----------------------------------------------------------------------------------------------------------
+
+
+def test_samples_that_a_loss_couples_only_elsewhere() -> None:
+    """No coupling at x, some at the solution: components of 1-Lipschitz gradients."""
+    x = torch.zeros(2, *SHAPE, dtype=torch.float64)
+    size = math.sqrt(x.numel())
+
+    def coupled(z: Tensor) -> Tensor:
+        return (0.5 * torch.relu((z.sum() - 1e-3) / size) ** 2).expand(2)
+
+    loss, error = lr.UpperLoss(coupled, 1.0), torch.full((2,), 0.3, dtype=torch.float64)
+    low, high = loss.interval(x, error)
+    worst = x + 0.3 / math.sqrt(x[0].numel())
+    assert low <= float(loss.value(worst)) <= high
+    change = loss.gradient(worst) - loss.gradient(x)
+    assert bool((change.flatten(1).norm(dim=1) <= loss.gradient_change(x, error)).all())
+    with pytest.raises(lr.ConfigError, match="another sample"):
+        lr.UpperLoss(coupled, 1.0, independent=True).examine(worst)
+
+
+class InNumPy(torch.autograd.Function):
+    """½ sum x² in float32, where no torch function shows it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return torch.from_numpy(0.5 * x.numpy().astype("float32") ** 2).double().flatten(1).sum(1)
+
+    @staticmethod
+    def backward(ctx: Any, *grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return torch.from_numpy(x.numpy().astype("float32")).double() * grad[0][:, None, None, None]
+
+
+def in_autocast(x: Tensor) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        flat = x.flatten(1).float()
+        return 0.5 * (flat[:, None] @ flat[:, :, None]).flatten().double()
+
+
+IMPRECISE: dict[str, Callable[[Tensor], Tensor]] = {
+    "cast inside": lambda x: 0.5 * (x.float() ** 2).flatten(1).sum(1).double(),
+    "cast result": lambda x: 0.5 * (x**2).flatten(1).sum(1).float(),
+    "scalar": lambda x: 0.5 * (x.to(torch.float32) ** 2).sum() / 2,
+    "half": lambda x: 0.5 * (x.bfloat16().double() ** 2).flatten(1).sum(1),
+    "module": lambda x: nn.Flatten()(0.5 * x.float() ** 2).sum(1),
+    "autocast": in_autocast,
+    "numpy": lambda x: InNumPy.apply(x),  # type: ignore[no-untyped-call]
+}
+
+
+@pytest.mark.parametrize("name", IMPRECISE)
+def test_losses_in_less_than_double_precision_are_not_certified(name: str) -> None:
+    problem, b, _ = problem_with(Identity(SHAPE))
+    found = lr.hypergradient(problem, b, lr.UpperLoss(IMPRECISE[name], 1.0), tolerance=1e-2)
+    assert not found.certified
+    assert "computes in torch." in found.reason
+
+
+@pytest.mark.parametrize(
+    "function",
+    [lambda x: (x * (1 / 3)).flatten(1).sum(1), lambda x: torch.ones(2), lambda x: 0.5 * (x**2).flatten(1).sum(1)],
+)
+def test_losses_in_double_precision_are_certified(function: Callable[[Tensor], Tensor]) -> None:
+    problem, b, _ = problem_with(Identity(SHAPE))
+    assert lr.hypergradient(problem, b, lr.UpperLoss(function, 1.0), tolerance=1e-2).certified
+
+
+FAST: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
+    "square": (lambda x: 0.5 * (x**2).flatten(1).sum(1), 0.5),
+    "sharp root": (lambda x: ((x - 0.1) ** 2 + 1e-4).sqrt().flatten(1).sum(1), 50.0),
+    "fourth power": (lambda x: (x**4).flatten(1).sum(1), 12.0),
+    "one direction": (lambda x: 50.0 * x[:, 0, 0, 0] ** 2, 50.0),
+    "kink": (lambda x: 0.5 * torch.relu(x - 0.2).square().flatten(1).sum(1), 0.5),
+}
+
+
+@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize("independent", [True, False])
+def test_constants_that_are_100_times_too_small_are_refused(name: str, independent: bool) -> None:
+    function, constant = FAST[name]
+    problem, b, _ = problem_with(Identity(SHAPE))
+    loss = lr.UpperLoss(function, 0.01 * constant, independent=independent)
+    for attempt in (lambda: lr.hypergradient(problem, b, loss), lambda: lr.certify(problem, b, loss, b)):
+        with pytest.raises(lr.ConfigError, match=r"gradient_lipschitz=.*pass a constant"):
+            attempt()
+
+
+def test_a_function_is_no_loss() -> None:
+    problem, b, _ = problem_with(Identity(SHAPE))
+    with pytest.raises(lr.ConfigError, match=r"lr.UpperLoss\(function"):
+        lr.hypergradient(problem, b, lambda x: x.sum())  # type: ignore[arg-type]
+
+
+def test_intervals_of_losses_of_any_size() -> None:
+    x, error = registry.rand(2, *SHAPE), torch.full((2,), 0.1, dtype=torch.float64)
+    tiny = lr.UpperLoss(lambda x: 1e-200 * x.flatten(1).sum(1), 0.0)
+    low, high = tiny.interval(x, error)
+    moved = x + 0.1 / math.sqrt(x[0].numel())
+    assert low <= float(tiny.value(moved)) <= high
+    huge = lr.UpperLoss(lambda x: (x**2).flatten(1).sum(1), 2.0)
+    assert huge.interval(1e160 * x, error) == (-math.inf, math.inf)
+
+
+# ---- operators of one's own ------------------------------------------------------------------------------------------
+
+_mixing = registry.randn(30, 30, seed=11)
+
+
+def mixed(t: Tensor, matrix: Tensor) -> Tensor:
+    return (t.flatten(1) @ matrix.to(t)).reshape(t.shape)
+
+
+WRONG: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "adjoint 1.2 times": (lambda x: x, lambda y: 1.2 * y),
+    "adjoint slightly off": (lambda x: x, lambda y: (1 + 1e-6) * y),
+    "adjoint negative": (lambda x: x, lambda y: -y),
+    "adjoint not transposed": (lambda x: mixed(x, _mixing), lambda y: mixed(y, _mixing)),
+    "adjoint shifted": (lambda x: x.roll(1, -1), lambda y: y.roll(1, -1)),
+    "adjoint flipped": (lambda x: x, lambda y: y.flip(-1)),
+    "adjoint is zero": (lambda x: x, lambda y: 0 * y),
+    "one pixel dropped": (lambda x: x, lambda y: y * (torch.arange(30).reshape(SHAPE) > 0)),
+    "absolute value": (lambda x: x.abs(), lambda y: y),
+    "clipping": (lambda x: x.clamp(-1e6, 1e6), lambda y: y),
+    "clipping at 0": (lambda x: x.clamp(min=0), lambda y: y),
+    "threshold": (lambda x: torch.where(x.abs() < 1e-9, 0 * x, x), lambda y: y),
+    "offset": (lambda x: x + 1e-3, lambda y: y),
+    "adjoint with offset": (lambda x: x, lambda y: y + 1e-3),
+    "square root": (lambda x: x.sign() * x.abs().sqrt(), lambda y: y),
+    "normalised": (lambda x: x / x.flatten(1).norm(dim=1)[:, None, None, None], lambda y: y),
+    "batch mean": (lambda x: x - 1e-3 * x.mean(0), lambda y: y),
+    "noise": (lambda x: x + 1e-6 * torch.randn_like(x), lambda y: y),
+    "rounded": (lambda x: (x * 256).round() / 256, lambda y: y),
+}
+
+
+@pytest.mark.parametrize("place", ["forward", "analysis"])
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_operators_are_refused(name: str, place: str) -> None:
+    operator = from_callables(*WRONG[name], SHAPE, SHAPE)
+    problem, b, loss = problem_with(operator)
+    if place == "analysis":
+        problem = lr.LowerLevelProblem(Identity(SHAPE), AnalysisOperator(operator, lr.PseudoHuber(0.1, 0.1)))
+    for attempt in (lambda: lr.hypergradient(problem, b, loss), lambda: lr.solve(problem, b)):
+        with pytest.raises(lr.OperatorError, match=f"the {place} operator from_callables") as caught:
+            attempt()
+        assert caught.value.failed_property in ("linearity", "adjoint")
+    operator.examine = False
+    found = lr.hypergradient(problem, b, loss, max_steps=20)
+    assert not found.certified
+    assert "not examined" in found.reason
+
+
+class Detached(Matrix):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.detach())
+
+
+def test_operators_that_autograd_does_not_see_are_refused() -> None:
+    operator = Detached(registry.randn(9, 6, seed=2).double())
+    problem = lr.LowerLevelProblem(operator, AnalysisOperator(Matrix(registry.randn(5, 6)), lr.PseudoHuber(0.1, 0.1)))
+    with pytest.raises(lr.OperatorError, match="cut off from autograd"):
+        lr.solve(problem, registry.rand(2, 9))
+
+
+def test_an_operator_is_examined_once_with_few_applications() -> None:
+    calls = [0, 0]
+
+    def counted(which: int) -> Callable[[Tensor], Tensor]:
+        def apply(t: Tensor) -> Tensor:
+            calls[which] += 1
+            return 2.0 * t.flip(-1)
+
+        return apply
+
+    operator = from_callables(counted(0), counted(1), SHAPE, SHAPE)
+    problem, b, loss = problem_with(operator)
+    calls[:] = [0, 0]
+    problem.instance(b)
+    first = sum(calls)
+    assert first - 1 <= 10, "one A^T b, and the examination"
+    calls[:] = [0, 0]
+    problem.instance(b)
+    assert sum(calls) == 1
+    assert lr.hypergradient(problem, b, loss).certified

@@ -211,7 +211,8 @@ class SquaredError(UpperLoss):
         distance = sum_samples(self._difference(x) ** 2).sqrt()
         low = 0.5 * (distance * (1 - 1e-14) - error).clamp_min(0.0) ** 2
         high = 0.5 * (distance * (1 + 1e-14) + error) ** 2
-        return float(low.mean()) * (1 - 1e-14), float(high.mean()) * (1 + 1e-14)
+        ends = float(low.mean()) * (1 - 1e-14), float(high.mean()) * (1 + 1e-14)
+        return ends if ends[0] <= ends[1] else (-torch.inf, torch.inf)
 
     def examine(self, x: Tensor) -> None:
         """Nothing to do: its constants are known."""

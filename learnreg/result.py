@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 __all__ = ["BoundKind", "Certificate", "Hypergradient", "Solution", "Status"]
@@ -53,8 +54,8 @@ class Solution:
 
     @property
     def certified(self) -> bool:
-        """Whether ``error_bound`` is a rigorous bound."""
-        return self.bound_kind == "rigorous"
+        """Whether ``error_bound`` is a rigorous bound, and finite for every sample."""
+        return self.bound_kind == "rigorous" and bool(torch.isfinite(self.error_bound).all())
 
 
 @dataclass(frozen=True)

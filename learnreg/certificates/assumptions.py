@@ -46,6 +46,8 @@ def missing_assumption(problem: FrozenProblem, instance: Instance, loss: UpperLo
     hidden = reparametrized(problem.operator) | reparametrized(problem.data_term) | reparametrized(problem.regularizer)
     if hidden:
         return Obstacle.REPARAMETRIZED.met(names=", ".join(sorted(hidden)))
+    if problem.tied:
+        return Obstacle.TIED.met(names=", ".join(problem.tied))
     roles = problem.parameter_roles()
     unknown = [n for n, p in problem.regularizer.named_parameters() if p.requires_grad and n not in roles]
     if unknown:

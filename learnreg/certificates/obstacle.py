@@ -17,6 +17,7 @@ class Obstacle(Enum):
     STALE_NORM = "responses of the {operator} operator exceed its norm_bound(): was it changed in place?"
     LOSS_PRECISION = "the upper-level loss computes in {dtype} inside; let it compute in the dtype of x"
     REPARAMETRIZED = "{names} is computed from other parameters in a way that certificates do not know"
+    TIED = "{names} is a parameter that stands in several places, whose shares of the error do not add up as squares"
     NO_MODULUS = "no positive modulus of strong convexity is known: add a ridge, or an operator with gram_lower_bound"
     LOSS_CONSTANT = "the upper-level loss declares no gradient_lipschitz"
     UNNAMED_PARAMETER = "parameter_roles() does not say how {names} enters the regularizer"

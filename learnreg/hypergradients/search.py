@@ -80,8 +80,8 @@ class Request:
     newton_steps: int = 12
 
     def enough(self, norm: float) -> float:
-        """The error bound that is good enough for a gradient of this norm."""
-        return max(self.tolerance * norm, self.absolute_tolerance)
+        """The error bound that is good enough for a gradient of this norm; none is for one that overflows."""
+        return max(self.tolerance * norm, self.absolute_tolerance) if math.isfinite(norm) else 0.0
 
     def steps_left(self, steps: int) -> int | None:
         """After so many; at least one."""

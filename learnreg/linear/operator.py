@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -219,7 +219,10 @@ def _checked_shape(shape: Shape, name: str) -> Shape:
     return result
 
 
-def _check_batched(tensor: Tensor, shape: Shape, name: str) -> None:
+def _check_batched(tensor: Any, shape: Shape, name: str) -> None:
+    if not isinstance(tensor, Tensor):
+        hint = " Pass torch.from_numpy(...)." if type(tensor).__module__ == "numpy" else ""
+        raise ShapeError(f"{name}: got {type(tensor).__name__}, expected a tensor (batch, *shape).{hint}")
     if tensor.dim() != len(shape) + 1 or tuple(tensor.shape[1:]) != shape:
         expected = ", ".join(str(s) for s in shape)
         hint = " Add a batch axis with tensor[None]." if tuple(tensor.shape) == shape else ""

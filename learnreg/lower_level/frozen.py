@@ -14,7 +14,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from learnreg.errors import AssumptionError, DataError, OperatorError
+from learnreg.errors import AssumptionError, DataError, OperatorError, ShapeError
 from learnreg.linear.examination import examine, is_examined
 from learnreg.linear.operator import LinearOperator
 from learnreg.lower_level.constraints import Box
@@ -100,6 +100,20 @@ class FrozenProblem:
         """From raw parameters to what the bounds of a role are about; 1 where not named. *Rigorous bounds.*"""
         return self.regularizer.parameter_jacobian_bounds()
 
+    @cached_property
+    def tied(self) -> list[str]:
+        """Names under which learned parameters stand a second time."""
+        modules = {"": self.regularizer, "operator.": self.operator, "data_term.": self.data_term}
+        named = [
+            (f"{prefix}{name}", p)
+            for prefix, module in modules.items()
+            for name, p in module.named_parameters(remove_duplicate=False)
+        ]
+        if isinstance(self.ridge, nn.Parameter):
+            named.append(("ridge", self.ridge))
+        known: dict[int, str] = {}
+        return [name for name, p in named if p.requires_grad and known.setdefault(id(p), name) != name]
+
     def parameter_roles(self) -> dict[str, ParameterRole]:
         """Role of the regularizer's parameters by name."""
         return self.regularizer.parameter_roles()
@@ -127,6 +141,10 @@ class FrozenProblem:
         transpose.
         """
         self.operator.check_range(b, "b")
+        if b.dtype not in (torch.float32, torch.float64):
+            raise ShapeError(f"b: got dtype {b.dtype}, expected float32 or float64; call b.float().")
+        if not len(b):
+            raise DataError("b: an empty batch, nothing to solve.", hint="Leave it out, or use drop_last=True.")
         if b.device.type != "meta" and not _all_finite(b):
             bad = int((~torch.isfinite(b)).flatten(1).any(1).sum())
             raise DataError(f"b has NaN or infinite entries in {bad} of {b.shape[0]} samples.", hint="Clean the data.")

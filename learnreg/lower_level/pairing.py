@@ -48,7 +48,7 @@ def evaluate_pairing(point: Point) -> tuple[dict[str, Tensor], Responses]:
     """
     frozen, instance, x, X, b = point.frozen, point.instance, point.x.detach(), point.X.detach(), point.b.detach()
     counter = instance.counter
-    data_side = any(name.startswith(("operator.", "data_term.")) for name in _beyond_regularizer(frozen))
+    data_side = any(p.requires_grad for m in (frozen.operator, frozen.data_term) for p in m.parameters())
     with torch.enable_grad():
         terms = frozen.terms.at(instance.latent.scale)
         latent = terms.latent
@@ -95,8 +95,3 @@ def _gradient(frozen: FrozenProblem, learned: list[tuple[Tensor, Tensor]]) -> di
         parts = [g.detach() for g in (grads[k], grads[k + len(clones)]) if g is not None]
         found[name] = sum(parts[1:], parts[0]) if parts else torch.zeros_like(p)
     return found
-
-
-def _beyond_regularizer(frozen: FrozenProblem) -> list[str]:
-    own = {name for name, _ in frozen.regularizer.named_parameters()}
-    return [name for name in frozen.parameters if name not in own]

@@ -101,12 +101,12 @@ class LowerLevelProblem(nn.Module):
 
     def learnable(self) -> dict[str, nn.Parameter]:
         """Parameters that require a gradient: the regularizer's by their own names, then ``operator.<name>``,
-        ``data_term.<name>`` and ``ridge``."""
+        ``data_term.<name>`` and ``ridge``; one that stands in several places by its first name alone."""
         found: dict[str, nn.Parameter] = {}
         for name, p in self._all_parameters():
             if name in found:
                 raise ConfigError(f"two parameters are called {name!r}; rename the regularizer's submodule.")
-            if p.requires_grad:
+            if p.requires_grad and all(p is not other for other in found.values()):
                 found[name] = p
         return found
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from learnreg.errors import ConfigError
+from learnreg.errors import AssumptionError, ConfigError
 from learnreg.linear.grad_mode import outside_inference
 from learnreg.result import Hypergradient
 from learnreg.upper_level.batch_objective import BatchObjective
@@ -23,6 +23,9 @@ from learnreg.upper_level.batch_objective import BatchObjective
 __all__ = ["AdaptiveDescent", "DescentStep"]
 
 Direction = dict[str, Tensor]
+
+_LEAST_TOLERANCE = 1e-9
+"""Of gradients, relative: beyond, rounding decides."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,8 @@ class AdaptiveDescent:
     eta, c: 0 < c < eta < 1: relative accuracy of the gradient (1 - eta), and the share of the predicted decrease that
         must be certified.
     shrink, grow: factors of the step size at a backtrack and after an accepted step.
-    max_backtracks: then the accuracies are tightened tenfold and the step is tried again.
+    max_backtracks: then the accuracies are tightened tenfold and the step is tried again; where that fails, too, the
+        next step begins with the smallest size that was tried.
     stop: stationary when ‖z‖ + e <= stop.
     scaling: "groups" divides each parameter group's gradient by its running norm (so filters, weights and smoothings
         move at comparable speed), "none" is plain gradient descent.
@@ -110,12 +114,12 @@ class AdaptiveDescent:
                 self.tolerance = min(1.0 - self.eta, self.tolerance * self.grow)
                 certified = certified and gradient.certified and gradient.error_bound <= needed
                 return self._result(gradient, alpha, backtracks, before, objective, decrease, certified, True)
-            self.tolerance *= 0.1
+            self.tolerance = max(0.1 * self.tolerance, _LEAST_TOLERANCE)
             if attempt == 0:
                 gradient = objective.gradient(self.tolerance)
                 direction = self._direction(gradient.gradient)
                 slope, needed = self._descent(gradient.gradient, direction)
-        self.step_size, self._previous = None, None
+        self.step_size, self._previous = alpha * self.shrink**self.max_backtracks, None  # goes on from there
         return self._result(gradient, 0.0, self.max_backtracks, before, objective)
 
     def _search(
@@ -138,12 +142,15 @@ class AdaptiveDescent:
             for name, p in parameters.items():
                 p.copy_(origin[name] - alpha * direction[name])
             objective.problem.project_()
+            value = None
             try:
                 value = objective.value(0.2 * (self.eta - self.c) * predicted)
+            except AssumptionError:
+                pass  # a problem without a solution lies too far
             except BaseException:
                 _restore(parameters, origin)
                 raise
-            if value.upper <= base.lower - self.c * predicted:
+            if value is not None and value.upper <= base.lower - self.c * predicted:
                 return alpha, base.lower - value.upper, backtracks, base.certified and value.certified
             alpha *= self.shrink
             _restore(parameters, origin)

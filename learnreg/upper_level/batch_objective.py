@@ -82,12 +82,13 @@ class BatchObjective:
 
     def value(self, width: float, floor: float = 1e-7) -> CertifiedValue:
         """Bracket the loss at the current parameters by an interval of at most the given width, if the accuracy that
-        takes (a root-mean-square error, not below ``floor``) can be reached."""
+        takes (a root-mean-square error, not below ``floor`` times the root mean square of x) can be reached."""
         x = self.b if self.start is None else self.start.x
         if x.shape[1:] != self.problem.operator.domain_shape:
             x = torch.zeros(self.b.shape[0], *self.problem.operator.domain_shape).to(self.b)
         slope = self.loss.gradient(x).double().flatten(1).norm(dim=1).sum()
         per_rms = 2.0 * float(slope) * math.sqrt(math.prod(self.problem.operator.domain_shape))
+        floor = floor * (_size(x) or _size(self.b) or 1.0)
         tolerance = max(0.5 * width / max(per_rms, 1e-300), floor)
         start = None if self.start is None else self.start.x
         for _ in range(4):
@@ -124,3 +125,11 @@ class BatchObjective:
             return torch.tensor(result.loss)
 
         return evaluate
+
+
+def _size(t: Tensor) -> float:
+    """The root mean square, of numbers of any size; 0.0 where it is not finite."""
+    largest = float(t.abs().max()) if t.numel() else 0.0
+    if not (largest > 0 and math.isfinite(largest)):
+        return 0.0
+    return largest * float((t.double() / largest).square().mean().sqrt())

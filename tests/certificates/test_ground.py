@@ -134,6 +134,100 @@ def test_parameters_of_parameters_are_not_certified(place: str, change: Callable
     assert found.bound_kind == "estimate"
 
 
+@pytest.mark.parametrize("places", ["regularizer", "operator and regularizer", "ridge and operator"])
+def test_parameters_in_several_places_count_once(places: str) -> None:
+    kernel = learned(3, 3)
+    if places == "operator and regularizer":
+        analysis = AnalysisOperator(Blur(kernel, SHAPE), lr.PseudoHuber(0.1, 0.1)).double()
+        problem, names = lr.LowerLevelProblem(Blur(kernel, SHAPE), analysis, ridge=0.1), {"operator.kernel"}
+    elif places == "regularizer":
+        regularizer = experts()
+        regularizer.log_smoothing = regularizer.log_weights
+        problem, names = lr.LowerLevelProblem(Identity(SHAPE), regularizer), {"log_smoothing", "log_weights"}
+    else:
+        number = nn.Parameter(torch.tensor([[0.1]], dtype=torch.float64))
+        problem = lr.LowerLevelProblem(Blur(number, SHAPE), experts(), ridge=number)
+        names = {"ridge"}
+    b = registry.rand(2, *SHAPE, seed=3)
+    loss = lr.SquaredError(registry.rand(2, *SHAPE, seed=4))
+    found = lr.hypergradient(problem, b, loss, tolerance=1e-6)
+    expected = dense_truth.truth_of(problem, b, loss)
+    assert len({id(p) for p in problem.learnable().values()}) == len(found.gradient)
+    assert dense_truth.distance(found.gradient, expected.gradient) <= 1e-5 * found.norm
+    assert not found.certified
+    assert "several places" in found.reason
+    assert any(name in found.reason for name in names)
+
+
+# ---- units and extremes ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", [1e-10, 1e-6, 1e6, 1e10])
+def test_descent_in_any_units(scale: float) -> None:
+    losses = []
+    for unit in (1.0, scale):
+        regularizer = experts()
+        with torch.no_grad():
+            regularizer.log_weights.add_(math.log(unit))
+            regularizer.log_smoothing.add_(math.log(unit))
+        regularizer.filters.requires_grad_(False)
+        problem = lr.LowerLevelProblem(Identity(SHAPE), regularizer)
+        x = unit * registry.rand(2, *SHAPE, seed=5)
+        objective = lr.BatchObjective(problem, x + 0.1 * unit * registry.randn(2, *SHAPE, seed=6), lr.SquaredError(x))
+        descent = lr.AdaptiveDescent()
+        steps = [descent.step(objective) for _ in range(4)]
+        assert all(step.accepted and step.certified for step in steps)
+        losses.append([step.loss / unit**2 for step in steps])
+    assert losses[1] == pytest.approx(losses[0], rel=2e-2)
+
+
+def test_rejected_steps_go_on_from_the_smallest_size() -> None:
+    x = registry.rand(2, *SHAPE, seed=5)
+    objective = lr.BatchObjective(
+        lr.LowerLevelProblem(Identity(SHAPE), experts()),
+        x + 0.1 * registry.randn(2, *SHAPE, seed=6),
+        lr.SquaredError(x),
+    )
+    descent = lr.AdaptiveDescent(first_step=1e9)
+    steps = [descent.step(objective) for _ in range(8)]
+    assert not steps[0].accepted
+    assert any(step.accepted for step in steps)
+    assert descent.tolerance >= 1e-9
+
+
+@pytest.mark.parametrize("value", [400.0, 800.0, -800.0])
+@pytest.mark.parametrize("method", [lr.Implicit(), lr.Piggyback(), lr.Piggyback(mode="interleaved")])
+def test_extreme_parameters_end_without_false_bounds(value: float, method: lr.Implicit) -> None:
+    problem, b, loss = problem_with(Identity(SHAPE))
+    with torch.no_grad():
+        problem.regularizer.log_weights.fill_(value)
+    for result in (lr.hypergradient(problem, b, loss, method), lr.solve(problem, b), lr.certify(problem, b, loss, b)):
+        bound = torch.as_tensor(result.error_bound, dtype=torch.float64)
+        assert bool(torch.isfinite(bound).all()) or not result.certified
+        assert getattr(result, "status", None) is not lr.Status.CONVERGED or result.certified
+
+
+@pytest.mark.parametrize(
+    ("b", "what"),
+    [
+        (torch.zeros(0, *SHAPE), "empty batch"),
+        (torch.zeros(2, *SHAPE, dtype=torch.float16), "float16, expected float32"),
+        (torch.zeros(2, *SHAPE, dtype=torch.bfloat16), "bfloat16, expected float32"),
+        (torch.zeros(2, *SHAPE).numpy(), "got ndarray, .*from_numpy"),
+        (None, "got NoneType"),
+    ],
+)
+def test_measurements_that_are_none_are_named(b: Any, what: str) -> None:
+    problem, _, loss = problem_with(Identity(SHAPE))
+    for attempt in (
+        lambda: lr.solve(problem, b),
+        lambda: lr.hypergradient(problem, b, loss),
+        lambda: lr.solution_layer(problem)(b),
+    ):
+        with pytest.raises((lr.ShapeError, lr.DataError), match=what):
+            attempt()
+
+
 # ---- what changes without a trace ------------------------------------------------------------------------------------
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from learnreg.datasets.files.tiff import TiffLayout, full_pages, oriented
 from learnreg.errors import DataError
 
 if TYPE_CHECKING:
@@ -31,14 +32,15 @@ _INSTALL_HINT = "Install it with: pip install 'learnreg[images]'"
 def read_image(path: str | Path) -> Tensor:
     """Read an image file as a float32 tensor of shape (1, height, width) with values in [0, 1].
 
-    Integer images are divided by the largest value of their type (255, 65535); float images must lie in [0, 1] already.
-    Colour becomes luma, .299 red + .587 green + .114 blue; an alpha channel is dropped. Colour PNG files of 16 bits are
-    read at 8 bits.
+    Integer images are divided by the largest value of their bits (255, 4095, 65535), and inverted where 0 stands for
+    white; float images must lie in [0, 1] already. They are turned as their orientation says. Colour becomes luma, .299
+    red + .587 green + .114 blue; an alpha channel is dropped. Colour PNG files of 16 bits are read at 8 bits. Smaller
+    copies among the pages of a TIFF file are left out.
 
     Raises
     ------
-    DataError: the file is missing, truncated, not an image, has several pages, or holds values that are not finite or
-        outside [0, 1].
+    DataError: the file is missing, truncated, not an image, holds several images, signed integers, or values that are
+        not finite or outside [0, 1].
     """
     path = Path(path)
     pixels = _to_unit_range(_decode(path, _read_bytes(path)), path)
@@ -66,16 +68,20 @@ def _read_bytes(path: Path) -> bytes:
 def _decode(path: Path, data: bytes) -> np.ndarray[Any, Any]:
     """The pixels as they are stored: (height, width) or (height, width, channels), integer, bool or float."""
     try:
-        from PIL import Image, UnidentifiedImageError
+        from PIL import Image, ImageOps, UnidentifiedImageError
     except ImportError as error:
         raise DataError("reading images needs the package pillow.", path, _INSTALL_HINT) from error
     is_tiff = path.suffix.lower() in _TIFF_SUFFIXES
     try:
         try:
             with Image.open(io.BytesIO(data)) as image:
-                pages = getattr(image, "n_frames", 1) if is_tiff else 1
-                if pages == 1 and not (is_tiff and _is_deep_colour(image)):
-                    return _pixels(image)
+                if not is_tiff:
+                    return _pixels(ImageOps.exif_transpose(image))
+                pages = full_pages(image)
+                if pages == 1:
+                    layout = TiffLayout.of(dict(image.tag_v2), path)  # type: ignore[attr-defined]
+                    if not _is_deep_colour(image):
+                        return layout.scaled(_pixels(image), path)  # Pillow has turned it already
         except UnidentifiedImageError:
             if not is_tiff:
                 raise
@@ -116,16 +122,20 @@ def _decode_tiff(path: Path, data: bytes) -> np.ndarray[Any, Any]:
     except ImportError as error:
         raise DataError("reading this TIFF file needs the package tifffile.", path, _INSTALL_HINT) from error
     with tifffile.TiffFile(io.BytesIO(data)) as tiff:
-        if len(tiff.pages) != 1:
-            raise DataError(
-                f"this TIFF file holds {len(tiff.pages)} pages.", path, "Save each page as an image file of its own."
-            )
+        count = sum(not page.aspage().is_reduced for page in tiff.pages)
+        if count != 1:
+            raise DataError(f"this TIFF file holds {count} pages.", path, "Save each page as an image file of its own.")
         page = tiff.pages.first
-        if page.photometric not in {tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB}:
+        kinds = tifffile.PHOTOMETRIC
+        if page.photometric not in {kinds.MINISBLACK, kinds.MINISWHITE, kinds.RGB}:
             raise DataError("this TIFF file is neither grey nor RGB.", path, "Convert it to 8-bit PNG.")
+        layout = TiffLayout.of({tag.code: tag.value for tag in page.tags.values()}, path)
         pixels = page.asarray()
-        separate_planes = page.axes.startswith("S")
-    return np.moveaxis(pixels, 0, -1) if separate_planes else pixels
+        if page.axes.startswith("S"):  # separate planes
+            pixels = np.moveaxis(pixels, 0, -1)
+        if layout.bits <= 8 and layout.white_is_zero:
+            pixels = 2**layout.bits - 1 - pixels
+    return oriented(layout.scaled(pixels, path), layout.orientation)
 
 
 def _to_unit_range(pixels: np.ndarray[Any, Any], path: Path) -> np.ndarray[Any, Any]:

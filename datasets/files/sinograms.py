@@ -10,6 +10,7 @@ from torch import Tensor
 
 from learnreg.datasets.files.checks import check_claim, check_file, float_tensor
 from learnreg.datasets.files.hdf5 import dataset_names, read_hdf5_array
+from learnreg.datasets.files.tiff import described_images
 from learnreg.errors import DataError, ShapeError
 from learnreg.linear.operator import LinearOperator
 
@@ -122,7 +123,7 @@ def _read_tiff(path: Path) -> Tensor:
             # Page by page: a series may, by its metadata, continue in other files.
             check_claim(path, sum(page.nbytes for page in tiff.pages))
             pages = [page.asarray() for page in tiff.pages]
-            promised = int((tiff.imagej_metadata or {}).get("images", 1)) if tiff.is_imagej else 1
+            promised = described_images(tiff.pages.first.description, max(1, pages[0].size))
     except DataError:
         raise
     except Exception as error:  # decoders raise anything at all when a file is damaged

@@ -91,6 +91,9 @@ def _decode(path: Path, data: bytes) -> np.ndarray[Any, Any]:
     except DataError:
         raise
     except Exception as error:  # decoders raise anything at all when a file is damaged
+        if "imagecodecs" in str(error):
+            hint = "Install it with: pip install imagecodecs, or save the image uncompressed with 8 or 16 bits."
+            raise DataError("decoding it needs the package imagecodecs.", path, hint) from error
         raise DataError(
             f"cannot be decoded, the file is damaged, truncated or not an image ({type(error).__name__}: {error}).",
             path,

@@ -19,6 +19,7 @@ from learnreg.hypergradients.base import Goal, HypergradientMethod, Outcome
 from learnreg.hypergradients.implicit import Implicit
 from learnreg.losses import SquaredError
 from learnreg.lower_level.adjoint_equation import AdjointEquation
+from learnreg.lower_level.frozen import FrozenProblem
 from learnreg.lower_level.instance import Instance
 from learnreg.lower_level.point import Point
 from learnreg.lower_level.problem import LowerLevelProblem
@@ -143,8 +144,8 @@ class BenchmarkSession(Session):
         )
         self.tolerances = setting.tolerances
 
-    def _audit_if_due(self) -> Audit | None:
-        found = super()._audit_if_due() if self.setting.audits else None
+    def _audit_if_due(self, frozen: FrozenProblem) -> Audit | None:
+        found = super()._audit_if_due(frozen) if self.setting.audits else None
         if found is not None:
             self.curve_audits.append(found)
         return found

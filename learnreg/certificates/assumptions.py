@@ -8,7 +8,6 @@ from torch import Tensor
 from learnreg.certificates.interval import response_radius
 from learnreg.certificates.obstacle import Hindrance, Obstacle
 from learnreg.linear.examination import contradiction, foreign_operators, is_examined
-from learnreg.linear.reparametrized import reparametrized
 from learnreg.linear.samples import expand
 from learnreg.losses import UpperLoss
 from learnreg.lower_level.frozen import FrozenProblem
@@ -43,9 +42,8 @@ def missing_assumption(problem: FrozenProblem, instance: Instance, loss: UpperLo
         return Obstacle.LOSS_CONSTANT.met()
     if (dtype := loss.computes_in(x)) != x.dtype:
         return Obstacle.LOSS_PRECISION.met(dtype=dtype)
-    hidden = reparametrized(problem.operator) | reparametrized(problem.data_term) | reparametrized(problem.regularizer)
-    if hidden:
-        return Obstacle.REPARAMETRIZED.met(names=", ".join(sorted(hidden)))
+    if problem.reparametrized:
+        return Obstacle.REPARAMETRIZED.met(names=", ".join(problem.reparametrized))
     if problem.tied:
         return Obstacle.TIED.met(names=", ".join(problem.tied))
     roles = problem.parameter_roles()

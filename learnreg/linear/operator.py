@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from learnreg.errors import OperatorError, ShapeError
+from learnreg.errors import OperatorError
 from learnreg.linear.found_once import FindsOnce
 from learnreg.linear.fourier_symbol import point_response_symbol
 from learnreg.linear.linear_map import linear_map
@@ -27,11 +27,10 @@ from learnreg.linear.norms import (
     probabilistic_norm_bound,
 )
 from learnreg.linear.parameter_groups import NormPairing, Pairing
+from learnreg.linear.shapes import Shape, check_batched, checked_shape
 from learnreg.linear.stencil import Stencil
 
 __all__ = ["Adjoint", "Composition", "LinearOperator", "Scaled", "Sum", "VStack", "linear_map", "vstack"]
-
-Shape = tuple[int, ...]
 
 
 class LinearOperator(FindsOnce):
@@ -49,8 +48,8 @@ class LinearOperator(FindsOnce):
 
     def __init__(self, domain_shape: Shape, range_shape: Shape) -> None:
         super().__init__()
-        self.domain_shape = _checked_shape(domain_shape, "domain_shape")
-        self.range_shape = _checked_shape(range_shape, "range_shape")
+        self.domain_shape = checked_shape(domain_shape, "domain_shape")
+        self.range_shape = checked_shape(range_shape, "range_shape")
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
@@ -197,11 +196,11 @@ class LinearOperator(FindsOnce):
 
     def check_domain(self, x: Tensor, name: str = "x") -> None:
         """Raise ShapeError unless x has shape (batch, *domain_shape)."""
-        _check_batched(x, self.domain_shape, f"{name} for {type(self).__name__}")
+        check_batched(x, self.domain_shape, f"{name} for {type(self).__name__}")
 
     def check_range(self, y: Tensor, name: str = "y") -> None:
         """Raise ShapeError unless y has shape (batch, *range_shape)."""
-        _check_batched(y, self.range_shape, f"{name} for the range of {type(self).__name__}")
+        check_batched(y, self.range_shape, f"{name} for the range of {type(self).__name__}")
 
     def extra_repr(self) -> str:
         return f"{self.domain_shape} -> {self.range_shape}"
@@ -210,25 +209,6 @@ class LinearOperator(FindsOnce):
         for tensor in (*self.parameters(), *self.buffers()):
             return tensor.device
         return None
-
-
-def _checked_shape(shape: Shape, name: str) -> Shape:
-    result = tuple(int(s) for s in shape)
-    if not result or any(s < 1 for s in result):
-        raise ShapeError(f"{name}={shape!r}: expected a non-empty tuple of positive sizes, without the batch axis.")
-    return result
-
-
-def _check_batched(tensor: Any, shape: Shape, name: str) -> None:
-    if not isinstance(tensor, Tensor):
-        hint = " Pass torch.from_numpy(...)." if type(tensor).__module__ == "numpy" else ""
-        raise ShapeError(f"{name}: got {type(tensor).__name__}, expected a tensor (batch, *shape).{hint}")
-    if tensor.dim() != len(shape) + 1 or tuple(tensor.shape[1:]) != shape:
-        expected = ", ".join(str(s) for s in shape)
-        hint = " Add a batch axis with tensor[None]." if tuple(tensor.shape) == shape else ""
-        raise ShapeError(f"{name}: got shape {tuple(tensor.shape)}, expected (batch, {expected}).{hint}")
-    if not tensor.is_floating_point():
-        raise ShapeError(f"{name}: got dtype {tensor.dtype}, expected a floating-point tensor; call .float().")
 
 
 class Adjoint(LinearOperator):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from learnreg.errors import AssumptionError, DataError, OperatorError, ShapeError
 from learnreg.linear.examination import examine, is_examined
 from learnreg.linear.operator import LinearOperator
+from learnreg.linear.reparametrized import reparametrized
 from learnreg.lower_level.constraints import Box
 from learnreg.lower_level.data_terms import LeastSquares
 from learnreg.lower_level.instance import Counter, Instance, weighted_square
@@ -99,6 +100,11 @@ class FrozenProblem:
     def jacobian_bounds(self) -> dict[ParameterRole, float]:
         """From raw parameters to what the bounds of a role are about; 1 where not named. *Rigorous bounds.*"""
         return self.regularizer.parameter_jacobian_bounds()
+
+    @cached_property
+    def reparametrized(self) -> list[str]:
+        """Learned parameters that torch computes others from, see :func:`learnreg.linear.reparametrized`."""
+        return sorted(set().union(*map(reparametrized, (self.operator, self.data_term, self.regularizer))))
 
     @cached_property
     def tied(self) -> list[str]:

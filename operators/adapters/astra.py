@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from learnreg.errors import ConfigError, OperatorError
-from learnreg.linear.operator import LinearOperator, Shape
+from learnreg.linear.operator import LinearOperator
+from learnreg.linear.shapes import Shape
 from learnreg.operators.adapters.checks import check_adjoint, check_linear
 from learnreg.operators.adapters.host import checked_sizes
 from learnreg.operators.adapters.pylops import with_channel

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from learnreg.errors import LearnregError, OperatorError
 from learnreg.linear.norms import NormBound
-from learnreg.linear.operator import LinearOperator, Shape, linear_map
+from learnreg.linear.operator import LinearOperator, linear_map
+from learnreg.linear.shapes import Shape
 
 __all__ = ["BlackBox"]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from learnreg.errors import OperatorError
-from learnreg.linear.operator import Shape
+from learnreg.linear.shapes import Shape
 from learnreg.operators.adapters.black_box import BlackBox
 from learnreg.operators.adapters.checks import check_adjoint, check_linear, declare, probe
 

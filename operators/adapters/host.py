@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from learnreg.errors import OperatorError
-from learnreg.linear.operator import Shape
+from learnreg.linear.shapes import Shape
 from learnreg.operators.adapters.black_box import COMPLEX_HINT
 
 __all__ = ["HostFunction", "checked_sizes", "real_dtype"]

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from learnreg.errors import ConfigError, OperatorError
-from learnreg.linear.operator import LinearOperator, Shape
+from learnreg.linear.operator import LinearOperator
+from learnreg.linear.shapes import Shape
 from learnreg.operators.adapters.black_box import BlackBox
 from learnreg.operators.adapters.checks import adjoint_gap, check_linear, declare, gap_limit, probe
 from learnreg.operators.adapters.host import HostFunction, checked_sizes, real_dtype

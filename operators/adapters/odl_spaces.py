@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from learnreg.errors import OperatorError
-from learnreg.linear.operator import Shape
+from learnreg.linear.shapes import Shape
 from learnreg.operators.adapters.black_box import COMPLEX_HINT
 
 __all__ = ["Layout", "layout_of"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from learnreg.errors import OperatorError
-from learnreg.linear.operator import Shape
+from learnreg.linear.shapes import Shape
 from learnreg.operators.adapters.black_box import BlackBox
 from learnreg.operators.adapters.checks import check_adjoint, check_linear, declare
 from learnreg.operators.adapters.host import checked_sizes, real_dtype

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from learnreg.errors import ConfigError, OperatorError
-from learnreg.linear.operator import LinearOperator, Shape
+from learnreg.linear.operator import LinearOperator
+from learnreg.linear.shapes import Shape
 from learnreg.operators.adapters.black_box import COMPLEX_HINT, BlackBox
 from learnreg.operators.adapters.checks import check_adjoint, check_linear, declare, probe
 from learnreg.operators.adapters.host import HostFunction, checked_sizes, real_dtype

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from learnreg.errors import OperatorError, ShapeError
 from learnreg.linear.norms import NormBound, matrix_norm_bound, power_estimate
-from learnreg.linear.operator import LinearOperator, Shape, linear_map
+from learnreg.linear.operator import LinearOperator, linear_map
+from learnreg.linear.shapes import Shape
 
 __all__ = ["SparseOperator", "assemble", "compressed_rows"]
 

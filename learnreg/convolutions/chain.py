@@ -13,7 +13,7 @@ from learnreg.convolutions.composition import compose
 from learnreg.convolutions.filter_bank import FilterBank
 from learnreg.convolutions.local_gram import local_gram
 from learnreg.errors import ShapeError
-from learnreg.linear.norms import DENSE_LIMIT, NormBound, gram_norm_bound
+from learnreg.linear.norms import GRAM_LIMIT, NormBound, gram_norm_bound
 from learnreg.linear.operator import LinearOperator
 from learnreg.linear.stencil import Stencil
 
@@ -70,7 +70,7 @@ class ConvolutionChain(LinearOperator):
             bound, spread = chain_norm_bound(self.kernels, sides)
             if spread <= _LARGEST_SPREAD:
                 return NormBound(bound)
-        if math.prod(sides) <= DENSE_LIMIT:
+        if math.prod(sides) <= GRAM_LIMIT:
             shape = (1 + sum(k.shape[-2] - 1 for k in self.kernels), 1 + sum(k.shape[-1] - 1 for k in self.kernels))
             return NormBound(min(bound, gram_norm_bound(local_gram(self, shape, self._device()))))
         return super()._find_norm().at_most(bound)

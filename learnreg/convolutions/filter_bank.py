@@ -19,8 +19,8 @@ from learnreg.convolutions.local_norm import local_norm_bound
 from learnreg.convolutions.padding import BOUNDARIES, Boundary, margins, pad, pad_adjoint, source_index
 from learnreg.errors import ConfigError, ShapeError
 from learnreg.linear.norms import (
-    DENSE_LIMIT,
     FAILURE_PROBABILITY,
+    GRAM_LIMIT,
     NormBound,
     circulant_bound,
     gram_norm_bound,
@@ -129,7 +129,7 @@ class FilterBank(LinearOperator):
             bound = min(bound, local_norm_bound(build, self.filter_shape, self._sides, device))
         if bound <= tight:
             return NormBound(bound)
-        if pixels <= DENSE_LIMIT:
+        if pixels <= GRAM_LIMIT:
             return NormBound(min(bound, gram_norm_bound(local_gram(bank, self.filter_shape, device))))
         random = probabilistic_norm_bound(gram, self.domain_shape, device=device)
         return NormBound(random, "probabilistic", FAILURE_PROBABILITY).at_most(bound)

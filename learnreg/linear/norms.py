@@ -1,8 +1,8 @@
 """Upper bounds on operator norms.
 
-A power iteration approaches the norm from below, so nothing here returns one as it is: dense Gram matrices give the
-norm itself, Schatten norms and circulant embeddings bound it rigorously, and the randomised bound states how likely
-it is to fail.
+Power and Lanczos iterations approach the norm from below, so nothing here returns one as it is: dense Gram matrices
+give the norm itself, Cholesky factors and circulant embeddings bound it rigorously, and the randomised bound states how
+likely it is to fail.
 """
 
 from __future__ import annotations
@@ -18,27 +18,37 @@ from torch import Tensor
 __all__ = [
     "DENSE_LIMIT",
     "FAILURE_PROBABILITY",
+    "GRAM_LIMIT",
     "NormBound",
     "NormKind",
     "circulant_bound",
     "dense_matrix",
     "gram_norm_bound",
+    "lanczos_estimate",
     "largest_eigenvalue",
     "matrix_norm_bound",
     "power_estimate",
     "probabilistic_norm_bound",
 ]
 
-DENSE_LIMIT = 4096
-"""Operators with at most this many unknowns (on the smaller side) are bounded through their dense matrix."""
+DENSE_LIMIT = 1024
+"""Black boxes with at most this many unknowns (on the smaller side) are bounded through their dense matrix."""
+
+GRAM_LIMIT = 4096
+"""The same where the Gram matrix takes few applications."""
 
 FAILURE_PROBABILITY = 1e-10
 """Probability, over the random start, that ``probabilistic_norm_bound`` is below the norm."""
 
 NormKind = Literal["rigorous", "probabilistic", "declared"]
 
-_EIGENVALUE_LIMIT, _BATCHED_EIGENVALUE_LIMIT = 1024, 640
+_EIGENVALUE_LIMIT, _BATCHED_EIGENVALUE_LIMIT = 256, 640
 _POWER_STEPS = 100
+_LANCZOS_STEPS = 30
+_EXHAUSTED = 1e-5
+"""Share of an image beyond the basis that is taken for rounding: the steps are then those of a map that close."""
+
+_MARGINS = (1e-4, 1e-3, 1e-2, 0.1, 1.0)
 
 
 @dataclass(frozen=True)
@@ -94,24 +104,27 @@ def matrix_norm_bound(matrix: Tensor) -> float:
 
 
 def gram_norm_bound(gram: Tensor) -> float:
-    """Rigorous bound of ‖A‖ from G = A^T A: the root of the exact eigenvalue, or beyond 1,024 unknowns of the Schatten
-    norm by repeated squaring, at most 1.07 times the norm."""
+    """Rigorous bound of ‖A‖ from G = A^T A: the root of the exact eigenvalue, or beyond 256 unknowns of a number t with
+    t I - G positive definite, usually at most 1.0001 times the norm.
+
+    Source: a Cholesky decomposition that runs to its end shows that no eigenvalue is below -n² eps t (Rump, BIT 46,
+    2006, Theorem 2.3).
+    """
     size = float(gram.abs().max())
     if size == 0.0 or not math.isfinite(size):
         return math.sqrt(size)
     gram = gram.to(torch.float64) / size
-    if gram.shape[0] <= _EIGENVALUE_LIMIT:
+    n = gram.shape[0]
+    rounding = 1.0 + 1e-12 * n
+    if n <= _EIGENVALUE_LIMIT:
         largest = float(torch.linalg.eigvalsh(gram)[-1].clamp_min(0.0))
-        return math.sqrt(size * largest) * (1.0 + 1e-12 * gram.shape[0])
-    log_norm, exponent = math.log(size), 1.0
-    for _ in range(6):
-        scale = float(torch.linalg.norm(gram))
-        log_norm += exponent * math.log(scale)
-        gram = gram / scale
-        gram = gram @ gram
-        exponent *= 0.5
-    log_norm += exponent * math.log(float(torch.linalg.norm(gram)))
-    return math.exp(0.5 * log_norm) * (1.0 + 1e-10)
+        return math.sqrt(size * largest) * rounding
+    estimate = lanczos_estimate(lambda v: v @ gram, (n,), device=gram.device)
+    for margin in _MARGINS:
+        bound = (1.0 + margin) * estimate
+        if int(torch.linalg.cholesky_ex(bound * torch.eye(n, dtype=gram.dtype, device=gram.device) - gram).info) == 0:
+            return math.sqrt(size * bound) * rounding
+    return math.sqrt(size * float(torch.linalg.norm(gram))) * rounding
 
 
 def largest_eigenvalue(gram: Tensor) -> Tensor:
@@ -136,14 +149,44 @@ def probabilistic_norm_bound(
     device: torch.device | str | None = None,
     failure_probability: float = FAILURE_PROBABILITY,
 ) -> float:
-    """Bound of the norm of A from 100 applications of A^T A to a random start; too small with probability at most
-    ``failure_probability`` over that start. About 1.05 to 1.1 times the norm.
+    """Bound of the norm of A from 30 Lanczos steps with A^T A, 60 applications, from a random start; too small with
+    probability at most ``failure_probability`` over that start. At most 1.16 times the norm for 10⁶ unknowns.
 
-    Source: Kuczynski and Wozniakowski, SIAM J. Matrix Anal. Appl. 13 (1992), Theorem 4.1(b): after k power steps the
-    estimate falls below (1-eps) times the largest eigenvalue with probability at most 0.824 sqrt(n) (1-eps)^(k-1/2).
+    Source: Kuczynski and Wozniakowski, SIAM J. Matrix Anal. Appl. 13 (1992), Theorem 4.2(b): after k steps the estimate
+    falls below (1-eps) times the largest eigenvalue with probability at most 1.648 sqrt(n) exp(-sqrt(eps) (2k-1)).
     """
-    share = (failure_probability / (0.824 * math.sqrt(math.prod(domain_shape)))) ** (1.0 / (_POWER_STEPS - 1.5))
-    return power_estimate(gram, domain_shape, dtype, device) / math.sqrt(share)
+    odds = math.log(1.648 * math.sqrt(math.prod(domain_shape)) / failure_probability)
+    share = 1.0 - (odds / (2 * _LANCZOS_STEPS - 1)) ** 2
+    return math.sqrt(lanczos_estimate(gram, domain_shape, dtype, device) / share) * (1.0 + 2 * _EXHAUSTED)
+
+
+def lanczos_estimate(
+    gram: Callable[[Tensor], Tensor],
+    domain_shape: tuple[int, ...],
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | str | None = None,
+    steps: int = _LANCZOS_STEPS,
+) -> float:
+    """Lower bound of the largest eigenvalue of a positive semidefinite map from that many applications: an *estimate*,
+    never to be used as an upper bound. Keeps as many images in float32, to whose accuracy the basis is orthogonal; the
+    eigenvalue then has the square of it (Simon, Linear Algebra Appl. 61, 1984)."""
+    vector, steps = _random_start(domain_shape, dtype, device), min(steps, math.prod(domain_shape))
+    basis = vector.new_zeros(steps, vector.numel(), dtype=torch.float32)
+    diagonal, below = vector.new_zeros(steps), vector.new_zeros(steps)
+    for k in range(steps):
+        basis[k] = vector.flatten()
+        image = gram(vector)
+        diagonal[k] = (image * vector).sum()
+        below[k] = image.norm()
+        vector = image / torch.where(below[k] == 0, 1.0, below[k])  # float32 holds the parts of a unit vector
+        for smallest in (_EXHAUSTED, 0.0):  # once more for what rounding leaves
+            parts = basis[: k + 1] @ vector.flatten().float()
+            vector = vector - (parts @ basis[: k + 1]).to(vector.dtype).reshape(vector.shape)
+            left = vector.norm()
+            below[k] *= left
+            vector = torch.where(left <= smallest, 0.0, vector / left)
+    inner = torch.diag(diagonal) + torch.diag(below[:-1], 1) + torch.diag(below[:-1], -1)
+    return max(float(torch.linalg.eigvalsh(inner.double())[-1]), 0.0) if bool(inner.isfinite().all()) else math.inf
 
 
 def power_estimate(
@@ -154,9 +197,7 @@ def power_estimate(
     steps: int = _POWER_STEPS,
 ) -> float:
     """Lower bound of the norm of A from power steps with A^T A: an *estimate*, never to be used as an upper bound."""
-    generator = torch.Generator(device="cpu").manual_seed(20130731)
-    start = torch.randn(1, math.prod(domain_shape), dtype=torch.float64, generator=generator)
-    vector = (start / start.norm()).to(device=device, dtype=dtype).reshape(1, *domain_shape)
+    vector = _random_start(domain_shape, dtype, device)
     rayleigh = 0.0
     for _ in range(steps):
         image = gram(vector)
@@ -164,6 +205,13 @@ def power_estimate(
         norm = image.norm()
         vector = image / torch.where(norm == 0, torch.ones_like(norm), norm)
     return math.sqrt(max(rayleigh, 0.0))
+
+
+def _random_start(domain_shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str | None) -> Tensor:
+    """Uniform on the sphere, (1, *domain_shape); the same in every run."""
+    generator = torch.Generator(device="cpu").manual_seed(20130731)
+    start = torch.randn(1, math.prod(domain_shape), dtype=torch.float64, generator=generator)
+    return (start / start.norm()).to(device=device, dtype=dtype).reshape(1, *domain_shape)
 
 
 def circulant_bound(filters: Tensor, shape: tuple[int, int]) -> tuple[float, float]:

@@ -65,7 +65,7 @@ class LinearOperator(FindsOnce):
         return out.copy_(self(x))
 
     def norm_bound(self) -> float:
-        """Upper bound of ‖A‖, at most 1.5 times the norm. *Rigorous bound*, except for black boxes beyond 4,096
+        """Upper bound of ‖A‖, at most 1.5 times the norm. *Rigorous bound*, except for black boxes beyond 1,024
         unknowns, where ``norm_bound_kind`` says "probabilistic" and ``norm_failure_probability`` how likely it
         fails."""
         return self._norm().value

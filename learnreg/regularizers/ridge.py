@@ -49,7 +49,7 @@ class RidgeRegularizer(Regularizer):
     shared: one potential h for all channels instead of one for each; weights and smoothings are those of each channel.
     boundary: "zero" (any image), or "valid", "circular", "reflect" as in ``FilterBank``. "valid" leaves a border
         of half a filter alone and needs sides of at least that of the filters; "reflect" makes no edges at the border,
-        but its norm takes minutes to bound between 1,024 and 4,096 pixels, and is probabilistic beyond.
+        but its norm takes seconds to bound between 1,024 and 4,096 pixels, and is probabilistic beyond.
     weight, smoothing: sum of the initial l_c ‖w_c‖, and initial v_c/‖w_c‖, the distance of the knots, in image units.
     noise_conditioned: l_c and v_c are multiplied by (sigma/sigma_0)^a_c and (sigma/sigma_0)^b_c in ``at(sigma)``, with
         learned exponents that start at 1, where denoising does not depend on the units of images.

@@ -49,7 +49,7 @@ def check_norm_bound(case: OperatorCase) -> Property:
 
 def has_exact_norm(case: OperatorCase) -> bool:
     """Whether the norm of the whole matrix is computed."""
-    return case.has_matrix and min(case.matrix.shape) <= DENSE_LIMIT // 4
+    return case.has_matrix and min(case.matrix.shape) <= DENSE_LIMIT
 
 
 def spectral_norm(case: OperatorCase, steps: int = _POWER_STEPS) -> float:

@@ -9,7 +9,14 @@ from torch import nn
 from truth.spectrum import norm_of
 
 from learnreg.convolutions.filter_bank import FilterBank
-from learnreg.linear.norms import circulant_bound, dense_matrix, matrix_norm_bound, probabilistic_norm_bound
+from learnreg.linear.norms import (
+    circulant_bound,
+    dense_matrix,
+    gram_norm_bound,
+    lanczos_estimate,
+    matrix_norm_bound,
+    probabilistic_norm_bound,
+)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 7), (7, 3), (20, 20)])
@@ -54,6 +61,30 @@ def test_probabilistic_bound(kind: str) -> None:
     bound = probabilistic_norm_bound(lambda v: values**2 * v, (n,))
     assert 1.0 <= bound <= 1.3
     assert probabilistic_norm_bound(lambda v: 0.0 * v, (7,)) == 0.0
+
+
+@pytest.mark.parametrize("rank", [1, 3, 400])
+@pytest.mark.parametrize("size", [1e-150, 1.0, 1e150])
+def test_gram_matrices_are_bounded_by_cholesky_factors(rank: int, size: float) -> None:
+    for n in (257, 400):
+        A = registry.randn(rank, n)
+        norm = float(torch.linalg.matrix_norm(A, 2)) * size
+        assert norm <= gram_norm_bound((size * A.T) @ (size * A)) <= norm * (1.0 + 1e-3)
+
+
+def test_gram_matrices_whose_largest_eigenvalues_are_close() -> None:
+    values = torch.cat([1.0 - 1e-9 * torch.arange(50), torch.linspace(0.0, 1.0, 450)]).double()
+    Q = torch.linalg.qr(registry.randn(500, 500)).Q
+    assert 1.0 <= gram_norm_bound((Q * values) @ Q.T) <= 1.0001
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 30, 31, 300])
+def test_lanczos_steps_end_where_the_space_is_exhausted(n: int) -> None:
+    for rank in {1, min(2, n), n}:
+        A = registry.randn(rank, n)
+        largest = float(torch.linalg.matrix_norm(A, 2)) ** 2
+        found = lanczos_estimate(lambda v: v @ A.T @ A, (n,))  # noqa: B023
+        assert 0.99 * largest <= found <= largest * (1.0 + 1e-6)
 
 
 @pytest.mark.parametrize("shape", [(4, 4), (5, 6), (2, 3)])

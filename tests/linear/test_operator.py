@@ -13,7 +13,7 @@ from learnreg.convolutions.gradient import Gradient
 from learnreg.errors import OperatorError
 from learnreg.linear.norms import dense_matrix
 from learnreg.linear.operator import LinearOperator, linear_map
-from learnreg.operators import Blur, Identity, Inpainting
+from learnreg.operators import Blur, Identity, Inpainting, from_callables
 
 SHAPE = (1, 4, 5)
 
@@ -117,7 +117,7 @@ def test_the_norm_of_a_large_black_box_is_probabilistic() -> None:
         def adjoint(self, y: Tensor) -> Tensor:
             return 3.0 * y
 
-    small, large = Black((20, 20), (20, 20)), Black((70, 70), (70, 70))
+    small, large = Black((32, 32), (32, 32)), Black((70, 70), (70, 70))
     assert 3.0 <= small.norm_bound() <= 3.0 * 1.1
     assert (small.norm_bound_kind, small.norm_failure_probability) == ("rigorous", 0.0)
     assert 3.0 <= large.norm_bound() <= 4.5
@@ -130,6 +130,22 @@ def test_the_norm_of_a_large_black_box_is_probabilistic() -> None:
     for rigorous in (Identity((70, 70)) @ Inpainting(torch.ones(70, 70)), 2 * Identity((70, 70))):
         rigorous.norm_bound()
         assert rigorous.norm_bound_kind == "rigorous"
+
+
+@pytest.mark.parametrize("side", [33, 64, 100])
+def test_the_norm_of_a_large_black_box_takes_sixty_applications(side: int) -> None:
+    symbol = torch.fft.rfft2(registry.rand(side, side)).abs()
+    calls = []
+
+    def apply(x: Tensor) -> Tensor:
+        calls.append(len(x))
+        return torch.fft.irfft2(symbol * torch.fft.rfft2(x), s=(side, side))
+
+    black = from_callables(apply, apply, (1, side, side), (1, side, side))
+    calls.clear()
+    norm = float(symbol.max())
+    assert norm <= black.norm_bound() <= 1.5 * norm
+    assert sum(calls) <= 60
 
 
 def test_gradient_is_the_difference_and_its_norm_exact() -> None:

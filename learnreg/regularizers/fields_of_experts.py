@@ -29,7 +29,8 @@ class FieldsOfExperts(LearnedFilters, Regularizer):
     filters: number n of filters. Initially the DCT basis without the constant, then random ones.
     size: side k of the filters.
     potential: one of ``learnreg.potentials.POTENTIALS``; its smoothing, if it has one, and weight are the initial ones.
-    boundary: "valid" (responses only where the filter fits), "zero", "circular", "reflect" or "replicate".
+    boundary: "reflect", "valid" (responses only where the filter fits; the default of ``from_arrays``), "zero",
+        "circular" or "replicate".
     minimum_smoothing: v_c stays above it, by parametrisation. Smoothings far below the noise cost iterations and change
         no image; 0 leaves them free.
     generator: for the random filters; torch's default generator otherwise.
@@ -46,7 +47,7 @@ class FieldsOfExperts(LearnedFilters, Regularizer):
         filters: int = 24,
         size: int = 5,
         potential: Potential | None = None,
-        boundary: Boundary = "valid",
+        boundary: Boundary = "reflect",
         minimum_smoothing: float = 0.0,
         generator: torch.Generator | None = None,
     ) -> None:

@@ -34,7 +34,8 @@ class MultivariateExperts(LearnedFilters, Regularizer):
         basis without the constant, each next to its transpose, then random ones.
     size: side k of the filters.
     weight, smoothing: initial ones, the weight that of all groups together.
-    boundary: "valid" (responses only where the filter fits), "zero", "circular", "reflect" or "replicate".
+    boundary: "reflect", "valid" (responses only where the filter fits; the default of ``from_arrays``), "zero",
+        "circular" or "replicate".
     minimum_smoothing: v_g stays above it, by parametrisation; 0 leaves it free.
     generator: for the random filters; torch's default generator otherwise.
 
@@ -52,7 +53,7 @@ class MultivariateExperts(LearnedFilters, Regularizer):
         size: int = 5,
         weight: float = 1.0,
         smoothing: float = 1e-2,
-        boundary: Boundary = "valid",
+        boundary: Boundary = "reflect",
         minimum_smoothing: float = 0.0,
         generator: torch.Generator | None = None,
     ) -> None:

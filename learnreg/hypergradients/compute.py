@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from torch import Tensor
@@ -15,9 +16,10 @@ from learnreg.hypergradients.search import Request, Start
 from learnreg.hypergradients.sharp_search import SharpSearch
 from learnreg.linear.grad_mode import outside_inference
 from learnreg.losses import UpperLoss
+from learnreg.lower_level.blame import why_stagnated
 from learnreg.lower_level.frozen import FrozenProblem
 from learnreg.lower_level.problem import LowerLevelProblem
-from learnreg.result import Hypergradient
+from learnreg.result import Hypergradient, Status
 from learnreg.solvers.solve import FailureOption, check_failure_option, check_max_steps, check_tolerance
 
 __all__ = ["CertificateName", "Start", "hypergradient"]
@@ -72,14 +74,16 @@ def hypergradient(
     begin = search.begin(start)
     goal = search.first_goal(begin)
     point, outcome = search.improve(begin, goal)
-    if outcome.gradient is None:
+    if outcome.status is Status.STAGNATED and (fault := why_stagnated(search.exact_instance)):
+        result = search.result(search.judge(point), math.inf, "none", Status.STAGNATED, fault)
+    elif outcome.gradient is None:
         result = search.follow(point, outcome, goal)
     else:
         result = of_own_gradient(search, point, outcome)
     if on_failure == "raise" and not result.status.converged:
         raise SolverError(
             f"hypergradient(tolerance={tolerance:g}): relative error bound {result.relative_error_bound:.3g}. "
-            f"{result.status.value}",
+            f"{result.reason or result.status.value}",
             result,
         )
     return result

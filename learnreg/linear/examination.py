@@ -18,7 +18,7 @@ from learnreg.linear.operator import LinearOperator
 from learnreg.linear.reparametrized import has_hooks
 from learnreg.linear.samples import expand, inner_samples, norm_samples
 
-__all__ = ["contradiction", "examine", "foreign_operators", "is_examined", "is_own_class"]
+__all__ = ["contradiction", "examine", "foreign_operators", "is_examined", "is_own_class", "unexamined_fault"]
 
 _ADAPTERS = "learnreg.operators.adapters"
 _FACTOR = -2.5
@@ -64,6 +64,16 @@ def examine(operator: LinearOperator, name: str = "forward") -> None:
 def is_examined(operator: LinearOperator) -> bool:
     """Whether nobody asked to take a foreign operator as it is."""
     return all(part.examine for part in foreign_operators(operator))
+
+
+def unexamined_fault(operator: LinearOperator, name: str) -> str:
+    """A sentence about what the examination would have found of an operator that nobody examined; "" if nothing."""
+    for part in foreign_operators(operator):
+        if not part.examine:
+            failed, problem = part._known("examination", partial(_screen, part))
+            if failed:
+                return f"The {name} operator {_named(part)} was not examined, and {problem}"
+    return ""
 
 
 def _named(operator: LinearOperator) -> str:

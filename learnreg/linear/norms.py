@@ -211,7 +211,8 @@ def _random_start(domain_shape: tuple[int, ...], dtype: torch.dtype, device: tor
     """Uniform on the sphere, (1, *domain_shape); the same in every run."""
     generator = torch.Generator(device="cpu").manual_seed(20130731)
     start = torch.randn(1, math.prod(domain_shape), dtype=torch.float64, generator=generator)
-    return (start / start.norm()).to(device=device, dtype=dtype).reshape(1, *domain_shape)
+    unit: Tensor = (start / start.norm()).to(device=device, dtype=dtype)
+    return unit.reshape(1, *domain_shape)
 
 
 def circulant_bound(filters: Tensor, shape: tuple[int, int]) -> tuple[float, float]:

@@ -1,4 +1,5 @@
-"""Whose fault NaN and infinite numbers are: an operator that makes them of finite ones is named."""
+"""Whose fault it is when solvers do not come to an end: an operator that makes NaN or infinite numbers of finite ones,
+or one that nobody examined and that is wrong, is named."""
 
 from __future__ import annotations
 
@@ -8,10 +9,11 @@ import torch
 from torch import Tensor
 
 from learnreg.errors import OperatorError
+from learnreg.linear.examination import unexamined_fault
 from learnreg.linear.operator import LinearOperator
 from learnreg.lower_level.instance import Instance
 
-__all__ = ["blame_operators", "nonfinite_result"]
+__all__ = ["blame_operators", "nonfinite_result", "why_stagnated"]
 
 
 def nonfinite_result(operator: object, direction: str, what: str = "the operator") -> OperatorError:
@@ -30,6 +32,12 @@ def blame_operators(instance: Instance, x: Tensor) -> None:
     x = torch.nan_to_num(x, nan=0.0, posinf=1.0, neginf=-1.0).clamp(-1e3, 1e3)
     _blame(instance.forward, x, "the forward operator")
     _blame(instance.analysis, x, "the operator of the regularizer")
+
+
+def why_stagnated(instance: Instance) -> str:
+    """A sentence about an operator whose examination was declined and that would not pass, "" if there is none; to be
+    called where a solve stagnated, which a wrong adjoint explains before any tolerance does. Counts nothing."""
+    return unexamined_fault(instance.forward, "forward") or unexamined_fault(instance.analysis, "analysis")
 
 
 def _blame(operator: LinearOperator, x: Tensor, what: str) -> None:

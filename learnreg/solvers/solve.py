@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -14,7 +14,7 @@ from learnreg.certificates.state import smallest_bound
 from learnreg.errors import ConfigError, SolverError
 from learnreg.linear.grad_mode import outside_inference
 from learnreg.linear.samples import sum_samples
-from learnreg.lower_level.blame import blame_operators
+from learnreg.lower_level.blame import blame_operators, why_stagnated
 from learnreg.lower_level.frozen import FrozenProblem
 from learnreg.lower_level.instance import Instance
 from learnreg.lower_level.problem import LowerLevelProblem
@@ -84,6 +84,8 @@ def run_state_solver(
     residual = residual_tolerance(instance, error)
     bound = error if instance.strong_convexity > 0 else torch.zeros_like(error)
     result = iterate(solver, instance, x, residual, bound, max_steps, solver.resume(instance, x, t))
+    if result.status is Status.STAGNATED and why_stagnated(instance):
+        return result
     for other in FALLBACKS:
         limited = result.status is Status.PRECISION and x.dtype == torch.float64 and other == "newton-cg"
         ended_early = limited or result.status in (Status.STAGNATED, Status.NOT_FINITE)
@@ -170,8 +172,12 @@ def solve(
         steps += result.steps
         x, t = result.x, result.t
         judged = _judge(judge_instance, x, t, b.dtype, scale)
+        fault = why_stagnated(judge_instance) if result.status is Status.STAGNATED else ""
+        if fault:
+            judged = replace(judged, bound=torch.full_like(judged.bound, math.inf), reason=fault)
         worst = float(judged.bound.max())
-        if worst <= target or result.status is Status.MAX_STEPS or (max_steps is not None and steps >= max_steps):
+        spent = result.status is Status.MAX_STEPS or (max_steps is not None and steps >= max_steps)
+        if fault or spent or worst <= target:
             break
         exact = working.q.dtype == torch.float64
         if result.status is Status.PRECISION and exact:
@@ -195,7 +201,9 @@ def solve(
         solver=method.name,
     )
     if on_failure == "raise" and not status.converged:
-        raise SolverError(f"solve(tolerance={target:g}): error bound {worst:.3g}. {status.value}", solution)
+        raise SolverError(
+            f"solve(tolerance={target:g}): error bound {worst:.3g}. {judged.reason or status.value}", solution
+        )
     return solution
 
 

@@ -83,7 +83,7 @@ class Draw:
         return options[self.integer(0, len(options) - 1)]
 
     def normal(self, *shape: int) -> Tensor:
-        return torch.randn(*shape, generator=self.generator, dtype=DOUBLE)
+        return torch.randn(shape, generator=self.generator, dtype=DOUBLE)
 
     def rand(self, *shape: int) -> Tensor:
-        return torch.rand(*shape, generator=self.generator, dtype=DOUBLE)
+        return torch.rand(shape, generator=self.generator, dtype=DOUBLE)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from learnreg.linear.samples import inner_samples
 from learnreg.lower_level.instance import Instance
+from learnreg.result import Status
 from learnreg.solvers.loop import LoopResult, iterate
 from learnreg.solvers.newton_cg import NewtonCG
 
@@ -47,7 +48,7 @@ def continued_newton(
         goal = torch.maximum(_ROUGH * inner_samples(g, g).sqrt(), residual)
         found = iterate(NewtonCG(), smoother, x, goal, torch.zeros_like(goal), left())
         x, steps = found.x, steps + found.steps
-        if left() == 0:
+        if left() == 0 or found.status is Status.STAGNATED:  # less smooth ones would do no better
             break
     final = iterate(NewtonCG(), instance, x, residual, bound, left())
     return replace(final, steps=steps + final.steps)

@@ -38,6 +38,9 @@ FailureOption = Literal["return", "raise"]
 _AIM, _FLOAT32_AIM, _MAX_ATTEMPTS = 0.999, 0.97, 4
 """Shares of the tolerance that solvers aim at, so that the judgement in float64 agrees; attempts with smaller ones."""
 
+_PROGRESS = 0.1
+"""Share of the error that an attempt which ended early must leave for another one to be worth it."""
+
 _ENDED_EARLY = (Status.PRECISION, Status.STAGNATED, Status.NOT_FINITE)
 """How a solver ends in float32 that float64 may help: steps too short for the pixels' rounding stagnate, too."""
 
@@ -164,7 +167,7 @@ def solve(
     scale = math.sqrt(math.prod(frozen.operator.domain_shape))
     judge_instance = instance if b.dtype == torch.float64 else frozen.at(b.double(), instance.counter)
     working, aim, steps = instance, target * (_AIM if b.dtype == torch.float64 else _FLOAT32_AIM), 0
-    t: Tensor | None = None
+    t, reached = None, math.inf
     for attempt in range(_MAX_ATTEMPTS):
         error = torch.full((b.shape[0],), aim * scale, dtype=x.dtype, device=x.device)
         left = None if max_steps is None else max_steps - steps
@@ -180,8 +183,10 @@ def solve(
         if fault or spent or worst <= target:
             break
         exact = working.q.dtype == torch.float64
-        if result.status is Status.PRECISION and exact:
+        stuck = result.status in _ENDED_EARLY and not worst < _PROGRESS * reached
+        if exact and (result.status is Status.PRECISION or stuck):
             break
+        reached = worst
         if result.status in _ENDED_EARLY and not exact:
             working, x, t = judge_instance, x.double(), None if t is None else t.double()
         elif attempt + 1 < _MAX_ATTEMPTS and math.isfinite(worst):

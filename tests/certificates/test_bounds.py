@@ -16,6 +16,7 @@ from truth import dense as dense_truth
 from truth.draw import RANGES, Draw
 from truth.hunt import Summary, hunt
 from truth.problems import Case, draw_case
+from truth.rough_use import TREATMENTS, hunt_rough_use
 
 import learnreg as lr
 from learnreg.certificates.groups import GroupBound
@@ -52,6 +53,20 @@ def test_random_scans(rotating_generator: torch.Generator) -> None:
     assert not summary.violations, "\n".join(summary.violations)
     assert summary.unusable_truth <= 1
     assert summary.comparisons > 60
+
+
+def test_problems_in_rough_use(rotating_generator: torch.Generator) -> None:
+    summary = hunt_rough_use(16, rotating_generator)
+    assert not summary.violations, "\n".join(summary.violations)
+
+
+@pytest.mark.slow(seconds=60)
+def test_many_problems_in_rough_use(rotating_generator: torch.Generator) -> None:
+    summary = hunt_rough_use(100, rotating_generator)
+    assert not summary.violations, "\n".join(summary.violations)
+    assert summary.comparisons > 150
+    for name in TREATMENTS:
+        assert sum(summary.treatments[name].values()) >= 5, name
 
 
 def known_case(ranges: str, seed: int) -> Case:

@@ -35,8 +35,10 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     return None if config.args_source is pytest.Config.ArgsSource.TESTPATHS else 0
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A few slow tests, drawn by the rotating seed, run with the others until they fill LEARNREG_SLOW_SECONDS."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """A few slow tests, drawn by the rotating seed, run with the others until they fill LEARNREG_SLOW_SECONDS; of large
+    grids of cases a sample drawn likewise runs with the whole suite, all of them when files are chosen or with -m
+    slow."""
     left = float(os.environ.get("LEARNREG_SLOW_SECONDS") or 0.0)
     slow = [item for item in items if item.get_closest_marker("slow")]
     for item in random.Random(ROTATING_SEED).sample(slow, len(slow)):
@@ -45,6 +47,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if seconds <= left:
             left -= seconds
             item.own_markers = [m for m in item.own_markers if m.name != "slow"]
+    if config.args_source is pytest.Config.ArgsSource.TESTPATHS:
+        for item in items:
+            marker = item.get_closest_marker("sampled")
+            if marker and not _is_drawn(item, **marker.kwargs):
+                item.add_marker(pytest.mark.slow)
+
+
+def _is_drawn(item: pytest.Item, share: float, by: tuple[str, ...]) -> bool:
+    """Whether a case is in this run's sample; cases that agree in the parameters ``by``, whose truth is shared, are
+    together in it or not."""
+    parameters = item.callspec.params  # type: ignore[attr-defined]
+    key = [str(parameters[name]) for name in by]
+    return random.Random(f"{ROTATING_SEED} {key}").random() < share
 
 
 def pytest_report_header() -> str:

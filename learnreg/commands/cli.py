@@ -3,45 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import functools
 import os
-import sys
+import shlex
+import signal
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
 
 import typer
+from typer.core import TyperGroup
 
-from learnreg.commands import process, tasks
-from learnreg.commands.doctor import describe_facts, examine
-from learnreg.commands.evaluate import evaluate as run_evaluation
-from learnreg.commands.options import TrainingConfig
-from learnreg.commands.parameters import training_command
-from learnreg.commands.reconstruct_images import Reconstructed, reconstruct_files
-from learnreg.commands.reconstruct_scans import Reconstructor, ScanOptions
+from learnreg.commands import tasks
 from learnreg.commands.tasks import TASKS, Task
-from learnreg.datasets import parse_sigma
 from learnreg.errors import ConfigError, LearnregError
-from learnreg.hypergradients import METHODS
-from learnreg.models.model import load
-from learnreg.models.tensor_files import dumps
+from learnreg.training.interrupts import Interrupts
+
+if TYPE_CHECKING:
+    from learnreg.commands.options import TrainingConfig
+    from learnreg.commands.reconstruct_images import Reconstructed
+
+# Whatever imports torch is imported by the commands themselves: no help and no mistyped command waits for it.
 
 __all__ = ["app", "main"]
 
-_INTERRUPTED = 130
 _DEBUG_VARIABLE = "LEARNREG_DEBUG"
-
-app = typer.Typer(
-    name="learnreg",
-    help="Learn regularizers for imaging by bilevel optimisation, with certified hypergradients.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-train_app = typer.Typer(name="train", help="Learn a regularizer.", no_args_is_help=True, rich_markup_mode=None)
-app.add_typer(train_app)
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")  # RuntimeErrors of torch
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -51,32 +40,47 @@ def main() -> None:
     """Entry point of the command ``learnreg``.
 
     Exit codes: 0, 2 usage or configuration, 3 data, 4 operator, 5 numerical, 6 model or checkpoint file, 130
-    interrupted, 1 anything else.
+    interrupted, 143 and 129 ended by SIGTERM and SIGHUP, 1 anything else.
     """
-    try:
-        app()
-    except KeyboardInterrupt:
-        _complain("interrupted")
-        sys.exit(_INTERRUPTED)
+    app()
 
 
 def _command(function: Callable[P, T]) -> Callable[P, T]:
-    """Turns learnreg's errors and an interrupt into one line on stderr and an exit code."""
+    """Turns errors that have a cause outside of learnreg, and what ends a process, into one line on stderr and an exit
+    code."""
 
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
-        try:
-            return function(*args, **kwargs)
-        except LearnregError as error:
-            if _is_debugging():
-                raise
-            _complain(str(error))
-            raise typer.Exit(error.exit_code) from error
-        except KeyboardInterrupt as error:
-            _complain("interrupted")
-            raise typer.Exit(_INTERRUPTED) from error
+        with Interrupts(_say_that_it_ends, _end_at_once):
+            try:
+                return function(*args, **kwargs)
+            except KeyboardInterrupt as error:
+                notes = getattr(error, "__notes__", ())
+                _complain("; ".join(("interrupted", *notes[-1:])))
+                raise typer.Exit(128 + getattr(error, "number", signal.SIGINT)) from error
+            except Exception as error:
+                found = _complaint(error)
+                if found is None or _is_debugging():
+                    raise
+                _complain(found[0])
+                raise typer.Exit(found[1]) from error
 
     return wrapped
+
+
+def _complaint(error: Exception) -> tuple[str, int] | None:
+    """What to say of an error, and the exit code; None for one that nobody foresaw."""
+    if isinstance(error, LearnregError):
+        return str(error), error.exit_code
+    if isinstance(error, UnicodeEncodeError):
+        return f"{error.object!r}: holds bytes that are not UTF-8. Rename the file or folder.", ConfigError.exit_code
+    if isinstance(error, OSError) and error.errno != errno.EPIPE:
+        where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+        return f"{where}{error.strerror or error}.", 3
+    text = str(error)
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(w in text for w in _NO_MEMORY)):
+        return f"there is not enough memory ({text or 'MemoryError'}). Ask for smaller images, batches or models.", 1
+    return None
 
 
 def _is_debugging() -> bool:
@@ -88,9 +92,50 @@ def _complain(message: str) -> None:
     typer.secho(f"learnreg: {line}", fg=typer.colors.RED, err=True)
 
 
+def _say_that_it_ends(number: int) -> None:
+    """In a signal handler, where Python's own streams may be busy."""
+    os.write(2, b"\nlearnreg: ending after this update; once more: at once\n")
+
+
+def _end_at_once(number: int) -> None:
+    os._exit(128 + number)
+
+
+class _TaskGroup(TyperGroup):
+    """``learnreg train``: the parameters of a task are those of its options, read when it is called."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, _task_command(TASKS[name]) if name in TASKS else command, rest
+
+
+@_command
+def _task_command(task: Task) -> Any:
+    from learnreg.commands.parameters import training_command
+
+    alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    alone.command(task.name)(_command(training_command(task, _train)))
+    return typer.main.get_command(alone)
+
+
+app = typer.Typer(
+    name="learnreg",
+    help="Learn regularizers for imaging by bilevel optimisation, with certified hypergradients.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+train_app = typer.Typer(
+    name="train", cls=_TaskGroup, help="Learn a regularizer.", no_args_is_help=True, rich_markup_mode=None
+)
+app.add_typer(train_app)
+
+
 def _say(message: str, json: bool) -> None:
     """A line for people: on stdout, or on stderr where stdout belongs to JSON."""
-    typer.echo(message, err=json)
+    typer.echo(message.encode(errors="replace").decode(), err=json)  # names of files may be no text
 
 
 def _check_seed(seed: int) -> None:
@@ -105,7 +150,7 @@ def _check_folder(out: Path | None) -> None:
 
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object as the last line of stdout")]
 Tolerance = Annotated[float, typer.Option(help="certified root-mean-square error of each reconstruction")]
-ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="a .safetensors file, or the name of a shipped model")]
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="a .safetensors file")]
 
 
 def _show_version(wanted: bool) -> None:
@@ -126,16 +171,31 @@ def _options(
 
 
 def _train(task: Task, config: TrainingConfig, resume: bool, json: bool) -> None:
-    _say_summary(tasks.run_task(task, config, resume), json)
+    from learnreg.training.run_folder import contents_of
+
+    try:
+        _say_summary(tasks.run_task(task, config, resume), json)
+    except KeyboardInterrupt as error:
+        go_on = f"learnreg train {task.name} --resume --out {shlex.quote(config.out)}"
+        kept = bool(contents_of(config.out))
+        error.add_note(f"all updates are saved. Go on with: {go_on}" if kept else "nothing was learned yet")
+        raise
+
+
+def _not_called() -> None:
+    raise NotImplementedError("the group makes the command of a task anew")
 
 
 for _task in TASKS.values():
-    train_app.command(_task.name)(_command(training_command(_task, _train)))
+    train_app.command(_task.name, help=_task.help)(_not_called)
 
 
 def _say_summary(summary: Mapping[str, Any], json: bool) -> None:
+    from learnreg.models.tensor_files import dumps
+    from learnreg.report.report import in_words
+
     for key, value in summary.items():
-        _say(f"{key}: {value:.5g}" if isinstance(value, float) else f"{key}: {value}", json)
+        _say(f"{key}: {in_words(value)}", json)
     if json:
         typer.echo(dumps(summary))
 
@@ -175,6 +235,11 @@ def reconstruct(
     Models for CT reconstruct sinograms: <name>.npy in attenuation per unit of length, <name>.png the model's range
     [0, 1]; several sinograms in a file become <name>_000 and so on.
     """
+    from learnreg.commands.reconstruct_images import reconstruct_files
+    from learnreg.commands.reconstruct_scans import Reconstructor, ScanOptions
+    from learnreg.models.model import load
+    from learnreg.models.tensor_files import dumps
+
     options, loaded, notes = ScanOptions(geometry, key, attenuation, data_weight, counts, flat, dark), load(model), []
     if loaded.denoises and geometry is None:
         if options.given:
@@ -216,6 +281,11 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Measure a model: PSNR and SSIM, means over a folder of clean images whose measurements are simulated."""
+    from learnreg.commands.evaluate import evaluate as run_evaluation
+    from learnreg.datasets import parse_sigma
+    from learnreg.models.model import load
+    from learnreg.models.tensor_files import dumps
+
     _check_seed(seed)
     level = None if sigma is None else parse_sigma(sigma)
     result = run_evaluation(load(model), data, level, seed, tolerance)
@@ -238,12 +308,9 @@ def evaluate(
 @_command
 def accuracy(
     model: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="[MODEL]", help="a .safetensors file, or the name of a shipped model", show_default=False
-        ),
+        str | None, typer.Argument(metavar="[MODEL]", help="a .safetensors file", show_default=False)
     ] = None,
-    methods: Annotated[str, typer.Option(help=f"all, or some of {', '.join(METHODS)}")] = "all",
+    methods: Annotated[str, typer.Option(help="all, or some of them: implicit,piggyback")] = "all",
     tolerances: Annotated[
         str, typer.Option(help="requested relative errors of the hypergradient")
     ] = "1,1e-1,1e-2,1e-3",
@@ -263,6 +330,9 @@ def accuracy(
     from learnreg.accuracy.measure import measure
     from learnreg.accuracy.problems import builtin_problems, model_problem
     from learnreg.accuracy.report import describe, parse_methods, parse_tolerances
+    from learnreg.commands import process
+    from learnreg.models.model import load
+    from learnreg.models.tensor_files import dumps
 
     wanted, levels = parse_methods(methods), parse_tolerances(tolerances)
     _check_seed(seed)
@@ -294,6 +364,7 @@ def check_operator(
     without arguments; modules are found from the current directory, too.
     """
     from learnreg.commands.check_operator import check_operator_command, report_as_dict
+    from learnreg.models.tensor_files import dumps
 
     report = check_operator_command(target, dtype)
     for line in str(report).splitlines():
@@ -307,6 +378,9 @@ def check_operator(
 @_command
 def doctor(json: Json = False) -> None:
     """Show versions and what the machine offers, and test that learnreg works here; exit code 1 if it does not."""
+    from learnreg.commands.doctor import describe_facts, examine
+    from learnreg.models.tensor_files import dumps
+
     facts = examine()
     for line in describe_facts(facts):
         _say(line, json)

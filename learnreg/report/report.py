@@ -18,7 +18,7 @@ from learnreg.report.comparison import Comparison
 from learnreg.report.figures import comparison_figure, filters_figure, learning_curve_figure, to_png
 from learnreg.training.run_folder import RunFolder
 
-__all__ = ["CertificateStatistics", "certificate_statistics", "write_report"]
+__all__ = ["CertificateStatistics", "certificate_statistics", "in_words", "write_report"]
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def write_report(
     picture = to_png(comparison_figure(comparison))
     write_atomically(folder.path / "comparison.png", picture)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    source = files("learnreg.report").joinpath("report.html.j2").read_text(encoding="utf-8")
+    source = files("learnreg.report").joinpath("report.html.j2").readin_words(encoding="utf-8")
     page: str = environment.from_string(source).render(
         title=title,
         comparison=comparison,
@@ -87,8 +87,8 @@ def write_report(
         filters=_embed_figure(filters_figure(regularizer)),
         statistics=certificate_statistics(rows),
         regularizer=repr(regularizer),
-        config={key: _text(value) for key, value in config.items()},
-        summary={key: _text(value) for key, value in (summary or {}).items()},
+        config={key: in_words(value) for key, value in config.items()},
+        summary={key: in_words(value) for key, value in (summary or {}).items()},
     )
     path = folder.path / "report.html"
     write_atomically(path, page.encode())
@@ -103,5 +103,10 @@ def _embed_figure(figure: Any | None) -> str:
     return "" if figure is None else _embed(to_png(figure))
 
 
-def _text(value: object) -> str:
+def in_words(value: object) -> str:
+    """A number, list, truth value or None as people write it."""
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(in_words, value)) or "none"
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "yes", False: "no"}[value]
     return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -18,12 +18,17 @@ from learnreg.models.tensor_files import dumps, read_tensors, write_atomically, 
 from learnreg.models.toml import to_toml
 from learnreg.regularizers import Regularizer
 
-__all__ = ["RunFolder"]
+__all__ = ["RunFolder", "contents_of"]
 
 _LOGGER = logging.getLogger("learnreg")
 _CONTENTS = ("model.safetensors", "config.toml", "metrics.jsonl", "checkpoint")
 _KEPT_CHECKPOINTS = 2
 _CHECKPOINT_FORMAT = 1
+
+
+def contents_of(path: str | Path) -> list[str]:
+    """What there is of a run in a folder; nothing where there is no folder."""
+    return [name for name in _CONTENTS if (Path(path) / name).exists()]
 
 
 class RunFolder:
@@ -47,7 +52,7 @@ class RunFolder:
         self.path = Path(path)
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"{self.path}: expected a folder, this is a file. Choose another --out.")
-        if not resume and (found := [name for name in _CONTENTS if (self.path / name).exists()]):
+        if not resume and (found := contents_of(self.path)):
             raise ConfigError(
                 f"{self.path}: already holds a run ({', '.join(found)}). Pass --resume to go on with it, or another "
                 "--out."

@@ -20,6 +20,7 @@ from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.regularizers import Regularizer
 from learnreg.training.clock import TimeUp
 from learnreg.training.guard import examine_problem, guarded, take_as_they_are
+from learnreg.training.interrupts import Interrupts
 from learnreg.training.optimizers import make_upper_level
 from learnreg.training.options import OptimizerName, TrainingOptions
 from learnreg.training.run_folder import RunFolder
@@ -166,9 +167,13 @@ class Trainer:
             if resume and folder is not None:
                 run.restore()
             run.save()  # what cannot be stored is refused before the work, not after it
-            return run.until(options.max_updates)
-        finally:
-            session.close()
+            with Interrupts.active() as interrupts, interrupts.held():
+                result = run.until(options.max_updates, interrupts)
+        except BaseException as error:
+            session.close(wait=not isinstance(error, KeyboardInterrupt))
+            raise
+        session.close()
+        return result
 
 
 class _Run:
@@ -182,10 +187,11 @@ class _Run:
         self.rows: list[dict[str, Any]] = []
         self._saved = self._validated = time.monotonic()
 
-    def until(self, max_updates: int | None) -> TrainResult:
+    def until(self, max_updates: int | None, interrupts: Interrupts) -> TrainResult:
         self.session.clock.start()
         try:
             while max_updates is None or self.updates < max_updates:
+                interrupts.check()
                 row = self.upper.update()
                 self.updates += 1
                 self._log(row)

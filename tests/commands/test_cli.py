@@ -16,7 +16,7 @@ import torch
 from support.entry_point import Result, run_entry_point
 
 import learnreg as lr
-from learnreg.commands import cli, doctor, tasks
+from learnreg.commands import doctor, tasks
 from learnreg.commands.options import DenoiseConfig
 from learnreg.commands.reconstruct_images import png_bytes
 from learnreg.commands.tasks import Task
@@ -121,7 +121,7 @@ def test_exit_codes(learnreg: Any, monkeypatch: pytest.MonkeyPatch, error: BaseE
     def fail() -> None:
         raise error
 
-    monkeypatch.setattr(cli, "examine", fail)
+    monkeypatch.setattr(doctor, "examine", fail)
     assert_complaint(learnreg("doctor"), code, "interrupted" if code == 130 else "no such")
 
 

@@ -67,6 +67,7 @@ TASKS = {
 
 def run_task(task: Task, config: TrainingConfig, resume: bool = False) -> dict[str, Any]:
     """Train as the options of the task ask for; returns the figures of the summary."""
-    from learnreg.commands.common import run_scenario
+    from learnreg.commands.common import announce, run_scenario
 
+    announce(f"reading {config.data}")
     return run_scenario(task.scenario(config), resume)

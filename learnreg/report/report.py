@@ -18,7 +18,7 @@ from learnreg.report.comparison import Comparison
 from learnreg.report.figures import comparison_figure, filters_figure, learning_curve_figure, to_png
 from learnreg.training.run_folder import RunFolder
 
-__all__ = ["CertificateStatistics", "certificate_statistics", "in_words", "write_report"]
+__all__ = ["CertificateStatistics", "certificate_statistics", "in_words", "require_packages", "write_report"]
 
 
 @dataclass(frozen=True)
@@ -69,13 +69,13 @@ def write_report(
     ------
     ConfigError: matplotlib or jinja2 is not installed. CheckpointError: the system refuses.
     """
-    jinja2 = require("jinja2", "writing the report", "jinja2")
+    jinja2 = _jinja2()
     rows = folder.rows()
     methods = {"input": comparison.input_name, "tv": "total variation", "learned": "learned"}
     picture = to_png(comparison_figure(comparison))
     write_atomically(folder.path / "comparison.png", picture)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    source = files("learnreg.report").joinpath("report.html.j2").readin_words(encoding="utf-8")
+    source = files("learnreg.report").joinpath("report.html.j2").read_text(encoding="utf-8")
     page: str = environment.from_string(source).render(
         title=title,
         comparison=comparison,
@@ -93,6 +93,17 @@ def write_report(
     path = folder.path / "report.html"
     write_atomically(path, page.encode())
     return path
+
+
+def require_packages() -> None:
+    """Raise ConfigError, before the work of which a report is to be written, if a package for it is missing."""
+    _jinja2()
+    require("matplotlib", "drawing figures", "matplotlib")
+    require("skimage.metrics", "measuring SSIM", "scikit-image")
+
+
+def _jinja2() -> Any:
+    return require("jinja2", "writing the report", "jinja2")
 
 
 def _embed(png: bytes) -> str:

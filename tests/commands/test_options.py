@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 import learnreg as lr
-from learnreg.commands.options import DenoiseConfig, check_resume, merge_config
+from learnreg.commands.options import DenoiseConfig
+from learnreg.commands.sources import check_resume, merge_config
 from learnreg.models.toml import to_toml
 
 

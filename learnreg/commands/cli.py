@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
-import functools
 import os
 import shlex
-import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from learnreg.commands import tasks
-from learnreg.commands.tasks import TASKS, Task
-from learnreg.errors import ConfigError, LearnregError
-from learnreg.training.interrupts import Interrupts
+from learnreg.commands.outcome import DEBUG_VARIABLE, command
+from learnreg.commands.tasks import TASKS, Task, tasks_with
+from learnreg.errors import ConfigError
 
 if TYPE_CHECKING:
     from learnreg.commands.options import TrainingConfig
@@ -28,12 +25,6 @@ if TYPE_CHECKING:
 # Whatever imports torch is imported by the commands themselves: no help and no mistyped command waits for it.
 
 __all__ = ["app", "main"]
-
-_DEBUG_VARIABLE = "LEARNREG_DEBUG"
-_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")  # RuntimeErrors of torch
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 
 def main() -> None:
@@ -45,76 +36,34 @@ def main() -> None:
     app()
 
 
-def _command(function: Callable[P, T]) -> Callable[P, T]:
-    """Turns errors that have a cause outside of learnreg, and what ends a process, into one line on stderr and an exit
-    code."""
-
-    @functools.wraps(function)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
-        with Interrupts(_say_that_it_ends, _end_at_once):
-            try:
-                return function(*args, **kwargs)
-            except KeyboardInterrupt as error:
-                notes = getattr(error, "__notes__", ())
-                _complain("; ".join(("interrupted", *notes[-1:])))
-                raise typer.Exit(128 + getattr(error, "number", signal.SIGINT)) from error
-            except Exception as error:
-                found = _complaint(error)
-                if found is None or _is_debugging():
-                    raise
-                _complain(found[0])
-                raise typer.Exit(found[1]) from error
-
-    return wrapped
-
-
-def _complaint(error: Exception) -> tuple[str, int] | None:
-    """What to say of an error, and the exit code; None for one that nobody foresaw."""
-    if isinstance(error, LearnregError):
-        return str(error), error.exit_code
-    if isinstance(error, UnicodeEncodeError):
-        return f"{error.object!r}: holds bytes that are not UTF-8. Rename the file or folder.", ConfigError.exit_code
-    if isinstance(error, OSError) and error.errno != errno.EPIPE:
-        where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
-        return f"{where}{error.strerror or error}.", 3
-    text = str(error)
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(w in text for w in _NO_MEMORY)):
-        return f"there is not enough memory ({text or 'MemoryError'}). Ask for smaller images, batches or models.", 1
-    return None
-
-
-def _is_debugging() -> bool:
-    return os.environ.get(_DEBUG_VARIABLE, "") not in ("", "0")
-
-
-def _complain(message: str) -> None:
-    line = " ".join(message.split())
-    typer.secho(f"learnreg: {line}", fg=typer.colors.RED, err=True)
-
-
-def _say_that_it_ends(number: int) -> None:
-    """In a signal handler, where Python's own streams may be busy."""
-    os.write(2, b"\nlearnreg: ending after this update; once more: at once\n")
-
-
-def _end_at_once(number: int) -> None:
-    os._exit(128 + number)
-
-
 class _TaskGroup(TyperGroup):
     """``learnreg train``: the parameters of a task are those of its options, read when it is called."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        name, command, rest = super().resolve_command(ctx, args)
-        return name, _task_command(TASKS[name]) if name in TASKS else command, rest
+        name, listed, rest = super().resolve_command(ctx, args)
+        return name, _task_command(TASKS[name]) if name in TASKS else listed, rest
 
 
-@_command
+class _TaskCommand(TyperCommand):
+    """Says of an unknown option which other task has it."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:  # NoSuchOption, which Typer does not export
+            others = tasks_with(getattr(error, "option_name", "").lstrip("-"))
+            if others and ctx.info_name not in others and hasattr(error, "possibilities"):
+                error.message = f"{error.message}; learnreg train {' and '.join(others)} has it."  # type: ignore[attr-defined]
+                error.possibilities = None
+            raise
+
+
+@command
 def _task_command(task: Task) -> Any:
     from learnreg.commands.parameters import training_command
 
     alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-    alone.command(task.name)(_command(training_command(task, _train)))
+    alone.command(task.name, cls=_TaskCommand)(command(training_command(task, _train)))
     return typer.main.get_command(alone)
 
 
@@ -161,13 +110,13 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
-    debug: Annotated[bool, typer.Option("--debug", help=f"show tracebacks (also {_DEBUG_VARIABLE}=1)")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help=f"show tracebacks (also {DEBUG_VARIABLE}=1)")] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="show the version and exit")
     ] = False,
 ) -> None:
     if debug:
-        os.environ[_DEBUG_VARIABLE] = "1"
+        os.environ[DEBUG_VARIABLE] = "1"
 
 
 def _train(task: Task, config: TrainingConfig, resume: bool, json: bool) -> None:
@@ -201,7 +150,7 @@ def _say_summary(summary: Mapping[str, Any], json: bool) -> None:
 
 
 @app.command()
-@_command
+@command
 def reconstruct(
     model: ModelName,
     inputs: Annotated[
@@ -265,7 +214,7 @@ def _describe(row: Reconstructed) -> str:
 
 
 @app.command()
-@_command
+@command
 def evaluate(
     model: ModelName,
     data: Annotated[Path, typer.Option(help="folder of clean images (png, jpg, tif), not searched recursively")],
@@ -305,7 +254,7 @@ def evaluate(
 
 
 @app.command()
-@_command
+@command
 def accuracy(
     model: Annotated[
         str | None, typer.Argument(metavar="[MODEL]", help="a .safetensors file", show_default=False)
@@ -352,7 +301,7 @@ def accuracy(
 
 
 @app.command("check-operator")
-@_command
+@command
 def check_operator(
     target: Annotated[str, typer.Argument(metavar="PACKAGE.MODULE:FACTORY", help="what makes the operator, or is one")],
     dtype: Annotated[str, typer.Option(help="float64, or float32 for an operator of single precision")] = "float64",
@@ -375,7 +324,7 @@ def check_operator(
 
 
 @app.command()
-@_command
+@command
 def doctor(json: Json = False) -> None:
     """Show versions and what the machine offers, and test that learnreg works here; exit code 1 if it does not."""
     from learnreg.commands.doctor import describe_facts, examine

@@ -66,7 +66,7 @@ class TrainingConfig(RegularizerOptions, RunOptions):
     def __post_init__(self) -> None:
         check_options(self)
         self.check_sizes()
-        own = _options_of(type(self), self.regularizer)
+        own = _options_of(type(self), REGULARIZERS[self.regularizer])
         if {"smoothing", "minimum_smoothing"} <= own and self.smoothing <= self.minimum_smoothing:
             raise ConfigError(
                 f"smoothing={self.smoothing:g}: expected a number > minimum_smoothing={self.minimum_smoothing:g}; "
@@ -103,6 +103,8 @@ class DenoiseConfig(TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.size > self.patch:
+            raise ConfigError(f"size={self.size}: filters larger than the training patches, patch={self.patch}.")
         _ = self.noise_level
 
     @property
@@ -176,15 +178,14 @@ class TomographyConfig(TrainingConfig):
         return found
 
 
-@cache
 def regularizers_with(kind: type[TrainingConfig], name: str) -> tuple[str, ...]:
     """The regularizers that have an option of that name; none for an option of every run."""
-    return tuple(r for r in trainable() if name in _options_of(kind, r))
+    return tuple(r for r in trainable() if name in _options_of(kind, REGULARIZERS[r]))
 
 
 @cache
-def _options_of(kind: type[TrainingConfig], regularizer: str) -> frozenset[str]:
-    return options_of(REGULARIZERS[regularizer], kind)
+def _options_of(kind: Any, regularizer: Any) -> frozenset[str]:
+    return options_of(regularizer, kind)
 
 
 def _listed(names: Sequence[str], one: str, many: str) -> str:

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 from learnreg.commands.options import KINDS, TrainingConfig, device_of, nearest
+from learnreg.commands.tasks import tasks_with
 from learnreg.errors import ConfigError
-from learnreg.regularizers import canonical_name
+from learnreg.regularizers import canonical_name, letters
 from learnreg.training.run_folder import RunFolder, check_folder, contents_of
 
 if TYPE_CHECKING:
@@ -165,9 +166,10 @@ def _known(kind: type[DataclassInstance], key: str, origin: str) -> str:
         return key
     if key.replace("-", "_") in names:
         return key.replace("-", "_")
-    raise ConfigError(
-        f"{origin}: the option {key!r} is unknown.{nearest(key, names)} Known options: {', '.join(names)}."
-    )
+    elsewhere = tasks_with(key)
+    known = nearest(key, names) or f" Known options: {', '.join(names)}."
+    advice = f" learnreg train {' and '.join(elsewhere)} has it." if elsewhere else known
+    raise ConfigError(f"{origin}: the option {key!r} is unknown.{advice}")
 
 
 def _parse(key: str, text: str, kind: type) -> Any:
@@ -186,7 +188,7 @@ def _parse(key: str, text: str, kind: type) -> Any:
 
 def _widen(kind: type[DataclassInstance], values: Mapping[str, Any]) -> dict[str, Any]:
     """Integers where a float is expected (minutes = 5), numbers where a text may be one (sigma = 0.1), choices however
-    they are spelled (Circular, log_cosh)."""
+    they are spelled (Circular, LogCosh)."""
     hints, fields = get_type_hints(kind), {field.name: field for field in dataclasses.fields(kind)}
     result = dict(values)
     for key, value in values.items():
@@ -201,6 +203,5 @@ def _widen(kind: type[DataclassInstance], values: Mapping[str, Any]) -> dict[str
 
 
 def _spelled(text: str, choices: Sequence[str]) -> str:
-    """The choice that differs in case, hyphens and underscores alone; the text itself, if there is none."""
-    plain = text.casefold().replace("_", "-")
-    return next((choice for choice in choices if choice.casefold().replace("_", "-") == plain), text)
+    """The choice of the same letters; the text itself, if there is none."""
+    return next((choice for choice in choices if letters(choice) == letters(text)), text)

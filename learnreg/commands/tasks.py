@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from learnreg.commands.common import Scenario
     from learnreg.commands.options import TrainingConfig
 
-__all__ = ["TASKS", "Task", "run_task"]
+__all__ = ["TASKS", "Task", "run_task", "tasks_with"]
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,14 @@ TASKS = {
 }
 
 
+def tasks_with(option: str) -> list[str]:
+    """The tasks that have an option of that name, written with hyphens or underscores."""
+    name = option.replace("-", "_")
+    return [task.name for task in TASKS.values() if name in task.config.__dataclass_fields__]
+
+
 def run_task(task: Task, config: TrainingConfig, resume: bool = False) -> dict[str, Any]:
     """Train as the options of the task ask for; returns the figures of the summary."""
-    from learnreg.commands.common import announce, run_scenario
+    from learnreg.commands.common import run_scenario
 
-    announce(f"reading {config.data}")
     return run_scenario(task.scenario(config), resume)

@@ -33,6 +33,7 @@ __all__ = [
     "TotalVariation",
     "canonical_name",
     "import_ridge",
+    "letters",
     "register",
     "trainable",
 ]
@@ -64,14 +65,13 @@ ALIASES = {
 def canonical_name(text: str) -> str:
     """The name in ``REGULARIZERS`` of what somebody wrote: that name in any spelling ("Fields_of_experts"), the name of
     the class, or an alias. The text itself, if it is none."""
-    known = {_letters(cls.__name__): name for name, cls in REGULARIZERS.items()}
-    known |= {_letters(alias): name for alias, name in ALIASES.items()} | {
-        _letters(name): name for name in REGULARIZERS
-    }
-    return known.get(_letters(text), text)
+    known = {letters(cls.__name__): name for name, cls in REGULARIZERS.items()}
+    known |= {letters(alias): name for alias, name in ALIASES.items()} | {letters(name): name for name in REGULARIZERS}
+    return known.get(letters(text), text)
 
 
-def _letters(text: str) -> str:
+def letters(text: str) -> str:
+    """What two spellings of a name have in common."""
     return "".join(filter(str.isalnum, text.casefold()))
 
 

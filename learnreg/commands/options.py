@@ -66,8 +66,8 @@ class TrainingConfig(RegularizerOptions, RunOptions):
     def __post_init__(self) -> None:
         check_options(self)
         self.check_sizes()
-        own = _options_of(type(self), REGULARIZERS[self.regularizer])
-        if {"smoothing", "minimum_smoothing"} <= own and self.smoothing <= self.minimum_smoothing:
+        limited = self.regularizer in regularizers_with(type(self), "minimum_smoothing")
+        if limited and self.smoothing <= self.minimum_smoothing:
             raise ConfigError(
                 f"smoothing={self.smoothing:g}: expected a number > minimum_smoothing={self.minimum_smoothing:g}; "
                 "lower minimum_smoothing too."
@@ -180,12 +180,10 @@ class TomographyConfig(TrainingConfig):
 
 def regularizers_with(kind: type[TrainingConfig], name: str) -> tuple[str, ...]:
     """The regularizers that have an option of that name; none for an option of every run."""
-    return tuple(r for r in trainable() if name in _options_of(kind, REGULARIZERS[r]))
+    return tuple(r for r in trainable() if name in _options_of(REGULARIZERS[r], kind))  # type: ignore[arg-type]
 
 
-@cache
-def _options_of(kind: Any, regularizer: Any) -> frozenset[str]:
-    return options_of(regularizer, kind)
+_options_of = cache(options_of)
 
 
 def _listed(names: Sequence[str], one: str, many: str) -> str:

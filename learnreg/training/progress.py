@@ -59,7 +59,7 @@ class Progress:
 
     def _share(self, row: Mapping[str, Any]) -> float:
         updates = 0.0 if self._updates is None else row["step"] / self._updates
-        return min(1.0, max(row["seconds"] / self._seconds, updates))
+        return float(min(1.0, max(row["seconds"] / self._seconds, updates)))
 
     def _text(self, row: Mapping[str, Any]) -> str:
         psnr = "" if self._psnr is None else f", held-out PSNR {self._psnr:.2f}"

@@ -61,7 +61,9 @@ class TrainingConfig(RegularizerOptions, RunOptions):
     samples: int = option(64, "samples that lbfgs and adaptive minimise over", at_least=1, at_most=10**6)
     step_size: float = option(3e-2, "initial upper-level step size of adam and adaptive", above=0.0, at_most=1e6)
     tolerance: float = option(1e-1, "relative error of the hypergradients, held by certified audits", above=0.0)
-    max_updates: int = option(0, "upper-level updates at most; 0: as many as the minutes allow", at_least=0)
+    max_updates: int = option(
+        0, "upper-level updates at most; 0: as many as the minutes allow", at_least=0, resumable=True
+    )
 
     def __post_init__(self) -> None:
         check_options(self)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
 import learnreg as lr
 from learnreg.commands.common import initial_regularizer
-from learnreg.commands.options import DenoiseConfig
+from learnreg.commands.options import DenoiseConfig, regularizers_with
+from learnreg.commands.parameters import values_of
+from learnreg.commands.tasks import TASKS, Task
 from learnreg.operators import Identity
 from learnreg.regularizers import REGULARIZERS, trainable
 from learnreg.regularizers.options import RegularizerOptions
+from learnreg.report.report import in_words
 
 FOLDER = Path(__file__).parent
 _SHAPE = (1, 8, 8)
@@ -28,7 +32,7 @@ def regularizers() -> list[str]:
         for field in fields(RegularizerOptions):
             for choice in field.metadata["choices"]:
                 found = _solvers(replace(start, **{field.name: choice}))
-                if found != usual:
+                if found != usual and name in regularizers_with(DenoiseConfig, field.name):
                     changed = f'{kind.__name__}({field.name}="{choice}")'
                     rows.append(
                         f"| `{changed}` | as above, with that option | {name}, `--{field.name} {choice}` | {found} |"
@@ -45,7 +49,23 @@ def _solvers(options: DenoiseConfig) -> str:
     return "all"
 
 
-TABLES = {"regularizers.md": {"regularizers": regularizers}}
+def options(task: Task) -> list[str]:
+    """The options of a training command."""
+    rows = ["| option | default | values | of | what it is |", "|---|---|---|---|---|"]
+    for field in fields(task.config):
+        values = values_of(field).replace(" | ", ", ") or {str: "text", bool: "true, false"}.get(
+            type(field.default), ""
+        )
+        users = ", ".join(regularizers_with(task.config, field.name))
+        default = in_words(field.default)
+        rows.append(f"| `{field.name}` | {default} | {values} | {users} | {field.metadata['help']} |")
+    return rows
+
+
+TABLES = {
+    "regularizers.md": {"regularizers": regularizers},
+    "command_line.md": {name: partial(options, task) for name, task in TASKS.items()},
+}
 """By document and by the name in its markers ``<!-- table: NAME -->`` and ``<!-- end of table -->``."""
 
 

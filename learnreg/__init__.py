@@ -5,51 +5,92 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from learnreg import regularizers, solvers, testing
-from learnreg.errors import (
-    AssumptionError,
-    CheckpointError,
-    ConfigError,
-    DataError,
-    LearnregError,
-    OperatorError,
-    ShapeError,
-    SolverError,
-)
-from learnreg.hypergradients.certify import certify
-from learnreg.hypergradients.compute import Start, hypergradient
-from learnreg.hypergradients.implicit import Implicit
-from learnreg.hypergradients.piggyback import Piggyback
-from learnreg.hypergradients.unrolled import Unrolled
-from learnreg.linear.operator import LinearOperator, vstack
-from learnreg.losses import SquaredError, UpperLoss
-from learnreg.lower_level.constraints import Box, Nonnegative
-from learnreg.lower_level.data_terms import LeastSquares, TransmissionLeastSquares, WeightedLeastSquares
-from learnreg.lower_level.problem import LowerLevelProblem
-from learnreg.potentials.huber import Huber
-from learnreg.potentials.log_cosh import LogCosh
-from learnreg.potentials.pseudo_huber import PseudoHuber
-from learnreg.potentials.square import Square
-from learnreg.result import Certificate, Hypergradient, Solution, Status
-from learnreg.solvers.solve import solve
-from learnreg.upper_level.adaptive_descent import AdaptiveDescent
-from learnreg.upper_level.batch_objective import BatchObjective
-from learnreg.upper_level.layer import solution_layer
-
 if TYPE_CHECKING:
+    from learnreg import regularizers, solvers, testing
+    from learnreg.errors import (
+        AssumptionError,
+        CheckpointError,
+        ConfigError,
+        DataError,
+        LearnregError,
+        OperatorError,
+        ShapeError,
+        SolverError,
+    )
+    from learnreg.hypergradients.certify import certify
+    from learnreg.hypergradients.compute import Start, hypergradient
+    from learnreg.hypergradients.implicit import Implicit
+    from learnreg.hypergradients.piggyback import Piggyback
+    from learnreg.hypergradients.unrolled import Unrolled
+    from learnreg.linear.operator import LinearOperator, vstack
+    from learnreg.losses import SquaredError, UpperLoss
+    from learnreg.lower_level.constraints import Box, Nonnegative
+    from learnreg.lower_level.data_terms import LeastSquares, TransmissionLeastSquares, WeightedLeastSquares
+    from learnreg.lower_level.problem import LowerLevelProblem
     from learnreg.models.model import Model, load, pretrained
+    from learnreg.potentials.huber import Huber
+    from learnreg.potentials.log_cosh import LogCosh
+    from learnreg.potentials.pseudo_huber import PseudoHuber
+    from learnreg.potentials.square import Square
+    from learnreg.result import Certificate, Hypergradient, Solution, Status
+    from learnreg.solvers.solve import solve
     from learnreg.training.train import TrainResult, train
+    from learnreg.upper_level.adaptive_descent import AdaptiveDescent
+    from learnreg.upper_level.batch_objective import BatchObjective
+    from learnreg.upper_level.layer import solution_layer
 
 __version__ = "0.1.0"
 
-# the application layer, which imports operators and datasets, loads when it is used
 _LAZY = {
+    "AdaptiveDescent": "learnreg.upper_level.adaptive_descent",
+    "AssumptionError": "learnreg.errors",
+    "BatchObjective": "learnreg.upper_level.batch_objective",
+    "Box": "learnreg.lower_level.constraints",
+    "Certificate": "learnreg.result",
+    "CheckpointError": "learnreg.errors",
+    "ConfigError": "learnreg.errors",
+    "DataError": "learnreg.errors",
+    "Huber": "learnreg.potentials.huber",
+    "Hypergradient": "learnreg.result",
+    "Implicit": "learnreg.hypergradients.implicit",
+    "LearnregError": "learnreg.errors",
+    "LeastSquares": "learnreg.lower_level.data_terms",
+    "LinearOperator": "learnreg.linear.operator",
+    "LogCosh": "learnreg.potentials.log_cosh",
+    "LowerLevelProblem": "learnreg.lower_level.problem",
     "Model": "learnreg.models.model",
+    "Nonnegative": "learnreg.lower_level.constraints",
+    "OperatorError": "learnreg.errors",
+    "Piggyback": "learnreg.hypergradients.piggyback",
+    "PseudoHuber": "learnreg.potentials.pseudo_huber",
+    "ShapeError": "learnreg.errors",
+    "Solution": "learnreg.result",
+    "SolverError": "learnreg.errors",
+    "Square": "learnreg.potentials.square",
+    "SquaredError": "learnreg.losses",
+    "Start": "learnreg.hypergradients.compute",
+    "Status": "learnreg.result",
+    "TrainResult": "learnreg.training.train",
+    "TransmissionLeastSquares": "learnreg.lower_level.data_terms",
+    "Unrolled": "learnreg.hypergradients.unrolled",
+    "UpperLoss": "learnreg.losses",
+    "WeightedLeastSquares": "learnreg.lower_level.data_terms",
+    "certify": "learnreg.hypergradients.certify",
+    "hypergradient": "learnreg.hypergradients.compute",
     "load": "learnreg.models.model",
     "pretrained": "learnreg.models.model",
-    "TrainResult": "learnreg.training.train",
+    "solution_layer": "learnreg.upper_level.layer",
+    "solve": "learnreg.solvers.solve",
     "train": "learnreg.training.train",
+    "vstack": "learnreg.linear.operator",
 }
+"""Where each name is; imported when it is first used: torch takes seconds, for which no help should wait."""
+
+_ROOMS = (
+    *("convolutions", "datasets", "hypergradients", "linear", "losses", "lower_level", "models", "operators"),
+    *("potentials", "regularizers", "result", "solvers", "testing", "training", "upper_level"),
+)
+"""Attributes without an import of their own."""
 
 __all__ = [
     "AdaptiveDescent",
@@ -101,5 +142,14 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
-        return getattr(import_module(_LAZY[name]), name)
-    raise AttributeError(f"module 'learnreg' has no attribute {name!r}")
+        value = getattr(import_module(_LAZY[name]), name)
+    elif name in _ROOMS:
+        value = import_module(f"learnreg.{name}")
+    else:
+        raise AttributeError(f"module 'learnreg' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

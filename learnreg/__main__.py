@@ -1,6 +1,20 @@
-"""``python -m learnreg``."""
+"""``python -m learnreg``, and the command ``learnreg``."""
 
-from learnreg.commands.cli import main
+import sys
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """The command line; an interrupt while it is imported ends it as one later on does."""
+    try:
+        from learnreg.commands import cli
+
+        cli.main()
+    except KeyboardInterrupt:
+        sys.stderr.write("learnreg: interrupted\n")
+        sys.exit(130)
+
 
 if __name__ == "__main__":
     main()

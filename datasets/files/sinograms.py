@@ -50,9 +50,12 @@ def read_sinogram(
         )
     sinograms = values.reshape(-1, 1, *values.shape[-2:])
     if operator is not None and tuple(sinograms.shape[1:]) != tuple(operator.range_shape):
+        turned = tuple(sinograms.mT.shape[1:]) == tuple(operator.range_shape)
         raise ShapeError(
             f"{path}: sinograms of shape {tuple(sinograms.shape[1:])}, but {type(operator).__name__} measures "
             f"{tuple(operator.range_shape)}: (1, angles, detectors)."
+            + " Is it transposed? Then swap the last two axes of the file."
+            * turned
         )
     negative = int((sinograms < 0).sum()) if counts else 0
     if negative:

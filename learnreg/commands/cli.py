@@ -3,34 +3,69 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
-import sys
-from collections.abc import Callable, Mapping
+import shlex
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
-from learnreg.commands import process, tasks
-from learnreg.commands.doctor import describe_facts, examine
-from learnreg.commands.evaluate import evaluate as run_evaluation
-from learnreg.commands.options import TrainingConfig
-from learnreg.commands.parameters import training_command
-from learnreg.commands.reconstruct_images import Reconstructed, reconstruct_files
-from learnreg.commands.reconstruct_scans import Reconstructor, ScanOptions
-from learnreg.commands.tasks import TASKS, Task
-from learnreg.datasets import parse_sigma
-from learnreg.errors import ConfigError, LearnregError
-from learnreg.hypergradients import METHODS
-from learnreg.models.model import load
-from learnreg.models.tensor_files import dumps
+from learnreg.commands import tasks
+from learnreg.commands.outcome import DEBUG_VARIABLE, command
+from learnreg.commands.tasks import TASKS, Task, tasks_with
+from learnreg.errors import ConfigError
+
+if TYPE_CHECKING:
+    from learnreg.commands.options import TrainingConfig
+    from learnreg.commands.reconstruct_images import Reconstructed
+
+# Whatever imports torch is imported by the commands themselves: no help and no mistyped command waits for it.
 
 __all__ = ["app", "main"]
 
-_INTERRUPTED = 130
-_DEBUG_VARIABLE = "LEARNREG_DEBUG"
+
+def main() -> None:
+    """Entry point of the command ``learnreg``.
+
+    Exit codes: 0, 2 usage or configuration, 3 data, 4 operator, 5 numerical, 6 model or checkpoint file, 130
+    interrupted, 143 and 129 ended by SIGTERM and SIGHUP, 1 anything else.
+    """
+    app()
+
+
+class _TaskGroup(TyperGroup):
+    """``learnreg train``: the parameters of a task are those of its options, read when it is called."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, listed, rest = super().resolve_command(ctx, args)
+        return name, _task_command(TASKS[name]) if name in TASKS else listed, rest
+
+
+class _TaskCommand(TyperCommand):
+    """Says of an unknown option which other task has it."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:  # NoSuchOption, which Typer does not export
+            others = tasks_with(getattr(error, "option_name", "").lstrip("-"))
+            if others and ctx.info_name not in others and hasattr(error, "possibilities"):
+                error.message = f"{error.message}; learnreg train {' and '.join(others)} has it."  # type: ignore[attr-defined]
+                error.possibilities = None
+            raise
+
+
+@command
+def _task_command(task: Task) -> Any:
+    from learnreg.commands.parameters import training_command
+
+    alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    alone.command(task.name, cls=_TaskCommand)(command(training_command(task, _train)))
+    return typer.main.get_command(alone)
+
 
 app = typer.Typer(
     name="learnreg",
@@ -39,58 +74,17 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
-train_app = typer.Typer(name="train", help="Learn a regularizer.", no_args_is_help=True, rich_markup_mode=None)
+train_app = typer.Typer(
+    name="train", cls=_TaskGroup, help="Learn a regularizer.", no_args_is_help=True, rich_markup_mode=None
+)
 app.add_typer(train_app)
-
-P = ParamSpec("P")
-T = TypeVar("T")
-
-
-def main() -> None:
-    """Entry point of the command ``learnreg``.
-
-    Exit codes: 0, 2 usage or configuration, 3 data, 4 operator, 5 numerical, 6 model or checkpoint file, 130
-    interrupted, 1 anything else.
-    """
-    try:
-        app()
-    except KeyboardInterrupt:
-        _complain("interrupted")
-        sys.exit(_INTERRUPTED)
-
-
-def _command(function: Callable[P, T]) -> Callable[P, T]:
-    """Turns learnreg's errors and an interrupt into one line on stderr and an exit code."""
-
-    @functools.wraps(function)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
-        try:
-            return function(*args, **kwargs)
-        except LearnregError as error:
-            if _is_debugging():
-                raise
-            _complain(str(error))
-            raise typer.Exit(error.exit_code) from error
-        except KeyboardInterrupt as error:
-            _complain("interrupted")
-            raise typer.Exit(_INTERRUPTED) from error
-
-    return wrapped
-
-
-def _is_debugging() -> bool:
-    return os.environ.get(_DEBUG_VARIABLE, "") not in ("", "0")
-
-
-def _complain(message: str) -> None:
-    line = " ".join(message.split())
-    typer.secho(f"learnreg: {line}", fg=typer.colors.RED, err=True)
 
 
 def _say(message: str, json: bool) -> None:
     """A line for people: on stdout, or on stderr where stdout belongs to JSON."""
-    typer.echo(message, err=json)
+    typer.echo(message.encode(errors="replace").decode(), err=json)  # names of files may be no text
 
 
 def _check_seed(seed: int) -> None:
@@ -105,7 +99,7 @@ def _check_folder(out: Path | None) -> None:
 
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object as the last line of stdout")]
 Tolerance = Annotated[float, typer.Option(help="certified root-mean-square error of each reconstruction")]
-ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="a .safetensors file, or the name of a shipped model")]
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="a .safetensors file")]
 
 
 def _show_version(wanted: bool) -> None:
@@ -116,32 +110,47 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
-    debug: Annotated[bool, typer.Option("--debug", help=f"show tracebacks (also {_DEBUG_VARIABLE}=1)")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help=f"show tracebacks (also {DEBUG_VARIABLE}=1)")] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="show the version and exit")
     ] = False,
 ) -> None:
     if debug:
-        os.environ[_DEBUG_VARIABLE] = "1"
+        os.environ[DEBUG_VARIABLE] = "1"
 
 
 def _train(task: Task, config: TrainingConfig, resume: bool, json: bool) -> None:
-    _say_summary(tasks.run_task(task, config, resume), json)
+    from learnreg.training.run_folder import contents_of
+
+    try:
+        _say_summary(tasks.run_task(task, config, resume), json)
+    except KeyboardInterrupt as error:
+        go_on = f"learnreg train {task.name} --resume --out {shlex.quote(config.out)}"
+        kept = bool(contents_of(config.out))
+        error.add_note(f"all updates are saved. Go on with: {go_on}" if kept else "nothing was learned yet")
+        raise
+
+
+def _not_called() -> None:
+    raise NotImplementedError("the group makes the command of a task anew")
 
 
 for _task in TASKS.values():
-    train_app.command(_task.name)(_command(training_command(_task, _train)))
+    train_app.command(_task.name, help=_task.help)(_not_called)
 
 
 def _say_summary(summary: Mapping[str, Any], json: bool) -> None:
+    from learnreg.models.tensor_files import dumps
+    from learnreg.report.report import in_words
+
     for key, value in summary.items():
-        _say(f"{key}: {value:.5g}" if isinstance(value, float) else f"{key}: {value}", json)
+        _say(f"{key}: {in_words(value)}", json)
     if json:
         typer.echo(dumps(summary))
 
 
 @app.command()
-@_command
+@command
 def reconstruct(
     model: ModelName,
     inputs: Annotated[
@@ -175,6 +184,11 @@ def reconstruct(
     Models for CT reconstruct sinograms: <name>.npy in attenuation per unit of length, <name>.png the model's range
     [0, 1]; several sinograms in a file become <name>_000 and so on.
     """
+    from learnreg.commands.reconstruct_images import reconstruct_files
+    from learnreg.commands.reconstruct_scans import Reconstructor, ScanOptions
+    from learnreg.models.model import load
+    from learnreg.models.tensor_files import dumps
+
     options, loaded, notes = ScanOptions(geometry, key, attenuation, data_weight, counts, flat, dark), load(model), []
     if loaded.denoises and geometry is None:
         if options.given:
@@ -200,7 +214,7 @@ def _describe(row: Reconstructed) -> str:
 
 
 @app.command()
-@_command
+@command
 def evaluate(
     model: ModelName,
     data: Annotated[Path, typer.Option(help="folder of clean images (png, jpg, tif), not searched recursively")],
@@ -216,6 +230,11 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Measure a model: PSNR and SSIM, means over a folder of clean images whose measurements are simulated."""
+    from learnreg.commands.evaluate import evaluate as run_evaluation
+    from learnreg.datasets import parse_sigma
+    from learnreg.models.model import load
+    from learnreg.models.tensor_files import dumps
+
     _check_seed(seed)
     level = None if sigma is None else parse_sigma(sigma)
     result = run_evaluation(load(model), data, level, seed, tolerance)
@@ -235,15 +254,12 @@ def evaluate(
 
 
 @app.command()
-@_command
+@command
 def accuracy(
     model: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="[MODEL]", help="a .safetensors file, or the name of a shipped model", show_default=False
-        ),
+        str | None, typer.Argument(metavar="[MODEL]", help="a .safetensors file", show_default=False)
     ] = None,
-    methods: Annotated[str, typer.Option(help=f"all, or some of {', '.join(METHODS)}")] = "all",
+    methods: Annotated[str, typer.Option(help="all, or some of them: implicit,piggyback")] = "all",
     tolerances: Annotated[
         str, typer.Option(help="requested relative errors of the hypergradient")
     ] = "1,1e-1,1e-2,1e-3",
@@ -263,6 +279,9 @@ def accuracy(
     from learnreg.accuracy.measure import measure
     from learnreg.accuracy.problems import builtin_problems, model_problem
     from learnreg.accuracy.report import describe, parse_methods, parse_tolerances
+    from learnreg.commands import process
+    from learnreg.models.model import load
+    from learnreg.models.tensor_files import dumps
 
     wanted, levels = parse_methods(methods), parse_tolerances(tolerances)
     _check_seed(seed)
@@ -282,7 +301,7 @@ def accuracy(
 
 
 @app.command("check-operator")
-@_command
+@command
 def check_operator(
     target: Annotated[str, typer.Argument(metavar="PACKAGE.MODULE:FACTORY", help="what makes the operator, or is one")],
     dtype: Annotated[str, typer.Option(help="float64, or float32 for an operator of single precision")] = "float64",
@@ -294,6 +313,7 @@ def check_operator(
     without arguments; modules are found from the current directory, too.
     """
     from learnreg.commands.check_operator import check_operator_command, report_as_dict
+    from learnreg.models.tensor_files import dumps
 
     report = check_operator_command(target, dtype)
     for line in str(report).splitlines():
@@ -304,9 +324,12 @@ def check_operator(
 
 
 @app.command()
-@_command
+@command
 def doctor(json: Json = False) -> None:
     """Show versions and what the machine offers, and test that learnreg works here; exit code 1 if it does not."""
+    from learnreg.commands.doctor import describe_facts, examine
+    from learnreg.models.tensor_files import dumps
+
     facts = examine()
     for line in describe_facts(facts):
         _say(line, json)

@@ -1,34 +1,34 @@
-"""What every training command does: training with a progress bar, a baseline, a comparison, and the report."""
+"""What every training command does: training, a baseline, a comparison, and the report, each announced."""
 
 from __future__ import annotations
 
-import dataclasses
+import copy
 import math
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from learnreg.commands.options import TrainingConfig
+from learnreg.commands.options import TrainingConfig, device_of
 from learnreg.commands.process import large_blocks_kept, threads
+from learnreg.errors import ConfigError
 from learnreg.hypergradients import METHODS
 from learnreg.losses import SquaredError
 from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.regularizers import REGULARIZERS, Regularizer, TotalVariation
 from learnreg.report.comparison import Comparison
-from learnreg.report.report import write_report
+from learnreg.report.report import require_packages, write_report
 from learnreg.solvers.solve import solve
 from learnreg.training.options import TrainingOptions
+from learnreg.training.progress import Progress
 from learnreg.training.run_folder import RunFolder
 from learnreg.training.sampler import PairedDataset
 from learnreg.training.train import Trainer, TrainResult
 
-__all__ = ["Scenario", "initial_regularizer", "run_scenario", "tune_total_variation"]
+__all__ = ["Scenario", "announce", "initial_regularizer", "run_scenario", "tune_total_variation"]
 
 _WEIGHT_STEP, _LARGEST_SEARCH = 1.6, 12
 
@@ -67,15 +67,25 @@ def run_scenario(scenario: Scenario, resume: bool = False) -> dict[str, Any]:
     ------
     ConfigError: bad options. CheckpointError: the run folder cannot be used. What ``learnreg.train`` raises.
     """
-    config = scenario.config
-    folder = RunFolder(config.out, resume)
-    options = dataclasses.asdict(config)
-    folder.save_config(options)
+    require_packages()
+    config, options = scenario.config, scenario.config.in_force()
     torch.manual_seed(config.seed)
     problem = scenario.problem(initial_regularizer(config))
-    result = _learn(scenario, problem, folder, resume)
+    progress = Progress(config.minutes, config.max_updates or None)
+    trainer, folder = _trainer(scenario, problem, progress), RunFolder(config.out, resume)
+    try:
+        folder.save_config(options)
+        with progress:
+            result = _learn(trainer, config, folder, resume)
+    except BaseException:
+        if not resume and not folder.rows():  # nothing was learned: the corrected command finds the folder as it was
+            folder.discard()
+        raise
+    problem.to("cpu")
     baseline = scenario.problem(TotalVariation(weight=scenario.tv_weight))
+    announce(f"tuning the weight of total variation on {scenario.tv_samples} samples, for comparison")
     tv_weight = tune_total_variation(baseline, scenario.pairs, scenario.tv_samples, scenario.tv_tolerance)
+    announce("reconstructing the held-out images")
     comparison = scenario.compare(problem, baseline)
     summary = {
         **_comparison_figures(comparison, scenario.input_key),
@@ -84,8 +94,14 @@ def run_scenario(scenario: Scenario, resume: bool = False) -> dict[str, Any]:
         **_training_figures(result),
         "model": str(folder.model_path),
     }
+    announce("writing the report")
     report = write_report(folder, comparison, problem.regularizer, options, summary, scenario.title)
     return summary | {"report": str(report)}
+
+
+def announce(what: str) -> None:
+    """Say on stderr what takes its time now."""
+    print(what, file=sys.stderr, flush=True)
 
 
 def initial_regularizer(config: TrainingConfig) -> Regularizer:
@@ -98,9 +114,9 @@ def initial_regularizer(config: TrainingConfig) -> Regularizer:
     return REGULARIZERS[config.regularizer].from_options(config, torch.Generator().manual_seed(config.seed))
 
 
-def _learn(scenario: Scenario, problem: LowerLevelProblem, folder: RunFolder, resume: bool) -> TrainResult:
-    """Train with a progress bar on stderr."""
-    config = scenario.config
+def _trainer(scenario: Scenario, problem: LowerLevelProblem, progress: Progress) -> Trainer:
+    """The run that the options ask for; moves the problem to their device."""
+    config, device = scenario.config, device_of(scenario.config.device)
     options = TrainingOptions(
         config.minutes,
         config.batch_size,
@@ -113,21 +129,41 @@ def _learn(scenario: Scenario, problem: LowerLevelProblem, folder: RunFolder, re
         config.max_updates or None,
         workers=torch.get_num_threads(),
     )
-    with (
-        tqdm(total=round(60 * config.minutes), unit="s", file=sys.stderr, desc="training") as bar,
-        threads(1),  # audits and held-out images are small, too: several cores only slow them
-        large_blocks_kept(),
-    ):
-        trainer = Trainer(
-            problem,
-            scenario.pairs,
-            SquaredError,
-            options,
-            config={**scenario.described, "training": dataclasses.asdict(config)},
-            validate=partial(scenario.validate, problem),
-            on_update=partial(_advance, bar),
-        )
-        return trainer.run(folder, resume)
+    there = device == torch.device("cpu")
+    problem.to(device)
+    return Trainer(
+        problem,
+        scenario.pairs if there else _Moved(scenario.pairs, device),
+        SquaredError,
+        options,
+        config={**scenario.described, "training": config.in_force()},
+        # held-out images stay on the CPU, whose results do not depend on the machine's accelerator
+        validate=lambda: scenario.validate(problem if there else copy.deepcopy(problem).to("cpu")),
+        on_update=progress,
+    )
+
+
+class _Moved:
+    """The pairs, on a device."""
+
+    def __init__(self, pairs: PairedDataset, device: torch.device) -> None:
+        self._pairs, self._device = pairs, device
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        b, x_true = self._pairs[index]
+        return b.to(self._device), x_true.to(self._device)
+
+
+def _learn(trainer: Trainer, config: TrainingConfig, folder: RunFolder, resume: bool) -> TrainResult:
+    # One thread: audits and held-out images are small, too, and several cores only slow them.
+    with threads(1), large_blocks_kept():
+        result = trainer.run(folder, resume)
+    if result.updates == 0:
+        raise ConfigError(f"minutes={config.minutes:g}: over before the first update, so that nothing was learned.")
+    return result
 
 
 @torch.no_grad()
@@ -185,11 +221,3 @@ def _training_figures(result: TrainResult) -> dict[str, Any]:
         "hypergradient_relative_error_bound": last.get("relative_error_bound"),
         "hypergradient_certified": last.get("certified"),
     }
-
-
-def _advance(bar: Any, row: Mapping[str, Any]) -> None:
-    bar.n = min(round(row["seconds"]), bar.total)
-    shown = {"loss": f"{row['loss']:.4g}"}
-    if "psnr" in row:
-        shown["held-out PSNR"] = f"{row['psnr']:.2f}"
-    bar.set_postfix(shown, refresh=True)

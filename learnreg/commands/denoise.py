@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from learnreg.commands.common import Scenario
+from learnreg.commands.common import Scenario, announce
 from learnreg.commands.evaluate import denoise
 from learnreg.commands.options import DenoiseConfig
 from learnreg.commands.scenes import noisy_scenes
@@ -49,6 +49,7 @@ def scenario(config: DenoiseConfig) -> Scenario:
     ------
     DataError, ConfigError: bad data.
     """
+    announce(f"reading {config.data}")
     training, held_out = split_images(config.data, config.seed)
     sigma, shape = config.noise_level, (1, config.patch, config.patch)
     patches = DenoisingPatches(training, sigma, patch=config.patch, count=config.patches, seed=config.seed)

@@ -1,24 +1,23 @@
-"""Options of a training run: one dataclass of defaults, merged with files, ``--set`` and explicit options."""
+"""Options of a training run: dataclasses of defaults with their help and ranges."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
 import math
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any, get_type_hints
 
-from learnreg.datasets import parse_sigma
+import torch
+
+from learnreg.datasets import LoDoPaB, parse_sigma
 from learnreg.errors import ConfigError
 from learnreg.hypergradients import METHODS
-from learnreg.regularizers import trainable
-from learnreg.regularizers.options import RegularizerOptions, again, option
+from learnreg.regularizers import REGULARIZERS, trainable
+from learnreg.regularizers.options import RegularizerOptions, again, option, options_of
 from learnreg.training.optimizers import UPPER_LEVELS
-from learnreg.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -27,14 +26,14 @@ __all__ = [
     "DenoiseConfig",
     "TomographyConfig",
     "TrainingConfig",
-    "check_resume",
-    "merge_config",
-    "read_toml",
-    "training_options",
+    "check_options",
+    "device_of",
+    "nearest",
+    "regularizers_with",
 ]
 
 BEAMS = ("parallel", "fan")
-
+_MOST_VIEWED_PIXELS = 10**9
 
 _main = partial(option, main=True)
 
@@ -48,7 +47,8 @@ class RunOptions:
     minutes: float = _main(5.0, "duration of the upper-level training", above=0.0, at_most=1e6, resumable=True)
     out: str = _main("runs/denoise", "run folder", resumable=True)
     seed: int = _main(0, "seed of images, noise and initial filters", at_least=0, at_most=2**62)
-    batch_size: int = option(16, "samples in a batch", at_least=1)
+    device: str = _main("cpu", "where to compute: cpu, cuda, cuda:1 and so on, as torch has it", resumable=True)
+    batch_size: int = option(16, "samples in a batch", at_least=1, at_most=10**5)
 
 
 @dataclass(frozen=True)
@@ -58,14 +58,39 @@ class TrainingConfig(RegularizerOptions, RunOptions):
     optimizer: str = option(
         "adam", "upper-level method: minibatches, or the first samples at once", choices=tuple(UPPER_LEVELS)
     )
-    samples: int = option(64, "samples that lbfgs and adaptive minimise over", at_least=1)
-    step_size: float = option(3e-2, "initial upper-level step size of adam and adaptive", above=0.0)
+    samples: int = option(64, "samples that lbfgs and adaptive minimise over", at_least=1, at_most=10**6)
+    step_size: float = option(3e-2, "initial upper-level step size of adam and adaptive", above=0.0, at_most=1e6)
     tolerance: float = option(1e-1, "relative error of the hypergradients, held by certified audits", above=0.0)
-    max_updates: int = option(0, "upper-level updates at most; 0: as many as the minutes allow", at_least=0)
+    max_updates: int = option(
+        0, "upper-level updates at most; 0: as many as the minutes allow", at_least=0, resumable=True
+    )
 
     def __post_init__(self) -> None:
         check_options(self)
-        super().__post_init__()
+        self.check_sizes()
+        limited = self.regularizer in regularizers_with(type(self), "minimum_smoothing")
+        if limited and self.smoothing <= self.minimum_smoothing:
+            raise ConfigError(
+                f"smoothing={self.smoothing:g}: expected a number > minimum_smoothing={self.minimum_smoothing:g}; "
+                "lower minimum_smoothing too."
+            )
+
+    def idle(self) -> dict[str, str]:
+        """Options that nothing reads, as the others are, and why: those of other regularizers, above all."""
+        users = {f.name: regularizers_with(type(self), f.name) for f in dataclasses.fields(self)}
+        found = {
+            name: f"the regularizer {self.regularizer} has no such option; {_listed(names, 'has', 'have')} it"
+            for name, names in users.items()
+            if names and self.regularizer not in names
+        }
+        if self.optimizer == "lbfgs":
+            found["step_size"] = "lbfgs searches its own steps; adam and adaptive have step sizes"
+        return found
+
+    def in_force(self) -> dict[str, Any]:
+        """The options without those that are idle."""
+        idle = self.idle()
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in idle}
 
 
 @dataclass(frozen=True)
@@ -74,12 +99,14 @@ class DenoiseConfig(TrainingConfig):
 
     data: str = _main("natural", "'natural', photographs installed with scikit-image, or a folder of clean images")
     sigma: str = _main("25/255", "noise level, the standard deviation for images in [0, 1]", numeric_text=True)
-    patch: int = option(64, "side of the training patches in pixels", at_least=8)
-    patches: int = option(512, "number of training patches", at_least=1)
-    size: int = option(5, "side of the filters", at_least=2)
+    patch: int = option(64, "side of the training patches in pixels", at_least=8, at_most=4096)
+    patches: int = option(512, "number of training patches", at_least=1, at_most=10**7)
+    size: int = option(5, "side of the filters", at_least=2, at_most=64)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.size > self.patch:
+            raise ConfigError(f"size={self.size}: filters larger than the training patches, patch={self.patch}.")
         _ = self.noise_level
 
     @property
@@ -98,108 +125,82 @@ class TomographyConfig(TrainingConfig):
 
     data: str = _main("ellipses", "'ellipses', seeded phantoms, or a folder: PNG, TIFF or DICOM slices, or LoDoPaB")
     geometry: str = _main("parallel", "beam; a fan has its source two image sides from the centre", choices=BEAMS)
-    angles: int = _main(60, "number of views, over the half turn (parallel) or the full one (fan)", at_least=1)
-    size: int = _main(128, "side of the images in pixels; others are averaged or resized to it", at_least=16)
+    angles: int = _main(
+        60, "number of views, over the half turn (parallel) or the full one (fan)", at_least=1, at_most=10**5
+    )
+    size: int = _main(
+        128, "side of the images in pixels; others are averaged or resized to it", at_least=16, at_most=2048
+    )
     noise: float = _main(
         0.01,
         "standard deviation of the Gaussian noise, relative to the mean of the sinogram",
         at_least=0.0,
         at_most=1.0,
     )
-    photons: float = option(0.0, "photons per ray, for Poisson noise in place of Gaussian; 0: Gaussian", at_least=0.0)
-    attenuation: float = option(16.0, "with photons, what line integrals mean to them: docs/ct_data.md", above=0.0)
+    photons: float = option(
+        0.0, "photons per ray, for Poisson noise in place of Gaussian; 0: Gaussian", at_least=0.0, at_most=1e15
+    )
+    attenuation: float = option(
+        16.0, "with photons, what line integrals mean to them: docs/ct_data.md", above=0.0, at_most=1e6
+    )
     statistical: bool = option(True, "with photons, whether each ray is weighted by the counts it left")
-    images: int = option(64, "training images at most", at_least=1)
-    ridge: float = option(1e-4, "r/2 ‖x‖² makes reconstructions unique and certifiable; more of it biases", above=0.0)
+    images: int = option(64, "training images at most", at_least=1, at_most=10**6)
+    ridge: float = option(
+        1e-4, "r/2 ‖x‖² makes reconstructions unique and certifiable; more of it biases", above=0.0, at_most=1e6
+    )
     nonnegative: bool = option(True, "whether reconstructions are constrained to be nonnegative")
-    filter_size: int = option(5, "side of the filters", at_least=2)
+    filter_size: int = option(5, "side of the filters", at_least=2, at_most=64)
     boundary: str = again(TrainingConfig, "boundary", "valid")
     out: str = again(TrainingConfig, "out", "runs/ct")
     minutes: float = again(TrainingConfig, "minutes", 8.0)
     batch_size: int = again(TrainingConfig, "batch_size", 8)
     weight: float = again(TrainingConfig, "weight", 3e-5)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        pixels = self.angles * self.size**2
+        if pixels > _MOST_VIEWED_PIXELS:
+            raise ConfigError(
+                f"size={self.size}, angles={self.angles}: the matrix of the scan would take about {pixels / 3e7:.0f} "
+                f"GB; expected angles times size² <= {_MOST_VIEWED_PIXELS:.0e}."
+            )
+
     @property
     def filter_side(self) -> int:
         return self.filter_size
 
-
-C = TypeVar("C", bound="DataclassInstance")
-T = TypeVar("T", bound=TrainingConfig)
-
-
-def merge_config(
-    kind: type[C],
-    *,
-    stored: Mapping[str, Any] | None = None,
-    file: str | Path | None = None,
-    assignments: Sequence[str] = (),
-    explicit: Mapping[str, Any] | None = None,
-) -> C:
-    """Options from the defaults, then a stored configuration, a TOML file, KEY=VALUE assignments and explicit options:
-    the later source wins; an explicit None is no option.
-
-    Raises
-    ------
-    ConfigError: an unknown key, a wrong type, a value out of range, or an unreadable file.
-    """
-    values: dict[str, Any] = {}
-    for source, origin in ((stored or {}, "the stored configuration"), (read_toml(file) if file else {}, str(file))):
-        for key, value in source.items():
-            values[_known(kind, key, origin)] = value
-    for assignment in assignments:
-        key, separator, text = assignment.partition("=")
-        if not separator:
-            raise ConfigError(f"--set {assignment}: expected KEY=VALUE.")
-        key = _known(kind, key.strip(), "--set")
-        values[key] = _parse(key, text.strip(), get_type_hints(kind)[key])
-    for key, value in (explicit or {}).items():
-        if value is not None:
-            values[_known(kind, key, "the options")] = value
-    return kind(**_widen(kind, values))
+    def idle(self) -> dict[str, str]:
+        found = super().idle()
+        if LoDoPaB.is_one(self.data):
+            found["noise"] = "the measurements of LoDoPaB have the noise of their photons"
+        elif self.photons > 0:
+            found["noise"] = f"the noise is that of photons={self.photons:g}; leave one of them out"
+        else:
+            found |= dict.fromkeys(("attenuation", "statistical"), "it is for photons; set photons too")
+        return found
 
 
-def read_toml(file: str | Path) -> dict[str, Any]:
-    """The table in a TOML file; ConfigError when it is missing or no TOML."""
+def regularizers_with(kind: type[TrainingConfig], name: str) -> tuple[str, ...]:
+    """The regularizers that have an option of that name; none for an option of every run."""
+    return tuple(r for r in trainable() if name in _options_of(REGULARIZERS[r], kind))  # type: ignore[arg-type]
+
+
+_options_of = cache(options_of)
+
+
+def _listed(names: Sequence[str], one: str, many: str) -> str:
+    return f"{', '.join(names)} {one if len(names) == 1 else many}"
+
+
+def device_of(name: str) -> torch.device:
+    """The device of that name; ConfigError for one that torch does not know or that this machine lacks."""
     try:
-        return tomllib.loads(Path(file).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"--config {file}: cannot be read ({error.strerror or error}).") from error
-    except ValueError as error:
-        raise ConfigError(f"--config {file}: not a TOML file ({error}).") from error
-
-
-def check_resume(stored: DataclassInstance, wanted: DataclassInstance) -> None:
-    """ConfigError when an option differs that a resumed run cannot change."""
-    for field in dataclasses.fields(wanted):
-        before, now = getattr(stored, field.name), getattr(wanted, field.name)
-        if before != now and not field.metadata.get("resumable"):
-            raise ConfigError(
-                f"{field.name}={now!r}: the run was started with {before!r}, which --resume cannot change. "
-                "Leave the option out, or start a new run with another --out."
-            )
-
-
-def training_options(
-    kind: type[T], file: Path | None, assignments: list[str], explicit: Mapping[str, Any], resume: bool
-) -> T:
-    """Defaults, then the file, then assignments, then explicit options; a resumed run starts from its own config.toml.
-
-    Raises
-    ------
-    ConfigError: what ``merge_config`` names, or an option that a resumed run cannot change.
-    """
-    first = merge_config(kind, file=file, assignments=assignments, explicit=explicit)
-    if not resume:
-        return first
-    stored = RunFolder(first.out, resume=True).load_config()
-    if stored is None:
-        return first
-    # The folder may have been moved since its config.toml was written.
-    here = {**stored, "out": first.out}
-    wanted = merge_config(kind, stored=here, file=file, assignments=assignments, explicit=explicit)
-    check_resume(merge_config(kind, stored=here), wanted)
-    return wanted
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).split(" device type at start")[0].splitlines()[0]
+        raise ConfigError(f"device={name!r}: not available here ({reason}). Leave --device out for the CPU.") from error
+    return device
 
 
 def check_options(config: DataclassInstance) -> None:
@@ -211,10 +212,10 @@ def check_options(config: DataclassInstance) -> None:
 
 def _check(key: str, value: Any, kind: Any, limits: Mapping[str, Any]) -> None:
     if type(value) is not kind:
-        raise ConfigError(f"{key}={value!r}: got a {type(value).__name__}, expected {_NAMES[kind]}.")
+        raise ConfigError(f"{key}={value!r}: got a {type(value).__name__}, expected {KINDS[kind]}.")
     choices = limits["choices"]
     if choices and value not in choices:
-        raise ConfigError(f"{key}={value!r}: expected one of {', '.join(choices)}.{_nearest(value, choices)}")
+        raise ConfigError(f"{key}={value!r}: expected one of {', '.join(choices)}.{nearest(value, choices)}")
     if kind is str:
         if not value.strip():
             raise ConfigError(f"{key}={value!r}: expected a text that is not empty.")
@@ -224,50 +225,12 @@ def _check(key: str, value: Any, kind: Any, limits: Mapping[str, Any]) -> None:
     expected = [f"{sign} {limit:g}" for sign, limit in limits_given if limit is not None]
     fits = (above is None or value > above) and (at_least is None or value >= at_least)
     if not (fits and (at_most is None or value <= at_most) and math.isfinite(value)):
-        raise ConfigError(f"{key}={value!r}: expected {_NAMES[kind]} {' and '.join(expected)}.")
+        raise ConfigError(f"{key}={value!r}: expected {KINDS[kind]} {' and '.join(expected)}.")
 
 
-_NAMES = {str: "a text", int: "an integer", float: "a finite number", bool: "true or false"}
-_WORDS = {"true": True, "false": False}
+KINDS = {str: "a text", int: "an integer", float: "a finite number", bool: "true or false"}
 
 
-def _known(kind: type[DataclassInstance], key: str, origin: str) -> str:
-    names = [field.name for field in dataclasses.fields(kind)]
-    if key in names:
-        return key
-    if key.replace("-", "_") in names:
-        return key.replace("-", "_")
-    raise ConfigError(
-        f"{origin}: the option {key!r} is unknown.{_nearest(key, names)} Known options: {', '.join(names)}."
-    )
-
-
-def _nearest(word: str, words: Sequence[str]) -> str:
+def nearest(word: str, words: Sequence[str]) -> str:
     found = difflib.get_close_matches(word, words, n=1)
     return f" Did you mean {found[0]!r}?" if found else ""
-
-
-def _parse(key: str, text: str, kind: type) -> Any:
-    """The value of a KEY=VALUE assignment."""
-    if kind is bool and text.lower() in _WORDS:
-        return _WORDS[text.lower()]
-    if kind is str:
-        return text.removeprefix('"').removesuffix('"')
-    try:
-        if kind in (int, float):
-            return kind(text)
-    except ValueError:
-        pass
-    raise ConfigError(f"{key}={text!r}: expected {_NAMES[kind]}.")
-
-
-def _widen(kind: type[DataclassInstance], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Integers where a float is expected (minutes = 5), numbers where a text may be one (sigma = 0.1)."""
-    hints, fields = get_type_hints(kind), {field.name: field for field in dataclasses.fields(kind)}
-    result = dict(values)
-    for key, value in values.items():
-        if hints[key] is float and type(value) is int:
-            result[key] = float(value) if abs(value) < 2**53 else math.inf
-        elif fields[key].metadata["numeric_text"] and type(value) in (int, float):
-            result[key] = str(value)
-    return result

@@ -10,17 +10,30 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from learnreg.commands.options import TrainingConfig, training_options
+from learnreg.commands.options import TrainingConfig, regularizers_with
+from learnreg.commands.sources import training_options
 from learnreg.commands.tasks import Task
+from learnreg.report.report import in_words
 
-__all__ = ["help_of", "training_command"]
+__all__ = ["help_of", "training_command", "values_of"]
 
 
 def help_of(kind: type[TrainingConfig], name: str) -> str:
-    """Help, choices and default of an option of training."""
+    """Help, choices or range, and default of an option of training, and the regularizers that have it."""
     field = next(field for field in dataclasses.fields(kind) if field.name == name)
-    choices = f": {' | '.join(field.metadata['choices'])}" if field.metadata["choices"] else ""
-    return f"{field.metadata['help']}{choices} [default: {field.default}]"
+    users = regularizers_with(kind, name)
+    of = f" [of: {', '.join(users)}]" if users else ""
+    values = values_of(field)
+    return f"{field.metadata['help']}{values and f': {values}'}{of} [default: {in_words(field.default)}]"
+
+
+def values_of(field: dataclasses.Field[Any]) -> str:
+    """The choices or the range of an option, for people; nothing where all values of its type are."""
+    limits = field.metadata
+    if limits["choices"]:
+        return " | ".join(limits["choices"])
+    words = (("above", "above"), ("at_least", "from"), ("at_most", "up to"))
+    return " ".join(f"{word} {limits[key]:g}" for key, word in words if limits[key] is not None)
 
 
 def training_command(task: Task, run: Callable[[Task, TrainingConfig, bool, bool], None]) -> Callable[..., None]:
@@ -50,8 +63,7 @@ _INHERITED = {field.name for field in dataclasses.fields(TrainingConfig)}
 
 
 def _other_parameters(kind: type[TrainingConfig]) -> list[inspect.Parameter]:
-    names = ", ".join(field.name for field in dataclasses.fields(kind))
-    every = f"set any option, repeatable; one of {names}"
+    every = "set any option that --help-all shows, repeatable: --set filters=8"
     go_on = "go on with the run in --out, with its options"
     one_object = "print one JSON object as the last line of stdout"
     return [

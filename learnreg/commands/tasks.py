@@ -4,23 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from learnreg.commands import denoise, tomography
-from learnreg.commands.common import Scenario, run_scenario
-from learnreg.commands.options import DenoiseConfig, TomographyConfig, TrainingConfig
+if TYPE_CHECKING:
+    from learnreg.commands.common import Scenario
+    from learnreg.commands.options import TrainingConfig
 
-__all__ = ["TASKS", "Task", "run_task"]
+__all__ = ["TASKS", "Task", "run_task", "tasks_with"]
 
 
 @dataclass(frozen=True)
 class Task:
-    """A task of the command line: its options and, for given ones, what is learned from. help: of its command."""
+    """A task of the command line. help: of its command. module: in ``learnreg.commands``, whose ``scenario`` tells for
+    given options what is learned from. options: their class in ``learnreg.commands.options``.
+
+    Both are imported when they are asked for: torch takes seconds, and the list of commands needs none of it.
+    """
 
     name: str
-    config: type[TrainingConfig]
-    scenario: Callable[[Any], Scenario]
+    module: str
+    options: str
     help: str
+
+    @property
+    def config(self) -> type[TrainingConfig]:
+        """The class of the options."""
+        found: type[TrainingConfig] = getattr(import_module("learnreg.commands.options"), self.options)
+        return found
+
+    @property
+    def scenario(self) -> Callable[[Any], Scenario]:
+        """What is learned from, for given options."""
+        found: Callable[[Any], Scenario] = import_module(f"learnreg.commands.{self.module}").scenario
+        return found
 
 
 TASKS = {
@@ -28,8 +45,8 @@ TASKS = {
     for task in (
         Task(
             "denoise",
-            DenoiseConfig,
-            denoise.scenario,
+            "denoise",
+            "DenoiseConfig",
             """Learn a regularizer for denoising.
 
             Writes model.safetensors, config.toml, metrics.jsonl, report.html and checkpoint/ into the run folder.
@@ -38,8 +55,8 @@ TASKS = {
         ),
         Task(
             "ct",
-            TomographyConfig,
-            tomography.scenario,
+            "tomography",
+            "TomographyConfig",
             """Learn a regularizer for computed tomography (needs the extra ct).
 
             Run folder and options as for `learnreg train denoise`.""",
@@ -48,6 +65,14 @@ TASKS = {
 }
 
 
+def tasks_with(option: str) -> list[str]:
+    """The tasks that have an option of that name, written with hyphens or underscores."""
+    name = option.replace("-", "_")
+    return [task.name for task in TASKS.values() if name in task.config.__dataclass_fields__]
+
+
 def run_task(task: Task, config: TrainingConfig, resume: bool = False) -> dict[str, Any]:
     """Train as the options of the task ask for; returns the figures of the summary."""
+    from learnreg.commands.common import run_scenario
+
     return run_scenario(task.scenario(config), resume)

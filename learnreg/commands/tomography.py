@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 
-from learnreg.commands.common import Scenario
+from learnreg.commands.common import Scenario, announce
 from learnreg.commands.options import TomographyConfig
 from learnreg.commands.scans import Scans, scans_of
 from learnreg.lower_level.constraints import Nonnegative
@@ -31,6 +31,7 @@ def scenario(config: TomographyConfig) -> Scenario:
     ------
     DataError, ConfigError: bad data or options, or astra-toolbox is missing.
     """
+    announce(f"reading {config.data}, and what measures it")
     scans = scans_of(config)
     config = scans.config
     return Scenario(

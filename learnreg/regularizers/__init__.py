@@ -31,7 +31,9 @@ __all__ = [
     "SaddleTerms",
     "Scaled",
     "TotalVariation",
+    "canonical_name",
     "import_ridge",
+    "letters",
     "register",
     "trainable",
 ]
@@ -49,6 +51,28 @@ REGULARIZERS: dict[str, type[Regularizer]] = {
     "scaled": Scaled,
 }
 """By the name in model files and, where they implement ``from_options``, on the command line."""
+
+
+ALIASES = {
+    "foe": "fields-of-experts",
+    "fields": "fields-of-experts",
+    "tgv": "learned-tgv",
+    "crr": "ridge",  # convex ridge regularizer
+}
+"""Further names on the command line; those of the classes and other spellings of a name need no line."""
+
+
+def canonical_name(text: str) -> str:
+    """The name in ``REGULARIZERS`` of what somebody wrote: that name in any spelling ("Fields_of_experts"), the name of
+    the class, or an alias. The text itself, if it is none."""
+    known = {letters(cls.__name__): name for name, cls in REGULARIZERS.items()}
+    known |= {letters(alias): name for alias, name in ALIASES.items()} | {letters(name): name for name in REGULARIZERS}
+    return known.get(letters(text), text)
+
+
+def letters(text: str) -> str:
+    """What two spellings of a name have in common."""
+    return "".join(filter(str.isalnum, text.casefold()))
 
 
 def register(name: str, cls: type[Regularizer]) -> None:

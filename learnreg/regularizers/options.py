@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from learnreg.convolutions.padding import BOUNDARIES
 from learnreg.errors import ConfigError
 from learnreg.potentials import POTENTIALS
 
-__all__ = ["RegularizerOptions", "again", "option"]
+if TYPE_CHECKING:
+    from learnreg.lower_level.regularizer import Regularizer
+
+__all__ = ["RegularizerOptions", "again", "option", "options_of"]
+
+_MOST_NUMBERS = 10**7
 
 
 def option(
@@ -54,32 +62,23 @@ def again(kind: type, name: str, default: Any) -> Any:
 class RegularizerOptions:
     """What ``Regularizer.from_options`` gets; each regularizer takes what concerns it."""
 
-    filters: int = option(24, "number of filters of a field of experts, or of multivariate experts", at_least=1)
-    group_size: int = option(2, "filters in each group of multivariate experts", at_least=1)
-    positions: int = option(4, "positions in a pixel where learned total variation samples gradients", at_least=1)
-    boundary: str = option(
-        "reflect", "beyond the border, for a field of experts and multivariate experts", choices=BOUNDARIES
+    filters: int = option(24, "number of filters", at_least=1, at_most=1024)
+    group_size: int = option(2, "filters in each group", at_least=1, at_most=1024)
+    positions: int = option(4, "positions in a pixel where gradients are sampled", at_least=1, at_most=64)
+    boundary: str = option("reflect", "what lies beyond the border of images", choices=BOUNDARIES)
+    potential: str = option("pseudo-huber", "potential of the filter responses", choices=tuple(POTENTIALS))
+    features: int = option(32, "features in each layer of the network", at_least=1, at_most=1024)
+    layers: int = option(2, "layers of the network", at_least=1, at_most=64)
+    form: str = option("smooth", "of the network", choices=("smooth", "lifted"))
+    smoothing: float = option(5e-3, "initial smoothing of the potential, in image units", above=0.0, at_most=1e3)
+    minimum_smoothing: float = option(
+        2e-3, "the smoothing stays above this, by parametrisation", at_least=0.0, at_most=1e3
     )
-    potential: str = option("pseudo-huber", "potential of a field of experts", choices=tuple(POTENTIALS))
-    features: int = option(32, "features in each layer of an input-convex network", at_least=1)
-    layers: int = option(2, "layers of an input-convex network", at_least=1)
-    form: str = option("smooth", "of an input-convex network", choices=("smooth", "lifted"))
-    smoothing: float = option(5e-3, "initial smoothing of the potential, in image units", above=0.0)
-    minimum_smoothing: float = option(2e-3, "the smoothing stays above this, by parametrisation", at_least=0.0)
-    weight: float = option(0.3, "sum of the initial weights", above=0.0)
-    convexity: str = option(
-        "convex", "potentials of a ridge regularizer, convex or weakly convex", choices=("convex", "convex-nonconvex")
-    )
+    weight: float = option(0.3, "sum of the initial weights", above=0.0, at_most=1e6)
+    convexity: str = option("convex", "of the potentials", choices=("convex", "convex-nonconvex"))
     nonconvexity: float = option(
         0.9, "modulus that weakly convex ones take from data term and ridge at most", above=0.0
     )
-
-    def __post_init__(self) -> None:
-        if self.smoothing <= self.minimum_smoothing:
-            raise ConfigError(
-                f"smoothing={self.smoothing:g}: expected a number > minimum_smoothing={self.minimum_smoothing:g}; "
-                "lower minimum_smoothing too."
-            )
 
     @property
     def filter_side(self) -> int:
@@ -90,3 +89,37 @@ class RegularizerOptions:
     def variation_weight(self) -> float:
         """Weight of a total variation that smooths as much as filters of these initial weights: measured, a third."""
         return self.weight / 3.0
+
+    def check_sizes(self) -> None:
+        """Raise ConfigError for more numbers than anybody would learn, before memory for them is asked for."""
+        pixels = self.filter_side**2
+        numbers = max(self.filters * pixels, self.layers * self.features * (self.features + pixels))
+        if numbers > _MOST_NUMBERS:
+            raise ConfigError(
+                f"filters={self.filters}, features={self.features}, layers={self.layers}, filters of side "
+                f"{self.filter_side}: {numbers:.1e} numbers to learn, at most {_MOST_NUMBERS:.0e} are. Choose fewer."
+            )
+
+
+def options_of(cls: type[Regularizer], kind: type[RegularizerOptions]) -> frozenset[str]:
+    """The options that a regularizer takes, of a class of options: what its ``from_options`` reads of their
+    defaults."""
+    reading = _Reading(kind)
+    cls.from_options(reading, torch.Generator().manual_seed(0))
+    return frozenset(reading.names)
+
+
+class _Reading:
+    """The defaults of a class of options, which remembers what was asked for."""
+
+    def __init__(self, kind: type[RegularizerOptions]) -> None:
+        self._kind = kind
+        self.names: set[str] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        found = inspect.getattr_static(self._kind, name)
+        if isinstance(found, property):
+            assert found.fget is not None
+            return found.fget(self)
+        self.names.add(name)
+        return found

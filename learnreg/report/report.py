@@ -18,7 +18,7 @@ from learnreg.report.comparison import Comparison
 from learnreg.report.figures import comparison_figure, filters_figure, learning_curve_figure, to_png
 from learnreg.training.run_folder import RunFolder
 
-__all__ = ["CertificateStatistics", "certificate_statistics", "write_report"]
+__all__ = ["CertificateStatistics", "certificate_statistics", "in_words", "require_packages", "write_report"]
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def write_report(
     ------
     ConfigError: matplotlib or jinja2 is not installed. CheckpointError: the system refuses.
     """
-    jinja2 = require("jinja2", "writing the report", "jinja2")
+    jinja2 = _jinja2()
     rows = folder.rows()
     methods = {"input": comparison.input_name, "tv": "total variation", "learned": "learned"}
     picture = to_png(comparison_figure(comparison))
@@ -87,12 +87,23 @@ def write_report(
         filters=_embed_figure(filters_figure(regularizer)),
         statistics=certificate_statistics(rows),
         regularizer=repr(regularizer),
-        config={key: _text(value) for key, value in config.items()},
-        summary={key: _text(value) for key, value in (summary or {}).items()},
+        config={key: in_words(value) for key, value in config.items()},
+        summary={key: in_words(value) for key, value in (summary or {}).items()},
     )
     path = folder.path / "report.html"
     write_atomically(path, page.encode())
     return path
+
+
+def require_packages() -> None:
+    """Raise ConfigError, before the work of which a report is to be written, if a package for it is missing."""
+    _jinja2()
+    require("matplotlib", "drawing figures", "matplotlib")
+    require("skimage.metrics", "measuring SSIM", "scikit-image")
+
+
+def _jinja2() -> Any:
+    return require("jinja2", "writing the report", "jinja2")
 
 
 def _embed(png: bytes) -> str:
@@ -103,5 +114,10 @@ def _embed_figure(figure: Any | None) -> str:
     return "" if figure is None else _embed(to_png(figure))
 
 
-def _text(value: object) -> str:
+def in_words(value: object) -> str:
+    """A number, list, truth value or None as people write it."""
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(in_words, value)) or "none"
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "yes", False: "no"}[value]
     return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,12 +19,27 @@ from learnreg.models.tensor_files import dumps, read_tensors, write_atomically, 
 from learnreg.models.toml import to_toml
 from learnreg.regularizers import Regularizer
 
-__all__ = ["RunFolder"]
+__all__ = ["RunFolder", "check_folder", "contents_of"]
 
 _LOGGER = logging.getLogger("learnreg")
 _CONTENTS = ("model.safetensors", "config.toml", "metrics.jsonl", "checkpoint")
 _KEPT_CHECKPOINTS = 2
 _CHECKPOINT_FORMAT = 1
+
+
+def contents_of(path: str | Path) -> list[str]:
+    """What there is of a run in a folder; nothing where there is no folder."""
+    return [name for name in _CONTENTS if (Path(path) / name).exists()]
+
+
+def check_folder(path: str | Path, resume: bool = False) -> None:
+    """Raise ConfigError where no run can be written: the path is a file, or holds a run that is not to be resumed."""
+    if Path(path).exists() and not Path(path).is_dir():
+        raise ConfigError(f"{path}: expected a folder, this is a file. Choose another --out.")
+    if not resume and (found := contents_of(path)):
+        raise ConfigError(
+            f"{path}: already holds a run ({', '.join(found)}). Pass --resume to go on with it, or another --out."
+        )
 
 
 class RunFolder:
@@ -45,13 +61,8 @@ class RunFolder:
 
     def __init__(self, path: str | Path, resume: bool = False) -> None:
         self.path = Path(path)
-        if self.path.exists() and not self.path.is_dir():
-            raise ConfigError(f"{self.path}: expected a folder, this is a file. Choose another --out.")
-        if not resume and (found := [name for name in _CONTENTS if (self.path / name).exists()]):
-            raise ConfigError(
-                f"{self.path}: already holds a run ({', '.join(found)}). Pass --resume to go on with it, or another "
-                "--out."
-            )
+        check_folder(self.path, resume)
+        self._is_new = not self.path.exists()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             for leftover in (*self.path.glob(".*.tmp"), *self.checkpoint_folder.glob(".*.tmp")):
@@ -81,6 +92,14 @@ class RunFolder:
     def checkpoint_folder(self) -> Path:
         return self.path / "checkpoint"
 
+    def discard(self) -> None:
+        """Remove the run, and the folder, if it was made for it and holds nothing else."""
+        for path in (self.model_path, self.config_path, self.metrics_path, self.kernels_path):
+            path.unlink(missing_ok=True)
+        shutil.rmtree(self.checkpoint_folder, ignore_errors=True)
+        if self._is_new and not any(self.path.iterdir()):
+            self.path.rmdir()
+
     # ---- configuration and model -------------------------------------------------------------------------------------
 
     def save_config(self, config: Mapping[str, Any]) -> None:
@@ -93,7 +112,7 @@ class RunFolder:
             return tomllib.loads(self.config_path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{self.config_path}: cannot be read ({error}).") from error
 
     def save_model(self, problem: LowerLevelProblem | Regularizer, config: Mapping[str, Any] | None = None) -> Path:

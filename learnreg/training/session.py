@@ -102,9 +102,9 @@ class Session:
             warm=WarmStarts(problem.operator.domain_shape),
         )
 
-    def close(self) -> None:
-        """End the worker threads."""
-        self.workers.close()
+    def close(self, wait: bool = True) -> None:
+        """End the worker threads, and wait for what they have begun."""
+        self.workers.close(wait)
 
     # ---- loss and gradient -----------------------------------------------------------------------------------------
 

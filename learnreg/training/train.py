@@ -20,6 +20,7 @@ from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.regularizers import Regularizer
 from learnreg.training.clock import TimeUp
 from learnreg.training.guard import examine_problem, guarded, take_as_they_are
+from learnreg.training.interrupts import Interrupts
 from learnreg.training.optimizers import make_upper_level
 from learnreg.training.options import OptimizerName, TrainingOptions
 from learnreg.training.run_folder import RunFolder
@@ -69,7 +70,8 @@ def train(
 
     What is computed runs in threads of one core each, as many as ``torch.get_num_threads()`` for the chunks of a batch:
     several cores for every small operation are slower, and much slower on a busy machine. ``validate`` runs in the
-    calling thread, on the cores that torch gives it. No setting of the process is changed; the command line, while it
+    calling thread, on the cores that torch gives it. While it trains, Ctrl-C and other signals that end the
+    process wait for the update in progress; no other setting of the process is changed. The command line, while it
     trains, gives its own thread one core, too, and makes glibc's allocator keep large blocks, which spares page faults.
     The environment variables MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_, 1073741824 each, do the latter for any
     program.
@@ -94,13 +96,14 @@ def train(
         applications (``learnreg.testing``); False: take them as they are (``examine = False``), uncertified.
     config: stored with the model.
     validate: called now and then; its value is logged as ``psnr``.
-    on_update: gets each logged row.
+    on_update: gets each logged row; ``learnreg.training.progress.Progress(minutes)`` tells people how far it is.
 
     Raises
     ------
     ConfigError, DataError, ShapeError: bad input. OperatorError: an operator of your own fails a check before training,
     or raises or makes NaN in the middle of it. SolverError: another numerical failure. The last parameters and the
-    checkpoint are saved first, as they are on an interrupt, so that ``resume`` goes on from there.
+    checkpoint are saved first, so that ``resume`` goes on from there. KeyboardInterrupt: on Ctrl-C, SIGTERM or SIGHUP,
+    after the update in progress and with everything saved; a second one acts at once.
     """
     chosen = TrainingOptions(
         minutes,
@@ -166,9 +169,13 @@ class Trainer:
             if resume and folder is not None:
                 run.restore()
             run.save()  # what cannot be stored is refused before the work, not after it
-            return run.until(options.max_updates)
-        finally:
-            session.close()
+            with Interrupts.active() as interrupts, interrupts.held():
+                result = run.until(options.max_updates, interrupts)
+        except BaseException as error:
+            session.close(wait=not isinstance(error, KeyboardInterrupt))
+            raise
+        session.close()
+        return result
 
 
 class _Run:
@@ -182,10 +189,11 @@ class _Run:
         self.rows: list[dict[str, Any]] = []
         self._saved = self._validated = time.monotonic()
 
-    def until(self, max_updates: int | None) -> TrainResult:
+    def until(self, max_updates: int | None, interrupts: Interrupts) -> TrainResult:
         self.session.clock.start()
         try:
             while max_updates is None or self.updates < max_updates:
+                interrupts.check()
                 row = self.upper.update()
                 self.updates += 1
                 self._log(row)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 from typing import Any, TypeVar
 
@@ -47,14 +47,10 @@ class Workers:
         return self._pool.map(function, items)
 
     def call(self, function: Callable[..., R], *arguments: Any) -> R:
-        """A result computed in one of the threads. An interrupt waits for it, lest it goes on behind the caller's
-        back."""
-        future = self._pool.submit(function, *arguments)
-        try:
-            return future.result()
-        finally:
-            wait([future])
+        """A result computed in one of the threads."""
+        return self._pool.submit(function, *arguments).result()
 
-    def close(self) -> None:
-        """End the threads."""
-        self._pool.shutdown()
+    def close(self, wait: bool = True) -> None:
+        """End the threads, once they have done what was begun. Not to be waited for after an interrupt, which may have
+        left a lock of the pool behind."""
+        self._pool.shutdown(wait=wait, cancel_futures=True)

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.command_line import complaint
 from support.entry_point import Result, run_entry_point
 
 import learnreg as lr
-from learnreg.commands import cli, doctor, tasks
+from learnreg.commands import doctor, tasks
 from learnreg.commands.options import DenoiseConfig
 from learnreg.commands.reconstruct_images import png_bytes
 from learnreg.commands.tasks import Task
@@ -85,6 +86,8 @@ def test_version_and_help(learnreg: Any) -> None:
     assert found.code == 0
     assert all(command in found.out for command in ("train", "reconstruct", "evaluate", "accuracy", "doctor"))
     assert "[default: 25/255]" in learnreg("train", "denoise", "--help").out
+    for command in ((), ("train",), ("train", "denoise"), ("evaluate",), ("doctor",)):
+        assert learnreg(*command, "-h").out == learnreg(*command, "--help").out
 
 
 @pytest.mark.parametrize(
@@ -95,6 +98,7 @@ def test_version_and_help(learnreg: Any) -> None:
         ("train", "nonsense"),
         ("doctor", "--nonsense"),
         ("evaluate", "m", "--data", "d", "--seed", "x"),
+        ("train", "denoise", "--fitlers", "3"),
     ],
 )
 def test_usage_errors(learnreg: Any, arguments: tuple[str, ...]) -> None:
@@ -102,6 +106,39 @@ def test_usage_errors(learnreg: Any, arguments: tuple[str, ...]) -> None:
     assert found.code == 2
     assert found.out == ""
     assert found.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "suggested"),
+    [
+        (("train", "denoise", "--fitlers", "3"), "--filters"),
+        (("train", "denoise", "--batch_size", "3"), "--batch-size"),
+        (("train", "denoise", "--angles", "3"), "learnreg train ct has it"),
+        (("train", "ct", "--sigma", "3"), "learnreg train denoise has it"),
+        (("train", "denois"), "denoise"),
+        (("doctr",), "doctor"),
+        (("evaluate", "--jsn"), "--json"),
+    ],
+)
+def test_mistyped_names_are_suggested(learnreg: Any, arguments: tuple[str, ...], suggested: str) -> None:
+    found = learnreg(*arguments)
+    assert found.code == 2
+    assert suggested in found.err
+
+
+HELP = (("--help",), ("-h",), ("--version",), ("train", "--help"), ("evaluate", "--help"), ("reconstruct", "-h"))
+
+
+def test_help_does_not_wait_for_torch(tmp_path: Path) -> None:
+    code = f"""
+import sys
+from typer.testing import CliRunner
+from learnreg.commands.cli import app
+codes = [CliRunner().invoke(app, arguments).exit_code for arguments in {(*HELP, ("nonsense",), ("train", "x"))}]
+print(*codes, *({{"torch", "numpy"}} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.stdout.split() == ["0"] * len(HELP) + ["2", "2"], done.stderr
 
 
 @pytest.mark.parametrize(
@@ -121,7 +158,7 @@ def test_exit_codes(learnreg: Any, monkeypatch: pytest.MonkeyPatch, error: BaseE
     def fail() -> None:
         raise error
 
-    monkeypatch.setattr(cli, "examine", fail)
+    monkeypatch.setattr(doctor, "examine", fail)
     assert_complaint(learnreg("doctor"), code, "interrupted" if code == 130 else "no such")
 
 
@@ -171,8 +208,7 @@ def test_resuming(learnreg: Any, runs: Any, tmp_path: Path) -> None:
     assert runs[-1] == (DenoiseConfig(filters=6, minutes=9.0, out=str(moved)), True)
     found = learnreg("train", "denoise", "--out", moved, "--resume", "--set", "filters=7")
     assert_complaint(found, 2, "filters=7: the run was started with 6")
-    assert learnreg("train", "denoise", "--out", tmp_path / "other", "--resume").code == 0
-    assert runs[-1] == (DenoiseConfig(out=str(tmp_path / "other")), True)
+    assert learnreg("train", "denoise", "--out", f"{moved}/", "--resume").code == 0
     (moved / "config.toml").write_text("filters = ", encoding="utf-8")
     assert_complaint(learnreg("train", "denoise", "--out", moved, "--resume"), 6, "config.toml")
 
@@ -184,7 +220,19 @@ def test_resuming(learnreg: Any, runs: Any, tmp_path: Path) -> None:
         (("--minutes", "-1"), ("minutes=-1.0", "> 0")),
         (("--set", "tolerance=-1"), ("tolerance=-1.0", "> 0")),
         (("--set", "minuts=1"), ("'minuts'", "Did you mean 'minutes'?")),
+        (("--set", "angles=3"), ("'angles'", "learnreg train ct has it")),
         (("--regularizer", "tvv"), ("'tvv'", "Did you mean 'tv'?")),
+        (("--regularizer", "tv", "--set", "filters=3"), ("tv has no such option", "fields-of-experts, tikhonov")),
+        (("--regularizer", "icnn", "--boundary", "circular"), ("icnn has no such option", "multivariate have it")),
+        (("--regularizer", "ridge", "--size", "7"), ("ridge has no such option", "learned-tv")),
+        (("--optimizer", "lbfgs", "--step-size", "1"), ("step_size=1.0", "adam and adaptive")),
+        (("--filters", "2000000000"), ("filters=2000000000", "<= 1024")),
+        (("--set", f"filters={'9' * 30}"), ("<= 1024",)),
+        (("--size", "100000"), ("size=100000", "<= 64")),
+        (("--regularizer", "icnn", "--features", "1024", "--layers", "64"), ("numbers to learn", "Choose fewer")),
+        (("--size", "33", "--patch", "32"), ("size=33", "patch=32")),
+        (("--device", "abacus"), ("device='abacus'", "Leave --device out")),
+        (("--device", "meta"), ("device='meta'", "not available")),
         (("--seed", "-1"), ("seed=-1",)),
         (("--config", "absent.toml"), ("absent.toml", "cannot be read")),
     ],
@@ -199,7 +247,92 @@ def test_bad_training_options(
 
 def test_missing_training_images(learnreg: Any, tmp_path: Path) -> None:
     found = learnreg("train", "denoise", "--data", tmp_path / "absent", "--out", tmp_path / "run")
-    assert_complaint(found, 3, "absent", "does not exist")
+    assert found.code == 3
+    assert "absent: this folder does not exist" in complaint(found.err)
+
+
+def test_a_run_to_go_on_with_has_to_be_there(learnreg: Any, runs: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "runs"
+    for name in ("denoise", "other"):
+        (folder / name / "checkpoint").mkdir(parents=True)
+    (folder / "empty").mkdir()
+    (tmp_path / "file").touch()
+    for out, *parts in (
+        (folder / "denoize", "there is no such folder", f"Did you mean --out '{folder / 'denoise'}'?"),
+        (folder, "holds denoise, empty, other", str(folder / "denoise"), str(folder / "other")),
+        (folder / "empty", "is empty", "leave --resume out"),
+        (folder / "xyz" / "abc", "there is no such folder"),
+        (tmp_path / "file", "this is a file"),
+    ):
+        assert_complaint(learnreg("train", "denoise", "--resume", "--out", out), 2, *parts)
+        assert not (folder / "denoize").exists()
+    assert runs == []
+
+
+def test_names_that_no_file_can_have(learnreg: Any, runs: Any, model: Path, images: Path, tmp_path: Path) -> None:
+    long = tmp_path / ("x" * 300)
+    commands = (
+        ("train", "denoise", "--out", long),
+        ("train", "denoise", "--out", long, "--resume"),
+        ("train", "denoise", "--config", long),
+        ("train", "ct", "--data", long, "--out", tmp_path / "run"),
+        ("evaluate", long, "--data", images),
+        ("evaluate", model, "--data", long),
+        ("reconstruct", long, images / "a.png", "--out", tmp_path / "out"),
+        ("reconstruct", model, long.with_suffix(".png"), "--out", tmp_path / "out"),
+        ("reconstruct", model, images / "a.png", "--out", long),
+        ("accuracy", "--out", long),
+    )
+    for command in commands:
+        found = learnreg(*command)
+        assert found.code in (2, 3, 6), command
+        assert_complaint(found, found.code, "x" * 255)
+    assert_complaint(learnreg("train", "denoise", "--out", tmp_path / os.fsdecode(b"\xff\xfe")), 2, "not UTF-8")
+
+
+def test_a_file_nested_without_end(learnreg: Any, model: Path, images: Path, tmp_path: Path) -> None:
+    deep = tmp_path / "deep.toml"
+    deep.write_text("seed = " + "[" * 5000, encoding="utf-8")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.toml").write_bytes(deep.read_bytes())
+    assert_complaint(learnreg("train", "denoise", "--config", deep), 2, "deep.toml", "not a TOML file")
+    assert_complaint(learnreg("train", "denoise", "--out", run, "--resume"), 6, "config.toml", "cannot be read")
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (MemoryError(), "not enough memory"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "not enough memory"),
+        (PermissionError(13, "Permission denied", "/secret/x"), "/secret/x: Permission denied."),
+    ],
+)
+def test_what_the_system_refuses(learnreg: Any, monkeypatch: pytest.MonkeyPatch, error: Exception, text: str) -> None:
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(doctor, "examine", fail)
+    found = learnreg("doctor")
+    assert_complaint(found, found.code, text)
+    assert found.code in (1, 3)
+
+
+def test_errors_that_nobody_foresaw_show_where_they_are(learnreg: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise RuntimeError("a fault of learnreg")
+
+    monkeypatch.setattr(doctor, "examine", fail)
+    with pytest.raises(RuntimeError, match="a fault"):
+        learnreg("doctor")
+
+
+def test_summaries_are_words(learnreg: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    summary = {"held_out": ["a", "b"], "certified": True, "bound": None, "psnr": 28.123456789, "n": 3, "none": []}
+    monkeypatch.setattr(tasks, "run_task", lambda *_: summary)
+    found = learnreg("train", "denoise", "--out", tmp_path / "run")
+    expected = ["held_out: a, b", "certified: yes", "bound: none", "psnr: 28.1235", "n: 3", "none: none"]
+    assert found.out.splitlines() == expected
 
 
 # ------------------------------------------------------------------------------------------------------------- evaluate

@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import learnreg as lr
-from learnreg.commands.options import DenoiseConfig, check_resume, merge_config
+from learnreg.commands.options import DenoiseConfig, TomographyConfig, TrainingConfig, regularizers_with
+from learnreg.commands.sources import check_resume, merge_config, refuse_idle, training_options
 from learnreg.models.toml import to_toml
+from learnreg.regularizers import ALIASES, REGULARIZERS, TotalVariation, letters, trainable
+from learnreg.regularizers.options import RegularizerOptions, options_of
 
 
 def test_later_sources_win(tmp_path: Path) -> None:
@@ -101,6 +105,104 @@ def test_a_bad_file(tmp_path: Path, content: bytes, message: str) -> None:
         merge_config(DenoiseConfig, file=tmp_path / "options.toml")
     with pytest.raises(lr.ConfigError, match="cannot be read"):
         merge_config(DenoiseConfig, file=tmp_path / "absent.toml")
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("foe", "fields-of-experts"),
+        ("FoE", "fields-of-experts"),
+        ("fields", "fields-of-experts"),
+        ("fields_of_experts", "fields-of-experts"),
+        ("FieldsOfExperts", "fields-of-experts"),
+        ("Fields of Experts", "fields-of-experts"),
+        ("TV", "tv"),
+        ("total-variation", "tv"),
+        ("tgv", "learned-tgv"),
+        ("Learned_TV", "learned-tv"),
+        ("InputConvexNetwork", "icnn"),
+        ("ridge", "ridge"),
+    ],
+)
+def test_regularizers_have_several_names(text: str, name: str) -> None:
+    assert merge_config(DenoiseConfig, assignments=[f"regularizer={text}"]).regularizer == name
+
+
+def test_aliases_name_what_can_be_trained() -> None:
+    assert set(ALIASES.values()) <= set(trainable())
+    assert not {letters(alias) for alias in ALIASES} & {letters(name) for name in REGULARIZERS}
+
+
+@pytest.mark.parametrize("text", ["LogCosh", "log_cosh", "LOG-COSH"])
+def test_choices_are_known_by_their_letters(text: str) -> None:
+    assert merge_config(DenoiseConfig, assignments=[f"potential={text}"]).potential == "log-cosh"
+
+
+@pytest.mark.parametrize("kind", [DenoiseConfig, TomographyConfig])
+@pytest.mark.parametrize("regularizer", trainable())
+def test_options_in_force_are_those_that_are_read(kind: type[TrainingConfig], regularizer: str) -> None:
+    """Changing an option in force changes the regularizer or the run; changing an idle one is refused."""
+    config = kind(regularizer=regularizer)
+    kept = config.in_force()
+    assert kept["regularizer"] == regularizer
+    assert kind(**kept) == config
+    side = "size" if kind is DenoiseConfig else "filter_size"
+    of_regularizers = {field.name for field in dataclasses.fields(RegularizerOptions)} | {side}
+    read = options_of(REGULARIZERS[regularizer], kind)
+    assert of_regularizers & kept.keys() == read
+    for name in of_regularizers - read:
+        with pytest.raises(lr.ConfigError, match=f"{regularizer} has no such option; .*ha(s|ve) it"):
+            refuse_idle(config, [name])
+    refuse_idle(config, kept)
+
+
+def test_a_regularizer_of_your_own_brings_its_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Own(TotalVariation):
+        @classmethod
+        def from_options(cls, options: Any, generator: torch.Generator) -> Any:
+            return cls(weight=options.variation_weight, smoothing=options.smoothing * options.filter_side)
+
+    monkeypatch.setitem(REGULARIZERS, "own", Own)
+    assert options_of(Own, DenoiseConfig) == {"weight", "smoothing", "size"}
+    assert "own" in regularizers_with(DenoiseConfig, "smoothing")
+
+
+@pytest.mark.parametrize(
+    ("assignments", "message"),
+    [
+        (["attenuation=3"], "set photons too"),
+        (["statistical=false"], "set photons too"),
+        (["photons=1e4", "noise=0.1"], "leave one of them out"),
+    ],
+)
+def test_options_of_the_other_noise_are_refused(assignments: list[str], message: str, tmp_path: Path) -> None:
+    out = {"out": str(tmp_path / "run")}
+    with pytest.raises(lr.ConfigError, match=message):
+        training_options(TomographyConfig, None, assignments, out, resume=False)
+    fitting = ["photons=1e4", "statistical=false"]
+    assert not training_options(TomographyConfig, None, fitting, out, resume=False).statistical
+
+
+def test_a_file_that_lists_every_option_is_read(tmp_path: Path) -> None:
+    """As config.toml of earlier versions did: of an option that is idle, only another value than the default counts."""
+    file, out = tmp_path / "old.toml", {"out": str(tmp_path / "run")}
+    old = dataclasses.asdict(DenoiseConfig(regularizer="tv"))
+    del old["device"]
+    file.write_text(to_toml(old), encoding="utf-8")
+    assert training_options(DenoiseConfig, file, [], out, resume=False).regularizer == "tv"
+    file.write_text(to_toml(old | {"filters": 3}), encoding="utf-8")
+    with pytest.raises(lr.ConfigError, match="tv has no such option"):
+        training_options(DenoiseConfig, file, [], out, resume=False)
+    run = tmp_path / "run"
+    (run / "checkpoint").mkdir(parents=True)
+    (run / "config.toml").write_text(to_toml(old | {"filters": 3}), encoding="utf-8")
+    assert training_options(DenoiseConfig, None, [], out, resume=True).filters == 3
+
+
+def test_a_scan_too_large_for_any_machine() -> None:
+    with pytest.raises(lr.ConfigError, match="angles times size²"):
+        TomographyConfig(size=2048, angles=1000)
+    assert TomographyConfig(size=512, angles=1000)
 
 
 def test_a_table_is_no_option(tmp_path: Path) -> None:

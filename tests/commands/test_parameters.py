@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from learnreg.commands import tasks
 from learnreg.commands.cli import app
-from learnreg.commands.options import DenoiseConfig
+from learnreg.commands.options import DenoiseConfig, regularizers_with
 from learnreg.commands.parameters import help_of
 from learnreg.commands.process import large_blocks_kept, threads
 from learnreg.commands.tasks import TASKS, Task
@@ -26,6 +26,8 @@ from learnreg.hypergradients.base import HypergradientMethod
 from learnreg.linear.operator import LinearOperator
 from learnreg.models.names import build_operator, describe_operator, stored_geometry
 from learnreg.operators import OPERATORS, FanBeam2D, Identity, ParallelBeam2D
+from learnreg.regularizers import trainable
+from learnreg.report.report import in_words
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -43,7 +45,9 @@ def test_each_field_is_an_option_with_its_help(task: Task) -> None:
     for field in dataclasses.fields(task.config):
         text = help_of(task.config, field.name)
         assert field.metadata["help"] in text
-        assert f"[default: {field.default}]" in text
+        assert f"[default: {in_words(field.default)}]" in text
+        users = regularizers_with(task.config, field.name)
+        assert (f"[of: {', '.join(users)}]" in text) == bool(users)
         flag, text = f"--{field.name.replace('_', '-')}", "".join(text.split())
         assert flag in full
         assert text in full
@@ -56,7 +60,7 @@ def test_each_field_is_an_option_with_its_help(task: Task) -> None:
 def test_each_option_reaches_its_field(task: Task, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     got: list[Any] = []
     monkeypatch.setattr(tasks, "run_task", lambda task, config, resume: got.append((task, config, resume)) or {})
-    changed = {"out": str(tmp_path), "sigma": "0.5", "data": "elsewhere"}
+    changed = {"out": str(tmp_path), "sigma": "0.5", "data": "elsewhere", "device": "cpu:0"}
     for field in dataclasses.fields(task.config):
         if field.metadata["choices"]:
             changed[field.name] = field.metadata["choices"][-1]
@@ -64,16 +68,21 @@ def test_each_option_reaches_its_field(task: Task, monkeypatch: pytest.MonkeyPat
             changed[field.name] = not field.default
         elif isinstance(field.default, int | float):
             changed[field.name] = type(field.default)(2 * field.default + 1) if field.name != "noise" else 0.5
-    changed["smoothing"] = 9.0
-    wanted = {key: value for key, value in changed.items() if key in {f.name for f in dataclasses.fields(task.config)}}
-    arguments = []
-    for key, value in wanted.items():
-        flag = key.replace("_", "-")
-        arguments += [f"--no-{flag}"] if value is False else [f"--{flag}", str(value)]
-    result = CliRunner().invoke(app, ["train", task.name, *arguments])
-    assert result.exit_code == 0, result.stderr
-    assert got == [(task, task.config(**wanted), False)]
-    assert wanted.keys() == {field.name for field in dataclasses.fields(task.config)}
+    names = {field.name for field in dataclasses.fields(task.config)}
+    changed = {name: value for name, value in (changed | {"smoothing": 9.0}).items() if name in names}
+    reached: set[str] = set()
+    for other in (*({"regularizer": name} for name in trainable()), {"optimizer": "adam"}, {"photons": 0.0}):
+        values = changed | {name: value for name, value in other.items() if name in names}
+        wanted = {name: value for name, value in values.items() if name in task.config(**values).in_force()}
+        arguments = []
+        for name, value in wanted.items():
+            flag = name.replace("_", "-")
+            arguments += [f"--no-{flag}"] if value is False else [f"--{flag}", str(value)]
+        result = CliRunner().invoke(app, ["train", task.name, *arguments])
+        assert result.exit_code == 0, result.stderr
+        assert got.pop() == (task, task.config(**wanted), False)
+        reached |= wanted.keys()
+    assert reached == names
 
 
 def test_a_task_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from typer.testing import CliRunner
 import learnreg as lr
 from learnreg.commands.cli import app
 from learnreg.regularizers import RidgeRegularizer
+from learnreg.training.progress import Progress
+from learnreg.training.session import Session
 
 
 @pytest.fixture
@@ -44,6 +48,13 @@ def test_train_evaluate_reconstruct(photographs: Path, tmp_path: Path) -> None:
     settings = (*SMALL, "--set", "max_updates=6")
     trained = call("train", "denoise", "--data", photographs, "--minutes", 0.2, "--out", out, *settings)
     assert trained.exit_code == 0, trained.stderr
+    steps = ("reading ", "training: 100 %", "tuning the weight", "reconstructing", "writing the report")
+    assert [line for line in steps if line in trained.stderr] == [*steps]
+    stored = tomllib.loads((out / "config.toml").read_text())
+    assert {"filters", "size", "boundary"} <= stored.keys()
+    assert not {"features", "positions", "convexity", "group_size"} & stored.keys()
+    assert lr.load(out / "model.safetensors").config["training"] == stored
+    assert "group_size" not in (out / "report.html").read_text(encoding="utf-8")
     present = {path.name for path in out.iterdir()}
     expected = {"model.safetensors", "config.toml", "metrics.jsonl", "report.html", "checkpoint", "comparison.png"}
     assert expected <= present
@@ -66,7 +77,7 @@ def test_train_evaluate_reconstruct(photographs: Path, tmp_path: Path) -> None:
 def test_weakly_convex_ridges_are_an_option(photographs: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     options = ("convexity=convex-nonconvex", "nonconvexity=0.7", "batch_size=2", "samples=2", "max_updates=2")
-    settings = (*SMALL, *(part for option in options for part in ("--set", option)))
+    settings = (*SMALL[:6], *(part for option in options for part in ("--set", option)))
     command = ("train", "denoise", "--regularizer", "ridge", "--data", photographs, "--minutes", 0.2)
     trained = call(*command, "--out", out, *settings)
     assert trained.exit_code == 0, trained.stderr
@@ -86,3 +97,38 @@ def test_an_existing_run_is_not_overwritten(photographs: Path, tmp_path: Path) -
     refused = call("train", "denoise", "--data", photographs, "--out", out, *SMALL)
     assert refused.exit_code == 2
     assert "--resume" in refused.stderr
+
+
+def test_an_interrupt_says_how_to_go_on(photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    number = signal.SIGTERM
+    out = tmp_path / "a run"
+    command = ("train", "denoise", "--data", photographs, "--out", out, "--regularizer", "TV", "--device", "cpu:0")
+    settings = (*SMALL[:6], "--set", "max_updates=5")
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "__call__", lambda self, row: signal.raise_signal(number) if row["step"] == 2 else None)
+        ended = call(*command, *settings)
+    assert ended.exit_code == 128 + number
+    go_on = f"all updates are saved. Go on with: learnreg train denoise --resume --out '{out}'"
+    assert ended.stderr.splitlines()[-1] == f"learnreg: interrupted; {go_on}"
+    resumed = call("train", "denoise", "--resume", "--out", out, "--set", "max_updates=3")
+    assert resumed.exit_code == 0, resumed.stderr
+    steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3]
+
+
+def test_a_run_that_learned_nothing_leaves_nothing(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    command = ("train", "denoise", "--data", photographs, "--out", out, *SMALL)
+    short = call(*command, "--minutes", 1e-9)
+    assert short.exit_code == 2
+    assert "before the first update" in short.stderr
+    assert not out.exists()
+    out.mkdir()
+    (out / "notes.txt").touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, "evaluate", lambda self, indices: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            CliRunner().invoke(app, [str(part) for part in command], catch_exceptions=False)
+    assert [path.name for path in out.iterdir()] == ["notes.txt"]

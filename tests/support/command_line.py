@@ -28,7 +28,12 @@ def refuse(code: int, *arguments: object) -> str:
     result = call(*arguments)
     assert result.exit_code == code, result.stderr
     assert result.stdout == ""
-    lines = [line for line in result.stderr.splitlines() if not line.startswith("training")]
-    assert len(lines) == 1, result.stderr
-    assert lines[0].startswith("learnreg: ")
-    return lines[0]
+    return complaint(result.stderr)
+
+
+def complaint(stderr: str) -> str:
+    """The one line that a command ends with, after those that say what it does."""
+    *before, last = stderr.splitlines()
+    assert all(line.startswith(("reading ", "training: ")) for line in before), stderr
+    assert last.startswith("learnreg: "), stderr
+    return last

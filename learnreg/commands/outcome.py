@@ -1,0 +1,82 @@
+"""How a command ends: errors, and signals that end a process, become one line on stderr and an exit code."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import signal
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+import typer
+
+from learnreg.errors import ConfigError, DataError, LearnregError
+from learnreg.training.interrupts import Interrupts
+
+__all__ = ["DEBUG_VARIABLE", "command"]
+
+DEBUG_VARIABLE = "LEARNREG_DEBUG"
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")  # RuntimeErrors of torch
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def command(function: Callable[P, T]) -> Callable[P, T]:
+    """Turns errors that have a cause outside of learnreg, and what ends a process, into one line on stderr and an exit
+    code."""
+
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
+        with Interrupts(_say_that_it_ends, _end_at_once):
+            try:
+                return function(*args, **kwargs)
+            except KeyboardInterrupt as error:
+                notes = getattr(error, "__notes__", ())
+                _complain("; ".join(("interrupted", *notes[-1:])))
+                raise typer.Exit(128 + getattr(error, "number", signal.SIGINT)) from error
+            except Exception as error:
+                found = _complaint(error)
+                if found is None or _is_debugging():
+                    raise
+                _complain(found[0])
+                raise typer.Exit(found[1]) from error
+
+    return wrapped
+
+
+def _complaint(error: Exception) -> tuple[str, int] | None:
+    """What to say of an error, and the exit code; None for one that nobody foresaw."""
+    if isinstance(error, LearnregError):
+        return str(error), error.exit_code
+    if isinstance(error, UnicodeEncodeError):
+        return f"{error.object!r}: holds bytes that are not UTF-8. Rename the file or folder.", ConfigError.exit_code
+    if isinstance(error, OSError) and error.errno != errno.EPIPE:
+        where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+        return f"{where}{error.strerror or error}.", DataError.exit_code
+    if isinstance(error, RecursionError):
+        return "a file is nested too deeply to be read.", DataError.exit_code
+    text = str(error)
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(w in text for w in _NO_MEMORY)):
+        return f"there is not enough memory ({text or 'MemoryError'}). Ask for smaller images, batches or models.", 1
+    return None
+
+
+def _is_debugging() -> bool:
+    return os.environ.get(DEBUG_VARIABLE, "") not in ("", "0")
+
+
+def _complain(message: str) -> None:
+    line = " ".join(message.split())
+    typer.secho(f"learnreg: {line}", fg=typer.colors.RED, err=True)
+
+
+def _say_that_it_ends(number: int) -> None:
+    """In a signal handler, where Python's own streams may be busy."""
+    bar = b"\n" if os.isatty(2) else b""
+    os.write(2, bar + b"learnreg: ending after this update; once more: at once\n")
+
+
+def _end_at_once(number: int) -> None:
+    os._exit(128 + number)

@@ -3,24 +3,24 @@
 The line of the ray at view theta and position s along the detector, at the angle g from the central ray, is met again
 from the other side at theta + pi - 2 g, position -s (g = 0 for parallel rays). Where both are measured they share the
 weight 1 of the line, in the ratio of factors that vanish smoothly at the ends of the scan and of the detector: what is
-filtered must not jump. For detectors that reach further to one side over a full turn these are Wang's weights; over less
-than a full turn weights of Parker's kind for any number of arcs, as Noo et al. normalise them.
+filtered must not jump. For detectors that reach further to one side over a full turn these are Wang's weights; over
+less than a full turn they are of Parker's kind, for scans of any length and in any number of arcs, as Noo et al. write
+them.
 
 Source: Parker, Med. Phys. 9 (1982); Silver, Med. Phys. 27 (2000); Wang, Med. Phys. 29 (2002); Noo, Defrise, Clackdoyle
-and Kudo, Phys. Med. Biol. 47 (2002), Section 2.
+and Kudo, "Image reconstruction from fan-beam projections on less than a short scan", Phys. Med. Biol. 47 (2002).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from learnreg.operators.tomography.geometry import FanGeometry, Geometry, ParallelGeometry
+from learnreg.operators.tomography.geometry import FanGeometry, Geometry
 
 __all__ = ["Coverage", "coverage_of", "detector_positions"]
 
@@ -81,15 +81,14 @@ class _Rays:
     def measured(self, theta: Tensor, s: Tensor) -> Tensor:
         """Whether the ray is, half a gap of views aside."""
         slack = 0.5 * self.views.typical
-        found = (
-            torch.zeros_like(theta, dtype=torch.bool) if self.views.arcs else torch.ones_like(theta, dtype=torch.bool)
-        )
+        found = torch.full_like(theta, not self.views.arcs, dtype=torch.bool)
         for first, length in self.views.arcs:
             found = found | ((theta - first + slack) % _TURN <= length + 2.0 * slack)
         return found & (s >= self.begin) & (s <= self.end)
 
     def factor(self, theta: Tensor, s: Tensor) -> Tensor:
-        found = torch.zeros_like(theta) if self.views.arcs else torch.ones_like(theta)
+        """Not negative, and positive where a ray is measured; without ``faded`` whatever its position."""
+        found = torch.full_like(theta, 0.0 if self.views.arcs else 1.0)
         taper = max(_TAPER, _TAPER_GAPS * self.views.typical)
         for first, length in self.views.arcs:
             along = (theta - first) % _TURN
@@ -107,13 +106,12 @@ class _Rays:
         """Whether all lines are measured that rays within this distance from the middle of the detector lie on."""
         theta = torch.arange(_LINES, dtype=torch.float64)[:, None] * (_TURN / _LINES)
         s = torch.linspace(-half_width, half_width, _POSITIONS, dtype=torch.float64)[None, :]
-        theta, s = torch.broadcast_tensors(theta, s)
         return bool((self.measured(theta, s) | self.measured(*self.opposite(theta, s))).all())
 
     def weights(self) -> Tensor:
         """Of all rays, (angles, detectors)."""
         theta = torch.tensor(self.geometry.angles, dtype=torch.float64)[:, None]
-        theta, s = torch.broadcast_tensors(theta, detector_positions(self.geometry)[None, :])
+        s = detector_positions(self.geometry)[None, :]
         own, other = self.factor(theta, s), self.factor(*self.opposite(theta, s))
         return self.views.weights[:, None] * own / (own + other).clamp_min(1e-300)
 
@@ -124,7 +122,7 @@ def coverage_of(geometry: Geometry) -> Coverage:
     short, long = sorted((-begin, end))
     needed = geometry.half_width(geometry.inscribed_radius)
     one_sided = short < needed and long - short > geometry.detector_pitch * (1.0 + 1e-9)
-    discs = [(min(long, needed), one_sided)]
+    discs = [(min(long if one_sided else short, needed), one_sided)]
     if one_sided and short >= _ROUND * min(long, needed):
         discs.append((short, False))
     fan = isinstance(geometry, FanGeometry)
@@ -149,14 +147,14 @@ def _missing(geometry: Geometry, views: _Views, one_sided: bool) -> str:
     if one_sided:
         begin, end = geometry.edges
         return (
-            f"the detector reaches from {begin:.4g} to {end:.4g} along its axis, seen from the central ray; expected the "
-            "full turn of angles and a detector on both sides of the ray, so that opposite views see what is missing."
+            f"the detector reaches from {begin:.4g} to {end:.4g} along its axis, seen from the central ray; expected "
+            "the full turn of angles and a detector on both sides of the ray: opposite views see what is missing."
         )
     assert isinstance(geometry, FanGeometry)
     fan = 2.0 * math.asin(min(1.0, min(geometry.inscribed_radius, geometry.visible_radius) / geometry.source_to_center))
     return (
-        f"the fan's angles leave a gap of {views.widest:.3g} radians; expected the full turn, or pi and the fan angle of "
-        f"the image, {math.pi + fan:.3g} radians of it in one piece."
+        f"the fan's angles leave a gap of {views.widest:.3g} radians; expected the full turn, or pi and the fan angle "
+        f"of the image, {math.pi + fan:.3g} radians."
     )
 
 
@@ -166,7 +164,8 @@ def _views(geometry: Geometry, turn: float, loose: bool) -> _Views:
     angles = torch.tensor(geometry.angles, dtype=torch.float64) % turn
     ascending, order = angles.sort()
     gaps = torch.cat([ascending[1:], ascending[:1] + turn]) - ascending
-    distinct = gaps[gaps > 1e-6 * gaps.max()]  # repeated and opposite views are one, up to rounding
+    distinct = gaps[gaps > 1e-6 * gaps.max()]  # repeated and opposite views are one, up to rounding ...
+    distinct = distinct[distinct > 1e-2 * distinct.quantile(0.9)]  # ... and to what a motor repeats
     typical = float(distinct.median())
     share = _SHARE_OF_TURN * turn
     limit = share if loose else min(share, _TYPICAL_GAPS * float(distinct.quantile(0.9)))

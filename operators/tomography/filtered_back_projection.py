@@ -24,17 +24,20 @@ def filtered_back_projection(
     filter: Window = "ramp",  # noqa: A002
 ) -> Tensor:
     """Images (batch, 1, n, n) from sinograms (batch, 1, angles, detectors): the inverse of the projector up to
-    discretisation, for projections that are complete and not truncated. Differentiable, linear in the sinogram.
+    discretisation, for projections that measure all lines through the object. Differentiable, linear in the sinogram.
 
     filter: "ramp" (band-limited at the detector's Nyquist frequency), or "hann": times a Hann window, for noisy data.
-    A fan beam must cover the full turn; parallel angles may lie anywhere, gaps of limited scans count nothing.
+    Rays that measure one line share its weight: a fan beam covers the full turn, or pi and its fan angle, or more; a
+    detector that reaches further to one side (half-fan, half-beam) needs the full turn. Parallel angles of a whole
+    detector may lie anywhere, gaps of limited scans count nothing.
 
     Raises
     ------
-    ConfigError: an unknown filter, or a fan beam over less than the full turn. ShapeError: a sinogram that
-        does not fit.
-    Source: Kak and Slaney, Principles of Computerized Tomographic Imaging (1988), (61) of chapter 3 for the ramp and
-        (137) to (139) for equally spaced collinear detectors.
+    ConfigError: an unknown filter, or lines through the disc inscribed in the image that are not measured: a fan beam
+        over less than a short scan, a detector on one side over less than the full turn. ShapeError: a sinogram that
+        does not fit. A warning: a detector that is too narrow on both sides; dead detectors, which are interpolated.
+    Source: Kak and Slaney, Principles of Computerized Tomographic Imaging (1988), (61) of chapter 3 for the ramp, (137)
+        to (139) for equally spaced collinear and Section 3.4.1 for equiangular rays; weights: see ``coverage``.
     """
     if filter not in ("ramp", "hann"):
         raise ConfigError(f"filtered_back_projection(filter={filter!r}): expected 'ramp' or 'hann'.")
@@ -87,8 +90,9 @@ def _warn(geometry: Geometry, radius: float) -> None:
     """Say what is not as it should be."""
     if radius < geometry.inscribed_radius * (1.0 - 1e-9):
         warnings.warn(
-            f"filtered_back_projection: the detector is too narrow for the image, lines within {radius:.4g} of the axis "
-            "are measured only; values are wrong where the object reaches further. Solve a lower-level problem instead.",
+            f"filtered_back_projection: the detector is too narrow, it measures lines within {radius:.4g} of the axis "
+            f"of rotation and the image reaches {geometry.inscribed_radius:.4g}; values are wrong if the object is "
+            "wider. Solve a lower-level problem instead.",
             stacklevel=3,
         )
     if geometry.dead_detectors:

@@ -2,8 +2,8 @@
 
 Coordinates are centred on the axis of rotation, and so is the image unless ``image_center`` says otherwise; x points
 right, y up, so that the first row of an image is at the top. At angle theta the detector axis is
-(cos theta, sin theta), detectors are numbered along it, and rays run along (-sin theta, cos theta); a fan's source is at
-source_to_center · (sin theta, -cos theta). This is the convention of the ASTRA toolbox; ``skimage.transform.radon``
+(cos theta, sin theta), detectors are numbered along it, and rays run along (-sin theta, cos theta); a fan's source is
+at source_to_center · (sin theta, -cos theta). This is the convention of the ASTRA toolbox; ``skimage.transform.radon``
 gives the same sinograms, transposed, of images with an odd number of pixels along a side (docs/geometry.md).
 
 Lengths are in any unit; the matrix of a geometry has the same unit, since its entries are lengths of rays in pixels.
@@ -35,7 +35,7 @@ _LARGEST_IMAGE, _MOST_DETECTORS, _MOST_ANGLES = 2**15, 2**17, 100_000
 """Beyond what a two-dimensional scan has; larger numbers are slips that would fill the memory before they fail."""
 
 _LATER_FIELDS = ("image_center", "dead_detectors", "detector_shape")
-"""Left out of ``config`` at their defaults, so that model files and caches of scans without them stay what they were."""
+"""Left out of ``config`` at their defaults: model files and caches of scans without them stay what they were."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,9 +146,19 @@ class Geometry:
         """Whether some view misses a part of the disc inscribed in the image."""
         return self.visible_radius < self.inscribed_radius * (1.0 - 1e-9)
 
+    @property
+    def complemented(self) -> bool:
+        """Whether views of the full turn see from the other side what the detector misses on its shorter one."""
+        short, long = sorted((-self.edges[0], self.edges[1]))
+        if short <= 0.0 or self.visible(long) < self.inscribed_radius * (1.0 - 1e-9):
+            return False
+        ascending = np.sort(np.asarray(self.angles) % (2.0 * math.pi))
+        gaps = np.diff(ascending, append=ascending[0] + 2.0 * math.pi)
+        return bool(gaps.max() <= max(0.1 * math.pi, 3.0 * np.median(gaps)))
+
     def warn_if_truncated(self) -> None:
-        """Warn when some view misses a part of the disc inscribed in the image."""
-        if self.truncated:
+        """Warn when some view misses a part of the disc inscribed in the image that no opposite one sees."""
+        if self.truncated and not self.complemented:
             warnings.warn(
                 f"the detector is too narrow for the image: every view sees a disc of radius {self.visible_radius:.4g} "
                 f"only, half the image's side is {0.5 * self.image_side:.4g}; projections are truncated. "
@@ -233,8 +243,8 @@ class FanGeometry(Geometry):
         half_arc = 0.5 * self.detectors * self.detector_pitch + abs(self.detector_offset)
         if self.curved and half_arc >= 0.5 * math.pi * self.source_to_detector:
             raise ConfigError(
-                f"FanGeometry(detector_shape='curved'): the arc reaches {half_arc / self.source_to_detector:.3g} radians "
-                "from the central ray; expected less than a quarter turn. Check detectors, detector_pitch, "
+                f"FanGeometry(detector_shape='curved'): the arc reaches {half_arc / self.source_to_detector:.3g} "
+                "radians from the central ray; expected less than a quarter turn. Check detectors, detector_pitch, "
                 "detector_offset and source_to_detector."
             )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 
 from learnreg.errors import ConfigError
@@ -88,7 +89,7 @@ def checked_indices(numbers: Any, count: int, call: str, what: str) -> tuple[int
     ConfigError: otherwise.
     """
     iterable = isinstance(numbers, Iterable) and not isinstance(numbers, (str, bytes))
-    given = list(numbers) if iterable else [None]
+    given: list[Any] = list(numbers) if iterable else [None]
     if any(isinstance(i, bool) or not hasattr(i, "__index__") for i in given):
         raise ConfigError(f"{call}{_short(numbers)}): expected a list of whole numbers, counted from 0.")
     try:
@@ -98,9 +99,10 @@ def checked_indices(numbers: Any, count: int, call: str, what: str) -> tuple[int
     outside = [i for i in found if not 0 <= i < count]
     if outside:
         raise ConfigError(
-            f"{call}...): there is no number {_short(outside[0])}; the {count} {what} are counted from 0 to {count - 1}."
+            f"{call}...): there is no number {_short(outside[0])}; the {count} {what} are counted from 0 to "
+            f"{count - 1}."
         )
-    twice = [i for i, following in zip(found, found[1:], strict=False) if i == following]
+    twice = [i for i, following in pairwise(found) if i == following]
     if twice:
         raise ConfigError(f"{call}...): {twice[0]} is named twice.")
     if len(found) == count:

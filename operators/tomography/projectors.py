@@ -90,7 +90,7 @@ class _Projector2D(LinearOperator):
     @classmethod
     def stored_geometry(cls, stored: Mapping[str, Any]) -> Geometry:
         """The geometry alone, without the work of building a matrix."""
-        values = {key: tuple(v) if isinstance(v, list) else v for key, v in stored["config"].items()}
+        values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in stored["config"].items()}
         return cls.geometry_class(**values)
 
     def forward(self, x: Tensor) -> Tensor:

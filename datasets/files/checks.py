@@ -11,7 +11,9 @@ from torch import Tensor
 
 from learnreg.errors import DataError
 
-__all__ = ["check_claim", "check_file", "float_tensor"]
+__all__ = ["Mask", "check_claim", "check_file", "float_tensor"]
+
+Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 _LARGEST_EXPANSION = 1100  # deflate reaches 1032
 _LFS_POINTER = b"version https://git-lfs"
@@ -55,9 +57,9 @@ def check_claim(path: Path, claimed: int) -> None:
         )
 
 
-def float_tensor(values: np.ndarray[Any, Any], path: str | Path) -> Tensor:
+def float_tensor(values: np.ndarray[Any, Any], path: str | Path, ignored: Mask | None = None) -> Tensor:
     """Real numbers as a tensor, unscaled: float32 for float16, float32 and integers of at most 16 bits, otherwise
-    float64.
+    float64; 0 where ``ignored``, if it is as long as the last axis.
 
     Raises
     ------
@@ -69,6 +71,8 @@ def float_tensor(values: np.ndarray[Any, Any], path: str | Path) -> Tensor:
         raise DataError(f"there are no values in this array of shape {values.shape}.", path)
     small = values.dtype.itemsize <= (4 if values.dtype.kind == "f" else 2)
     converted = np.array(values, dtype=np.float32 if small else np.float64, order="C")
+    if ignored is not None and values.shape[-1:] == ignored.shape:
+        converted[..., ignored] = 0.0
     bad = int(converted.size - np.isfinite(converted).sum())
     if bad:
         raise DataError(f"{bad} of {converted.size} values are NaN or infinite.", path, "Repair them before using it.")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from learnreg.datasets.files.checks import check_claim, check_file, float_tensor
+from learnreg.datasets.files.checks import Mask, check_claim, check_file, float_tensor
 from learnreg.errors import DataError, LearnregError
 
 __all__ = ["dataset_names", "open_hdf5", "read_hdf5_array"]
@@ -19,8 +19,9 @@ _INSTALL_HINT = "Install it with: pip install 'learnreg[ct]'"
 _SELF_CONTAINED = "Only data inside the file itself is read: write them into one file."
 
 
-def read_hdf5_array(path: str | Path, key: str = "data") -> Tensor:
-    """The whole data set ``key`` ("group/name" inside groups), unscaled, see ``float_tensor`` in ``checks``.
+def read_hdf5_array(path: str | Path, key: str = "data", ignored: Mask | None = None) -> Tensor:
+    """The whole data set ``key`` ("group/name" inside groups), unscaled, see ``float_tensor`` in ``checks``, also for
+    ``ignored``.
 
     Raises
     ------
@@ -29,7 +30,7 @@ def read_hdf5_array(path: str | Path, key: str = "data") -> Tensor:
     """
     with open_hdf5(path, key) as dataset:
         check_claim(Path(path), dataset.nbytes)
-        return float_tensor(np.asarray(dataset[()]), path)
+        return float_tensor(np.asarray(dataset[()]), path, ignored)
 
 
 def dataset_names(path: str | Path) -> list[str]:

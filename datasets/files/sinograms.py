@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from learnreg.datasets.files.checks import check_claim, check_file, float_tensor
+from learnreg.datasets.files.checks import Mask, check_claim, check_file, float_tensor
 from learnreg.datasets.files.hdf5 import dataset_names, read_hdf5_array
 from learnreg.datasets.files.tiff import described_images
 from learnreg.errors import DataError, ShapeError
 from learnreg.linear.operator import LinearOperator
+from learnreg.operators import FanBeam2D, ParallelBeam2D
 
-__all__ = ["read_array", "read_sinogram"]
+__all__ = ["dead_mask", "read_array", "read_sinogram"]
 
 _HDF5_SUFFIXES = frozenset({".h5", ".hdf5", ".hdf", ".nxs"})
 _TIFF_SUFFIXES = frozenset({".tif", ".tiff"})
@@ -32,7 +33,8 @@ def read_sinogram(
     Parameters
     ----------
     key: the data set in an HDF5 file; without it "data", or the only one.
-    operator: whose ``range_shape`` the sinograms must have, if given.
+    operator: whose ``range_shape`` the sinograms must have, if given. Values at its dead detectors are not looked at:
+        NaN or negative ones become 0, too.
     counts: the values are counts of photons, so that negative ones are an error.
 
     Raises
@@ -41,7 +43,7 @@ def read_sinogram(
     DataError: the file is missing, damaged, of an unknown kind or a Git LFS pointer; NaN; negative counts; a ``key``
         for a file that has none; what `read_hdf5_array` names.
     """
-    values = read_array(path, key)
+    values = read_array(path, key, dead_mask(operator))
     if values.dim() == 4 and values.shape[1] == 1:
         values = values[:, 0]
     if values.dim() not in {2, 3}:
@@ -67,8 +69,18 @@ def read_sinogram(
     return sinograms
 
 
-def read_array(path: str | Path, key: str | None = None) -> Tensor:
+def dead_mask(operator: LinearOperator | None) -> Mask | None:
+    """Which detectors of a projector are dead, (detectors,); None where none is."""
+    dead = operator.geometry.dead_detectors if isinstance(operator, (ParallelBeam2D, FanBeam2D)) else ()
+    if operator is None or not dead:
+        return None
+    return np.isin(np.arange(operator.range_shape[-1]), dead)
+
+
+def read_array(path: str | Path, key: str | None = None, ignored: Mask | None = None) -> Tensor:
     """An array of any shape from a .npy, HDF5 or TIFF file (pages, height, width), unscaled, such as a flat field.
+
+    ignored: where values are replaced by 0, whatever they are, if the last axis has as many places.
 
     Raises
     ------
@@ -77,13 +89,13 @@ def read_array(path: str | Path, key: str | None = None) -> Tensor:
     path = check_file(path)
     suffix = path.suffix.lower()
     if suffix in _HDF5_SUFFIXES:
-        return read_hdf5_array(path, key if key is not None else _only_key(path))
+        return read_hdf5_array(path, key if key is not None else _only_key(path), ignored)
     if key is not None:
         raise DataError(f"key={key!r} was given, but only HDF5 files have keys.", path)
     if suffix == ".npy":
-        return _read_npy(path)
+        return _read_npy(path, ignored)
     if suffix in _TIFF_SUFFIXES:
-        return _read_tiff(path)
+        return _read_tiff(path, ignored)
     raise DataError(f"unknown kind of file {suffix!r}.", path, "Readable: .npy, .h5, .hdf5, .hdf, .nxs, .tif, .tiff.")
 
 
@@ -98,7 +110,7 @@ def _only_key(path: Path) -> str:
     return names[0]
 
 
-def _read_npy(path: Path) -> Tensor:
+def _read_npy(path: Path, ignored: Mask | None) -> Tensor:
     try:
         # Mapped, because only then is the size that the header claims compared with that of the file.
         values: Any = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -111,10 +123,10 @@ def _read_npy(path: Path) -> Tensor:
     if not isinstance(values, np.ndarray):
         values.close()
         raise DataError("this is an .npz archive.", path, "Save one array with numpy.save(path, array).")
-    return float_tensor(values, path)
+    return float_tensor(values, path, ignored)
 
 
-def _read_tiff(path: Path) -> Tensor:
+def _read_tiff(path: Path, ignored: Mask | None) -> Tensor:
     try:
         import tifffile
     except ImportError as error:
@@ -140,4 +152,4 @@ def _read_tiff(path: Path) -> Tensor:
         raise ShapeError(f"{path}: pages of shapes {', '.join(map(str, shapes))}, expected equal grey pages.")
     if len(pages) < promised:
         raise DataError(f"{promised} images in {len(pages)} page.", path, "Save every sinogram as a page of its own.")
-    return float_tensor(np.stack(pages), path)
+    return float_tensor(np.stack(pages), path, ignored)

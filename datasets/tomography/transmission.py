@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from learnreg.errors import ConfigError, DataError, ShapeError
+from learnreg.operators.tomography.limits import checked_indices
 
 __all__ = ["PHOTON_FLOOR", "LineIntegrals", "line_integrals", "statistical_weights"]
 
 #: Counts below it, which have no logarithm or hardly any meaning, are replaced by it.
 PHOTON_FLOOR = 0.1
+
+_NAMED = 20
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,11 @@ class LineIntegrals:
 
 
 def line_integrals(
-    counts: Tensor, flat: Tensor | float, dark: Tensor | float = 0.0, floor: float = PHOTON_FLOOR
+    counts: Tensor,
+    flat: Tensor | float,
+    dark: Tensor | float = 0.0,
+    floor: float = PHOTON_FLOOR,
+    dead_detectors: Sequence[int] = (),
 ) -> LineIntegrals:
     """-log((counts - dark) / (flat - dark)), the line integrals of attenuation by the law of Beer and Lambert.
 
@@ -51,27 +59,35 @@ def line_integrals(
     flat: counts without an object: a number, or a tensor that broadcasts against the counts, (detectors,) for example.
     dark: counts without radiation, likewise.
     floor: the smallest net count, in the unit of the counts.
+    dead_detectors: numbers, from 0, of detectors that measure nothing: what the three hold there is not looked at, and
+        the line integrals are 0, with which a projector of the same ``dead_detectors`` reconstructs (docs/geometry.md).
 
     Raises
     ------
     ShapeError: ``flat`` or ``dark`` do not broadcast against ``counts``.
     DataError: counts, flat or dark that are not finite or negative, or flat <= dark.
-    ConfigError: ``floor`` is not positive.
+    ConfigError: ``floor`` is not positive; a dead detector that is out of range, named twice, or all of them.
     """
     if not (math.isfinite(floor) and floor > 0):
         raise ConfigError(f"floor={floor!r} must be a positive count.")
-    counts = _check_counts(counts)
-    flat, dark = _reference("flat", flat, counts), _reference("dark", dark, counts)
+    dead = _dead(counts, dead_detectors, "line_integrals")
+    counts = _check_counts(counts, dead)
+    flat, dark = _reference("flat", flat, counts, dead), _reference("dark", dark, counts, dead)
     open_beam = flat - dark
-    if bool((open_beam <= 0).any()):
-        where = int((open_beam <= 0).sum())
+    wrong = open_beam <= 0
+    if dead.numel():
+        wrong = wrong.expand(counts.shape).index_fill(-1, dead, False)
+        open_beam = open_beam.expand(counts.shape).index_fill(-1, dead, 1.0)
+    if bool(wrong.any()):
         raise DataError(
-            f"flat <= dark at {where} of {open_beam.numel()} places: flat is {_span(flat)}, dark is {_span(dark)}.",
-            hint="Check that they are not exchanged; leave dead detectors out.",
+            f"flat <= dark at {int(wrong.sum())} of {wrong.numel()} places: flat is {_span(flat)}, dark is "
+            f"{_span(dark)}.{_columns(wrong)}",
+            hint="Check that they are not exchanged. Dead detectors are named by dead_detectors=[...] here and in "
+            "geometry files, or --dead-detectors of learnreg reconstruct.",
         )
-    net = counts - dark
+    net = (counts - dark).index_fill(-1, dead, 1.0)
     low = net < floor
-    values = open_beam.log() - net.clamp(min=floor).log()
+    values = (open_beam.log() - net.clamp(min=floor).log()).index_fill(-1, dead, 0.0)
     return LineIntegrals(values, int(low.sum()), floor)
 
 
@@ -81,6 +97,7 @@ def statistical_weights(
     electronic: float = 0.0,
     floor: float = PHOTON_FLOOR,
     normalise: bool = True,
+    dead_detectors: Sequence[int] = (),
 ) -> Tensor:
     """Weights of the rays for ``WeightedLeastSquares``: inverse variances of line integrals, with mean 1.
 
@@ -89,8 +106,8 @@ def statistical_weights(
     without electronic noise w = N. Net counts below ``floor`` count as ``floor``, as in `line_integrals`.
 
     Counts must be in photons: multiply the readings of an integrating detector by its photons per unit first. The mean
-    is taken over everything that is given; ``normalise=False`` returns the inverse variances themselves (an *estimate*:
-    measured counts stand for expected ones).
+    is taken over everything that is given but ``dead_detectors``, whose weights are 0; ``normalise=False`` returns the
+    inverse variances themselves (an *estimate*: measured counts stand for expected ones).
 
     Source: Sauer, Bouman, "A local update strategy for iterative reconstruction from projections", IEEE Trans. Signal
     Process. 41 (1993); Thibault, Bouman, Sauer, Hsieh, "A recursive filter for noise reduction in statistical iterative
@@ -98,30 +115,51 @@ def statistical_weights(
 
     Raises
     ------
-    ShapeError, DataError: as in `line_integrals`. ConfigError: ``floor`` or ``electronic`` out of range.
+    ShapeError, DataError: as in `line_integrals`. ConfigError: ``floor`` or ``electronic`` out of range, or a dead
+    detector as there.
     """
     if not (math.isfinite(floor) and floor > 0):
         raise ConfigError(f"floor={floor!r} must be a positive count.")
     if not (math.isfinite(electronic) and electronic >= 0):
         raise ConfigError(f"electronic={electronic!r} must be >= 0: a standard deviation in photons.")
-    counts = _check_counts(counts)
-    net = (counts - _reference("dark", dark, counts)).clamp(min=floor)
-    weights = net / (1.0 + electronic**2 / net)
-    return weights / weights.mean() if normalise else weights
+    dead = _dead(counts, dead_detectors, "statistical_weights")
+    counts = _check_counts(counts, dead)
+    net = (counts - _reference("dark", dark, counts, dead)).clamp(min=floor)
+    weights = (net / (1.0 + electronic**2 / net)).index_fill(-1, dead, 0.0)
+    live = counts.shape[-1] - dead.numel()
+    return weights / (weights.mean() * counts.shape[-1] / live) if normalise else weights
 
 
-def _check_counts(counts: Tensor) -> Tensor:
+def _dead(counts: Tensor, numbers: Sequence[int], call: str) -> Tensor:
+    """The numbers of dead detectors as an index, empty without."""
+    if not isinstance(counts, Tensor) or counts.dim() == 0:
+        return torch.empty(0, dtype=torch.long)
+    found = checked_indices(numbers, counts.shape[-1], f"{call}(dead_detectors=", "detectors")
+    return torch.tensor(found, dtype=torch.long, device=counts.device)
+
+
+def _columns(wrong: Tensor) -> str:
+    """Which detectors are meant, where they are few and all places of them are."""
+    if wrong.dim() == 0 or wrong.shape[-1] == 1:
+        return ""
+    columns = torch.nonzero(wrong.reshape(-1, wrong.shape[-1]).all(0)).flatten().tolist()
+    named = f" Detectors, counted from 0: {', '.join(map(str, columns))}."
+    return named if 0 < len(columns) <= _NAMED else ""
+
+
+def _check_counts(counts: Tensor, dead: Tensor) -> Tensor:
     if not isinstance(counts, Tensor) or counts.dim() < 2 or counts.numel() == 0:
         what = f"shape {tuple(counts.shape)}" if isinstance(counts, Tensor) else type(counts).__name__
         raise ShapeError(f"counts: got {what}, expected a tensor (..., angles, detectors).")
     if counts.is_complex():
         raise ShapeError(f"counts: got {counts.dtype}, expected real numbers.")
     counts = counts if counts.dtype in {torch.float32, torch.float64} else counts.double()
+    counts = counts.index_fill(-1, dead, 0.0)
     _check_values("counts", counts)
     return counts
 
 
-def _reference(name: str, value: Tensor | float, counts: Tensor) -> Tensor:
+def _reference(name: str, value: Tensor | float, counts: Tensor, dead: Tensor) -> Tensor:
     reference = torch.as_tensor(value, dtype=counts.dtype, device=counts.device)
     try:
         reference.expand(counts.shape)
@@ -129,6 +167,8 @@ def _reference(name: str, value: Tensor | float, counts: Tensor) -> Tensor:
         raise ShapeError(
             f"{name} of shape {tuple(reference.shape)} does not broadcast against counts of {tuple(counts.shape)}."
         ) from error
+    if dead.numel() and reference.dim() and reference.shape[-1] == counts.shape[-1]:
+        reference = reference.index_fill(-1, dead, 0.0)
     _check_values(name, reference)
     return reference
 

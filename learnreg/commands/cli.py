@@ -177,6 +177,9 @@ def reconstruct(
     counts: Annotated[bool, typer.Option("--counts", help="CT: inputs are photon counts; needs --flat")] = False,
     flat: Annotated[str | None, typer.Option(help="CT: counts without an object, a number or a file")] = None,
     dark: Annotated[str | None, typer.Option(help="CT: counts without radiation, a number or a file")] = None,
+    dead_detectors: Annotated[
+        str | None, typer.Option(help="CT: detectors that measure nothing, counted from 0, such as 40,101-103")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Reconstruct files: INPUT becomes OUT/<name>.png, and <name>.npy too for .npy and TIFF inputs.
@@ -189,7 +192,8 @@ def reconstruct(
     from learnreg.models.model import load
     from learnreg.models.tensor_files import dumps
 
-    options, loaded, notes = ScanOptions(geometry, key, attenuation, data_weight, counts, flat, dark), load(model), []
+    options = ScanOptions(geometry, key, attenuation, data_weight, counts, flat, dark, dead_detectors)
+    loaded, notes = load(model), []
     if loaded.denoises and geometry is None:
         if options.given:
             raise ConfigError(f"{', '.join(options.given)}: this model denoises images; the option is for CT.")

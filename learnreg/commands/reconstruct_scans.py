@@ -10,6 +10,7 @@ is what the model reconstructs; errors scale with V, too.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 import warnings
@@ -23,12 +24,15 @@ from torch import Tensor
 from learnreg.commands.reconstruct_images import Reconstructed, output_paths, png_bytes, write_array
 from learnreg.commands.scenes import Projector
 from learnreg.datasets import PhotonNoise, line_integrals, read_array, read_sinogram, statistical_weights
+from learnreg.datasets.files.checks import Mask
+from learnreg.datasets.files.sinograms import dead_mask
 from learnreg.errors import ConfigError, DataError, ShapeError
 from learnreg.lower_level.data_terms import LeastSquares, TransmissionLeastSquares, WeightedLeastSquares
 from learnreg.models.model import Model
 from learnreg.models.names import stored_geometry
 from learnreg.models.tensor_files import write_atomically
 from learnreg.operators import FanBeam2D, ParallelBeam2D
+from learnreg.operators.tomography.geometry import Geometry
 from learnreg.operators.tomography.geometry_file import beam_of, read_geometry
 from learnreg.solvers.solve import check_tolerance
 
@@ -48,6 +52,7 @@ class ScanOptions:
     files. attenuation: V, what the model's 1 stands for per unit of length; None: 0.04 with a geometry (per
     millimetre), without one 16 for counts (as photons are simulated) and 1 for line integrals (the model's own units).
     data_weight: factor of the data term. counts: the files hold counts, with ``flat`` and ``dark`` a number or a file.
+    dead_detectors: numbers from 0 and ranges, "40,101-103", added to those of the geometry.
 
     Raises
     ------
@@ -61,6 +66,7 @@ class ScanOptions:
     counts: bool = False
     flat: str | None = None
     dark: str | None = None
+    dead_detectors: str | None = None
 
     def __post_init__(self) -> None:
         for name, value in (("attenuation", self.attenuation), ("data-weight", self.data_weight)):
@@ -128,8 +134,8 @@ class Reconstructor:
             raise ConfigError(f"this model is for {what}, not for projections; expected one from learnreg train ct.")
         notes: list[str] = []
         if options.geometry is None:
-            operator, length = model.operator, 1.0
-            assert isinstance(operator, (ParallelBeam2D, FanBeam2D))
+            assert own is not None
+            geometry, length = own, 1.0
         else:
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
@@ -138,7 +144,14 @@ class Reconstructor:
             notes = [f"{options.geometry}: {warning.message}" for warning in caught]
             length = geometry.image_side / (own.image_side if own is not None else 1.0)
             geometry = geometry.scaled(1.0 / length)
-            operator = beam_of(geometry).from_geometry(geometry)
+        if options.dead_detectors is not None:
+            geometry = _without(geometry, options.dead_detectors)
+        if dead := len(geometry.dead_detectors):
+            notes.append(f"{dead} of {geometry.detectors} detectors are dead: their rays count nothing")
+        kernel = model.config["operator"]["kernel"] if options.geometry is None else None
+        unchanged = options.geometry is None and geometry == own
+        operator = model.operator if unchanged else beam_of(geometry).from_geometry(geometry, kernel=kernel)
+        assert isinstance(operator, (ParallelBeam2D, FanBeam2D))
         model.problem(operator=operator)  # weights that do not fit are refused before any file is read
         return cls(model, options, operator, length, notes)
 
@@ -182,8 +195,9 @@ class Reconstructor:
         values = read_sinogram(path, options.key, self.operator, options.counts)
         if options.counts:
             assert options.flat is not None
-            flat, dark = _field(options.flat), _field(options.dark or "0")
-            found = line_integrals(values, flat, dark)
+            ignored, dead = dead_mask(self.operator), self.operator.geometry.dead_detectors
+            flat, dark = _field(options.flat, ignored), _field(options.dark or "0", ignored)
+            found = line_integrals(values, flat, dark, dead_detectors=dead)
             weights = torch.stack([self._weights(*pair, dark) for pair in zip(values, found.values, strict=True)])
             values, floored = found.values, found.floored
         values = values / (options.model_value * self.length)
@@ -192,16 +206,19 @@ class Reconstructor:
     def _weights(self, counts: Tensor, values: Tensor, dark: Tensor | float) -> Tensor:
         """The noise variance of training over that of each ray, for line integrals without a unit; mean 1 where the
         model does not know the noise of its training."""
-        data_term = self.model.data_term
+        data_term, geometry = self.model.data_term, self.operator.geometry
+        dead = geometry.dead_detectors
         if isinstance(data_term, TransmissionLeastSquares):
             reference = float(data_term.inverse_variance(torch.tensor(data_term.reference, dtype=torch.float64)))
-            return (statistical_weights(counts, dark, data_term.electronic, normalise=False) / reference).float()
-        config, mean = self.model.config, float(values.mean())
+            found = statistical_weights(counts, dark, data_term.electronic, normalise=False, dead_detectors=dead)
+            return (found / reference).float()
+        live = geometry.detectors - len(dead)
+        config, mean = self.model.config, float(values.mean()) * geometry.detectors / live
         noise, photons = (float(config.get(name) or 0.0) for name in ("noise", "photons"))
         variance = math.exp(mean) / photons if photons > 0 else (noise * mean) ** 2
         if variance > 0:
-            return variance * statistical_weights(counts, dark, normalise=False).float()
-        return statistical_weights(counts, dark).float()
+            return variance * statistical_weights(counts, dark, normalise=False, dead_detectors=dead).float()
+        return statistical_weights(counts, dark, dead_detectors=dead).float()
 
     def _all(self, path: Path, outputs: Sequence[Path], tolerance: float) -> Iterator[Reconstructed]:
         scan = self._read(path)
@@ -241,9 +258,29 @@ class Reconstructor:
         return WeightedLeastSquares(scaled if weights is None else scaled * weights)
 
 
-def _field(text: str) -> Tensor | float:
+def _field(text: str, ignored: Mask | None) -> Tensor | float:
     """A number, or the values in a file."""
     try:
         return float(text)
     except ValueError:
-        return read_array(text)
+        return read_array(text, ignored=ignored)
+
+
+def _without(geometry: Geometry, text: str) -> Geometry:
+    """The geometry with more dead detectors: numbers and ranges, separated by commas."""
+    option = f"--dead-detectors {text!r}"
+    found: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        last = last if dash else first
+        if not (first.isdecimal() and last.isdecimal()):
+            raise ConfigError(f"{option}: expected numbers and ranges, such as 40,101-103, counted from 0.")
+        if not int(first) <= int(last) < geometry.detectors:
+            raise ConfigError(
+                f"{option}: {part.strip()} is out of range, the {geometry.detectors} detectors are counted from 0 to "
+                f"{geometry.detectors - 1}."
+            )
+        found += range(int(first), int(last) + 1)
+    if len(set(found)) < len(found):
+        raise ConfigError(f"{option}: a detector is named twice.")
+    return dataclasses.replace(geometry, dead_detectors=tuple({*geometry.dead_detectors, *found}))

@@ -112,7 +112,8 @@ class BlackBox(LinearOperator):
         given = x.detach().to(self.dtype_for(x.dtype))
         version = None if given.is_inference() else given._version
         try:
-            result = self._function(which)(given)
+            with torch.autocast(given.device.type, enabled=False):  # which would round a fixed operator, or break it
+                result = self._function(which)(given)
         except LearnregError:
             raise
         except Exception as error:

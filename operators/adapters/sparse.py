@@ -77,8 +77,10 @@ class SparseOperator(LinearOperator):
         return _times(self.compressed("T_", y.dtype), y, self.domain_shape)
 
     def compressed(self, prefix: str, dtype: torch.dtype) -> Tensor:
-        """M ("") or its transpose ("T_") as a CSR tensor with values of that dtype, which are kept."""
+        """M ("") or its transpose ("T_") as a CSR tensor with values of that dtype, which are kept; float32 for half
+        precision."""
         values = getattr(self, f"{prefix}values")
+        dtype = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
         if values.dtype != dtype:
             key = (prefix, dtype)
             if key not in self._converted:
@@ -208,12 +210,14 @@ def _narrow(indices: Tensor, matrix: Tensor) -> Tensor:
 
 
 def _times(matrix: Tensor, x: Tensor, shape: Shape) -> Tensor:
-    """The matrix times each sample."""
+    """The matrix times each sample, in the matrix's precision; also under autocast: torch multiplies no sparse matrices
+    in half precision."""
     flat = x.detach().flatten(1)
     step = _COLUMNS if x.device.type == "cpu" else max(1, flat.shape[0])
     result = flat.new_empty(flat.shape[0], matrix.shape[0])
-    for first in range(0, flat.shape[0], step):
-        part = flat[first : first + step]
-        image = (matrix @ part[0])[None] if part.shape[0] == 1 else (matrix @ part.T.contiguous()).T
-        result[first : first + step] = image
+    with torch.autocast(x.device.type, enabled=False):
+        for first in range(0, flat.shape[0], step):
+            part = flat[first : first + step].to(matrix.dtype)
+            image = (matrix @ part[0])[None] if part.shape[0] == 1 else (matrix @ part.T.contiguous()).T
+            result[first : first + step] = image
     return result.reshape(flat.shape[0], *shape)

@@ -66,6 +66,8 @@ class CudaProjector(nn.Module):
 
     def __init__(self, geometry: Geometry) -> None:
         super().__init__()
+        if isinstance(geometry, FanGeometry) and geometry.curved:
+            raise ConfigError("backend='astra-cuda' knows flat detectors only; leave backend at 'matrix'.")
         self._astra_or_error()
         self.geometry = geometry
         n, range_ = geometry.image_size, (len(geometry.angles), geometry.detectors)

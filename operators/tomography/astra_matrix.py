@@ -56,8 +56,13 @@ def kernel_for(geometry: Geometry, kernel: Kernel | None) -> Kernel:
     known = ("line", "strip") if fan else ("linear", "line", "strip")
     if kernel not in known:
         raise ConfigError(f"kernel={kernel!r}: expected {' or '.join(map(repr, known))} for {type(geometry).__name__}.")
-    if fan and kernel == "strip" and geometry.detector_offset != 0.0:
-        raise ConfigError("kernel='strip' for a fan beam needs detector_offset=0; use kernel='line'.")
+    if isinstance(geometry, FanGeometry) and kernel == "strip":
+        moved = geometry.detector_offset != 0.0 or geometry.image_center != (0.0, 0.0)
+        if moved or geometry.curved:
+            raise ConfigError(
+                "kernel='strip' for a fan beam needs a flat detector, detector_offset=0 and image_center=(0, 0); use "
+                "kernel='line'."
+            )
     return kernel
 
 
@@ -112,22 +117,45 @@ def _matrix(astra: Any, geometry: Geometry, kernel: Kernel, views: npt.NDArray[n
         with _exported(astra, "strip_fanflat", scan, geometry.image_size) as matrix:
             return matrix[keep]
     fan = isinstance(geometry, FanGeometry)
-    scan = astra.create_proj_geom("fanflat_vec" if fan else "parallel_vec", last, view_vectors(geometry, angles, last))
+    if isinstance(geometry, FanGeometry) and geometry.curved:
+        scan = astra.create_proj_geom("fanflat_vec", 1, _curved_vectors(geometry, angles, last))
+    else:
+        vectors = view_vectors(geometry, angles, last)
+        scan = astra.create_proj_geom("fanflat_vec" if fan else "parallel_vec", last, vectors)
     with _exported(astra, f"{kernel}_fanflat" if fan else kernel, scan, geometry.image_size) as matrix:
         return matrix
 
 
 def view_vectors(geometry: Geometry, angles: npt.ArrayLike, last: int) -> Doubles:
-    """One row per view: source (fan) or direction (parallel), middle of the first ``last`` detectors, and pitch."""
-    cosine, sine = np.cos(angles), np.sin(angles)
-    axis, ray = np.stack([cosine, sine], 1), np.stack([-sine, cosine], 1)
+    """One row per view of a flat detector: source (fan) or direction (parallel), middle of the first ``last``
+    detectors, and pitch; seen from the middle of the image."""
+    axis, ray = _axes(angles)
     middle = geometry.detector_offset - 0.5 * (geometry.detectors - last) * geometry.detector_pitch
+    origin = np.asarray(geometry.image_center)
     if isinstance(geometry, FanGeometry):
         source = -geometry.source_to_center * ray
         center = (geometry.source_to_detector - geometry.source_to_center) * ray + middle * axis
-        return np.concatenate([source, center, geometry.detector_pitch * axis], 1)
+        return np.concatenate([source - origin, center - origin, geometry.detector_pitch * axis], 1)
     assert isinstance(geometry, ParallelGeometry)
-    return np.concatenate([-ray, middle * axis, geometry.detector_pitch * axis], 1)
+    return np.concatenate([-ray, middle * axis - origin, geometry.detector_pitch * axis], 1)
+
+
+def _curved_vectors(geometry: FanGeometry, angles: npt.ArrayLike, last: int) -> Doubles:
+    """One row per ray to the first ``last`` detectors of an arc, as ``view_vectors`` of views with one detector."""
+    axis, ray = (part[:, None, :] for part in _axes(angles))
+    numbers = np.arange(last) - 0.5 * (geometry.detectors - 1)
+    turned = (numbers * geometry.detector_pitch + geometry.detector_offset) / geometry.source_to_detector
+    cosine, sine = np.cos(turned)[None, :, None], np.sin(turned)[None, :, None]
+    source = -geometry.source_to_center * ray - np.asarray(geometry.image_center)
+    detector = source + geometry.source_to_detector * (cosine * ray + sine * axis)
+    pitch = geometry.detector_pitch * (cosine * axis - sine * ray)
+    return np.concatenate([np.broadcast_to(source, detector.shape), detector, pitch], 2).reshape(-1, 6)
+
+
+def _axes(angles: npt.ArrayLike) -> tuple[Doubles, Doubles]:
+    """The detector axis and the central ray of each view, (views, 2)."""
+    cosine, sine = np.cos(angles), np.sin(angles)
+    return np.stack([cosine, sine], 1), np.stack([-sine, cosine], 1)
 
 
 @contextmanager

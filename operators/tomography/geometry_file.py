@@ -21,7 +21,9 @@ _UNITS = {"radian": 1.0, "degree": math.pi / 180.0}
 _INTEGERS = ("image_size", "detectors")
 _LENGTHS = ("pixel_size", "detector_pitch")
 _FAN_LENGTHS = ("source_to_center", "source_to_detector")
-_OPTIONAL = ("detector_offset", "first_angle", "angular_range", "angle_unit")
+_FAN_ONLY = (*_FAN_LENGTHS, "detector_shape")
+_AS_GIVEN = ("detector_offset", "image_center", "dead_detectors", "detector_shape")
+_OPTIONAL = (*_AS_GIVEN, "first_angle", "angular_range", "angle_unit")
 
 
 def from_geometry(
@@ -58,7 +60,7 @@ def read_geometry(path: str | Path) -> Geometry:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"cannot be read ({error.strerror or error}).", path) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # not UTF-8, no TOML, integers of thousands of digits, deep nesting
         raise ConfigError(f"{path}: not a TOML file ({error}).") from error
     try:
         return _geometry(table)
@@ -68,32 +70,29 @@ def read_geometry(path: str | Path) -> Geometry:
 
 def _geometry(table: Mapping[str, Any]) -> Geometry:
     kind = table.get("kind")
-    if kind not in _KINDS:
+    if not isinstance(kind, str) or kind not in _KINDS:
         got = "the key 'kind' is missing" if kind is None else f"kind={kind!r}"
         raise ConfigError(f"{got}; expected 'parallel' or 'fan'.{_suggestion(str(kind), _KINDS)}")
     lengths = _LENGTHS + _FAN_LENGTHS if kind == "fan" else _LENGTHS
     required = ("kind", "angles", *_INTEGERS, *lengths)
-    known = required + _OPTIONAL
+    known = tuple(key for key in required + _OPTIONAL if kind == "fan" or key not in _FAN_ONLY)
     for key in table:
         if key not in known:
-            hint = " It belongs to kind='fan'." if key in _FAN_LENGTHS else _suggestion(key, known)
+            hint = " It belongs to kind='fan'." if key in _FAN_ONLY else _suggestion(key, known)
             raise ConfigError(f"the key {key!r} is unknown.{hint}")
     missing = [repr(key) for key in required if key not in table]
     if missing:
         raise ConfigError(f"kind={kind!r} needs the key {', '.join(missing)}.")
     numbers: dict[str, Any] = {key: _integer(table, key) for key in _INTEGERS}
     numbers |= {key: _number(table, key) for key in lengths}
-    return _KINDS[kind](
-        **numbers,
-        angles=_angles(table, _KINDS[kind].full_turn),
-        detector_offset=_number(table, "detector_offset", 0.0),
-    )
+    given = {key: table[key] for key in _AS_GIVEN if key in table}
+    return _KINDS[kind](**numbers, angles=_angles(table, _KINDS[kind].full_turn), **given)
 
 
 def _angles(table: Mapping[str, Any], turn: float) -> tuple[float, ...]:
     """Radians; a list, or a number of angles uniform over ``angular_range`` from ``first_angle``."""
     unit = table.get("angle_unit", "radian")
-    if unit not in _UNITS:
+    if not isinstance(unit, str) or unit not in _UNITS:
         raise ConfigError(f"angle_unit={unit!r}: expected 'radian' or 'degree'.{_suggestion(str(unit), _UNITS)}")
     scale, angles = _UNITS[unit], table["angles"]
     if isinstance(angles, list):
@@ -101,12 +100,18 @@ def _angles(table: Mapping[str, Any], turn: float) -> tuple[float, ...]:
             if key in table:
                 raise ConfigError(f"{key} needs a number of angles, not a list of them.")
         values = [_number({"angles": angle}, "angles") * scale for angle in angles]
-        return view_angles(values, turn, "angles", fix='set angle_unit = "degree"')
+        return _checked(values, turn, table)
     count = _integer(table, "angles")
     first = _number(table, "first_angle", 0.0) * scale
     range_ = _number(table, "angular_range", turn / scale) * scale
-    uniform = [first + angle for angle in view_angles(count, range_, "angles")]
-    return view_angles(uniform, turn, "angles", fix='set angle_unit = "degree"')
+    return _checked([first + angle for angle in view_angles(count, range_, "angles")], turn, table)
+
+
+def _checked(angles: list[float], turn: float, table: Mapping[str, Any]) -> tuple[float, ...]:
+    """Radians as they are; a warning where they look like degrees, unless the file says what they are."""
+    if "angle_unit" in table and angles:
+        return tuple(angles)
+    return view_angles(angles, turn, "angles", fix='set angle_unit = "degree", or "radian" if they are')
 
 
 def _integer(table: Mapping[str, Any], key: str) -> int:
@@ -120,7 +125,10 @@ def _number(table: Mapping[str, Any], key: str, default: float | None = None) ->
     value = table.get(key, default)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ConfigError(f"{key}={value!r}: expected a number.")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise ConfigError(f"{key}: an integer of {len(str(abs(value)))} digits; expected a number.") from error
 
 
 def _suggestion(word: str, words: Any) -> str:

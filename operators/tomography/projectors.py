@@ -6,20 +6,23 @@ import hashlib
 import math
 import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import replace
+from functools import cached_property
 from typing import Any, ClassVar, Literal, Self
 
+import torch
 from torch import Tensor
 
-from learnreg.errors import ConfigError
+from learnreg.errors import ConfigError, OperatorError
 from learnreg.linear.norms import NormBound
 from learnreg.linear.operator import LinearOperator, linear_map
 from learnreg.operators.tomography.astra_cuda import CudaProjector
-from learnreg.operators.tomography.astra_matrix import Kernel, build_rows, kernel_for
+from learnreg.operators.tomography.astra_matrix import Kernel, build_rows, check_entries, kernel_for
+from learnreg.operators.tomography.coverage import Coverage, bridged, coverage_of
 from learnreg.operators.tomography.geometry import FanGeometry, Geometry, ParallelGeometry, view_angles
 from learnreg.operators.tomography.matrix_cache import cached_rows, key_of
-from learnreg.operators.tomography.ramp import angle_weights, ramp_filtered
-from learnreg.operators.tomography.symmetry import Symmetry, symmetry_of
+from learnreg.operators.tomography.ramp import ramp_filtered
+from learnreg.operators.tomography.symmetry import MOST_MOTIONS, Symmetry, symmetry_of
 from learnreg.operators.tomography.system_matrix import SystemMatrix, all_rows
 
 __all__ = ["FanBeam2D", "ParallelBeam2D"]
@@ -27,6 +30,9 @@ __all__ = ["FanBeam2D", "ParallelBeam2D"]
 Angles = int | Tensor | Sequence[float]
 Backend = Literal["matrix", "astra-cuda"]
 SymmetryOption = Literal["auto", "none"]
+
+_MOST_RAYS = 2**26
+"""Of a matrix: more of them, with what they meet of any image worth it, are more than 2^31 entries."""
 
 
 class _Projector2D(LinearOperator):
@@ -39,6 +45,7 @@ class _Projector2D(LinearOperator):
     geometry: Geometry
     geometry_class: ClassVar[type[Geometry]]
     engine: SystemMatrix | CudaProjector
+    dead: Tensor | None
 
     def __init__(self, geometry: Geometry, kernel: Kernel | None, symmetry: SymmetryOption, backend: Backend) -> None:
         name = type(self).__name__
@@ -49,6 +56,8 @@ class _Projector2D(LinearOperator):
         n = geometry.image_size
         super().__init__((1, n, n), (1, len(geometry.angles), geometry.detectors))
         self.geometry, self.kernel = geometry, kernel_for(geometry, kernel)
+        dead = torch.tensor(geometry.dead_detectors) if geometry.dead_detectors else None
+        self.register_buffer("dead", dead, persistent=False)
         if backend == "astra-cuda":
             self.engine = CudaProjector(geometry)
         else:
@@ -72,7 +81,7 @@ class _Projector2D(LinearOperator):
         return projector
 
     def stored(self) -> dict[str, Any]:
-        return {"config": asdict(self.geometry), "kernel": self.kernel}
+        return {"config": self.geometry.config(), "kernel": self.kernel}
 
     @classmethod
     def from_stored(cls, stored: dict[str, Any], image_shape: tuple[int, ...] | None = None) -> Self:
@@ -81,8 +90,8 @@ class _Projector2D(LinearOperator):
     @classmethod
     def stored_geometry(cls, stored: Mapping[str, Any]) -> Geometry:
         """The geometry alone, without the work of building a matrix."""
-        values = dict(stored["config"])
-        return cls.geometry_class(**{**values, "angles": tuple(values["angles"])})
+        values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in stored["config"].items()}
+        return cls.geometry_class(**values)
 
     def forward(self, x: Tensor) -> Tensor:
         self.check_domain(x)
@@ -93,10 +102,14 @@ class _Projector2D(LinearOperator):
         return linear_map(y, self._back_project, self._project)
 
     def _project(self, x: Tensor) -> Tensor:
-        return self.engine.apply_to(x.flatten(1)).reshape(-1, *self.range_shape)
+        return self._live(self.engine.apply_to(x.flatten(1)).reshape(-1, *self.range_shape))
 
     def _back_project(self, y: Tensor) -> Tensor:
-        return self.engine.apply_transpose_to(y.flatten(1)).reshape(-1, *self.domain_shape)
+        return self.engine.apply_transpose_to(self._live(y).flatten(1)).reshape(-1, *self.domain_shape)
+
+    def _live(self, y: Tensor) -> Tensor:
+        """Sinograms with zeros at dead detectors, whose rows of A are zero."""
+        return y if self.dead is None else y.index_fill(-1, self.dead, 0.0)
 
     def approximate_inverse(self, y: Tensor) -> Tensor | None:
         """Filtered back-projection with the Hann window, up to a factor, of a fan without the weights of distances;
@@ -104,24 +117,34 @@ class _Projector2D(LinearOperator):
         self.check_range(y)
         if self.geometry.truncated:
             return None
-        weights, _ = angle_weights(self.geometry)
-        views = ramp_filtered(y[:, 0], self.geometry.detector_pitch, "hann") * y.new_tensor(weights)[:, None]
-        return self._back_project(views[:, None])
+        views = bridged(y[:, 0], self.geometry.dead_detectors) * self.coverage.weights.to(y)
+        return self._back_project(ramp_filtered(views, self.geometry.detector_pitch, "hann")[:, None])
+
+    @cached_property
+    def coverage(self) -> Coverage:
+        """Which lines the scan measures, for filtered back-projection."""
+        return coverage_of(self.geometry)
 
     def check_range(self, y: Tensor, name: str = "y") -> None:
-        if y.dim() == 4 and y.shape[1] == 1:
+        if isinstance(y, Tensor) and y.dim() == 4 and y.shape[1] == 1:
             self.geometry.check_sinogram(tuple(y.shape))
         super().check_range(y, name)
 
     def _find_norm(self) -> NormBound:
         if isinstance(self.engine, SystemMatrix):
-            return NormBound(self.engine.norm_bound())
+            return NormBound(self.engine.norm_bound(self._live_rays()))
         return super()._find_norm()
 
     def row_norms(self, grouped: bool) -> Tensor | float:
         if isinstance(self.engine, SystemMatrix):
-            return self.engine.row_norms().reshape(self.range_shape)
+            return self._live(self.engine.row_norms().reshape(self.range_shape))
         return self.norm_bound()
+
+    def _live_rays(self) -> Tensor | None:
+        """One for each ray that is measured and zero for the others, (rays,); None where all are."""
+        if self.dead is None:
+            return None
+        return self._live(torch.ones(self.range_shape, device=self.dead.device)).flatten()
 
     def adjoint_mismatch(self) -> float:
         return 0.0 if isinstance(self.engine, SystemMatrix) else self.engine.mismatch()
@@ -233,21 +256,52 @@ def _unit_image(image_size: int, detectors: int | None, call: str) -> dict[str, 
 
 
 def system_matrix(geometry: Geometry, kernel: Kernel, symmetric: bool) -> SystemMatrix:
-    """The matrix of a geometry, from the cache or built. Without symmetry its rows are copies of the stored ones."""
-    symmetry = symmetry_of(geometry)
-    key = key_of(_description(geometry.in_pixels(), kernel, symmetry))
-    rows = cached_rows(key, lambda: build_rows(geometry, kernel, symmetry.rows))
-    if not symmetric and symmetry.order > 1:
-        none = symmetry_of(geometry, wanted=False)
-        rows, symmetry = all_rows(rows, symmetry, none.rows), none
-    return SystemMatrix(rows, symmetry, geometry.pixel_size)
+    """The matrix of a geometry, from the cache or built. Without symmetry its rows are copies of the stored ones.
+
+    Raises
+    ------
+    OperatorError: a matrix with more than 2^31 - 1 entries, or one that does not fit into the memory.
+    """
+    views, rays = len(geometry.angles), len(geometry.angles) * geometry.detectors
+    if rays > _MOST_RAYS:
+        raise OperatorError(
+            f"{views:,} views of {geometry.detectors:,} detectors are {rays:,} rays; a matrix has at most "
+            f"{_MOST_RAYS:,}. Use fewer views or detectors, or backend='astra-cuda'.",
+            "memory",
+        )
+    check_entries(_least_entries(geometry) // MOST_MOTIONS)  # before the work of finding symmetries
+    try:
+        symmetry = symmetry_of(geometry)
+        check_entries(_least_entries(geometry) // symmetry.order)
+        key = key_of(_description(geometry.in_pixels(), kernel, symmetry))
+        rows = cached_rows(key, lambda: build_rows(geometry, kernel, symmetry.rows))
+        if not symmetric and symmetry.order > 1:
+            none = symmetry_of(geometry, wanted=False)
+            rows, symmetry = all_rows(rows, symmetry, none.rows), none
+        return SystemMatrix(rows, symmetry, geometry.pixel_size)
+    except MemoryError as error:
+        raise OperatorError(
+            f"the matrix of {views:,} views of {geometry.detectors:,} detectors and an image of "
+            f"{geometry.image_size:,}² pixels does not fit into the memory: use fewer, or backend='astra-cuda'.",
+            "memory",
+        ) from error
+
+
+def _least_entries(geometry: Geometry) -> int:
+    """Fewer entries than the matrix has without symmetry: one for each ray, and for the disc that all views see one
+    for sqrt(2) pixels of each ray, which lie half as close behind the axis of a fan as there, at least."""
+    pixels = geometry.in_pixels()
+    radius = min(pixels.visible_radius, 0.5 * pixels.image_size)
+    shrunk = pixels.source_to_detector / pixels.source_to_center if isinstance(pixels, FanGeometry) else 1.0
+    per_view = math.pi * radius**2 * shrunk / (2.0 * math.sqrt(2.0) * pixels.detector_pitch)
+    return len(pixels.angles) * max(pixels.detectors, int(per_view))
 
 
 def _description(geometry: Geometry, kernel: Kernel, symmetry: Symmetry) -> dict[str, Any]:
-    """All that determines the stored rows."""
+    """All that determines the stored rows; those of dead detectors are stored, too."""
     return {
         "geometry": type(geometry).__name__,
-        **asdict(geometry),
+        **replace(geometry, dead_detectors=()).config(),
         "kernel": kernel,
         "rows": hashlib.sha256(symmetry.rows.astype("<i8").tobytes()).hexdigest(),
     }

@@ -2,7 +2,7 @@
 
 If such a motion g of the plane takes ray r to ray s, then <a_s, x> = <a_r, x∘g>: one row of the system matrix serves up
 to eight rays, applied to eight copies of the image. A scan with uniform angles and a centred detector has all eight
-symmetries when the number of angles is even (parallel) or a multiple of four (fan).
+symmetries when the number of angles is even (parallel) or a multiple of four (fan); an image off the axis has none.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ import numpy.typing as npt
 
 from learnreg.operators.tomography.geometry import Geometry, ParallelGeometry
 
-__all__ = ["Symmetry", "symmetry_of"]
+__all__ = ["MOST_MOTIONS", "Symmetry", "symmetry_of"]
 
 Index = npt.NDArray[np.int64]
+
+MOST_MOTIONS = 8
 
 _ANGLE_TOLERANCE = 5e-7
 """Radians: angles that were rounded to float32 are still uniform. It moves rays by less than 2e-4 pixels at 512²."""
@@ -48,7 +50,7 @@ def symmetry_of(geometry: Geometry, wanted: bool = True) -> Symmetry:
     identity = np.arange(rays)
     motions = [(0, False)]
     images = [identity]
-    if wanted:
+    if wanted and geometry.image_center == (0.0, 0.0):
         for motion in [(k, mirrored) for mirrored in (False, True) for k in range(4)][1:]:
             moved = _moved_rays(geometry, *motion)
             if moved is not None:

@@ -112,7 +112,8 @@ class SystemMatrix(nn.Module):
 
     def _multiply(self, transposed: bool, x: Tensor) -> Tensor:
         matrix = self._matrix(transposed, x.dtype)
-        return (matrix @ x[:, 0]).unsqueeze(1) if x.shape[1] == 1 else matrix @ x
+        with torch.autocast(x.device.type, enabled=False):  # torch multiplies no sparse matrices in half precision
+            return (matrix @ x[:, 0]).unsqueeze(1) if x.shape[1] == 1 else matrix @ x
 
     def _matrix(self, transposed: bool, dtype: torch.dtype) -> Tensor:
         """The stored rows or their transpose for torch; values in float64 are made when they are first asked for."""
@@ -135,8 +136,8 @@ class SystemMatrix(nn.Module):
     # ---- bounds ------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def norm_bound(self) -> float:
-        """Upper bound of ‖A‖, within a few percent. *Rigorous.*
+    def norm_bound(self, kept: Tensor | None = None) -> float:
+        """Upper bound of ‖A‖, or of ‖diag(kept) A‖ for zeros and ones (rays,), within a few percent. *Rigorous.*
 
         For a matrix G >= 0 and any v > 0 the spectral radius is at most max_i (Gv)_i / v_i (Collatz and Wielandt;
         Horn and Johnson, Matrix Analysis, Theorem 8.1.26); power steps bring it down. Sums of nonnegative float32
@@ -145,7 +146,8 @@ class SystemMatrix(nn.Module):
         terms = int(self.starts.diff().max()) + self.order * (int(self.starts_T.diff().max()) + 1) + 4
         vector, bound = torch.ones(1, self.pixels, device=self.starts.device), math.inf
         for _ in range(_POWER_STEPS):
-            image = self.apply_transpose_to(self.apply_to(vector))
+            views = self.apply_to(vector)
+            image = self.apply_transpose_to(views if kept is None else views * kept)
             largest = float(image.max())
             if largest == 0.0:
                 return 0.0

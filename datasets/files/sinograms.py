@@ -10,15 +10,17 @@ from torch import Tensor
 
 from learnreg.datasets.files.checks import Mask, check_claim, check_file, float_tensor
 from learnreg.datasets.files.hdf5 import dataset_names, read_hdf5_array
-from learnreg.datasets.files.tiff import described_images
+from learnreg.datasets.files.pixels import oriented
+from learnreg.datasets.files.tiff import check_description, described_images, open_tiff
 from learnreg.errors import DataError, ShapeError
 from learnreg.linear.operator import LinearOperator
 from learnreg.operators import FanBeam2D, ParallelBeam2D
 
-__all__ = ["dead_mask", "read_array", "read_sinogram"]
+__all__ = ["dead_mask", "map_npy", "read_array", "read_sinogram"]
 
 _HDF5_SUFFIXES = frozenset({".h5", ".hdf5", ".hdf", ".nxs"})
 _TIFF_SUFFIXES = frozenset({".tif", ".tiff"})
+_ORIENTATION = 274
 
 
 def read_sinogram(
@@ -93,7 +95,7 @@ def read_array(path: str | Path, key: str | None = None, ignored: Mask | None = 
     if key is not None:
         raise DataError(f"key={key!r} was given, but only HDF5 files have keys.", path)
     if suffix == ".npy":
-        return _read_npy(path, ignored)
+        return float_tensor(map_npy(path), path, ignored)
     if suffix in _TIFF_SUFFIXES:
         return _read_tiff(path, ignored)
     raise DataError(f"unknown kind of file {suffix!r}.", path, "Readable: .npy, .h5, .hdf5, .hdf, .nxs, .tif, .tiff.")
@@ -110,46 +112,65 @@ def _only_key(path: Path) -> str:
     return names[0]
 
 
-def _read_npy(path: Path, ignored: Mask | None) -> Tensor:
+def map_npy(path: Path) -> np.ndarray[Any, Any]:
+    """The array of a .npy file, mapped, because only then is the size that the header claims compared with that of the
+    file. Pickled objects are never loaded.
+
+    Raises
+    ------
+    DataError: damaged, an archive, or not of numbers.
+    """
     try:
-        # Mapped, because only then is the size that the header claims compared with that of the file.
         values: Any = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # NumPy parses the header as Python literals, which fail in many ways
         raise DataError(
-            f"cannot be read as .npy ({type(error).__name__}: {error}).",
+            f"cannot be read as .npy, it is damaged, truncated or holds objects ({type(error).__name__}: {error}).",
             path,
             "Save a numeric array with numpy.save(path, array).",
         ) from error
     if not isinstance(values, np.ndarray):
         values.close()
         raise DataError("this is an .npz archive.", path, "Save one array with numpy.save(path, array).")
-    return float_tensor(values, path, ignored)
+    return values
 
 
 def _read_tiff(path: Path, ignored: Mask | None) -> Tensor:
     try:
-        import tifffile
-    except ImportError as error:
-        raise DataError(
-            "reading TIFF files needs the package tifffile.", path, "Install it with: pip install 'learnreg[images]'"
-        ) from error
-    try:
-        with tifffile.TiffFile(path) as tiff:
-            # Page by page: a series may, by its metadata, continue in other files.
-            check_claim(path, sum(page.nbytes for page in tiff.pages))
-            pages = [page.asarray() for page in tiff.pages]
-            promised = described_images(tiff.pages.first.description, max(1, pages[0].size))
-    except DataError:
+        with open_tiff(path, path) as tiff:
+            # Page by page: a series may, by its metadata, continue in other files. By number: a ring never ends.
+            pages = [tiff.pages[i].aspage() for i in range(len(tiff.pages))]
+            check_claim(path, sum(page.nbytes for page in pages))
+            _check_pages(pages, path)
+            arrays = [oriented(page.asarray(), _orientation(page)) for page in pages]
+            promised = described_images(pages[0].description, max(1, arrays[0].size))
+    except (DataError, ShapeError):
         raise
+    except MemoryError as error:
+        raise DataError("it takes more memory than there is.", path, "Cut it into several files.") from error
     except Exception as error:  # decoders raise anything at all when a file is damaged
         raise DataError(
             f"cannot be decoded, the file is damaged or truncated ({type(error).__name__}: {error}).",
             path,
             "Copy it again.",
         ) from error
-    shapes = sorted({page.shape for page in pages})
+    shapes = sorted({array.shape for array in arrays})
     if len(shapes) != 1 or len(shapes[0]) != 2:
         raise ShapeError(f"{path}: pages of shapes {', '.join(map(str, shapes))}, expected equal grey pages.")
-    if len(pages) < promised:
-        raise DataError(f"{promised} images in {len(pages)} page.", path, "Save every sinogram as a page of its own.")
-    return float_tensor(np.stack(pages), path, ignored)
+    if len(arrays) < promised:
+        raise DataError(f"{promised} images in {len(arrays)} page.", path, "Save every sinogram as a page of its own.")
+    return float_tensor(np.stack(arrays), path, ignored)
+
+
+def _check_pages(pages: list[Any], path: Path) -> None:
+    """Measured values are those that are stored: whether 0 is to be shown as white does not matter, colours do."""
+    for page in pages:
+        if page.ndim == 2 and int(page.photometric) > 1:
+            raise DataError(
+                f"its values are of kind {page.photometric.name}, expected grey.", path, "Save grey values."
+            )
+    check_description(pages[0].description, path)
+
+
+def _orientation(page: Any) -> int:
+    tag = page.tags.get(_ORIENTATION)
+    return 1 if tag is None else int(tag.value)

@@ -79,6 +79,7 @@ def test_planes_stored_separately(tmp_path: Path) -> None:
     np.testing.assert_allclose(read_image(path)[0].numpy(), (pixels / 65535) @ LUMA, atol=1e-7)
 
 
+@pytest.mark.filterwarnings("ignore:.*transparent")
 def test_alpha_is_dropped(tmp_path: Path) -> None:
     colour = noise_image((5, 6, 4))
     image = read_image(save(tmp_path / "rgba.png", colour))
@@ -88,6 +89,7 @@ def test_alpha_is_dropped(tmp_path: Path) -> None:
     np.testing.assert_allclose(image[0].numpy(), grey[..., 0] / 255, atol=1e-7)
 
 
+@pytest.mark.filterwarnings("ignore:.*transparent")
 def test_palettes_and_bilevel_images(tmp_path: Path) -> None:
     colour = np.zeros((4, 4, 3), dtype=np.uint8)
     colour[:2] = (255, 0, 0)

@@ -11,6 +11,8 @@ from torch.overrides import TorchFunctionMode
 
 from learnreg.errors import ConfigError, ShapeError
 from learnreg.linear.samples import expand, norm_samples, sum_samples
+from learnreg.linear.shapes import check_images
+from learnreg.result import brief
 
 __all__ = ["SquaredError", "UpperLoss"]
 
@@ -49,6 +51,10 @@ class UpperLoss:
         if self.independent and result.dim() == 0:
             raise ShapeError(f"UpperLoss(independent=True): the function returned a scalar, expected ({x.shape[0]},).")
         return result
+
+    def __repr__(self) -> str:
+        name = getattr(self.function, "__name__", type(self.function).__name__)
+        return f"UpperLoss({name}, gradient_lipschitz={self.gradient_lipschitz}, independent={self.independent})"
 
     def value(self, x: Tensor) -> Tensor:
         """The loss of the batch, a scalar."""
@@ -190,10 +196,12 @@ class SquaredError(UpperLoss):
     """
 
     def __init__(self, x_true: Tensor) -> None:
-        if not isinstance(x_true, Tensor) or not x_true.is_floating_point():
-            raise ShapeError("SquaredError(x_true): expected a floating-point tensor (batch, *image_shape).")
+        check_images(x_true, "SquaredError(x_true)")
         self.x_true = x_true.detach()
         super().__init__(self._per_sample_error, gradient_lipschitz=1.0, independent=True)
+
+    def __repr__(self) -> str:
+        return f"SquaredError(x_true={brief(self.x_true)})"
 
     def _difference(self, x: Tensor) -> Tensor:
         if x.shape != self.x_true.shape:

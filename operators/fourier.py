@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from learnreg.errors import OperatorError, ShapeError
 from learnreg.linear.norms import NormBound
 from learnreg.linear.operator import LinearOperator
+from learnreg.linear.shapes import given_tensor
 
 __all__ = ["FourierSampling"]
 
@@ -32,11 +33,11 @@ class FourierSampling(LinearOperator):
     mask: Tensor
 
     def __init__(self, mask: Tensor, domain_shape: tuple[int, ...] | None = None) -> None:
-        if not isinstance(mask, Tensor) or mask.dim() != 2:
-            found = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
-            raise ShapeError(f"FourierSampling(mask): got {found}, expected a tensor (H, W).")
-        if mask.is_complex():
+        if isinstance(mask, Tensor) and mask.is_complex():
             raise OperatorError("FourierSampling(mask): got complex weights, expected real ones.", "real")
+        mask = given_tensor(mask, "FourierSampling(mask)")
+        if mask.dim() != 2:
+            raise ShapeError(f"FourierSampling(mask): got {tuple(mask.shape)}, expected a tensor (H, W).")
         if not mask.is_floating_point():
             mask = mask.to(torch.get_default_dtype())
         if not bool(torch.isfinite(mask).all()):

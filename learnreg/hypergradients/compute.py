@@ -9,7 +9,7 @@ from torch import Tensor
 from learnreg.errors import ConfigError, SolverError
 from learnreg.hypergradients.base import HypergradientMethod
 from learnreg.hypergradients.given import of_own_gradient
-from learnreg.hypergradients.implicit import Implicit
+from learnreg.hypergradients.implicit import chosen_method
 from learnreg.hypergradients.published_search import PublishedSearch
 from learnreg.hypergradients.search import Request, Start
 from learnreg.hypergradients.sharp_search import SharpSearch
@@ -68,7 +68,7 @@ def hypergradient(
         raise ConfigError(f"absolute_tolerance={absolute_tolerance!r}: expected a number >= 0.")
     request = Request(check_tolerance(tolerance), absolute_tolerance, max_steps, certificate)
     kind = PublishedSearch if certificate == "published" else SharpSearch
-    search = kind(problem, b, loss, Implicit() if method is None else method, request)
+    search = kind(problem, b, loss, chosen_method(method), request)
     begin = search.begin(start)
     goal = search.first_goal(begin)
     point, outcome = search.improve(begin, goal)

@@ -18,7 +18,7 @@ from learnreg.solvers.choice import AdjointSolverName, SolverName, make_adjoint_
 from learnreg.solvers.loop import iterate
 from learnreg.solvers.solve import run_state_solver
 
-__all__ = ["Implicit", "improve_sequentially"]
+__all__ = ["Implicit", "chosen_method", "improve_sequentially"]
 
 
 def improve_sequentially(
@@ -71,3 +71,22 @@ class Implicit(HypergradientMethod):
 
     def run(self, start: Point, goal: Goal) -> Outcome:
         return improve_sequentially(self.state_solver, self.adjoint_solver, start, goal)
+
+
+def chosen_method(method: HypergradientMethod | None) -> HypergradientMethod:
+    """The method, ``Implicit()`` for None.
+
+    Raises
+    ------
+    ConfigError: something else.
+    """
+    if method is None:
+        return Implicit()
+    if not isinstance(method, HypergradientMethod):
+        hint = (
+            f"lr.{method.__name__}()"
+            if isinstance(method, type)
+            else "lr.Implicit(), lr.Piggyback() or lr.Unrolled(steps=...)"
+        )
+        raise ConfigError(f"method: got {method!r}, expected {hint}.")
+    return method

@@ -19,7 +19,7 @@ from learnreg.lower_level.frozen import FrozenProblem
 from learnreg.lower_level.instance import Instance
 from learnreg.lower_level.point import Point
 from learnreg.lower_level.problem import LowerLevelProblem
-from learnreg.result import BoundKind, Hypergradient, Status
+from learnreg.result import BoundKind, Brief, Hypergradient, Status
 from learnreg.solvers.newton_correction import newton_correction
 from learnreg.solvers.solve import initial_point
 
@@ -32,8 +32,8 @@ MAX_ROUNDS = 16
 _CORRECTION = 1e-2
 
 
-@dataclass(frozen=True)
-class Start:
+@dataclass(frozen=True, repr=False)
+class Start(Brief):
     """Where to start: the state and adjoint state of an earlier visit to the same samples, z and Z those of latent
     variables, where there are any and they are at hand."""
 

@@ -1,16 +1,18 @@
-"""Computing the same in every grad mode of torch."""
+"""Computing the same in every mode of torch: gradients off, inference mode, autocast, compiled callers."""
 
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["outside_inference", "usable"]
+__all__ = ["full_precision", "outside_inference", "uncompiled", "usable"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -27,13 +29,57 @@ def usable(value: Any) -> Any:
     return value
 
 
-def outside_inference(function: Callable[P, R]) -> Callable[P, R]:
-    """Leave torch's inference mode, in which derivatives are zero without a word, and record nothing but what asks for
-    it."""
+def full_precision(function: Callable[P, R]) -> Callable[P, R]:
+    """Switch torch.autocast off on the devices of the arguments, which would round convolutions and matrix products;
+    what it made half precision before comes in as float32. Without autocast nothing is done."""
 
+    @wraps(function)
+    def precise(*args: P.args, **kwargs: P.kwargs) -> R:
+        on = {t.device.type for t in (*args, *kwargs.values()) if isinstance(t, Tensor) and _autocasts(t)}
+        if not on:
+            return function(*args, **kwargs)
+        with ExitStack() as off:
+            for device in on:
+                off.enter_context(torch.autocast(device, enabled=False))
+            return function(*map(_widened, args), **{k: _widened(v) for k, v in kwargs.items()})  # type: ignore[arg-type]
+
+    return precise
+
+
+def _autocasts(t: Tensor) -> bool:
+    """Whether autocast is on for the device of a tensor."""
+    return not t.is_meta and torch.is_autocast_enabled(t.device.type)
+
+
+def _widened(value: Any) -> Any:
+    """Half precision as float32; all else itself."""
+    return value.float() if isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16) else value
+
+
+def uncompiled(function: Callable[P, R]) -> Callable[P, R]:
+    """Leave a function out of what torch.compile makes of its callers: it runs as it is, at a graph break."""
+    kept: list[Callable[P, R]] = []
+
+    @wraps(function)
+    def eager(*args: P.args, **kwargs: P.kwargs) -> R:
+        if "torch._dynamo" not in sys.modules:  # nothing is compiled without it, and it takes a second to import
+            return function(*args, **kwargs)
+        if not kept:
+            kept.append(torch.compiler.disable(function))
+        return kept[0](*args, **kwargs)
+
+    return eager
+
+
+def outside_inference(function: Callable[P, R]) -> Callable[P, R]:
+    """Leave torch's inference mode, in which derivatives are zero without a word, and autocast, which rounds; record
+    nothing but what asks for it; torch.compile leaves it out."""
+    precise = full_precision(function)
+
+    @uncompiled
     @wraps(function)
     def outside(*args: P.args, **kwargs: P.kwargs) -> R:
         with torch.inference_mode(False), torch.no_grad():
-            return function(*map(usable, args), **{k: usable(v) for k, v in kwargs.items()})
+            return precise(*map(usable, args), **{k: usable(v) for k, v in kwargs.items()})  # type: ignore[arg-type]
 
     return outside

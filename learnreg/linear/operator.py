@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch import Tensor
 from learnreg.errors import OperatorError
 from learnreg.linear.found_once import FindsOnce
 from learnreg.linear.fourier_symbol import point_response_symbol
+from learnreg.linear.grad_mode import full_precision
 from learnreg.linear.linear_map import linear_map
 from learnreg.linear.norms import (
     DENSE_LIMIT,
@@ -38,7 +39,7 @@ class LinearOperator(FindsOnce):
 
     A subclass sets ``domain_shape`` and ``range_shape`` (without the batch axis) and implements ``forward`` and
     ``adjoint``; it overrides ``norm_bound`` and ``gram_lower_bound`` when it knows better. Everything else is derived.
-    Operators compute in the dtype and on the device of their input.
+    Operators compute in the dtype, float32 or float64, and on the device of their input, under torch.autocast, too.
     """
 
     domain_shape: Shape
@@ -50,6 +51,11 @@ class LinearOperator(FindsOnce):
         super().__init__()
         self.domain_shape = checked_shape(domain_shape, "domain_shape")
         self.range_shape = checked_shape(range_shape, "range_shape")
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in {"forward", "adjoint", "forward_into"} & set(vars(cls)):
+            setattr(cls, name, full_precision(vars(cls)[name]))
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from learnreg.errors import AssumptionError, DataError, OperatorError, ShapeError
+from learnreg.errors import AssumptionError, DataError, OperatorError
 from learnreg.linear.examination import examine, is_examined
 from learnreg.linear.operator import LinearOperator
 from learnreg.linear.reparametrized import reparametrized
@@ -24,6 +24,7 @@ from learnreg.lower_level.instance import Counter, Instance, weighted_square
 from learnreg.lower_level.quadratic import quadratic_of
 from learnreg.lower_level.regularizer import ParameterRole, Regularizer, SaddleTerms
 from learnreg.potentials.base import Potential
+from learnreg.result import brief
 
 __all__ = ["FrozenProblem"]
 
@@ -50,6 +51,12 @@ class FrozenProblem:
         self.ridge, self.constraint = ridge, constraint
         self.parameters, self.originals = dict(parameters), dict(originals)
         self._potentials: dict[torch.dtype, Potential] = {}
+
+    def __repr__(self) -> str:
+        parts = {name: type(getattr(self, name)).__name__ for name in ("operator", "regularizer", "data_term")}
+        shapes = f"{self.operator.domain_shape} -> {self.operator.range_shape}"
+        named = ", ".join(f"{name}={kind}" for name, kind in parts.items())
+        return f"FrozenProblem({named}, {shapes}, ridge={self.ridge_value:g}, learned={brief(self.parameters)})"
 
     def frozen(self) -> FrozenProblem:
         """Itself."""
@@ -147,8 +154,6 @@ class FrozenProblem:
         transpose.
         """
         self.operator.check_range(b, "b")
-        if b.dtype not in (torch.float32, torch.float64):
-            raise ShapeError(f"b: got dtype {b.dtype}, expected float32 or float64; call b.float().")
         if not len(b):
             raise DataError("b: an empty batch, nothing to solve.", hint="Leave it out, or use drop_last=True.")
         if b.device.type != "meta" and not _all_finite(b):

@@ -11,13 +11,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from numbers import Real
 
 import torch
 from torch import Tensor, nn
 
 from learnreg.errors import AssumptionError, ConfigError
+from learnreg.linear.grad_mode import full_precision
 from learnreg.linear.operator import LinearOperator
 from learnreg.linear.samples import sum_samples
+from learnreg.linear.shapes import check_precision, given_tensor
 from learnreg.lower_level.constraints import Box, Unconstrained
 from learnreg.lower_level.data_terms import LeastSquares
 from learnreg.lower_level.frozen import FrozenProblem
@@ -57,21 +60,25 @@ class LowerLevelProblem(nn.Module):
         super().__init__()
         _check_type(operator, LinearOperator, "operator", "a LinearOperator (see learnreg.operators)")
         _check_type(regularizer, Regularizer, "regularizer", "a Regularizer (see learnreg.regularizers)")
-        value = float(ridge.detach()) if isinstance(ridge, Tensor) else float(ridge)
-        if not (value >= 0 and math.isfinite(value)):
-            raise ConfigError(f"LowerLevelProblem(ridge={value!r}): expected a finite number >= 0.")
+        _check_ridge(ridge)
         self.operator, self.regularizer = operator, regularizer
         self.data_term = data_term if data_term is not None else LeastSquares()
         _check_type(self.data_term, LeastSquares, "data_term", "LeastSquares() or WeightedLeastSquares(weights)")
         if constraint is not None:
             _check_type(constraint, Box, "constraint", "Nonnegative() or Box(lower, upper)")
+            constraint.check_domain(operator.domain_shape)
         self.constraint, self.noise_level = constraint, noise_level
         self.ridge = ridge
         operator.check_domain(torch.empty(1, *operator.domain_shape))
         self.data_term.check_range(operator.range_shape)
 
+    def extra_repr(self) -> str:
+        noise = "" if self.noise_level is None else f", noise_level={self.noise_level:g}"
+        return f"ridge={self.ridge_value:g}{noise}"
+
     # ---- the definition ----------------------------------------------------------------------------------------------
 
+    @full_precision
     def energy(self, x: Tensor, b: Tensor) -> Tensor:
         """The lower-level objective, (batch,): +inf outside the constraint; twice differentiable where R is."""
         self.operator.check_domain(x)
@@ -141,9 +148,10 @@ class LowerLevelProblem(nn.Module):
 
         Raises
         ------
-        AssumptionError: non-finite parameters.
+        AssumptionError: non-finite parameters. ShapeError: parameters in half precision.
         """
         for name, p in self._all_parameters():
+            check_precision(p, f"parameter {name}")
             if not bool(torch.isfinite(p).all()):
                 raise AssumptionError(f"parameter {name} has NaN or infinite entries; restore an earlier model.")
         originals = self.learnable()
@@ -163,6 +171,19 @@ class LowerLevelProblem(nn.Module):
     def instance(self, b: Tensor) -> Instance:
         """The problem at its present parameters and data b (batch, *range_shape), see :meth:`FrozenProblem.at`."""
         return self.frozen().at(b)
+
+
+def _check_ridge(ridge: object) -> None:
+    """ConfigError unless it is one finite number >= 0."""
+    if isinstance(ridge, Tensor):
+        given_tensor(ridge, "LowerLevelProblem(ridge)")
+    one = ridge.numel() == 1 if isinstance(ridge, Tensor) else isinstance(ridge, Real)
+    if not one:
+        found = f"a tensor of shape {tuple(ridge.shape)}" if isinstance(ridge, Tensor) else repr(ridge)
+        raise ConfigError(f"LowerLevelProblem(ridge): got {found}, expected a number or a scalar nn.Parameter.")
+    value = float(ridge.detach() if isinstance(ridge, Tensor) else ridge)  # type: ignore[arg-type]
+    if not (value >= 0 and math.isfinite(value)):
+        raise ConfigError(f"LowerLevelProblem(ridge={value!r}): expected a finite number >= 0.")
 
 
 def _check_type(value: object, kind: type, name: str, expected: str) -> None:

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from learnreg.errors import ConfigError, ShapeError
+from learnreg.linear.grad_mode import full_precision
 from learnreg.linear.operator import LinearOperator
 from learnreg.linear.parameter_groups import ParameterGroup
+from learnreg.linear.shapes import check_images
 from learnreg.lower_level.latent import Latent, NoLatent
 from learnreg.potentials.base import Potential
 
@@ -108,10 +110,10 @@ class Regularizer(nn.Module):
         """What the report of a training run draws of it; None: nothing."""
         return None
 
+    @full_precision
     def value(self, x: Tensor) -> Tensor:
         """R(x), shape (batch,), for x of shape (batch, *image_shape)."""
-        if x.dim() < 2:
-            raise ShapeError(f"{type(self).__name__}: got shape {tuple(x.shape)}, expected (batch, *image_shape).")
+        check_images(x, type(self).__name__)
         terms = self.saddle_terms(tuple(x.shape[1:]))
         return terms.potential.to(x.dtype).value(terms.operator(x))
 

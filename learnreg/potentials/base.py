@@ -21,6 +21,7 @@ from learnreg.linear.operator import LinearOperator
 from learnreg.linear.parameter_groups import Density, ParameterGroup, shape_of
 from learnreg.linear.samples import expand, inner_samples, norm_samples
 from learnreg.potentials.function import Function
+from learnreg.result import brief
 
 __all__ = ["OUTWARD", "WARM_PROX_STEPS", "Potential", "Smoothed", "nearest"]
 
@@ -76,7 +77,7 @@ class Potential(Function):
         return self.with_numbers(weight=weight * factor.double())
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.numbers().items())})"
+        return f"{type(self).__name__}({', '.join(f'{name}={brief(value)}' for name, value in self.numbers().items())})"
 
     def parameter_groups(self) -> tuple[ParameterGroup, ...]:
         """How f' moves with the logarithms of the weight and of a factor of all of f."""

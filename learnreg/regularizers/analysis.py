@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from learnreg.errors import ShapeError
+from learnreg.linear.grad_mode import full_precision
 from learnreg.linear.operator import LinearOperator
 from learnreg.lower_level.regularizer import ParameterRole, Regularizer, SaddleTerms, positive_log
 from learnreg.potentials.base import Potential
@@ -47,6 +48,7 @@ class AnalysisOperator(Regularizer):
         numbers = {name: getattr(self, f"log_{name}").double().exp() for name in self._potential.numbers()}
         return SaddleTerms(self.analysis, self._potential.with_numbers(**numbers))
 
+    @full_precision
     def value(self, x: Tensor) -> Tensor:
         self.analysis.check_domain(x)
         return super().value(x)

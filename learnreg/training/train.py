@@ -18,6 +18,7 @@ from learnreg.hypergradients.implicit import Implicit
 from learnreg.losses import SquaredError, UpperLoss
 from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.regularizers import Regularizer
+from learnreg.result import Brief
 from learnreg.training.clock import TimeUp
 from learnreg.training.guard import examine_problem, guarded, take_as_they_are
 from learnreg.training.optimizers import make_upper_level
@@ -31,8 +32,8 @@ __all__ = ["OptimizerName", "TrainResult", "Trainer", "train"]
 _CHECKPOINT_SECONDS = 30.0
 
 
-@dataclass(frozen=True)
-class TrainResult:
+@dataclass(frozen=True, repr=False)
+class TrainResult(Brief):
     """regularizer: the learned one (the problem's own, changed in place). model_path: None without a run folder. rows:
     what was logged, one dict per update. updates, seconds, operator_applications: totals, earlier runs included."""
 

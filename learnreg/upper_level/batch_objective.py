@@ -11,7 +11,7 @@ from torch import Tensor
 
 from learnreg.hypergradients.base import HypergradientMethod
 from learnreg.hypergradients.compute import CertificateName, Start, check_certificate, hypergradient
-from learnreg.hypergradients.implicit import Implicit
+from learnreg.hypergradients.implicit import chosen_method
 from learnreg.losses import UpperLoss
 from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.result import Hypergradient, Solution
@@ -57,7 +57,7 @@ class BatchObjective:
         certificate: CertificateName = "auto",
     ) -> None:
         self.problem, self.b, self.loss, self.certificate = problem, b, loss, check_certificate(certificate)
-        self.method = method if method is not None else Implicit()
+        self.method = chosen_method(method)
         self.start: Start | None = None
         self.operator_applications = 0
 

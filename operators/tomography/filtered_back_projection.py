@@ -39,6 +39,8 @@ def filtered_back_projection(
         raise ConfigError(f"filtered_back_projection(filter={filter!r}): expected 'ramp' or 'hann'.")
     operator.check_range(sinogram, "sinogram")
     geometry, n = operator.geometry, operator.geometry.image_size
+    if not len(sinogram):
+        return sinogram.new_zeros(0, 1, n, n)
     dtype = torch.float64 if sinogram.dtype == torch.float64 else torch.float32
     options: Any = {"dtype": dtype, "device": sinogram.device}
     positions = detector_positions(geometry, options)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from learnreg.errors import OperatorError, ShapeError
+from learnreg.linear.arguments import given_tensor
 from learnreg.linear.norms import NormBound
 from learnreg.linear.operator import LinearOperator
-from learnreg.linear.shapes import given_tensor
 
 __all__ = ["FourierSampling"]
 
@@ -57,11 +57,15 @@ class FourierSampling(LinearOperator):
 
     def forward(self, x: Tensor) -> Tensor:
         self.check_domain(x)
+        if not len(x):  # the libraries transform nothing but that
+            return x.new_zeros(0, *self.range_shape)
         spectrum = torch.fft.fft2(self._complex(x), norm="ortho")
         return self.mask.to(x) * torch.stack([spectrum.real, spectrum.imag], dim=1)
 
     def adjoint(self, y: Tensor) -> Tensor:
         self.check_range(y)
+        if not len(y):
+            return y.new_zeros(0, *self.domain_shape)
         image = torch.fft.ifft2(self._complex(self.mask.to(y) * y), norm="ortho")
         return image.real[:, None].clone() if self._is_real else torch.stack([image.real, image.imag], dim=1)
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from learnreg.errors import ConfigError, OperatorError
+from learnreg.linear.arguments import given_tensor
 from learnreg.linear.norms import NormBound
 from learnreg.linear.operator import LinearOperator
-from learnreg.linear.shapes import given_tensor
 
 __all__ = ["Identity", "Inpainting"]
 

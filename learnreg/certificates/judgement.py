@@ -143,7 +143,7 @@ def judge(
         error_bound=bounds.error if math.isfinite(bounds.error) else math.inf,
         hindrance=hindrance,
         loss=float(loss.value(x)),
-        loss_interval=loss.interval(x, e),
+        loss_interval=(-math.inf, math.inf) if hindrance and hindrance.obstacle.hides_loss else loss.interval(x, e),
         state_error=e,
         adjoint_error=bounds.adjoint_error,
         state_residual=state_norm,

@@ -13,6 +13,7 @@ from learnreg.hypergradients.implicit import chosen_method
 from learnreg.hypergradients.published_search import PublishedSearch
 from learnreg.hypergradients.search import Request, Start
 from learnreg.hypergradients.sharp_search import SharpSearch
+from learnreg.linear.arguments import real_number
 from learnreg.linear.grad_mode import outside_inference
 from learnreg.losses import UpperLoss
 from learnreg.lower_level.frozen import FrozenProblem
@@ -64,9 +65,8 @@ def hypergradient(
     check_failure_option(on_failure)
     check_max_steps(max_steps)
     check_certificate(certificate)
-    if absolute_tolerance < 0:
-        raise ConfigError(f"absolute_tolerance={absolute_tolerance!r}: expected a number >= 0.")
-    request = Request(check_tolerance(tolerance), absolute_tolerance, max_steps, certificate)
+    absolute = real_number(absolute_tolerance, "absolute_tolerance", least=0.0)
+    request = Request(check_tolerance(tolerance), absolute, max_steps, certificate)
     kind = PublishedSearch if certificate == "published" else SharpSearch
     search = kind(problem, b, loss, chosen_method(method), request)
     begin = search.begin(start)
@@ -87,6 +87,6 @@ def hypergradient(
 
 def check_certificate(certificate: CertificateName) -> CertificateName:
     """The certificate, or ConfigError unless it is known."""
-    if certificate not in ("auto", "published", "sharp"):
+    if not isinstance(certificate, str) or certificate not in ("auto", "published", "sharp"):
         raise ConfigError(f"certificate={certificate!r}: expected 'auto', 'published' or 'sharp'.")
     return certificate

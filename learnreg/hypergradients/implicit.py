@@ -62,10 +62,15 @@ class Implicit(HypergradientMethod):
         state_solver: SolverName | Solver[Any] = "auto",
         adjoint_solver: AdjointSolverName | AdjointSolver[Any] = "auto",
     ) -> None:
-        if not isinstance(adjoint_solver, AdjointSolver) and adjoint_solver not in ("auto", "cg", "piggyback"):
+        known = isinstance(adjoint_solver, str) and adjoint_solver in ("auto", "cg", "piggyback")
+        if not known and not isinstance(adjoint_solver, AdjointSolver):
             raise ConfigError(
                 f"Implicit(adjoint_solver={adjoint_solver!r}): expected 'auto', 'cg', 'piggyback' or an object of "
                 "learnreg.solvers."
+            )
+        if not isinstance(state_solver, (str, Solver)):
+            raise ConfigError(
+                f"Implicit(state_solver={state_solver!r}): expected a name or an object of learnreg.solvers."
             )
         self.state_solver, self.adjoint_solver = state_solver, adjoint_solver
 

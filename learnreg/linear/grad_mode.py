@@ -12,6 +12,8 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
+from learnreg.errors import ShapeError
+
 __all__ = ["full_precision", "outside_inference", "uncompiled", "usable"]
 
 P = ParamSpec("P")
@@ -19,12 +21,15 @@ R = TypeVar("R")
 
 
 def usable(value: Any) -> Any:
-    """Tensors that were made in inference mode as tensors that autograd accepts; all else itself."""
+    """Tensors as autograd and other libraries accept them, if they were made in inference mode or are lazily negated
+    views; all else itself. ShapeError for a tensor without data."""
     if isinstance(value, Tensor):
-        return value.clone() if value.is_inference() else value
+        if value.is_meta:
+            raise ShapeError(f"got a tensor of shape {tuple(value.shape)} on the device 'meta', which has no data.")
+        return (value.clone() if value.is_inference() else value).resolve_neg() if not value.is_nested else value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         found = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
-        changed = {k: usable(v) for k, v in found.items() if isinstance(v, Tensor) and v.is_inference()}
+        changed = {k: usable(v) for k, v in found.items() if isinstance(v, Tensor) and usable(v) is not v}
         return dataclasses.replace(value, **changed) if changed else value
     return value
 

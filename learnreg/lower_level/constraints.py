@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from learnreg.errors import ConfigError, ShapeError
+from learnreg.linear.arguments import given_tensor
 from learnreg.linear.samples import expand, norm_samples, sum_samples
-from learnreg.linear.shapes import given_tensor
 from learnreg.result import brief
 
 __all__ = ["AllPixels", "Box", "FreePixels", "Nonnegative", "Unconstrained"]

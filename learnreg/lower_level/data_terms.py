@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from learnreg.errors import ConfigError, DataError, ShapeError
+from learnreg.linear.arguments import given_tensor, real_number
 from learnreg.linear.parameter_groups import Density, shape_of
 from learnreg.linear.samples import sum_samples
-from learnreg.linear.shapes import given_tensor
 from learnreg.potentials.function import Proximal
 from learnreg.result import brief
 
@@ -179,16 +179,11 @@ class TransmissionLeastSquares(LeastSquares):
         self, photons: float, attenuation: float = 1.0, electronic: float = 0.0, reference: float = 0.0
     ) -> None:
         super().__init__()
-        for name, value, fits in (
-            ("photons", photons, photons > 0),
-            ("attenuation", attenuation, attenuation > 0),
-            ("electronic", electronic, electronic >= 0),
-            ("reference", reference, True),
-        ):
-            if not (fits and math.isfinite(value)):
-                raise ConfigError(f"TransmissionLeastSquares({name}={value!r}): out of range, or not finite.")
-        self.photons, self.attenuation = float(photons), float(attenuation)
-        self.electronic, self.reference = float(electronic), float(reference)
+        name = type(self).__name__
+        self.photons = real_number(photons, f"{name}: photons", above=0.0)
+        self.attenuation = real_number(attenuation, f"{name}: attenuation", above=0.0)
+        self.electronic = real_number(electronic, f"{name}: electronic", least=0.0)
+        self.reference = real_number(reference, f"{name}: reference")
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value:g}" for name, value in self.config().items())

@@ -8,19 +8,17 @@ certificates.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import replace
-from numbers import Real
 
 import torch
 from torch import Tensor, nn
 
 from learnreg.errors import AssumptionError, ConfigError
+from learnreg.linear.arguments import check_batch, check_precision, given_tensor, real_number
 from learnreg.linear.grad_mode import full_precision
 from learnreg.linear.operator import LinearOperator
 from learnreg.linear.samples import sum_samples
-from learnreg.linear.shapes import check_precision, given_tensor
 from learnreg.lower_level.constraints import Box, Unconstrained
 from learnreg.lower_level.data_terms import LeastSquares
 from learnreg.lower_level.frozen import FrozenProblem
@@ -28,7 +26,7 @@ from learnreg.lower_level.instance import Instance
 from learnreg.lower_level.regularizer import Regularizer, SaddleTerms
 from learnreg.lower_level.twins import Twins
 
-__all__ = ["LowerLevelProblem"]
+__all__ = ["LowerLevelProblem", "freeze"]
 
 
 class LowerLevelProblem(nn.Module):
@@ -58,7 +56,7 @@ class LowerLevelProblem(nn.Module):
         noise_level: float | None = None,
     ) -> None:
         super().__init__()
-        _check_type(operator, LinearOperator, "operator", "a LinearOperator (see learnreg.operators)")
+        _check_type(operator, LinearOperator, "operator", f"a LinearOperator: {_adapter(operator)}")
         _check_type(regularizer, Regularizer, "regularizer", "a Regularizer (see learnreg.regularizers)")
         _check_ridge(ridge)
         self.operator, self.regularizer = operator, regularizer
@@ -83,6 +81,7 @@ class LowerLevelProblem(nn.Module):
         """The lower-level objective, (batch,): +inf outside the constraint; twice differentiable where R is."""
         self.operator.check_domain(x)
         self.operator.check_range(b, "b")
+        check_batch(x, b.shape[0], "x")
         energy = self.data_term.at(b).value(self.operator(x) - b) + self.active_regularizer.value(x)
         if isinstance(self.ridge, Tensor) or self.ridge > 0:
             energy = energy + 0.5 * self.ridge * sum_samples(x * x)
@@ -173,17 +172,50 @@ class LowerLevelProblem(nn.Module):
         return self.frozen().at(b)
 
 
+def freeze(problem: LowerLevelProblem | FrozenProblem) -> FrozenProblem:
+    """The problem at its present parameters; ConfigError for something else."""
+    if not isinstance(problem, (LowerLevelProblem, FrozenProblem)):
+        raise ConfigError(
+            f"problem: got {type(problem).__name__}, expected lr.LowerLevelProblem(operator, regularizer)."
+        )
+    return problem.frozen()
+
+
 def _check_ridge(ridge: object) -> None:
     """ConfigError unless it is one finite number >= 0."""
     if isinstance(ridge, Tensor):
         given_tensor(ridge, "LowerLevelProblem(ridge)")
-    one = ridge.numel() == 1 if isinstance(ridge, Tensor) else isinstance(ridge, Real)
-    if not one:
-        found = f"a tensor of shape {tuple(ridge.shape)}" if isinstance(ridge, Tensor) else repr(ridge)
-        raise ConfigError(f"LowerLevelProblem(ridge): got {found}, expected a number or a scalar nn.Parameter.")
-    value = float(ridge.detach() if isinstance(ridge, Tensor) else ridge)  # type: ignore[arg-type]
-    if not (value >= 0 and math.isfinite(value)):
-        raise ConfigError(f"LowerLevelProblem(ridge={value!r}): expected a finite number >= 0.")
+        if ridge.numel() == 1:
+            ridge = float(ridge.detach())
+    real_number(ridge, "LowerLevelProblem: ridge", least=0.0)
+
+
+_ADAPTERS = {
+    "odl": "from_odl(operator)",
+    "scipy": "from_scipy(matrix, domain_shape, range_shape)",
+    "pylops": "from_pylops(operator)",
+    "astra": "from_astra(projector)",
+}
+"""By the package of an object."""
+
+
+def _adapter(value: object) -> str:
+    """What makes a LinearOperator of an object of another kind."""
+    package = type(value).__module__.partition(".")[0]
+    if isinstance(value, type):
+        advice = f"{value.__name__}(...), an object of the class"
+    elif hasattr(value, "A") and hasattr(value, "A_adjoint"):
+        advice = "from_deepinv(physics, domain_shape)"
+    elif package in _ADAPTERS:
+        advice = _ADAPTERS[package]
+    elif isinstance(value, Tensor) or package == "numpy":
+        advice = (
+            "Inpainting(mask), Blur(kernel, domain_shape) or, for a matrix as NumPy array, from_scipy(matrix, "
+            "domain_shape, range_shape)"
+        )
+    else:
+        advice = "from_callables(forward, adjoint, domain_shape, range_shape), or another one"
+    return f"{advice} of learnreg.operators"
 
 
 def _check_type(value: object, kind: type, name: str, expected: str) -> None:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from learnreg.errors import ConfigError, ShapeError
+from learnreg.linear.arguments import check_images, given_tensor
 from learnreg.linear.grad_mode import full_precision
 from learnreg.linear.operator import LinearOperator
 from learnreg.linear.parameter_groups import ParameterGroup
-from learnreg.linear.shapes import check_images
 from learnreg.lower_level.latent import Latent, NoLatent
 from learnreg.potentials.base import Potential
 
@@ -131,7 +131,7 @@ class Regularizer(nn.Module):
 
 def positive_log(values: Tensor | float, name: str, count: int | None = None) -> nn.Parameter:
     """The logarithm of positive numbers as a parameter; ``count`` repeats a single one."""
-    tensor = torch.as_tensor(values)
+    tensor = given_tensor(values, name) if not isinstance(values, (int, float)) else torch.as_tensor(float(values))
     if not tensor.is_floating_point():
         tensor = tensor.to(torch.get_default_dtype())
     if not bool(torch.isfinite(tensor).all()) or bool((tensor <= 0).any()):

@@ -57,6 +57,9 @@ class FieldsOfExperts(LearnedFilters, Regularizer):
                 "For given arrays use FieldsOfExperts.from_arrays."
             )
         potential = potential if potential is not None else PseudoHuber(smoothing=1e-2)
+        if not isinstance(potential, Potential):
+            kind = type(potential).__name__
+            raise ConfigError(f"FieldsOfExperts(potential): got {kind}, expected one such as lr.PseudoHuber(0.01).")
         initial_weight = potential.weight if isinstance(potential.weight, Tensor) else potential.weight / filters
         smoothing = potential.numbers().get("smoothing")
         self._potential = potential

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from learnreg.convolutions.filter_bank import FilterBank
 from learnreg.convolutions.network_layers import Network, initial_parameters, network_of
 from learnreg.errors import ConfigError, ShapeError
+from learnreg.linear.arguments import check_images
 from learnreg.linear.grad_mode import full_precision
-from learnreg.linear.shapes import check_images
 from learnreg.lower_level.regularizer import ParameterRole, Regularizer, SaddleTerms
 from learnreg.potentials.network import NetworkPotential
 from learnreg.regularizers.lifted_network import (

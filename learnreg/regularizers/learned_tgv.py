@@ -25,9 +25,9 @@ from learnreg.convolutions.interpolation import (
 from learnreg.convolutions.padding import Boundary
 from learnreg.convolutions.second_order import SecondOrderOperator
 from learnreg.errors import ShapeError
+from learnreg.linear.arguments import check_images
 from learnreg.linear.grad_mode import full_precision
 from learnreg.linear.samples import sum_samples
-from learnreg.linear.shapes import check_images
 from learnreg.lower_level.latent import Latent
 from learnreg.lower_level.regularizer import ParameterRole, Pictures, Regularizer, SaddleTerms, positive_log
 from learnreg.potentials.base import Potential

@@ -14,7 +14,7 @@ from torch import Tensor
 from learnreg.convolutions.correlation import chosen_kernels
 from learnreg.errors import ConfigError, DataError, LearnregError, OperatorError
 from learnreg.hypergradients.base import HypergradientMethod
-from learnreg.hypergradients.implicit import Implicit
+from learnreg.hypergradients.implicit import chosen_method
 from learnreg.losses import SquaredError, UpperLoss
 from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.regularizers import Regularizer
@@ -106,7 +106,7 @@ def train(
     chosen = TrainingOptions(
         minutes,
         batch_size,
-        Implicit() if method is None else method,
+        chosen_method(method),
         tolerance,
         optimizer,
         step_size,
@@ -145,6 +145,8 @@ class Trainer:
     ) -> None:
         if len(dataset) == 0:
             raise DataError("the dataset is empty.")
+        if not isinstance(problem, LowerLevelProblem):
+            raise ConfigError(f"train(problem): got {type(problem).__name__}, expected a LowerLevelProblem.")
         if not problem.learnable():
             raise ConfigError("train: no parameter of the problem requires a gradient.")
         if check_operator:

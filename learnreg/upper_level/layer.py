@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from learnreg.errors import AssumptionError, ConfigError
 from learnreg.hypergradients.base import Goal, HypergradientMethod, evaluate
 from learnreg.hypergradients.implicit import chosen_method
-from learnreg.linear.grad_mode import full_precision, uncompiled
+from learnreg.linear.grad_mode import full_precision, uncompiled, usable
 from learnreg.losses import UpperLoss
 from learnreg.lower_level.frozen import FrozenProblem
 from learnreg.lower_level.point import Point
@@ -71,6 +71,7 @@ def _solved(layer: SolutionLayer, b: Tensor) -> Tensor:
             "DistributedDataParallel."
         )
     problem.operator.check_range(b, "b")
+    b = usable(b)
     return cast(Tensor, _Solve.apply(layer, _Pass(), b, *_tensors(problem).values()))  # type: ignore[no-untyped-call]
 
 

@@ -109,7 +109,7 @@ class _Projector2D(LinearOperator):
         return self._back_project(views[:, None])
 
     def check_range(self, y: Tensor, name: str = "y") -> None:
-        if y.dim() == 4 and y.shape[1] == 1:
+        if isinstance(y, Tensor) and y.dim() == 4 and y.shape[1] == 1:
             self.geometry.check_sinogram(tuple(y.shape))
         super().check_range(y, name)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from typing import Any, Literal
 
@@ -42,7 +42,7 @@ def brief(value: Any) -> str:
     if isinstance(value, list):
         return f"{len(value)} items"
     text = str(value)
-    return text if "\n" not in text else type(value).__name__
+    return type(value).__name__ if "\n" in text or is_dataclass(value) else text
 
 
 class Brief:

@@ -34,13 +34,16 @@ def usable(value: Any) -> Any:
     return value
 
 
+_DEVICES = tuple({"cpu", getattr(torch.accelerator.current_accelerator(), "type", "cpu")})
+
+
 def full_precision(function: Callable[P, R]) -> Callable[P, R]:
-    """Switch torch.autocast off on the devices of the arguments, which would round convolutions and matrix products;
-    what it made half precision before comes in as float32. Without autocast nothing is done."""
+    """Switch torch.autocast off, which would round convolutions and matrix products; what it made half precision before
+    comes in as float32. Without autocast nothing is done: operators are applied often."""
 
     @wraps(function)
     def precise(*args: P.args, **kwargs: P.kwargs) -> R:
-        on = {t.device.type for t in (*args, *kwargs.values()) if isinstance(t, Tensor) and _autocasts(t)}
+        on = [device for device in _DEVICES if torch.is_autocast_enabled(device)]
         if not on:
             return function(*args, **kwargs)
         with ExitStack() as off:
@@ -49,11 +52,6 @@ def full_precision(function: Callable[P, R]) -> Callable[P, R]:
             return function(*map(_widened, args), **{k: _widened(v) for k, v in kwargs.items()})  # type: ignore[arg-type]
 
     return precise
-
-
-def _autocasts(t: Tensor) -> bool:
-    """Whether autocast is on for the device of a tensor."""
-    return not t.is_meta and torch.is_autocast_enabled(t.device.type)
 
 
 def _widened(value: Any) -> Any:

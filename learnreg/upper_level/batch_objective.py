@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Real
 
 import torch
 from torch import Tensor
@@ -14,6 +13,8 @@ from learnreg.errors import ConfigError
 from learnreg.hypergradients.base import HypergradientMethod
 from learnreg.hypergradients.compute import CertificateName, Start, check_certificate, hypergradient
 from learnreg.hypergradients.implicit import chosen_method
+from learnreg.linear.arguments import real_number
+from learnreg.linear.grad_mode import usable
 from learnreg.losses import UpperLoss, check_loss
 from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.result import Hypergradient, Solution
@@ -61,7 +62,12 @@ class BatchObjective:
         if not isinstance(problem, LowerLevelProblem):
             raise ConfigError(f"BatchObjective(problem): got {type(problem).__name__}, expected a LowerLevelProblem.")
         problem.operator.check_range(b, "b")
-        self.problem, self.b, self.loss, self.certificate = problem, b, check_loss(loss), check_certificate(certificate)
+        self.problem, self.b, self.loss, self.certificate = (
+            problem,
+            usable(b),
+            check_loss(loss),
+            check_certificate(certificate),
+        )
         self.method = chosen_method(method)
         self.start: Start | None = None
         self.operator_applications = 0
@@ -88,8 +94,8 @@ class BatchObjective:
     def value(self, width: float, floor: float = 1e-7) -> CertifiedValue:
         """Bracket the loss at the current parameters by an interval of at most the given width, if the accuracy that
         takes (a root-mean-square error, not below ``floor`` times the root mean square of x) can be reached."""
-        if not isinstance(width, Real) or width < 0:
-            raise ConfigError(f"BatchObjective.value(width={width!r}): expected a number >= 0.")
+        if not (isinstance(width, float) and not width < 0):
+            width = real_number(width, "width", least=0.0)
         x = self.b if self.start is None else self.start.x
         if x.shape[1:] != self.problem.operator.domain_shape:
             x = torch.zeros(self.b.shape[0], *self.problem.operator.domain_shape).to(self.b)

@@ -9,6 +9,7 @@ import torch
 
 from learnreg.errors import ConfigError
 from learnreg.hypergradients.base import Goal, HypergradientMethod, Outcome
+from learnreg.linear.arguments import check_type
 from learnreg.linear.samples import sum_samples
 from learnreg.lower_level.adjoint_equation import AdjointEquation
 from learnreg.lower_level.point import Point
@@ -85,13 +86,6 @@ def chosen_method(method: HypergradientMethod | None) -> HypergradientMethod:
     ------
     ConfigError: something else.
     """
-    if method is None:
-        return Implicit()
-    if not isinstance(method, HypergradientMethod):
-        hint = (
-            f"lr.{method.__name__}()"
-            if isinstance(method, type)
-            else "lr.Implicit(), lr.Piggyback() or lr.Unrolled(steps=...)"
-        )
-        raise ConfigError(f"method: got {method!r}, expected {hint}.")
-    return method
+    chosen = Implicit() if method is None else method
+    check_type(chosen, HypergradientMethod, "method", "lr.Implicit(), lr.Piggyback() or lr.Unrolled(steps=...)")
+    return chosen

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from learnreg.certificates.judgement import Enough, PointCertificate, Verdict, gradient_distance, judge
-from learnreg.errors import ConfigError, ShapeError
+from learnreg.errors import ShapeError
 from learnreg.hypergradients.base import Goal, HypergradientMethod, Outcome
-from learnreg.linear.arguments import check_batch
+from learnreg.linear.arguments import check_batch, check_type
 from learnreg.linear.samples import sum_samples
 from learnreg.losses import UpperLoss, check_loss
 from learnreg.lower_level.frozen import FrozenProblem
@@ -130,8 +130,7 @@ class Search(ABC):
             x = initial_point(self.instance, self.b)
             self.loss.examine(x)
             return Point(self.frozen, self.instance, self.b, self.loss, x, torch.zeros_like(x))
-        if not isinstance(start, Start):
-            raise ConfigError(f"start: got {type(start).__name__}, expected lr.Start(x, X).")
+        check_type(start, Start, "start", "lr.Start(x, X)")
         for name, image in (("start.x", start.x), ("start.X", start.X)):
             self.frozen.operator.check_domain(image, name)
             check_batch(image, self.b.shape[0], name)

@@ -12,19 +12,29 @@ from torch import Tensor, nn
 
 from learnreg.errors import ConfigError, ShapeError
 
-__all__ = ["check_batch", "check_dense", "check_images", "check_precision", "given_tensor", "real_number"]
+__all__ = ["check_batch", "check_dense", "check_images", "check_precision", "check_type", "given_tensor", "real_number"]
 
 
-def real_number(value: object, name: str, *, above: float = -math.inf, least: float = -math.inf) -> float:
-    """A finite number as float; ConfigError for something else, or one that is not above, or below the least."""
+def check_type(value: object, kind: type | tuple[type, ...], call: str, expected: str) -> None:
+    """ConfigError unless it is of this kind."""
+    if not isinstance(value, kind):
+        found = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+        raise ConfigError(f"{call}: got {found}, expected {expected}.")
+
+
+def real_number(
+    value: object, name: str, *, above: float = -math.inf, least: float = -math.inf, finite: bool = True
+) -> float:
+    """A number as float; ConfigError for something else, NaN, one that is not above, or below the least, or infinite
+    where it has to be finite."""
     try:
         number = float(value) if isinstance(value, Real) else math.nan
     except OverflowError:
         number = math.inf
-    if math.isfinite(number) and number > above and number >= least:
+    if number > above and number >= least and not (finite and math.isinf(number)):
         return number
-    kind = {0.0: "a positive finite number"}.get(above, "a finite number")
-    kind = kind if least == -math.inf else f"a finite number >= {least:g}"
+    kind = "finite number" if finite else "number"
+    kind = f"a positive {kind}" if above == 0.0 else f"a {kind}" if least == -math.inf else f"a {kind} >= {least:g}"
     shown = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) and value.dim() else repr(value)
     raise ConfigError(f"{name}={shown[:60]}: expected {kind}.")
 

@@ -49,7 +49,7 @@ def full_precision(function: Callable[P, R]) -> Callable[P, R]:
         with ExitStack() as off:
             for device in on:
                 off.enter_context(torch.autocast(device, enabled=False))
-            return function(*map(_widened, args), **{k: _widened(v) for k, v in kwargs.items()})  # type: ignore[arg-type]
+            return function(*map(_widened, args), **{k: _widened(v) for k, v in kwargs.items()})
 
     return precise
 
@@ -68,7 +68,7 @@ def uncompiled(function: Callable[P, R]) -> Callable[P, R]:
         if "torch._dynamo" not in sys.modules:  # nothing is compiled without it, and it takes a second to import
             return function(*args, **kwargs)
         if not kept:
-            kept.append(torch.compiler.disable(function))
+            kept.append(torch.compiler.disable(function))  # type: ignore[no-untyped-call]
         return kept[0](*args, **kwargs)
 
     return eager
@@ -83,6 +83,6 @@ def outside_inference(function: Callable[P, R]) -> Callable[P, R]:
     @wraps(function)
     def outside(*args: P.args, **kwargs: P.kwargs) -> R:
         with torch.inference_mode(False), torch.no_grad():
-            return precise(*map(usable, args), **{k: usable(v) for k, v in kwargs.items()})  # type: ignore[arg-type]
+            return precise(*map(usable, args), **{k: usable(v) for k, v in kwargs.items()})
 
     return outside

@@ -111,7 +111,7 @@ class Box(nn.Module):
         for name in ("lower", "upper"):
             shape = tuple(getattr(self, name).shape)
             try:
-                fits = torch.broadcast_shapes(shape, image_shape) == torch.Size(image_shape)
+                fits = torch.broadcast_shapes(shape, image_shape) == image_shape  # type: ignore[no-untyped-call]
             except RuntimeError:
                 fits = False
             if not fits:

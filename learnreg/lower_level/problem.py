@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from learnreg.errors import AssumptionError, ConfigError
-from learnreg.linear.arguments import check_batch, check_precision, given_tensor, real_number
+from learnreg.linear.arguments import check_batch, check_precision, check_type, given_tensor, real_number
 from learnreg.linear.grad_mode import full_precision
 from learnreg.linear.operator import LinearOperator
 from learnreg.linear.samples import sum_samples
@@ -61,7 +61,12 @@ class LowerLevelProblem(nn.Module):
         _check_ridge(ridge)
         self.operator, self.regularizer = operator, regularizer
         self.data_term = data_term if data_term is not None else LeastSquares()
-        _check_type(self.data_term, LeastSquares, "data_term", "LeastSquares() or WeightedLeastSquares(weights)")
+        _check_type(
+            self.data_term,
+            LeastSquares,
+            "data_term",
+            "LeastSquares() or WeightedLeastSquares(weights)",
+        )
         if constraint is not None:
             _check_type(constraint, Box, "constraint", "Nonnegative() or Box(lower, upper)")
             constraint.check_domain(operator.domain_shape)
@@ -174,10 +179,8 @@ class LowerLevelProblem(nn.Module):
 
 def freeze(problem: LowerLevelProblem | FrozenProblem) -> FrozenProblem:
     """The problem at its present parameters; ConfigError for something else."""
-    if not isinstance(problem, (LowerLevelProblem, FrozenProblem)):
-        raise ConfigError(
-            f"problem: got {type(problem).__name__}, expected lr.LowerLevelProblem(operator, regularizer)."
-        )
+    kinds = (LowerLevelProblem, FrozenProblem)
+    check_type(problem, kinds, "problem", "lr.LowerLevelProblem(operator, regularizer)")
     return problem.frozen()
 
 
@@ -219,5 +222,4 @@ def _adapter(value: object) -> str:
 
 
 def _check_type(value: object, kind: type, name: str, expected: str) -> None:
-    if not isinstance(value, kind):
-        raise ConfigError(f"LowerLevelProblem({name}=...): got {type(value).__name__}, expected {expected}.")
+    check_type(value, kind, f"LowerLevelProblem({name}=...)", expected)

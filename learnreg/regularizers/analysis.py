@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from learnreg.errors import ConfigError, ShapeError
+from learnreg.errors import ShapeError
+from learnreg.linear.arguments import check_type
 from learnreg.linear.grad_mode import full_precision
 from learnreg.linear.operator import LinearOperator
 from learnreg.lower_level.regularizer import ParameterRole, Regularizer, SaddleTerms, positive_log
@@ -33,11 +34,8 @@ class AnalysisOperator(Regularizer):
 
     def __init__(self, operator: LinearOperator, potential: Potential) -> None:
         super().__init__()
-        if not isinstance(operator, LinearOperator) or not isinstance(potential, Potential):
-            kinds = f"{type(operator).__name__}, {type(potential).__name__}"
-            raise ConfigError(
-                f"AnalysisOperator({kinds}): expected a LinearOperator and a potential, such as lr.PseudoHuber(0.01)."
-            )
+        check_type(operator, LinearOperator, "AnalysisOperator(operator)", "a LinearOperator")
+        check_type(potential, Potential, "AnalysisOperator(potential)", "one such as lr.PseudoHuber(0.01)")
         if isinstance(potential, Grouped):
             for name, value in potential.numbers().items():
                 _check_one_per_group(name, value, operator.range_shape)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any, Literal
 
 import torch
@@ -46,9 +45,7 @@ _ENDED_EARLY = (Status.PRECISION, Status.STAGNATED, Status.NOT_FINITE)
 
 def check_tolerance(tolerance: float, name: str = "tolerance") -> float:
     """The tolerance as a float, or ConfigError unless it is positive."""
-    return (
-        math.inf if isinstance(tolerance, Real) and tolerance == math.inf else real_number(tolerance, name, above=0.0)
-    )
+    return real_number(tolerance, name, above=0.0, finite=False)
 
 
 def check_failure_option(on_failure: str) -> None:

@@ -15,6 +15,7 @@ from learnreg.convolutions.correlation import chosen_kernels
 from learnreg.errors import ConfigError, DataError, LearnregError, OperatorError
 from learnreg.hypergradients.base import HypergradientMethod
 from learnreg.hypergradients.implicit import chosen_method
+from learnreg.linear.arguments import check_type
 from learnreg.losses import SquaredError, UpperLoss
 from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.regularizers import Regularizer
@@ -145,8 +146,7 @@ class Trainer:
     ) -> None:
         if len(dataset) == 0:
             raise DataError("the dataset is empty.")
-        if not isinstance(problem, LowerLevelProblem):
-            raise ConfigError(f"train(problem): got {type(problem).__name__}, expected a LowerLevelProblem.")
+        check_type(problem, LowerLevelProblem, "train(problem)", "a LowerLevelProblem")
         if not problem.learnable():
             raise ConfigError("train: no parameter of the problem requires a gradient.")
         if check_operator:

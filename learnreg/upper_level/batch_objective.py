@@ -9,11 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from learnreg.errors import ConfigError
 from learnreg.hypergradients.base import HypergradientMethod
 from learnreg.hypergradients.compute import CertificateName, Start, check_certificate, hypergradient
 from learnreg.hypergradients.implicit import chosen_method
-from learnreg.linear.arguments import real_number
+from learnreg.linear.arguments import check_type, real_number
 from learnreg.linear.grad_mode import usable
 from learnreg.losses import UpperLoss, check_loss
 from learnreg.lower_level.problem import LowerLevelProblem
@@ -59,8 +58,7 @@ class BatchObjective:
         method: HypergradientMethod | None = None,
         certificate: CertificateName = "auto",
     ) -> None:
-        if not isinstance(problem, LowerLevelProblem):
-            raise ConfigError(f"BatchObjective(problem): got {type(problem).__name__}, expected a LowerLevelProblem.")
+        check_type(problem, LowerLevelProblem, "BatchObjective(problem)", "a LowerLevelProblem")
         problem.operator.check_range(b, "b")
         self.problem, self.b, self.loss, self.certificate = (
             problem,

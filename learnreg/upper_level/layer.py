@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from learnreg.errors import AssumptionError, ConfigError
 from learnreg.hypergradients.base import Goal, HypergradientMethod, evaluate
 from learnreg.hypergradients.implicit import chosen_method
+from learnreg.linear.arguments import check_type
 from learnreg.linear.grad_mode import full_precision, uncompiled, usable
 from learnreg.losses import UpperLoss
 from learnreg.lower_level.frozen import FrozenProblem
@@ -47,8 +48,7 @@ class SolutionLayer(nn.Module):
         self, problem: LowerLevelProblem, method: HypergradientMethod | None = None, tolerance: float = 1e-3
     ) -> None:
         super().__init__()
-        if not isinstance(problem, LowerLevelProblem):
-            raise ConfigError(f"solution_layer(problem): got {type(problem).__name__}, expected a LowerLevelProblem.")
+        check_type(problem, LowerLevelProblem, "solution_layer(problem)", "a LowerLevelProblem")
         self.problem = problem
         self.method = chosen_method(method)
         self.tolerance = check_tolerance(tolerance)

@@ -249,4 +249,7 @@ def test_numbers() -> None:
             real_number(bad, "x", above=0.0)
     with pytest.raises(lr.ConfigError, match="expected a finite number >= 0"):
         real_number(-1e-9, "x", least=0.0)
+    assert real_number(math.inf, "x", above=0.0, finite=False) == math.inf
+    with pytest.raises(lr.ConfigError, match="x=nan: expected a positive number"):
+        real_number(math.nan, "x", above=0.0, finite=False)
     assert from_callables(lambda x: x, None, SHAPE, SHAPE).domain_shape == SHAPE

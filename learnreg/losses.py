@@ -75,6 +75,10 @@ class UpperLoss:
         if not isinstance(result, Tensor) or (result.dim() > 0 and tuple(result.shape) != (x.shape[0],)):
             shape = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
             raise ShapeError(f"UpperLoss: the function returned {shape}, expected a scalar or ({x.shape[0]},).")
+        if not result.is_floating_point():
+            raise ShapeError(
+                f"UpperLoss: the function returned numbers of {result.dtype}, expected floating-point ones."
+            )
         if self.independent and result.dim() == 0:
             raise ShapeError(f"UpperLoss(independent=True): the function returned a scalar, expected ({x.shape[0]},).")
         return result
@@ -93,9 +97,18 @@ class UpperLoss:
             point = x.detach().clone().requires_grad_()
             value = self.value(point)
             if not value.requires_grad:
-                return torch.zeros_like(point)
+                return self._without_gradient(point, value)
             (grad,) = torch.autograd.grad(value, point, materialize_grads=True)
         return grad
+
+    def _without_gradient(self, x: Tensor, value: Tensor) -> Tensor:
+        """0, for a constant."""
+        if not torch.equal(self.value(1.01 * x + 0.1), value):
+            raise ConfigError(
+                "UpperLoss: what the function returns depends on x, but not by operations that autograd knows of "
+                "(detach(), item(), NumPy, torch.no_grad() inside?), so that it has no gradient."
+            )
+        return torch.zeros_like(x)
 
     def gradient_change(self, x: Tensor, error: Tensor) -> Tensor | None:
         """Bound of each sample's change of ``gradient`` when x moves by the 2-norms ``error`` (batch,); None:

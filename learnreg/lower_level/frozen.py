@@ -14,7 +14,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from learnreg.errors import AssumptionError, DataError, OperatorError
+from learnreg.errors import AssumptionError, DataError, OperatorError, ShapeError
 from learnreg.linear.examination import examine, is_examined
 from learnreg.linear.operator import LinearOperator
 from learnreg.linear.reparametrized import reparametrized
@@ -74,8 +74,20 @@ class FrozenProblem:
     def fixed(self) -> SaddleTerms:
         """The same for solvers, which do not differentiate; what is found about operators is kept with them."""
         with torch.inference_mode(False), torch.no_grad():
-            terms = self.regularizer.saddle_terms(self.operator.domain_shape)
+            terms = self._terms_on_images()
         return replace(terms, latent=terms.latent.cached())
+
+    def _terms_on_images(self) -> SaddleTerms:
+        shape = self.operator.domain_shape
+        try:
+            return self.regularizer.saddle_terms(shape)
+        except ShapeError as error:
+            if len(shape) != 2:
+                raise
+            kind = type(self.operator).__name__
+            raise ShapeError(
+                f"{error} Give the {kind} images with a channel axis, as Inpainting(mask[None])."
+            ) from error
 
     def potential(self, dtype: torch.dtype) -> Potential:
         """The regularizer's potential without autograd, its parameters in that dtype."""

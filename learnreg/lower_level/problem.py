@@ -25,6 +25,7 @@ from learnreg.lower_level.frozen import FrozenProblem
 from learnreg.lower_level.instance import Instance
 from learnreg.lower_level.regularizer import Regularizer, SaddleTerms
 from learnreg.lower_level.twins import Twins
+from learnreg.result import brief
 
 __all__ = ["LowerLevelProblem", "freeze"]
 
@@ -61,12 +62,7 @@ class LowerLevelProblem(nn.Module):
         _check_ridge(ridge)
         self.operator, self.regularizer = operator, regularizer
         self.data_term = data_term if data_term is not None else LeastSquares()
-        _check_type(
-            self.data_term,
-            LeastSquares,
-            "data_term",
-            "LeastSquares() or WeightedLeastSquares(weights)",
-        )
+        _check_type(self.data_term, LeastSquares, "data_term", "LeastSquares() or WeightedLeastSquares(weights)")
         if constraint is not None:
             _check_type(constraint, Box, "constraint", "Nonnegative() or Box(lower, upper)")
             constraint.check_domain(operator.domain_shape)
@@ -76,7 +72,7 @@ class LowerLevelProblem(nn.Module):
         self.data_term.check_range(operator.range_shape)
 
     def extra_repr(self) -> str:
-        noise = "" if self.noise_level is None else f", noise_level={self.noise_level:g}"
+        noise = "" if self.noise_level is None else f", noise_level={brief(self.noise_level)}"
         return f"ridge={self.ridge_value:g}{noise}"
 
     # ---- the definition ----------------------------------------------------------------------------------------------

@@ -114,8 +114,17 @@ class Regularizer(nn.Module):
     def value(self, x: Tensor) -> Tensor:
         """R(x), shape (batch,), for x of shape (batch, *image_shape)."""
         check_images(x, type(self).__name__)
+        self.check_usable()
         terms = self.saddle_terms(tuple(x.shape[1:]))
         return terms.potential.to(x.dtype).value(terms.operator(x))
+
+    def check_usable(self) -> None:
+        """Raise ConfigError where autograd is asked for and refuses the parameters."""
+        if torch.is_grad_enabled() and any(p.is_inference() for p in self.parameters()):
+            raise ConfigError(
+                f"{type(self).__name__} was made in torch.inference_mode(), so that nothing can be differentiated; make "
+                "it outside, or evaluate it under torch.no_grad()."
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         """The same as ``value``."""

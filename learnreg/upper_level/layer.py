@@ -14,6 +14,7 @@ from learnreg.hypergradients.base import Goal, HypergradientMethod, evaluate
 from learnreg.hypergradients.implicit import chosen_method
 from learnreg.linear.arguments import check_type
 from learnreg.linear.grad_mode import full_precision, uncompiled, usable
+from learnreg.linear.samples import expand
 from learnreg.losses import UpperLoss
 from learnreg.lower_level.frozen import FrozenProblem
 from learnreg.lower_level.point import Point
@@ -232,6 +233,10 @@ def _gradients(
     frozen = kept.frozen
     assert frozen is not None
     instance = frozen.at(b)
+    finite = torch.isfinite(grad).flatten(1).all(1)
+    overflown = not bool(finite.all())  # as with too large a factor of torch.amp.GradScaler, which has to see it
+    if overflown:
+        grad = torch.where(expand(finite, grad), grad, 0.0)
     size = grad.flatten(1).norm(dim=1)
     state = instance.latent.extend(x)
     start = Point(frozen, instance, b, instance.latent.loss(_GivenGradient(grad)), state, torch.zeros_like(state))
@@ -240,12 +245,14 @@ def _gradients(
     if wanted[0]:
         solved = found.outcome.X is not None
         X = found.point.X if solved else correct_adjoint(start, layer.tolerance * size).point
-        gradients.append(_measurement_gradient(frozen, b, x, instance.latent.image(X)))
+        on_b = _measurement_gradient(frozen, b, x, instance.latent.image(X))
+        gradients.append(torch.where(expand(finite, on_b), on_b, torch.nan) if overflown else on_b)
     for want, name in zip(wanted[1:], kept.learned, strict=True):
         if want and name is None:
             raise ConfigError("solution_layer: a buffer of the problem requires a gradient; make it an nn.Parameter.")
         if want and name is not None:
-            gradients.append(found.gradient[name])
+            on_parameter = found.gradient[name]
+            gradients.append(torch.full_like(on_parameter, torch.nan) if overflown else on_parameter)
     return tuple(gradients)
 
 

@@ -122,8 +122,8 @@ class Regularizer(nn.Module):
         """Raise ConfigError where autograd is asked for and refuses the parameters."""
         if torch.is_grad_enabled() and any(p.is_inference() for p in self.parameters()):
             raise ConfigError(
-                f"{type(self).__name__} was made in torch.inference_mode(), so that nothing can be differentiated; make "
-                "it outside, or evaluate it under torch.no_grad()."
+                f"{type(self).__name__} was made in torch.inference_mode(), so that nothing can be differentiated; "
+                "make it outside, or evaluate it under torch.no_grad()."
             )
 
     def forward(self, x: Tensor) -> Tensor:

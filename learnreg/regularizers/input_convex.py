@@ -140,6 +140,7 @@ class InputConvexNetwork(Regularizer):
     @full_precision
     def value(self, x: Tensor) -> Tensor:
         check_images(x, type(self).__name__)
+        self.check_usable()
         if self.form == "smooth" or x.dim() != 4 or x.shape[1] != 1:
             return super().value(x)
         return lifted_value(self.network(), x, self.delta)

@@ -153,6 +153,7 @@ class LearnedTotalGeneralizedVariation(Regularizer):
     def value(self, x: Tensor) -> Tensor:
         """R(x), shape (batch,), for x of shape (batch, 1, height, width); w is found to rounding."""
         check_images(x, type(self).__name__)
+        self.check_usable()
         _check_shape(tuple(x.shape[1:]))
         return reduced_value(_Reduction(self), x, _guess(x.detach()), *self._parameters_in_use())
 

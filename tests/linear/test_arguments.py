@@ -169,6 +169,19 @@ def test_odd_numbers(name: str) -> None:
         ends_well(TAKES_NUMBERS[name], value)
 
 
+def outside(x: Tensor) -> Tensor:
+    return torch.tensor(float(x.detach().square().sum()))
+
+
+def made_in_inference_mode() -> FieldsOfExperts:
+    with torch.inference_mode():
+        return FieldsOfExperts(4, 3).double()
+
+
+def flat_problem() -> lr.LowerLevelProblem:
+    return lr.LowerLevelProblem(Inpainting(torch.ones(4, 4)), FieldsOfExperts(4, 3), ridge=0.1)
+
+
 REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "array for images": (lambda: A(B.numpy()), r"got ndarray, expected a tensor .* torch\.from_numpy"),
     "array for a loss": (lambda: lr.SquaredError(B.numpy()), r"SquaredError\(x_true\): got ndarray"),
@@ -183,6 +196,11 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "a class of losses": (lambda: lr.hypergradient(problem(), B, lr.SquaredError), r"lr\.SquaredError\(x_true\)"),
     "a tensor as loss": (lambda: lr.hypergradient(problem(), B, X), r"lr\.SquaredError\(x_true\)"),
     "a function as loss": (lambda: lr.BatchObjective(problem(), B, torch.sin), r"lr\.UpperLoss\(function"),
+    "loss outside of torch": (lambda: lr.hypergradient(problem(), B, lr.UpperLoss(outside, 1.0)), "knows of"),
+    "complex loss": (lambda: lr.hypergradient(problem(), B, lr.UpperLoss(lambda x: 1j * x.sum())), "complex128"),
+    "counting loss": (lambda: lr.hypergradient(problem(), B, lr.UpperLoss(lambda x: (x > 0).sum())), "int64"),
+    "made in inference mode": (lambda: made_in_inference_mode().value(B), "make it outside"),
+    "image without a channel": (lambda: lr.solve(flat_problem(), B[:, 0]), r"Inpainting\(mask\[None\]\)"),
     "loss of two images": (lambda: lr.train(problem(), [(B[0], X[0])], nn.functional.l1_loss), "lambda x_true"),
     "loss that is no loss": (lambda: lr.train(problem(), [(B[0], X[0])], lambda x: x.sum()), "it returned Tensor"),
     "a loss for training": (lambda: lr.train(problem(), [(B[0], X[0])], LOSS), "makes an UpperLoss"),

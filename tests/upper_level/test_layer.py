@@ -179,6 +179,31 @@ def test_a_compiled_model_computes_the_same(held: bool) -> None:
         torch.testing.assert_close(points[1].grad, points[0].grad, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_gradients_that_overflow_above_are_not_hidden(bad: float) -> None:
+    layer, b = layer_of("denoising")
+    point = b.clone().requires_grad_()
+    weight = torch.ones_like(b)
+    weight[1, 0, 2, 3] = bad
+    (layer(point) * weight).sum().backward()
+    assert all(bool(p.grad.isnan().all()) for p in layer.parameters())
+    assert bool(point.grad[1].isnan().all())
+    alone = b[:1].clone().requires_grad_()
+    layer(alone).sum().backward()
+    close(point.grad[:1], alone.grad)
+
+
+def test_factors_of_a_gradient_scaler_change_nothing() -> None:
+    layer, b = layer_of("denoising")
+    found = []
+    for factor in (1.0, 2.0**16, 2.0**-20):
+        layer.zero_grad()
+        (factor * layer(b).square().sum()).backward()
+        found.append(layer.problem.regularizer.filters.grad / factor)
+    close(found[1], found[0])
+    close(found[2], found[0])
+
+
 def test_copies_and_graphs() -> None:
     layer, b = layer_of("denoising")
     x = layer(b.clone().requires_grad_())

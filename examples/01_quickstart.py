@@ -12,7 +12,7 @@ b, x_true = (torch.stack(column) for column in zip(*(patches[i] for i in range(4
 problem = lr.LowerLevelProblem(Identity((1, 64, 64)), FieldsOfExperts(filters=24, size=5))
 
 solution = lr.solve(problem, b, tolerance=1e-4)
-print(solution.status.value, solution.error_bound)  # root-mean-square error of each image, a rigorous bound
+print(solution.status, solution.error_bound)  # root-mean-square error of each image, a rigorous bound
 
 hg = lr.hypergradient(problem, b, lr.SquaredError(x_true), tolerance=1e-2)
 print(f"certified: {hg.certified}, relative error at most {hg.relative_error_bound:.1e}, loss in {hg.loss_interval}")

@@ -19,6 +19,6 @@ b = A(x_true) + 0.02 * torch.randn(4, 1, 16, 16, generator=torch.Generator().man
 
 problem = lr.LowerLevelProblem(A, FieldsOfExperts(filters=8, size=3), ridge=0.02)  # the ridge makes bounds possible
 solution = lr.solve(problem, b, tolerance=1e-4)
-print(solution.status.value, solution.error_bound)
+print(solution.status, solution.error_bound)
 hg = lr.hypergradient(problem, b, lr.SquaredError(x_true), tolerance=1e-2)
 print(f"certified: {hg.certified}, relative error at most {hg.relative_error_bound:.1e}")

@@ -30,7 +30,7 @@ b = A(phantom) + 0.02 * torch.randn(1, *A.range_shape, generator=torch.Generator
 
 problem = lr.LowerLevelProblem(A, TotalVariation(weight=0.02, smoothing=1e-2), ridge=1e-2, constraint=lr.Nonnegative())
 solution = lr.solve(problem, b, tolerance=1e-2)
-print(solution.status.value, f"error at most {float(solution.error_bound[0]):.1e}")
+print(solution.status, f"error at most {float(solution.error_bound[0]):.1e}")
 hg = lr.hypergradient(problem, b, lr.SquaredError(phantom), tolerance=0.1)
 print({name: float(gradient) for name, gradient in hg.gradient.items()}, hg.bound_kind, hg.reason)
 

@@ -29,7 +29,7 @@ b = A(x_true) + 0.02 * torch.randn(2, 2, n, n, generator=torch.Generator().manua
 
 problem = lr.LowerLevelProblem(A, FieldsOfExperts(filters=8, size=3).double(), ridge=0.05)
 solution = lr.solve(problem, b, tolerance=1e-4)
-print(solution.status.value, solution.error_bound)
+print(solution.status, solution.error_bound)
 hg = lr.hypergradient(problem, b, lr.SquaredError(x_true), tolerance=1e-2)
 print(f"certified: {hg.certified}, relative error at most {hg.relative_error_bound:.1e}")
 

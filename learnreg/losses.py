@@ -10,9 +10,11 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from learnreg.errors import ConfigError, ShapeError
+from learnreg.linear.arguments import check_images, real_number
 from learnreg.linear.samples import expand, norm_samples, sum_samples
+from learnreg.result import brief
 
-__all__ = ["SquaredError", "UpperLoss"]
+__all__ = ["SquaredError", "UpperLoss", "check_loss", "loss_at"]
 
 
 class UpperLoss:
@@ -25,9 +27,11 @@ class UpperLoss:
         (batch,)). Without it nothing that uses the loss is certified.
     independent: you vouch that component i of (batch,) depends on sample i alone, wherever it is evaluated; bounds are
         then much tighter for large batches. Refused where gradients show otherwise.
+    dtype: of the images that ``function`` takes; None: that of x, which is float64 where results are judged, or, where
+        the function raises then (a network with parameters in float32 does), the other one of float32 and float64.
 
-    Certificates hold the constant against differences of gradients, and need a function that computes in the dtype of
-    x.
+    Certificates hold the constant against differences of gradients, and need a function that computes in float64: what
+    a network in float32 says of the gradient is an *estimate*.
     """
 
     def __init__(
@@ -36,19 +40,52 @@ class UpperLoss:
         gradient_lipschitz: float | None = None,
         *,
         independent: bool = False,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        if gradient_lipschitz is not None and not gradient_lipschitz >= 0:
-            raise ConfigError(f"UpperLoss(gradient_lipschitz={gradient_lipschitz!r}): expected a number >= 0 or None.")
+        if isinstance(function, UpperLoss) or not callable(function):
+            raise ConfigError(
+                f"UpperLoss(function): got {type(function).__name__}, expected a function of x.{_hint(function)}"
+            )
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise ConfigError(f"UpperLoss(dtype={dtype!r}): expected torch.float32, say, or None.")
+        if gradient_lipschitz is not None:
+            gradient_lipschitz = real_number(gradient_lipschitz, "UpperLoss: gradient_lipschitz", least=0.0)
         self.function, self.gradient_lipschitz, self.independent = function, gradient_lipschitz, independent
+        self.dtype = dtype
+        self._takes: dict[torch.dtype, torch.dtype] = {}  # instead of images of another one
+
+    def _call(self, x: Tensor) -> Tensor:
+        """The function at x, in a precision that it takes."""
+        dtype = self.dtype or self._takes.get(x.dtype, x.dtype)
+        try:
+            return self.function(x.to(dtype))
+        except Exception as error:
+            if self.dtype is not None or isinstance(error, torch.OutOfMemoryError):
+                raise
+            other = torch.float32 if dtype == torch.float64 else torch.float64
+            try:
+                result = self.function(x.to(other))
+            except Exception:
+                raise error from None  # it was not the precision
+        self._takes[x.dtype] = other
+        return result
 
     def _evaluate(self, x: Tensor) -> Tensor:
-        result = self.function(x)
+        result = self._call(x)
         if not isinstance(result, Tensor) or (result.dim() > 0 and tuple(result.shape) != (x.shape[0],)):
             shape = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
             raise ShapeError(f"UpperLoss: the function returned {shape}, expected a scalar or ({x.shape[0]},).")
+        if not result.is_floating_point():
+            raise ShapeError(
+                f"UpperLoss: the function returned numbers of {result.dtype}, expected floating-point ones."
+            )
         if self.independent and result.dim() == 0:
             raise ShapeError(f"UpperLoss(independent=True): the function returned a scalar, expected ({x.shape[0]},).")
         return result
+
+    def __repr__(self) -> str:
+        name = getattr(self.function, "__name__", type(self.function).__name__)
+        return f"UpperLoss({name}, gradient_lipschitz={self.gradient_lipschitz}, independent={self.independent})"
 
     def value(self, x: Tensor) -> Tensor:
         """The loss of the batch, a scalar."""
@@ -60,9 +97,18 @@ class UpperLoss:
             point = x.detach().clone().requires_grad_()
             value = self.value(point)
             if not value.requires_grad:
-                return torch.zeros_like(point)
+                return self._without_gradient(point, value)
             (grad,) = torch.autograd.grad(value, point, materialize_grads=True)
         return grad
+
+    def _without_gradient(self, x: Tensor, value: Tensor) -> Tensor:
+        """0, for a constant."""
+        if not torch.equal(self.value(1.01 * x + 0.1), value):
+            raise ConfigError(
+                "UpperLoss: what the function returns depends on x, but not by operations that autograd knows of "
+                "(detach(), item(), NumPy, torch.no_grad() inside?), so that it has no gradient."
+            )
+        return torch.zeros_like(x)
 
     def gradient_change(self, x: Tensor, error: Tensor) -> Tensor | None:
         """Bound of each sample's change of ``gradient`` when x moves by the 2-norms ``error`` (batch,); None:
@@ -77,7 +123,7 @@ class UpperLoss:
         """Contains the loss at every point within ``error`` (2-norm per sample) of x: ell ± (‖∇ell‖ e + ½ L e²)."""
         if self.gradient_lipschitz is None or not bool(torch.isfinite(error).all()):
             return -torch.inf, torch.inf
-        value, slope = float(self.value(x)), _length(self.gradient(x))
+        value, slope = float(self.value(x).detach()), _length(self.gradient(x))
         share = 1.0 / x.shape[0] if self.independent else 1.0
         half = float((slope * error).sum() + 0.5 * self.gradient_lipschitz * share * (error * error).sum())
         half += 1e-14 * abs(value)
@@ -181,6 +227,43 @@ class _Precision(TorchFunctionMode):
         return result
 
 
+def check_loss(loss: object, name: str = "loss") -> UpperLoss:
+    """The loss; ConfigError for something else, with what to write instead."""
+    if isinstance(loss, UpperLoss):
+        return loss
+    kind = getattr(loss, "__name__", type(loss).__name__)
+    raise ConfigError(f"{name}: got {kind}, expected an lr.UpperLoss.{_hint(loss)}")
+
+
+def loss_at(make: Callable[[Tensor], UpperLoss], x_true: Tensor) -> UpperLoss:
+    """What ``loss=`` of training makes of a batch of ground truths; ConfigError unless it is a loss."""
+    advice = (
+        "expected a function that makes an UpperLoss of a batch of ground truths: lr.SquaredError, or, for a function "
+        "of two images, lambda x_true: lr.UpperLoss(lambda x: function(x, x_true))"
+    )
+    if isinstance(make, UpperLoss) or not callable(make):
+        raise ConfigError(f"train(loss=...): got {type(make).__name__}, {advice}.")
+    try:
+        loss = make(x_true)
+    except TypeError as error:  # such as a missing argument "target"
+        raise ConfigError(f"train(loss={getattr(make, '__name__', make)!s}): {error}; {advice}.") from error
+    if not isinstance(loss, UpperLoss):
+        raise ConfigError(f"train(loss=...): it returned {type(loss).__name__}, {advice}.")
+    return loss
+
+
+def _hint(loss: object) -> str:
+    if isinstance(loss, UpperLoss):
+        return " Pass it as it is."
+    if isinstance(loss, Tensor):
+        return " For a ground truth x_true pass lr.SquaredError(x_true)."
+    if isinstance(loss, type) and issubclass(loss, UpperLoss):
+        return f" Pass an object, lr.{loss.__name__}(x_true)."
+    if callable(loss):
+        return " For a function of x pass lr.UpperLoss(function, gradient_lipschitz=L), without L for estimates."
+    return " Pass lr.SquaredError(x_true), or lr.UpperLoss(function, gradient_lipschitz=L)."
+
+
 class SquaredError(UpperLoss):
     """Batch mean of ½‖x - x_true‖².
 
@@ -190,10 +273,12 @@ class SquaredError(UpperLoss):
     """
 
     def __init__(self, x_true: Tensor) -> None:
-        if not isinstance(x_true, Tensor) or not x_true.is_floating_point():
-            raise ShapeError("SquaredError(x_true): expected a floating-point tensor (batch, *image_shape).")
+        check_images(x_true, "SquaredError(x_true)")
         self.x_true = x_true.detach()
         super().__init__(self._per_sample_error, gradient_lipschitz=1.0, independent=True)
+
+    def __repr__(self) -> str:
+        return f"SquaredError(x_true={brief(self.x_true)})"
 
     def _difference(self, x: Tensor) -> Tensor:
         if x.shape != self.x_true.shape:

@@ -3,20 +3,59 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import textwrap
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-__all__ = ["BoundKind", "Certificate", "Hypergradient", "Solution", "Status"]
+__all__ = ["BoundKind", "Brief", "Certificate", "Hypergradient", "Solution", "Status", "brief"]
 
 BoundKind = Literal["rigorous", "estimate", "none"]
 
 
+_FEW = 4
+
+
+def brief(value: Any) -> str:
+    """A value for people to read: of a tensor its shape, type and place, unless it is a few numbers."""
+    if isinstance(value, Tensor):
+        if value.numel() <= _FEW and value.dim() < 2 and not value.is_meta:
+            numbers = [f"{v:.4g}" if isinstance(v, float) else str(v) for v in value.detach().flatten().tolist()]
+            return f"[{', '.join(numbers)}]" if value.dim() else numbers[0]
+        if value.dim() == 1 and value.is_floating_point() and not value.is_meta:
+            return f"{len(value)} in [{float(value.detach().min()):.4g}, {float(value.detach().max()):.4g}]"
+        kind = str(value.dtype).removeprefix("torch.")
+        place = "" if value.device.type == "cpu" else f" on {value.device}"
+        return f"{tuple(value.shape)} {kind}{place}"
+    if isinstance(value, str):
+        return repr(value)
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{k}: {brief(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, tuple):
+        return f"({', '.join(map(brief, value))})"
+    if isinstance(value, list):
+        return f"{len(value)} items"
+    text = str(value)
+    return type(value).__name__ if "\n" in text or is_dataclass(value) else text
+
+
+class Brief:
+    """A dataclass that prints its fields in a few lines, tensors by their shapes."""
+
+    def __repr__(self) -> str:
+        parts = (f"{f.name}={brief(getattr(self, f.name))}" for f in fields(self) if f.repr)  # type: ignore[arg-type]
+        text = f"{type(self).__name__}({', '.join(parts)})"
+        return textwrap.fill(text, 100, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+
+
 class Status(Enum):
-    """How a solve ended; the value is a sentence that ends in advice."""
+    """How a solve ended; the value is a sentence that ends in advice, ``str`` the name."""
 
     CONVERGED = "The certified error bound meets the tolerance; nothing to do."
     ESTIMATED = "The estimated error meets the tolerance, but no bound exists; add a ridge to get a certificate."
@@ -26,14 +65,20 @@ class Status(Enum):
     TOO_FEW_STEPS = "The steps of the method miss the tolerance; give it more steps, or take corrected_gradient."
     PRECISION = "Rounding errors dominate the residual; use float64 data or a larger tolerance."
 
+    def __str__(self) -> str:
+        return self.name
+
+    def __repr__(self) -> str:
+        return f"Status.{self.name}"
+
     @property
     def converged(self) -> bool:
         """Whether the tolerance was met, by a bound or an estimate."""
         return self in (Status.CONVERGED, Status.ESTIMATED)
 
 
-@dataclass(frozen=True)
-class Solution:
+@dataclass(frozen=True, repr=False)
+class Solution(Brief):
     """The result of :func:`learnreg.solve`.
 
     x: (batch, *domain_shape). y: the dual point f'(Kx), (batch, *K's range). error_bound: (batch,) root-mean-square
@@ -58,8 +103,8 @@ class Solution:
         return self.bound_kind == "rigorous" and bool(torch.isfinite(self.error_bound).all())
 
 
-@dataclass(frozen=True)
-class Hypergradient:
+@dataclass(frozen=True, repr=False)
+class Hypergradient(Brief):
     """The result of :func:`learnreg.hypergradient`.
 
     gradient: by parameter name. error_bound: ‖gradient - exact‖_2 over all parameters; a rigorous bound when
@@ -98,8 +143,8 @@ class Hypergradient:
         return math.sqrt(sum(float(g.double().square().sum()) for g in self.gradient.values()))
 
 
-@dataclass(frozen=True)
-class Certificate:
+@dataclass(frozen=True, repr=False)
+class Certificate(Brief):
     """The result of :func:`learnreg.certify`: what can be said of somebody's x and X.
 
     error_bound: (batch,) root-mean-square error of x, in units of x. gradient: formed from exactly these x, X.

@@ -8,9 +8,11 @@ from torch import Tensor, nn
 from learnreg.convolutions.correlation import correlate, correlate_adjoint
 from learnreg.convolutions.filter_bank import FilterBank
 from learnreg.convolutions.padding import Boundary, pad, pad_adjoint
-from learnreg.errors import ConfigError, ShapeError
+from learnreg.errors import ConfigError, OperatorError, ShapeError
+from learnreg.linear.arguments import given_tensor
 from learnreg.linear.norms import NormBound
 from learnreg.linear.operator import LinearOperator
+from learnreg.linear.shapes import checked_shape
 
 __all__ = ["Blur"]
 
@@ -20,7 +22,8 @@ class Blur(LinearOperator):
 
     Parameters
     ----------
-    kernel: (k, l) or (1, 1, k, l); an nn.Parameter is learnable and appears in hypergradients as ``operator.kernel``.
+    kernel: tensor or NumPy array, (k, l) or (1, 1, k, l); an nn.Parameter is learnable and appears in hypergradients
+        as ``operator.kernel``.
     domain_shape: (channels, H, W).
     boundary: "zero", "circular" or "reflect".
 
@@ -32,12 +35,16 @@ class Blur(LinearOperator):
     def __init__(self, kernel: Tensor, domain_shape: tuple[int, ...], boundary: Boundary = "zero") -> None:
         if boundary not in ("zero", "circular", "reflect"):
             raise ConfigError(f"Blur(boundary={boundary!r}): expected 'zero', 'circular' or 'reflect'.")
+        kernel = given_tensor(kernel, "Blur(kernel)")
         if kernel.dim() not in (2, 4) or (kernel.dim() == 4 and tuple(kernel.shape[:2]) != (1, 1)):
             raise ShapeError(f"Blur(kernel): got shape {tuple(kernel.shape)}, expected (k, k) or (1, 1, k, k).")
+        domain_shape = checked_shape(domain_shape, "Blur(domain_shape)")
         if len(domain_shape) != 3:
-            raise ShapeError(f"Blur(domain_shape={tuple(domain_shape)}): expected (channels, height, width).")
+            raise ShapeError(f"Blur(domain_shape={domain_shape}): expected (channels, height, width).")
         if not kernel.is_floating_point():
             kernel = kernel.to(torch.get_default_dtype())
+        if not bool(torch.isfinite(kernel).all()):
+            raise OperatorError("Blur(kernel): NaN or infinite entries.", "finite")
         super().__init__(domain_shape, domain_shape)
         if isinstance(kernel, nn.Parameter):
             self.kernel = kernel

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from learnreg.errors import OperatorError, ShapeError
+from learnreg.linear.arguments import given_tensor
 from learnreg.linear.norms import NormBound
 from learnreg.linear.operator import LinearOperator
 
@@ -32,11 +33,11 @@ class FourierSampling(LinearOperator):
     mask: Tensor
 
     def __init__(self, mask: Tensor, domain_shape: tuple[int, ...] | None = None) -> None:
-        if not isinstance(mask, Tensor) or mask.dim() != 2:
-            found = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
-            raise ShapeError(f"FourierSampling(mask): got {found}, expected a tensor (H, W).")
-        if mask.is_complex():
+        if isinstance(mask, Tensor) and mask.is_complex():
             raise OperatorError("FourierSampling(mask): got complex weights, expected real ones.", "real")
+        mask = given_tensor(mask, "FourierSampling(mask)")
+        if mask.dim() != 2:
+            raise ShapeError(f"FourierSampling(mask): got {tuple(mask.shape)}, expected a tensor (H, W).")
         if not mask.is_floating_point():
             mask = mask.to(torch.get_default_dtype())
         if not bool(torch.isfinite(mask).all()):
@@ -56,11 +57,15 @@ class FourierSampling(LinearOperator):
 
     def forward(self, x: Tensor) -> Tensor:
         self.check_domain(x)
+        if not len(x):  # the libraries transform nothing but that
+            return x.new_zeros(0, *self.range_shape)
         spectrum = torch.fft.fft2(self._complex(x), norm="ortho")
         return self.mask.to(x) * torch.stack([spectrum.real, spectrum.imag], dim=1)
 
     def adjoint(self, y: Tensor) -> Tensor:
         self.check_range(y)
+        if not len(y):
+            return y.new_zeros(0, *self.domain_shape)
         image = torch.fft.ifft2(self._complex(self.mask.to(y) * y), norm="ortho")
         return image.real[:, None].clone() if self._is_real else torch.stack([image.real, image.imag], dim=1)
 

@@ -7,7 +7,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from learnreg.errors import ConfigError, OperatorError, ShapeError
+from learnreg.errors import ConfigError, OperatorError
+from learnreg.linear.arguments import given_tensor
 from learnreg.linear.norms import NormBound
 from learnreg.linear.operator import LinearOperator
 
@@ -55,14 +56,14 @@ class Inpainting(LinearOperator):
 
     Parameters
     ----------
-    mask: tensor of ``domain_shape``: 1 (or True) where a pixel is seen, 0 where it is missing; any finite weights do.
+    mask: tensor or NumPy array of ``domain_shape``: 1 (or True) where a pixel is seen, 0 where it is missing; any
+        finite weights do. Images have a channel axis: mask[None] for a mask (height, width).
     """
 
     mask: Tensor
 
     def __init__(self, mask: Tensor) -> None:
-        if not isinstance(mask, Tensor):
-            raise ShapeError(f"Inpainting(mask): got {type(mask).__name__}, expected a tensor of domain_shape.")
+        mask = given_tensor(mask, "Inpainting(mask)")
         mask = mask if mask.is_floating_point() else mask.to(torch.get_default_dtype())
         if not bool(torch.isfinite(mask).all()):
             raise OperatorError("Inpainting(mask): NaN or infinite entries.", "finite")

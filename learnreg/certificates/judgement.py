@@ -25,6 +25,7 @@ from learnreg.lower_level.adjoint_equation import AdjointEquation
 from learnreg.lower_level.blame import blame_operators
 from learnreg.lower_level.pairing import evaluate_pairing, sum_gradients
 from learnreg.lower_level.point import Point
+from learnreg.result import Brief
 
 __all__ = ["OUTLOOK", "Enough", "PointCertificate", "Verdict", "gradient_distance", "gradient_norm", "judge"]
 
@@ -33,8 +34,8 @@ OUTLOOK = 1e-2
 near it."""
 
 
-@dataclass(frozen=True)
-class Verdict:
+@dataclass(frozen=True, repr=False)
+class Verdict(Brief):
     """Everything known about a point in float64. Bounds are infinite where there is a ``hindrance``.
 
     gradient: formed from exactly its x and X. error_bound: ‖gradient - exact‖_2 over all parameters. state_error,
@@ -142,7 +143,7 @@ def judge(
         error_bound=bounds.error if math.isfinite(bounds.error) else math.inf,
         hindrance=hindrance,
         loss=float(loss.value(x)),
-        loss_interval=loss.interval(x, e),
+        loss_interval=(-math.inf, math.inf) if hindrance and hindrance.obstacle.hides_loss else loss.interval(x, e),
         state_error=e,
         adjoint_error=bounds.adjoint_error,
         state_residual=state_norm,

@@ -32,6 +32,18 @@ class Obstacle(Enum):
         """Whether a more accurate x may do away with it."""
         return self in (Obstacle.KINK, Obstacle.ACTIVE_SET)
 
+    @property
+    def hides_loss(self) -> bool:
+        """Whether it leaves the loss at the exact minimiser without an interval, too."""
+        return self in (
+            Obstacle.INEXACT_ADJOINT,
+            Obstacle.UNEXAMINED,
+            Obstacle.CONTRADICTION,
+            Obstacle.STALE_NORM,
+            Obstacle.LOSS_PRECISION,
+            Obstacle.NO_MODULUS,
+        )
+
     def met(self, **details: object) -> Hindrance:
         """This obstacle in one case, with its details."""
         return Hindrance(self, self.value.format(**details))

@@ -22,6 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from learnreg.linear.grad_mode import full_precision
+
 __all__ = ["chosen_kernels", "correlate", "correlate_adjoint", "filter_gradient"]
 
 Kernel = Callable[[Tensor, Tensor, Tensor], None]
@@ -84,6 +86,7 @@ class _Correlate(torch.autograd.Function):
         return _correlate(x, filters, None)
 
     @staticmethod
+    @full_precision
     def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, filters = ctx.saved_tensors
         grad_x = correlate_adjoint(grad[0], filters) if ctx.needs_input_grad[0] else None
@@ -98,6 +101,7 @@ class _CorrelateAdjoint(torch.autograd.Function):
         return _correlate_adjoint(y, filters, None)
 
     @staticmethod
+    @full_precision
     def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         y, filters = ctx.saved_tensors
         grad_y = correlate(grad[0], filters) if ctx.needs_input_grad[0] else None

@@ -16,14 +16,16 @@ from learnreg.hypergradients.given import Given, adds_little, judge_given, with_
 from learnreg.hypergradients.implicit import Implicit
 from learnreg.hypergradients.search import Request
 from learnreg.hypergradients.sharp_search import SharpSearch
+from learnreg.linear.arguments import check_batch
 from learnreg.linear.grad_mode import outside_inference
 from learnreg.linear.samples import inner_samples, norm_samples
 from learnreg.losses import UpperLoss
 from learnreg.lower_level.frozen import FrozenProblem
 from learnreg.lower_level.point import Point
-from learnreg.lower_level.problem import LowerLevelProblem
+from learnreg.lower_level.problem import LowerLevelProblem, freeze
 from learnreg.result import Certificate
 from learnreg.solvers.newton_correction import extended_adjoint
+from learnreg.solvers.solve import check_max_steps
 
 __all__ = ["certify"]
 
@@ -57,25 +59,27 @@ def certify(
     ShapeError, DataError, ConfigError: bad input.
     """
     check_certificate(certificate)
-    frozen = problem.frozen()
+    check_max_steps(max_steps)
+    frozen = freeze(problem)
     search = SharpSearch(frozen, b, loss, Implicit(), Request(1.0, 0.0, max_steps, certificate, newton_steps=1))
-    instance, given = search.exact_instance, _checked(frozen, x, "x")
+    instance, given = search.exact_instance, _checked(frozen, x, b.shape[0], "x")
     x = instance.latent.extend(frozen.constraint.exactly(x.detach()).double())
     search.loss.examine(x)
     point = Point(frozen, instance, b, search.loss, x, torch.zeros_like(x))
     if X is None:
         point = with_adjoint(point, max_steps)
     else:
-        point = point.at(x, extended_adjoint(instance, x, _checked(frozen, X, "X")))
+        point = point.at(x, extended_adjoint(instance, x, _checked(frozen, X, b.shape[0], "X")))
     plain = search.judge(point)
     target = partial(adds_little, plain.gradient)
     found = judge_given(search, plain, plain.gradient, target, corrections=certificate != "published")
     return _result(found, norm_samples(given - instance.latent.image(plain.point.x)))
 
 
-def _checked(frozen: FrozenProblem, value: Tensor, name: str) -> Tensor:
+def _checked(frozen: FrozenProblem, value: Tensor, batch: int, name: str) -> Tensor:
     """The iterate in float64, or an error."""
     frozen.operator.check_domain(value, name)
+    check_batch(value, batch, name)
     if not bool(torch.isfinite(value).all()):
         raise DataError(
             f"certify({name}): NaN or infinite entries.", hint="Pass the result of a solver that converged."

@@ -10,10 +10,11 @@ from torch import Tensor
 from learnreg.errors import ConfigError, SolverError
 from learnreg.hypergradients.base import HypergradientMethod
 from learnreg.hypergradients.given import of_own_gradient
-from learnreg.hypergradients.implicit import Implicit
+from learnreg.hypergradients.implicit import chosen_method
 from learnreg.hypergradients.published_search import PublishedSearch
 from learnreg.hypergradients.search import Request, Start
 from learnreg.hypergradients.sharp_search import SharpSearch
+from learnreg.linear.arguments import real_number
 from learnreg.linear.grad_mode import outside_inference
 from learnreg.losses import UpperLoss
 from learnreg.lower_level.blame import why_stagnated
@@ -66,11 +67,10 @@ def hypergradient(
     check_failure_option(on_failure)
     check_max_steps(max_steps)
     check_certificate(certificate)
-    if absolute_tolerance < 0:
-        raise ConfigError(f"absolute_tolerance={absolute_tolerance!r}: expected a number >= 0.")
-    request = Request(check_tolerance(tolerance), absolute_tolerance, max_steps, certificate)
+    absolute = real_number(absolute_tolerance, "absolute_tolerance", least=0.0)
+    request = Request(check_tolerance(tolerance), absolute, max_steps, certificate)
     kind = PublishedSearch if certificate == "published" else SharpSearch
-    search = kind(problem, b, loss, Implicit() if method is None else method, request)
+    search = kind(problem, b, loss, chosen_method(method), request)
     begin = search.begin(start)
     goal = search.first_goal(begin)
     point, outcome = search.improve(begin, goal)
@@ -91,6 +91,6 @@ def hypergradient(
 
 def check_certificate(certificate: CertificateName) -> CertificateName:
     """The certificate, or ConfigError unless it is known."""
-    if certificate not in ("auto", "published", "sharp"):
+    if not isinstance(certificate, str) or certificate not in ("auto", "published", "sharp"):
         raise ConfigError(f"certificate={certificate!r}: expected 'auto', 'published' or 'sharp'.")
     return certificate

@@ -9,6 +9,7 @@ import torch
 
 from learnreg.errors import ConfigError
 from learnreg.hypergradients.base import Goal, HypergradientMethod, Outcome
+from learnreg.linear.arguments import check_type
 from learnreg.linear.samples import sum_samples
 from learnreg.lower_level.adjoint_equation import AdjointEquation
 from learnreg.lower_level.point import Point
@@ -18,7 +19,7 @@ from learnreg.solvers.choice import AdjointSolverName, SolverName, make_adjoint_
 from learnreg.solvers.loop import iterate
 from learnreg.solvers.solve import run_state_solver
 
-__all__ = ["Implicit", "improve_sequentially"]
+__all__ = ["Implicit", "chosen_method", "improve_sequentially"]
 
 
 def improve_sequentially(
@@ -62,12 +63,29 @@ class Implicit(HypergradientMethod):
         state_solver: SolverName | Solver[Any] = "auto",
         adjoint_solver: AdjointSolverName | AdjointSolver[Any] = "auto",
     ) -> None:
-        if not isinstance(adjoint_solver, AdjointSolver) and adjoint_solver not in ("auto", "cg", "piggyback"):
+        known = isinstance(adjoint_solver, str) and adjoint_solver in ("auto", "cg", "piggyback")
+        if not known and not isinstance(adjoint_solver, AdjointSolver):
             raise ConfigError(
                 f"Implicit(adjoint_solver={adjoint_solver!r}): expected 'auto', 'cg', 'piggyback' or an object of "
                 "learnreg.solvers."
+            )
+        if not isinstance(state_solver, (str, Solver)):
+            raise ConfigError(
+                f"Implicit(state_solver={state_solver!r}): expected a name or an object of learnreg.solvers."
             )
         self.state_solver, self.adjoint_solver = state_solver, adjoint_solver
 
     def run(self, start: Point, goal: Goal) -> Outcome:
         return improve_sequentially(self.state_solver, self.adjoint_solver, start, goal)
+
+
+def chosen_method(method: HypergradientMethod | None) -> HypergradientMethod:
+    """The method, ``Implicit()`` for None.
+
+    Raises
+    ------
+    ConfigError: something else.
+    """
+    chosen = Implicit() if method is None else method
+    check_type(chosen, HypergradientMethod, "method", "lr.Implicit(), lr.Piggyback() or lr.Unrolled(steps=...)")
+    return chosen

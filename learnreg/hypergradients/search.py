@@ -11,15 +11,16 @@ import torch
 from torch import Tensor
 
 from learnreg.certificates.judgement import Enough, PointCertificate, Verdict, gradient_distance, judge
-from learnreg.errors import ConfigError, ShapeError
+from learnreg.errors import ShapeError
 from learnreg.hypergradients.base import Goal, HypergradientMethod, Outcome
+from learnreg.linear.arguments import check_batch, check_type
 from learnreg.linear.samples import sum_samples
-from learnreg.losses import UpperLoss
+from learnreg.losses import UpperLoss, check_loss
 from learnreg.lower_level.frozen import FrozenProblem
 from learnreg.lower_level.instance import Instance
 from learnreg.lower_level.point import Point
-from learnreg.lower_level.problem import LowerLevelProblem
-from learnreg.result import BoundKind, Hypergradient, Status
+from learnreg.lower_level.problem import LowerLevelProblem, freeze
+from learnreg.result import BoundKind, Brief, Hypergradient, Status
 from learnreg.solvers.newton_correction import newton_correction
 from learnreg.solvers.solve import initial_point
 
@@ -32,8 +33,8 @@ MAX_ROUNDS = 16
 _CORRECTION = 1e-2
 
 
-@dataclass(frozen=True)
-class Start:
+@dataclass(frozen=True, repr=False)
+class Start(Brief):
     """Where to start: the state and adjoint state of an earlier visit to the same samples, z and Z those of latent
     variables, where there are any and they are at hand."""
 
@@ -100,12 +101,8 @@ class Search(ABC):
         method: HypergradientMethod,
         request: Request,
     ) -> None:
-        if not isinstance(loss, UpperLoss):
-            raise ConfigError(
-                f"loss: got {type(loss).__name__}, expected lr.SquaredError(x_true) or, for a function of x, "
-                "lr.UpperLoss(function, gradient_lipschitz=L)."
-            )
-        self.frozen, self.b, self.method, self.request = problem.frozen(), b, method, request
+        check_loss(loss)
+        self.frozen, self.b, self.method, self.request = freeze(problem), b, method, request
         self.instance = self.frozen.at(b)
         exact = b.dtype == torch.float64
         self.exact_instance = self.instance if exact else self.frozen.at(b.double(), self.instance.counter)
@@ -133,8 +130,10 @@ class Search(ABC):
             x = initial_point(self.instance, self.b)
             self.loss.examine(x)
             return Point(self.frozen, self.instance, self.b, self.loss, x, torch.zeros_like(x))
-        self.frozen.operator.check_domain(start.x, "start.x")
-        self.frozen.operator.check_domain(start.X, "start.X")
+        check_type(start, Start, "start", "lr.Start(x, X)")
+        for name, image in (("start.x", start.x), ("start.X", start.X)):
+            self.frozen.operator.check_domain(image, name)
+            check_batch(image, self.b.shape[0], name)
         point = Point(self.frozen, self.instance, self.b, self.loss, *start.in_all(self.instance), warm=True)
         self.loss.examine(point.x)
         return point

@@ -8,6 +8,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from learnreg.linear.grad_mode import full_precision, uncompiled
+
 __all__ = ["linear_map"]
 
 
@@ -24,6 +26,7 @@ class _LinearMap(torch.autograd.Function):
         ctx.pair = inputs[1:]
 
     @staticmethod
+    @full_precision
     def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor, None, None]:
         forward, adjoint = ctx.pair
         return linear_map(grad[0], adjoint, forward), None, None
@@ -39,6 +42,7 @@ class _LinearMap(torch.autograd.Function):
         return result.reshape(*x.shape[:2], *result.shape[1:]), 0
 
 
+@uncompiled
 def linear_map(x: Tensor, forward: Callable[[Tensor], Tensor], adjoint: Callable[[Tensor], Tensor]) -> Tensor:
     """Apply a black-box linear map so that autograd uses its adjoint, at every order of differentiation."""
     return cast(Tensor, _LinearMap.apply(x, forward, adjoint))  # type: ignore[no-untyped-call]

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from learnreg.errors import OperatorError
+from learnreg.linear.arguments import real_number
 from learnreg.linear.found_once import FindsOnce
 from learnreg.linear.fourier_symbol import point_response_symbol
+from learnreg.linear.grad_mode import full_precision
 from learnreg.linear.linear_map import linear_map
 from learnreg.linear.norms import (
     DENSE_LIMIT,
@@ -38,7 +40,7 @@ class LinearOperator(FindsOnce):
 
     A subclass sets ``domain_shape`` and ``range_shape`` (without the batch axis) and implements ``forward`` and
     ``adjoint``; it overrides ``norm_bound`` and ``gram_lower_bound`` when it knows better. Everything else is derived.
-    Operators compute in the dtype and on the device of their input.
+    Operators compute in the dtype, float32 or float64, and on the device of their input, under torch.autocast, too.
     """
 
     domain_shape: Shape
@@ -50,6 +52,11 @@ class LinearOperator(FindsOnce):
         super().__init__()
         self.domain_shape = checked_shape(domain_shape, "domain_shape")
         self.range_shape = checked_shape(range_shape, "range_shape")
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in {"forward", "adjoint", "forward_into"} & set(vars(cls)):
+            setattr(cls, name, full_precision(vars(cls)[name]))
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
@@ -178,10 +185,10 @@ class LinearOperator(FindsOnce):
         return Adjoint(self)
 
     def __matmul__(self, other: LinearOperator) -> LinearOperator:
-        return Composition(self, other)
+        return Composition(self, _operand(self, "@", other))
 
     def __add__(self, other: LinearOperator) -> LinearOperator:
-        return Sum(self, other)
+        return Sum(self, _operand(self, "+", other))
 
     def __mul__(self, factor: float) -> LinearOperator:
         return Scaled(self, factor)
@@ -192,7 +199,7 @@ class LinearOperator(FindsOnce):
         return Scaled(self, -1.0)
 
     def __sub__(self, other: LinearOperator) -> LinearOperator:
-        return Sum(self, Scaled(other, -1.0))
+        return Sum(self, Scaled(_operand(self, "-", other), -1.0))
 
     def check_domain(self, x: Tensor, name: str = "x") -> None:
         """Raise ShapeError unless x has shape (batch, *domain_shape)."""
@@ -209,6 +216,14 @@ class LinearOperator(FindsOnce):
         for tensor in (*self.parameters(), *self.buffers()):
             return tensor.device
         return None
+
+
+def _operand(first: LinearOperator, symbol: str, other: object) -> LinearOperator:
+    if isinstance(other, LinearOperator):
+        return other
+    hint = " To apply the operator to images write A(x)." if isinstance(other, Tensor) else ""
+    names = f"{type(first).__name__} {symbol} {type(other).__name__}"
+    raise OperatorError(f"{names}: the right side is no LinearOperator.{hint}", "type")
 
 
 class Adjoint(LinearOperator):
@@ -243,7 +258,7 @@ class Scaled(LinearOperator):
 
     def __init__(self, operator: LinearOperator, factor: float) -> None:
         super().__init__(operator.domain_shape, operator.range_shape)
-        self.operator, self.factor = operator, float(factor)
+        self.operator, self.factor = operator, real_number(factor, f"{type(operator).__name__} times a number")
 
     def forward(self, x: Tensor) -> Tensor:
         return cast(Tensor, self.operator(x)) * self.factor
@@ -373,8 +388,8 @@ class VStack(_Pair):
 
 def vstack(*operators: LinearOperator) -> LinearOperator:
     """Stack operators with one domain on top of each other; the range is flat, in the order given."""
-    if not operators:
-        raise OperatorError("vstack() needs at least one operator.", "vstack")
+    if not operators or not all(isinstance(operator, LinearOperator) for operator in operators):
+        raise OperatorError("vstack(*operators) takes one LinearOperator or several.", "vstack")
     result = operators[0]
     for operator in operators[1:]:
         result = VStack(result, operator)

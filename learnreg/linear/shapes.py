@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
-
 from learnreg.errors import ShapeError
+from learnreg.linear.arguments import check_dense, check_precision
 
 __all__ = ["Shape", "check_batched", "checked_shape"]
 
@@ -16,20 +15,32 @@ Shape = tuple[int, ...]
 
 def checked_shape(shape: Shape, name: str) -> Shape:
     """The shape as integers; ShapeError for none, or for sizes below 1."""
-    result = tuple(int(s) for s in shape)
+    try:
+        result = tuple(int(s) for s in shape)
+    except (TypeError, ValueError):
+        result = ()
     if not result or any(s < 1 for s in result):
         raise ShapeError(f"{name}={shape!r}: expected a non-empty tuple of positive sizes, without the batch axis.")
     return result
 
 
 def check_batched(tensor: Any, shape: Shape, name: str) -> None:
-    """ShapeError unless it is a tensor of floating-point numbers (batch, *shape)."""
-    if not isinstance(tensor, Tensor):
-        hint = " Pass torch.from_numpy(...)." if type(tensor).__module__ == "numpy" else ""
-        raise ShapeError(f"{name}: got {type(tensor).__name__}, expected a tensor (batch, *shape).{hint}")
+    """ShapeError unless it is a tensor (batch, *shape) of float32 or float64 numbers."""
+    check_dense(tensor, name, "(batch, *shape)")
     if tensor.dim() != len(shape) + 1 or tuple(tensor.shape[1:]) != shape:
         expected = ", ".join(str(s) for s in shape)
-        hint = " Add a batch axis with tensor[None]." if tuple(tensor.shape) == shape else ""
-        raise ShapeError(f"{name}: got shape {tuple(tensor.shape)}, expected (batch, {expected}).{hint}")
-    if not tensor.is_floating_point():
-        raise ShapeError(f"{name}: got dtype {tensor.dtype}, expected a floating-point tensor; call .float().")
+        raise ShapeError(
+            f"{name}: got shape {tuple(tensor.shape)}, expected (batch, {expected}).{_axis_hint(tensor.shape, shape)}"
+        )
+    check_precision(tensor, name)
+
+
+def _axis_hint(found: Shape, shape: Shape) -> str:
+    """What to say of a missing or superfluous axis."""
+    if tuple(found) == shape:
+        return " Add a batch axis with tensor[None]."
+    if len(found) == len(shape) + 2 and tuple(found[2:]) == shape:
+        return f" The operator was made for images without a channel axis; make it for {(int(found[1]), *shape)}."
+    if len(shape) > 1 and shape[0] == 1 and tuple(found[1:]) == shape[1:]:
+        return " Add a channel axis with tensor[:, None]."
+    return ""

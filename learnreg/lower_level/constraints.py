@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from learnreg.errors import ConfigError, ShapeError
+from learnreg.linear.arguments import given_tensor
 from learnreg.linear.samples import expand, norm_samples, sum_samples
+from learnreg.result import brief
 
 __all__ = ["AllPixels", "Box", "FreePixels", "Nonnegative", "Unconstrained"]
 
@@ -74,6 +76,10 @@ class Box(nn.Module):
     Parameters
     ----------
     lower, upper: floats or tensors that broadcast against the image (without the batch axis).
+
+    Raises
+    ------
+    ConfigError: NaN, or lower >= upper somewhere. ShapeError: shapes that do not fit.
     """
 
     lower: Tensor
@@ -84,16 +90,32 @@ class Box(nn.Module):
 
     def __init__(self, lower: float | Tensor = -math.inf, upper: float | Tensor = math.inf) -> None:
         super().__init__()
-        self.register_buffer("lower", torch.as_tensor(lower, dtype=torch.float64))
-        self.register_buffer("upper", torch.as_tensor(upper, dtype=torch.float64))
+        for name, value in (("lower", lower), ("upper", upper)):
+            self.register_buffer(name, given_tensor(value, f"Box({name})").detach().double())
         try:
-            crossed = bool((self.lower >= self.upper).any())
+            low, high = torch.broadcast_tensors(self.lower, self.upper)  # type: ignore[no-untyped-call]
         except RuntimeError as error:
             raise ShapeError(
                 f"Box: lower {tuple(self.lower.shape)} and upper {tuple(self.upper.shape)} differ."
             ) from error
-        if crossed:
-            raise ConfigError(f"Box(lower={lower!r}, upper={upper!r}): expected lower < upper everywhere.")
+        if not bool((low < high).all()):  # NaN is not, either
+            first = (~(low < high)).flatten().int().argmax()
+            pair = f"lower={float(low.flatten()[first]):g}, upper={float(high.flatten()[first]):g}"
+            raise ConfigError(f"Box({pair}): expected numbers, and lower < upper everywhere.")
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={brief(getattr(self, name))}" for name in ("lower", "upper"))
+
+    def check_domain(self, image_shape: tuple[int, ...]) -> None:
+        """Raise ShapeError unless the bounds broadcast against images of this shape."""
+        for name in ("lower", "upper"):
+            shape = tuple(getattr(self, name).shape)
+            try:
+                fits = torch.broadcast_shapes(shape, image_shape) == image_shape  # type: ignore[no-untyped-call]
+            except RuntimeError:
+                fits = False
+            if not fits:
+                raise ShapeError(f"Box({name}): shape {shape} does not broadcast against images {image_shape}.")
 
     def value(self, x: Tensor) -> Tensor:
         """0 inside, +inf outside, shape (batch,)."""
@@ -164,6 +186,9 @@ class Nonnegative(Box):
 
     def __init__(self) -> None:
         super().__init__(lower=0.0)
+
+    def extra_repr(self) -> str:
+        return ""
 
 
 class Unconstrained(Box):

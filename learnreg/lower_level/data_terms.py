@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from learnreg.errors import ConfigError, DataError, ShapeError
+from learnreg.linear.arguments import given_tensor, real_number
 from learnreg.linear.parameter_groups import Density, shape_of
 from learnreg.linear.samples import sum_samples
 from learnreg.potentials.function import Proximal
+from learnreg.result import brief
 
 __all__ = ["DATA_TERMS", "LeastSquares", "TransmissionLeastSquares", "WeightedLeastSquares"]
 
@@ -88,20 +90,25 @@ class WeightedLeastSquares(LeastSquares):
 
     Parameters
     ----------
-    weights: tensor that broadcasts against the range of A (without the batch axis), all entries finite and >= 0. An
-        nn.Parameter is learnable and appears in hypergradients as ``data_term.weights``.
+    weights: tensor or NumPy array that broadcasts against the range of A (without the batch axis), all entries finite
+        and >= 0. An nn.Parameter is learnable and appears in hypergradients as ``data_term.weights``.
     """
 
     weights: Tensor
 
     def __init__(self, weights: Tensor) -> None:
         super().__init__()
+        weights = given_tensor(weights, "WeightedLeastSquares(weights)")
+        weights = weights if weights.is_floating_point() else weights.to(torch.get_default_dtype())
         if not bool(torch.isfinite(weights).all()) or bool((weights < 0).any()):
             raise ConfigError("WeightedLeastSquares(weights): expected finite weights >= 0; check the noise variances.")
         if isinstance(weights, nn.Parameter):
             self.weights = weights
         else:
             self.register_buffer("weights", weights)
+
+    def extra_repr(self) -> str:
+        return f"weights={brief(self.weights)}"
 
     def weights_for(self, p: Tensor) -> Tensor:
         return self.weights.to(p.dtype)
@@ -172,16 +179,14 @@ class TransmissionLeastSquares(LeastSquares):
         self, photons: float, attenuation: float = 1.0, electronic: float = 0.0, reference: float = 0.0
     ) -> None:
         super().__init__()
-        for name, value, fits in (
-            ("photons", photons, photons > 0),
-            ("attenuation", attenuation, attenuation > 0),
-            ("electronic", electronic, electronic >= 0),
-            ("reference", reference, True),
-        ):
-            if not (fits and math.isfinite(value)):
-                raise ConfigError(f"TransmissionLeastSquares({name}={value!r}): out of range, or not finite.")
-        self.photons, self.attenuation = float(photons), float(attenuation)
-        self.electronic, self.reference = float(electronic), float(reference)
+        name = type(self).__name__
+        self.photons = real_number(photons, f"{name}: photons", above=0.0)
+        self.attenuation = real_number(attenuation, f"{name}: attenuation", above=0.0)
+        self.electronic = real_number(electronic, f"{name}: electronic", least=0.0)
+        self.reference = real_number(reference, f"{name}: reference")
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value:g}" for name, value in self.config().items())
 
     def inverse_variance(self, b: Tensor) -> Tensor:
         """That of -log N for each ray, in the shape of b, differentiable; *estimate*: measured counts stand for

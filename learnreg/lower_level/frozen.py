@@ -24,6 +24,7 @@ from learnreg.lower_level.instance import Counter, Instance, weighted_square
 from learnreg.lower_level.quadratic import quadratic_of
 from learnreg.lower_level.regularizer import ParameterRole, Regularizer, SaddleTerms
 from learnreg.potentials.base import Potential
+from learnreg.result import brief
 
 __all__ = ["FrozenProblem"]
 
@@ -51,6 +52,12 @@ class FrozenProblem:
         self.parameters, self.originals = dict(parameters), dict(originals)
         self._potentials: dict[torch.dtype, Potential] = {}
 
+    def __repr__(self) -> str:
+        parts = {name: type(getattr(self, name)).__name__ for name in ("operator", "regularizer", "data_term")}
+        shapes = f"{self.operator.domain_shape} -> {self.operator.range_shape}"
+        named = ", ".join(f"{name}={kind}" for name, kind in parts.items())
+        return f"FrozenProblem({named}, {shapes}, ridge={self.ridge_value:g}, learned={brief(self.parameters)})"
+
     def frozen(self) -> FrozenProblem:
         """Itself."""
         return self
@@ -67,8 +74,20 @@ class FrozenProblem:
     def fixed(self) -> SaddleTerms:
         """The same for solvers, which do not differentiate; what is found about operators is kept with them."""
         with torch.inference_mode(False), torch.no_grad():
-            terms = self.regularizer.saddle_terms(self.operator.domain_shape)
+            terms = self._terms_on_images()
         return replace(terms, latent=terms.latent.cached())
+
+    def _terms_on_images(self) -> SaddleTerms:
+        shape = self.operator.domain_shape
+        try:
+            return self.regularizer.saddle_terms(shape)
+        except ShapeError as error:
+            if len(shape) != 2:
+                raise
+            kind = type(self.operator).__name__
+            raise ShapeError(
+                f"{error} Give the {kind} images with a channel axis, as Inpainting(mask[None])."
+            ) from error
 
     def potential(self, dtype: torch.dtype) -> Potential:
         """The regularizer's potential without autograd, its parameters in that dtype."""
@@ -147,8 +166,6 @@ class FrozenProblem:
         transpose.
         """
         self.operator.check_range(b, "b")
-        if b.dtype not in (torch.float32, torch.float64):
-            raise ShapeError(f"b: got dtype {b.dtype}, expected float32 or float64; call b.float().")
         if not len(b):
             raise DataError("b: an empty batch, nothing to solve.", hint="Leave it out, or use drop_last=True.")
         if b.device.type != "meta" and not _all_finite(b):

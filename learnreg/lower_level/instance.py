@@ -17,6 +17,7 @@ from learnreg.lower_level.latent import Latent, NoLatent
 from learnreg.lower_level.quadratic import Quadratic
 from learnreg.potentials.base import Potential
 from learnreg.potentials.proximal import ProximalPotential
+from learnreg.result import Brief
 
 __all__ = ["Counter", "Instance", "weighted_square"]
 
@@ -40,8 +41,8 @@ class Counter:
         self.applications = 0
 
 
-@dataclass(frozen=True)
-class Instance:
+@dataclass(frozen=True, repr=False)
+class Instance(Brief):
     """The lower-level problem for given data, parameters detached: E(x) = ½<x,Mx> - <q,x> + f(Kx) over the box. f is
     convex, or so weakly convex that E is strongly convex.
 

@@ -232,7 +232,7 @@ class JointOperator(LinearOperator):
 
     def adjoint(self, y: Tensor) -> Tensor:
         image = self.operator.adjoint(y[:, : self._count].reshape(-1, *self.operator.range_shape))
-        latent = y[:, self._count :].reshape(y.shape[0], -1, *self.domain_shape[1:])
+        latent = y[:, self._count :].reshape(-1, self.domain_shape[0] - self._image, *self.domain_shape[1:])
         return torch.cat([image, self.root * latent], 1)
 
     def approximate_inverse(self, y: Tensor) -> Tensor | None:

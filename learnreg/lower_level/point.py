@@ -12,12 +12,13 @@ from learnreg.losses import UpperLoss
 from learnreg.lower_level.frozen import FrozenProblem
 from learnreg.lower_level.instance import Instance
 from learnreg.lower_level.problem import LowerLevelProblem
+from learnreg.result import Brief
 
 __all__ = ["Point"]
 
 
-@dataclass(frozen=True, eq=False)
-class Point:
+@dataclass(frozen=True, eq=False, repr=False)
+class Point(Brief):
     """State x and adjoint state X of a problem at its data.
 
     frozen, b: the lower-level problem and the measurements. instance: ``frozen`` at b, in the precision of the

@@ -8,7 +8,6 @@ certificates.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -16,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from learnreg.errors import AssumptionError, ConfigError
+from learnreg.linear.arguments import check_batch, check_precision, check_type, given_tensor, real_number
+from learnreg.linear.grad_mode import full_precision
 from learnreg.linear.operator import LinearOperator
 from learnreg.linear.samples import sum_samples
 from learnreg.lower_level.constraints import Box, Unconstrained
@@ -24,8 +25,9 @@ from learnreg.lower_level.frozen import FrozenProblem
 from learnreg.lower_level.instance import Instance
 from learnreg.lower_level.regularizer import Regularizer, SaddleTerms
 from learnreg.lower_level.twins import Twins
+from learnreg.result import brief
 
-__all__ = ["LowerLevelProblem"]
+__all__ = ["LowerLevelProblem", "freeze"]
 
 
 class LowerLevelProblem(nn.Module):
@@ -55,27 +57,32 @@ class LowerLevelProblem(nn.Module):
         noise_level: float | None = None,
     ) -> None:
         super().__init__()
-        _check_type(operator, LinearOperator, "operator", "a LinearOperator (see learnreg.operators)")
+        _check_type(operator, LinearOperator, "operator", f"a LinearOperator: {_adapter(operator)}")
         _check_type(regularizer, Regularizer, "regularizer", "a Regularizer (see learnreg.regularizers)")
-        value = float(ridge.detach()) if isinstance(ridge, Tensor) else float(ridge)
-        if not (value >= 0 and math.isfinite(value)):
-            raise ConfigError(f"LowerLevelProblem(ridge={value!r}): expected a finite number >= 0.")
+        _check_ridge(ridge)
         self.operator, self.regularizer = operator, regularizer
         self.data_term = data_term if data_term is not None else LeastSquares()
         _check_type(self.data_term, LeastSquares, "data_term", "LeastSquares() or WeightedLeastSquares(weights)")
         if constraint is not None:
             _check_type(constraint, Box, "constraint", "Nonnegative() or Box(lower, upper)")
+            constraint.check_domain(operator.domain_shape)
         self.constraint, self.noise_level = constraint, noise_level
         self.ridge = ridge
         operator.check_domain(torch.empty(1, *operator.domain_shape))
         self.data_term.check_range(operator.range_shape)
 
+    def extra_repr(self) -> str:
+        noise = "" if self.noise_level is None else f", noise_level={brief(self.noise_level)}"
+        return f"ridge={self.ridge_value:g}{noise}"
+
     # ---- the definition ----------------------------------------------------------------------------------------------
 
+    @full_precision
     def energy(self, x: Tensor, b: Tensor) -> Tensor:
         """The lower-level objective, (batch,): +inf outside the constraint; twice differentiable where R is."""
         self.operator.check_domain(x)
         self.operator.check_range(b, "b")
+        check_batch(x, b.shape[0], "x")
         energy = self.data_term.at(b).value(self.operator(x) - b) + self.active_regularizer.value(x)
         if isinstance(self.ridge, Tensor) or self.ridge > 0:
             energy = energy + 0.5 * self.ridge * sum_samples(x * x)
@@ -141,9 +148,10 @@ class LowerLevelProblem(nn.Module):
 
         Raises
         ------
-        AssumptionError: non-finite parameters.
+        AssumptionError: non-finite parameters. ShapeError: parameters in half precision.
         """
         for name, p in self._all_parameters():
+            check_precision(p, f"parameter {name}")
             if not bool(torch.isfinite(p).all()):
                 raise AssumptionError(f"parameter {name} has NaN or infinite entries; restore an earlier model.")
         originals = self.learnable()
@@ -165,6 +173,49 @@ class LowerLevelProblem(nn.Module):
         return self.frozen().at(b)
 
 
+def freeze(problem: LowerLevelProblem | FrozenProblem) -> FrozenProblem:
+    """The problem at its present parameters; ConfigError for something else."""
+    kinds = (LowerLevelProblem, FrozenProblem)
+    check_type(problem, kinds, "problem", "lr.LowerLevelProblem(operator, regularizer)")
+    return problem.frozen()
+
+
+def _check_ridge(ridge: object) -> None:
+    """ConfigError unless it is one finite number >= 0."""
+    if isinstance(ridge, Tensor):
+        given_tensor(ridge, "LowerLevelProblem(ridge)")
+        if ridge.numel() == 1:
+            ridge = float(ridge.detach())
+    real_number(ridge, "LowerLevelProblem: ridge", least=0.0)
+
+
+_ADAPTERS = {
+    "odl": "from_odl(operator)",
+    "scipy": "from_scipy(matrix, domain_shape, range_shape)",
+    "pylops": "from_pylops(operator)",
+    "astra": "from_astra(projector)",
+}
+"""By the package of an object."""
+
+
+def _adapter(value: object) -> str:
+    """What makes a LinearOperator of an object of another kind."""
+    package = type(value).__module__.partition(".")[0]
+    if isinstance(value, type):
+        advice = f"{value.__name__}(...), an object of the class"
+    elif hasattr(value, "A") and hasattr(value, "A_adjoint"):
+        advice = "from_deepinv(physics, domain_shape)"
+    elif package in _ADAPTERS:
+        advice = _ADAPTERS[package]
+    elif isinstance(value, Tensor) or package == "numpy":
+        advice = (
+            "Inpainting(mask), Blur(kernel, domain_shape) or, for a matrix as NumPy array, from_scipy(matrix, "
+            "domain_shape, range_shape)"
+        )
+    else:
+        advice = "from_callables(forward, adjoint, domain_shape, range_shape), or another one"
+    return f"{advice} of learnreg.operators"
+
+
 def _check_type(value: object, kind: type, name: str, expected: str) -> None:
-    if not isinstance(value, kind):
-        raise ConfigError(f"LowerLevelProblem({name}=...): got {type(value).__name__}, expected {expected}.")
+    check_type(value, kind, f"LowerLevelProblem({name}=...)", expected)

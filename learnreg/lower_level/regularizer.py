@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from learnreg.errors import ConfigError, ShapeError
+from learnreg.linear.arguments import check_images, given_tensor
+from learnreg.linear.grad_mode import full_precision
 from learnreg.linear.operator import LinearOperator
 from learnreg.linear.parameter_groups import ParameterGroup
 from learnreg.lower_level.latent import Latent, NoLatent
@@ -108,12 +110,21 @@ class Regularizer(nn.Module):
         """What the report of a training run draws of it; None: nothing."""
         return None
 
+    @full_precision
     def value(self, x: Tensor) -> Tensor:
         """R(x), shape (batch,), for x of shape (batch, *image_shape)."""
-        if x.dim() < 2:
-            raise ShapeError(f"{type(self).__name__}: got shape {tuple(x.shape)}, expected (batch, *image_shape).")
+        check_images(x, type(self).__name__)
+        self.check_usable()
         terms = self.saddle_terms(tuple(x.shape[1:]))
         return terms.potential.to(x.dtype).value(terms.operator(x))
+
+    def check_usable(self) -> None:
+        """Raise ConfigError where autograd is asked for and refuses the parameters."""
+        if torch.is_grad_enabled() and any(p.is_inference() for p in self.parameters()):
+            raise ConfigError(
+                f"{type(self).__name__} was made in torch.inference_mode(), so that nothing can be differentiated; "
+                "make it outside, or evaluate it under torch.no_grad()."
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         """The same as ``value``."""
@@ -129,7 +140,7 @@ class Regularizer(nn.Module):
 
 def positive_log(values: Tensor | float, name: str, count: int | None = None) -> nn.Parameter:
     """The logarithm of positive numbers as a parameter; ``count`` repeats a single one."""
-    tensor = torch.as_tensor(values)
+    tensor = given_tensor(values, name) if not isinstance(values, (int, float)) else torch.as_tensor(float(values))
     if not tensor.is_floating_point():
         tensor = tensor.to(torch.get_default_dtype())
     if not bool(torch.isfinite(tensor).all()) or bool((tensor <= 0).any()):

@@ -178,6 +178,10 @@ def load(path: str | Path) -> Model:
     CheckpointError: missing, truncated, damaged (SHA-256), another format, an unknown regularizer, parameters that are
         missing, superfluous, of the wrong shape or not finite.
     """
+    if not isinstance(path, (str, Path)):
+        raise CheckpointError(
+            f"load(path): got {type(path).__name__}, expected a path, or the name of a shipped model."
+        )
     file = _resolve(path)
     tensors, content = read_tensors(file)
     if content.get("format_version") != FORMAT_VERSION:

@@ -16,11 +16,12 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from learnreg.errors import ConfigError
+from learnreg.linear.arguments import real_number
 from learnreg.linear.operator import LinearOperator
 from learnreg.linear.parameter_groups import Density, ParameterGroup, shape_of
 from learnreg.linear.samples import expand, inner_samples, norm_samples
 from learnreg.potentials.function import Function
+from learnreg.result import brief
 
 __all__ = ["OUTWARD", "WARM_PROX_STEPS", "Potential", "Smoothed", "nearest"]
 
@@ -76,7 +77,7 @@ class Potential(Function):
         return self.with_numbers(weight=weight * factor.double())
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.numbers().items())})"
+        return f"{type(self).__name__}({', '.join(f'{name}={brief(value)}' for name, value in self.numbers().items())})"
 
     def parameter_groups(self) -> tuple[ParameterGroup, ...]:
         """How f' moves with the logarithms of the weight and of a factor of all of f."""
@@ -263,8 +264,8 @@ class Smoothed(Potential):
 def check_positive(potential: Potential, **numbers: Number) -> None:
     """ConfigError unless these arguments of a potential are positive and finite; tensors are not looked at."""
     for name, value in numbers.items():
-        if isinstance(value, (int, float)) and not (value > 0 and math.isfinite(value)):
-            raise ConfigError(f"{type(potential).__name__}({name}={value!r}): expected a positive finite number.")
+        if not isinstance(value, Tensor):
+            real_number(value, f"{type(potential).__name__}: {name}", above=0.0)
 
 
 def nearest(size: Tensor, radius: Tensor | float, peak: Tensor | float) -> Tensor:

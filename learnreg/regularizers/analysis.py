@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from learnreg.errors import ShapeError
+from learnreg.linear.arguments import check_type
+from learnreg.linear.grad_mode import full_precision
 from learnreg.linear.operator import LinearOperator
 from learnreg.lower_level.regularizer import ParameterRole, Regularizer, SaddleTerms, positive_log
 from learnreg.potentials.base import Potential
@@ -32,6 +34,8 @@ class AnalysisOperator(Regularizer):
 
     def __init__(self, operator: LinearOperator, potential: Potential) -> None:
         super().__init__()
+        check_type(operator, LinearOperator, "AnalysisOperator(operator)", "a LinearOperator")
+        check_type(potential, Potential, "AnalysisOperator(potential)", "one such as lr.PseudoHuber(0.01)")
         if isinstance(potential, Grouped):
             for name, value in potential.numbers().items():
                 _check_one_per_group(name, value, operator.range_shape)
@@ -47,6 +51,7 @@ class AnalysisOperator(Regularizer):
         numbers = {name: getattr(self, f"log_{name}").double().exp() for name in self._potential.numbers()}
         return SaddleTerms(self.analysis, self._potential.with_numbers(**numbers))
 
+    @full_precision
     def value(self, x: Tensor) -> Tensor:
         self.analysis.check_domain(x)
         return super().value(x)

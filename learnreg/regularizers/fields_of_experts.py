@@ -11,6 +11,7 @@ from learnreg.convolutions.dct import dct_filters
 from learnreg.convolutions.filter_bank import FilterBank
 from learnreg.convolutions.padding import Boundary
 from learnreg.errors import ConfigError, ShapeError
+from learnreg.linear.arguments import check_type
 from learnreg.lower_level.regularizer import Pictures, Regularizer, SaddleTerms, positive_log
 from learnreg.potentials import potential_from_config, potential_to_config
 from learnreg.potentials.base import Potential
@@ -58,6 +59,7 @@ class FieldsOfExperts(LearnedFilters, Regularizer):
                 "For given arrays use FieldsOfExperts.from_arrays."
             )
         potential = potential if potential is not None else PseudoHuber(smoothing=1e-2)
+        check_type(potential, Potential, "FieldsOfExperts(potential)", "one such as lr.PseudoHuber(0.01)")
         initial_weight = potential.weight if isinstance(potential.weight, Tensor) else potential.weight / filters
         smoothing = potential.numbers().get("smoothing")
         self._potential = potential

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from learnreg.convolutions.filter_bank import FilterBank
 from learnreg.convolutions.network_layers import Network, initial_parameters, network_of
 from learnreg.errors import ConfigError, ShapeError
+from learnreg.linear.arguments import check_images
+from learnreg.linear.grad_mode import full_precision
 from learnreg.lower_level.regularizer import ParameterRole, Regularizer, SaddleTerms
 from learnreg.potentials.network import NetworkPotential
 from learnreg.regularizers.lifted_network import (
@@ -135,7 +137,10 @@ class InputConvexNetwork(Regularizer):
         columns = (smoothing.reshape(-1, 1, 1), network.weights[:, None, None])
         return SaddleTerms(bank, NetworkPotential(*columns, network.mixing, network.biases))
 
+    @full_precision
     def value(self, x: Tensor) -> Tensor:
+        check_images(x, type(self).__name__)
+        self.check_usable()
         if self.form == "smooth" or x.dim() != 4 or x.shape[1] != 1:
             return super().value(x)
         return lifted_value(self.network(), x, self.delta)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from learnreg.convolutions.padding import BOUNDARIES, Boundary
 from learnreg.errors import ConfigError
+from learnreg.linear.arguments import given_tensor
 from learnreg.lower_level.regularizer import ParameterRole, positive_log
 
 __all__ = ["ArrayLike", "LearnedFilters", "filters_from"]
@@ -47,7 +48,9 @@ class LearnedFilters(nn.Module):
         nn.Module.__init__(result)
         result._set(
             filters,
-            positive_log(_as_tensor(weights).to(filters.dtype), "from_arrays(weights)", filters.shape[0]),
+            positive_log(
+                _given(weights, "from_arrays(weights)").to(filters.dtype), "from_arrays(weights)", filters.shape[0]
+            ),
             _log_smoothing(smoothing, filters),
             boundary,
             zero_mean=False,
@@ -111,12 +114,14 @@ class LearnedFilters(nn.Module):
 def _log_smoothing(smoothing: ArrayLike | None, filters: Tensor) -> nn.Parameter | None:
     if smoothing is None:
         return None
-    return positive_log(_as_tensor(smoothing).to(filters.dtype), "from_arrays(smoothing)", filters.shape[0])
+    return positive_log(
+        _given(smoothing, "from_arrays(smoothing)").to(filters.dtype), "from_arrays(smoothing)", filters.shape[0]
+    )
 
 
 def filters_from(values: ArrayLike) -> Tensor:
     """A copy as a floating-point tensor; ConfigError where entries are not finite."""
-    w = _as_tensor(values).clone()
+    w = _given(values, "from_arrays(filters)").clone()
     if not w.is_floating_point():
         w = w.to(torch.get_default_dtype())
     if not bool(torch.isfinite(w).all()):
@@ -124,6 +129,6 @@ def filters_from(values: ArrayLike) -> Tensor:
     return w
 
 
-def _as_tensor(values: ArrayLike) -> Tensor:
-    """A tensor cut from autograd; NumPy views with negative strides are copied."""
-    return torch.as_tensor(values.copy(order="C") if isinstance(values, np.ndarray) else values).detach()
+def _given(values: ArrayLike, name: str) -> Tensor:
+    """A tensor cut from autograd; arrays are copied."""
+    return given_tensor(values.detach() if isinstance(values, Tensor) else values, name).detach()

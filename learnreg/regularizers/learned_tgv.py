@@ -25,6 +25,8 @@ from learnreg.convolutions.interpolation import (
 from learnreg.convolutions.padding import Boundary
 from learnreg.convolutions.second_order import SecondOrderOperator
 from learnreg.errors import ShapeError
+from learnreg.linear.arguments import check_images
+from learnreg.linear.grad_mode import full_precision
 from learnreg.linear.samples import sum_samples
 from learnreg.lower_level.latent import Latent
 from learnreg.lower_level.regularizer import ParameterRole, Pictures, Regularizer, SaddleTerms, positive_log
@@ -147,10 +149,11 @@ class LearnedTotalGeneralizedVariation(Regularizer):
         )
         return SaddleTerms(operator, potential, latent)
 
+    @full_precision
     def value(self, x: Tensor) -> Tensor:
         """R(x), shape (batch,), for x of shape (batch, 1, height, width); w is found to rounding."""
-        if x.dim() < 2:
-            raise ShapeError(f"{type(self).__name__}: got shape {tuple(x.shape)}, expected (batch, *image_shape).")
+        check_images(x, type(self).__name__)
+        self.check_usable()
         _check_shape(tuple(x.shape[1:]))
         return reduced_value(_Reduction(self), x, _guess(x.detach()), *self._parameters_in_use())
 

@@ -21,6 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from learnreg.convolutions.lifted import couple, couple_adjoint, coupling_norm, squared_coupling
 from learnreg.convolutions.network_layers import mix, mix_adjoint
+from learnreg.linear.grad_mode import full_precision
 from learnreg.linear.samples import expand, sum_samples
 
 __all__ = ["InnerProblem", "reduced_value"]
@@ -212,6 +213,7 @@ class _Features(torch.autograd.Function):
         return z.clone()
 
     @staticmethod
+    @full_precision
     @once_differentiable
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
         a, mixing, weights, z = ctx.saved_tensors
@@ -237,6 +239,7 @@ class _Value(torch.autograd.Function):
         return inner.upper(z)
 
     @staticmethod
+    @full_precision
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
         a, mixing, weights, solved = ctx.saved_tensors
         differentiates = torch.is_grad_enabled()

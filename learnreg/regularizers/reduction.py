@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from learnreg.linear.grad_mode import full_precision
 from learnreg.linear.norms import NormBound
 from learnreg.linear.operator import LinearOperator
 from learnreg.linear.samples import expand, inner_samples, sum_samples
@@ -164,6 +165,7 @@ class _Best(torch.autograd.Function):
         return z.clone()
 
     @staticmethod
+    @full_precision
     @once_differentiable
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
         reduction: Reduction = ctx.reduction
@@ -192,6 +194,7 @@ class _Value(torch.autograd.Function):
         return reduction.energy(inputs[0], z, *inputs[1:])
 
     @staticmethod
+    @full_precision
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
         reduction: Reduction = ctx.reduction
         z, *inputs = ctx.saved_tensors

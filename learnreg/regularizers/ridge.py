@@ -250,7 +250,7 @@ class RidgeRegularizer(Regularizer):
 
 
 def _check_sizes(channels: Sequence[int], size: int) -> tuple[int, ...]:
-    whole = all(isinstance(c, int) and c >= 1 for c in channels)
+    whole = isinstance(channels, Sequence) and all(isinstance(c, int) and c >= 1 for c in channels)
     if not channels or not whole or not isinstance(size, int) or size < 2:
         raise ConfigError(
             f"RidgeRegularizer(channels={channels!r}, size={size!r}): expected integers, channels >= 1, size >= 2."

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from learnreg.convolutions.gradient import Gradient
-from learnreg.errors import ConfigError
+from learnreg.linear.arguments import real_number
 from learnreg.lower_level.regularizer import ParameterRole, Regularizer, SaddleTerms, positive_log
 from learnreg.potentials.isotropic import IsotropicPseudoHuber
 from learnreg.regularizers.options import RegularizerOptions
@@ -30,10 +29,8 @@ class TotalVariation(Regularizer):
 
     def __init__(self, weight: float = 0.1, smoothing: float = 1e-3) -> None:
         super().__init__()
-        if not (smoothing > 0 and math.isfinite(smoothing)):
-            raise ConfigError(f"TotalVariation(smoothing={smoothing!r}): expected a positive finite number.")
-        self.log_weight: nn.Parameter = positive_log(float(weight), "TotalVariation weight")
-        self.smoothing = float(smoothing)
+        self.smoothing = real_number(smoothing, "TotalVariation: smoothing", above=0.0)
+        self.log_weight: nn.Parameter = positive_log(real_number(weight, "TotalVariation: weight", above=0.0), "weight")
 
     @classmethod
     def from_options(cls, options: RegularizerOptions, generator: torch.Generator) -> Self:

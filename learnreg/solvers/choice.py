@@ -46,6 +46,10 @@ def make_solver(solver: SolverName | Solver[Any], instance: Instance, warm: bool
     the projected one. PDHG needs proximal maps."""
     if isinstance(solver, Solver):
         return _fitting(solver, instance)
+    if not isinstance(solver, str) or solver not in ("auto", *SOLVERS):
+        raise ConfigError(
+            f"solver={solver!r}: expected 'auto', {', '.join(map(repr, SOLVERS))} or an object of learnreg.solvers."
+        )
     name: str = solver
     if name == "auto":
         latent = instance.latent
@@ -57,10 +61,6 @@ def make_solver(solver: SolverName | Solver[Any], instance: Instance, warm: bool
         return ProjectedLBFGS()
     if name == "pdhg":
         check_proximal(instance, "solver='pdhg'", "'auto', 'lbfgs' or 'newton-cg'")
-    if name not in SOLVERS:
-        raise ConfigError(
-            f"solver={name!r}: expected 'auto', {', '.join(map(repr, SOLVERS))} or an object of learnreg.solvers."
-        )
     return SOLVERS[name]()
 
 

@@ -12,12 +12,13 @@ from torch import Tensor
 from learnreg.certificates.assumptions import missing_state_assumption
 from learnreg.certificates.state import smallest_bound
 from learnreg.errors import ConfigError, SolverError
+from learnreg.linear.arguments import check_batch, real_number
 from learnreg.linear.grad_mode import outside_inference
 from learnreg.linear.samples import sum_samples
 from learnreg.lower_level.blame import blame_operators, why_stagnated
 from learnreg.lower_level.frozen import FrozenProblem
 from learnreg.lower_level.instance import Instance
-from learnreg.lower_level.problem import LowerLevelProblem
+from learnreg.lower_level.problem import LowerLevelProblem, freeze
 from learnreg.result import BoundKind, Solution, Status
 from learnreg.solvers.base import Solver
 from learnreg.solvers.choice import FALLBACKS, SOLVERS, SolverName, fits_pdhg, make_solver
@@ -47,9 +48,7 @@ _ENDED_EARLY = (Status.PRECISION, Status.STAGNATED, Status.NOT_FINITE)
 
 def check_tolerance(tolerance: float, name: str = "tolerance") -> float:
     """The tolerance as a float, or ConfigError unless it is positive."""
-    if not (isinstance(tolerance, (int, float)) and tolerance > 0):
-        raise ConfigError(f"{name}={tolerance!r}: expected a positive number.")
-    return float(tolerance)
+    return real_number(tolerance, name, above=0.0, finite=False)
 
 
 def check_failure_option(on_failure: str) -> None:
@@ -156,13 +155,14 @@ def solve(
     target = check_tolerance(tolerance)
     check_failure_option(on_failure)
     check_max_steps(max_steps)
-    frozen = problem.frozen()
+    frozen = freeze(problem)
     instance = frozen.at(b)
     method = make_solver(solver, instance, warm=start is not None)
     if start is None:
         x = initial_point(instance, b)
     else:
         frozen.operator.check_domain(start, "start")
+        check_batch(start, b.shape[0], "start")
         x = instance.started(start.detach().to(b))
     scale = math.sqrt(math.prod(frozen.operator.domain_shape))
     judge_instance = instance if b.dtype == torch.float64 else frozen.at(b.double(), instance.counter)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from learnreg.errors import ConfigError
+from learnreg.losses import loss_at
 from learnreg.training.session import Evaluation, Session
 from learnreg.upper_level.adaptive_descent import AdaptiveDescent
 from learnreg.upper_level.batch_objective import BatchObjective
@@ -162,7 +163,7 @@ class Adaptive(UpperLevel):
     def __init__(self, session: Session, step_size: float, samples: int) -> None:
         super().__init__(session, step_size, samples)
         b, x_true = session.sampler.items(list(self.indices))
-        self._objective = BatchObjective(session.problem, b, session.loss(x_true), session.method)
+        self._objective = BatchObjective(session.problem, b, loss_at(session.loss, x_true), session.method)
         self._descent = AdaptiveDescent(first_step=step_size)
 
     def update(self) -> dict[str, Any]:

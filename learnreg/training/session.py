@@ -16,7 +16,7 @@ from torch import Tensor
 from learnreg.errors import ConfigError, SolverError
 from learnreg.hypergradients.base import HypergradientMethod
 from learnreg.hypergradients.compute import Start
-from learnreg.losses import UpperLoss
+from learnreg.losses import UpperLoss, loss_at
 from learnreg.lower_level.blame import blame_operators
 from learnreg.lower_level.frozen import FrozenProblem
 from learnreg.lower_level.problem import LowerLevelProblem
@@ -148,7 +148,7 @@ class Session:
     ) -> tuple[Sequence[int], BatchGradient, float, _Audited]:
         """One chunk, in a worker thread."""
         b, x_true = self.sampler.items(chunk)
-        loss = self.loss(x_true)
+        loss = loss_at(self.loss, x_true)
         start = self.warm.starts(chunk, b)
         result = improve_batch(frozen, b, loss, self.method, start, self.tolerances)
         state = result.state
@@ -174,7 +174,7 @@ class Session:
 
     def _audit(self, frozen: FrozenProblem, latest: _Audited) -> Audit:
         """In a worker thread. A method that returns a gradient runs again, on these samples alone."""
-        loss = self.loss(latest.x_true)
+        loss = loss_at(self.loss, latest.x_true)
         used: BatchGradient | Start = latest.state
         if latest.own:
             used = improve_batch(frozen, latest.b, loss, self.method, latest.state, self.tolerances)

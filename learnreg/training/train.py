@@ -14,10 +14,12 @@ from torch import Tensor
 from learnreg.convolutions.correlation import chosen_kernels
 from learnreg.errors import ConfigError, DataError, LearnregError, OperatorError
 from learnreg.hypergradients.base import HypergradientMethod
-from learnreg.hypergradients.implicit import Implicit
+from learnreg.hypergradients.implicit import chosen_method
+from learnreg.linear.arguments import check_type
 from learnreg.losses import SquaredError, UpperLoss
 from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.regularizers import Regularizer
+from learnreg.result import Brief
 from learnreg.training.clock import TimeUp
 from learnreg.training.guard import examine_problem, guarded, take_as_they_are
 from learnreg.training.interrupts import Interrupts
@@ -32,8 +34,8 @@ __all__ = ["OptimizerName", "TrainResult", "Trainer", "train"]
 _CHECKPOINT_SECONDS = 30.0
 
 
-@dataclass(frozen=True)
-class TrainResult:
+@dataclass(frozen=True, repr=False)
+class TrainResult(Brief):
     """regularizer: the learned one (the problem's own, changed in place). model_path: None without a run folder. rows:
     what was logged, one dict per update. updates, seconds, operator_applications: totals, earlier runs included."""
 
@@ -108,7 +110,7 @@ def train(
     chosen = TrainingOptions(
         minutes,
         batch_size,
-        Implicit() if method is None else method,
+        chosen_method(method),
         tolerance,
         optimizer,
         step_size,
@@ -147,6 +149,7 @@ class Trainer:
     ) -> None:
         if len(dataset) == 0:
             raise DataError("the dataset is empty.")
+        check_type(problem, LowerLevelProblem, "train(problem)", "a LowerLevelProblem")
         if not problem.learnable():
             raise ConfigError("train: no parameter of the problem requires a gradient.")
         if check_operator:

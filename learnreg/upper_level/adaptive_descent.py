@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from learnreg.errors import AssumptionError, ConfigError
+from learnreg.linear.arguments import real_number
 from learnreg.linear.grad_mode import outside_inference
 from learnreg.result import Hypergradient
 from learnreg.upper_level.batch_objective import BatchObjective
@@ -74,6 +75,9 @@ class AdaptiveDescent:
         scaling: str = "groups",
         first_step: float = 1e-2,
     ) -> None:
+        for name, value in (("eta", eta), ("c", c), ("shrink", shrink), ("grow", grow), ("stop", stop)):
+            real_number(value, f"AdaptiveDescent: {name}", least=0.0)
+        real_number(first_step, "AdaptiveDescent: first_step", above=0.0)
         if not 0 < c < eta < 1:
             raise ConfigError(f"AdaptiveDescent(eta={eta}, c={c}): expected 0 < c < eta < 1.")
         if not 0 < shrink < 1 < grow:

@@ -11,8 +11,10 @@ from torch import Tensor
 
 from learnreg.hypergradients.base import HypergradientMethod
 from learnreg.hypergradients.compute import CertificateName, Start, check_certificate, hypergradient
-from learnreg.hypergradients.implicit import Implicit
-from learnreg.losses import UpperLoss
+from learnreg.hypergradients.implicit import chosen_method
+from learnreg.linear.arguments import check_type, real_number
+from learnreg.linear.grad_mode import usable
+from learnreg.losses import UpperLoss, check_loss
 from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.result import Hypergradient, Solution
 from learnreg.solvers.solve import solve
@@ -56,8 +58,15 @@ class BatchObjective:
         method: HypergradientMethod | None = None,
         certificate: CertificateName = "auto",
     ) -> None:
-        self.problem, self.b, self.loss, self.certificate = problem, b, loss, check_certificate(certificate)
-        self.method = method if method is not None else Implicit()
+        check_type(problem, LowerLevelProblem, "BatchObjective(problem)", "a LowerLevelProblem")
+        problem.operator.check_range(b, "b")
+        self.problem, self.b, self.loss, self.certificate = (
+            problem,
+            usable(b),
+            check_loss(loss),
+            check_certificate(certificate),
+        )
+        self.method = chosen_method(method)
         self.start: Start | None = None
         self.operator_applications = 0
 
@@ -83,6 +92,8 @@ class BatchObjective:
     def value(self, width: float, floor: float = 1e-7) -> CertifiedValue:
         """Bracket the loss at the current parameters by an interval of at most the given width, if the accuracy that
         takes (a root-mean-square error, not below ``floor`` times the root mean square of x) can be reached."""
+        if not (isinstance(width, float) and not width < 0):
+            width = real_number(width, "width", least=0.0)
         x = self.b if self.start is None else self.start.x
         if x.shape[1:] != self.problem.operator.domain_shape:
             x = torch.zeros(self.b.shape[0], *self.problem.operator.domain_shape).to(self.b)
@@ -96,13 +107,15 @@ class BatchObjective:
             self.operator_applications += solution.operator_applications
             start = solution.x
             error = solution.error_bound.double() * math.sqrt(math.prod(self.problem.operator.domain_shape))
-            lower, upper = self.loss.interval(solution.x.double(), error)
+            x = solution.x.double()
+            lower, upper = self.loss.interval(x, error)
             if upper - lower <= width or not solution.status.converged or tolerance <= floor:
                 break
             tolerance = max(0.5 * tolerance * width / (upper - lower), floor)
         if self.start is not None:
             self.start = Start(solution.x, self.start.X)
-        return CertifiedValue(lower, upper, solution.certified and math.isfinite(upper), solution)
+        certified = solution.certified and math.isfinite(upper) and self.loss.computes_in(x) == torch.float64
+        return CertifiedValue(lower, upper, certified, solution)
 
     def closure(
         self, tolerance: float = 1e-1, callback: Callable[[Hypergradient], None] | None = None

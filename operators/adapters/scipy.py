@@ -54,6 +54,8 @@ def from_scipy(
     OperatorError: complex, sizes that do not fit, no ``rmatvec``, NaN; with ``check`` a wrong adjoint. ConfigError:
     declared bounds of a sparse matrix.
     """
+    if isinstance(linear_operator, torch.Tensor):
+        raise OperatorError("from_scipy: got a torch tensor, expected a matrix; pass tensor.numpy().", "type")
     scipy = _scipy("from_scipy")
     name = f"from_scipy({type(linear_operator).__name__})"
     if len(getattr(linear_operator, "shape", ())) != 2:

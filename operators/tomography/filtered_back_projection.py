@@ -42,8 +42,9 @@ def filtered_back_projection(
     if filter not in ("ramp", "hann"):
         raise ConfigError(f"filtered_back_projection(filter={filter!r}): expected 'ramp' or 'hann'.")
     operator.check_range(sinogram, "sinogram")
-    geometry = operator.geometry
-    coverage = operator.coverage
+    geometry, coverage, n = operator.geometry, operator.coverage, operator.geometry.image_size
+    if not len(sinogram):
+        return sinogram.new_zeros(0, 1, n, n)
     if coverage.missing is not None:
         raise ConfigError(f"filtered_back_projection: {coverage.missing} Solve a lower-level problem instead.")
     _warn(geometry, coverage.radius)

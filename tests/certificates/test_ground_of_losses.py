@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -117,6 +119,105 @@ def test_constants_that_are_100_times_too_small_are_refused(name: str, independe
     for attempt in (lambda: lr.hypergradient(problem, b, loss), lambda: lr.certify(problem, b, loss, b)):
         with pytest.raises(lr.ConfigError, match=r"gradient_lipschitz=.*pass a constant"):
             attempt()
+
+
+NETWORK = nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.Tanh(), nn.Conv2d(3, 2, 3))
+for number, parameter in enumerate(NETWORK.parameters()):
+    parameter.data = 0.3 * registry.randn(*parameter.shape, seed=number).float()
+TARGET = registry.rand(2, *SHAPE, seed=5)
+
+
+def perceptual(z: Tensor) -> Tensor:
+    """As LPIPS: distances of the features of a network in float32."""
+    return (NETWORK(z) - NETWORK(TARGET.float())).square().flatten(1).mean(1)
+
+
+def windowed(z: Tensor) -> Tensor:
+    """As SSIM by conv2d, whose window is a tensor in float32."""
+    window = torch.full((1, 1, 3, 3), 1 / 9)
+    return (nn.functional.conv2d(z, window) - nn.functional.conv2d(TARGET.float(), window)).square().mean()
+
+
+class Perceptual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = NETWORK
+
+    def forward(self, z: Tensor) -> Tensor:
+        return perceptual(z)
+
+
+class Picky:
+    """As libraries that look at the dtype."""
+
+    def __call__(self, z: Tensor) -> Tensor:
+        if z.dtype != torch.float32:
+            raise TypeError(f"expected float32, got {z.dtype}")
+        return perceptual(z)
+
+
+IN_SINGLE: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
+    "function": lambda: perceptual,
+    "window": lambda: windowed,
+    "module": Perceptual,
+    "bound method": lambda: Perceptual().forward,
+    "partial": lambda: partial(perceptual),
+    "closure": lambda: lambda z: 2.0 * perceptual(z),
+    "object": Picky,
+    "cast by itself": lambda: lambda z: perceptual(z.float()),
+}
+
+
+@pytest.mark.parametrize("name", IN_SINGLE)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("constant", [None, 1e3])
+def test_networks_in_float32_are_losses_with_estimates(name: str, dtype: torch.dtype, constant: float | None) -> None:
+    problem, b, _ = problem_with(Identity(SHAPE))
+    function = IN_SINGLE[name]()
+    found = lr.hypergradient(problem, b.to(dtype), lr.UpperLoss(function, constant), tolerance=1e-3)
+    assert found.bound_kind == "estimate"
+    assert not found.certified
+    assert found.loss_interval == (-math.inf, math.inf)
+    exact = lr.UpperLoss(lambda z: function(z.float()).double())
+    expected = lr.hypergradient(problem, b, exact, tolerance=1e-6)
+    distance = sum(float((g - expected.gradient[k]).square().sum()) for k, g in found.gradient.items())
+    assert math.sqrt(distance) <= 2e-3 * expected.norm
+
+
+def test_networks_in_float64_are_certified_at_float32_data() -> None:
+    problem, b, _ = problem_with(Identity(SHAPE))
+    network = copy.deepcopy(NETWORK).double()
+    loss = lr.UpperLoss(lambda z: (network(z) - network(TARGET)).square().flatten(1).mean(1), 1e3)
+    assert lr.hypergradient(problem, b.float(), loss, tolerance=1e-2).certified
+
+
+def test_values_of_losses_in_float32_are_not_certified() -> None:
+    problem, b, _ = problem_with(Identity(SHAPE))
+    for function, certified in ((perceptual, False), (lambda z: 0.5 * z.square().flatten(1).sum(1), True)):
+        objective = lr.BatchObjective(problem, b, lr.UpperLoss(function, 1e3))
+        assert objective.value(1e-2).certified is certified
+        assert not lr.AdaptiveDescent().step(objective).certified or certified
+
+
+def test_a_declared_dtype_and_errors_of_the_function_itself() -> None:
+    problem, b, _ = problem_with(Identity(SHAPE))
+    seen = []
+    loss = lr.UpperLoss(lambda z: seen.append(z.dtype) or z.square().sum(), 2.0, dtype=torch.bfloat16)
+    found = lr.hypergradient(problem, b, loss, tolerance=0.1)
+    assert set(seen) == {torch.bfloat16}
+    assert found.reason.startswith("the upper-level loss computes in torch.bfloat16")
+    for error in (ValueError("mine"), RuntimeError("mine")):
+        with pytest.raises(type(error), match="mine"):
+            lr.hypergradient(problem, b, lr.UpperLoss(partial(fail, error)))
+    with pytest.raises(lr.ConfigError, match=r"UpperLoss\(dtype=torch.int64\)"):
+        lr.UpperLoss(perceptual, dtype=torch.int64)
+    for wrong, advice in ((lr.SquaredError(b), "as it is"), (b, "SquaredError"), (None, "expected a function of x")):
+        with pytest.raises(lr.ConfigError, match=advice):
+            lr.UpperLoss(wrong)  # type: ignore[arg-type]
+
+
+def fail(error: Exception, z: Tensor) -> Tensor:
+    raise error
 
 
 def test_a_function_is_no_loss() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import registry
 import torch
@@ -108,3 +110,45 @@ def test_adjoint_solvers_agree_bitwise_with_an_infinite_box(
         goal = slope.new_full((free.batch,), 1e-6)
         found.append(iterate(solver(), equation, torch.zeros_like(slope), goal, torch.zeros_like(goal), 200).x)
     assert torch.equal(*found)
+
+
+NAN = torch.full(registry.SHAPE, 1.0)
+NAN[0, 2, 3] = math.nan
+
+
+@pytest.mark.parametrize(
+    ("lower", "upper", "message"),
+    [
+        (math.nan, 1.0, "lower=nan, upper=1"),
+        (0.0, math.nan, "lower=0, upper=nan"),
+        (0.0, NAN, "upper=nan"),
+        (NAN.numpy(), 2.0, "lower=nan"),
+        (1.0, 0.0, "lower=1, upper=0"),
+        (1.0, 1.0, "lower < upper everywhere"),
+        (math.inf, math.inf, "lower=inf"),
+        (-math.inf, -math.inf, "upper=-inf"),
+        (torch.tensor([0.0, 2.0]), 1.0, "lower=2, upper=1"),
+        (torch.zeros(2), torch.ones(3), r"lower \(2,\) and upper \(3,\) differ"),
+        ("0", 1.0, r"Box\(lower\): got str"),
+        (None, 1.0, r"Box\(lower\): got NoneType"),
+        (1j, 1.0, r"Box\(lower\): got complex"),
+    ],
+)
+def test_boxes_without_an_inside_are_refused(lower: object, upper: object, message: str) -> None:
+    with pytest.raises(lr.LearnregError, match=message):
+        lr.Box(lower, upper)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("shape", [(2, *registry.SHAPE), (4,), (3, 5, 6), (1, 1, 1, 1)])
+def test_boxes_fit_the_images(shape: tuple[int, ...]) -> None:
+    problem = registry.build("denoising", "TotalVariation")
+    with pytest.raises(lr.ShapeError, match="does not broadcast against images"):
+        lr.LowerLevelProblem(problem.operator, problem.regularizer, constraint=lr.Box(torch.zeros(shape)))
+
+
+@pytest.mark.parametrize("bound", [0.2, 0, [0.2], torch.full((5, 1), 0.2), torch.full(registry.SHAPE, 0.2).numpy()])
+def test_bounds_of_any_kind(bound: object) -> None:
+    problem = registry.build("denoising", "TotalVariation", lr.Box(bound))  # type: ignore[arg-type]
+    solution = lr.solve(problem, images(3) - 0.5)
+    assert solution.certified
+    assert float(solution.x.min()) == pytest.approx(float(np.ravel(bound)[0]), abs=1e-12)

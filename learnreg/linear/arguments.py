@@ -1,0 +1,101 @@
+"""What callers pass, as what it has to be: numbers, tensors of a constructor, images; or one sentence."""
+
+from __future__ import annotations
+
+import math
+from numbers import Real
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from learnreg.errors import ConfigError, ShapeError
+
+__all__ = ["check_batch", "check_dense", "check_images", "check_precision", "check_type", "given_tensor", "real_number"]
+
+
+def check_type(value: object, kind: type | tuple[type, ...], call: str, expected: str) -> None:
+    """ConfigError unless it is of this kind."""
+    if not isinstance(value, kind):
+        found = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+        raise ConfigError(f"{call}: got {found}, expected {expected}.")
+
+
+def real_number(
+    value: object, name: str, *, above: float = -math.inf, least: float = -math.inf, finite: bool = True
+) -> float:
+    """A number as float; ConfigError for something else, NaN, one that is not above, or below the least, or infinite
+    where it has to be finite."""
+    try:
+        number = float(value) if isinstance(value, Real) else math.nan
+    except OverflowError:
+        number = math.inf
+    if number > above and number >= least and not (finite and math.isinf(number)):
+        return number
+    kind = "finite number" if finite else "number"
+    kind = f"a positive {kind}" if above == 0.0 else f"a {kind}" if least == -math.inf else f"a {kind} >= {least:g}"
+    shown = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) and value.dim() else repr(value)
+    raise ConfigError(f"{name}={shown[:60]}: expected {kind}.")
+
+
+def given_tensor(value: Any, name: str) -> Tensor:
+    """What a constructor was given as a tensor of real numbers: tensors themselves, NumPy arrays and lists as copies.
+
+    Raises
+    ------
+    ShapeError: something else. ConfigError: a tensor that requires a gradient and is no nn.Parameter, which nobody
+    would learn.
+    """
+    if isinstance(value, Tensor):
+        check_dense(value, name, "")
+        if value.is_meta:
+            raise ShapeError(f"{name}: got a tensor on the device 'meta', which has no data.")
+        if value.is_complex() or value.is_quantized or (value.dtype.itemsize == 1 and value.is_floating_point()):
+            raise ShapeError(f"{name}: got dtype {value.dtype}, expected real numbers such as float32.")
+        if value.requires_grad and not isinstance(value, nn.Parameter):
+            raise ConfigError(f"{name}: requires a gradient; make it an nn.Parameter to learn it, or detach() it.")
+        return value
+    try:
+        array = np.array(value)
+    except (ValueError, TypeError, RuntimeError) as error:  # lists of different lengths, of tensors
+        raise ShapeError(f"{name}: expected a tensor of real numbers ({error}).") from error
+    if array.dtype.kind not in "biuf":
+        raise ShapeError(f"{name}: got {type(value).__name__} ({array.dtype}), expected a tensor of real numbers.")
+    if array.dtype.kind == "f":
+        return torch.from_numpy(array.astype(np.float64 if array.dtype.itemsize > 4 else np.float32))
+    return torch.from_numpy(array.astype(bool if array.dtype.kind == "b" else np.int64))
+
+
+def check_images(x: Any, name: str) -> None:
+    """ShapeError unless it is a tensor (batch, *image_shape) of float32 or float64 numbers, of any shape."""
+    check_dense(x, name, "(batch, *image_shape)")
+    if x.dim() < 2:
+        raise ShapeError(f"{name}: got shape {tuple(x.shape)}, expected (batch, *image_shape).")
+    check_precision(x, name)
+
+
+def check_dense(tensor: Any, name: str, expected: str) -> None:
+    """ShapeError unless it is a tensor, with numbers at every place of a rectangle."""
+    if not isinstance(tensor, Tensor):
+        hint = " Pass torch.from_numpy(...)." if type(tensor).__module__ == "numpy" else ""
+        raise ShapeError(f"{name}: got {type(tensor).__name__}, expected a tensor {expected}.{hint}")
+    if tensor.is_nested:
+        raise ShapeError(f"{name}: got a nested tensor, expected a dense one; images of one batch have one shape.")
+    if tensor.layout != torch.strided:
+        raise ShapeError(f"{name}: got a tensor of layout {tensor.layout}, expected a dense one; call .to_dense().")
+
+
+def check_precision(tensor: Tensor, name: str) -> None:
+    """ShapeError unless its numbers are float32 or float64: half precision ends far above any tolerance."""
+    if tensor.dtype not in (torch.float32, torch.float64):
+        hint = "call .float()"
+        if tensor.is_complex():
+            hint = "complex images are two channels, real and imaginary part"
+        raise ShapeError(f"{name}: got dtype {tensor.dtype}, expected float32 or float64; {hint}.")
+
+
+def check_batch(tensor: Tensor, batch: int, name: str) -> None:
+    """ShapeError unless there are as many samples as measurements."""
+    if tensor.shape[0] != batch:
+        raise ShapeError(f"{name}: got {tensor.shape[0]} samples for a batch b of {batch}.")

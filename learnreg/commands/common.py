@@ -25,12 +25,13 @@ from learnreg.report.report import write_report
 from learnreg.solvers.solve import solve
 from learnreg.training.options import TrainingOptions
 from learnreg.training.run_folder import RunFolder
-from learnreg.training.sampler import PairedDataset
+from learnreg.training.sources import PairedDataset
+from learnreg.training.start_tuning import least_loss
 from learnreg.training.train import Trainer, TrainResult
 
 __all__ = ["Scenario", "initial_regularizer", "run_scenario", "tune_total_variation"]
 
-_WEIGHT_STEP, _LARGEST_SEARCH = 1.6, 12
+_WEIGHT_STEP = 1.6
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,7 @@ def _learn(scenario: Scenario, problem: LowerLevelProblem, folder: RunFolder, re
     config = scenario.config
     options = TrainingOptions(
         config.minutes,
+        config.updates or None,
         config.batch_size,
         METHODS[config.method](),
         config.tolerance,
@@ -110,11 +112,11 @@ def _learn(scenario: Scenario, problem: LowerLevelProblem, folder: RunFolder, re
         config.step_size,
         config.samples,
         config.seed,
-        config.max_updates or None,
+        config.tune,
         workers=torch.get_num_threads(),
     )
     with (
-        tqdm(total=round(60 * config.minutes), unit="s", file=sys.stderr, desc="training") as bar,
+        _progress_bar(config) as bar,
         threads(1),  # audits and held-out images are small, too: several cores only slow them
         large_blocks_kept(),
     ):
@@ -138,26 +140,15 @@ def tune_total_variation(problem: LowerLevelProblem, pairs: PairedDataset, sampl
     regularizer = problem.regularizer
     assert isinstance(regularizer, TotalVariation)
     b, x_true = (torch.stack(column) for column in zip(*(pairs[i] for i in range(samples)), strict=True))
-    losses: dict[float, float] = {}
     start: Tensor | None = None
 
     def loss(log_weight: float) -> float:
         nonlocal start
-        if log_weight not in losses:
-            regularizer.log_weight.fill_(log_weight)
-            start = solve(problem, b, tolerance, start=start).x
-            losses[log_weight] = float((start - x_true).double().square().sum())
-        return losses[log_weight]
+        regularizer.log_weight.fill_(log_weight)
+        start = solve(problem, b, tolerance, start=start).x
+        return float((start - x_true).double().square().sum())
 
-    step, middle = math.log(_WEIGHT_STEP), float(regularizer.log_weight)
-    for _ in range(_LARGEST_SEARCH):
-        best = min((middle - step, middle, middle + step), key=loss)
-        if best == middle:
-            break
-        middle = best
-    low, high = loss(middle - step) - loss(middle), loss(middle + step) - loss(middle)
-    vertex = middle + (0.5 * step * (low - high) / (low + high) if low + high > 0 else 0.0)
-    regularizer.log_weight.fill_(min(losses, key=losses.__getitem__) if loss(vertex) > loss(middle) else vertex)
+    regularizer.log_weight.fill_(least_loss(loss, float(regularizer.log_weight), math.log(_WEIGHT_STEP)))
     return float(regularizer.weight)
 
 
@@ -187,8 +178,14 @@ def _training_figures(result: TrainResult) -> dict[str, Any]:
     }
 
 
+def _progress_bar(config: TrainingConfig) -> Any:
+    """Of the updates where their number is given, else of the seconds."""
+    total, unit = (config.updates, "update") if config.updates else (round(60 * config.minutes), "s")
+    return tqdm(total=total, unit=unit, file=sys.stderr, desc="training")
+
+
 def _advance(bar: Any, row: Mapping[str, Any]) -> None:
-    bar.n = min(round(row["seconds"]), bar.total)
+    bar.n = min(row["step"] if bar.unit == "update" else round(row["seconds"]), bar.total)
     shown = {"loss": f"{row['loss']:.4g}"}
     if "psnr" in row:
         shown["held-out PSNR"] = f"{row['psnr']:.2f}"

@@ -37,6 +37,8 @@ BEAMS = ("parallel", "fan")
 
 
 _main = partial(option, main=True)
+_ENDLESS = 1e6  # minutes
+_FORMER_NAMES = {"max_updates": "updates"}
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,14 @@ class RunOptions:
 
     regularizer: str = _main("fields-of-experts", "what is learned", choices=trainable())
     method: str = _main(next(iter(METHODS)), "hypergradient method", choices=tuple(METHODS))
-    minutes: float = _main(5.0, "duration of the upper-level training", above=0.0, at_most=1e6, resumable=True)
+    minutes: float = _main(
+        5.0,
+        "of upper-level training at most; with --updates alone: no limit",
+        above=0.0,
+        at_most=_ENDLESS,
+        resumable=True,
+    )
+    updates: int = _main(0, "upper-level updates at most; 0: as many as the minutes allow", at_least=0, resumable=True)
     out: str = _main("runs/denoise", "run folder", resumable=True)
     seed: int = _main(0, "seed of images, noise and initial filters", at_least=0, at_most=2**62)
     batch_size: int = option(16, "samples in a batch", at_least=1)
@@ -61,7 +70,7 @@ class TrainingConfig(RegularizerOptions, RunOptions):
     samples: int = option(64, "samples that lbfgs and adaptive minimise over", at_least=1)
     step_size: float = option(3e-2, "initial upper-level step size of adam and adaptive", above=0.0)
     tolerance: float = option(1e-1, "relative error of the hypergradients, held by certified audits", above=0.0)
-    max_updates: int = option(0, "upper-level updates at most; 0: as many as the minutes allow", at_least=0)
+    tune: bool = option(True, "whether training starts at the best factor of the initial regularizer")
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -156,6 +165,8 @@ def merge_config(
     for key, value in (explicit or {}).items():
         if value is not None:
             values[_known(kind, key, "the options")] = value
+    if values.get("updates"):
+        values.setdefault("minutes", _ENDLESS)  # the default is for runs that only the time ends
     return kind(**_widen(kind, values))
 
 
@@ -233,6 +244,8 @@ _WORDS = {"true": True, "false": False}
 
 def _known(kind: type[DataclassInstance], key: str, origin: str) -> str:
     names = [field.name for field in dataclasses.fields(kind)]
+    if key not in names:
+        key = _FORMER_NAMES.get(key, key)
     if key in names:
         return key
     if key.replace("-", "_") in names:

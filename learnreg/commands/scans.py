@@ -17,7 +17,7 @@ from learnreg.lower_level.data_terms import LeastSquares, TransmissionLeastSquar
 from learnreg.operators import FanBeam2D, FanGeometry, ParallelBeam2D
 from learnreg.operators.tomography.geometry import view_angles
 from learnreg.report.comparison import Scene
-from learnreg.training.sampler import PairedDataset
+from learnreg.training.sources import PairedDataset
 
 __all__ = ["Scans", "projector", "scans_of"]
 

@@ -55,6 +55,27 @@ class FrozenProblem:
         """Itself."""
         return self
 
+    def of_kind(self, domain_shape: tuple[int, ...], noise_level: float | None = None) -> FrozenProblem:
+        """The same for images of this shape, and at a noise level of its own where one is given.
+
+        Raises
+        ------
+        OperatorError: the operator is of another shape alone.
+        """
+        if noise_level is None and tuple(domain_shape) == tuple(self.operator.domain_shape):
+            return self
+        operator = self.operator.on(domain_shape)
+        self.data_term.check_range(operator.range_shape)
+        return FrozenProblem(
+            operator=operator,
+            regularizer=self.regularizer if noise_level is None else self.regularizer.at(noise_level),
+            data_term=self.data_term,
+            ridge=self.ridge,
+            constraint=self.constraint,
+            parameters=self.parameters,
+            originals=self.originals,
+        )
+
     # ---- what depends on theta alone ---------------------------------------------------------------------------------
 
     @cached_property

@@ -84,6 +84,12 @@ class Regularizer(nn.Module):
         raw parameters of the group together. 1 for groups that are not named. *Rigorous bounds.*"""
         return {}
 
+    def scale_parameters(self) -> list[nn.Parameter]:
+        """Raw parameters that are logarithms of weights: a number added to all of them multiplies R by its exponential.
+        Training starts at the best such factor. By default those of the group "log_weight"; none: R has no scale."""
+        roles = self.parameter_roles()
+        return [p for name, p in self.named_parameters() if roles.get(name) == "log_weight"]
+
     def config(self) -> dict[str, Any]:
         """What, besides the parameters, rebuilds this object: numbers, texts, lists of these, and regularizers."""
         raise ConfigError(f"{type(self).__name__} does not implement config(), so it cannot be stored in a model file.")

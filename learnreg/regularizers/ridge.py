@@ -183,6 +183,10 @@ class RidgeRegularizer(Regularizer):
             bounds |= {"log_weight": spread, "log_smoothing": spread}
         return bounds
 
+    def scale_parameters(self) -> list[nn.Parameter]:
+        """The weights; depths of concave parts do not follow them."""
+        return [self.log_weights]
+
     def config(self) -> dict[str, Any]:
         return {
             "channels": list(self.channels),

@@ -75,6 +75,9 @@ class Scaled(Regularizer):
     def project_(self) -> None:
         self.base.project_()
 
+    def scale_parameters(self) -> list[nn.Parameter]:
+        return [self.log_factor]
+
     def config(self) -> dict[str, Any]:
         return {"base": self.base}
 

@@ -41,7 +41,7 @@ SMALL = ("--set", "patch=16", "--set", "patches=16", "--set", "samples=8", "--se
 
 def test_train_evaluate_reconstruct(photographs: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    settings = (*SMALL, "--set", "max_updates=6")
+    settings = (*SMALL, "--set", "updates=6")
     trained = call("train", "denoise", "--data", photographs, "--minutes", 0.2, "--out", out, *settings)
     assert trained.exit_code == 0, trained.stderr
     present = {path.name for path in out.iterdir()}
@@ -65,7 +65,7 @@ def test_train_evaluate_reconstruct(photographs: Path, tmp_path: Path) -> None:
 
 def test_weakly_convex_ridges_are_an_option(photographs: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    options = ("convexity=convex-nonconvex", "nonconvexity=0.7", "batch_size=2", "samples=2", "max_updates=2")
+    options = ("convexity=convex-nonconvex", "nonconvexity=0.7", "batch_size=2", "samples=2", "updates=2")
     settings = (*SMALL, *(part for option in options for part in ("--set", option)))
     command = ("train", "denoise", "--regularizer", "ridge", "--data", photographs, "--minutes", 0.2)
     trained = call(*command, "--out", out, *settings)

@@ -10,8 +10,9 @@ from learnreg.errors import ConfigError, SolverError
 from learnreg.hypergradients.base import HypergradientMethod
 from learnreg.hypergradients.given import of_own_gradient
 from learnreg.hypergradients.implicit import Implicit
+from learnreg.hypergradients.noise_levels import hypergradient_over_levels
 from learnreg.hypergradients.published_search import PublishedSearch
-from learnreg.hypergradients.search import Request, Start
+from learnreg.hypergradients.search import Request, Start, check_loss
 from learnreg.hypergradients.sharp_search import SharpSearch
 from learnreg.linear.grad_mode import outside_inference
 from learnreg.losses import UpperLoss
@@ -66,16 +67,20 @@ def hypergradient(
     check_certificate(certificate)
     if absolute_tolerance < 0:
         raise ConfigError(f"absolute_tolerance={absolute_tolerance!r}: expected a number >= 0.")
-    request = Request(check_tolerance(tolerance), absolute_tolerance, max_steps, certificate)
-    kind = PublishedSearch if certificate == "published" else SharpSearch
-    search = kind(problem, b, loss, Implicit() if method is None else method, request)
-    begin = search.begin(start)
-    goal = search.first_goal(begin)
-    point, outcome = search.improve(begin, goal)
-    if outcome.gradient is None:
-        result = search.follow(point, outcome, goal)
+    goal = (check_tolerance(tolerance), absolute_tolerance)
+    chosen = Implicit() if method is None else method
+
+    def find(
+        frozen: FrozenProblem, b: Tensor, loss: UpperLoss, start: Start | None, relative: float, absolute: float
+    ) -> Hypergradient:
+        return _find(frozen, b, loss, chosen, Request(relative, absolute, max_steps, certificate), start)
+
+    frozen = problem.frozen()
+    parts = frozen.parts(b)
+    if len(parts) == 1:
+        result = find(parts[0][1], b, loss, start, *goal)
     else:
-        result = of_own_gradient(search, point, outcome)
+        result = hypergradient_over_levels(parts, b, check_loss(loss), start, goal, find)
     if on_failure == "raise" and not result.status.converged:
         raise SolverError(
             f"hypergradient(tolerance={tolerance:g}): relative error bound {result.relative_error_bound:.3g}. "
@@ -83,6 +88,25 @@ def hypergradient(
             result,
         )
     return result
+
+
+def _find(
+    frozen: FrozenProblem,
+    b: Tensor,
+    loss: UpperLoss,
+    method: HypergradientMethod,
+    request: Request,
+    start: Start | None,
+) -> Hypergradient:
+    """Of samples of one noise level."""
+    kind = PublishedSearch if request.certificate == "published" else SharpSearch
+    search = kind(frozen, b, loss, method, request)
+    begin = search.begin(start)
+    goal = search.first_goal(begin)
+    point, outcome = search.improve(begin, goal)
+    if outcome.gradient is None:
+        return search.follow(point, outcome, goal)
+    return of_own_gradient(search, point, outcome)
 
 
 def check_certificate(certificate: CertificateName) -> CertificateName:

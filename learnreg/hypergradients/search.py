@@ -23,7 +23,7 @@ from learnreg.result import BoundKind, Hypergradient, Status
 from learnreg.solvers.newton_correction import newton_correction
 from learnreg.solvers.solve import initial_point
 
-__all__ = ["LIMITED", "MAX_ROUNDS", "Request", "Search", "Start"]
+__all__ = ["LIMITED", "MAX_ROUNDS", "Request", "Search", "Start", "check_loss"]
 
 LIMITED = (Status.PRECISION, Status.STAGNATED, Status.NOT_FINITE)
 """How a method ends that more steps in the same precision would not help."""
@@ -48,7 +48,7 @@ class Start:
         latent = instance.latent
         return cls(latent.image(v), latent.image(V), latent.part(v), latent.part(V))
 
-    def part(self, index: slice | int, factor: float) -> Start:
+    def part(self, index: slice | int | Tensor, factor: float) -> Start:
         """That of some samples, or of one without its batch axis, adjoint states times a factor; in memory of its
         own."""
         z, Z = (None if v is None else v[index].clone() for v in (self.z, self.Z))
@@ -88,6 +88,16 @@ class Request:
         return None if self.max_steps is None else max(1, self.max_steps - steps)
 
 
+def check_loss(loss: object) -> UpperLoss:
+    """The loss, or ConfigError unless it is one."""
+    if not isinstance(loss, UpperLoss):
+        raise ConfigError(
+            f"loss: got {type(loss).__name__}, expected lr.SquaredError(x_true) or, for a function of x, "
+            "lr.UpperLoss(function, gradient_lipschitz=L)."
+        )
+    return loss
+
+
 class Search(ABC):
     """What every search for a certified hypergradient shares: problem, method and request, the steps so far, and how a
     result is made."""
@@ -100,11 +110,7 @@ class Search(ABC):
         method: HypergradientMethod,
         request: Request,
     ) -> None:
-        if not isinstance(loss, UpperLoss):
-            raise ConfigError(
-                f"loss: got {type(loss).__name__}, expected lr.SquaredError(x_true) or, for a function of x, "
-                "lr.UpperLoss(function, gradient_lipschitz=L)."
-            )
+        check_loss(loss)
         self.frozen, self.b, self.method, self.request = problem.frozen(), b, method, request
         self.instance = self.frozen.at(b)
         exact = b.dtype == torch.float64

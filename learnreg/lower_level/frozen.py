@@ -22,7 +22,7 @@ from learnreg.lower_level.constraints import Box
 from learnreg.lower_level.data_terms import LeastSquares
 from learnreg.lower_level.instance import Counter, Instance, weighted_square
 from learnreg.lower_level.quadratic import quadratic_of
-from learnreg.lower_level.regularizer import ParameterRole, Regularizer, SaddleTerms
+from learnreg.lower_level.regularizer import ParameterRole, Regularizer, SaddleTerms, check_levels
 from learnreg.potentials.base import Potential
 
 __all__ = ["FrozenProblem"]
@@ -66,9 +66,30 @@ class FrozenProblem:
             return self
         operator = self.operator.on(domain_shape)
         self.data_term.check_range(operator.range_shape)
+        return self._with(operator, self.regularizer if noise_level is None else self.regularizer.at(noise_level))
+
+    def levels(self) -> list[FrozenProblem]:
+        """The problem at each of its noise levels: itself, unless there is one for each sample."""
+        groups = self.regularizer.sample_groups()
+        return [self._with(self.operator, regularizer) for _, regularizer in groups] or [self]
+
+    def parts(self, b: Tensor) -> list[tuple[Tensor, FrozenProblem]]:
+        """The samples of b at each noise level, by their indices, and their problem.
+
+        Raises
+        ------
+        ShapeError: wrong shape, or noise levels of another number of samples.
+        """
+        self.operator.check_range(b, "b")
+        groups = self.regularizer.sample_groups()
+        check_levels(groups, len(b))
+        indices = [index.to(b.device) for index, _ in groups] or [torch.arange(len(b), device=b.device)]
+        return list(zip(indices, self.levels(), strict=True))
+
+    def _with(self, operator: LinearOperator, regularizer: Regularizer) -> FrozenProblem:
         return FrozenProblem(
             operator=operator,
-            regularizer=self.regularizer if noise_level is None else self.regularizer.at(noise_level),
+            regularizer=regularizer,
             data_term=self.data_term,
             ridge=self.ridge,
             constraint=self.constraint,

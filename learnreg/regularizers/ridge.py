@@ -153,12 +153,9 @@ class RidgeRegularizer(Regularizer):
         bank = FilterBank(self._exact_filters(), image_shape, self.boundary, zero_mean=True)
         return SaddleTerms(bank, self.potential())
 
-    def at(self, sigma: float) -> Self:
-        """The regularizer for noise of standard deviation sigma; it shares its parameters with this one."""
+    def conditioned(self, sigma: float) -> Self:
         if not self.noise_conditioned:
             return self
-        if not (sigma > 0 and math.isfinite(sigma)):
-            raise ConfigError(f"RidgeRegularizer.at({sigma!r}): expected a positive finite noise level.")
         result = copy.copy(self)
         result._sigma = float(sigma)
         return result

@@ -64,7 +64,7 @@ class Scaled(Regularizer):
             bounds["log_factor"] = math.hypot(1.0, bounds.get("log_factor", 1.0)) * (1.0 + 1e-12)
         return bounds
 
-    def at(self, sigma: float) -> Self:
+    def conditioned(self, sigma: float) -> Self:
         conditioned = self.base.at(sigma)
         if conditioned is self.base:
             return self

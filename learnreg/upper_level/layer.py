@@ -14,6 +14,7 @@ from learnreg.lower_level.frozen import FrozenProblem
 from learnreg.lower_level.point import Point
 from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.solvers.newton_correction import correct_adjoint
+from learnreg.solvers.noise_levels import in_order, joined
 from learnreg.solvers.solve import check_tolerance, solve
 
 __all__ = ["SolutionLayer", "solution_layer"]
@@ -37,8 +38,17 @@ class SolutionLayer(nn.Module):
         self.last_solution: Any = None
 
     def forward(self, b: Tensor) -> Tensor:
-        frozen = self.problem.frozen()
-        return cast(Tensor, _Solve.apply(self, frozen, b, *frozen.originals.values()))  # type: ignore[no-untyped-call]
+        parts = self.problem.frozen().parts(b)
+        found, solutions = [], []
+        for index, frozen in parts:
+            sample = b if len(parts) == 1 else b[index]
+            found.append(_Solve.apply(self, frozen, sample, *frozen.originals.values()))  # type: ignore[no-untyped-call]
+            solutions.append(self.last_solution)
+        if len(parts) == 1:
+            return cast(Tensor, found[0])
+        indices = [index for index, _ in parts]
+        self.last_solution = joined(solutions, indices)
+        return in_order(found, indices)
 
     def extra_repr(self) -> str:
         return f"method={self.method!r}, tolerance={self.tolerance:g}"

@@ -94,16 +94,20 @@ class Reader:
             return [self.sample(batch, where)]
         return [self.sample(item, f"{where}, sample {i}") for i, item in enumerate(rows(b, x_true, rest, where))]
 
+    def is_pair(self, b: Any, x_true: Any) -> bool:
+        """Whether two arrays are the measurement and the ground truth of one sample, not stacks of them."""
+        return (tuple(b.shape), tuple(x_true.shape)) == (self._operator.range_shape, self._operator.domain_shape)
+
     def _check_shapes(self, b: Shape, x_true: Shape, where: str) -> None:
         wanted = self._known.get(x_true)
-        if wanted is None and len(x_true) == len(self._operator.domain_shape):
+        domain, range_ = tuple(self._operator.domain_shape), tuple(self._operator.range_shape)
+        if wanted is None and len(x_true) == len(domain) and x_true[0] == domain[0]:  # of another size
             try:
                 wanted = self._known[x_true] = tuple(self._operator.on(x_true).range_shape)
             except OperatorError:
                 wanted = None  # said below
         if b == wanted:
             return
-        domain, range_ = tuple(self._operator.domain_shape), tuple(self._operator.range_shape)
         kind, hint = type(self._operator).__name__, ""
         if (b, x_true) == (domain, range_):
             hint = "The order is (b, x_true): measurement first, ground truth second."
@@ -111,6 +115,10 @@ class Reader:
             hint = "Leave out the batch axis: item[0]."
         elif (b, x_true) == (range_[1:], domain[1:]):
             hint = "Add the channel axis: b[None], x_true[None]."
+        elif (x_true[-1:], x_true[:-1]) == (domain[:1], domain[1:]):
+            hint = "Channels come first: permute(2, 0, 1)."
+        elif len(x_true) == len(domain) and x_true[0] != domain[0]:
+            hint = f"The images have {x_true[0]} channels, the problem {domain[0]}."
         elif len(x_true) == len(domain):
             hint = f"Crop or resize the images to {domain}."
         raise DataError(

@@ -4,6 +4,7 @@ starts, workers and clock."""
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from learnreg.errors import CheckpointError, ConfigError, SolverError
+from learnreg.errors import CheckpointError, ConfigError, DataError, SolverError
 from learnreg.hypergradients.base import HypergradientMethod
 from learnreg.hypergradients.compute import Start
 from learnreg.losses import UpperLoss
@@ -30,6 +31,7 @@ from learnreg.training.workers import Workers
 __all__ = ["Chunk", "Evaluation", "Session"]
 
 _AUDIT_SAMPLES = 2
+_LARGEST_VALUE = 16.0
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,12 @@ class Session:
         workers = Workers(options.workers)
         try:
             source = source_of(data, Reader(problem.operator), workers, options.batch_size, options.seed)
-            _check_levels(problem, source.first(1))
+            first = source.first(1)
+            if not first:
+                raise DataError("the dataset is empty.", hint="Pass at least one pair (b, x_true).")
+            _check_levels(problem, first[0].sigma)
+            _check_loss(loss, first[0].x_true[None])
+            _warn_of_units(first[0])
         except BaseException:
             workers.close()
             raise
@@ -258,9 +265,39 @@ class Session:
         self.audits.load_state_dict(state)
 
 
-def _check_levels(problem: LowerLevelProblem, samples: Sequence[Sample]) -> None:
-    """ConfigError where samples have a noise level that the problem does not use."""
-    level = samples[0].sigma if samples else None
+def _check_loss(loss: Callable[[Tensor], UpperLoss], x_true: Tensor) -> None:
+    """ConfigError unless it makes upper-level losses of ground truths."""
+    try:
+        made: object = loss(x_true)
+    except TypeError as error:
+        made = error
+    if not isinstance(made, UpperLoss):
+        raise ConfigError(
+            f"train(loss={loss!r}): expected what maps a batch of ground truths to an UpperLoss, such as "
+            "lr.SquaredError or lambda x_true: lr.UpperLoss(lambda x: function(x, x_true))."
+        )
+
+
+def _warn_of_units(sample: Sample) -> None:
+    """Warn of images that look like 0..255; of measurements that are images, too."""
+    images = [sample.x_true, *([sample.b] if sample.b.shape == sample.x_true.shape else [])]
+    largest = max(float(t.abs().max()) for t in images)
+    if largest > _LARGEST_VALUE:
+        warnings.warn(
+            f"train: images reach {largest:g}. Initial weights and smoothings are meant for images between 0 "
+            "and about 1: divide images and measurements by their largest value, or choose them for these units.",
+            stacklevel=6,
+        )
+
+
+def _check_levels(problem: LowerLevelProblem, level: float | None) -> None:
+    """ConfigError where samples have a noise level that the problem does not use, or it has one for each sample of a
+    batch."""
+    if isinstance(problem.noise_level, Tensor):
+        raise ConfigError(
+            "train: the problem has a noise level for each sample of a batch, but batches are drawn; leave it out, and "
+            "pass samples (b, x_true, sigma)."
+        )
     if level is None:
         return
     kind = type(problem.regularizer).__name__

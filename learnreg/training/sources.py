@@ -247,6 +247,8 @@ def source_of(data: Any, reader: Reader, workers: Workers, batch_size: int | Non
     if isinstance(data, (tuple, list)) and len(data) in (2, 3) and all(is_array(column) for column in data):
         b, x_true, *rest = data
         _check_stacks(b, x_true)
+        if reader.is_pair(b, x_true):
+            raise DataError("the dataset: one pair of arrays without batch axis.", hint="Pass a list: [(b, x_true)].")
         return MapStyle(rows(b, x_true, rest, "the dataset"), reader, workers, size, seed)
     _refuse(data)
     if not isinstance(data, IterableDataset) and hasattr(data, "__getitem__") and hasattr(data, "__len__"):

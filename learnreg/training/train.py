@@ -174,12 +174,13 @@ class Trainer:
     def run(self, out: str | Path | RunFolder | None = None, resume: bool = False) -> TrainResult:
         """Train until the time or the updates are used up; the last parameters are saved whatever ends the run."""
         options = self.options
-        session = Session.of(guarded(self.problem), self.dataset, self.loss, options)
+        session = Session.of(self.problem, self.dataset, self.loss, options)
         try:
             if self.check_operator:
                 examine_problem(self.problem, lambda: session.source.first(1)[0].b.dtype)
             else:
                 take_as_they_are(self.problem)
+            session.problem = guarded(self.problem)
             folder = RunFolder(out, resume) if isinstance(out, (str, Path)) else out
             if folder is not None and folder.load_config() is None:
                 names = ("optimizer", "step_size", "tolerance", "seed")

@@ -16,30 +16,43 @@ from learnreg.training.session import Chunk, Session
 __all__ = ["least_loss", "tune_start"]
 
 _SAMPLES = 4
-_STEP, _LARGEST_SEARCH = 2.0, 12
+_STEP = 2.0
+_WIDEST, _LARGEST_SEARCH = 8, 20
+_FLAT = 1e-2
 _TOLERANCE = 1e-2  # of root-mean-square images: losses of different factors differ by far more
 
 
-def least_loss(loss: Callable[[float], float], start: float, step: float, largest: int = _LARGEST_SEARCH) -> float:
-    """The logarithm of a factor with the least loss: steps until they bracket it, at most ``largest`` of them, then the
-    vertex of the parabola through the bracket, unless a point that was tried is better."""
-    found: dict[float, float] = {}
+def least_loss(loss: Callable[[float], float], start: float, step: float) -> float:
+    """The logarithm of a factor with the least loss. Steps go downhill until they bracket it; where the loss hardly
+    changes they become up to eight times as long, and short again at the minimum. Then comes the vertex of the parabola
+    through the bracket, unless a point that was tried is better."""
+    found: dict[int, float] = {}
 
-    def known(t: float) -> float:
-        if t not in found:
-            found[t] = loss(t)
-        return found[t]
+    def known(k: int) -> float:
+        if k not in found:
+            found[k] = loss(start + k * step)
+        return found[k]
 
-    middle = start
-    for _ in range(largest):
-        best = min((middle, middle - step, middle + step), key=known)
-        if best == middle:
+    middle, width, wide_enough = 0, 1, False
+    for _ in range(_LARGEST_SEARCH):
+        best = min((middle, middle - width, middle + width), key=known)
+        rise = max(known(middle - width), known(middle + width)) - known(middle)
+        if best != middle:
+            middle = best
+        elif not wide_enough and width < _WIDEST and rise <= _FLAT * known(middle):
+            width *= 2
+        elif width > 1:
+            width, wide_enough = width // 2, True
+        else:
             break
-        middle = best
-    low, high = known(middle - step) - known(middle), known(middle + step) - known(middle)
-    if math.isfinite(low + high) and low + high > 0:
-        known(middle + 0.5 * step * (low - high) / (low + high))
-    return min(found, key=found.__getitem__)
+    low, high = known(middle - 1) - known(middle), known(middle + 1) - known(middle)
+    best = min(found, key=found.__getitem__)
+    if not (math.isfinite(low + high) and low + high > 0):
+        return start + best * step
+    vertex = start + step * (middle + 0.5 * (low - high) / (low + high))
+    if vertex == start + best * step or not loss(vertex) < found[best]:
+        return start + best * step
+    return vertex
 
 
 @torch.no_grad()

@@ -116,7 +116,7 @@ def learn(setting: Setting, positions: int, size: int, updates: int) -> LearnedT
     weight, smoothing = float(setting.variation.weight.detach()), setting.variation.smoothing
     regularizer = LearnedTotalVariation(positions, size, weight, smoothing)
     problem = lr.LowerLevelProblem(Identity(setting.shape), regularizer)
-    result = lr.train(problem, setting.pairs, minutes=60, optimizer="lbfgs", samples=SAMPLES, max_updates=updates)
+    result = lr.train(problem, setting.pairs, minutes=60, optimizer="lbfgs", samples=SAMPLES, updates=updates)
     audits = [row["relative_error_bound"] for row in result.rows if "relative_error_bound" in row]
     worst = f", relative error of hypergradients at most {max(audits):.2g} in {len(audits)} audits" if audits else ""
     setting.notes.append(f"{setting.name}, positions: {positions}: {result.updates} updates{worst}.")

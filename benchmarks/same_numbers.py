@@ -214,7 +214,7 @@ def layering(problem: Any, b: Tensor, _: Any, method: str) -> Numbers:
 def training(problem: Any, b: Tensor, loss: Any, optimizer: Any) -> Numbers:
     """One update by the trainer."""
     pairs = list(zip(b, loss.x_true, strict=True))
-    run = partial(lr.train, problem, pairs, minutes=ENDLESS, optimizer=optimizer, max_updates=1)
+    run = partial(lr.train, problem, pairs, minutes=ENDLESS, optimizer=optimizer, updates=1)
     found = read("rows updates operator_applications", run)
     for row in found.pop("rows", []):
         found |= flat({name: value for name, value in row.items() if name != "seconds"}, "row.")

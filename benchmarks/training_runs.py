@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,6 @@ from learnreg.hypergradients.base import Goal, HypergradientMethod, Outcome
 from learnreg.hypergradients.implicit import Implicit
 from learnreg.losses import SquaredError
 from learnreg.lower_level.adjoint_equation import AdjointEquation
-from learnreg.lower_level.frozen import FrozenProblem
 from learnreg.lower_level.instance import Instance
 from learnreg.lower_level.point import Point
 from learnreg.lower_level.problem import LowerLevelProblem
@@ -28,9 +28,12 @@ from learnreg.potentials.pseudo_huber import PseudoHuber
 from learnreg.regularizers import FieldsOfExperts
 from learnreg.training.clock import Clock
 from learnreg.training.optimizers import Adam
-from learnreg.training.sampler import Sampler, WarmStarts
+from learnreg.training.samples import Reader
+from learnreg.training.schedule import step_factor
 from learnreg.training.session import Session
+from learnreg.training.sources import MapStyle
 from learnreg.training.tolerances import Audit, Tolerances
+from learnreg.training.warm_starts import WarmStarts
 from learnreg.training.workers import Workers
 
 __all__ = ["Curve", "FixedSteps", "Scale", "Setting", "fixed", "fixed_steps", "train", "training_items"]
@@ -96,11 +99,11 @@ class Curve:
 
 
 class UpdatesClock(Clock):
-    """Stands outside updates, and ends a run by their number alone."""
+    """Stands outside updates, and ends no run."""
 
-    def __init__(self, updates: int) -> None:
-        super().__init__(math.inf)
-        self.updates, self.done, self.cpu = updates, 0, 0.0
+    def __init__(self) -> None:
+        super().__init__()
+        self.done, self.cpu = 0, 0.0
         self._spent, self._since = 0.0, None
 
     def timed(self, update: Callable[[], Any]) -> None:
@@ -115,13 +118,6 @@ class UpdatesClock(Clock):
     def elapsed(self) -> float:
         return self._spent + (0.0 if self._since is None else time.monotonic() - self._since)
 
-    @property
-    def progress(self) -> float:
-        return self.done / self.updates
-
-    def check(self) -> None:
-        """The number of updates ends the run."""
-
 
 class BenchmarkSession(Session):
     """A training session that runs for a number of updates, stops its clock outside them, and may leave out audits and
@@ -132,20 +128,21 @@ class BenchmarkSession(Session):
     def __init__(self, setting: Setting, problem: LowerLevelProblem, items: list[Any], scale: Scale) -> None:
         self.setting, self.scale = setting, scale
         self.curve_audits: list[Audit] = []
+        workers = Workers(1)
         super().__init__(
             problem,
             SquaredError,
             setting.method,
             TARGET,
-            sampler=Sampler(items, scale.batch, SEED),
-            clock=UpdatesClock(scale.updates),
-            workers=Workers(1),
-            warm=WarmStarts(problem.operator.domain_shape, **({} if setting.warm else {"limit": 0})),
+            source=MapStyle(items, Reader(problem.operator), workers, scale.batch, SEED),
+            clock=UpdatesClock(),
+            workers=workers,
+            warm=WarmStarts(**({} if setting.warm else {"limit": 0})),
         )
         self.tolerances = setting.tolerances
 
-    def _audit_if_due(self, frozen: FrozenProblem) -> Audit | None:
-        found = super()._audit_if_due(frozen) if self.setting.audits else None
+    def _audit_if_due(self) -> Audit | None:
+        found = super()._audit_if_due() if self.setting.audits else None
         if found is not None:
             self.curve_audits.append(found)
         return found
@@ -212,7 +209,7 @@ def train(setting: Setting, items: list[Any], scale: Scale) -> Curve:
             if curve.failure:
                 break
             if update < scale.updates:
-                session.clock.timed(upper.update)
+                session.clock.timed(partial(upper.update, step_factor(update, scale.updates)))
     except LearnregError as error:
         curve.failure = f"stopped after {session.clock.done} updates: {error}"
     finally:

@@ -34,7 +34,7 @@ def psnr(x: torch.Tensor) -> float:
 
 print(f"filtered back-projection: {psnr(filtered_back_projection(A, b[None], 'hann')[0]):.2f} dB")
 print(f"before learning:          {psnr(lr.solve(problem, b[None], tolerance=2e-3).x[0]):.2f} dB")
-result = lr.train(problem, pairs, minutes=1.0, batch_size=4, step_size=1e-1, max_updates=UPDATES)
+result = lr.train(problem, pairs, minutes=1.0, batch_size=4, step_size=1e-1, updates=UPDATES)
 solution = lr.solve(problem, b[None], tolerance=2e-3)
 print(f"after {result.updates} updates:         {psnr(solution.x[0]):.2f} dB")
 print(f"root-mean-square error of x at most {float(solution.error_bound):.1e} ({solution.bound_kind})")

@@ -24,7 +24,7 @@ training, held_out = load_ct_images("ellipses", SIZE, count=8)
 experts = FieldsOfExperts(8, 3, lr.PseudoHuber(smoothing=1e-2, weight=0.1), minimum_smoothing=2e-3)
 patches = DenoisingPatches(training, sigma=10 / 255, patch=24, count=64)
 denoising = lr.LowerLevelProblem(Identity((1, 24, 24)), experts)
-lr.train(denoising, patches, minutes=1.0, batch_size=16, step_size=1e-1, max_updates=UPDATES)
+lr.train(denoising, patches, minutes=1.0, batch_size=16, step_size=1e-1, updates=UPDATES)
 
 # 2. Tomography: Scaled keeps a copy of the experts as they are, times a learnable factor.
 pairs = TomographyPairs(A, training, RelativeNoise(0.01))
@@ -48,7 +48,7 @@ print("  ".join(f"factor {factor:g}: {value:.2f} dB" for factor, value in found.
 problem = tomography(best)
 hg = lr.hypergradient(problem, b, lr.SquaredError(x_true), tolerance=0.1)
 print(f"gradient {float(hg.gradient['log_factor']):.2e}, relative error at most {hg.relative_error_bound:.1e}")
-lr.train(problem, pairs, minutes=0.5, batch_size=2, optimizer="lbfgs", samples=2, max_updates=min(UPDATES, 6))
+lr.train(problem, pairs, minutes=0.5, batch_size=2, optimizer="lbfgs", samples=2, updates=min(UPDATES, 6))
 clean = torch.stack(list(held_out.values())[:2])
 test = TomographyPairs(A, clean, RelativeNoise(0.01), seed=1)
 solution = lr.solve(problem, torch.stack([test[i][0] for i in range(2)]), tolerance=3e-3)

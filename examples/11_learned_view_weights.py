@@ -44,7 +44,7 @@ def loss_of(pairs: list[tuple[Tensor, Tensor]]) -> float:
 before = loss_of(pairs[8:])
 hg = lr.hypergradient(problem, pairs[0][0][None], lr.SquaredError(pairs[0][1][None]), tolerance=0.1)
 print(f"gradient of {sorted(hg.gradient)}, certified: {hg.certified}")
-lr.train(problem, pairs[:8], minutes=0.7, batch_size=4, step_size=1e-1, max_updates=UPDATES)  # keeps weights >= 0
+lr.train(problem, pairs[:8], minutes=0.7, batch_size=4, step_size=1e-1, updates=UPDATES)  # keeps weights >= 0
 learned = weights.detach().flatten()
 print(f"mean weight of noisy views {float(learned[: VIEWS // 3].mean()):.2f}, of the others "
       f"{float(learned[VIEWS // 3 :].mean()):.2f}")  # fmt: skip

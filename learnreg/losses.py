@@ -130,6 +130,25 @@ class UpperLoss:
         low, high = value - half, value + half
         return (low, high) if low <= high else (-torch.inf, torch.inf)
 
+    def part(self, index: Tensor, batch: int) -> UpperLoss:
+        """The mean over some samples of a batch, whose loss this is: those of ``index``, in that order.
+
+        Raises
+        ------
+        ConfigError: the loss may couple samples.
+        """
+        if not self.independent:
+            raise ConfigError(
+                "samples with noise levels of their own are solved apart, so the loss has to be a mean over samples: "
+                "return (batch,) and pass UpperLoss(..., independent=True)."
+            )
+
+        def function(x: Tensor) -> Tensor:
+            whole = x[:1].detach().repeat(batch, *(1 for _ in x.shape[1:]))
+            return self._evaluate(whole.index_copy(0, index.to(x.device), x))[index.to(x.device)]
+
+        return UpperLoss(function, self.gradient_lipschitz, independent=True)
+
     # ---- what certificates take for granted --------------------------------------------------------------------------
 
     def examine(self, x: Tensor) -> None:
@@ -279,6 +298,9 @@ class SquaredError(UpperLoss):
 
     def __repr__(self) -> str:
         return f"SquaredError(x_true={brief(self.x_true)})"
+
+    def part(self, index: Tensor, batch: int) -> SquaredError:
+        return SquaredError(self.x_true[index.to(self.x_true.device)])
 
     def _difference(self, x: Tensor) -> Tensor:
         if x.shape != self.x_true.shape:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -52,6 +54,9 @@ class Blur(LinearOperator):
             self.register_buffer("kernel", kernel)
         self.boundary = boundary
         self._bank()
+
+    def on(self, domain_shape: tuple[int, ...]) -> Blur:
+        return Blur(self.kernel, domain_shape, cast(Boundary, self.boundary))
 
     @property
     def _sides(self) -> tuple[int, int]:

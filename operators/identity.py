@@ -30,6 +30,9 @@ class Identity(LinearOperator):
             raise ConfigError("this model denoises images of any size: say which, image_shape=(1, height, width).")
         return cls(image_shape)
 
+    def on(self, domain_shape: tuple[int, ...]) -> Identity:
+        return Identity(domain_shape)
+
     def forward(self, x: Tensor) -> Tensor:
         self.check_domain(x)
         return x.clone()

@@ -44,8 +44,9 @@ def add_noise(image: Tensor, sigma: float, seed: int) -> Tensor:
     return image + _check_sigma(sigma, sigma) * noise.to(image)
 
 
-class DenoisingPatches(Dataset[tuple[Tensor, Tensor]]):
-    """Item i is (b, x_true), both (1, patch, patch) float32: a random patch of the images, and b = x_true + noise.
+class DenoisingPatches(Dataset[tuple[Tensor, Tensor] | tuple[Tensor, Tensor, float]]):
+    """Item i is (b, x_true), both (1, patch, patch) float32: a random patch of the images, and b = x_true + noise; with
+    a range of noise levels (b, x_true, sigma), sigma uniform in it, for noise-conditioned regularizers.
 
     Positions are uniform over all patches of all images, each patch is flipped and transposed at random, and the noise
     is Gaussian with standard deviation ``sigma``, not clipped. Item i depends on ``seed`` and i alone, so that neither
@@ -54,7 +55,7 @@ class DenoisingPatches(Dataset[tuple[Tensor, Tensor]]):
     Parameters
     ----------
     images: tensors (1, height, width) in [0, 1], in a sequence or by name.
-    sigma: noise level in (0, 1].
+    sigma: noise level in (0, 1], or a range (lowest, highest) of them.
     patch: side of a patch in pixels.
     count: number of items.
     seed: any integer.
@@ -68,12 +69,12 @@ class DenoisingPatches(Dataset[tuple[Tensor, Tensor]]):
     def __init__(
         self,
         images: Mapping[str, Tensor] | Sequence[Tensor],
-        sigma: float,
+        sigma: float | tuple[float, float],
         patch: int = 64,
         count: int = 256,
         seed: int = 0,
     ) -> None:
-        self.sigma = _check_sigma(sigma, sigma)
+        self.sigma = _check_range(sigma) if isinstance(sigma, Sequence) else _check_sigma(sigma, sigma)
         self.patch = _check_positive("patch", patch)
         self.count = _check_positive("count", count)
         self.seed = seed
@@ -86,13 +87,17 @@ class DenoisingPatches(Dataset[tuple[Tensor, Tensor]]):
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor] | tuple[Tensor, Tensor, float]:
         if not -self.count <= index < self.count:
             raise IndexError(f"item {index} of a data set of {self.count} items")
         generator = item_generator(self.seed, index % self.count)
         x_true = self._draw_patch(generator)
         noise = torch.randn(x_true.shape, generator=generator, dtype=torch.float32)
-        return x_true + self.sigma * noise, x_true
+        if not isinstance(self.sigma, tuple):
+            return x_true + self.sigma * noise, x_true
+        low, high = self.sigma
+        sigma = low + (high - low) * float(torch.rand((), generator=generator, dtype=torch.float64))
+        return x_true + sigma * noise, x_true, sigma
 
     def _draw_patch(self, generator: torch.Generator) -> Tensor:
         position = int(torch.randint(self._ends[-1], (), generator=generator))
@@ -117,6 +122,15 @@ def _check_sigma(sigma: float, given: object) -> float:
             f"For noise on the scale of 0 to 255 write sigma as a fraction, such as {_fraction_hint(sigma)}."
         )
     return float(sigma)
+
+
+def _check_range(sigma: Sequence[float]) -> tuple[float, float]:
+    if len(sigma) != 2:
+        raise ConfigError(f"sigma={sigma!r}: expected one noise level, or a range (lowest, highest) of them.")
+    low, high = (_check_sigma(level, level) for level in sigma)
+    if low > high:
+        raise ConfigError(f"sigma={sigma!r}: expected the lower noise level first.")
+    return low, high
 
 
 def _fraction_hint(sigma: object) -> str:

@@ -25,12 +25,13 @@ from learnreg.solvers.solve import solve
 from learnreg.training.options import TrainingOptions
 from learnreg.training.progress import Progress
 from learnreg.training.run_folder import RunFolder
-from learnreg.training.sampler import PairedDataset
+from learnreg.training.sources import PairedDataset
+from learnreg.training.start_tuning import least_loss
 from learnreg.training.train import Trainer, TrainResult
 
 __all__ = ["Scenario", "announce", "initial_regularizer", "run_scenario", "tune_total_variation"]
 
-_WEIGHT_STEP, _LARGEST_SEARCH = 1.6, 12
+_WEIGHT_STEP = 1.6
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def run_scenario(scenario: Scenario, resume: bool = False) -> dict[str, Any]:
     config, options = scenario.config, scenario.config.in_force()
     torch.manual_seed(config.seed)
     problem = scenario.problem(initial_regularizer(config))
-    progress = Progress(config.minutes, config.max_updates or None)
+    progress = Progress(config.minutes, config.updates or None)
     trainer, folder = _trainer(scenario, problem, progress), RunFolder(config.out, resume)
     try:
         folder.save_config(options)
@@ -119,6 +120,7 @@ def _trainer(scenario: Scenario, problem: LowerLevelProblem, progress: Progress)
     config, device = scenario.config, device_of(scenario.config.device)
     options = TrainingOptions(
         config.minutes,
+        config.updates or None,
         config.batch_size,
         METHODS[config.method](),
         config.tolerance,
@@ -126,7 +128,7 @@ def _trainer(scenario: Scenario, problem: LowerLevelProblem, progress: Progress)
         config.step_size,
         config.samples,
         config.seed,
-        config.max_updates or None,
+        config.tune,
         workers=torch.get_num_threads(),
     )
     there = device == torch.device("cpu")
@@ -174,26 +176,15 @@ def tune_total_variation(problem: LowerLevelProblem, pairs: PairedDataset, sampl
     regularizer = problem.regularizer
     assert isinstance(regularizer, TotalVariation)
     b, x_true = (torch.stack(column) for column in zip(*(pairs[i] for i in range(samples)), strict=True))
-    losses: dict[float, float] = {}
     start: Tensor | None = None
 
     def loss(log_weight: float) -> float:
         nonlocal start
-        if log_weight not in losses:
-            regularizer.log_weight.fill_(log_weight)
-            start = solve(problem, b, tolerance, start=start).x
-            losses[log_weight] = float((start - x_true).double().square().sum())
-        return losses[log_weight]
+        regularizer.log_weight.fill_(log_weight)
+        start = solve(problem, b, tolerance, start=start).x
+        return float((start - x_true).double().square().sum())
 
-    step, middle = math.log(_WEIGHT_STEP), float(regularizer.log_weight)
-    for _ in range(_LARGEST_SEARCH):
-        best = min((middle - step, middle, middle + step), key=loss)
-        if best == middle:
-            break
-        middle = best
-    low, high = loss(middle - step) - loss(middle), loss(middle + step) - loss(middle)
-    vertex = middle + (0.5 * step * (low - high) / (low + high) if low + high > 0 else 0.0)
-    regularizer.log_weight.fill_(min(losses, key=losses.__getitem__) if loss(vertex) > loss(middle) else vertex)
+    regularizer.log_weight.fill_(least_loss(loss, float(regularizer.log_weight), math.log(_WEIGHT_STEP)))
     return float(regularizer.weight)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from learnreg.commands.common import Scenario, announce
 from learnreg.commands.evaluate import denoise
 from learnreg.commands.options import DenoiseConfig
-from learnreg.commands.scenes import noisy_scenes
+from learnreg.commands.scenes import noisy_scenes, warn_of_overlap
 from learnreg.datasets import DATASETS, DenoisingPatches, add_noise, load_training_images
 from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.operators import Identity
@@ -51,6 +51,7 @@ def scenario(config: DenoiseConfig) -> Scenario:
     """
     announce(f"reading {config.data}")
     training, held_out = split_images(config.data, config.seed)
+    warn_of_overlap(training, held_out)
     sigma, shape = config.noise_level, (1, config.patch, config.patch)
     patches = DenoisingPatches(training, sigma, patch=config.patch, count=config.patches, seed=config.seed)
     return Scenario(

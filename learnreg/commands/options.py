@@ -36,6 +36,7 @@ BEAMS = ("parallel", "fan")
 _MOST_VIEWED_PIXELS = 10**9
 
 _main = partial(option, main=True)
+ENDLESS = 1e6  # minutes
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,14 @@ class RunOptions:
 
     regularizer: str = _main("fields-of-experts", "what is learned", choices=trainable())
     method: str = _main(next(iter(METHODS)), "hypergradient method", choices=tuple(METHODS))
-    minutes: float = _main(5.0, "duration of the upper-level training", above=0.0, at_most=1e6, resumable=True)
+    minutes: float = _main(
+        5.0,
+        "of upper-level training at most; with --updates alone: no limit",
+        above=0.0,
+        at_most=ENDLESS,
+        resumable=True,
+    )
+    updates: int = _main(0, "upper-level updates at most; 0: as many as the minutes allow", at_least=0, resumable=True)
     out: str = _main("runs/denoise", "run folder", resumable=True)
     seed: int = _main(0, "seed of images, noise and initial filters", at_least=0, at_most=2**62)
     device: str = _main("cpu", "where to compute: cpu, cuda, cuda:1 and so on, as torch has it", resumable=True)
@@ -61,9 +69,7 @@ class TrainingConfig(RegularizerOptions, RunOptions):
     samples: int = option(64, "samples that lbfgs and adaptive minimise over", at_least=1, at_most=10**6)
     step_size: float = option(3e-2, "initial upper-level step size of adam and adaptive", above=0.0, at_most=1e6)
     tolerance: float = option(1e-1, "relative error of the hypergradients, held by certified audits", above=0.0)
-    max_updates: int = option(
-        0, "upper-level updates at most; 0: as many as the minutes allow", at_least=0, resumable=True
-    )
+    tune: bool = option(True, "whether training starts at the best factor of the initial regularizer")
 
     def __post_init__(self) -> None:
         check_options(self)

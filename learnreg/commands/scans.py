@@ -10,14 +10,14 @@ import torch
 from torch.utils.data import Subset
 
 from learnreg.commands.options import TomographyConfig
-from learnreg.commands.scenes import Projector, measured_scene, measured_scenes, noise_model
+from learnreg.commands.scenes import Projector, measured_scene, measured_scenes, noise_model, warn_of_overlap
 from learnreg.datasets import DATASETS, LoDoPaB, TomographyPairs, load_ct_images
 from learnreg.errors import ConfigError
 from learnreg.lower_level.data_terms import LeastSquares, TransmissionLeastSquares
 from learnreg.operators import FanBeam2D, FanGeometry, ParallelBeam2D
 from learnreg.operators.tomography.geometry import view_angles
 from learnreg.report.comparison import Scene
-from learnreg.training.sampler import PairedDataset
+from learnreg.training.sources import PairedDataset
 
 __all__ = ["Scans", "projector", "scans_of"]
 
@@ -67,6 +67,7 @@ def scans_of(config: TomographyConfig) -> Scans:
         training, held_out = DATASETS[config.data](config.size, config.images, config.seed)
     else:
         training, held_out = load_ct_images(config.data, config.size, config.images, config.seed)
+    warn_of_overlap(training, held_out)
     operator = projector(config)
     noise = noise_model(config.noise, config.photons, config.attenuation)
     pairs = TomographyPairs(operator, training, noise, config.seed)

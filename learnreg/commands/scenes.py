@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import hashlib
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -11,10 +13,27 @@ from learnreg.datasets import PhotonNoise, RelativeNoise, add_noise
 from learnreg.operators import FanBeam2D, ParallelBeam2D, filtered_back_projection
 from learnreg.report.comparison import Scene
 
-__all__ = ["Projector", "measured_scene", "measured_scenes", "noise_model", "noisy_scenes"]
+__all__ = ["Projector", "measured_scene", "measured_scenes", "noise_model", "noisy_scenes", "warn_of_overlap"]
 
 Projector = ParallelBeam2D | FanBeam2D
 Named = Iterable[tuple[str, Tensor]]
+
+
+def warn_of_overlap(training: Mapping[str, Tensor], held_out: Mapping[str, Tensor]) -> None:
+    """Warn where a held-out image also is a training image, pixel by pixel."""
+    known = {_content(image): name for name, image in training.items()}
+    same = [f"{name} (as {known[key]})" for name, image in held_out.items() if (key := _content(image)) in known]
+    if same:
+        warnings.warn(
+            f"held-out images are training images, too: {', '.join(same)}. What is measured on them says nothing about "
+            "other images.",
+            stacklevel=2,
+        )
+
+
+def _content(image: Tensor) -> bytes:
+    values = image.detach().cpu().contiguous()
+    return hashlib.sha256(repr(tuple(values.shape)).encode() + values.numpy().tobytes()).digest()
 
 
 def noise_model(noise: float, photons: float, attenuation: float) -> RelativeNoise | PhotonNoise:

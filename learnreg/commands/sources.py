@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
-from learnreg.commands.options import KINDS, TrainingConfig, device_of, nearest
+from learnreg.commands.options import ENDLESS, KINDS, TrainingConfig, device_of, nearest
 from learnreg.commands.tasks import tasks_with
 from learnreg.errors import ConfigError
 from learnreg.regularizers import canonical_name, letters
@@ -41,6 +41,8 @@ def merge_config(
     ConfigError: an unknown key, a wrong type, a value out of range, or an unreadable file.
     """
     values = _stored(kind, stored or {}) | _wanted(kind, file, assignments, explicit)
+    if values.get("updates"):
+        values.setdefault("minutes", ENDLESS)  # the default is for runs that only the time ends
     return kind(**_widen(kind, values))
 
 
@@ -158,10 +160,13 @@ def _runs_near(path: Path) -> str:
 
 
 _WORDS = {"true": True, "false": False}
+_FORMER_NAMES = {"max_updates": "updates"}
 
 
 def _known(kind: type[DataclassInstance], key: str, origin: str) -> str:
     names = [field.name for field in dataclasses.fields(kind)]
+    if key not in names:
+        key = _FORMER_NAMES.get(key, key)
     if key in names:
         return key
     if key.replace("-", "_") in names:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from learnreg.linear.grad_mode import full_precision
 
-__all__ = ["chosen_kernels", "correlate", "correlate_adjoint", "filter_gradient"]
+__all__ = ["adopt_kernels", "chosen_kernels", "correlate", "correlate_adjoint", "filter_gradient"]
 
 Kernel = Callable[[Tensor, Tensor, Tensor], None]
 """(input, filters, out): overwrites ``out``."""
@@ -73,6 +73,15 @@ def filter_gradient(x: Tensor, y: Tensor, size: tuple[int, int]) -> Tensor:
 def chosen_kernels() -> dict[str, str]:
     """What was measured to be the fastest, by "kind filters rows x columns dtype threads"."""
     return {" ".join(map(str, key)): name for key, name in _choices.copy().items()}
+
+
+def adopt_kernels(chosen: Mapping[str, str]) -> None:
+    """Use what ``chosen_kernels`` returned, in another process perhaps, instead of measuring; shapes that were measured
+    here keep their kernels, and names that are unknown are left out."""
+    for key, name in chosen.items():
+        kind, *numbers, dtype, threads = key.split()
+        if name in _KERNELS.get(kind, {}):
+            _choices.setdefault((kind, *map(int, numbers), dtype, int(threads)), name)
 
 
 def _differentiates(*tensors: Tensor) -> bool:
@@ -190,6 +199,7 @@ def _taps_product(y: Tensor, filters: Tensor, out: Tensor) -> None:
 _FORWARD: dict[str, Kernel] = {"conv2d": _conv2d, "windows-product": _windows_product}
 _ADJOINT: dict[str, Kernel] = {"conv_transpose2d": _conv_transpose2d, "taps-product": _taps_product}
 """The reference comes first."""
+_KERNELS = {"correlate": _FORWARD, "adjoint": _ADJOINT}
 
 
 def _block_rows(out: Tensor, channels: int) -> int:

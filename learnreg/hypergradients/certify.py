@@ -14,12 +14,13 @@ from learnreg.errors import DataError
 from learnreg.hypergradients.compute import CertificateName, check_certificate
 from learnreg.hypergradients.given import Given, adds_little, judge_given, with_adjoint
 from learnreg.hypergradients.implicit import Implicit
+from learnreg.hypergradients.noise_levels import certificate_over_levels
 from learnreg.hypergradients.search import Request
 from learnreg.hypergradients.sharp_search import SharpSearch
 from learnreg.linear.arguments import check_batch
 from learnreg.linear.grad_mode import outside_inference
 from learnreg.linear.samples import inner_samples, norm_samples
-from learnreg.losses import UpperLoss
+from learnreg.losses import UpperLoss, check_loss
 from learnreg.lower_level.frozen import FrozenProblem
 from learnreg.lower_level.point import Point
 from learnreg.lower_level.problem import LowerLevelProblem, freeze
@@ -61,30 +62,53 @@ def certify(
     check_certificate(certificate)
     check_max_steps(max_steps)
     frozen = freeze(problem)
+    for value, name in ((x, "x"), (X, "X")):
+        if value is not None:
+            _check(frozen, value, b.shape[0], name)
+
+    def judge(frozen: FrozenProblem, b: Tensor, loss: UpperLoss, x: Tensor, X: Tensor | None) -> Certificate:
+        return _judge(frozen, b, loss, x, X, certificate, max_steps)
+
+    parts = frozen.parts(b)
+    if len(parts) == 1:
+        return judge(parts[0][1], b, loss, x, X)
+    return certificate_over_levels(parts, b, check_loss(loss), x, X, judge)
+
+
+def _judge(
+    frozen: FrozenProblem,
+    b: Tensor,
+    loss: UpperLoss,
+    x: Tensor,
+    X: Tensor | None,
+    certificate: CertificateName,
+    max_steps: int | None,
+) -> Certificate:
+    """Of samples of one noise level."""
     search = SharpSearch(frozen, b, loss, Implicit(), Request(1.0, 0.0, max_steps, certificate, newton_steps=1))
-    instance, given = search.exact_instance, _checked(frozen, x, b.shape[0], "x")
+    instance, given = search.exact_instance, x.detach().double()
     x = instance.latent.extend(frozen.constraint.exactly(x.detach()).double())
     search.loss.examine(x)
     point = Point(frozen, instance, b, search.loss, x, torch.zeros_like(x))
     if X is None:
         point = with_adjoint(point, max_steps)
     else:
-        point = point.at(x, extended_adjoint(instance, x, _checked(frozen, X, b.shape[0], "X")))
+        X = extended_adjoint(instance, x, X.detach().double())
+        point = point.at(x, X)
     plain = search.judge(point)
     target = partial(adds_little, plain.gradient)
     found = judge_given(search, plain, plain.gradient, target, corrections=certificate != "published")
     return _result(found, norm_samples(given - instance.latent.image(plain.point.x)))
 
 
-def _checked(frozen: FrozenProblem, value: Tensor, batch: int, name: str) -> Tensor:
-    """The iterate in float64, or an error."""
+def _check(frozen: FrozenProblem, value: Tensor, batch: int, name: str) -> None:
+    """DataError or ShapeError unless it is an image with finite numbers."""
     frozen.operator.check_domain(value, name)
     check_batch(value, batch, name)
     if not bool(torch.isfinite(value).all()):
         raise DataError(
             f"certify({name}): NaN or infinite entries.", hint="Pass the result of a solver that converged."
         )
-    return value.detach().double()
 
 
 def _result(found: Given, moved: Tensor) -> Certificate:

@@ -11,15 +11,16 @@ from learnreg.errors import ConfigError, SolverError
 from learnreg.hypergradients.base import HypergradientMethod
 from learnreg.hypergradients.given import of_own_gradient
 from learnreg.hypergradients.implicit import chosen_method
+from learnreg.hypergradients.noise_levels import hypergradient_over_levels
 from learnreg.hypergradients.published_search import PublishedSearch
 from learnreg.hypergradients.search import Request, Start
 from learnreg.hypergradients.sharp_search import SharpSearch
 from learnreg.linear.arguments import real_number
 from learnreg.linear.grad_mode import outside_inference
-from learnreg.losses import UpperLoss
+from learnreg.losses import UpperLoss, check_loss
 from learnreg.lower_level.blame import why_stagnated
 from learnreg.lower_level.frozen import FrozenProblem
-from learnreg.lower_level.problem import LowerLevelProblem
+from learnreg.lower_level.problem import LowerLevelProblem, freeze
 from learnreg.result import Hypergradient, Status
 from learnreg.solvers.solve import FailureOption, check_failure_option, check_max_steps, check_tolerance
 
@@ -68,18 +69,20 @@ def hypergradient(
     check_max_steps(max_steps)
     check_certificate(certificate)
     absolute = real_number(absolute_tolerance, "absolute_tolerance", least=0.0)
-    request = Request(check_tolerance(tolerance), absolute, max_steps, certificate)
-    kind = PublishedSearch if certificate == "published" else SharpSearch
-    search = kind(problem, b, loss, chosen_method(method), request)
-    begin = search.begin(start)
-    goal = search.first_goal(begin)
-    point, outcome = search.improve(begin, goal)
-    if outcome.status is Status.STAGNATED and (fault := why_stagnated(search.exact_instance)):
-        result = search.result(search.judge(point), math.inf, "none", Status.STAGNATED, fault)
-    elif outcome.gradient is None:
-        result = search.follow(point, outcome, goal)
+    goal = (check_tolerance(tolerance), absolute)
+    chosen = chosen_method(method)
+
+    def find(
+        frozen: FrozenProblem, b: Tensor, loss: UpperLoss, start: Start | None, relative: float, absolute: float
+    ) -> Hypergradient:
+        return _find(frozen, b, loss, chosen, Request(relative, absolute, max_steps, certificate), start)
+
+    frozen = freeze(problem)
+    parts = frozen.parts(b)
+    if len(parts) == 1:
+        result = find(parts[0][1], b, loss, start, *goal)
     else:
-        result = of_own_gradient(search, point, outcome)
+        result = hypergradient_over_levels(parts, b, check_loss(loss), start, goal, find)
     if on_failure == "raise" and not result.status.converged:
         raise SolverError(
             f"hypergradient(tolerance={tolerance:g}): relative error bound {result.relative_error_bound:.3g}. "
@@ -87,6 +90,27 @@ def hypergradient(
             result,
         )
     return result
+
+
+def _find(
+    frozen: FrozenProblem,
+    b: Tensor,
+    loss: UpperLoss,
+    method: HypergradientMethod,
+    request: Request,
+    start: Start | None,
+) -> Hypergradient:
+    """Of samples of one noise level."""
+    kind = PublishedSearch if request.certificate == "published" else SharpSearch
+    search = kind(frozen, b, loss, method, request)
+    begin = search.begin(start)
+    goal = search.first_goal(begin)
+    point, outcome = search.improve(begin, goal)
+    if outcome.status is Status.STAGNATED and (fault := why_stagnated(search.exact_instance)):
+        return search.result(search.judge(point), math.inf, "none", Status.STAGNATED, fault)
+    if outcome.gradient is None:
+        return search.follow(point, outcome, goal)
+    return of_own_gradient(search, point, outcome)
 
 
 def check_certificate(certificate: CertificateName) -> CertificateName:

@@ -49,7 +49,7 @@ class Start(Brief):
         latent = instance.latent
         return cls(latent.image(v), latent.image(V), latent.part(v), latent.part(V))
 
-    def part(self, index: slice | int, factor: float) -> Start:
+    def part(self, index: slice | int | Tensor, factor: float) -> Start:
         """That of some samples, or of one without its batch axis, adjoint states times a factor; in memory of its
         own."""
         z, Z = (None if v is None else v[index].clone() for v in (self.z, self.Z))

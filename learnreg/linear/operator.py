@@ -66,6 +66,20 @@ class LinearOperator(FindsOnce):
     def adjoint(self, y: Tensor) -> Tensor:
         """A^T y (Euclidean), from (batch, *range_shape) to (batch, *domain_shape)."""
 
+    def on(self, domain_shape: Shape) -> LinearOperator:
+        """The same map, with the same parameters, on images of another shape. Override it where there is one.
+
+        Raises
+        ------
+        OperatorError: the operator is of one shape alone.
+        """
+        if tuple(domain_shape) == tuple(self.domain_shape):
+            return self
+        raise OperatorError(
+            f"{type(self).__name__} maps images of shape {tuple(self.domain_shape)} alone, not {tuple(domain_shape)}.",
+            "shape",
+        )
+
     def forward_into(self, x: Tensor, out: Tensor) -> Tensor:
         """A x in the memory of ``out`` (batch, *range_shape), contiguous; not differentiable. Override it where that
         saves the allocation of the result."""

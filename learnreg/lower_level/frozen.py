@@ -22,7 +22,7 @@ from learnreg.lower_level.constraints import Box
 from learnreg.lower_level.data_terms import LeastSquares
 from learnreg.lower_level.instance import Counter, Instance, weighted_square
 from learnreg.lower_level.quadratic import quadratic_of
-from learnreg.lower_level.regularizer import ParameterRole, Regularizer, SaddleTerms
+from learnreg.lower_level.regularizer import ParameterRole, Regularizer, SaddleTerms, check_levels
 from learnreg.potentials.base import Potential
 from learnreg.result import brief
 
@@ -61,6 +61,48 @@ class FrozenProblem:
     def frozen(self) -> FrozenProblem:
         """Itself."""
         return self
+
+    def of_kind(self, domain_shape: tuple[int, ...], noise_level: float | None = None) -> FrozenProblem:
+        """The same for images of this shape, and at a noise level of its own where one is given.
+
+        Raises
+        ------
+        OperatorError: the operator is of another shape alone.
+        """
+        if noise_level is None and tuple(domain_shape) == tuple(self.operator.domain_shape):
+            return self
+        operator = self.operator.on(domain_shape)
+        self.data_term.check_range(operator.range_shape)
+        return self._with(operator, self.regularizer if noise_level is None else self.regularizer.at(noise_level))
+
+    def levels(self) -> list[FrozenProblem]:
+        """The problem at each of its noise levels: itself, unless there is one for each sample."""
+        groups = self.regularizer.sample_groups()
+        return [self._with(self.operator, regularizer) for _, regularizer in groups] or [self]
+
+    def parts(self, b: Tensor) -> list[tuple[Tensor, FrozenProblem]]:
+        """The samples of b at each noise level, by their indices, and their problem.
+
+        Raises
+        ------
+        ShapeError: wrong shape, or noise levels of another number of samples.
+        """
+        self.operator.check_range(b, "b")
+        groups = self.regularizer.sample_groups()
+        check_levels(groups, len(b))
+        indices = [index.to(b.device) for index, _ in groups] or [torch.arange(len(b), device=b.device)]
+        return list(zip(indices, self.levels(), strict=True))
+
+    def _with(self, operator: LinearOperator, regularizer: Regularizer) -> FrozenProblem:
+        return FrozenProblem(
+            operator=operator,
+            regularizer=regularizer,
+            data_term=self.data_term,
+            ridge=self.ridge,
+            constraint=self.constraint,
+            parameters=self.parameters,
+            originals=self.originals,
+        )
 
     # ---- what depends on theta alone ---------------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ from learnreg.lower_level.constraints import Box, Unconstrained
 from learnreg.lower_level.data_terms import LeastSquares
 from learnreg.lower_level.frozen import FrozenProblem
 from learnreg.lower_level.instance import Instance
-from learnreg.lower_level.regularizer import Regularizer, SaddleTerms
+from learnreg.lower_level.regularizer import Regularizer, SaddleTerms, checked_level
 from learnreg.lower_level.twins import Twins
 from learnreg.result import brief
 
@@ -41,7 +41,8 @@ class LowerLevelProblem(nn.Module):
         ``ridge``.
     data_term: ``LeastSquares()`` (default), ``WeightedLeastSquares(weights)`` or ``TransmissionLeastSquares(photons)``.
     constraint: None, ``Nonnegative()`` or ``Box(lower, upper)``.
-    noise_level: passed to ``regularizer.at`` for noise-conditioned models.
+    noise_level: passed to ``regularizer.at`` for noise-conditioned models; or a tensor (batch,) of one for each sample
+        of the batches to solve, which are bounded each with its own constants.
 
     The problem has a certificate when ``strong_convexity`` is positive.
     """
@@ -54,7 +55,7 @@ class LowerLevelProblem(nn.Module):
         ridge: float | nn.Parameter = 0.0,
         data_term: LeastSquares | None = None,
         constraint: Box | None = None,
-        noise_level: float | None = None,
+        noise_level: float | Tensor | None = None,
     ) -> None:
         super().__init__()
         _check_type(operator, LinearOperator, "operator", f"a LinearOperator: {_adapter(operator)}")
@@ -66,7 +67,9 @@ class LowerLevelProblem(nn.Module):
         if constraint is not None:
             _check_type(constraint, Box, "constraint", "Nonnegative() or Box(lower, upper)")
             constraint.check_domain(operator.domain_shape)
-        self.constraint, self.noise_level = constraint, noise_level
+        name = "LowerLevelProblem(noise_level=...)"
+        self.constraint = constraint
+        self.noise_level = None if noise_level is None else checked_level(noise_level, name)
         self.ridge = ridge
         operator.check_domain(torch.empty(1, *operator.domain_shape))
         self.data_term.check_range(operator.range_shape)
@@ -97,8 +100,7 @@ class LowerLevelProblem(nn.Module):
     def strong_convexity(self) -> float:
         """Modulus of the energy in x from the data term and the ridge, less what a weakly convex regularizer takes of
         it; 0 when none is known. *Rigorous bound.*"""
-        frozen = self.frozen()
-        return max(0.0, frozen.modulus(self.data_term) - frozen.concavity)
+        return min(max(0.0, part.modulus(self.data_term) - part.concavity) for part in self.frozen().levels())
 
     @property
     def ridge_value(self) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
@@ -86,6 +87,12 @@ class Regularizer(nn.Module):
         raw parameters of the group together. 1 for groups that are not named. *Rigorous bounds.*"""
         return {}
 
+    def scale_parameters(self) -> list[nn.Parameter]:
+        """Raw parameters that are logarithms of weights: a number added to all of them multiplies R by its exponential.
+        Training starts at the best such factor. By default those of the group "log_weight"; none: R has no scale."""
+        roles = self.parameter_roles()
+        return [p for name, p in self.named_parameters() if roles.get(name) == "log_weight"]
+
     def config(self) -> dict[str, Any]:
         """What, besides the parameters, rebuilds this object: numbers, texts, lists of these, and regularizers."""
         raise ConfigError(f"{type(self).__name__} does not implement config(), so it cannot be stored in a model file.")
@@ -130,12 +137,100 @@ class Regularizer(nn.Module):
         """The same as ``value``."""
         return self.value(x)
 
-    def at(self, sigma: float) -> Self:
-        """The regularizer for noise level sigma; itself, where it is not conditioned on the noise."""
+    def at(self, sigma: float | Tensor) -> Regularizer:
+        """The regularizer for noise level sigma, or for batches whose sample i has the level sigma[i], of a tensor
+        (batch,); itself, where it is not conditioned on the noise. It shares its parameters with this one.
+
+        Raises
+        ------
+        ConfigError: sigma is not positive and finite, or outside of what the regularizer knows.
+        """
+        level = checked_level(sigma, f"{type(self).__name__}.at(sigma)")
+        if not isinstance(level, Tensor):
+            return self.conditioned(level)
+        return self if self.conditioned(float(level[0])) is self else NoiseLevels(self, level)
+
+    def conditioned(self, sigma: float) -> Self:
+        """What ``at`` returns for a number; a noise-conditioned regularizer overrides it."""
         return self
+
+    def sample_groups(self) -> list[tuple[Tensor, Regularizer]]:
+        """Which samples of a batch have a regularizer of their own, and which one; none: all have this one."""
+        return []
 
     def project_(self) -> None:
         """Project the parameters onto their admissible set, after an accepted step; nothing to do by default."""
+
+
+class NoiseLevels(Regularizer):
+    """A noise-conditioned regularizer for batches whose sample i has the noise level ``levels[i]``.
+
+    Samples of one level are solved together, each group with norms and constants of its own. Parameters are those of
+    the regularizer, by their names.
+    """
+
+    def __init__(self, regularizer: Regularizer, levels: Tensor) -> None:
+        super().__init__()
+        self.__dict__["base"] = regularizer  # no submodule: parameters keep their names
+        for part in ("_parameters", "_modules", "_buffers"):
+            self.__dict__[part] = dict(getattr(regularizer, part))
+        self.levels: list[float] = levels.double().tolist()
+
+    @property
+    def _base(self) -> Regularizer:
+        base: Regularizer = self.__dict__["base"]
+        return base
+
+    def sample_groups(self) -> list[tuple[Tensor, Regularizer]]:
+        members: dict[float, list[int]] = {}
+        for i, level in enumerate(self.levels):
+            members.setdefault(level, []).append(i)
+        return [(torch.tensor(index), self._base.at(level)) for level, index in members.items()]
+
+    def value(self, x: Tensor) -> Tensor:
+        check_levels(self.sample_groups(), len(x))
+        groups = [(index.to(x.device), regularizer) for index, regularizer in self.sample_groups()]
+        values = torch.cat([regularizer.value(x[index]) for index, regularizer in groups])
+        return values[torch.cat([index for index, _ in groups]).argsort()]
+
+    def saddle_terms(self, image_shape: tuple[int, ...]) -> SaddleTerms:
+        raise ConfigError(
+            "a regularizer with a noise level for each sample has no single operator and potential; take those of "
+            "R.at(sigma) for one of the levels."
+        )
+
+    def parameter_roles(self) -> dict[str, ParameterRole]:
+        return self._base.parameter_roles()
+
+    def project_(self) -> None:
+        self._base.project_()
+
+
+def check_levels(groups: list[tuple[Tensor, Regularizer]], batch: int) -> None:
+    """ShapeError unless the groups are those of a batch of this size."""
+    count = sum(len(index) for index, _ in groups)
+    if groups and count != batch:
+        raise ShapeError(f"noise levels of {count} samples were given, for a batch of {batch}.")
+
+
+def checked_level(sigma: Any, name: str) -> float | Tensor:
+    """A noise level as a number, or one for each sample as a tensor (batch,).
+
+    Raises
+    ------
+    ConfigError: neither, or not positive and finite.
+    """
+    if isinstance(sigma, Tensor) and sigma.dim() == 1 and len(sigma):
+        if not (bool(torch.isfinite(sigma).all()) and float(sigma.min()) > 0):
+            raise ConfigError(f"{name}: expected positive finite noise levels, got {sigma.tolist()}.")
+        return sigma.detach()
+    single = isinstance(sigma, (int, float)) or (isinstance(sigma, Tensor) and sigma.dim() == 0)
+    if not (single and not isinstance(sigma, bool) and float(sigma) > 0 and math.isfinite(sigma)):
+        got = f"a tensor of shape {tuple(sigma.shape)}" if isinstance(sigma, Tensor) and sigma.dim() else repr(sigma)
+        raise ConfigError(
+            f"{name}: got {got}, expected a positive finite number, or a tensor (batch,) with one for each sample."
+        )
+    return float(sigma)
 
 
 def positive_log(values: Tensor | float, name: str, count: int | None = None) -> nn.Parameter:

@@ -227,6 +227,8 @@ def _describe_problem(problem: LowerLevelProblem | Regularizer) -> dict[str, Any
             "noise_level": None,
             "data_term": _LEAST_SQUARES,
         }
+    if isinstance(problem.noise_level, Tensor):
+        raise ConfigError("a noise level for each sample cannot be stored in a model file; save the regularizer.")
     return {
         "operator": describe_operator(problem.operator),
         "ridge": problem.ridge_value,

@@ -122,7 +122,7 @@ class ImportedRidge(Regularizer):
             kept = self._chains[image_shape] = (kernels, ConvolutionChain(kernels, image_shape))
         return kept[1]
 
-    def at(self, sigma: float) -> Self:
+    def conditioned(self, sigma: float) -> Self:
         """The regularizer for noise of standard deviation sigma, in units of images, if it is conditioned on it."""
         if self.noise_range is None:
             return self

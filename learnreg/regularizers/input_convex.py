@@ -154,6 +154,10 @@ class InputConvexNetwork(Regularizer):
     def parameter_jacobian_bounds(self) -> dict[ParameterRole, float]:
         return lifted_jacobian_bounds(self.network()) if self.form == "lifted" else {}
 
+    def scale_parameters(self) -> list[nn.Parameter]:
+        """The weights of the last features; of the lifted form as its deltas vanish."""
+        return [self.get_parameter("log_weights")]
+
     def config(self) -> dict[str, Any]:
         layers, features, size, _ = self.filters.shape
         return {

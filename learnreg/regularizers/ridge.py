@@ -153,12 +153,9 @@ class RidgeRegularizer(Regularizer):
         bank = FilterBank(self._exact_filters(), image_shape, self.boundary, zero_mean=True)
         return SaddleTerms(bank, self.potential())
 
-    def at(self, sigma: float) -> Self:
-        """The regularizer for noise of standard deviation sigma; it shares its parameters with this one."""
+    def conditioned(self, sigma: float) -> Self:
         if not self.noise_conditioned:
             return self
-        if not (sigma > 0 and math.isfinite(sigma)):
-            raise ConfigError(f"RidgeRegularizer.at({sigma!r}): expected a positive finite noise level.")
         result = copy.copy(self)
         result._sigma = float(sigma)
         return result
@@ -182,6 +179,10 @@ class RidgeRegularizer(Regularizer):
             spread = math.hypot(1.0, self._log_noise()) * (1.0 + 1e-12)
             bounds |= {"log_weight": spread, "log_smoothing": spread}
         return bounds
+
+    def scale_parameters(self) -> list[nn.Parameter]:
+        """The weights; depths of concave parts do not follow them."""
+        return [self.log_weights]
 
     def config(self) -> dict[str, Any]:
         return {

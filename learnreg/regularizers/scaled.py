@@ -64,7 +64,7 @@ class Scaled(Regularizer):
             bounds["log_factor"] = math.hypot(1.0, bounds.get("log_factor", 1.0)) * (1.0 + 1e-12)
         return bounds
 
-    def at(self, sigma: float) -> Self:
+    def conditioned(self, sigma: float) -> Self:
         conditioned = self.base.at(sigma)
         if conditioned is self.base:
             return self
@@ -74,6 +74,9 @@ class Scaled(Regularizer):
 
     def project_(self) -> None:
         self.base.project_()
+
+    def scale_parameters(self) -> list[nn.Parameter]:
+        return [self.log_factor]
 
     def config(self) -> dict[str, Any]:
         return {"base": self.base}

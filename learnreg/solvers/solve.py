@@ -25,6 +25,7 @@ from learnreg.solvers.choice import FALLBACKS, SOLVERS, SolverName, fits_pdhg, m
 from learnreg.solvers.continuation import continued_newton
 from learnreg.solvers.loop import LoopResult, iterate
 from learnreg.solvers.newton_correction import correct_state
+from learnreg.solvers.noise_levels import joined
 
 __all__ = [
     "check_failure_option",
@@ -156,14 +157,36 @@ def solve(
     check_failure_option(on_failure)
     check_max_steps(max_steps)
     frozen = freeze(problem)
-    instance = frozen.at(b)
-    method = make_solver(solver, instance, warm=start is not None)
-    if start is None:
-        x = initial_point(instance, b)
-    else:
+    if start is not None:
         frozen.operator.check_domain(start, "start")
         check_batch(start, b.shape[0], "start")
-        x = instance.started(start.detach().to(b))
+    parts = frozen.parts(b)
+    if len(parts) == 1:
+        solution = _solve(parts[0][1], b, target, max_steps, solver, start)
+    else:
+        found = [
+            _solve(part, b[index], target, max_steps, solver, None if start is None else start[index])
+            for index, part in parts
+        ]
+        solution = joined(found, [index for index, _ in parts])
+    if on_failure == "raise" and not solution.status.converged:
+        worst, why = float(solution.error_bound.max()), solution.reason or solution.status.value
+        raise SolverError(f"solve(tolerance={target:g}): error bound {worst:.3g}. {why}", solution)
+    return solution
+
+
+def _solve(
+    frozen: FrozenProblem,
+    b: Tensor,
+    target: float,
+    max_steps: int | None,
+    solver: SolverName | Solver[Any],
+    start: Tensor | None,
+) -> Solution:
+    """Of samples of one noise level."""
+    instance = frozen.at(b)
+    method = make_solver(solver, instance, warm=start is not None)
+    x = initial_point(instance, b) if start is None else instance.started(start.detach().to(b))
     scale = math.sqrt(math.prod(frozen.operator.domain_shape))
     judge_instance = instance if b.dtype == torch.float64 else frozen.at(b.double(), instance.counter)
     working, aim, steps = instance, target * (_AIM if b.dtype == torch.float64 else _FLOAT32_AIM), 0
@@ -194,7 +217,7 @@ def solve(
     if not math.isfinite(worst):
         blame_operators(judge_instance, x)
     status = _final_status(worst <= target, judged.kind, result.status)
-    solution = Solution(
+    return Solution(
         x=instance.latent.image(judged.x),
         y=judged.y,
         error_bound=judged.bound.to(b.dtype) * (1.0 + 2.0 * torch.finfo(b.dtype).eps),
@@ -205,11 +228,6 @@ def solve(
         operator_applications=instance.counter.applications,
         solver=method.name,
     )
-    if on_failure == "raise" and not status.converged:
-        raise SolverError(
-            f"solve(tolerance={target:g}): error bound {worst:.3g}. {judged.reason or status.value}", solution
-        )
-    return solution
 
 
 @dataclass(frozen=True)

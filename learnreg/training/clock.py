@@ -1,13 +1,12 @@
-"""The time of a training run, and the share of it that audits may take."""
+"""The time of a training run, which only ever ends it."""
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
-__all__ = ["AuditBudget", "Clock", "TimeUp"]
-
-_AUDIT_SHARE = 0.08
+__all__ = ["Clock", "TimeUp"]
 
 
 class TimeUp(Exception):  # noqa: N818 (a signal, not an error)
@@ -15,9 +14,10 @@ class TimeUp(Exception):  # noqa: N818 (a signal, not an error)
 
 
 class Clock:
-    """Seconds of upper-level training, those of earlier runs included; ``seconds`` is how many there are."""
+    """Seconds of upper-level training, those of earlier runs included; ``seconds`` is how many there are, by default as
+    many as it takes."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float = math.inf) -> None:
         self.seconds = seconds
         self._before, self._began = 0.0, time.monotonic()
 
@@ -30,11 +30,6 @@ class Clock:
         """Seconds so far."""
         return self._before + time.monotonic() - self._began
 
-    @property
-    def progress(self) -> float:
-        """Share of the time that is used up, in [0, 1]."""
-        return min(1.0, self.elapsed / self.seconds)
-
     def check(self) -> None:
         """Raise TimeUp when the time is over."""
         if self.elapsed >= self.seconds:
@@ -45,25 +40,3 @@ class Clock:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._before, self._began = float(state["elapsed"]), time.monotonic()
-
-
-class AuditBudget:
-    """Lets audits take a small share of the time: one is due if another as long as the last one keeps within it."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock, self.spent, self._last = clock, 0.0, 0.0
-
-    @property
-    def due(self) -> bool:
-        return self.spent + self._last <= _AUDIT_SHARE * self._clock.elapsed
-
-    def charge(self, seconds: float) -> None:
-        """Count an audit of so many seconds."""
-        self._last = seconds
-        self.spent += seconds
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"audit_seconds": self.spent}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.spent = float(state["audit_seconds"])

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,9 @@ from torch import Tensor
 
 from learnreg.errors import ConfigError
 from learnreg.losses import loss_at
+from learnreg.training.samples import grouped, stacked
 from learnreg.training.session import Evaluation, Session
+from learnreg.training.tolerances import Audit
 from learnreg.upper_level.adaptive_descent import AdaptiveDescent
 from learnreg.upper_level.batch_objective import BatchObjective
 
@@ -24,13 +26,14 @@ class UpperLevel(ABC):
 
     def __init__(self, session: Session, step_size: float, samples: int) -> None:
         self.session, self.step_size = session, step_size
-        count = len(session.sampler.dataset)
-        self.indices: Sequence[int] = range(min(samples, count))
 
     @abstractmethod
-    def update(self) -> dict[str, Any]:
-        """One step; returns what to log (at least ``loss``). Raises TimeUp when the time ends within the step, with the
-        parameters as good as before."""
+    def update(self, factor: float) -> dict[str, Any]:
+        """One step; returns what to log (at least ``loss``). Raises TimeUp when the time ends within the step, which
+        has to be undone then.
+
+        factor: of the step size, from the schedule.
+        """
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
@@ -61,19 +64,19 @@ def _row(evaluation: Evaluation) -> dict[str, Any]:
 
 
 class Adam(UpperLevel):
-    """Adam on minibatches, its step size falling by a half cosine over the time."""
+    """Adam on minibatches, its step size falling as the schedule says."""
 
     def __init__(self, session: Session, step_size: float, samples: int) -> None:
         super().__init__(session, step_size, samples)
         self._optimizer = torch.optim.Adam(self.parameters, lr=step_size, betas=(0.9, 0.95))
 
-    def update(self) -> dict[str, Any]:
+    def update(self, factor: float) -> dict[str, Any]:
         self.session.clock.check()
-        evaluation = self.session.evaluate(self.session.sampler.next_batch())
+        evaluation = self.session.evaluate(self.session.source.next_batch())
         for name, p in self.session.problem.learnable().items():
             p.grad = evaluation.gradient[name]
         for group in self._optimizer.param_groups:
-            group["lr"] = self.step_size * max(0.5 * (1.0 + math.cos(math.pi * self.session.clock.progress)), 1e-3)
+            group["lr"] = self.step_size * factor
         self._optimizer.step()
         self.session.problem.project_()
         return _row(evaluation)
@@ -90,6 +93,7 @@ class QuasiNewton(UpperLevel):
 
     def __init__(self, session: Session, step_size: float, samples: int) -> None:
         super().__init__(session, step_size, samples)
+        self._samples = session.source.first(samples)
         self._best: tuple[float, list[Tensor]] | None = None
         self._at: list[Tensor] = []
         self._evaluation: Evaluation | None = None
@@ -113,7 +117,7 @@ class QuasiNewton(UpperLevel):
         current = [p.detach() for p in self.parameters]
         if self._evaluation is None or any(not torch.equal(p, q) for p, q in zip(current, self._at, strict=True)):
             self.session.clock.check()
-            self._evaluation = self.session.evaluate(self.indices)
+            self._evaluation = self.session.evaluate(self._samples)
             self._at = [p.clone() for p in current]
             if self._best is None or self._evaluation.loss < self._best[0]:
                 self._best = (self._evaluation.loss, self._at)
@@ -123,14 +127,10 @@ class QuasiNewton(UpperLevel):
             p.grad = self._evaluation.gradient[name] * self._scale
         return torch.tensor(self._evaluation.loss * self._scale)
 
-    def update(self) -> dict[str, Any]:
+    def update(self, factor: float) -> dict[str, Any]:
         before = math.inf if self._best is None else self._best[0]
-        try:
-            self._optimizer.step(self._closure)  # type: ignore[no-untyped-call]
-            self.session.problem.project_()
-        except BaseException:
-            self._return_to_best()  # not a trial point of the line search
-            raise
+        self._optimizer.step(self._closure)  # type: ignore[no-untyped-call]
+        self.session.problem.project_()
         evaluation = self._evaluation
         assert self._best is not None
         assert evaluation is not None
@@ -151,10 +151,25 @@ class QuasiNewton(UpperLevel):
         self._evaluation = None
 
     def state_dict(self) -> dict[str, Any]:
-        return {}
+        return {
+            "optimizer": self._optimizer.state_dict(),
+            "best": self._best,
+            "at": self._at,
+            "evaluation": None if self._evaluation is None else dataclasses.asdict(self._evaluation),
+            "scale": self._scale,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Curvature pairs are rebuilt: a restart of L-BFGS costs a few steps."""
+        self._restart()
+        if not state:  # of earlier versions: curvature pairs are found anew
+            return
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._best, self._at, self._scale = state["best"], state["at"], state["scale"]
+        evaluation = state["evaluation"]
+        if evaluation is not None:
+            audit = evaluation["audit"]
+            evaluation = Evaluation(**{**evaluation, "audit": None if audit is None else Audit(**audit)})
+        self._evaluation = evaluation
 
 
 class Adaptive(UpperLevel):
@@ -162,11 +177,16 @@ class Adaptive(UpperLevel):
 
     def __init__(self, session: Session, step_size: float, samples: int) -> None:
         super().__init__(session, step_size, samples)
-        b, x_true = session.sampler.items(list(self.indices))
+        groups = grouped(session.source.first(samples))
+        if len(groups) > 1 or groups[0][0].sigma is not None:
+            raise ConfigError(
+                "optimizer='adaptive': the samples differ in shape or bring noise levels; use 'adam' or 'lbfgs'."
+            )
+        b, x_true = stacked(groups[0])
         self._objective = BatchObjective(session.problem, b, loss_at(session.loss, x_true), session.method)
         self._descent = AdaptiveDescent(first_step=step_size)
 
-    def update(self) -> dict[str, Any]:
+    def update(self, factor: float) -> dict[str, Any]:
         self.session.clock.check()
         before = self._objective.operator_applications
         step = self.session.workers.call(self._descent.step, self._objective)
@@ -185,10 +205,13 @@ class Adaptive(UpperLevel):
         }
 
     def state_dict(self) -> dict[str, Any]:
-        return {"step_size": self._descent.step_size, "tolerance": self._descent.tolerance}
+        return {"descent": self._descent.state_dict(), "start": self._objective.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._descent.step_size, self._descent.tolerance = state["step_size"], state["tolerance"]
+        if "descent" not in state:  # of earlier versions
+            state = {"descent": state, "start": {}}
+        self._descent.load_state_dict(state["descent"])
+        self._objective.load_state_dict(state["start"])
 
 
 UPPER_LEVELS: dict[str, type[UpperLevel]] = {"adam": Adam, "lbfgs": QuasiNewton, "adaptive": Adaptive}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from learnreg.errors import ConfigError
 from learnreg.hypergradients.base import HypergradientMethod
@@ -14,6 +14,9 @@ from learnreg.solvers.solve import check_tolerance
 __all__ = ["OptimizerName", "TrainingOptions"]
 
 OptimizerName = Literal["adam", "lbfgs", "adaptive"]
+
+_DEFAULT_MINUTES = 5.0
+_LASTING = ("batch_size", "tolerance", "optimizer", "step_size", "samples", "seed", "tune_start")
 
 
 @dataclass(frozen=True)
@@ -25,22 +28,43 @@ class TrainingOptions:
     ConfigError: a number out of range.
     """
 
-    minutes: float = 5.0
-    batch_size: int = 16
+    minutes: float | None = None
+    updates: int | None = None
+    batch_size: int | None = None
     method: HypergradientMethod = field(default_factory=Implicit)
     tolerance: float = 1e-1
     optimizer: OptimizerName = "adam"
     step_size: float = 2e-2
     samples: int = 64
     seed: int = 0
-    max_updates: int | None = None
+    tune_start: bool = True
     workers: int = 1
 
     def __post_init__(self) -> None:
-        if not (self.minutes > 0 and math.isfinite(self.minutes)):
+        if self.minutes is not None and not (self.minutes > 0 and math.isfinite(self.minutes)):
             raise ConfigError(f"train(minutes={self.minutes!r}): expected a positive number.")
-        if self.batch_size < 1 or self.samples < 1:
+        if self.updates is not None and not (_whole(self.updates) and self.updates >= 1):
+            raise ConfigError(f"train(updates={self.updates!r}): expected an integer >= 1, or None.")
+        sizes = (self.samples, 1 if self.batch_size is None else self.batch_size)
+        if not all(_whole(size) and size >= 1 for size in sizes):
             raise ConfigError(
                 f"train(batch_size={self.batch_size!r}, samples={self.samples!r}): expected integers >= 1."
             )
+        if not (self.step_size > 0 and math.isfinite(self.step_size)):
+            raise ConfigError(f"train(step_size={self.step_size!r}): expected a positive number.")
         check_tolerance(self.tolerance)
+
+    @property
+    def seconds(self) -> float:
+        """Of upper-level training at most: as many as it takes where updates alone are given."""
+        if self.minutes is None:
+            return 60.0 * _DEFAULT_MINUTES if self.updates is None else math.inf
+        return 60.0 * self.minutes
+
+    def lasting(self) -> dict[str, Any]:
+        """What a resumed run cannot change."""
+        return {**{name: getattr(self, name) for name in _LASTING}, "method": repr(self.method)}
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -13,6 +13,7 @@ from tqdm import tqdm
 __all__ = ["Progress"]
 
 _INTERVAL = 30.0
+_ENDLESS = 1e6  # minutes
 
 
 class Progress:
@@ -25,7 +26,7 @@ class Progress:
     """
 
     def __init__(self, minutes: float, updates: int | None = None) -> None:
-        self._seconds, self._updates = 60.0 * minutes, updates
+        self._seconds, self._updates = 60.0 * minutes if minutes < _ENDLESS else math.inf, updates
         self._psnr: float | None = None
         self._last: Mapping[str, Any] | None = None
         self._said = -math.inf
@@ -64,7 +65,8 @@ class Progress:
     def _text(self, row: Mapping[str, Any]) -> str:
         psnr = "" if self._psnr is None else f", held-out PSNR {self._psnr:.2f}"
         of = "" if self._updates is None else f" of {self._updates}"
-        time_of = f"{_clock(row['seconds'])} of {_clock(self._seconds)}"
+        limit = f" of {_clock(self._seconds)}" if math.isfinite(self._seconds) else ""
+        time_of = f"{_clock(row['seconds'])}{limit}"
         return f"{time_of}, update {row['step']}{of}, loss {row['loss']:.4g}{psnr}"
 
 

@@ -24,7 +24,8 @@ __all__ = ["RunFolder", "check_folder", "contents_of"]
 _LOGGER = logging.getLogger("learnreg")
 _CONTENTS = ("model.safetensors", "config.toml", "metrics.jsonl", "checkpoint")
 _KEPT_CHECKPOINTS = 2
-_CHECKPOINT_FORMAT = 1
+_CHECKPOINT_FORMAT = 2
+_READABLE_FORMATS = (1, 2)
 
 
 def contents_of(path: str | Path) -> list[str]:
@@ -236,8 +237,8 @@ def _is_object(line: bytes) -> bool:
 
 def _read_checkpoint(path: Path) -> tuple[dict[Any, Any], int]:
     tensors, content = read_tensors(path)
-    if content.get("checkpoint_format") != _CHECKPOINT_FORMAT:
-        raise CheckpointError(f"{path}: not a checkpoint of format {_CHECKPOINT_FORMAT}.")
+    if content.get("checkpoint_format") not in _READABLE_FORMATS:
+        raise CheckpointError(f"{path}: not a checkpoint of format {' or '.join(map(str, _READABLE_FORMATS))}.")
     return dict(_unpack(content["state"], tensors)), int(content["rows"])
 
 

@@ -4,31 +4,34 @@ starts, workers and clock."""
 from __future__ import annotations
 
 import math
-import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from learnreg.errors import ConfigError, SolverError
+from learnreg.errors import CheckpointError, ConfigError, DataError, SolverError
 from learnreg.hypergradients.base import HypergradientMethod
 from learnreg.hypergradients.compute import Start
 from learnreg.losses import UpperLoss, loss_at
 from learnreg.lower_level.blame import blame_operators
 from learnreg.lower_level.frozen import FrozenProblem
 from learnreg.lower_level.problem import LowerLevelProblem
-from learnreg.training.clock import AuditBudget, Clock
+from learnreg.training.clock import Clock
 from learnreg.training.options import TrainingOptions
-from learnreg.training.sampler import PairedDataset, Sampler, WarmStarts
+from learnreg.training.samples import Reader, Sample, grouped, stacked
+from learnreg.training.schedule import AuditBudget
+from learnreg.training.sources import Source, TrainingData, source_of
 from learnreg.training.tolerances import Audit, BatchGradient, Tolerances, audit, improve_batch
+from learnreg.training.warm_starts import WarmStarts
 from learnreg.training.workers import Workers
 
-__all__ = ["Evaluation", "Session"]
+__all__ = ["Chunk", "Evaluation", "Session"]
 
 _AUDIT_SAMPLES = 2
+_LARGEST_VALUE = 16.0
 
 
 @dataclass(frozen=True)
@@ -44,10 +47,19 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class Chunk:
+    """Samples of one kind, for one thread, and the lower-level problem of their kind."""
+
+    frozen: FrozenProblem
+    samples: Sequence[Sample]
+
+
+@dataclass(frozen=True)
 class _Audited:
     """The first samples of a batch as its gradient used them: what an audit judges. state: where the gradient was
     formed, or where a method that returns one of its own began."""
 
+    frozen: FrozenProblem
     b: Tensor
     x_true: Tensor
     state: Start
@@ -60,7 +72,7 @@ class Session:
     Parameters
     ----------
     target: relative error of the hypergradients, which audits hold by way of ``tolerances``.
-    sampler, clock, workers, warm: the parts of the run; ``close`` ends the workers.
+    source, clock, workers, warm: the parts of the run; ``close`` ends the workers.
     """
 
     def __init__(
@@ -70,36 +82,53 @@ class Session:
         method: HypergradientMethod,
         target: float,
         *,
-        sampler: Sampler,
+        source: Source,
         clock: Clock,
         workers: Workers,
         warm: WarmStarts,
     ) -> None:
         self.problem, self.loss, self.method, self.target = problem, loss, method, target
-        self.sampler, self.clock, self.workers, self.warm = sampler, clock, workers, warm
+        self.source, self.clock, self.workers, self.warm = source, clock, workers, warm
         self.tolerances = Tolerances()
         self.applications = 0
-        self.audits = AuditBudget(clock)
+        self.audits = AuditBudget()
         self._unaudited: _Audited | None = None
 
     @classmethod
     def of(
         cls,
         problem: LowerLevelProblem,
-        dataset: PairedDataset,
+        data: TrainingData,
         loss: Callable[[Tensor], UpperLoss],
         options: TrainingOptions,
     ) -> Session:
-        """What the options ask for."""
+        """What the options ask for.
+
+        Raises
+        ------
+        DataError, ConfigError: data of another kind, or that the problem cannot use.
+        """
+        workers = Workers(options.workers)
+        try:
+            source = source_of(data, Reader(problem.operator), workers, options.batch_size, options.seed)
+            first = source.first(1)
+            if not first:
+                raise DataError("the dataset is empty.", hint="Pass at least one pair (b, x_true).")
+            _check_levels(problem, first[0].sigma)
+            _check_loss(loss, first[0].x_true[None])
+            _warn_of_units(first[0])
+        except BaseException:
+            workers.close()
+            raise
         return cls(
             problem,
             loss,
             options.method,
             options.tolerance,
-            sampler=Sampler(dataset, options.batch_size, options.seed),
-            clock=Clock(60.0 * options.minutes),
-            workers=Workers(options.workers),
-            warm=WarmStarts(problem.operator.domain_shape),
+            source=source,
+            clock=Clock(options.seconds),
+            workers=workers,
+            warm=WarmStarts(),
         )
 
     def close(self, wait: bool = True) -> None:
@@ -108,7 +137,17 @@ class Session:
 
     # ---- loss and gradient -----------------------------------------------------------------------------------------
 
-    def evaluate(self, indices: Sequence[int]) -> Evaluation:
+    def chunks(self, samples: Sequence[Sample]) -> list[Chunk]:
+        """The samples for the workers, at the problem's present parameters."""
+        frozen = self.problem.frozen()  # once: chunks, workers and the audit share what depends on theta
+        return [
+            Chunk(part, chunk)
+            for group in grouped(samples)
+            for part in [frozen.of_kind(tuple(group[0].x_true.shape), group[0].sigma)]
+            for chunk in self.workers.chunks(group, self.source.batch_size)
+        ]
+
+    def evaluate(self, samples: Sequence[Sample]) -> Evaluation:
         """Mean loss over the samples and its hypergradient, at the present tolerances; warm-started.
 
         Raises
@@ -116,95 +155,163 @@ class Session:
         SolverError: the loss or the gradient is not finite. OperatorError: because of an operator.
         """
         total, square, steps = 0.0, 0.0, 0
-        frozen = self.problem.frozen()  # once: chunks, workers and the audit share what depends on theta
-        gradient = {name: torch.zeros_like(p) for name, p in frozen.parameters.items()}
+        chunks = self.chunks(samples)
+        gradient = {name: torch.zeros_like(p) for name, p in chunks[0].frozen.parameters.items()}
         self._unaudited = None
-        chunks = self.workers.chunks(indices, self.sampler.batch_size)
-        for chunk, result, error, audited in self.workers.map(partial(self._evaluate_chunk, frozen), chunks):
+        results = self.workers.map(self._evaluate_chunk, chunks)
+        for chunk, (result, error, audited) in zip(chunks, results, strict=True):
+            self.warm.keep(chunk.samples, result.state)  # not before all have read theirs
             self._unaudited = self._unaudited or audited
-            share = len(chunk) / len(indices)
+            share = len(chunk.samples) / len(samples)
             total += share * result.loss
             square += share * error
             for name in gradient:
                 gradient[name] += share * result.gradient[name]
             steps = max(steps, result.steps)
             self.applications += result.applications
+            self.audits.work_done(_work(result.applications, chunk.samples[0].b, len(chunk.samples)))
         if not math.isfinite(total) or any(not bool(torch.isfinite(g).all()) for g in gradient.values()):
-            raise self._not_finite(frozen, indices, total)
-        return Evaluation(total, gradient, square, steps, self._audit_if_due(frozen))
+            raise self._not_finite(chunks[0], total)
+        return Evaluation(total, gradient, square, steps, self._audit_if_due())
 
-    def _not_finite(self, frozen: FrozenProblem, indices: Sequence[int], total: float) -> SolverError:
+    def _not_finite(self, chunk: Chunk, total: float) -> SolverError:
         """What to say of a loss or gradient that is not finite; OperatorError if an operator is the cause, and
         AssumptionError if the parameters are."""
-        b, x_true = self.sampler.items(list(indices)[:1])
-        blame_operators(frozen.at(b), x_true)
+        b, x_true = stacked(chunk.samples[:1])
+        blame_operators(chunk.frozen.at(b), x_true)
         return SolverError(
             f"the upper-level loss or its gradient is not finite (loss {total}), although parameters and operators "
             "are; lower the step size, and check a loss or a regularizer of your own."
         )
 
-    def _evaluate_chunk(
-        self, frozen: FrozenProblem, chunk: Sequence[int]
-    ) -> tuple[Sequence[int], BatchGradient, float, _Audited]:
+    def _evaluate_chunk(self, chunk: Chunk) -> tuple[BatchGradient, float, _Audited]:
         """One chunk, in a worker thread."""
-        b, x_true = self.sampler.items(chunk)
+        b, x_true = stacked(chunk.samples)
         loss = loss_at(self.loss, x_true)
-        start = self.warm.starts(chunk, b)
-        result = improve_batch(frozen, b, loss, self.method, start, self.tolerances)
+        start = self.warm.starts(chunk.samples, b)
+        result = improve_batch(chunk.frozen, b, loss, self.method, start, self.tolerances)
         state = result.state
-        self.warm.keep(chunk, state)
         few = slice(0, _AUDIT_SAMPLES)
-        scale = len(chunk) / len(chunk[few])  # adjoint states carry 1/batch
+        scale = len(b) / len(b[few])  # adjoint states carry 1/batch
         formed = start if result.own else state
-        audited = _Audited(b[few], x_true[few], formed.part(few, scale), result.own)
-        return chunk, result, float((state.x - x_true).double().square().mean()), audited
+        audited = _Audited(chunk.frozen, b[few], x_true[few], formed.part(few, scale), result.own)
+        return result, float((state.x - x_true).double().square().mean()), audited
 
-    def _audit_if_due(self, frozen: FrozenProblem) -> Audit | None:
-        """Audit the hypergradient of a few samples of the latest batch, if there is time for one, and adapt the
-        tolerances to what it says."""
+    def _audit_if_due(self) -> Audit | None:
+        """Audit the hypergradient of a few samples of the latest batch, if one is due, and adapt the tolerances to what
+        it says."""
         latest = self._unaudited
         if latest is None or not self.audits.due:
             return None
-        began = time.monotonic()
-        found = self.workers.call(self._audit, frozen, latest)
-        self.audits.charge(time.monotonic() - began)
+        found = self.workers.call(self._audit, latest)
+        self.audits.charge(_work(found.applications, latest.b.double(), len(latest.b)))
         self.applications += found.applications
         self.tolerances = self.tolerances.adapted(found.relative_error, self.target)
         return found
 
-    def _audit(self, frozen: FrozenProblem, latest: _Audited) -> Audit:
+    def _audit(self, latest: _Audited) -> Audit:
         """In a worker thread. A method that returns a gradient runs again, on these samples alone."""
         loss = loss_at(self.loss, latest.x_true)
         used: BatchGradient | Start = latest.state
         if latest.own:
-            used = improve_batch(frozen, latest.b, loss, self.method, latest.state, self.tolerances)
-        return audit(frozen, latest.b, loss, used, self.target)
+            used = improve_batch(latest.frozen, latest.b, loss, self.method, latest.state, self.tolerances)
+        return audit(latest.frozen, latest.b, loss, used, self.target)
 
     # ---- checkpoints -----------------------------------------------------------------------------------------------
+
+    def snapshot(self) -> dict[str, Any]:
+        """What an update changes, but the time; in little memory of its own."""
+        return {**self._counted(), "warm": self.warm.snapshot()}
+
+    def restore(self, snapshot: dict[str, Any]) -> None:
+        """Go back to where ``snapshot`` was called."""
+        self._load_counted(snapshot)
+        self.warm.restore(snapshot["warm"])
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs besides parameters and optimizer: one flat table, whose keys are those of the
         parts."""
-        return {
-            **self.clock.state_dict(),
-            "applications": self.applications,
-            **self.sampler.state_dict(),
-            "state_tolerance": self.tolerances.state,
-            "adjoint_tolerance": self.tolerances.adjoint,
-            **self.audits.state_dict(),
-        }
+        return {**self.clock.state_dict(), **self._counted(), **self.warm.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint.
 
         Raises
         ------
-        ConfigError: a checkpoint of another shape.
+        CheckpointError: a checkpoint of another shape.
         """
         try:
-            self.applications = int(state["applications"])
-            self.tolerances = Tolerances(float(state["state_tolerance"]), float(state["adjoint_tolerance"]))
-            for part in (self.sampler, self.audits, self.clock):
-                part.load_state_dict(state)
+            self._load_counted(state)
+            self.warm.load_state_dict(state)
+            self.clock.load_state_dict(state)
         except (KeyError, TypeError, ValueError) as error:
-            raise ConfigError(f"the checkpoint does not fit this version: {error}.") from error
+            raise CheckpointError(f"the checkpoint does not fit this version: {error}.") from error
+
+    def _counted(self) -> dict[str, Any]:
+        return {
+            "applications": self.applications,
+            **self.source.state_dict(),
+            "state_tolerance": self.tolerances.state,
+            "adjoint_tolerance": self.tolerances.adjoint,
+            "target": self.target,
+            **self.audits.state_dict(),
+        }
+
+    def _load_counted(self, state: dict[str, Any]) -> None:
+        self.applications = int(state["applications"])
+        self.tolerances = Tolerances(float(state["state_tolerance"]), float(state["adjoint_tolerance"]))
+        self.target = float(state.get("target", self.target))
+        self.source.load_state_dict(state)
+        self.audits.load_state_dict(state)
+
+
+def _check_loss(loss: Callable[[Tensor], UpperLoss], x_true: Tensor) -> None:
+    """ConfigError unless it makes upper-level losses of ground truths."""
+    try:
+        made: object = loss(x_true)
+    except TypeError as error:
+        made = error
+    if not isinstance(made, UpperLoss):
+        raise ConfigError(
+            f"train(loss={loss!r}): expected what maps a batch of ground truths to an UpperLoss, such as "
+            "lr.SquaredError or lambda x_true: lr.UpperLoss(lambda x: function(x, x_true))."
+        )
+
+
+def _warn_of_units(sample: Sample) -> None:
+    """Warn of images that look like 0..255; of measurements that are images, too."""
+    images = [sample.x_true, *([sample.b] if sample.b.shape == sample.x_true.shape else [])]
+    largest = max(float(t.abs().max()) for t in images)
+    if largest > _LARGEST_VALUE:
+        warnings.warn(
+            f"train: images reach {largest:g}. Initial weights and smoothings are meant for images between 0 "
+            "and about 1: divide images and measurements by their largest value, or choose them for these units.",
+            stacklevel=6,
+        )
+
+
+def _check_levels(problem: LowerLevelProblem, level: float | None) -> None:
+    """ConfigError where samples have a noise level that the problem does not use, or it has one for each sample of a
+    batch."""
+    if isinstance(problem.noise_level, Tensor):
+        raise ConfigError(
+            "train: the problem has a noise level for each sample of a batch, but batches are drawn; leave it out, and "
+            "pass samples (b, x_true, sigma)."
+        )
+    if level is None:
+        return
+    kind = type(problem.regularizer).__name__
+    if problem.noise_level is not None:
+        raise ConfigError(
+            f"train: the problem has noise_level={problem.noise_level} and the samples bring their own, sigma="
+            f"{level:g}; leave one of them out."
+        )
+    if problem.regularizer.at(level) is problem.regularizer:
+        raise ConfigError(
+            f"train: samples are (b, x_true, sigma), but {kind} does not depend on the noise level; pass pairs "
+            "(b, x_true), or a regularizer that does, such as RidgeRegularizer(noise_conditioned=True)."
+        )
+
+
+def _work(applications: int, b: Tensor, samples: int) -> int:
+    return applications * samples * b.element_size() // 4

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from threading import Barrier
 from typing import Any, TypeVar
 
@@ -42,9 +42,15 @@ class Workers:
         size = min(largest, max(1, math.ceil(len(items) / self.count)))
         return [items[first : first + size] for first in range(0, len(items), size)]
 
-    def map(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
-        """Results in the order of the items."""
-        return self._pool.map(function, items)
+    def map(self, function: Callable[[T], R], items: Sequence[T]) -> list[R]:
+        """Results in the order of the items. After an error or an interrupt nothing is computed any more."""
+        futures = [self._pool.submit(function, item) for item in items]
+        try:
+            return [future.result() for future in futures]
+        finally:
+            for future in futures:
+                future.cancel()
+            wait(futures)
 
     def call(self, function: Callable[..., R], *arguments: Any) -> R:
         """A result computed in one of the threads."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -90,6 +91,20 @@ class AdaptiveDescent:
         self.step_size: float | None = None
         self._previous: tuple[Direction, Direction] | None = None
         self._scale: dict[str, float] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What later steps depend on."""
+        return {
+            "step_size": self.step_size,
+            "tolerance": self.tolerance,
+            "previous": self._previous,
+            "scale": dict(self._scale),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on as after ``state_dict``."""
+        self.step_size, self.tolerance = state["step_size"], state["tolerance"]
+        self._previous, self._scale = state.get("previous"), dict(state.get("scale", {}))
 
     # ---- one step --------------------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,6 +70,15 @@ class BatchObjective:
         self.method = chosen_method(method)
         self.start: Start | None = None
         self.operator_applications = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the next call starts."""
+        start = self.start
+        return {} if start is None else {"x": start.x, "X": start.X, "z": start.z, "Z": start.Z}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Start the next call where it was after ``state_dict``."""
+        self.start = Start(**state) if state else None
 
     def gradient(
         self, tolerance: float, absolute_tolerance: float = 0.0, max_steps: int | None = None

@@ -21,6 +21,7 @@ from learnreg.lower_level.point import Point
 from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.result import Solution
 from learnreg.solvers.newton_correction import correct_adjoint
+from learnreg.solvers.noise_levels import in_order
 from learnreg.solvers.solve import check_tolerance, solve
 
 __all__ = ["SolutionLayer", "solution_layer"]
@@ -229,9 +230,27 @@ def _slices(index: int, dims: tuple[Any, ...], tensors: tuple[Tensor, ...]) -> l
 def _gradients(
     layer: SolutionLayer, kept: _Pass, wanted: tuple[bool, ...], grad: Tensor, b: Tensor, x: Tensor
 ) -> tuple[Tensor, ...]:
+    """Those of samples of each noise level, put together."""
+    assert kept.frozen is not None
+    parts = kept.frozen.parts(b)
+    if len(parts) == 1:
+        return _gradients_at(parts[0][1], layer, kept, wanted, grad, b, x)
+    found = [_gradients_at(frozen, layer, kept, wanted, grad[i], b[i], x[i]) for i, frozen in parts]
+    rows = list(zip(*found, strict=True))
+    on_b = [in_order(rows.pop(0), [i for i, _ in parts])] if wanted[0] else []
+    return (*on_b, *(torch.stack(row).sum(0) for row in rows))
+
+
+def _gradients_at(
+    frozen: FrozenProblem,
+    layer: SolutionLayer,
+    kept: _Pass,
+    wanted: tuple[bool, ...],
+    grad: Tensor,
+    b: Tensor,
+    x: Tensor,
+) -> tuple[Tensor, ...]:
     """Solve the adjoint equation for the gradient in x, and pair its solution with what b and the parameters do."""
-    frozen = kept.frozen
-    assert frozen is not None
     instance = frozen.at(b)
     finite = torch.isfinite(grad).flatten(1).all(1)
     overflown = not bool(finite.all())  # as with too large a factor of torch.amp.GradScaler, which has to see it

@@ -23,7 +23,7 @@ Image = pytest.importorskip("PIL.Image")
 
 TINY = ("--size", 16, "--angles", 8, "--minutes", 0.05)
 SMALL = [
-    f"--set={key}" for key in ("images=4", "filters=4", "filter_size=3", "batch_size=2", "max_updates=2", "ridge=0.01")
+    f"--set={key}" for key in ("images=4", "filters=4", "filter_size=3", "batch_size=2", "updates=2", "ridge=0.01")
 ]
 LOOSE = ("--tolerance", 1e-2)
 

@@ -45,7 +45,7 @@ SMALL = ("--set", "patch=16", "--set", "patches=16", "--set", "samples=8", "--se
 
 def test_train_evaluate_reconstruct(photographs: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    settings = (*SMALL, "--set", "max_updates=6")
+    settings = (*SMALL, "--set", "updates=6")
     trained = call("train", "denoise", "--data", photographs, "--minutes", 0.2, "--out", out, *settings)
     assert trained.exit_code == 0, trained.stderr
     steps = ("reading ", "training: 100 %", "tuning the weight", "reconstructing", "writing the report")
@@ -76,7 +76,7 @@ def test_train_evaluate_reconstruct(photographs: Path, tmp_path: Path) -> None:
 
 def test_weakly_convex_ridges_are_an_option(photographs: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    options = ("convexity=convex-nonconvex", "nonconvexity=0.7", "batch_size=2", "samples=2", "max_updates=2")
+    options = ("convexity=convex-nonconvex", "nonconvexity=0.7", "batch_size=2", "samples=2", "updates=2")
     settings = (*SMALL[:6], *(part for option in options for part in ("--set", option)))
     command = ("train", "denoise", "--regularizer", "ridge", "--data", photographs, "--minutes", 0.2)
     trained = call(*command, "--out", out, *settings)
@@ -103,14 +103,14 @@ def test_an_interrupt_says_how_to_go_on(photographs: Path, tmp_path: Path, monke
     number = signal.SIGTERM
     out = tmp_path / "a run"
     command = ("train", "denoise", "--data", photographs, "--out", out, "--regularizer", "TV", "--device", "cpu:0")
-    settings = (*SMALL[:6], "--set", "max_updates=5")
+    settings = (*SMALL[:6], "--set", "updates=5")
     with monkeypatch.context() as patch:
         patch.setattr(Progress, "__call__", lambda self, row: signal.raise_signal(number) if row["step"] == 2 else None)
         ended = call(*command, *settings)
     assert ended.exit_code == 128 + number
     go_on = f"all updates are saved. Go on with: learnreg train denoise --resume --out '{out}'"
     assert ended.stderr.splitlines()[-1] == f"learnreg: interrupted; {go_on}"
-    resumed = call("train", "denoise", "--resume", "--out", out, "--set", "max_updates=3")
+    resumed = call("train", "denoise", "--resume", "--out", out, "--set", "updates=3")
     assert resumed.exit_code == 0, resumed.stderr
     steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3]

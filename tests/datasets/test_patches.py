@@ -147,3 +147,26 @@ def test_patches_reject_images() -> None:
 def test_patches_reject_options(options: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match="positive integer"):
         DenoisingPatches([ramp(64, 64)], 0.1, **options)
+
+
+# ------------------------------------------------------------------------------------------------------ ranges of noise
+
+
+def test_a_range_of_noise_levels_gives_triples() -> None:
+    patches = DenoisingPatches([torch.full((1, 32, 32), 0.5)], sigma=(0.02, 0.2), patch=24, count=64)
+    items = [patches[i] for i in range(64)]
+    for item in items[:8]:
+        b, x_true, sigma = item  # type: ignore[misc]
+        assert float((b - x_true).std()) == pytest.approx(sigma, rel=0.2)
+    levels = torch.tensor([item[2] for item in items])  # type: ignore[misc]
+    assert 0.02 <= float(levels.min()) < 0.05
+    assert 0.17 < float(levels.max()) <= 0.2
+    assert patches[5][2] == patches[5][2], "seeded"  # type: ignore[misc]
+    one = DenoisingPatches([torch.full((1, 32, 32), 0.5)], sigma=0.1, patch=24, count=64)
+    assert len(one[0]) == 2
+
+
+@pytest.mark.parametrize("sigma", [(0.2, 0.1), (0.0, 0.1), (0.1, 25), (0.1,), (0.1, 0.2, 0.3), [0.1, None]])
+def test_what_is_no_range_of_noise_levels(sigma: object) -> None:
+    with pytest.raises(ConfigError, match="sigma="):
+        DenoisingPatches([torch.full((1, 32, 32), 0.5)], sigma=sigma)  # type: ignore[arg-type]

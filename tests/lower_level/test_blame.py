@@ -189,7 +189,7 @@ def test_a_failure_in_training_keeps_what_was_learned(
     if updates == 2:
         assert all(torch.equal(kept[name], value) for name, value in saved.items())
     resumed = problem_with(Scanner(math.inf, failure))
-    result = lr.train(resumed, Images(), max_updates=updates + 2, resume=True, **arguments)
+    result = lr.train(resumed, Images(), updates=updates + 2, resume=True, **arguments)
     assert [row["step"] for row in result.rows] == list(range(1, updates + 3))
     assert result.updates == updates + 2
 
@@ -229,7 +229,7 @@ def test_what_is_wrong_is_found_before_training(tmp_path: Path, where: str) -> N
         lr.train(problem, Images(), out=tmp_path / "run", minutes=1.0)
     assert caught.value.failed_property == {"operator": "adjoint", "regularizer": "analysis operator"}[where]
     assert not (tmp_path / "run").exists()
-    assert lr.train(problem, Images(), minutes=1.0, max_updates=1, check_operator=False).updates == 1
+    assert lr.train(problem, Images(), minutes=1.0, updates=1, check_operator=False).updates == 1
 
 
 def test_examination_before_training_takes_few_applications() -> None:

@@ -61,7 +61,7 @@ def test_an_interrupt_keeps_every_update(optimizer: str, tmp_path: Path) -> None
     with pytest.raises(KeyboardInterrupt) as caught:
         train(tmp_path, at(2, signal.SIGINT), **options)
     assert "resume" in caught.value.__notes__[-1]
-    result = train(tmp_path, max_updates=3, resume=True, **options)
+    result = train(tmp_path, updates=3, resume=True, **options)
     assert [row["step"] for row in result.rows] == [1, 2, 3]
 
 
@@ -102,7 +102,7 @@ def test_handlers_of_the_user_and_ignored_signals_stay(tmp_path: Path) -> None:
     own: list[int] = []
     before = signal.signal(signal.SIGINT, lambda number, frame: own.append(number)), signal.getsignal(signal.SIGTERM)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    result = train(tmp_path, at(1, signal.SIGINT, signal.SIGTERM), max_updates=2)
+    result = train(tmp_path, at(1, signal.SIGINT, signal.SIGTERM), updates=2)
     signal.signal(signal.SIGINT, before[0])
     signal.signal(signal.SIGTERM, before[1])
     assert result.updates == 2

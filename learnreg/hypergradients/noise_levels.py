@@ -1,0 +1,139 @@
+"""Hypergradients and certificates of batches whose samples have noise levels of their own: each group of one level has
+its own problem, and the mean over samples is put together of theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from learnreg.hypergradients.search import Start
+from learnreg.losses import UpperLoss
+from learnreg.lower_level.frozen import FrozenProblem
+from learnreg.result import Certificate, Hypergradient
+from learnreg.solvers.noise_levels import in_order, worst_kind, worst_status
+
+__all__ = ["certificate_over_levels", "hypergradient_over_levels"]
+
+Gradient = dict[str, Tensor]
+Parts = Sequence[tuple[Tensor, FrozenProblem]]
+
+_ROUNDS, _SHARE = 3, 0.9
+_NO_TOLERANCE = 1e-300
+
+
+def hypergradient_over_levels(
+    parts: Parts,
+    b: Tensor,
+    loss: UpperLoss,
+    start: Start | None,
+    goal: tuple[float, float],
+    find: Callable[[FrozenProblem, Tensor, UpperLoss, Start | None, float, float], Hypergradient],
+) -> Hypergradient:
+    """The hypergradient of the mean loss; ``find`` computes that of a group, to a relative and an absolute tolerance.
+    Where gradients of groups cancel, they are found more accurately than their own sizes ask for."""
+    indices, batch = [index for index, _ in parts], len(b)
+    losses = [loss.part(index, batch) for index in indices]
+    starts = [None if start is None else start.part(index, batch / len(index)) for index in indices]
+    relative, absolute = goal
+    for attempt in range(_ROUNDS):
+        found = [
+            find(part, b[index], of_part, begin, relative, absolute)
+            for (index, part), of_part, begin in zip(parts, losses, starts, strict=True)
+        ]
+        whole = _joined(found, indices, batch)
+        enough = max(goal[0] * whole.norm, goal[1])
+        if whole.error_bound <= enough or not whole.status.converged or attempt + 1 == _ROUNDS:
+            break
+        relative, absolute = _NO_TOLERANCE, _SHARE**attempt * _SHARE * enough
+        starts = [Start(result.x, result.X) for result in found]
+    return whole
+
+
+def certificate_over_levels(
+    parts: Parts,
+    b: Tensor,
+    loss: UpperLoss,
+    x: Tensor,
+    X: Tensor | None,
+    find: Callable[[FrozenProblem, Tensor, UpperLoss, Tensor, Tensor | None], Certificate],
+) -> Certificate:
+    """The certificate of the mean loss; ``find`` judges a group."""
+    indices, batch = [index for index, _ in parts], len(b)
+    found = [
+        find(part, b[i], loss.part(i, batch), x[i], None if X is None else X[i] * (batch / len(i))) for i, part in parts
+    ]
+    shares = [len(index) / batch for index in indices]
+    intervals = [c.loss_interval for c in found]
+    gradient, corrected = (_mean(list(g), shares) for g in zip(*_gradients(found), strict=True))
+    return replace(
+        found[0],
+        error_bound=in_order([c.error_bound for c in found], indices),
+        gradient=gradient,
+        gradient_error_bound=_bound([c.gradient_error_bound for c in found], shares, gradient),
+        loss=_weighted([c.loss for c in found], shares),
+        loss_interval=(_weighted([i[0] for i in intervals], shares), _weighted([i[1] for i in intervals], shares)),
+        certified=all(c.certified for c in found),
+        bound_kind=worst_kind([c.bound_kind for c in found]),
+        reason=next((c.reason for c in found if c.reason), ""),
+        X=in_order([share * c.X for share, c in zip(shares, found, strict=True)], indices),
+        adjoint_error_bound=in_order([s * c.adjoint_error_bound for s, c in zip(shares, found, strict=True)], indices),
+        gradient_error_estimate=_weighted([c.gradient_error_estimate for c in found], shares),
+        loss_estimate=_weighted([c.loss_estimate for c in found], shares),
+        corrected_gradient=corrected,
+        corrected_error_bound=_bound([c.corrected_error_bound for c in found], shares, corrected),
+        operator_applications=max(c.operator_applications for c in found),
+    )
+
+
+def _joined(found: Sequence[Hypergradient], indices: Sequence[Tensor], batch: int) -> Hypergradient:
+    shares = [len(index) / batch for index in indices]
+    intervals = [hg.loss_interval for hg in found]
+    gradient, corrected = (_mean(list(g), shares) for g in zip(*_gradients(found), strict=True))
+    return replace(
+        found[0],
+        gradient=gradient,
+        error_bound=_bound([hg.error_bound for hg in found], shares, gradient),
+        certified=all(hg.certified for hg in found),
+        bound_kind=worst_kind([hg.bound_kind for hg in found]),
+        reason=next((hg.reason for hg in found if hg.reason), ""),
+        loss=_weighted([hg.loss for hg in found], shares),
+        loss_interval=(_weighted([i[0] for i in intervals], shares), _weighted([i[1] for i in intervals], shares)),
+        x=in_order([hg.x for hg in found], indices),
+        X=in_order([share * hg.X for share, hg in zip(shares, found, strict=True)], indices),
+        state_error_bound=in_order([hg.state_error_bound for hg in found], indices),
+        adjoint_error_bound=in_order(
+            [s * hg.adjoint_error_bound for s, hg in zip(shares, found, strict=True)], indices
+        ),
+        status=worst_status([hg.status for hg in found]),
+        steps=max(hg.steps for hg in found),
+        operator_applications=max(hg.operator_applications for hg in found),
+        corrected_gradient=corrected,
+        corrected_error_bound=_bound([hg.corrected_error_bound for hg in found], shares, corrected),
+    )
+
+
+def _gradients(found: Sequence[Hypergradient] | Sequence[Certificate]) -> list[tuple[Gradient, Gradient]]:
+    return [(one.gradient, one.corrected_gradient) for one in found]
+
+
+def _weighted(values: Sequence[float], shares: Sequence[float]) -> float:
+    """The mean over samples."""
+    return sum(share * value for share, value in zip(shares, values, strict=True))
+
+
+def _bound(bounds: Sequence[float], shares: Sequence[float], gradient: Gradient) -> float:
+    """Of the error of a mean gradient, which is rounded to the dtype of the parameters."""
+    rounding = sum(torch.finfo(g.dtype).eps * float(g.double().norm()) for g in gradient.values())
+    return _weighted(bounds, shares) * (1.0 + 1e-14) + rounding
+
+
+def _mean(gradients: Sequence[Gradient], shares: Sequence[float]) -> Gradient:
+    return {
+        name: torch.stack([share * g[name].double() for share, g in zip(shares, gradients, strict=True)])
+        .sum(0)
+        .to(first)
+        for name, first in gradients[0].items()
+    }

@@ -1,0 +1,62 @@
+"""What happens when in a training run, by the number of updates and the work done, never by the clock: runs of the same
+seed are the same on any machine, however fast."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+__all__ = ["AuditBudget", "is_milestone", "step_factor"]
+
+_AUDIT_SHARE = 0.08
+_LEAST_FACTOR = 1e-3
+_DECAY_UPDATES = 50.0
+_MOST_BETWEEN = 100
+
+
+def step_factor(done: int, updates: int | None) -> float:
+    """The factor of the step size after so many updates: a half cosine over the updates of the run; of a run that only
+    the time ends, and so nobody knows when, the inverse square root of the updates, from 50 on."""
+    if updates is None:
+        return 1.0 / math.sqrt(1.0 + done / _DECAY_UPDATES)
+    return max(0.5 * (1.0 + math.cos(math.pi * min(1.0, done / updates))), _LEAST_FACTOR)
+
+
+def is_milestone(update: int) -> bool:
+    """Whether checkpoints and validations are due after this update: each a quarter of the updates so far after the
+    last one, at most 100."""
+    due = 1
+    while due < update:
+        due += min(max(1, due // 4), _MOST_BETWEEN)
+    return due == update
+
+
+class AuditBudget:
+    """Lets audits take a small share of the work: one is due if another as long as the last one keeps within it.
+
+    Work is counted in operator applications, each times its samples, twice in float64.
+    """
+
+    def __init__(self) -> None:
+        self.work, self.spent, self._last = 0, 0, 0
+
+    @property
+    def due(self) -> bool:
+        return self.spent + self._last <= _AUDIT_SHARE * self.work
+
+    def work_done(self, amount: int) -> None:
+        """Count work of training."""
+        self.work += amount
+
+    def charge(self, amount: int) -> None:
+        """Count the work of an audit."""
+        self._last = amount
+        self.spent += amount
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"work": self.work, "audit_work": self.spent, "last_audit_work": self._last}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.work, self.spent, self._last = (
+            int(state.get(name, 0)) for name in ("work", "audit_work", "last_audit_work")
+        )

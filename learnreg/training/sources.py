@@ -1,0 +1,301 @@
+"""Where a training run takes its samples from: map-style data sets, stacks, DataLoaders and iterable data sets."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from learnreg.errors import ConfigError, DataError
+from learnreg.training.samples import Reader, Sample, is_array, rows
+from learnreg.training.workers import Workers
+
+__all__ = ["BATCH_SIZE", "PairedDataset", "Source", "TrainingData", "source_of"]
+
+BATCH_SIZE = 16
+_DIGESTED = 8
+
+
+class PairedDataset(Protocol):
+    """A map-style dataset: item i is (b, x_true) or (b, x_true, sigma), without batch axis."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+TrainingData = PairedDataset | Sequence[Any] | DataLoader[Any] | Iterable[Any]
+"""What ``learnreg.train`` takes."""
+
+
+class Source(ABC):
+    """Gives minibatches, one after the other, for as long as a run takes. batch_size: of a batch at most, as far as it
+    is known."""
+
+    batch_size: int
+
+    @abstractmethod
+    def next_batch(self) -> list[Sample]:
+        """The next minibatch."""
+
+    @abstractmethod
+    def first(self, count: int) -> list[Sample]:
+        """The first samples of the data, at most so many; the order of minibatches does not change by it."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """State to resume from."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with the batch after the last one."""
+
+    def digest(self) -> dict[str, Any]:
+        """What tells data sets apart: their length and a hash of some samples, unless these differ at every access."""
+        hashes = [_hashed(self._digested()) for _ in range(2)]
+        return {"data": self._length(), "content": hashes[0] if hashes[0] == hashes[1] else "random"}
+
+    def _digested(self) -> list[Sample]:
+        return self.first(1)
+
+    def _length(self) -> str:
+        return "a stream"
+
+
+class MapStyle(Source):
+    """Minibatches of seeded permutations of a dataset, one permutation after the other; items are read by workers."""
+
+    def __init__(self, dataset: PairedDataset, reader: Reader, workers: Workers, batch_size: int, seed: int) -> None:
+        if len(dataset) == 0:
+            raise DataError("the dataset is empty.", hint="Pass at least one pair (b, x_true).")
+        self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
+        self._reader, self._workers = reader, workers
+        self._order: list[int] = []
+        self._epoch = 0
+
+    def next_batch(self) -> list[Sample]:
+        return self._read(self.next_indices())
+
+    def next_indices(self) -> list[int]:
+        """Indices of the next minibatch."""
+        batch: list[int] = []
+        size = min(self.batch_size, len(self.dataset))
+        while len(batch) < size:
+            if not self._order:
+                generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self._epoch)
+                self._order = torch.randperm(len(self.dataset), generator=generator).tolist()
+                self._epoch += 1
+            batch.append(self._order.pop())
+        return batch
+
+    def first(self, count: int) -> list[Sample]:
+        return self._read(range(min(count, len(self.dataset))))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"order": list(self._order), "epoch": self._epoch}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._order, self._epoch = list(state["order"]), int(state["epoch"])
+
+    def _read(self, indices: Sequence[int]) -> list[Sample]:
+        return self._workers.map(self._read_one, indices)
+
+    def _read_one(self, index: int) -> Sample:
+        return self._reader.sample(self.dataset[index], f"dataset item {index}", index)
+
+    def _digested(self) -> list[Sample]:
+        count = len(self.dataset)
+        return self._read(sorted({round(k * (count - 1) / (_DIGESTED - 1)) for k in range(_DIGESTED)}))
+
+    def _length(self) -> str:
+        return f"{len(self.dataset)} items"
+
+
+class Stream(Source):
+    """Batches of something that is iterated over, from the start again when it ends."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+        self._iterator: Iterator[list[Sample]] | None = None
+        self._taken = 0
+
+    @abstractmethod
+    def _pass(self) -> Iterator[list[Sample]]:
+        """The batches of one pass over the data."""
+
+    def next_batch(self) -> list[Sample]:
+        for _ in range(2):
+            if self._iterator is None:
+                self._iterator = self._begin(self._taken)
+            batch = next(self._iterator, None)
+            if batch is not None:
+                self._taken += 1
+                return batch
+            self._iterator, self._taken = None, 0
+        raise DataError(
+            "the data set gives no samples.", hint="A DataLoader with drop_last=True needs batch_size items at least."
+        )
+
+    def first(self, count: int) -> list[Sample]:
+        return list(islice((sample for batch in self._pass() for sample in batch), count))
+
+    def _begin(self, skipped: int) -> Iterator[list[Sample]]:
+        return islice(self._pass(), skipped, None)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"taken": self._taken}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._iterator, self._taken = None, int(state["taken"])
+
+
+class Iterated(Stream):
+    """The samples of an iterable data set, ``batch_size`` at a time, in its order."""
+
+    def __init__(self, dataset: Any, reader: Reader, batch_size: int) -> None:
+        super().__init__(reader)
+        self._dataset, self.batch_size = dataset, batch_size
+
+    def _pass(self) -> Iterator[list[Sample]]:
+        items = (self._reader.sample(item, f"dataset item {i}") for i, item in enumerate(self._dataset))
+        while batch := list(islice(items, self.batch_size)):
+            yield batch
+
+
+class Loaded(Stream):
+    """The batches of a DataLoader, as it samples and collates them.
+
+    A resumed run goes on in the order of the interrupted one as far as that comes from torch's random numbers, of its
+    default generator or of those of the loader and its sampler.
+    """
+
+    def __init__(self, loader: DataLoader[Any], reader: Reader) -> None:
+        super().__init__(reader)
+        self._loader, self.batch_size = loader, loader.batch_size or BATCH_SIZE
+        self._random: list[Tensor] = []
+
+    def _pass(self) -> Iterator[list[Sample]]:
+        for i, batch in enumerate(self._loader):
+            yield self._reader.batch(batch, f"batch {i} of the DataLoader")
+
+    def first(self, count: int) -> list[Sample]:
+        """Of the data set in its order, each collated alone."""
+        dataset = self._loader.dataset
+        if isinstance(dataset, IterableDataset):
+            before = [generator.get_state() for generator in self._generators()]
+            found = super().first(count)
+            self._set_random(before)
+            return found
+        indices = range(min(count, len(dataset)))  # type: ignore[arg-type]
+        return [sample for i in indices for sample in self._collated(i)][:count]
+
+    def _collated(self, index: int) -> list[Sample]:
+        item = self._loader.dataset[index]
+        alone = item if self._loader.batch_size is None and self._loader.batch_sampler is None else [item]
+        return self._reader.batch(self._loader.collate_fn(alone), f"dataset item {index}, collated")
+
+    def _generators(self) -> list[torch.Generator]:
+        own = (self._loader.generator, getattr(self._loader.sampler, "generator", None))
+        return [torch.default_generator, *(generator for generator in own if generator is not None)]
+
+    def _begin(self, skipped: int) -> Iterator[list[Sample]]:
+        if skipped:
+            self._set_random(self._random)
+        else:
+            self._random = [generator.get_state() for generator in self._generators()]
+        return super()._begin(skipped)
+
+    def _set_random(self, states: Sequence[Tensor]) -> None:
+        for generator, state in zip(self._generators(), states, strict=True):
+            generator.set_state(state)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "random": list(self._random)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._random = list(state["random"])
+
+    def _length(self) -> str:
+        dataset = self._loader.dataset
+        count = "a stream" if isinstance(dataset, IterableDataset) else f"{len(dataset)} items"  # type: ignore[arg-type]
+        return f"{count} in batches of {self._loader.batch_size}"
+
+
+def source_of(data: Any, reader: Reader, workers: Workers, batch_size: int | None, seed: int) -> Source:
+    """What gives the batches of ``data``; batch_size: None for the loader's own, or 16.
+
+    Raises
+    ------
+    DataError: what ``learnreg.train`` cannot take; it says what to pass. ConfigError: a batch size that is not the
+        loader's.
+    """
+    if isinstance(data, DataLoader):
+        if batch_size is not None and data.batch_size is not None and batch_size != data.batch_size:
+            raise ConfigError(
+                f"train(batch_size={batch_size}): the DataLoader gives batches of {data.batch_size}; leave it out."
+            )
+        return Loaded(data, reader)
+    size = BATCH_SIZE if batch_size is None else batch_size
+    if isinstance(data, (tuple, list)) and len(data) in (2, 3) and all(is_array(column) for column in data):
+        b, x_true, *rest = data
+        _check_stacks(b, x_true)
+        if reader.is_pair(b, x_true):
+            raise DataError("the dataset: one pair of arrays without batch axis.", hint="Pass a list: [(b, x_true)].")
+        return MapStyle(rows(b, x_true, rest, "the dataset"), reader, workers, size, seed)
+    _refuse(data)
+    if not isinstance(data, IterableDataset) and hasattr(data, "__getitem__") and hasattr(data, "__len__"):
+        return MapStyle(data, reader, workers, size, seed)
+    return Iterated(data, reader, size)
+
+
+def _check_stacks(b: Any, x_true: Any) -> None:
+    if b.ndim < 2 or x_true.ndim < 2 or not len(b):
+        shapes = f"{tuple(b.shape)} and {tuple(x_true.shape)}"
+        raise DataError(
+            f"the dataset: two arrays of shapes {shapes}, expected stacks (count, *shape) of measurements "
+            "and of ground truths."
+        )
+
+
+def _refuse(data: Any) -> None:
+    """DataError for what is no data set."""
+    kind = type(data).__name__
+    expected = (
+        "expected a map-style data set of pairs (b, x_true), a list of pairs, two stacks (b, x_true), a DataLoader or "
+        "an IterableDataset"
+    )
+    if is_array(data):
+        raise DataError(f"the dataset: one array of shape {tuple(data.shape)}, {expected}.")
+    if isinstance(data, tuple) and len(data) in (2, 3) and all(isinstance(column, list) for column in data):
+        raise DataError(
+            f"the dataset: a tuple of {len(data)} lists, {expected}.", hint="Pass list(zip(measurements, truths))."
+        )
+    if isinstance(data, (str, Path, Mapping)):
+        raise DataError(
+            f"the dataset: a {kind}, {expected}.", hint="See learnreg.datasets.DenoisingPatches for images."
+        )
+    if isinstance(data, Iterator):
+        raise DataError(f"the dataset: a {kind} can be read only once, {expected}.", hint="Pass list(...) of it.")
+    whole = hasattr(data, "__getitem__") and hasattr(data, "__len__")
+    if not whole and not hasattr(data, "__iter__"):
+        lacks = "without __len__" if hasattr(data, "__getitem__") else "that cannot be read"
+        raise DataError(f"the dataset: a {kind} {lacks}, {expected}.")
+
+
+def _hashed(samples: Sequence[Sample]) -> str:
+    found = hashlib.sha256()
+    for sample in samples:
+        for t in (sample.b, sample.x_true):
+            t = t.cpu().contiguous()
+            found.update(f"{tuple(t.shape)}{t.dtype}".encode())
+            found.update(t.numpy().tobytes())
+        found.update(repr(sample.sigma).encode())
+    return found.hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -34,7 +35,11 @@ class Progress:
 
     def __enter__(self) -> Progress:
         if sys.stderr.isatty():
-            self._bar = tqdm(total=100, file=sys.stderr, bar_format="training: {percentage:3.0f}%|{bar:20}| {desc}")
+            size = (
+                shutil.get_terminal_size()
+            )  # some terminals, of containers, say that they have no rows: tqdm hides then
+            shown = "training: {percentage:3.0f}%|{bar:20}| {desc}"
+            self._bar = tqdm(total=100, file=sys.stderr, bar_format=shown, ncols=size.columns, nrows=size.lines)
         return self
 
     def __exit__(self, *_: object) -> None:

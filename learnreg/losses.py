@@ -65,8 +65,8 @@ class UpperLoss:
             other = torch.float32 if dtype == torch.float64 else torch.float64
             try:
                 result = self.function(x.to(other))
-            except Exception:
-                raise error from None  # it was not the precision
+            except Exception as again:
+                raise error from again
         self._takes[x.dtype] = other
         return result
 

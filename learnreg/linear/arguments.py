@@ -56,6 +56,8 @@ def given_tensor(value: Any, name: str) -> Tensor:
         if value.requires_grad and not isinstance(value, nn.Parameter):
             raise ConfigError(f"{name}: requires a gradient; make it an nn.Parameter to learn it, or detach() it.")
         return value
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        raise ShapeError(f"{name}: got a NumPy array with masked entries; say what they are, by .filled(value).")
     try:
         array = np.array(value)
     except (ValueError, TypeError, RuntimeError) as error:  # lists of different lengths, of tensors
@@ -64,7 +66,9 @@ def given_tensor(value: Any, name: str) -> Tensor:
         raise ShapeError(f"{name}: got {type(value).__name__} ({array.dtype}), expected a tensor of real numbers.")
     if array.dtype.kind == "f":
         return torch.from_numpy(array.astype(np.float64 if array.dtype.itemsize > 4 else np.float32))
-    return torch.from_numpy(array.astype(bool if array.dtype.kind == "b" else np.int64))
+    if array.dtype.kind == "b":
+        return torch.from_numpy(array)
+    return torch.from_numpy(array.astype(np.float64 if array.dtype == np.uint64 else np.int64))
 
 
 def check_images(x: Any, name: str) -> None:

@@ -61,12 +61,8 @@ class BatchObjective:
     ) -> None:
         check_type(problem, LowerLevelProblem, "BatchObjective(problem)", "a LowerLevelProblem")
         problem.operator.check_range(b, "b")
-        self.problem, self.b, self.loss, self.certificate = (
-            problem,
-            usable(b),
-            check_loss(loss),
-            check_certificate(certificate),
-        )
+        self.problem, self.b, self.loss = problem, usable(b), check_loss(loss)
+        self.certificate = check_certificate(certificate)
         self.method = chosen_method(method)
         self.start: Start | None = None
         self.operator_applications = 0

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from learnreg.errors import OperatorError
-from learnreg.linear.shapes import Shape
+from learnreg.linear.shapes import Shape, checked_shape
 from learnreg.operators.adapters.black_box import BlackBox, Function
 from learnreg.operators.adapters.checks import check_adjoint, check_linear, declare, probe
 
@@ -81,7 +81,7 @@ def from_callables(
     OperatorError: the first call fails, or returns another shape, NaN or infinity; with ``check``, the functions are
         not linear or not adjoint to each other; a declared bound is false.
     """
-    shape = tuple(domain_shape)
+    shape = checked_shape(domain_shape, "domain_shape")
     back = DerivedAdjoint(forward, shape) if adjoint is None else adjoint
     operator = BlackBox(forward, back, shape, range_shape, name=name, dtype=dtype, device=device)
     probe(operator)

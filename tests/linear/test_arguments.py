@@ -188,6 +188,7 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "no batch axis": (lambda: A(B[0]), "Add a batch axis"),
     "no channel axis": (lambda: A(B[:, 0]), "Add a channel axis"),
     "mask without a channel": (lambda: Inpainting(torch.ones(4, 4))(B), r"make it for \(1, 4, 4\)"),
+    "masked array": (lambda: Inpainting(np.ma.array(np.ones(SHAPE), mask=np.eye(4)[None])), "masked entries"),
     "NaN kernel": (lambda: Blur(torch.full((3, 3), math.nan), SHAPE), "NaN or infinite"),
     "tensor for from_scipy": (lambda: from_scipy(torch.eye(16), SHAPE, SHAPE), r"tensor\.numpy\(\)"),
     "an image behind @": (lambda: A @ B, r"write A\(x\)"),
@@ -245,7 +246,7 @@ def test_problems_name_the_adapter(given: object, adapter: str) -> None:
         lr.LowerLevelProblem(given, R)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", ">f8", "int16", "uint16", "bool"])
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", ">f8", "int16", "uint64", "bool"])
 def test_arrays_of_any_kind_become_tensors_of_their_own(dtype: str) -> None:
     values = np.arange(16).reshape(4, 4) % 2
     array = values.astype(dtype)[::-1, ::-1]

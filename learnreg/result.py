@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -36,14 +38,15 @@ class Status(Enum):
 class Solution:
     """The result of :func:`learnreg.solve`.
 
-    x: (batch, *domain_shape). y: the dual point f'(Kx), (batch, *K's range). error_bound: (batch,) root-mean-square
+    x: (batch, *domain_shape). y: the dual point f'(Kx), (batch, *K's range); of large images, which are solved by bands,
+    it is computed when it is asked for. error_bound: (batch,) root-mean-square
     error of x, in units of x; what kind of number it is says ``bound_kind``. steps: iterations of the slowest sample.
     operator_applications: calls of K or K^T on the batch. solver: the algorithm that ran. reason: why the bound is an
     estimate.
     """
 
     x: Tensor
-    y: Tensor
+    dual: Tensor | Callable[[], Tensor] = field(repr=False)
     error_bound: Tensor
     bound_kind: BoundKind
     status: Status
@@ -51,6 +54,10 @@ class Solution:
     operator_applications: int
     solver: str
     reason: str = ""
+
+    @cached_property
+    def y(self) -> Tensor:
+        return self.dual if isinstance(self.dual, Tensor) else self.dual()
 
     @property
     def certified(self) -> bool:

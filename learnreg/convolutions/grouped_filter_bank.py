@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from learnreg.convolutions.filter_bank import FilterBank, padding_norm
 from learnreg.convolutions.padding import Boundary
 from learnreg.errors import ShapeError
+from learnreg.linear.bands import Bands
 
 __all__ = ["GroupedFilterBank"]
 
@@ -46,6 +48,16 @@ class GroupedFilterBank(FilterBank):
 
     def adjoint(self, y: Tensor) -> Tensor:
         return super().adjoint(y.flatten(1, 2))
+
+    def bands(self) -> Bands | None:
+        flat = super().bands()
+        assert flat is not None
+        return replace(
+            flat,
+            respond=lambda z: flat.respond(z).unflatten(1, (self.members, self.groups)),
+            pull=lambda y: flat.pull(y.flatten(1, 2)),
+            pull_diagonal=lambda w: flat.pull_diagonal(w.flatten(1, 2)),
+        )
 
     def per_filter(self, values: Tensor) -> Tensor:
         """Numbers of groups, G of them, as numbers of filters, (s G,)."""

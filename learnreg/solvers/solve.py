@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -14,6 +15,7 @@ from learnreg.certificates.state import smallest_bound
 from learnreg.errors import ConfigError, SolverError
 from learnreg.linear.grad_mode import outside_inference
 from learnreg.linear.samples import sum_samples
+from learnreg.lower_level.banded import BandedPotential, in_bands, is_large
 from learnreg.lower_level.blame import blame_operators
 from learnreg.lower_level.frozen import FrozenProblem
 from learnreg.lower_level.instance import Instance
@@ -153,6 +155,8 @@ def solve(
     check_max_steps(max_steps)
     frozen = problem.frozen()
     instance = frozen.at(b)
+    view = in_bands if solver == "auto" and is_large(instance) else _itself
+    instance = view(instance)
     method = make_solver(solver, instance, warm=start is not None)
     if start is None:
         x = initial_point(instance, b)
@@ -160,7 +164,7 @@ def solve(
         frozen.operator.check_domain(start, "start")
         x = instance.started(start.detach().to(b))
     scale = math.sqrt(math.prod(frozen.operator.domain_shape))
-    judge_instance = instance if b.dtype == torch.float64 else frozen.at(b.double(), instance.counter)
+    judge_instance = instance if b.dtype == torch.float64 else None
     working, aim, steps = instance, target * (_AIM if b.dtype == torch.float64 else _FLOAT32_AIM), 0
     t: Tensor | None = None
     for attempt in range(_MAX_ATTEMPTS):
@@ -169,6 +173,8 @@ def solve(
         result = run_state_solver(method, working, x, error, left, t)
         steps += result.steps
         x, t = result.x, result.t
+        if judge_instance is None:  # only now, for want of memory before
+            judge_instance = view(frozen.at(b.double(), instance.counter))
         judged = _judge(judge_instance, x, t, b.dtype, scale)
         worst = float(judged.bound.max())
         if worst <= target or result.status is Status.MAX_STEPS or (max_steps is not None and steps >= max_steps):
@@ -185,7 +191,7 @@ def solve(
     status = _final_status(worst <= target, judged.kind, result.status)
     solution = Solution(
         x=instance.latent.image(judged.x),
-        y=judged.y,
+        dual=partial(_dual_point, frozen, judged.x) if isinstance(instance.potential, BandedPotential) else judged.y,
         error_bound=judged.bound.to(b.dtype) * (1.0 + 2.0 * torch.finfo(b.dtype).eps),
         bound_kind=judged.kind,
         reason=judged.reason,
@@ -229,6 +235,16 @@ def _judge(instance: Instance, x: Tensor, t: Tensor | None, dtype: torch.dtype, 
     estimate = _estimated_error(instance, returned, scale)
     estimate = torch.where(torch.isnan(estimate), math.inf, estimate)
     return _Judged(returned, y, estimate, "estimate", hindrance.reason)
+
+
+def _itself(instance: Instance) -> Instance:
+    return instance
+
+
+@torch.no_grad()
+def _dual_point(frozen: FrozenProblem, x: Tensor) -> Tensor:
+    """f'(K x), for an x without latent variables."""
+    return frozen.potential(x.dtype).grad(frozen.fixed.operator(x))
 
 
 def _final_status(reached: bool, kind: BoundKind, loop_status: Status) -> Status:

@@ -38,11 +38,10 @@ class Status(Enum):
 class Solution:
     """The result of :func:`learnreg.solve`.
 
-    x: (batch, *domain_shape). y: the dual point f'(Kx), (batch, *K's range); of large images, which are solved by bands,
-    it is computed when it is asked for. error_bound: (batch,) root-mean-square
-    error of x, in units of x; what kind of number it is says ``bound_kind``. steps: iterations of the slowest sample.
-    operator_applications: calls of K or K^T on the batch. solver: the algorithm that ran. reason: why the bound is an
-    estimate.
+    x: (batch, *domain_shape). y: the dual point f'(Kx), (batch, *K's range), of large images computed when it is asked
+    for. error_bound: (batch,) root-mean-square error of x, in units of x; what kind of number it is says
+    ``bound_kind``. steps: iterations of the slowest sample. operator_applications: calls of K or K^T on the batch.
+    solver: the algorithm that ran. reason: why the bound is an estimate.
     """
 
     x: Tensor

@@ -29,7 +29,7 @@ _FORMATS = ", ".join(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES))
 _INSTALL_HINT = "Install it with: pip install 'learnreg[images]'"
 
 
-def read_image(path: str | Path) -> Tensor:
+def read_image(path: str | Path, noisy: bool = False) -> Tensor:
     """Read an image file as a float32 tensor of shape (1, height, width) with values in [0, 1].
 
     Integer images are divided by the largest value of their bits (255, 4095, 65535), and inverted where 0 stands for
@@ -37,15 +37,19 @@ def read_image(path: str | Path) -> Tensor:
     red + .587 green + .114 blue; an alpha channel is dropped. Colour PNG files of 16 bits are read at 8 bits. Smaller
     copies among the pages of a TIFF file are left out.
 
+    Parameters
+    ----------
+    noisy: float images may have any values, as those have whose noise is not cut off.
+
     Raises
     ------
     DataError: the file is missing, truncated, not an image, holds several images, signed integers, or values that are
         not finite or outside [0, 1].
     """
     path = Path(path)
-    pixels = _to_unit_range(_decode(path, _read_bytes(path)), path)
+    pixels = _to_unit_range(_decode(path, _read_bytes(path)), path, noisy)
     if pixels.ndim == 3:
-        pixels = _to_luma(pixels, path)
+        pixels = _to_luma(pixels, path, noisy)
     if pixels.ndim != 2 or pixels.size == 0:
         raise DataError(f"expected a grey or colour image, got an array of shape {pixels.shape}", path)
     return torch.from_numpy(np.ascontiguousarray(pixels, dtype=np.float32)).unsqueeze(0)
@@ -141,7 +145,7 @@ def _decode_tiff(path: Path, data: bytes) -> np.ndarray[Any, Any]:
     return oriented(layout.scaled(pixels, path), layout.orientation)
 
 
-def _to_unit_range(pixels: np.ndarray[Any, Any], path: Path) -> np.ndarray[Any, Any]:
+def _to_unit_range(pixels: np.ndarray[Any, Any], path: Path, noisy: bool) -> np.ndarray[Any, Any]:
     if pixels.dtype == np.bool_:
         return pixels.astype(np.float64)
     if pixels.dtype.kind == "u":
@@ -156,19 +160,18 @@ def _to_unit_range(pixels: np.ndarray[Any, Any], path: Path) -> np.ndarray[Any, 
         count = int(np.size(pixels) - np.isfinite(pixels).sum())
         raise DataError(f"{count} pixels are NaN or infinite.", path, "Replace them before using the image.")
     low, high = float(pixels.min(initial=0.0)), float(pixels.max(initial=0.0))
-    if low < 0 or high > 1:
+    if (low < 0 or high > 1) and not noisy:
         raise DataError(
             f"a float image must lie in [0, 1], its values span [{low:.6g}, {high:.6g}].", path, "Rescale it to [0, 1]."
         )
     return pixels.astype(np.float64)
 
 
-def _to_luma(pixels: np.ndarray[Any, Any], path: Path) -> np.ndarray[Any, Any]:
+def _to_luma(pixels: np.ndarray[Any, Any], path: Path, noisy: bool) -> np.ndarray[Any, Any]:
     channels = pixels.shape[2]
     if channels in {1, 2}:  # grey, grey and alpha
         return pixels[..., 0]
     if channels in {3, 4}:
-        # Clipped because the rounded weights can sum to one plus an ulp.
-        luma: np.ndarray[Any, Any] = np.clip(pixels[..., :3] @ np.array(LUMA), 0.0, 1.0)
-        return luma
+        luma: np.ndarray[Any, Any] = pixels[..., :3] @ np.array(LUMA)
+        return luma if noisy else np.clip(luma, 0.0, 1.0)  # the rounded weights can sum to one plus an ulp
     raise DataError(f"expected 1 to 4 channels, got {channels}.", path, "Save it as a grey or RGB image.")

@@ -66,6 +66,8 @@ class BandedPotential(Potential):
         return self._summed(x, lambda z, w: pull(self.potential.hess_vec(respond(z), respond(w))), v)
 
     def second_diagonal(self, x: Tensor) -> Tensor:
+        """The diagonal of the Hessian but for cross terms: of the members of a group, and of pixels that a border
+        repeats. Preconditioners take it, bounds do not."""
         respond, pull = self._bands.respond, self._bands.pull_diagonal
         return self._summed(x, lambda z: pull(self.potential.second_diagonal(respond(z))))
 

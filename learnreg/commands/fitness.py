@@ -33,7 +33,7 @@ def estimated_noise(image: Tensor) -> float | None:
     over that of a normal variable.
     """
     height, width = (n - n % 2 for n in image.shape[-2:])
-    blocks = image[0, :height, :width].unflatten(0, (-1, 2)).unflatten(2, (-1, 2)).movedim(2, 1).flatten(2)
+    blocks = image[0, :height, :width].reshape(height // 2, 2, width // 2, 2).movedim(2, 1).flatten(2)
     inside = ((blocks > 0.0) & (blocks < 1.0)).all(2) | (blocks < -1e-6).any(2) | (blocks > 1.0 + 1e-6).any(2)
     detail = 0.5 * (blocks[..., 0] - blocks[..., 1] - blocks[..., 2] + blocks[..., 3])[inside]
     if detail.numel() < _FEWEST_BLOCKS:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -122,10 +123,10 @@ def write_array(output: Path, x: Tensor, error_bound: float, unit: float = 1.0) 
     return Written(str(path), _stored_bound(unit * error_bound, stored.double(), exact))
 
 
-def _pixels(x: Tensor, bits: int) -> np.ndarray:
-    largest = 2**bits - 1
-    scaled = (x.detach()[0].double().clamp(0, 1) * largest).round().cpu().numpy()
-    return scaled.astype(np.uint8 if bits == 8 else np.uint16)
+def _pixels(x: Tensor, bits: int) -> np.ndarray[Any, Any]:
+    scaled = (x.detach()[0].double().clamp(0, 1) * (2**bits - 1)).round()
+    pixels: np.ndarray[Any, Any] = scaled.cpu().numpy().astype(np.uint8 if bits == 8 else np.uint16)
+    return pixels
 
 
 def _stored_bound(error_bound: float, stored: Tensor, x: Tensor) -> float:

@@ -25,12 +25,13 @@ class Waiting:
 
     def __init__(self, what: str, total: int) -> None:
         self._what, self._total, self._done, self._began = what, total, 0, time.monotonic()
-        self._ended, self._bar = threading.Event(), None
+        self._ended = threading.Event()
+        self._bar: Any = None
         self._thread = threading.Thread(target=self._beat, daemon=True)
 
     def __enter__(self) -> Waiting:
         if sys.stderr.isatty():
-            self._bar: Any = tqdm(total=self._total, desc=self._what, file=sys.stderr, leave=False)
+            self._bar = tqdm(total=self._total, desc=self._what, file=sys.stderr, leave=False)
         self._thread.start()
         return self
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -155,8 +156,8 @@ def solve(
     check_max_steps(max_steps)
     frozen = problem.frozen()
     instance = frozen.at(b)
-    view = in_bands if solver == "auto" and is_large(instance) else _itself
-    instance = view(instance)
+    by_bands = solver == "auto" and is_large(instance)
+    instance = in_bands(instance) if by_bands else instance
     method = make_solver(solver, instance, warm=start is not None)
     if start is None:
         x = initial_point(instance, b)
@@ -164,7 +165,6 @@ def solve(
         frozen.operator.check_domain(start, "start")
         x = instance.started(start.detach().to(b))
     scale = math.sqrt(math.prod(frozen.operator.domain_shape))
-    judge_instance = instance if b.dtype == torch.float64 else None
     working, aim, steps = instance, target * (_AIM if b.dtype == torch.float64 else _FLOAT32_AIM), 0
     t: Tensor | None = None
     for attempt in range(_MAX_ATTEMPTS):
@@ -173,8 +173,8 @@ def solve(
         result = run_state_solver(method, working, x, error, left, t)
         steps += result.steps
         x, t = result.x, result.t
-        if judge_instance is None:  # only now, for want of memory before
-            judge_instance = view(frozen.at(b.double(), instance.counter))
+        if attempt == 0:  # not before: it takes memory that large images need for their steps
+            judge_instance = _exact(frozen, instance, b, by_bands)
         judged = _judge(judge_instance, x, t, b.dtype, scale)
         worst = float(judged.bound.max())
         if worst <= target or result.status is Status.MAX_STEPS or (max_steps is not None and steps >= max_steps):
@@ -191,7 +191,7 @@ def solve(
     status = _final_status(worst <= target, judged.kind, result.status)
     solution = Solution(
         x=instance.latent.image(judged.x),
-        dual=partial(_dual_point, frozen, judged.x) if isinstance(instance.potential, BandedPotential) else judged.y,
+        dual=judged.dual(frozen),
         error_bound=judged.bound.to(b.dtype) * (1.0 + 2.0 * torch.finfo(b.dtype).eps),
         bound_kind=judged.kind,
         reason=judged.reason,
@@ -214,6 +214,11 @@ class _Judged:
     bound: Tensor
     kind: BoundKind
     reason: str
+    by_bands: bool
+
+    def dual(self, frozen: FrozenProblem) -> Tensor | Callable[[], Tensor]:
+        """y, or by bands, where no response is kept, what computes it."""
+        return partial(_dual_point, frozen, self.x) if self.by_bands else self.y
 
 
 def _judge(instance: Instance, x: Tensor, t: Tensor | None, dtype: torch.dtype, scale: float) -> _Judged:
@@ -230,15 +235,20 @@ def _judge(instance: Instance, x: Tensor, t: Tensor | None, dtype: torch.dtype, 
     bound = torch.where(torch.isnan(bound), math.inf, bound)
     y = duals[0] if len(duals) == 1 else torch.cat(duals)
     hindrance = missing_state_assumption(instance, exact.double())
+    by_bands = isinstance(instance.potential, BandedPotential)
     if hindrance is None:
-        return _Judged(returned, y, bound, "rigorous", "")
+        return _Judged(returned, y, bound, "rigorous", "", by_bands)
     estimate = _estimated_error(instance, returned, scale)
     estimate = torch.where(torch.isnan(estimate), math.inf, estimate)
-    return _Judged(returned, y, estimate, "estimate", hindrance.reason)
+    return _Judged(returned, y, estimate, "estimate", hindrance.reason, by_bands)
 
 
-def _itself(instance: Instance) -> Instance:
-    return instance
+def _exact(frozen: FrozenProblem, instance: Instance, b: Tensor, by_bands: bool) -> Instance:
+    """The instance in float64, to judge by."""
+    if b.dtype == torch.float64:
+        return instance
+    exact = frozen.at(b.double(), instance.counter)
+    return in_bands(exact) if by_bands else exact
 
 
 @torch.no_grad()

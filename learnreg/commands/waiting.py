@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
@@ -20,18 +20,19 @@ class Waiting:
     """On stderr, a bar on a terminal, else a line every 30 seconds in which nothing was finished; a thread of its own
     writes them, since one large image may take minutes.
 
-    total: number of things to be done.
+    total: number of things to be done. stream: instead of stderr.
     """
 
-    def __init__(self, what: str, total: int) -> None:
+    def __init__(self, what: str, total: int, stream: TextIO | None = None) -> None:
+        self._stream = sys.stderr if stream is None else stream
         self._what, self._total, self._done, self._began = what, total, 0, time.monotonic()
         self._ended = threading.Event()
         self._bar: Any = None
         self._thread = threading.Thread(target=self._beat, daemon=True)
 
     def __enter__(self) -> Waiting:
-        if sys.stderr.isatty():
-            self._bar = tqdm(total=self._total, desc=self._what, file=sys.stderr, leave=False)
+        if self._stream.isatty():
+            self._bar = tqdm(total=self._total, desc=self._what, file=self._stream, leave=False)
         self._thread.start()
         return self
 
@@ -48,7 +49,7 @@ class Waiting:
         if self._bar is None:
             yield
             return
-        with tqdm.external_write_mode(file=sys.stderr):
+        with tqdm.external_write_mode(file=self._stream):
             yield
         self._bar.update()
 
@@ -60,5 +61,5 @@ class Waiting:
             elif self._done == said:
                 seconds = time.monotonic() - self._began
                 text = f"{self._what}: {self._done} of {self._total} done after {seconds:.0f} s"
-                print(text, file=sys.stderr, flush=True)
+                print(text, file=self._stream, flush=True)
             said = self._done

@@ -27,7 +27,7 @@ __all__ = ["BandedPotential", "in_bands", "is_large"]
 _WHOLE_BYTES = 256 * 1024**2
 """Responses of a batch up to this size are kept whole: solvers that keep them make fewer passes over the image."""
 
-_BAND_BYTES = 32 * 1024**2
+_BAND_BYTES = 8 * 1024**2
 
 
 class BandedPotential(Potential):

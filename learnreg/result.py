@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -81,14 +82,14 @@ class Status(Enum):
 class Solution(Brief):
     """The result of :func:`learnreg.solve`.
 
-    x: (batch, *domain_shape). y: the dual point f'(Kx), (batch, *K's range). error_bound: (batch,) root-mean-square
-    error of x, in units of x; what kind of number it is says ``bound_kind``. steps: iterations of the slowest sample.
-    operator_applications: calls of K or K^T on the batch. solver: the algorithm that ran. reason: why the bound is an
-    estimate.
+    x: (batch, *domain_shape). y: the dual point f'(Kx), (batch, *K's range), of large images computed when it is asked
+    for. error_bound: (batch,) root-mean-square error of x, in units of x; what kind of number it is says
+    ``bound_kind``. steps: iterations of the slowest sample. operator_applications: calls of K or K^T on the batch.
+    solver: the algorithm that ran. reason: why the bound is an estimate.
     """
 
     x: Tensor
-    y: Tensor
+    dual: Tensor | Callable[[], Tensor] = field(repr=False)
     error_bound: Tensor
     bound_kind: BoundKind
     status: Status
@@ -96,6 +97,10 @@ class Solution(Brief):
     operator_applications: int
     solver: str
     reason: str = ""
+
+    @cached_property
+    def y(self) -> Tensor:
+        return self.dual if isinstance(self.dual, Tensor) else self.dual()
 
     @property
     def certified(self) -> bool:

@@ -24,7 +24,7 @@ _INSTALL_HINT = "Install it with: pip install 'learnreg[images]'"
 _JPEG = b"\xff\xd8"
 
 
-def read_image(path: str | Path) -> Tensor:
+def read_image(path: str | Path, noisy: bool = False) -> Tensor:
     """Read an image file as a float32 tensor of shape (1, height, width) with values in [0, 1].
 
     Integer images are divided by the largest value of their bits (255, 4095, 65535), and inverted where 0 stands for
@@ -33,6 +33,10 @@ def read_image(path: str | Path) -> Tensor:
     colours do not depend on is left out, with a warning where pixels are not opaque. Smaller copies among the pages of
     a TIFF file or the pictures of a camera's JPEG file are left out. What a file holds decides, not the end of its
     name.
+
+    Parameters
+    ----------
+    noisy: float images may have any values, as those have whose noise is not cut off.
 
     Raises
     ------
@@ -48,7 +52,7 @@ def read_image(path: str | Path) -> Tensor:
             "a background if that is to be seen.",
             stacklevel=2,
         )
-    return torch.from_numpy(luminance(picture.pixels, path)).unsqueeze(0)
+    return torch.from_numpy(luminance(picture.pixels, path, noisy)).unsqueeze(0)
 
 
 def _read_bytes(path: Path) -> bytes:

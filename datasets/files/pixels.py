@@ -78,15 +78,16 @@ def oriented(pixels: np.ndarray[Any, Any], orientation: int) -> np.ndarray[Any, 
     return pixels.swapaxes(0, 1) if orientation in (5, 6, 7, 8) else pixels
 
 
-def luminance(pixels: np.ndarray[Any, Any], path: Path) -> np.ndarray[Any, Any]:
-    """Grey values (height, width) in [0, 1], float32, from a picture as it is stored. Works on blocks of rows, because
-    the whole in float64 takes several times the memory.
+def luminance(pixels: np.ndarray[Any, Any], path: Path, noisy: bool = False) -> np.ndarray[Any, Any]:
+    """Grey values (height, width) in [0, 1], float32, from a picture as it is stored; of one that is ``noisy``,
+    floating-point numbers of any size. Works on blocks of rows, because the whole in float64 takes several times the
+    memory.
 
     Raises
     ------
     DataError: the type has no white, values are not finite or outside [0, 1], or the channels are not 1 or 3.
     """
-    white = _white(pixels, path)
+    white = _white(pixels, path, noisy)
     channels = pixels.shape[2] if pixels.ndim == 3 else 1
     if pixels.ndim not in {2, 3} or pixels.size == 0 or channels not in {1, 3}:
         raise DataError(
@@ -97,12 +98,13 @@ def luminance(pixels: np.ndarray[Any, Any], path: Path) -> np.ndarray[Any, Any]:
     for start in range(0, len(grey), rows):
         values = pixels[start : start + rows] / white
         if channels == 3:
-            values = np.clip(values @ np.array(LUMA), 0.0, 1.0)  # rounded weights can sum to one plus an ulp
+            values = values @ np.array(LUMA)
+            values = values if noisy else np.clip(values, 0.0, 1.0)  # rounded weights can sum to one plus an ulp
         grey[start : start + rows] = values.reshape(values.shape[:2])
     return grey
 
 
-def _white(pixels: np.ndarray[Any, Any], path: Path) -> float:
+def _white(pixels: np.ndarray[Any, Any], path: Path, noisy: bool) -> float:
     if pixels.dtype == np.bool_:
         return 1.0
     if pixels.dtype.kind == "u":
@@ -117,7 +119,7 @@ def _white(pixels: np.ndarray[Any, Any], path: Path) -> float:
         count = int(np.size(pixels) - np.isfinite(pixels).sum())
         raise DataError(f"{count} pixels are NaN or infinite.", path, "Replace them before using the image.")
     low, high = float(pixels.min(initial=0.0)), float(pixels.max(initial=0.0))
-    if low < 0 or high > 1:
+    if not noisy and (low < 0 or high > 1):
         raise DataError(
             f"a float image must lie in [0, 1], its values span [{low:.6g}, {high:.6g}].", path, "Rescale it to [0, 1]."
         )

@@ -19,8 +19,8 @@ from learnreg.commands.tasks import TASKS, Task, tasks_with
 from learnreg.errors import ConfigError
 
 if TYPE_CHECKING:
+    from learnreg.commands.image_outputs import Reconstructed
     from learnreg.commands.options import TrainingConfig
-    from learnreg.commands.reconstruct_images import Reconstructed
 
 # Whatever imports torch is imported by the commands themselves: no help and no mistyped command waits for it.
 
@@ -154,10 +154,26 @@ def _say_summary(summary: Mapping[str, Any], json: bool) -> None:
 def reconstruct(
     model: ModelName,
     inputs: Annotated[
-        list[Path], typer.Argument(metavar="INPUT...", help="images or .npy arrays; for CT sinograms: .npy, HDF5, TIFF")
+        list[Path],
+        typer.Argument(
+            metavar="INPUT...", help="images, .npy arrays, folders of them; for CT sinograms: .npy, HDF5, TIFF"
+        ),
     ],
     out: Annotated[Path, typer.Option(help="folder of the reconstructions")],
-    tolerance: Tolerance = 1e-4,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            help="certified root-mean-square error of each reconstruction, before it is stored",
+            show_default="1e-3 for images of 8 bits, else 1e-4",
+        ),
+    ] = None,
+    sigma: Annotated[
+        str | None,
+        typer.Option(
+            help="noise level, for models that adapt to it: as 10/255, or auto to estimate that of each image",
+            show_default="that of the model",
+        ),
+    ] = None,
     geometry: Annotated[
         Path | None, typer.Option(help="CT: TOML file of the scan, lengths in mm", show_default="that of the model")
     ] = None,
@@ -182,13 +198,19 @@ def reconstruct(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Reconstruct files: INPUT becomes OUT/<name>.png, and <name>.npy too for .npy and TIFF inputs.
+    """Reconstruct files: INPUT becomes OUT/<name>.png, of 16 bits where INPUT has more than 8, and for .npy and TIFF
+    inputs <name>.npy in float32, too. Each file is written when it is finished.
 
     Models for CT reconstruct sinograms: <name>.npy in attenuation per unit of length, <name>.png the model's range
     [0, 1]; several sinograms in a file become <name>_000 and so on.
+
+    Printed is how far the numbers in each file are at most from the model's minimiser (root mean square), with all
+    that storing rounds and cuts off: not from the unknown clean image. Inputs that do not look like what the model was
+    learned for are warned of.
     """
-    from learnreg.commands.reconstruct_images import reconstruct_files
+    from learnreg.commands.reconstruct_images import Denoiser
     from learnreg.commands.reconstruct_scans import Reconstructor, ScanOptions
+    from learnreg.commands.waiting import Waiting
     from learnreg.models.model import load
     from learnreg.models.tensor_files import dumps
 
@@ -197,24 +219,38 @@ def reconstruct(
     if loaded.denoises and geometry is None:
         if options.given:
             raise ConfigError(f"{', '.join(options.given)}: this model denoises images; the option is for CT.")
-        found = reconstruct_files(loaded, inputs, out, tolerance)
+        total, found = Denoiser(loaded, tolerance, sigma).run(inputs, out)
     else:
+        if sigma is not None:
+            raise ConfigError(f"--sigma {sigma}: it is for denoising images; for scans there is --data-weight.")
         reconstructor = Reconstructor.of(loaded, options)
-        found = reconstructor.run(inputs, out, tolerance)
+        total, found = reconstructor.run(inputs, out, tolerance)
         notes = [*reconstructor.notes, reconstructor.units]
     rows = []
-    for row in found:
-        rows.append(row)
-        _say(_describe(row), json)
+    with Waiting("reconstruct", total) as waiting:
+        for row in found:
+            rows.append(row)
+            with waiting.finished():
+                _say_row(row, json)
     for note in notes:
         typer.echo(note, err=True)
     if json:
         typer.echo(dumps({"rows": [dataclasses.asdict(row) for row in rows]}))
 
 
-def _describe(row: Reconstructed) -> str:
-    kind = {"rigorous": "certified error", "estimate": "estimated error", "none": "unknown error"}[row.bound_kind]
-    return f"{row.input} -> {row.output}  {kind} {row.error_bound:.2e}  {row.status}  {row.seconds:.2f} s"
+def _say_row(row: Reconstructed, json: bool) -> None:
+    for note in row.notes:
+        typer.echo(f"{row.input}: {note}", err=True)
+    for warning in row.warnings:
+        typer.secho(f"warning: {row.input}: {warning}", fg=typer.colors.YELLOW, err=True)
+    _say(f"{row.input} -> {_described(row)}  {row.status}  {row.seconds:.2f} s", json)
+
+
+def _described(row: Reconstructed) -> str:
+    """The files and their distances from the model's minimiser."""
+    words = {"rigorous": "within {:.2e}", "estimate": "at an estimated error of {:.2e}", "none": "at an unknown error"}
+    files = ", ".join(f"{file.path} {words[row.bound_kind].format(file.error_bound)}" for file in row.files)
+    return f"{files} of the model's minimiser (rms)"
 
 
 @app.command()
@@ -226,7 +262,7 @@ def evaluate(
         str | None,
         typer.Option(
             help="noise level: the standard deviation for images in [0, 1], for CT relative to the mean sinogram value",
-            show_default="25/255; for CT that of training",
+            show_default="that of the model",
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="the noise of image i has the seed SEED + i")] = 0,
@@ -244,6 +280,8 @@ def evaluate(
     result = run_evaluation(load(model), data, level, seed, tolerance)
     tomography = result.psnr_fbp is not None
     noise = f"noise {100 * result.sigma:.4g} %" if tomography else f"sigma {result.sigma * 255:.4g}/255"
+    for note in result.notes:
+        typer.echo(f"note: {note}", err=True)
     _say(
         f"{result.n} images, {noise}, seed {seed}: PSNR {result.psnr:.3f} dB "
         f"({'FBP' if tomography else 'noisy'} {result.psnr_input:.3f} dB), SSIM {result.ssim:.4f}, "
@@ -254,7 +292,8 @@ def evaluate(
     _say(f"largest error bound {result.error_bound:.2e}, tolerance {tolerance:.0e}: {kind}", json)
     if json:
         figures = dataclasses.asdict(result)
-        typer.echo(dumps({key: value for key, value in figures.items() if key != "psnr_fbp" or tomography}))
+        figures = {key: value for key, value in figures.items() if key != "psnr_fbp" or tomography}
+        typer.echo(dumps(figures))
 
 
 @app.command()
@@ -284,12 +323,15 @@ def accuracy(
     from learnreg.accuracy.problems import builtin_problems, model_problem
     from learnreg.accuracy.report import describe, parse_methods, parse_tolerances
     from learnreg.commands import process
+    from learnreg.models.extras import require
     from learnreg.models.model import load
     from learnreg.models.tensor_files import dumps
 
     wanted, levels = parse_methods(methods), parse_tolerances(tolerances)
     _check_seed(seed)
     _check_folder(out)
+    if out is not None:
+        require("matplotlib", "drawing the figure", "matplotlib")  # now, not after the work
     problems = builtin_problems(seed) if model is None else model_problem(load(model), model, seed)
     with process.threads(threads):
         report = measure(problems, wanted, levels, seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,20 +11,35 @@ from statistics import fmean
 
 from torch import Tensor
 
+from learnreg.commands.fitness import in_grey_levels
 from learnreg.commands.scenes import measured_scenes, noise_model, noisy_scenes
 from learnreg.datasets import PhotonNoise, RelativeNoise, list_images, read_image, resize_slice
 from learnreg.errors import ConfigError
 from learnreg.lower_level.problem import LowerLevelProblem
+from learnreg.models.extras import require
 from learnreg.models.model import Model
 from learnreg.operators import FanBeam2D, Identity, ParallelBeam2D
 from learnreg.regularizers import Regularizer
-from learnreg.report.comparison import Quality, Scene, quality
+from learnreg.report.comparison import Scene, quality
 from learnreg.result import Solution
 from learnreg.solvers.solve import check_tolerance, solve
 
-__all__ = ["Evaluation", "denoise", "evaluate"]
+__all__ = ["EvaluatedImage", "Evaluation", "denoise", "evaluate"]
 
 _DEFAULT_SIGMA = 25 / 255
+
+
+@dataclass(frozen=True)
+class EvaluatedImage:
+    """One image, by the name of its file: the same figures."""
+
+    name: str
+    psnr: float
+    ssim: float
+    psnr_input: float
+    error_bound: float
+    certified: bool
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -31,7 +47,8 @@ class Evaluation:
     """Means over n images. ``psnr_input`` is that of the noisy images or of filtered back-projections, which are
     ``psnr_fbp``, too (None for denoising). ``sigma``: the noise level, for CT relative to the mean of the sinogram.
     ``seconds_per_image`` is the reconstruction alone; ``error_bound`` the largest root-mean-square error bound;
-    ``certified`` whether every image's is rigorous and within the tolerance."""
+    ``certified`` whether every image's is rigorous and within the tolerance. ``rows``: the images one by one.
+    ``notes``: what a user has to know of the noise level."""
 
     psnr: float
     ssim: float
@@ -44,6 +61,8 @@ class Evaluation:
     tolerance: float
     error_bound: float
     certified: bool
+    rows: tuple[EvaluatedImage, ...]
+    notes: tuple[str, ...]
 
 
 def denoise(regularizer: Regularizer, noisy: Tensor, tolerance: float = 1e-4) -> Solution:
@@ -57,31 +76,35 @@ def evaluate(
     """Measure the clean images of a folder, reconstruct them in float32, and compare.
 
     The images are taken in the order of their names; the noise of image i has the seed ``seed + i``. Denoisers get them
-    at full size with noise of level ``sigma``, 25/255 by default; a model for CT gets them in its size, with its own
-    geometry and noise (of level ``sigma``, if given).
+    at full size with noise of level ``sigma``, by default that of the model (25/255 where its file does not say any);
+    one that adapts to the noise is told the level. A model for CT gets them in its size, with its own geometry and
+    noise (of level ``sigma``, if given).
 
     Raises
     ------
     DataError: no folder, no images, or an unreadable one. ConfigError: sigma or tolerance out of range, or a model
-    whose measurements cannot be simulated.
+    whose measurements cannot be simulated; scikit-image is missing.
     """
     check_tolerance(tolerance)
+    require("skimage.metrics", "measuring SSIM", "scikit-image")  # now, not after the first reconstruction
     paths = list_images(folder)
     images = ((str(path), read_image(path)) for path in paths)
-    tomography = not model.denoises
+    tomography, noise_level = not model.denoises, None
+    notes: list[str] = []
     if tomography:
         level = float(model.config.get("noise", 0.01)) if sigma is None else sigma
         photons = float(model.config.get("photons", 0.0)) if sigma is None else 0.0
         attenuation = float(model.config.get("attenuation", PhotonNoise().attenuation))
         scenes = _tomography_scenes(model, images, noise_model(level, photons, attenuation), seed)
     else:
-        level = _DEFAULT_SIGMA if sigma is None else sigma
+        level, notes = _noise_level(model, sigma)
+        noise_level = level if model.conditioned else None
         scenes = noisy_scenes(images, level, seed)
-    rows = [_measure(scene, model, tolerance) for scene in scenes]
-    psnr_input = fmean(row.input.psnr for row in rows)
+    rows = tuple(_measure(scene, model, tolerance, noise_level) for scene in scenes)
+    psnr_input = fmean(row.psnr_input for row in rows)
     return Evaluation(
-        psnr=fmean(row.output.psnr for row in rows),
-        ssim=fmean(row.output.ssim for row in rows),
+        psnr=fmean(row.psnr for row in rows),
+        ssim=fmean(row.ssim for row in rows),
         psnr_input=psnr_input,
         psnr_fbp=psnr_input if tomography else None,
         n=len(rows),
@@ -91,7 +114,21 @@ def evaluate(
         tolerance=tolerance,
         error_bound=max(row.error_bound for row in rows),
         certified=all(row.certified for row in rows),
+        rows=rows,
+        notes=tuple(notes),
     )
+
+
+def _noise_level(model: Model, sigma: float | None) -> tuple[float, list[str]]:
+    """The noise level for a denoiser, and what to say of it."""
+    own = model.noise_level
+    if sigma is None and own is None:
+        return _DEFAULT_SIGMA, [f"the model does not say its noise level; {in_grey_levels(_DEFAULT_SIGMA)} is used"]
+    level = sigma if sigma is not None else own
+    assert level is not None
+    if own is None or model.conditioned or math.isclose(level, own, rel_tol=1e-3):
+        return level, []
+    return level, [f"the model was learned for {in_grey_levels(own)}, not for {in_grey_levels(level)}"]
 
 
 def _tomography_scenes(
@@ -105,24 +142,18 @@ def _tomography_scenes(
     return measured_scenes(operator, resized, noise, seed)
 
 
-@dataclass(frozen=True)
-class _Row:
-    input: Quality
-    output: Quality
-    seconds: float
-    error_bound: float
-    certified: bool
-
-
-def _measure(scene: Scene, model: Model, tolerance: float) -> _Row:
+def _measure(scene: Scene, model: Model, tolerance: float, noise_level: float | None) -> EvaluatedImage:
     before = quality(scene.input, scene.clean, scene.name)
     started = time.perf_counter()
-    solution = model.solve(scene.b[None], tolerance)
+    solution = model.solve(scene.b[None], tolerance, noise_level=noise_level)
     seconds = time.perf_counter() - started
-    return _Row(
-        input=before,
-        output=quality(solution.x[0], scene.clean, scene.name),
-        seconds=seconds,
+    after = quality(solution.x[0], scene.clean, scene.name)
+    return EvaluatedImage(
+        name=Path(scene.name).name,
+        psnr=after.psnr,
+        ssim=after.ssim,
+        psnr_input=before.psnr,
         error_bound=float(solution.error_bound[0]),
         certified=solution.certified and solution.status.converged,
+        seconds=seconds,
     )

@@ -21,20 +21,22 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from learnreg.commands.reconstruct_images import Reconstructed, output_paths, png_bytes, write_array
+from learnreg.commands.fitness import unfit_scan
+from learnreg.commands.image_inputs import files_of
+from learnreg.commands.image_outputs import Reconstructed, output_paths, sensitivity, write_array, write_png
 from learnreg.commands.scenes import Projector
 from learnreg.datasets import PhotonNoise, line_integrals, read_array, read_sinogram, statistical_weights
 from learnreg.datasets.files.checks import Mask
 from learnreg.datasets.files.sinograms import dead_mask
 from learnreg.errors import ConfigError, DataError, ShapeError
 from learnreg.lower_level.data_terms import LeastSquares, TransmissionLeastSquares, WeightedLeastSquares
+from learnreg.models.extras import require
 from learnreg.models.model import Model
 from learnreg.models.names import stored_geometry
-from learnreg.models.tensor_files import write_atomically
 from learnreg.operators import FanBeam2D, ParallelBeam2D
 from learnreg.operators.tomography.geometry import Geometry
 from learnreg.operators.tomography.geometry_file import beam_of, read_geometry
-from learnreg.solvers.solve import check_tolerance
+from learnreg.solvers.solve import check_tolerance, solve
 
 __all__ = ["WATER_TWICE", "Reconstructor", "ScanOptions"]
 
@@ -42,6 +44,8 @@ WATER_TWICE = 0.04
 """Attenuation per millimetre at 1000 HU, twice that of water at 70 keV: what 1 is in the window of CT images."""
 
 _IMAGES = frozenset({".png", ".jpg", ".jpeg", ".bmp"})
+_SCANS = frozenset({".npy", ".h5", ".hdf5", ".hdf", ".nxs", ".tif", ".tiff"})
+_TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -97,10 +101,11 @@ _PLAIN = ScanOptions()
 
 @dataclass(frozen=True)
 class _Scan:
-    """Sinograms of one file in the model's units, (count, 1, angles, detectors), their statistical weights, and how
-    many rays had no count to speak of."""
+    """Sinograms of one file in the model's units, (count, 1, angles, detectors), float32, the root-mean-square of what
+    that rounded, their statistical weights, and how many rays had no count to speak of."""
 
     sinograms: Tensor
+    rounding: float
     weights: Tensor | None
     floored: int
 
@@ -162,27 +167,32 @@ class Reconstructor:
         unit = "unit of length of the geometry" if options.geometry is not None else "side of the image"
         return f".npy files hold attenuation per {unit}; the model's 1, white in the .png, is {options.model_value:g}"
 
-    def run(self, inputs: Sequence[Path], out: Path, tolerance: float = 1e-4) -> Iterator[Reconstructed]:
-        """Reconstruct one file after the other into ``out``/<name>.npy, float32 in the units of the measurement, and
-        <name>.png, which shows the model's range [0, 1]; <name>_000 and so on where a file holds several sinograms.
+    def run(
+        self, inputs: Sequence[Path], out: Path, tolerance: float | None = None
+    ) -> tuple[int, Iterator[Reconstructed]]:
+        """How many sinograms there are, and one reconstruction after the other, each written to ``out``/<name>.npy,
+        float32 in the units of the measurement, and <name>.png, which shows the model's range [0, 1]; <name>_000 and so
+        on where a file holds several sinograms.
 
         All inputs are read before the first is reconstructed, so that a bad one stops the command at once.
-        ``tolerance``: root-mean-square error in the model's units.
+        ``tolerance``: root-mean-square error in the model's units, 1e-4 by default.
 
         Raises
         ------
         ShapeError: images, or sinograms of another shape. DataError: unreadable files, NaN, negative counts.
         ConfigError: outputs of one name, or that would replace an input.
         """
-        check_tolerance(tolerance)
-        counts = []
-        for path in inputs:
+        require("PIL.Image", "writing PNG files", "pillow")
+        goal = check_tolerance(_TOLERANCE if tolerance is None else tolerance)
+        counts, paths = [], files_of(inputs, _SCANS)
+        for path in paths:
             scan = self._read(path)
             counts.append(scan.sinograms.shape[0])
             if scan.floored:
                 self.notes.append(f"{path}: {scan.floored} rays had less than 0.1 counts, which count as 0.1")
-        outputs = output_paths(inputs, counts, out)
-        return (row for path, names in zip(inputs, outputs, strict=True) for row in self._all(path, names, tolerance))
+        outputs = output_paths(paths, counts, out)
+        work = zip(paths, outputs, strict=True)
+        return sum(counts), (row for path, names in work for row in self._all(path, names, goal))
 
     def _read(self, path: Path) -> _Scan:
         if path.suffix.lower() in _IMAGES:
@@ -200,8 +210,9 @@ class Reconstructor:
             found = line_integrals(values, flat, dark, dead_detectors=dead)
             weights = torch.stack([self._weights(*pair, dark) for pair in zip(values, found.values, strict=True)])
             values, floored = found.values, found.floored
-        values = values / (options.model_value * self.length)
-        return _Scan(values.float(), weights, floored)
+        exact = values.double() / (options.model_value * self.length)
+        sinograms = exact.float()
+        return _Scan(sinograms, float((sinograms - exact).square().mean().sqrt()), weights, floored)
 
     def _weights(self, counts: Tensor, values: Tensor, dark: Tensor | float) -> Tensor:
         """The noise variance of training over that of each ray, for line integrals without a unit; mean 1 where the
@@ -226,24 +237,20 @@ class Reconstructor:
             raise DataError("its content changed while it was used.", path)
         for i, output in enumerate(outputs):
             weights = None if scan.weights is None else scan.weights[i]
-            yield self._one(path, scan.sinograms[i : i + 1], weights, output, tolerance)
+            data_term = self._data_term(scan.sinograms[i : i + 1], weights)
+            yield self._one(path, scan.sinograms[i : i + 1], scan.rounding, data_term, output, tolerance)
 
-    def _one(self, path: Path, b: Tensor, weights: Tensor | None, output: Path, tolerance: float) -> Reconstructed:
+    def _one(
+        self, path: Path, b: Tensor, rounding: float, data_term: LeastSquares, output: Path, tolerance: float
+    ) -> Reconstructed:
+        problem = self.model.problem(operator=self.operator, data_term=data_term)
+        warnings = unfit_scan(b, problem)
         started = time.perf_counter()
-        solution = self.model.solve(b, tolerance, self.operator, self._data_term(b, weights))
+        solution = solve(problem, b, tolerance)
         seconds = time.perf_counter() - started
-        value = self.options.model_value
-        write_atomically(output, png_bytes(solution.x[0]), DataError)
-        write_array(output, value * solution.x[0])
-        return Reconstructed(
-            input=str(path),
-            output=str(output),
-            error_bound=value * float(solution.error_bound[0]),
-            bound_kind=solution.bound_kind,
-            certified=solution.certified,
-            status=solution.status.name,
-            seconds=seconds,
-        )
+        x, bound = solution.x[0], float(solution.error_bound[0]) + sensitivity(problem, data_term.at(b)) * rounding
+        files = [write_array(output, x, bound, self.options.model_value), write_png(output, x, 8, bound)]
+        return Reconstructed.of(path, files, solution, seconds, tolerance, (), warnings)
 
     def _data_term(self, b: Tensor, weights: Tensor | None) -> LeastSquares:
         """The model's data term times the data weight and the statistical weights of a measurement; known counts

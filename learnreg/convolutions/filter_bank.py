@@ -18,6 +18,7 @@ from learnreg.convolutions.local_gram import local_gram
 from learnreg.convolutions.local_norm import local_norm_bound
 from learnreg.convolutions.padding import BOUNDARIES, Boundary, margins, pad, pad_adjoint, source_index
 from learnreg.errors import ConfigError, ShapeError
+from learnreg.linear.bands import Bands
 from learnreg.linear.norms import (
     FAILURE_PROBABILITY,
     GRAM_LIMIT,
@@ -158,6 +159,17 @@ class FilterBank(LinearOperator):
         filters = self.filters.detach()
         squares = FilterBank(filters.square(), (1, *self._sides), self.boundary)
         return Stencil(filters, self.boundary == "circular", squares.adjoint)
+
+    def bands(self) -> Bands | None:
+        filters = self.filters.detach()
+        return Bands(
+            extend=lambda x: pad(x, self.filter_shape, self.boundary),
+            contract=lambda z: pad_adjoint(z, self.filter_shape, self.boundary, self._sides),
+            respond=lambda z: correlate(z, filters.to(z.dtype)),
+            pull=lambda y: correlate_adjoint(y, filters.to(y.dtype)),
+            pull_diagonal=lambda w: correlate_adjoint(w, filters.square().to(w.dtype)),
+            overlap=self.filter_shape[0] - 1,
+        )
 
     def parameter_lipschitz(self) -> float | None:
         # Also for filters that require no gradient: under no_grad, filters computed from parameters do not show it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from learnreg.convolutions.filter_bank import FilterBank, padding_norm
 from learnreg.convolutions.padding import Boundary
 from learnreg.errors import ShapeError
+from learnreg.linear.bands import Bands
 
 __all__ = ["GroupedFilterBank"]
 
@@ -37,8 +39,7 @@ class GroupedFilterBank(FilterBank):
         self.range_shape = (self.members, self.groups, *self.range_shape[1:])
 
     def forward(self, x: Tensor) -> Tensor:
-        responses = super().forward(x)
-        return responses.reshape(-1, *self.range_shape)
+        return self._in_groups(super().forward(x))
 
     def forward_into(self, x: Tensor, out: Tensor) -> Tensor:
         super().forward_into(x, out.flatten(1, 2))
@@ -46,6 +47,19 @@ class GroupedFilterBank(FilterBank):
 
     def adjoint(self, y: Tensor) -> Tensor:
         return super().adjoint(y.flatten(1, 2))
+
+    def bands(self) -> Bands | None:
+        flat = super().bands()
+        assert flat is not None
+        return replace(
+            flat,
+            respond=lambda z: self._in_groups(flat.respond(z)),
+            pull=lambda y: flat.pull(y.flatten(1, 2)),
+            pull_diagonal=lambda w: flat.pull_diagonal(w.flatten(1, 2)),
+        )
+
+    def _in_groups(self, responses: Tensor) -> Tensor:
+        return responses.reshape(-1, self.members, self.groups, *responses.shape[-2:])
 
     def per_filter(self, values: Tensor) -> Tensor:
         """Numbers of groups, G of them, as numbers of filters, (s G,)."""

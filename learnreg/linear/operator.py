@@ -15,6 +15,7 @@ from torch import Tensor
 
 from learnreg.errors import OperatorError
 from learnreg.linear.arguments import real_number
+from learnreg.linear.bands import Bands
 from learnreg.linear.found_once import FindsOnce
 from learnreg.linear.fourier_symbol import point_response_symbol
 from learnreg.linear.grad_mode import full_precision
@@ -156,6 +157,11 @@ class LinearOperator(FindsOnce):
 
     def stencil(self) -> Stencil | None:
         """How this operator is a convolution, for preconditioners of regularizers; None when it is not one."""
+        return None
+
+    def bands(self) -> Bands | None:
+        """How this operator works through images by bands of rows, for images whose responses are too large to keep;
+        None where nothing is known."""
         return None
 
     def approximate_inverse(self, y: Tensor) -> Tensor | None:

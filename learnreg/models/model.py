@@ -52,6 +52,18 @@ class Model:
         """Whether the stored forward operator is the identity, on images of any size."""
         return bool(self.config["operator"].get("name") == "identity")
 
+    @property
+    def noise_level(self) -> float | None:
+        """The standard deviation of the noise that a denoiser was learned for; None where the file does not say it, or
+        says several."""
+        sigma = self.config["noise_level"] if self.config["noise_level"] is not None else self.config.get("sigma")
+        return float(sigma) if isinstance(sigma, (int, float)) and sigma > 0 else None
+
+    @property
+    def conditioned(self) -> bool:
+        """Whether the regularizer adapts to the noise level."""
+        return self.regularizer.at(1.0) is not self.regularizer
+
     @cached_property
     def operator(self) -> LinearOperator:
         """The stored forward operator of a model with one geometry, such as a projector.
@@ -67,11 +79,12 @@ class Model:
         image_shape: tuple[int, ...] | None = None,
         operator: LinearOperator | None = None,
         data_term: LeastSquares | None = None,
+        noise_level: float | None = None,
     ) -> LowerLevelProblem:
         """The lower-level problem; for denoising on images of shape (1, height, width).
 
         ``operator`` replaces the stored forward operator; it is needed where the file does not hold one. ``data_term``
-        replaces the stored one.
+        and ``noise_level`` replace the stored ones.
 
         Raises
         ------
@@ -86,7 +99,7 @@ class Model:
             ridge=self.config["ridge"],
             data_term=self.data_term if data_term is None else data_term,
             constraint=None if limits is None else Box(*_open_limits(limits)),
-            noise_level=self.config["noise_level"],
+            noise_level=self.config["noise_level"] if noise_level is None else noise_level,
         )
 
     def solve(
@@ -95,6 +108,7 @@ class Model:
         tolerance: float = 1e-4,
         operator: LinearOperator | None = None,
         data_term: LeastSquares | None = None,
+        noise_level: float | None = None,
     ) -> Solution:
         """The Solution for measurements b, (batch, *range_shape): x with its certified root-mean-square error.
 
@@ -104,7 +118,7 @@ class Model:
         """
         if operator is None and self.denoises:
             _check_noisy(b)
-        return solve(self.problem(tuple(b.shape[1:]), operator, data_term), b, tolerance=tolerance)
+        return solve(self.problem(tuple(b.shape[1:]), operator, data_term, noise_level), b, tolerance=tolerance)
 
     @overload
     def reconstruct(

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from learnreg.errors import ConfigError
+from learnreg.lower_level.banded import BandedPotential
 from learnreg.lower_level.instance import Instance
 from learnreg.solvers.adjoint_pdhg import AdjointPDHG
+from learnreg.solvers.banded_lbfgs import BandedLBFGS
 from learnreg.solvers.base import AdjointSolver, Solver
 from learnreg.solvers.conjugate_gradient import ConjugateGradient
 from learnreg.solvers.lbfgs import LBFGS
@@ -43,7 +45,7 @@ def make_solver(solver: SolverName | Solver[Any], instance: Instance, warm: bool
     cold start PDHG where the data term is diagonal (denoising and inpainting by total variation), L-BFGS otherwise;
     from a warm one L-BFGS, since a good x without its dual iterate is of little use to PDHG, or Newton-CG for free
     latent variables. With a constraint, and for potentials whose values along a line cost as much as a step, L-BFGS is
-    the projected one. PDHG needs proximal maps."""
+    the projected one, and for large images that by bands. PDHG needs proximal maps."""
     if isinstance(solver, Solver):
         return _fitting(solver, instance)
     if not isinstance(solver, str) or solver not in ("auto", *SOLVERS):
@@ -58,7 +60,8 @@ def make_solver(solver: SolverName | Solver[Any], instance: Instance, warm: bool
         else:
             name = "newton-cg" if latent.channels and not latent.nonnegative else "lbfgs"
     if name == "lbfgs" and (instance.box.constrains or not instance.potential.cheap_lines):
-        return ProjectedLBFGS()
+        banded = isinstance(instance.potential, BandedPotential) and not instance.box.constrains
+        return BandedLBFGS() if banded else ProjectedLBFGS()
     if name == "pdhg":
         check_proximal(instance, "solver='pdhg'", "'auto', 'lbfgs' or 'newton-cg'")
     return SOLVERS[name]()

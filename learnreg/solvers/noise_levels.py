@@ -19,7 +19,7 @@ def joined(found: Sequence[Solution], indices: Sequence[Tensor]) -> Solution:
     that took most, as in one run over the batch."""
     return Solution(
         x=in_order([s.x for s in found], indices),
-        y=in_order([s.y for s in found], indices),
+        dual=lambda: in_order([s.y for s in found], indices),
         error_bound=in_order([s.error_bound for s in found], indices),
         bound_kind=worst_kind([s.bound_kind for s in found]),
         status=worst_status([s.status for s in found]),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -15,6 +17,7 @@ from learnreg.errors import ConfigError, SolverError
 from learnreg.linear.arguments import check_batch, real_number
 from learnreg.linear.grad_mode import outside_inference
 from learnreg.linear.samples import sum_samples
+from learnreg.lower_level.banded import BandedPotential, in_bands, is_large
 from learnreg.lower_level.blame import blame_operators, why_stagnated
 from learnreg.lower_level.frozen import FrozenProblem
 from learnreg.lower_level.instance import Instance
@@ -185,10 +188,11 @@ def _solve(
 ) -> Solution:
     """Of samples of one noise level."""
     instance = frozen.at(b)
+    by_bands = solver == "auto" and is_large(instance)
+    instance = in_bands(instance) if by_bands else instance
     method = make_solver(solver, instance, warm=start is not None)
     x = initial_point(instance, b) if start is None else instance.started(start.detach().to(b))
     scale = math.sqrt(math.prod(frozen.operator.domain_shape))
-    judge_instance = instance if b.dtype == torch.float64 else frozen.at(b.double(), instance.counter)
     working, aim, steps = instance, target * (_AIM if b.dtype == torch.float64 else _FLOAT32_AIM), 0
     t, reached = None, math.inf
     for attempt in range(_MAX_ATTEMPTS):
@@ -197,6 +201,8 @@ def _solve(
         result = run_state_solver(method, working, x, error, left, t)
         steps += result.steps
         x, t = result.x, result.t
+        if attempt == 0:  # not before: it takes memory that large images need for their steps
+            judge_instance = _exact(frozen, instance, b, by_bands)
         judged = _judge(judge_instance, x, t, b.dtype, scale)
         fault = why_stagnated(judge_instance) if result.status is Status.STAGNATED else ""
         if fault:
@@ -219,7 +225,7 @@ def _solve(
     status = _final_status(worst <= target, judged.kind, result.status)
     return Solution(
         x=instance.latent.image(judged.x),
-        y=judged.y,
+        dual=judged.dual(frozen),
         error_bound=judged.bound.to(b.dtype) * (1.0 + 2.0 * torch.finfo(b.dtype).eps),
         bound_kind=judged.kind,
         reason=judged.reason,
@@ -239,6 +245,11 @@ class _Judged:
     bound: Tensor
     kind: BoundKind
     reason: str
+    by_bands: bool
+
+    def dual(self, frozen: FrozenProblem) -> Tensor | Callable[[], Tensor]:
+        """y, or by bands, where no response is kept, what computes it."""
+        return partial(_dual_point, frozen, self.x) if self.by_bands else self.y
 
 
 def _judge(instance: Instance, x: Tensor, t: Tensor | None, dtype: torch.dtype, scale: float) -> _Judged:
@@ -255,11 +266,26 @@ def _judge(instance: Instance, x: Tensor, t: Tensor | None, dtype: torch.dtype, 
     bound = torch.where(torch.isnan(bound), math.inf, bound)
     y = duals[0] if len(duals) == 1 else torch.cat(duals)
     hindrance = missing_state_assumption(instance, exact.double())
+    by_bands = isinstance(instance.potential, BandedPotential)
     if hindrance is None:
-        return _Judged(returned, y, bound, "rigorous", "")
+        return _Judged(returned, y, bound, "rigorous", "", by_bands)
     estimate = _estimated_error(instance, returned, scale)
     estimate = torch.where(torch.isnan(estimate), math.inf, estimate)
-    return _Judged(returned, y, estimate, "estimate", hindrance.reason)
+    return _Judged(returned, y, estimate, "estimate", hindrance.reason, by_bands)
+
+
+def _exact(frozen: FrozenProblem, instance: Instance, b: Tensor, by_bands: bool) -> Instance:
+    """The instance in float64, to judge by."""
+    if b.dtype == torch.float64:
+        return instance
+    exact = frozen.at(b.double(), instance.counter)
+    return in_bands(exact) if by_bands else exact
+
+
+@torch.no_grad()
+def _dual_point(frozen: FrozenProblem, x: Tensor) -> Tensor:
+    """f'(K x), for an x without latent variables."""
+    return frozen.potential(x.dtype).grad(frozen.fixed.operator(x))
 
 
 def _final_status(reached: bool, kind: BoundKind, loop_status: Status) -> Status:

@@ -17,11 +17,11 @@ from support.command_line import complaint
 from support.entry_point import Result, run_entry_point
 
 import learnreg as lr
-from learnreg.commands import doctor, tasks
+from learnreg.commands import doctor, reconstruct_images, tasks
+from learnreg.commands.image_outputs import png_bytes
 from learnreg.commands.options import DenoiseConfig
-from learnreg.commands.reconstruct_images import png_bytes
 from learnreg.commands.tasks import Task
-from learnreg.models.model import Model, save_model
+from learnreg.models.model import save_model
 from learnreg.regularizers import FieldsOfExperts
 from learnreg.training.run_folder import RunFolder
 
@@ -380,7 +380,8 @@ def test_reconstruct(learnreg: Any, model: Path, images: Path, tmp_path: Path) -
     found = learnreg("reconstruct", model, *inputs, "--out", tmp_path / "out", *FAST, "--json")
     assert found.code == 0, found.err
     rows = found.json["rows"]
-    keys = {"input", "output", "error_bound", "bound_kind", "certified", "status", "seconds"}
+    keys = {"input", "output", "error_bound", "bound_kind", "certified", "status", "seconds", "tolerance", "files"}
+    keys |= {"notes", "warnings"}
     assert [set(row) for row in rows] == 2 * [keys]
     assert all(row["bound_kind"] == "rigorous" and row["status"] == "CONVERGED" for row in rows)
     assert all(0 < row["error_bound"] <= 1e-2 for row in rows)
@@ -392,11 +393,11 @@ def test_reconstruct(learnreg: Any, model: Path, images: Path, tmp_path: Path) -
 def test_reconstruct_says_what_the_error_is(
     learnreg: Any, model: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def solve(self: Model, b: torch.Tensor, tolerance: float) -> lr.Solution:
+    def solve(problem: lr.LowerLevelProblem, b: torch.Tensor, tolerance: float) -> lr.Solution:
         x = b.clamp(0, 1)
         return lr.Solution(x, x, torch.full((1,), torch.inf), kind, lr.Status.STAGNATED, 1, 2, "pdhg")
 
-    monkeypatch.setattr(Model, "solve", solve)
+    monkeypatch.setattr(reconstruct_images, "solve", solve)
     arguments = ("reconstruct", model, images / "a.png", "--out", tmp_path / "out")
     kind: Any = "estimate"
     (row,) = learnreg(*arguments, "--json").json["rows"]

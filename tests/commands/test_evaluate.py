@@ -1,9 +1,11 @@
-"""Measuring denoisers, and reconstructing files."""
+"""Measuring denoisers."""
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,14 +14,14 @@ from torch import Tensor
 
 import learnreg as lr
 from learnreg.commands.evaluate import denoise, evaluate
-from learnreg.commands.reconstruct_images import png_bytes, read_measurement, reconstruct_files
+from learnreg.commands.image_outputs import png_bytes
 from learnreg.commands.scenes import noisy_scenes
 from learnreg.datasets import add_noise, read_image
 from learnreg.models import extras
 from learnreg.models.extras import require
 from learnreg.models.model import Model, load, save_model
 from learnreg.operators import Identity
-from learnreg.regularizers import FieldsOfExperts, TotalVariation
+from learnreg.regularizers import FieldsOfExperts, RidgeRegularizer, TotalVariation
 from learnreg.report.comparison import compare, quality
 
 metrics = pytest.importorskip("skimage.metrics")
@@ -97,6 +99,62 @@ def test_evaluate_is_the_mean_over_sorted_images(model: Model, images: Path) -> 
     assert found.seconds_per_image > 0
 
 
+def test_rows_are_the_images_one_by_one(model: Model, images: Path) -> None:
+    found = evaluate(model, images, SIGMA, tolerance=TOLERANCE)
+    assert [row.name for row in found.rows] == ["a.png", "b.png", "c.png", "colour.jpg"]
+    for name in ("psnr", "ssim", "psnr_input"):
+        assert getattr(found, name) == pytest.approx(np.mean([getattr(row, name) for row in found.rows]))
+    assert found.error_bound == max(row.error_bound for row in found.rows)
+    assert found.seconds_per_image == pytest.approx(np.mean([row.seconds for row in found.rows]))
+
+
+@pytest.mark.parametrize(
+    ("stored", "given", "used", "note"),
+    [
+        ({"sigma": 15 / 255}, None, 15 / 255, ""),
+        ({"sigma": 15 / 255}, 15 / 255, 15 / 255, ""),
+        ({"sigma": 15 / 255}, 0.1, 0.1, "was learned for 15/255, not for 25.5/255"),
+        ({}, None, 25 / 255, "does not say its noise level; 25/255 is used"),
+        ({"sigma": [5 / 255, 50 / 255]}, None, 25 / 255, "does not say"),
+        ({}, 0.1, 0.1, ""),
+    ],
+)
+def test_the_noise_is_that_of_the_model(
+    images: Path, tmp_path: Path, stored: dict[str, Any], given: float | None, used: float, note: str
+) -> None:
+    save_model(tmp_path / "own.safetensors", TotalVariation(weight=0.05), stored)
+    found = evaluate(load(tmp_path / "own.safetensors"), images, given, tolerance=1e-2)
+    assert found.sigma == used
+    assert len(found.notes) == bool(note)
+    assert note in " ".join(found.notes)
+
+
+def test_a_model_that_adapts_is_told_the_noise_level(images: Path, tmp_path: Path) -> None:
+    regularizer = RidgeRegularizer((2,), 3, noise_conditioned=True, generator=torch.Generator().manual_seed(0))
+    save_model(tmp_path / "ridge.safetensors", lr.LowerLevelProblem(Identity((1, 9, 9)), regularizer, noise_level=0.1))
+    model = load(tmp_path / "ridge.safetensors")
+    clean = read_image(images / "a.png")
+    for sigma in (None, 0.02):
+        level = sigma or 0.1
+        noisy = add_noise(clean, level, 0)
+        x = denoise(regularizer.at(level), noisy[None], 1e-6).x[0]
+        found = evaluate(model, images, sigma, tolerance=1e-6)
+        assert found.rows[0].psnr == pytest.approx(quality(x, clean).psnr, abs=1e-3)
+        assert found.notes == ()
+
+
+def test_a_missing_package_is_found_before_the_work(
+    model: Model, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def solve(*_: object, **__: object) -> None:
+        raise AssertionError("work was done")
+
+    monkeypatch.setattr(Model, "solve", solve)
+    monkeypatch.setitem(sys.modules, "skimage.metrics", None)
+    with pytest.raises(lr.ConfigError, match=r"needs the package scikit-image.*learnreg\[images\]"):
+        evaluate(model, images)
+
+
 def test_evaluate_refuses(model: Model, images: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(lr.DataError, match="does not exist"):
@@ -141,72 +199,3 @@ def test_a_missing_package_names_its_extra() -> None:
     assert extras.require("math", "counting", "python").floor(1.5) == 1
     with pytest.raises(lr.ConfigError, match=r"drawing needs the package absentee.*learnreg\[images\]"):
         require("absentee.module", "drawing", "absentee")
-
-
-# ---------------------------------------------------------------------------------------------------------- reconstruct
-
-
-def test_files_are_reconstructed(model: Model, images: Path, tmp_path: Path) -> None:
-    array = add_noise(read_image(images / "a.png"), 0.5, seed=0)
-    assert float(array.min()) < 0
-    np.save(tmp_path / "array.npy", array[0].double().numpy())
-    inputs = [images / "b.png", tmp_path / "array.npy"]
-    out = tmp_path / "new" / "out"
-    rows = list(reconstruct_files(model, inputs, out, TOLERANCE))
-    assert [row.input for row in rows] == [str(path) for path in inputs]
-    assert [row.output for row in rows] == [str(out / "b.png"), str(out / "array.png")]
-    assert all(row.certified and row.error_bound <= TOLERANCE and row.status == "CONVERGED" for row in rows)
-    assert sorted(path.name for path in out.iterdir()) == ["array.npy", "array.png", "b.png"]
-    exact = np.load(out / "array.npy")
-    assert exact.dtype == np.float32
-    np.testing.assert_array_equal(exact, model.reconstruct(array[None], TOLERANCE)[0, 0].numpy())
-    np.testing.assert_allclose(read_image(out / "array.png")[0].numpy(), exact.clip(0, 1), atol=0.51 / 255)
-
-
-@pytest.mark.parametrize(
-    ("array", "message"),
-    [
-        (np.full((9, 9), np.nan), "81 values are NaN"),
-        (np.full((9, 9), 1e300), "81 values are NaN or infinite"),
-        (np.zeros((9, 9), dtype=np.uint8), "its type is uint8"),
-        (np.array([[{}]], dtype=object), "cannot be read as \\.npy"),
-        (np.zeros((3, 9, 9)), r"its shape is \(3, 9, 9\), expected \(height, width\)"),
-        (np.zeros((0, 9)), "its shape is"),
-    ],
-)
-def test_bad_arrays(tmp_path: Path, array: np.ndarray, message: str) -> None:
-    np.save(tmp_path / "array.npy", array)
-    with pytest.raises(lr.DataError, match=message):
-        read_measurement(tmp_path / "array.npy")
-
-
-@pytest.mark.parametrize("content", [b"", b"\x93NUMPY", b"something else", b"PK\x05\x06" + b"\x00" * 18])
-def test_damaged_arrays(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "array.npy").write_bytes(content)
-    with pytest.raises(lr.DataError, match=r"array\.npy"):
-        read_measurement(tmp_path / "array.npy")
-
-
-def test_reconstruct_refuses_before_it_starts(model: Model, images: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    other = tmp_path / "a.png"
-    write_image(other, 9, 9)
-    (tmp_path / "file").touch()
-    for inputs, folder, error, message in (
-        ([images / "a.png", other], out, lr.ConfigError, "would both be written"),
-        ([images / "a.png"], images, lr.ConfigError, "would replace an input"),
-        ([images / "a.png"], tmp_path / "file", lr.ConfigError, "this is a file"),
-        ([images / "a.png", tmp_path / "absent.png"], out, lr.DataError, "does not exist"),
-        ([tmp_path / "absent.npy"], out, lr.DataError, "does not exist"),
-    ):
-        with pytest.raises(error, match=message):
-            reconstruct_files(model, inputs, folder, TOLERANCE)
-        assert not out.exists()
-    with pytest.raises(lr.ConfigError, match="tolerance"):
-        reconstruct_files(model, [images / "a.png"], out, 0.0)
-
-
-def test_an_output_that_cannot_be_written(model: Model, images: Path, tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(lr.DataError, match="cannot be written"):
-        list(reconstruct_files(model, [images / "c.png"], tmp_path / "file" / "out", TOLERANCE))

@@ -17,7 +17,9 @@ from learnreg.convolutions.filter_bank import FilterBank
 from learnreg.hypergradients.base import Goal
 from learnreg.hypergradients.interleaved import InterleavedPDHG, InterleavedProblem
 from learnreg.lower_level.adjoint_equation import AdjointEquation
+from learnreg.lower_level.banded import in_bands
 from learnreg.solvers import Iteration
+from learnreg.solvers.banded_lbfgs import BandedLBFGS
 
 SYNCHRONISING = {
     "_local_scalar_dense",
@@ -96,6 +98,17 @@ def test_steps_never_synchronise_with_the_host(regularizer: str, problem: str, b
             for _ in range(2):
                 state = solver.step(part, state)
         assert not counter.seen, f"{name} waits for the device: {counter.seen}"
+
+
+@torch.no_grad()
+def test_steps_by_bands_never_synchronise_with_the_host() -> None:
+    built, b, _ = setting("FieldsOfExperts", "denoising", False)
+    instance, solver = in_bands(built.instance(b)), BandedLBFGS()
+    state = solver.step(instance, solver.init(instance, b))
+    with CountSynchronisations() as counter:
+        for _ in range(4):
+            state = solver.step(instance, state)
+    assert not counter.seen
 
 
 def test_the_counter_sees_synchronisations() -> None:

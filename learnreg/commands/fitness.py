@@ -1,0 +1,100 @@
+"""Whether a measurement is of the kind that a model was learned for: what to warn of, with advice."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from learnreg.lower_level.problem import LowerLevelProblem
+
+__all__ = ["estimated_noise", "in_grey_levels", "unfit_image", "unfit_scan"]
+
+_MISMATCH = 1.6
+"""Factor between two noise levels from which one tells the difference: photographs add up to a third to estimates."""
+
+_FEWEST_BLOCKS = 256
+_CLEAN = 2.0 / 255.0
+_LOOKED_AT = 100_000
+_NORMAL_MEDIAN = 0.6744897501960817  # of |z|, z normal
+_STRAY = 1e-3
+"""Share of values that may be anything: hot pixels, dead detectors."""
+
+
+def in_grey_levels(sigma: float) -> str:
+    """A noise level as people write it."""
+    return f"{255.0 * sigma:.3g}/255"
+
+
+def estimated_noise(image: Tensor) -> float | None:
+    """*Estimate* of the standard deviation of white noise in an image (1, height, width); None where too few pixels
+    tell it. Blocks with pixels at 0 or 1 are left out: noise is cut off there.
+
+    Source: Donoho and Johnstone, Biometrika 81 (1994): the median absolute diagonal wavelet coefficient, here Haar's,
+    over that of a normal variable.
+    """
+    height, width = (n - n % 2 for n in image.shape[-2:])
+    blocks = image[0, :height, :width].reshape(height // 2, 2, width // 2, 2).movedim(2, 1).flatten(2)
+    inside = ((blocks > 0.0) & (blocks < 1.0)).all(2) | (blocks < -1e-6).any(2) | (blocks > 1.0 + 1e-6).any(2)
+    detail = 0.5 * (blocks[..., 0] - blocks[..., 1] - blocks[..., 2] + blocks[..., 3])[inside]
+    if detail.numel() < _FEWEST_BLOCKS:
+        return None
+    return float(detail.abs().median()) / _NORMAL_MEDIAN
+
+
+def unfit_image(image: Tensor, sigma: float | None, conditioned: bool) -> list[str]:
+    """What speaks against denoising an image (1, height, width) with a model for noise of level sigma, None if that is
+    not known. conditioned: the model adapts to others."""
+    if problem := _unfit_range(image, sigma or 0.0):
+        return [problem]
+    found = estimated_noise(image)
+    if sigma is None or found is None or sigma / _MISMATCH <= found <= _MISMATCH * sigma:
+        return []
+    effect = "it will smooth too much" if found < sigma else "noise will remain"
+    advice = "pass --sigma auto" if conditioned else f"train one with --sigma {in_grey_levels(found)}"
+    if found < _CLEAN:
+        advice = "is there any noise to remove?"
+    return [
+        f"its noise is estimated as {in_grey_levels(found)}, but the model removes {in_grey_levels(sigma)}: {effect}; "
+        f"{advice}"
+    ]
+
+
+def _unfit_range(image: Tensor, sigma: float) -> str:
+    """A sentence on values that no image in [0, 1] with such noise has; "" without any."""
+    margin = max(1.0, 6.0 * sigma)
+    low, high = float(image.min()), float(image.max())
+    span = f"its values span [{low:.4g}, {high:.4g}], but the model is for images in [0, 1] with noise"
+    if low < -margin or high > 1.0 + margin:
+        stray = float(((image < -margin) | (image > 1.0 + margin)).double().mean())
+        if stray <= _STRAY:
+            return f"{span}: {stray:.2g} of them are far outside. Are these dead pixels? Replace them."
+        return f"{span}. {_rescaling(low, high)}"
+    values = image.flatten()[:: max(1, image.numel() // _LOOKED_AT)].sort().values
+    rest = len(values) // 100  # on either side
+    contrast = float(values[-1 - rest] - values[rest])
+    if contrast < 2.0 * sigma:  # white noise alone makes it 4.6 sigma
+        return f"{span} of {in_grey_levels(sigma)}, which is more than they differ by. Scale them so that white is 1."
+    return ""
+
+
+def _rescaling(low: float, high: float) -> str:
+    if low < -500.0:
+        return "Are these Hounsfield units? Map the window of interest to [0, 1]."
+    white = next((w for w in (255, 1023, 4095, 65535) if high <= 1.6 * w), None)
+    return "Scale them so that white is 1." if white is None else f"Divide them by {white}, so that white is 1."
+
+
+def unfit_scan(b: Tensor, problem: LowerLevelProblem) -> list[str]:
+    """What speaks against reconstructing a sinogram (1, 1, angles, detectors) in the units of a model: line integrals
+    of images in [0, 1] lie between 0 and those of an image of ones."""
+    with torch.no_grad():
+        largest = float(problem.operator(b.new_ones(1, *problem.operator.domain_shape)).max())
+    low, high, mean = float(b.min()), float(b.max()), float(b.mean())
+    span = f"its line integrals span [{low:.3g}, {high:.3g}] in the model's units, where [0, {largest:.3g}] is possible"
+    if mean < 0.0 or float((b < -0.1 * largest).double().mean()) > 0.05:
+        return [f"{span}. Is it the negative of a scan, or counts? Pass -log(counts / flat), or --counts and --flat."]
+    if float((b > 1.2 * largest).double().mean()) > _STRAY:
+        return [f"{span}. Check their unit: --attenuation is what the model's 1 stands for per unit of length."]
+    if 0.0 < high < 0.01 * largest:
+        return [f"{span}: hardly any attenuation. Check their unit: --attenuation, or lengths in the geometry."]
+    return []

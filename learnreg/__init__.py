@@ -87,8 +87,8 @@ _LAZY = {
 """Where each name is; imported when it is first used: torch takes seconds, for which no help should wait."""
 
 _ROOMS = (
-    *("convolutions", "datasets", "hypergradients", "linear", "losses", "lower_level", "models", "operators"),
-    *("potentials", "regularizers", "result", "solvers", "testing", "training", "upper_level"),
+    *("certificates", "convolutions", "datasets", "errors", "hypergradients", "linear", "losses", "lower_level"),
+    *("models", "operators", "potentials", "regularizers", "result", "solvers", "testing", "training", "upper_level"),
 )
 """Attributes without an import of their own."""
 

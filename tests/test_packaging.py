@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+import learnreg
+
 ROOT = Path(__file__).resolve().parents[1]
 OPTIONAL_MODULES = (
     *("PIL", "astra", "h5py", "jinja2", "matplotlib", "numba", "odl", "pydicom", "pylops"),
@@ -56,12 +58,20 @@ def test_import_loads_no_optional_dependency(tmp_path: Path) -> None:
     code = f"""
 import importlib, sys
 for name in {MODULES!r}:
-    importlib.import_module(name)
+    module = importlib.import_module(name)
+    assert [getattr(module, each) for each in module.__all__]  # learnreg imports them when they are used
     print(name, *sorted({set(OPTIONAL_MODULES)!r} & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == list(MODULES)
+
+
+def test_every_name_of_the_package_says_where_it_is() -> None:
+    assert {*learnreg._LAZY, *learnreg._ROOMS} >= set(learnreg.__all__) >= set(learnreg._LAZY)
+    assert set(learnreg.__all__) <= set(dir(learnreg))
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        learnreg.nonsense  # noqa: B018
 
 
 @pytest.mark.parametrize("name", ["train", "test"])

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from learnreg.accuracy.problems import AccuracyProblem
 from learnreg.accuracy.reference import Reference, adjoint_at, solve_reference
@@ -18,6 +16,7 @@ from learnreg.certificates.judgement import gradient_distance, gradient_norm
 from learnreg.hypergradients import METHODS
 from learnreg.hypergradients.certify import certify
 from learnreg.hypergradients.compute import hypergradient
+from learnreg.training.progress import Count
 
 __all__ = ["measure"]
 
@@ -47,7 +46,7 @@ def measure(
     rows: list[AccuracyRow] = []
     plain: list[PlainRow] = []
     errors: dict[str, float] = {}
-    with tqdm(total=count, desc="accuracy", file=sys.stderr, disable=not progress, leave=False) as bar:
+    with Count("accuracy", count, shown=progress) as bar:
         for problem in problems:
             reference = solve_reference(problem.problem, problem.b, problem.loss)
             errors[problem.name] = reference.error / reference.norm

@@ -1,4 +1,4 @@
-"""How far a training run is, for people who wait for it."""
+"""How far some work is, for people who wait for it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-__all__ = ["Progress"]
+__all__ = ["Count", "Progress"]
 
 _INTERVAL = 30.0
 _ENDLESS = 1e6  # minutes
@@ -73,6 +73,33 @@ class Progress:
         limit = f" of {_clock(self._seconds)}" if math.isfinite(self._seconds) else ""
         time_of = f"{_clock(row['seconds'])}{limit}"
         return f"{time_of}, update {row['step']}{of}, loss {row['loss']:.4g}{psnr}"
+
+
+class Count:
+    """How many of so many things are done: a bar on a terminal, else a line every 30 seconds, on stderr."""
+
+    def __init__(self, what: str, total: int, shown: bool = True) -> None:
+        self._what, self._total, self._shown, self._done = what, total, shown, 0
+        self._said = time.monotonic()
+        self._bar: Any = None
+
+    def __enter__(self) -> Count:
+        if self._shown and sys.stderr.isatty():
+            self._bar = tqdm(total=self._total, desc=self._what, file=sys.stderr, leave=False)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def update(self) -> None:
+        """One more is done."""
+        self._done += 1
+        if self._bar is not None:
+            self._bar.update()
+        elif self._shown and time.monotonic() - self._said >= _INTERVAL:
+            print(f"{self._what}: {self._done} of {self._total}", file=sys.stderr, flush=True)
+            self._said = time.monotonic()
 
 
 def _clock(seconds: float) -> str:

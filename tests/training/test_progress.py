@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from learnreg.training import progress
-from learnreg.training.progress import Progress
+from learnreg.training.progress import Count, Progress
 
 
 def row(step: int, seconds: float, **more: float) -> dict[str, Any]:
@@ -54,3 +54,15 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "training:  50%|" in shown
     assert "0:30 of 1:00, update 5" in shown
     assert shown.count("\n") == 1
+
+
+def test_counted_work(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    for shown in (True, False):
+        with Count("accuracy", 8, shown) as count:
+            for _ in range(8):
+                now[0] += 10.0
+                count.update()
+        expected = ["accuracy: 3 of 8", "accuracy: 6 of 8"]
+        assert capsys.readouterr().err.splitlines() == (expected if shown else [])

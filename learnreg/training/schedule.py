@@ -10,16 +10,20 @@ __all__ = ["AuditBudget", "is_milestone", "step_factor"]
 
 _AUDIT_SHARE = 0.08
 _LEAST_FACTOR = 1e-3
-_DECAY_UPDATES = 50.0
+_RISING_UPDATES, _DECAY_UPDATES = 20.0, 50.0
 _MOST_BETWEEN = 100
 
 
 def step_factor(done: int, updates: int | None) -> float:
-    """The factor of the step size after so many updates: a half cosine over the updates of the run; of a run that only
-    the time ends, and so nobody knows when, the inverse square root of the updates, from 50 on."""
+    """The factor of the step size after so many updates. It rises over the first 20 of them (a quarter of a run of less
+    than 80), since Adam's first steps move every parameter by the whole step, which good starts do not survive. Then it
+    falls by a half cosine over the updates of the run; where only the time ends a run, and so nobody knows when, by the
+    inverse square root of the updates, from 50 on."""
     if updates is None:
-        return 1.0 / math.sqrt(1.0 + done / _DECAY_UPDATES)
-    return max(0.5 * (1.0 + math.cos(math.pi * min(1.0, done / updates))), _LEAST_FACTOR)
+        return min(1.0, (done + 1) / _RISING_UPDATES) / math.sqrt(1.0 + done / _DECAY_UPDATES)
+    rising = max(1.0, min(_RISING_UPDATES, updates / 4))
+    falling = 0.5 * (1.0 + math.cos(math.pi * min(1.0, done / updates)))
+    return max(min(1.0, (done + 1) / rising) * falling, _LEAST_FACTOR)
 
 
 def is_milestone(update: int) -> bool:

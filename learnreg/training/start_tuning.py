@@ -1,4 +1,5 @@
-"""Where a training run starts: the regularizer as given, times the factor that suits the data best."""
+"""Where a training run starts: the regularizer as given, times the factor that suits the data best, and then with better
+weights of its filters."""
 
 from __future__ import annotations
 
@@ -6,16 +7,18 @@ import math
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from learnreg.errors import AssumptionError
+from learnreg.errors import AssumptionError, SolverError
 from learnreg.solvers.solve import solve
 from learnreg.training.samples import stacked
 from learnreg.training.session import Chunk, Session
 
 __all__ = ["least_loss", "tune_start"]
 
-_SAMPLES = 4
+_SAMPLES, _WEIGHING_SAMPLES = 4, 8
+_WEIGHING_STEPS, _WEIGHING_GRADIENTS = 12, 16
+_UNIT = 10.0  # of losses, so that the first step of L-BFGS does not depend on theirs
 _STEP = 2.0
 _WIDEST, _LARGEST_SEARCH = 8, 20
 _FLAT = 1e-2
@@ -55,14 +58,51 @@ def least_loss(loss: Callable[[float], float], start: float, step: float) -> flo
     return vertex
 
 
-@torch.no_grad()
 def tune_start(session: Session) -> float:
-    """Multiply the regularizer of a session by the factor with the least loss on a few samples, and return it; 1.0
-    where it has no learnable scale, or where no factor has a finite loss. Reconstructions are rough: an *estimate*."""
+    """Multiply the regularizer of a session by the factor with the least loss on a few samples, and return it; then
+    improve its weights by a few steps of L-BFGS in their logarithms alone. 1.0 where it has no learnable scale, or where
+    no factor has a finite loss. Reconstructions are rough: an *estimate*."""
     scales = [p for p in session.problem.regularizer.scale_parameters() if p.requires_grad]
-    samples = session.source.first(_SAMPLES)
     if not scales:
         return 1.0
+    factor = _multiply(session, scales)
+    if sum(p.numel() for p in scales) > 1:
+        _weigh(session, scales)
+    return factor
+
+
+def _weigh(session: Session, scales: list[nn.Parameter]) -> None:
+    """Lower the loss on a few samples in the weights; they are those with the least loss that was seen."""
+    samples = session.source.first(_WEIGHING_SAMPLES)
+    names = {id(p): name for name, p in session.problem.learnable().items()}
+    seen: list[tuple[float, list[Tensor]]] = []
+
+    def closure() -> Tensor:
+        found = session.evaluate(samples)
+        seen.append((found.loss, [p.detach().clone() for p in scales]))
+        unit = _UNIT / max(seen[0][0], 1e-300)
+        for p in scales:
+            p.grad = unit * found.gradient[names[id(p)]]
+        return torch.tensor(unit * found.loss)
+
+    steps = torch.optim.LBFGS(
+        scales, lr=1.0, max_iter=_WEIGHING_STEPS, max_eval=_WEIGHING_GRADIENTS, line_search_fn="strong_wolfe"
+    )
+    try:
+        steps.step(closure)  # type: ignore[no-untyped-call]
+    except (AssumptionError, SolverError):
+        pass  # a trial point too far away
+    finally:
+        if seen:
+            with torch.no_grad():
+                for p, value in zip(scales, min(seen, key=lambda s: s[0])[1], strict=True):
+                    p.copy_(value)
+
+
+@torch.no_grad()
+def _multiply(session: Session, scales: list[nn.Parameter]) -> float:
+    """Find the best factor, and multiply by it."""
+    samples = session.source.first(_SAMPLES)
     given = [p.clone() for p in scales]
     starts: dict[int, Tensor] = {}
     size = max(math.sqrt(float(torch.stack([s.x_true.double().square().mean() for s in samples]).mean())), 1e-30)

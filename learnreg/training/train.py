@@ -110,8 +110,8 @@ def train(
     resume: go on from the checkpoint in ``out``, with the same data and options but minutes and updates.
     check_operator: examine operators and regularizers that are not this package's own before any work, with a few
         applications (``learnreg.testing``); False: take them as they are (``examine = False``), uncertified.
-    tune: begin at the factor of the regularizer that has the least loss on four samples, instead of 1; it is logged as
-        ``start_factor``.
+    tune: begin at the factor of the regularizer that has the least loss on four samples, instead of 1, logged as
+        ``start_factor``, and with weights of its filters that a few gradients improve.
     config: stored with the model.
     validate: called now and then; its value is logged as ``psnr``.
     on_update: gets each logged row; ``learnreg.training.progress.Progress(minutes)`` tells people how far it is.

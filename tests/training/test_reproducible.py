@@ -260,11 +260,12 @@ def test_data_that_are_drawn_anew_at_every_access_can_be_resumed(tmp_path: Path)
 
 
 def test_step_sizes_follow_the_updates() -> None:
-    assert step_factor(0, 100) == 1.0
-    assert step_factor(50, 100) == pytest.approx(0.5)
+    assert step_factor(0, 1) == 1.0
+    assert [step_factor(k, 100) for k in (0, 50)] == pytest.approx([0.05, 0.5])
     assert 0 < step_factor(99, 100) < 1e-2
     without = [step_factor(k, None) for k in range(1000)]
-    assert all(a > b for a, b in pairwise(without[10:]))
+    assert all(a < b for a, b in pairwise(without[:20]))
+    assert all(a > b for a, b in pairwise(without[20:]))
     assert without[-1] > 0.1
 
 

@@ -409,7 +409,7 @@ class VStack(_Pair):
 def vstack(*operators: LinearOperator) -> LinearOperator:
     """Stack operators with one domain on top of each other; the range is flat, in the order given."""
     if not operators or not all(isinstance(operator, LinearOperator) for operator in operators):
-        raise OperatorError("vstack(*operators) takes one LinearOperator or several.", "vstack")
+        raise OperatorError("vstack(*operators) needs at least one operator, and LinearOperators only.", "vstack")
     result = operators[0]
     for operator in operators[1:]:
         result = VStack(result, operator)

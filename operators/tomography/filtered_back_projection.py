@@ -17,6 +17,9 @@ from learnreg.operators.tomography.system_matrix import take
 
 __all__ = ["filtered_back_projection"]
 
+_UNNOTICED = 2.0
+"""Pixels at the rim of the disc inscribed in the image that a detector may miss without a word."""
+
 
 def filtered_back_projection(
     operator: ParallelBeam2D | FanBeam2D,
@@ -89,7 +92,7 @@ def _projected(geometry: Geometry, x: Tensor, y: Tensor, angle: float) -> tuple[
 
 def _warn(geometry: Geometry, radius: float) -> None:
     """Say what is not as it should be."""
-    if radius < geometry.inscribed_radius * (1.0 - 1e-9):
+    if radius < geometry.inscribed_radius - _UNNOTICED * geometry.pixel_size:
         warnings.warn(
             f"filtered_back_projection: the detector is too narrow, it measures lines within {radius:.4g} of the axis "
             f"of rotation and the image reaches {geometry.inscribed_radius:.4g}; values are wrong if the object is "

@@ -154,6 +154,46 @@ def test_counts_become_weighted_line_integrals(folder: Path, tmp_path: Path, nam
     assert error <= rows[0]["error_bound"] + WATER * 2e-6 <= WATER * 1.1e-3
 
 
+@pytest.mark.parametrize("name", ["noise", "transmission"])
+def test_dead_detectors_count_nothing(folder: Path, tmp_path: Path, name: str) -> None:
+    """Named by the option or the geometry file, whatever the sinogram and the flat field hold there."""
+    counts, flat = np.load(folder / "counts.npy"), np.load(folder / "flat.npy")
+    arguments = ("reconstruct", folder / f"{name}.safetensors", "--tolerance", 1e-4, "--dark", 10, "--counts")
+    found = []
+    for i, (value, dark) in enumerate(((0.0, 0.0), (np.nan, np.nan), (9e5, 7.0))):
+        counts[..., [3, 10, 11]], flat[[3, 10, 11]] = value, dark
+        np.save(tmp_path / "counts.npy", counts)
+        np.save(tmp_path / "flat.npy", flat)
+        text = (folder / "scan.toml").read_text(encoding="utf-8")
+        text += "dead_detectors = [3]\n" if i == 0 else "dead_detectors = [3, 10, 11]\n" if i == 1 else ""
+        (tmp_path / "scan.toml").write_text(text, encoding="utf-8")
+        option = ("--dead-detectors", "3,10-11") if i == 2 else ("--dead-detectors", "10-11") if i == 0 else ()
+        rows = succeed(*arguments, tmp_path / "counts.npy", "--flat", tmp_path / "flat.npy", "--geometry",
+                       tmp_path / "scan.toml", "--out", tmp_path / str(i), *option)["rows"]  # fmt: skip
+        assert rows[0]["bound_kind"] == "rigorous"
+        found.append(outputs(rows)[0])
+    for other in found[1:]:
+        np.testing.assert_array_equal(other, found[0])
+    rows = succeed(*arguments, folder / "counts.npy", "--flat", folder / "flat.npy", "--geometry", folder / "scan.toml",
+                   "--out", tmp_path / "whole")["rows"]  # fmt: skip
+    (whole,) = outputs(rows)
+    assert 1e-3 < np.linalg.norm(found[0] - whole) / np.linalg.norm(whole) < 0.25
+
+
+def test_dead_detectors_of_the_model_s_own_geometry(folder: Path, tmp_path: Path) -> None:
+    b = np.load(folder / "unit.npy")
+    b[..., 4] = np.nan
+    np.save(tmp_path / "b.npy", b)
+    arguments = ("reconstruct", folder / "model.safetensors", tmp_path / "b.npy", "--tolerance", 1e-4, "--out")
+    assert "NaN" in refuse(3, *arguments, tmp_path / "out")
+    found = outputs(succeed(*arguments, tmp_path / "out", "--dead-detectors", "4")["rows"])
+    weights = torch.ones(b.shape[-1]).index_fill(0, torch.tensor([4]), 0.0)
+    problem = load(folder / "model.safetensors").problem(data_term=lr.WeightedLeastSquares(weights))
+    exact = lr.solve(problem, torch.from_numpy(np.nan_to_num(b)).double()[:, None], tolerance=1e-6).x[:, 0].numpy()
+    for image, expected in zip(found, exact, strict=True):
+        assert float(np.sqrt(np.mean((image - expected) ** 2))) < 2e-4
+
+
 def test_more_data_weight_means_less_regularization(folder: Path, tmp_path: Path) -> None:
     residuals = []
     for weight in (0.1, 10.0):
@@ -261,6 +301,12 @@ def test_bad_options(folder: Path, tmp_path: Path) -> None:
         (("--counts", "--flat", tmp_path / "flat.npy"), 4, "flat of shape (7,)"),
         (("--counts", "--flat", tmp_path / "absent.npy"), 3, "does not exist"),
         (("--tolerance", 0), 2, "tolerance=0.0"),
+        (("--dead-detectors", "four"), 2, "expected numbers and ranges, such as 40,101-103"),
+        (("--dead-detectors", "-1"), 2, "expected numbers and ranges"),
+        (("--dead-detectors", "3,29"), 2, "29 is out of range, the 29 detectors are counted from 0 to 28"),
+        (("--dead-detectors", "5-3"), 2, "5-3 is out of range"),
+        (("--dead-detectors", "3,2-4"), 2, "a detector is named twice"),
+        (("--dead-detectors", "0-28"), 2, "all 29 detectors are dead"),
     ):
         assert part in refuse(code, *arguments, *options)
     assert "replace an input" in refuse(2, *arguments[:-1], folder)

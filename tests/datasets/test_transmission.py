@@ -51,6 +51,51 @@ def test_counts_without_a_logarithm_are_floored_and_counted() -> None:
     assert line_integrals(counts, 110.0, 10.0, floor=2.0).values.max() == pytest.approx(math.log(50))
 
 
+def test_dead_detectors_are_not_looked_at() -> None:
+    counts = integers((2, 1, 5, 7), 200, 4000).double()
+    flat, dark = torch.full((7,), 5000.0), torch.full((7,), 10.0)
+    expected = line_integrals(counts, flat, dark)
+    weights = statistical_weights(counts[..., [0, 1, 3, 5, 6]], 10.0)
+    counts[..., 2], counts[..., 4] = math.nan, -3.0
+    flat[2], flat[4], dark[4] = 0.0, math.inf, 1e9
+    found = line_integrals(counts, flat, dark, dead_detectors=[4, 2])
+    live = [0, 1, 3, 5, 6]
+    torch.testing.assert_close(found.values[..., live], expected.values[..., live])
+    assert not found.values[..., [2, 4]].any()
+    assert found.floored == 0
+    weighted = statistical_weights(counts, dark, dead_detectors=[2, 4])
+    torch.testing.assert_close(weighted[..., live], weights)
+    assert not weighted[..., [2, 4]].any()
+    assert line_integrals(torch.ones(1, 3), 2.0, dead_detectors=(0,)).values.tolist()[0][0] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("dead", "match"),
+    [
+        ([7], "no number 7; the 7 detectors"),
+        ([1, 1], "1 is named twice"),
+        (range(7), "all 7"),
+        ([0.5], "whole numbers"),
+    ],
+)
+def test_dead_detectors_that_are_none(dead: Any, match: str) -> None:
+    for function in (
+        lambda: line_integrals(torch.ones(5, 7), 2.0, dead_detectors=dead),
+        lambda: statistical_weights(torch.ones(5, 7), dead_detectors=dead),
+    ):
+        with pytest.raises(ConfigError, match=match):
+            function()
+
+
+def test_a_dead_detector_is_named_with_what_to_do() -> None:
+    flat = torch.full((95,), 1000.0)
+    flat[[40, 7]] = 0
+    advice = r"Detectors, counted from 0: 7, 40\..*dead_detectors=\[\.\.\.\] .*geometry.*--dead-detectors"
+    with pytest.raises(DataError, match=advice):
+        line_integrals(torch.full((1, 60, 95), 500.0), flat)
+    assert line_integrals(torch.full((1, 60, 95), 500.0), flat, dead_detectors=[40, 7]).values.isfinite().all()
+
+
 @pytest.mark.parametrize(
     ("counts", "flat", "dark", "error", "match"),
     [

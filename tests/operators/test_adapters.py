@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import registry
 import torch
@@ -22,6 +24,7 @@ from learnreg.operators import (
     Identity,
     assemble,
     from_callables,
+    from_scipy,
 )
 from learnreg.operators.adapters.black_box import BlackBox
 from learnreg.regularizers import TotalVariation
@@ -293,3 +296,26 @@ def test_certificates_allow_for_operators_that_compute_in_float32(name: str) -> 
     solution = lr.solve(problem, b[:2], tolerance=1e-9)
     assert solution.certified
     assert float(solution.error_bound.min()) > 1e-9, "a float32 operator cannot certify this"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", ["sparse", "dense", "torch"])
+def test_autocast_changes_nothing(kind: str, dtype: torch.dtype) -> None:
+    """And half precision is computed in float32 where it is given."""
+    sparse = pytest.importorskip("scipy.sparse")
+    matrix = sparse.random(7, 12, 0.5, random_state=0, dtype=np.float32)
+    weights = torch.from_numpy(matrix.toarray())
+    builds: dict[str, Callable[[], Any]] = {
+        "sparse": lambda: from_scipy(matrix, (3, 4), (7,)),
+        "dense": lambda: from_scipy(matrix.toarray(), (3, 4), (7,)),
+        "torch": lambda: from_callables(lambda x: x.flatten(1) @ weights.T.to(x), None, (3, 4), (7,)),
+    }
+    A = builds[kind]()
+    x, y = registry.randn(2, 3, 4).float(), registry.randn(2, 7, seed=1).float()
+    expected = A(x), A.adjoint(y)
+    with torch.autocast("cpu", dtype=dtype):
+        assert torch.equal(A(x), expected[0])
+        assert torch.equal(A.adjoint(y), expected[1])
+        image = A(x.to(dtype))
+    assert image.dtype == dtype
+    torch.testing.assert_close(image.float(), expected[0], rtol=2e-2, atol=2e-2)

@@ -111,6 +111,27 @@ def test_it_equals_scikit_image_s() -> None:
         assert abs(10 * math.log10(errors[0] / errors[1])) < 0.5, "PSNR"
 
 
+@pytest.mark.parametrize("n", [40, 64])
+def test_scikit_image_turns_even_images_about_another_pixel(n: int) -> None:
+    """Half a pixel right of the middle and below it, as docs/geometry.md says."""
+    transform = pytest.importorskip("skimage.transform")
+    half = 0.5 / n
+    A = built(ParallelBeam2D, n, 60, detectors=n, detector_offset=-half, image_center=(-half, half))
+    distance = distance_from_the_middle(n)
+    smooth = torch.exp(-200 * distance.square()) * (distance < 0.25)
+    expected = torch.from_numpy(transform.radon(smooth.numpy(), np.rad2deg(A.geometry.angles), circle=True).T / n)
+    found = A(smooth[None, None])[0, 0]
+    assert float((found - expected).norm() / expected.norm()) < 0.01
+    centred = built(ParallelBeam2D, n, 60, detectors=n)(smooth[None, None])[0, 0]
+    assert float((centred - expected).norm() / expected.norm()) > 0.05, "half a pixel is no small thing"
+    sinogram = A((distance < 0.2).double()[None, None])
+    theirs = transform.iradon(sinogram[0, 0].numpy().T * n, np.rad2deg(A.geometry.angles), filter_name="ramp")
+    u = torch.arange(n) - n // 2
+    seen = torch.hypot(u[None, :].double(), u[:, None].double()) < n // 2 - 1
+    ours = filtered_back_projection(A, sinogram)[0, 0]
+    assert float((ours - torch.from_numpy(theirs)).abs()[seen].max()) < 1e-10
+
+
 def test_limited_angles() -> None:
     A = built(ParallelBeam2D, 48, [math.pi * k / 120 for k in range(80)], detectors=69)
     x = (distance_from_the_middle(48) < RADIUS).double()[None, None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import re
 import tomllib
@@ -10,6 +11,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import registry
 import torch
@@ -93,6 +95,39 @@ def test_operators_from_files(write: Any) -> None:
 @pytest.mark.parametrize(
     ("table", "message"),
     [
+        (PARALLEL | {"kind": ["parallel"]}, "kind=['parallel']; expected 'parallel' or 'fan'."),
+        (PARALLEL | {"kind": 3}, "kind=3; expected 'parallel' or 'fan'."),
+        (PARALLEL | {"angle_unit": ["degree"]}, "angle_unit=['degree']: expected 'radian' or 'degree'."),
+        (PARALLEL | {"pixel_size": 1e308}, "pixel_size=1e+308): expected a positive, finite length, 1e-12 to 1e+12"),
+        (PARALLEL | {"pixel_size": 1e-300}, "pixel_size=1e-300): expected a positive, finite length, 1e-12 to"),
+        (PARALLEL | {"pixel_size": 10**400}, "pixel_size: an integer of 401 digits; expected a number"),
+        (PARALLEL | {"angles": [10**400]}, "angles: an integer of 401 digits; expected a number"),
+        (PARALLEL | {"angles": [0.0, [1.0]]}, "angles=[1.0]: expected a number"),
+        (PARALLEL | {"image_size": 10**400}, "expected at most 32,768"),
+        (PARALLEL | {"image_size": 100_000}, "image_size=100000): expected at most 32,768"),
+        (PARALLEL | {"detectors": 10**12}, "detectors=1000000000000): expected at most 131,072"),
+        (PARALLEL | {"angles": 10**9}, "angles=1000000000): expected at most 100,000"),
+        (PARALLEL | {"angles": [0.0] * 100_001}, "100,001 of them, expected at most 100,000"),
+        (PARALLEL | {"first_angle": math.inf, "angle_unit": "radian"}, "NaN or infinite entries"),
+        (PARALLEL | {"detector_offset": 1e300}, "detector_offset=1e+300): expected a finite length"),
+        (PARALLEL | {"detector_pitch": 1e11}, "that is 2e+11 pixels of side 0.5; all lengths are in one unit"),
+        (FAN | {"source_to_detector": 1e11}, "that is 2e+11 pixels of side 0.5"),
+        (PARALLEL | {"image_center": 1.0}, "image_center=1.0): expected two lengths, (x, y)"),
+        (PARALLEL | {"image_center": [1.0, 2.0, 3.0]}, "expected two lengths, (x, y)"),
+        (PARALLEL | {"image_center": [1.0, math.nan]}, "image_center=nan): expected a finite length"),
+        (PARALLEL | {"image_center": ["left", 0.0]}, "image_center='left'): expected a finite length"),
+        (FAN | {"image_center": [18.0, 0.0]}, "the source runs through the image, whose corners are 22.36 from"),
+        (PARALLEL | {"dead_detectors": [31]}, "there is no number 31; the 31 detectors are counted from 0 to 30"),
+        (PARALLEL | {"dead_detectors": [-1]}, "there is no number -1; the 31 detectors are counted from 0 to 30"),
+        (PARALLEL | {"dead_detectors": [4, 3, 4]}, "4 is named twice"),
+        (PARALLEL | {"dead_detectors": list(range(31))}, "all 31 detectors are dead, which leaves nothing to measure"),
+        (PARALLEL | {"dead_detectors": 3}, "dead_detectors=3): expected a list of whole numbers, counted from 0"),
+        (PARALLEL | {"dead_detectors": "3-5"}, "dead_detectors='3-5'): expected a list of whole numbers"),
+        (PARALLEL | {"dead_detectors": [1.5]}, "dead_detectors=[1.5]): expected a list of whole numbers"),
+        (PARALLEL | {"dead_detectors": [True]}, "dead_detectors=[True]): expected a list of whole numbers"),
+        (PARALLEL | {"detector_shape": "curved"}, "'detector_shape' is unknown. It belongs to kind='fan'."),
+        (FAN | {"detector_shape": "arc"}, "detector_shape='arc'): expected 'flat' or 'curved'"),
+        (FAN | {"detector_shape": "curved", "detector_pitch": 2.0}, "the arc reaches 1.74 radians from the central"),
         (PARALLEL | {"detecters": 5}, "the key 'detecters' is unknown. Did you mean 'detectors'?"),
         (PARALLEL | {"source_to_center": 5}, "'source_to_center' is unknown. It belongs to kind='fan'."),
         (PARALLEL | {"kind": "paralel"}, "kind='paralel'; expected 'parallel' or 'fan'. Did you mean 'parallel'?"),
@@ -121,11 +156,30 @@ def test_errors_name_the_file_and_the_key(write: Any, table: dict[str, Any], mes
         read_geometry(path)
 
 
+def test_further_keys(write: Any) -> None:
+    table = {"image_center": [0.25, -0.5], "dead_detectors": [7, 3], "detector_shape": "curved"}
+    fan = read_geometry(write(FAN | table))
+    assert isinstance(fan, FanGeometry)
+    assert (fan.image_center, fan.dead_detectors, fan.detector_shape) == ((0.25, -0.5), (3, 7), "curved")
+    assert fan.scaled(2.0).image_center == (0.5, -1.0)
+    assert fan.in_pixels().image_center == (0.5, -1.0)
+    assert fan.config()["dead_detectors"] == (3, 7)
+    assert not set(table) & set(read_geometry(write(FAN)).config()), "stored files of scans without them do not change"
+
+
+def test_lengths_of_any_kind_are_floats() -> None:
+    """A matrix is kept under its numbers, which are written down."""
+    lengths = {"pixel_size": np.float32(0.5), "detector_pitch": torch.tensor(0.25)}
+    g = ParallelGeometry(image_size=np.int64(4), angles=np.linspace(0, 1, 3), detectors=np.int32(9), **lengths)  # type: ignore[arg-type]
+    assert json.loads(json.dumps(g.config()))["angles"] == [0.0, 0.5, 1.0]
+    assert g == ParallelGeometry(image_size=4, angles=(0.0, 0.5, 1.0), detectors=9, pixel_size=0.5, detector_pitch=0.25)
+
+
 def test_files_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(lr.DataError, match="cannot be read"):
         read_geometry(tmp_path / "absent.toml")
     path = tmp_path / "scan.toml"
-    for content in (b"kind = ", b"\xff\xfe"):
+    for content in (b"kind = ", b"\xff\xfe", b"kind = " + 5000 * b"[", b"kind = " + 5000 * b"1"):
         path.write_bytes(content)
         with pytest.raises(lr.ConfigError, match="not a TOML file"):
             read_geometry(path)
@@ -142,19 +196,29 @@ def test_suspicious_files_warn(write: Any) -> None:
         from_geometry(write(PARALLEL | {"detectors": 15}))
     with pytest.warns(UserWarning, match="too narrow"):
         from_geometry(write(PARALLEL | {"detector_offset": 3.0}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read_geometry(write(PARALLEL | {"angles": [0.0, 12.0], "angle_unit": "radian"}))
+        read_geometry(write(FAN | {"angles": 1000, "angular_range": 720, "angle_unit": "degree"}))
+        half = {"detector_offset": 3.0, "angular_range": 360, "angle_unit": "degree"}
+        from_geometry(write(PARALLEL | half))  # opposite views see the rest
 
 
 @pytest.mark.parametrize("offset", [0.0, 0.7])
-@pytest.mark.parametrize("kind", ["parallel", "fan"])
+@pytest.mark.parametrize("kind", ["parallel", "fan", "curved"])
 def test_what_a_detector_sees(kind: str, offset: float) -> None:
     """The outermost rays touch the visible disc, and covering_detectors() is the smallest number that covers one."""
     pytest.importorskip("astra")
-    table = {key: value for key, value in (FAN if kind == "fan" else PARALLEL).items() if key != "kind"}
+    table = {key: value for key, value in (PARALLEL if kind == "parallel" else FAN).items() if key != "kind"}
     table |= {"angles": (0.3,), "detector_offset": offset}
-    geometry: Any = (FanGeometry if kind == "fan" else ParallelGeometry)(**table)
+    if kind == "curved":
+        table["detector_shape"] = kind
+    geometry: Any = (ParallelGeometry if kind == "parallel" else FanGeometry)(**table)
     half = 0.5 * geometry.detectors * geometry.detector_pitch - offset
     if kind == "fan":
         expected = geometry.source_to_center * math.sin(math.atan(half / geometry.source_to_detector))
+    elif kind == "curved":
+        expected = geometry.source_to_center * math.sin(half / geometry.source_to_detector)
     else:
         expected = half
     assert geometry.visible_radius == pytest.approx(expected)
@@ -172,12 +236,13 @@ def test_the_document_s_examples(tmp_path: Path) -> None:
     pytest.importorskip("astra")
     text = DOCUMENT.read_text(encoding="utf-8")
     examples = re.findall(r"```toml\n(.*?)```", text, flags=re.DOTALL)
-    assert [tomllib.loads(example)["kind"] for example in examples] == ["parallel", "fan"]
+    assert [tomllib.loads(example)["kind"] for example in examples] == ["parallel", "fan", "fan"]
     for example in examples:
         path = tmp_path / "scan.toml"
         path.write_text(example, encoding="utf-8")
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             read_geometry(path).warn_if_truncated()
-    for key in (*FAN, "detector_offset", "first_angle", "angular_range", "angle_unit"):
+    further = ("image_center", "dead_detectors", "detector_shape")
+    for key in (*FAN, *further, "detector_offset", "first_angle", "angular_range", "angle_unit"):
         assert f"| `{key}` |" in text, f"docs/geometry.md does not document {key}"

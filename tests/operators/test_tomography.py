@@ -54,9 +54,12 @@ def chords(A: Projector) -> Tensor:
     """Length of each ray within the disc, from the documented conventions alone."""
     g = A.geometry
     x, y, radius = (value * g.image_side for value in DISC)
+    x, y = x + g.image_center[0], y + g.image_center[1]
     theta = torch.tensor(g.angles, dtype=torch.float64)[:, None]
     s = (torch.arange(g.detectors).double() - 0.5 * (g.detectors - 1)) * g.detector_pitch + g.detector_offset
     along, across = x * theta.cos() + y * theta.sin(), -x * theta.sin() + y * theta.cos()
+    if isinstance(g, FanGeometry) and g.detector_shape == "curved":
+        s = g.source_to_detector * (s / g.source_to_detector).tan()
     if isinstance(g, FanGeometry):  # in the view's own axes the source is at (0, -source_to_center)
         distance = (along * g.source_to_detector - s * (across + g.source_to_center)) / torch.hypot(
             s, torch.tensor(g.source_to_detector).double()
@@ -82,6 +85,12 @@ def relative(a: Tensor, b: Tensor) -> float:
         fan(96, 60),
         fan(97, 31, detector_offset=-0.05, source_to_center=1.3, source_to_detector=1.9),
         fan(96, 20, pixel_size=0.4, detector_pitch=0.5, source_to_center=80.0, source_to_detector=120.0),
+        fan(96, 60, detector_shape="curved"),
+        fan(97, 31, detector_shape="curved", detector_offset=-0.05, source_to_center=1.3, source_to_detector=1.9),
+        fan(96, 20, image_center=(0.05, -0.08), detector_offset=0.02),
+        fan(96, 20, image_center=(-0.05, 0.03), detector_shape="curved"),
+        parallel(96, 31, image_center=(0.05, -0.08)),
+        parallel(96, 20, image_center=(16.0, 8.0), pixel_size=2.0, detector_pitch=3.0, detectors=151),
     ],
 )
 def test_line_integrals_of_a_disc(A: Projector) -> None:
@@ -190,7 +199,64 @@ def test_an_offset_leaves_the_rotations(A: Projector) -> None:
 # ---- the contract of operators, beyond test_operators.py -------------------------------------------------------------
 
 
-@pytest.mark.parametrize("A", [ParallelBeam2D(24, 20), FanBeam2D(24, 15), ParallelBeam2D(20, 1), FanBeam2D(9, 2, 41)])
+def test_an_image_off_the_axis_has_no_symmetry_left() -> None:
+    for A in (parallel(10, 8, image_center=(0.01, 0.0)), fan(10, 8, image_center=(0.0, 0.01))):
+        assert A.engine.order == 1  # type: ignore[union-attr]
+    assert fan(10, 8, detector_shape="curved").engine.order == 8  # type: ignore[union-attr]
+
+
+def test_rays_of_a_curved_detector_are_those_of_flat_ones() -> None:
+    """Each is the only ray of a flat detector, moved to where the ray meets it."""
+    curved = fan(11, 3, detectors=9, detector_pitch=0.3, detector_shape="curved", image_center=(0.1, 0.05))
+    x = registry.rand(1, *curved.domain_shape)
+    expected = curved(x)
+    for i, turned in enumerate((torch.arange(9).double() - 4) * 0.3 / 4.0):
+        place = 4.0 * math.tan(float(turned))
+        one = fan(11, 3, detectors=1, detector_pitch=0.3, detector_offset=place, image_center=(0.1, 0.05))
+        torch.testing.assert_close(one(x)[..., 0], expected[..., i], rtol=1e-6, atol=1e-7)
+
+
+DEAD = (1, 5, 6)
+
+
+@pytest.mark.parametrize("build", [parallel, fan])
+def test_dead_detectors_see_nothing(build: Any) -> None:
+    whole, A = build(10, 8, detectors=14), build(10, 8, detectors=14, dead_detectors=[6, 1, np.int64(5)])
+    assert A.geometry.dead_detectors == DEAD
+    expected = dense_matrix(whole, whole.domain_shape).reshape(8, 14, -1).index_fill(1, torch.tensor(DEAD), 0)
+    torch.testing.assert_close(dense_matrix(A, A.domain_shape), expected.flatten(0, 1), rtol=0, atol=0)
+    torch.testing.assert_close(dense_matrix(A.adjoint, A.range_shape), expected.flatten(0, 1).T, rtol=1e-14, atol=1e-15)
+    assert A.engine.order == whole.engine.order
+    assert len(list(A.buffers())) == len(list(whole.buffers())) + 1
+
+
+def test_what_dead_detectors_hold_changes_no_reconstruction() -> None:
+    """The same as weights of zero, for a projector that knows nothing of them."""
+    whole, A = parallel(10, 8, detectors=15), parallel(10, 8, detectors=15, dead_detectors=DEAD)
+    b = whole(disc(10))
+    weights = torch.ones(8, 15, dtype=torch.float64).index_fill(-1, torch.tensor(DEAD), 0)
+    regularizer = TotalVariation(0.02, 0.05).double()
+    weighted = lr.LowerLevelProblem(whole, regularizer, ridge=1e-2, data_term=lr.WeightedLeastSquares(weights))
+    expected = lr.solve(weighted, b, 1e-8).x
+    problem = lr.LowerLevelProblem(A, regularizer, ridge=1e-2)
+    for value in (0.0, 3.0):
+        solution = lr.solve(problem, b.index_fill(-1, torch.tensor(DEAD), value), 1e-8)
+        assert solution.bound_kind == "rigorous"
+        torch.testing.assert_close(solution.x, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "A",
+    [
+        ParallelBeam2D(24, 20),
+        FanBeam2D(24, 15),
+        ParallelBeam2D(20, 1),
+        FanBeam2D(9, 2, 41),
+        fan(13, 7, detector_shape="curved", image_center=(0.1, -0.05)),
+        parallel(12, 6, dead_detectors=range(9, 24)),
+        fan(12, 8, dead_detectors=[i for i in range(48) if i != 20]),
+    ],
+)
 def test_norms_and_rows(A: Projector) -> None:
     matrix = dense_matrix(A, A.domain_shape)
     norm = float(torch.linalg.matrix_norm(matrix, 2))
@@ -289,7 +355,8 @@ def test_wrong_arguments(projector: Any) -> None:
     for size in (0, -1, 2.5, True, (8, 8)):
         with pytest.raises(lr.ConfigError, match="positive integer"):
             projector(size, 4)
-    for detectors in (0, 3.5):
+    assert projector(np.int64(8), np.int64(4), np.int64(23)).range_shape == (1, 4, 23)
+    for detectors in (0, 3.5, 10**9):
         with pytest.raises(lr.ConfigError, match="detectors"):
             projector(8, 4, detectors)
     with pytest.raises(lr.ConfigError, match="symmetry='some'"):
@@ -313,6 +380,34 @@ def test_wrong_tensors() -> None:
         A.adjoint(torch.zeros(1, 1, 4, 17))
     with pytest.raises(lr.ShapeError, match="5 angles, the geometry 4"):
         A.adjoint(torch.zeros(1, 1, 5, 13))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_changes_nothing(dtype: torch.dtype) -> None:
+    for A in (ParallelBeam2D(8, 6), FanBeam2D(8, 5, symmetry="none")):
+        x, y = registry.rand(2, *A.domain_shape).float(), registry.rand(2, *A.range_shape).float()
+        expected = A(x), A.adjoint(y)
+        with torch.autocast("cpu", dtype=dtype):
+            assert torch.equal(A(x), expected[0])
+            assert torch.equal(A.adjoint(y), expected[1])
+            assert relative(A(x.to(dtype)).float(), expected[0]) < 1e-2
+
+
+def test_scans_that_no_memory_holds() -> None:
+    """Said at once: neither rays nor symmetries are enumerated."""
+    with pytest.raises(lr.OperatorError, match="are 90,000,000 rays; a matrix has at most 67,108,864"):
+        parallel(64, 90_000, detectors=1000)
+    with pytest.raises(lr.OperatorError, match=r"more than 2\^31 - 1 entries"):
+        parallel(16384, 2000, detectors=32001)
+    with pytest.raises(lr.OperatorError, match=r"more than 2\^31 - 1 entries"):
+        fan(16384, 2000, detectors=32001, image_center=(0.1, 0.0))
+
+
+def test_arrays_are_no_tensors() -> None:
+    A = ParallelBeam2D(8, 4)
+    for apply, shape in ((A, A.domain_shape), (A.adjoint, A.range_shape)):
+        with pytest.raises(lr.ShapeError, match=r"got ndarray.*torch\.from_numpy"):
+            apply(np.zeros((1, *shape)))
 
 
 def test_suspicious_scans_warn() -> None:

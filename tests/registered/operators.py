@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,13 +23,16 @@ from learnreg.lower_level.latent import JointOperator
 from learnreg.operators import (
     Blur,
     FanBeam2D,
+    FanGeometry,
     FourierSampling,
     Identity,
     Inpainting,
     ParallelBeam2D,
+    ParallelGeometry,
     assemble,
     from_callables,
 )
+from learnreg.operators.tomography.geometry import Geometry
 
 __all__ = ["HAS_ASTRA", "OPERATORS", "delta"]
 
@@ -92,7 +96,22 @@ if HAS_ASTRA:  # square images
         "ParallelBeam2D-all-rows": lambda: ParallelBeam2D(5, 6, 9, kernel="line", symmetry="none"),
         "FanBeam2D": lambda: FanBeam2D(5, torch.tensor([0.3, 1.0, 2.0, 4.0]), 14),
         "FanBeam2D-symmetric": lambda: FanBeam2D(6, 8, kernel="strip"),
+        "FanBeam2D-curved": lambda: FanBeam2D.from_geometry(_geometry(FanGeometry, detector_shape="curved")),
+        "FanBeam2D-off-axis-dead": lambda: FanBeam2D.from_geometry(
+            _geometry(FanGeometry, image_center=(0.1, -0.2), dead_detectors=(0, 6, 7))
+        ),
+        "ParallelBeam2D-off-axis": lambda: ParallelBeam2D.from_geometry(
+            _geometry(ParallelGeometry, image_center=(-0.1, 0.2))
+        ),
+        "ParallelBeam2D-dead": lambda: ParallelBeam2D.from_geometry(_geometry(ParallelGeometry, dead_detectors=(2, 8))),
     }
+
+
+def _geometry(kind: type[Geometry], **options: Any) -> Geometry:
+    lengths = {"source_to_center": 2.0, "source_to_detector": 3.0} if kind is FanGeometry else {}
+    angles = tuple(kind.full_turn * k / 8 for k in range(8))
+    sizes = {"image_size": 5, "detectors": 13, "pixel_size": 0.2, "detector_pitch": 0.2}
+    return kind(angles=angles, **sizes, **lengths, **options)
 
 
 def _second_order(boundary: str, scale: float) -> SecondOrderOperator:

@@ -14,6 +14,7 @@ from learnreg.errors import DataError
 __all__ = ["check_claim", "check_file", "float_tensor"]
 
 _LARGEST_EXPANSION = 1100  # deflate reaches 1032
+_LARGEST_INTEGER = 2**53  # below it all integers are float64 numbers
 _LFS_POINTER = b"version https://git-lfs"
 
 
@@ -61,15 +62,23 @@ def float_tensor(values: np.ndarray[Any, Any], path: str | Path) -> Tensor:
 
     Raises
     ------
-    DataError: not numbers, complex, empty, or NaN and infinite values.
+    DataError: not numbers, complex, empty, NaN and infinite values, integers beyond 2^53, or too many for the memory.
     """
     if values.dtype.kind not in "fiu":
         raise DataError(f"expected real numbers, got the type {values.dtype}.", path, "Save float32 or float64.")
     if values.size == 0:
         raise DataError(f"there are no values in this array of shape {values.shape}.", path)
     small = values.dtype.itemsize <= (4 if values.dtype.kind == "f" else 2)
-    converted = np.array(values, dtype=np.float32 if small else np.float64, order="C")
-    bad = int(converted.size - np.isfinite(converted).sum())
+    try:
+        with np.errstate(over="ignore"):  # infinite values are refused below
+            converted = np.asarray(values, dtype=np.float32 if small else np.float64, order="C")
+        if not converted.flags.writeable:  # mapped
+            converted = converted.copy()
+        bad = int(converted.size - np.isfinite(converted).sum())
+    except MemoryError as error:
+        raise DataError("it takes more memory than there is.", path, "Cut it into several files.") from error
     if bad:
         raise DataError(f"{bad} of {converted.size} values are NaN or infinite.", path, "Repair them before using it.")
+    if values.dtype.kind in "iu" and values.dtype.itemsize == 8 and float(np.abs(converted).max()) > _LARGEST_INTEGER:
+        raise DataError("it holds integers beyond 2^53, which float64 rounds.", path, "Save float64, or smaller ones.")
     return torch.from_numpy(converted)

@@ -7,12 +7,11 @@ import re
 from pathlib import Path
 from typing import ClassVar, Self
 
-import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from learnreg.datasets.files.checks import float_tensor
-from learnreg.datasets.files.hdf5 import open_hdf5
+from learnreg.datasets.files.checks import check_claim, float_tensor
+from learnreg.datasets.files.hdf5 import open_hdf5, read_values
 from learnreg.datasets.tomography.noise import PhotonNoise
 from learnreg.errors import ConfigError, DataError
 from learnreg.operators.tomography.geometry import ParallelGeometry
@@ -74,6 +73,8 @@ class LoDoPaB(Dataset[tuple[Tensor, Tensor]]):
         if not (math.isfinite(side) and side > 0):
             raise ConfigError(f"side={side!r} must be a positive length.")
         self.root, self.split, self.side, self.per_file = Path(root), split, side, per_file
+        self._pairs = _find_pairs(self.root, split)
+        self._count = self._count_samples((angles, detectors), (size, size))  # what files cannot hold ends here
         self.geometry = ParallelGeometry(
             image_size=size,
             angles=tuple((i + 0.5) * math.pi / angles - 0.5 * math.pi for i in range(angles)),
@@ -81,8 +82,6 @@ class LoDoPaB(Dataset[tuple[Tensor, Tensor]]):
             pixel_size=1.0 / size,
             detector_pitch=math.sqrt(2.0) / detectors,
         )
-        self._pairs = _find_pairs(self.root, split)
-        self._count = self._count_samples((angles, detectors), (size, size))
 
     @classmethod
     def is_one(cls, root: str | Path) -> bool:
@@ -151,6 +150,7 @@ def _shape(path: Path) -> tuple[int, int, int]:
     with open_hdf5(path, "data") as dataset:
         if dataset.ndim != 3 or 0 in dataset.shape:
             raise DataError(f'"data" has shape {dataset.shape}, expected three axes, none of them empty.', path)
+        check_claim(path, dataset.nbytes)
         samples, rows, columns = dataset.shape
         return int(samples), int(rows), int(columns)
 
@@ -163,9 +163,10 @@ def _rows(path: Path, shape: tuple[int, int]) -> int:
                 path,
                 "For other sizes pass angles=, detectors= and size=.",
             )
+        check_claim(path, dataset.nbytes)
         return int(dataset.shape[0])
 
 
 def _read_row(path: Path, row: int) -> Tensor:
     with open_hdf5(path, "data") as dataset:
-        return float_tensor(np.asarray(dataset[row : row + 1]), path).float()
+        return float_tensor(read_values(dataset, path, row), path).float()

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from learnreg.datasets import read_image
+from learnreg.datasets.files.checks import check_file
+from learnreg.datasets.files.sinograms import map_npy
 from learnreg.errors import ConfigError, DataError
 from learnreg.models.extras import require
 from learnreg.models.model import Model
@@ -63,15 +65,9 @@ def read_measurement(path: Path) -> Tensor:
     floating-point numbers, in which values outside [0, 1] are allowed. Shape (1, height, width), float32."""
     if path.suffix.lower() != ".npy":
         return read_image(path)
-    try:
-        array = np.load(path, allow_pickle=False)
-    except FileNotFoundError as error:
-        raise DataError("this file does not exist.", path, "Check the path.") from error
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"cannot be read as a NumPy array, damaged or truncated ({error}).", path) from error
-    if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
-        found = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
-        raise DataError(f"its type is {found}.", path, "Save an array of floating-point numbers, white being 1.")
+    array = map_npy(check_file(path))
+    if array.dtype.kind != "f":
+        raise DataError(f"its type is {array.dtype}.", path, "Save an array of floating-point numbers, white being 1.")
     if array.ndim == 2:
         array = array[None]
     if array.ndim != 3 or array.shape[0] != 1 or array.size == 0:

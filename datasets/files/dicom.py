@@ -1,12 +1,12 @@
-"""One CT slice from a DICOM file, in Hounsfield units."""
+"""CT slices from DICOM files, in Hounsfield units: one to a file, or many frames of a multi-frame image.
+
+Source: DICOM PS3.3, sections A.3 (CT Image), A.38 (Enhanced CT Image) and C.7.6.16 (functional groups).
+"""
 
 from __future__ import annotations
 
-import math
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,33 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from learnreg.datasets.files.checks import check_file
+from learnreg.datasets.files.dicom_pixels import check_unit, hounsfield_units, stored_values
+from learnreg.datasets.files.dicom_tags import is_dicom, numbers, opened, required, tag_numbers
 from learnreg.errors import DataError
 
-__all__ = ["DicomHeader", "DicomSlice", "is_dicom", "read_dicom", "read_header"]
+__all__ = ["DicomHeader", "DicomSlice", "is_dicom", "read_dicom", "read_header", "read_slices"]
 
-_INSTALL_HINT = "Install it with: pip install 'learnreg[ct]'"
-_DEFLATED = "1.2.840.10008.1.2.1.99"
-_LARGEST_SIDE = 8192
-_SORTING_TAGS = ("Modality", "SeriesInstanceUID", "InstanceNumber", "ImagePositionPatient", "ImageOrientationPatient")
+_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # and those below it: pictures of screens
+#: What may tell slices at one position apart, and the functional group it stands in for multi-frame images.
+_MARKS = {
+    "AcquisitionNumber": "",
+    "TemporalPositionIdentifier": "",
+    "TriggerTime": "",
+    "EchoNumbers": "",
+    "KVP": "",
+    "ConvolutionKernel": "CTReconstructionSequence",
+    "NominalPercentageOfCardiacPhase": "CardiacSynchronizationSequence",
+    "TemporalPositionIndex": "FrameContentSequence",
+    "StackID": "FrameContentSequence",
+    "FrameAcquisitionNumber": "FrameContentSequence",
+    "FrameType": "CTImageFrameTypeSequence",
+    "ImageType": "",
+    "AcquisitionTime": "",
+    "ContentTime": "",
+}
+
+
+_IN_COMMON = ("PatientID", "StudyInstanceUID", "FrameOfReferenceUID")
 
 
 @dataclass(frozen=True)
@@ -33,12 +51,24 @@ class DicomSlice:
     ----------
     hounsfield: (1, rows, columns) float32, in Hounsfield units: -1000 is vacuum, 0 water.
     pixel_spacing: distance of rows and of columns in millimetres.
+    frame: its number in a multi-frame file, from 1.
+    sop_instance_uid: identifies the image, "" where the tag is missing; copies have the same.
+    instance_number, position, orientation: None where the tag is missing, empty or malformed.
+    marks: tags that may tell slices at one position apart, such as AcquisitionNumber.
+    belongs_to: tags that all slices of a series have in common, such as PatientID.
     """
 
     hounsfield: Tensor
     pixel_spacing: tuple[float, float]
     series_uid: str
     path: Path
+    frame: int = 1
+    sop_instance_uid: str = ""
+    instance_number: float | None = None
+    position: tuple[float, ...] | None = None
+    orientation: tuple[float, ...] | None = None
+    marks: Mapping[str, str] = field(default_factory=dict)
+    belongs_to: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_dicom(path: str | Path) -> DicomSlice:
@@ -46,190 +76,112 @@ def read_dicom(path: str | Path) -> DicomSlice:
 
     Raises
     ------
-    DataError: pydicom is missing; the file is missing, damaged, truncated or not DICOM; not CT, a localizer, in colour
-        or of several frames; a tag is missing (named) or senseless; compressed without a decoder installed (named).
+    DataError: pydicom is missing; the file is missing, damaged, truncated or not DICOM; not CT, a localizer, a picture
+        of a screen, in colour or of several frames; a tag is missing (named) or senseless; compressed without a decoder
+        installed (named); padding that would be matter.
     """
-    path = check_file(path)
-    pydicom = _import_pydicom(path)
-    _check_deflated(path, pydicom)
-    with _quiet(path):
-        dataset = pydicom.dcmread(path)
-        _check_kind(dataset, path)
-        slope, intercept = (
-            _numbers(dataset, "RescaleSlope", 1, path)[0],
-            _numbers(dataset, "RescaleIntercept", 1, path)[0],
-        )
-        spacing = _numbers(dataset, "PixelSpacing", 2, path)
-        if slope == 0 or min(spacing) <= 0:
-            raise DataError(f"RescaleSlope is {slope:g} and PixelSpacing {spacing}.", path, "The header is damaged.")
-        stored, series_uid = _pixels(dataset, path), str(dataset.SeriesInstanceUID)
-    hounsfield = (stored.astype(np.float64) * slope + intercept).astype(np.float32)
-    return DicomSlice(torch.from_numpy(hounsfield).unsqueeze(0), (spacing[0], spacing[1]), series_uid, path)
+    path = Path(path)
+    with opened(path) as dataset:
+        frames = _check_kind(dataset, path)
+        if frames != 1:
+            raise DataError(f"it holds {frames} frames.", path, "Read them with read_dicom_series.")
+        return next(_slices(dataset, frames, path))
+
+
+def read_slices(path: Path) -> list[DicomSlice]:
+    """The slice of a file, or the frames of a multi-frame image in the order they are stored, each with the position,
+    spacing and rescaling of its own.
+
+    Raises
+    ------
+    DataError: as `read_dicom`, and frames that are moments in time.
+    """
+    with opened(path) as dataset:
+        return list(_slices(dataset, _check_kind(dataset, path), path))
 
 
 @dataclass(frozen=True)
 class DicomHeader:
-    """What groups and sorts files: None (series and modality: "") where a tag is missing, empty or malformed."""
+    """What groups files: "" where a tag is missing, empty or malformed."""
 
     modality: str
     series_uid: str
-    instance_number: float | None
-    position: tuple[float, ...] | None
-    orientation: tuple[float, ...] | None
-
-
-def is_dicom(path: Path) -> bool:
-    """Whether the file has the mark of DICOM files behind a preamble of 128 bytes."""
-    try:
-        with path.open("rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
 
 
 def read_header(path: Path) -> DicomHeader:
-    """The tags that group and sort slices, without reading pixels.
+    """The tags that group slices, without reading pixels.
 
     Raises
     ------
     DataError: pydicom is missing, or the file is damaged.
     """
-    pydicom = _import_pydicom(path)
-    _check_deflated(path, pydicom)
-    with _quiet(path):
-        dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_SORTING_TAGS))
-        number = _tag_numbers(dataset, "InstanceNumber", 1)
-        return DicomHeader(
-            str(dataset.get("Modality") or ""),
-            str(dataset.get("SeriesInstanceUID") or ""),
-            None if number is None else number[0],
-            _tag_numbers(dataset, "ImagePositionPatient", 3),
-            _tag_numbers(dataset, "ImageOrientationPatient", 6),
-        )
+    with opened(path, ("Modality", "SeriesInstanceUID")) as dataset:
+        return DicomHeader(str(dataset.get("Modality") or ""), str(dataset.get("SeriesInstanceUID") or ""))
 
 
-def _tag_numbers(dataset: Any, keyword: str, count: int) -> tuple[float, ...] | None:
-    """The numbers of a tag; None where it is missing, empty or malformed."""
-    value = dataset.get(keyword)
-    values = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
-    try:
-        numbers = tuple(float(v) for v in values)
-    except (TypeError, ValueError):
-        return None
-    return numbers if len(numbers) == count and all(map(math.isfinite, numbers)) else None
-
-
-def _import_pydicom(path: Path) -> Any:
-    try:
-        import pydicom
-    except ImportError as error:
-        raise DataError("reading DICOM files needs the package pydicom.", path, _INSTALL_HINT) from error
-    return pydicom
-
-
-@contextmanager
-def _quiet(path: Path) -> Iterator[None]:
-    """Without pydicom's warnings about headers of other vendors; anything else it raises becomes DataError."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    except DataError:
-        raise
-    except Exception as error:  # pydicom and its decoders raise anything at all when a file is damaged
-        raise DataError(
-            f"cannot be read, the file is damaged or truncated ({type(error).__name__}: {error}).",
-            path,
-            "Copy or export it again.",
-        ) from error
-
-
-def _check_deflated(path: Path, pydicom: Any) -> None:
-    """Before anything is inflated: the size of what comes out is not bounded by that of the file."""
-    if not is_dicom(path):
-        raise DataError("this is not a DICOM file (the mark DICM is missing).", path)
-    with _quiet(path):
-        syntax = pydicom.filereader.read_file_meta_info(path).get("TransferSyntaxUID")
-    if syntax is None:
-        raise DataError(_missing("TransferSyntaxUID"), path, "Export it again as a DICOM file.")
-    if syntax == _DEFLATED:
-        raise DataError("its header is deflated.", path, "Export it as Explicit VR Little Endian.")
-
-
-def _check_kind(dataset: Any, path: Path) -> None:
-    modality = _required(dataset, "Modality", path)
+def _check_kind(dataset: Any, path: Path) -> int:
+    """How many frames a CT image has."""
+    modality = required(dataset, "Modality", path)
     if modality != "CT":
         raise DataError(f"its modality is {modality}, expected CT.", path, "Leave it out.")
     if "LOCALIZER" in (dataset.get("ImageType") or ()):
         raise DataError("this is a localizer, a projection and no slice.", path, "Leave it out.")
-    _required(dataset, "SeriesInstanceUID", path)
-    frames = int(dataset.get("NumberOfFrames") or 1)
-    if frames != 1:
-        raise DataError(f"it holds {frames} frames.", path, "Export every slice as a file of its own.")
-    samples = int(_required(dataset, "SamplesPerPixel", path))
+    if str(dataset.get("SOPClassUID") or "").startswith(_SECONDARY_CAPTURE):
+        raise DataError("this is a secondary capture, a picture of a screen.", path, "Leave it out.")
+    if dataset.get("ModalityLUTSequence"):
+        raise DataError("its values are those of a table (ModalityLUTSequence).", path, "Export it with RescaleSlope.")
+    required(dataset, "SeriesInstanceUID", path)
+    samples = int(required(dataset, "SamplesPerPixel", path))
     if samples != 1:
         raise DataError(f"it has {samples} samples per pixel (colour), expected grey values.", path)
-    unit = dataset.get("RescaleType") or "HU"
-    if unit not in {"HU", "HU_MOD"}:
-        raise DataError(f"its values are in {unit!r} (RescaleType), expected HU.", path)
-
-
-def _pixels(dataset: Any, path: Path) -> np.ndarray[Any, Any]:
-    rows, columns = (int(_required(dataset, keyword, path)) for keyword in ("Rows", "Columns"))
-    if not (0 < rows <= _LARGEST_SIDE and 0 < columns <= _LARGEST_SIDE):
-        raise DataError(f"it has {rows} x {columns} pixels, expected sides of 1 to {_LARGEST_SIDE}.", path)
-    for keyword in ("BitsAllocated", "PixelRepresentation", "PhotometricInterpretation", "PixelData"):
-        _required(dataset, keyword, path)
-    syntax = dataset.file_meta.TransferSyntaxUID
-    if syntax.is_compressed:
-        _check_decoder(syntax, path)
-    else:
-        expected = rows * columns * int(dataset.BitsAllocated) // 8
-        if len(dataset.PixelData) < expected:
-            found = len(dataset.PixelData)
-            raise DataError(f"truncated: {found} of {expected} bytes of pixels.", path, "Copy or export it again.")
-    pixels: np.ndarray[Any, Any] = dataset.pixel_array
-    if pixels.shape != (rows, columns):
-        raise DataError(f"its pixels have shape {pixels.shape}, the header says {(rows, columns)}.", path)
-    return pixels
-
-
-def _check_decoder(syntax: Any, path: Path) -> None:
-    from pydicom.pixels.decoders.base import get_decoder
-
-    try:
-        decoder = get_decoder(syntax)
-    except NotImplementedError as error:
+    frames = int(dataset.get("NumberOfFrames") or 1)
+    groups = dataset.get("PerFrameFunctionalGroupsSequence")
+    if frames < 1 or (groups and len(groups) != frames):
         raise DataError(
-            f"its transfer syntax {syntax.name} cannot be decoded.", path, "Export it uncompressed."
-        ) from error
-    if not decoder.is_available:
-        missing = "; ".join(decoder.missing_dependencies)
-        extra = " Pillow comes with the extra images: pip install 'learnreg[images]'." if "illow" in missing else ""
-        raise DataError(
-            f"compressed as {syntax.name}, for which no decoder is installed.",
-            path,
-            f"Export it uncompressed, or install one of: {missing}.{extra}",
+            f"NumberOfFrames is {frames}, but {len(groups or ())} frames are described.", path, "Export it again."
         )
+    if frames > 1 and not groups and any(dataset.get(keyword) for keyword in ("FrameTime", "FrameTimeVector")):
+        raise DataError(f"its {frames} frames are moments in time, not slices.", path, "Leave it out.")
+    return frames
 
 
-def _required(dataset: Any, keyword: str, path: Path) -> Any:
-    value = dataset.get(keyword)
-    if value is None or (isinstance(value, (str, bytes)) and not value):
-        raise DataError(_missing(keyword), path, "Export it again with all tags of the CT image module.")
-    return value
+def _slices(dataset: Any, frames: int, path: Path) -> Iterator[DicomSlice]:
+    for frame, stored in enumerate(stored_values(dataset, frames, path)):
+        yield _slice(dataset, frame, stored, frames > 1, path)
 
 
-def _numbers(dataset: Any, keyword: str, count: int, path: Path) -> tuple[float, ...]:
-    value = _required(dataset, keyword, path)
-    numbers = _tag_numbers(dataset, keyword, count)
-    if numbers is None:
-        raise DataError(f"{keyword} is {value!r}, expected {count} finite number{'s' * (count > 1)}.", path)
-    return numbers
+def _slice(dataset: Any, frame: int, stored: np.ndarray[Any, Any], several: bool, path: Path) -> DicomSlice:
+    if "LOCALIZER" in (_group(dataset, frame, "CTImageFrameTypeSequence").get("FrameType") or ()):
+        raise DataError(f"frame {frame + 1} is a localizer, a projection and no slice.", path, "Leave it out.")
+    rows, columns = numbers(_group(dataset, frame, "PixelMeasuresSequence"), "PixelSpacing", 2, path)
+    if min(rows, columns) <= 0:
+        raise DataError(f"PixelSpacing is {(rows, columns)}.", path, "The header is damaged: export it again.")
+    slope, intercept = check_unit(_group(dataset, frame, "PixelValueTransformationSequence"), path)
+    place = _group(dataset, frame, "PlanePositionSequence")
+    of_all_frames = several and place is dataset  # which one position cannot be
+    number = tag_numbers(dataset, "InstanceNumber", 1)
+    marks = {name: _group(dataset, frame, group).get(name) for name, group in _MARKS.items()}
+    return DicomSlice(
+        hounsfield=torch.from_numpy(hounsfield_units(stored, slope, intercept, dataset, path)).unsqueeze(0),
+        pixel_spacing=(rows, columns),
+        series_uid=str(dataset.SeriesInstanceUID),
+        path=path,
+        frame=frame + 1,
+        sop_instance_uid=str(dataset.get("SOPInstanceUID") or ""),
+        instance_number=None if number is None else number[0],
+        position=None if of_all_frames else tag_numbers(place, "ImagePositionPatient", 3),
+        orientation=tag_numbers(_group(dataset, frame, "PlaneOrientationSequence"), "ImageOrientationPatient", 6),
+        marks={name: str(value) for name, value in marks.items() if value not in (None, "")},
+        belongs_to={name: str(dataset.get(name) or "") for name in _IN_COMMON},
+    )
 
 
-def _missing(keyword: str) -> str:
-    from pydicom.datadict import tag_for_keyword
-
-    tag = tag_for_keyword(keyword) or 0
-    return f"the tag {keyword} ({tag >> 16:04X},{tag & 0xFFFF:04X}) is missing or empty."
+def _group(dataset: Any, frame: int, name: str) -> Any:
+    """Where the tags of a functional group stand for a frame: its own, those that all frames share, or the data set
+    itself."""
+    own, shared = dataset.get("PerFrameFunctionalGroupsSequence"), dataset.get("SharedFunctionalGroupsSequence")
+    for groups in (own[frame] if own else None, shared[0] if shared else None):
+        sequence = groups.get(name) if groups is not None and name else None
+        if sequence:
+            return sequence[0]
+    return dataset

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from learnreg.datasets.files.dicom import is_dicom
-from learnreg.datasets.files.dicom_series import CT_WINDOW, read_dicom_series
+from learnreg.datasets.files.dicom_series import CT_WINDOW, DicomSeries, read_dicom_series
 from learnreg.datasets.files.folder import ImageFolder
 from learnreg.datasets.tomography.phantoms import ellipse_phantom
 from learnreg.datasets.tomography.slices import resize_slice
@@ -27,12 +28,14 @@ def load_ct_images(
     window: tuple[float, float] = CT_WINDOW,
     series_uid: str | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Training and held-out images (1, size, size) in [0, 1] by name, which have no image in common.
+    """Training and held-out images (1, size, size) in [0, 1] by name, which have no image in common. Training images
+    equal to held-out ones are left out with a warning; another tells what `DicomSeries.notes` says.
 
     Parameters
     ----------
     source: "ellipses" (see `ellipse_phantom`), or a folder of PNG, TIFF, JPEG or BMP files, or one of DICOM files.
-    size: images of another size are cut and resized, see `resize_slice`.
+    size: images of another size are cut and resized, see `resize_slice`; DICOM slices by their PixelSpacing, so that
+        pixels become square.
     count: at most as many training images; None: 256 phantoms, or all that the folder holds.
     seed: of the phantoms, or of the choice of held-out images. Of a folder of image files at most 8 and at most a
         quarter are held out; of a DICOM series, whose neighbours resemble each other, the last slices along the body.
@@ -40,22 +43,40 @@ def load_ct_images(
 
     Raises
     ------
-    ConfigError: ``size`` or ``count`` out of range. DataError: fewer than two images, or unreadable ones.
+    ConfigError: ``size`` or ``count`` out of range. DataError: fewer than two different images, or unreadable ones.
     """
     if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
         raise ConfigError(f"count={count!r} must be a positive integer, or None for all.")
     if str(source) == "ellipses":
         return ellipse_split(size, count, seed)
     folder = Path(source)
-    if folder.is_dir() and _holds_dicom(folder):
-        training, held_out = _split_series(folder, count, series_uid, window)
-    else:
-        training, held_out = _split_files(folder, count, seed)
-    return _resized(training, size), _resized(held_out, size)
+    if not (folder.is_dir() and _holds_dicom(folder)):
+        training, held_out = _split_files(folder, size, count, seed)
+        return _without_held_out(training, held_out, folder), held_out
+    series = read_dicom_series(folder, series_uid, window)
+    if series.notes:
+        warnings.warn(f"{folder}: {' '.join(series.notes)}", stacklevel=2)
+    training, held_out = _split_series(series, folder, size, count)
+    return _without_held_out(training, held_out, folder, apart=series.sorted_by == "position"), held_out
 
 
-def _resized(images: dict[str, Tensor], size: int) -> dict[str, Tensor]:
-    return {name: resize_slice(image, size) for name, image in images.items()}
+def _without_held_out(
+    training: dict[str, Tensor], held_out: dict[str, Tensor], folder: Path, apart: bool = False
+) -> dict[str, Tensor]:
+    """The training images that differ from all held-out ones; where none does, those that are known to be ``apart``,
+    measured at different places, are kept."""
+    contents = {image.numpy().tobytes(): name for name, image in held_out.items()}
+    equal = {name: contents[key] for name, image in training.items() if (key := image.numpy().tobytes()) in contents}
+    if not equal:
+        return training
+    name, other = next(iter(equal.items()))
+    what = f"{len(equal)} of {len(training)} training images are equal to held-out ones, such as {name} to {other}"
+    different = {name: image for name, image in training.items() if name not in equal}
+    if not different and not apart:
+        raise DataError(f"{what}.", folder, "Remove the copies, and add other images.")
+    outcome = "they are left out" if different else "figures of held-out images say little"
+    warnings.warn(f"{folder}: {what}; {outcome}.", stacklevel=3)
+    return different or training
 
 
 def ellipse_split(
@@ -73,21 +94,29 @@ def _holds_dicom(folder: Path) -> bool:
 
 
 def _split_series(
-    folder: Path, count: int | None, series_uid: str | None, window: tuple[float, float]
+    series: DicomSeries, folder: Path, size: int, count: int | None
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    series = read_dicom_series(folder, series_uid, window)
-    images = {path.name: image for path, image in zip(series.paths, series.images, strict=True)}
-    names = list(images)
+    repeated = len(set(series.paths)) < len(series.paths)
+    names = [
+        f"{path.name} frame {frame}" if repeated else path.name
+        for path, frame in zip(series.paths, series.frames, strict=True)
+    ]
     first = len(names) - _held_out_count(len(names), folder)
+    images = {
+        name: resize_slice(image, size, series.pixel_spacing) for name, image in zip(names, series.images, strict=True)
+    }
     return {n: images[n] for n in names[:first][:count]}, {n: images[n] for n in names[first:]}
 
 
-def _split_files(folder: Path, count: int | None, seed: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def _split_files(folder: Path, size: int, count: int | None, seed: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     files = ImageFolder(folder)
     order = torch.randperm(len(files), generator=torch.Generator().manual_seed(seed)).tolist()
     held_out = _held_out_count(len(files), folder)
-    first, last = sorted(order[held_out:])[:count], sorted(order[:held_out])
-    return {files.names[i]: files[i] for i in first}, {files.names[i]: files[i] for i in last}
+    training, last = (
+        {files.names[i]: resize_slice(files[i], size) for i in sorted(chosen)}
+        for chosen in (sorted(order[held_out:])[:count], order[:held_out])
+    )
+    return training, last
 
 
 def _held_out_count(total: int, folder: Path) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,16 +16,18 @@ from learnreg.errors import ConfigError, DataError, ShapeError
 __all__ = ["resize_slice"]
 
 
-def resize_slice(image: Tensor, size: int) -> Tensor:
+def resize_slice(image: Tensor, size: int, spacing: tuple[float, float] = (1.0, 1.0)) -> Tensor:
     """The central square of an image (1, height, width), resized to (1, size, size), dtype and device kept.
 
-    Where the side of the square is a multiple of ``size``, blocks of pixels are averaged, which keeps the mean exactly;
-    otherwise scikit-image interpolates linearly behind an antialiasing filter. An odd rest is cut off below and on the
-    right. Values stay within the range of the image.
+    ``spacing``: the distances of rows and of columns, in any unit; where they differ, the square has as many rows and
+    columns, rounded, as make it a square in that unit. Where both are multiples of ``size``, blocks of pixels are
+    averaged, which keeps the mean exactly; otherwise scikit-image interpolates linearly behind an antialiasing filter.
+    An odd rest is cut off below and on the right. Values stay within the range of the image.
 
     Raises
     ------
-    ShapeError: not an image (1, height, width). ConfigError: ``size`` is not a positive integer.
+    ShapeError: not an image (1, height, width). ConfigError: ``size`` is not a positive integer, or ``spacing`` not
+        positive.
     DataError: scikit-image is needed and missing.
     """
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
@@ -33,13 +36,16 @@ def resize_slice(image: Tensor, size: int) -> Tensor:
         raise ShapeError(
             f"resize_slice: got {tuple(image.shape)} of {image.dtype}, expected a float image (1, height, width)."
         )
-    side = min(image.shape[1:])
-    top, left = ((n - side) // 2 for n in image.shape[1:])
-    square = image[:, top : top + side, left : left + side]
-    if side == size:
+    if not all(math.isfinite(distance) and distance > 0 for distance in spacing):
+        raise ConfigError(f"spacing={spacing!r} must be two positive lengths.")
+    side = min(n * distance for n, distance in zip(image.shape[1:], spacing, strict=True))
+    rows, columns = (max(1, round(side / distance)) for distance in spacing)
+    top, left = (image.shape[1] - rows) // 2, (image.shape[2] - columns) // 2
+    square = image[:, top : top + rows, left : left + columns]
+    if rows == columns == size:
         return square.clone()
-    if side % size == 0:
-        return avg_pool2d(square, side // size)
+    if rows % size == 0 and columns % size == 0:
+        return avg_pool2d(square, (rows // size, columns // size))
     return _interpolate(square, size)
 
 
@@ -48,7 +54,8 @@ def _interpolate(square: Tensor, size: int) -> Tensor:
         from skimage import transform
     except ImportError as error:
         raise DataError(
-            f"resizing {square.shape[1]} to {size} pixels, which does not divide it, needs the package scikit-image.",
+            f"resizing {tuple(square.shape[1:])} to {size} pixels, which does not divide it, needs the package "
+            "scikit-image.",
             hint="Install it with: pip install 'learnreg[images]'",
         ) from error
     pixels = square[0].detach().cpu().numpy().astype(np.float64)

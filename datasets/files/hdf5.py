@@ -225,5 +225,5 @@ def _missing_values(dataset: Any) -> list[float]:
     chosen = [dataset.attrs[name] for name in _MISSING_VALUES if name in dataset.attrs]
     if dataset.id.get_create_plist().fill_value_defined() == _FILL_VALUE_OF_USER and dataset.fillvalue != 0:
         chosen.append(dataset.fillvalue)
-    numbers = np.ravel(np.concatenate([np.ravel(value) for value in chosen])) if chosen else np.zeros(0)
-    return sorted({float(n) for n in numbers if np.isfinite(n)}) if numbers.dtype.kind in "fiu" else []
+    markers = [np.ravel(value) for value in chosen]
+    return sorted({float(n) for row in markers if row.dtype.kind in "fiu" for n in row if np.isfinite(n)})

@@ -158,7 +158,7 @@ def _read_tiff(path: Path, ignored: Mask | None) -> Tensor:
         raise ShapeError(f"{path}: pages of shapes {', '.join(map(str, shapes))}, expected equal grey pages.")
     if len(arrays) < promised:
         raise DataError(f"{promised} images in {len(arrays)} page.", path, "Save every sinogram as a page of its own.")
-    return float_tensor(np.stack(arrays), path, ignored)
+    return float_tensor(np.stack(arrays) if len(arrays) > 1 else arrays[0][None], path, ignored)  # one is not copied
 
 
 def _check_pages(pages: list[Any], path: Path) -> None:

@@ -101,6 +101,13 @@ def test_attributes_that_change_what_values_mean(
             read_hdf5_array(path)
 
 
+def test_every_mark_of_missing_values_counts(tmp_path: Path) -> None:
+    marks = {"missing_value": "none", "_FillValue": np.float32(3)}
+    path = made(tmp_path / "a.h5", lambda file: file.create_dataset("data", data=VALUES).attrs.update(marks))
+    with pytest.raises(DataError, match="the fill value 3"):
+        read_hdf5_array(path)
+
+
 @pytest.mark.parametrize(
     ("values", "reason"),
     [

@@ -1,5 +1,5 @@
-"""Where a training run starts: the regularizer as given, times the factor that suits the data best, and then with better
-weights of its filters."""
+"""Where a training run starts: the regularizer as given, times the factor that suits the data best, and then with
+better weights of its filters."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ def least_loss(loss: Callable[[float], float], start: float, step: float) -> flo
 
 def tune_start(session: Session) -> float:
     """Multiply the regularizer of a session by the factor with the least loss on a few samples, and return it; then
-    improve its weights by a few steps of L-BFGS in their logarithms alone. 1.0 where it has no learnable scale, or where
-    no factor has a finite loss. Reconstructions are rough: an *estimate*."""
+    improve its weights by a few steps of L-BFGS in their logarithms alone. 1.0 where it has no learnable scale, or
+    where no factor has a finite loss. Reconstructions are rough: an *estimate*."""
     scales = [p for p in session.problem.regularizer.scale_parameters() if p.requires_grad]
     if not scales:
         return 1.0

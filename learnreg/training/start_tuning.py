@@ -1,5 +1,5 @@
-"""Where a training run starts: the regularizer as given, times the factor that suits the data best, and then with better
-weights of its filters."""
+"""Where a training run starts: the regularizer as given, times the factor that suits the data best, and then with
+better weights of its filters."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ def least_loss(loss: Callable[[float], float], start: float, step: float) -> flo
 
 def tune_start(session: Session) -> float:
     """Multiply the regularizer of a session by the factor with the least loss on a few samples, and return it; then
-    improve its weights by a few steps of L-BFGS in their logarithms alone. 1.0 where it has no learnable scale, or where
-    no factor has a finite loss. Reconstructions are rough: an *estimate*."""
+    improve its weights by a few steps of L-BFGS in their logarithms alone. 1.0 where it has no learnable scale, or
+    where no factor has a finite loss. Reconstructions are rough: an *estimate*."""
     scales = [p for p in session.problem.regularizer.scale_parameters() if p.requires_grad]
     if not scales:
         return 1.0
@@ -86,9 +86,16 @@ def _weigh(session: Session, scales: list[nn.Parameter]) -> None:
         return torch.tensor(unit * found.loss)
 
     steps = torch.optim.LBFGS(
-        scales, lr=1.0, max_iter=_WEIGHING_STEPS, max_eval=_WEIGHING_GRADIENTS, line_search_fn="strong_wolfe"
+        scales,
+        lr=1.0,
+        max_iter=_WEIGHING_STEPS,
+        max_eval=_WEIGHING_GRADIENTS,
+        tolerance_grad=0.0,
+        tolerance_change=-1.0,  # a line search that fails for the roughness of losses is no end
+        line_search_fn="strong_wolfe",
     )
     try:
+        session.evaluate(samples)  # losses of a cold start are too rough for the line search
         steps.step(closure)  # type: ignore[no-untyped-call]
     except (AssumptionError, SolverError):
         pass  # a trial point too far away

@@ -86,9 +86,16 @@ def _weigh(session: Session, scales: list[nn.Parameter]) -> None:
         return torch.tensor(unit * found.loss)
 
     steps = torch.optim.LBFGS(
-        scales, lr=1.0, max_iter=_WEIGHING_STEPS, max_eval=_WEIGHING_GRADIENTS, line_search_fn="strong_wolfe"
+        scales,
+        lr=1.0,
+        max_iter=_WEIGHING_STEPS,
+        max_eval=_WEIGHING_GRADIENTS,
+        tolerance_grad=0.0,
+        tolerance_change=-1.0,  # a line search that fails for the roughness of losses is no end
+        line_search_fn="strong_wolfe",
     )
     try:
+        session.evaluate(samples)  # losses of a cold start are too rough for the line search
         steps.step(closure)  # type: ignore[no-untyped-call]
     except (AssumptionError, SolverError):
         pass  # a trial point too far away

@@ -11,6 +11,7 @@ import torch
 
 import learnreg as lr
 from learnreg.commands.options import DenoiseConfig, TomographyConfig, TrainingConfig, regularizers_with
+from learnreg.commands.scenes import warn_of_overlap
 from learnreg.commands.sources import check_resume, merge_config, refuse_idle, training_options
 from learnreg.models.toml import to_toml
 from learnreg.regularizers import ALIASES, REGULARIZERS, TotalVariation, letters, trainable
@@ -216,3 +217,18 @@ def test_what_a_resumed_run_may_change() -> None:
     check_resume(stored, dataclasses.replace(stored, minutes=9.0, out="elsewhere"))
     with pytest.raises(lr.ConfigError, match="filters=8: the run was started with 24, which --resume cannot change"):
         check_resume(stored, dataclasses.replace(stored, filters=8))
+
+
+def test_updates_have_a_former_name_and_no_limit_of_time_by_default() -> None:
+    assert merge_config(DenoiseConfig, assignments=["max_updates=7"]).updates == 7
+    assert merge_config(DenoiseConfig, stored={"max_updates": 7, "minutes": 2.0}).minutes == 2.0
+    assert merge_config(DenoiseConfig, explicit={"updates": 7}).minutes >= 1e6
+    assert merge_config(DenoiseConfig, explicit={"updates": 7, "minutes": 3}).minutes == 3.0
+    assert merge_config(DenoiseConfig).minutes == 5.0
+
+
+def test_held_out_images_among_the_training_images_are_named() -> None:
+    a, b, c = torch.rand(3, 1, 8, 8).unbind()
+    with pytest.warns(UserWarning, match=r"too: again \(as one\)\."):
+        warn_of_overlap({"one": a, "two": b}, {"again": a.clone(), "three": c})
+    warn_of_overlap({"one": a, "two": b}, {"three": c})

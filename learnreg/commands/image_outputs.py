@@ -24,10 +24,31 @@ from learnreg.models.extras import require
 from learnreg.models.tensor_files import write_atomically
 from learnreg.result import BoundKind, Solution
 
-__all__ = ["Reconstructed", "Written", "output_paths", "png_bytes", "sensitivity", "write_array", "write_png"]
+__all__ = [
+    "Examined",
+    "Reconstructed",
+    "Written",
+    "output_paths",
+    "png_bytes",
+    "sensitivity",
+    "write_array",
+    "write_png",
+]
 
 _SLACK = 1.0 + 1e-6
 """For the rounding of the sums here, and of readers that scale pixels in single precision."""
+
+
+@dataclass(frozen=True)
+class Examined:
+    """An input before the work: what was done to it, what speaks against it, how many reconstructions it gives, and the
+    noise level that it is denoised at, if any."""
+
+    path: Path
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
+    count: int = 1
+    sigma: float | None = None
 
 
 @dataclass(frozen=True)
@@ -60,18 +81,11 @@ class Reconstructed:
 
     @classmethod
     def of(
-        cls,
-        path: Path,
-        files: Sequence[Written],
-        solution: Solution,
-        seconds: float,
-        tolerance: float,
-        notes: Sequence[str],
-        warnings: Sequence[str],
+        cls, known: Examined, files: Sequence[Written], solution: Solution, seconds: float, tolerance: float
     ) -> Reconstructed:
         """What was written of a solution for an input, the most accurate of the files first."""
         return cls(
-            input=str(path),
+            input=str(known.path),
             output=files[0].path,
             error_bound=files[0].error_bound,
             bound_kind=solution.bound_kind,
@@ -80,8 +94,8 @@ class Reconstructed:
             seconds=seconds,
             tolerance=tolerance,
             files=tuple(files),
-            notes=tuple(notes),
-            warnings=tuple(warnings),
+            notes=known.notes,
+            warnings=known.warnings,
         )
 
 

@@ -35,8 +35,9 @@ __all__ = [
     "write_png",
 ]
 
-_SLACK = 1.0 + 1e-6
-"""For the rounding of the sums here, and of readers that scale pixels in single precision."""
+_SUMS = 1.0 + 1e-9
+_SINGLE = 2.0**-24
+"""For the rounding of the sums here, and of readers that scale pixels to [0, 1] in single precision."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def write_png(path: Path, x: Tensor, bits: int, error_bound: float) -> Written:
     """x as PNG, whose white is 1."""
     write_atomically(path, png_bytes(x, bits), DataError)
     read = torch.from_numpy(_pixels(x, bits).astype(np.float64)) / (2**bits - 1)
-    return Written(str(path), _stored_bound(error_bound, read, x[0]))
+    return Written(str(path), _stored_bound(error_bound, read, x[0]) + _SINGLE)
 
 
 def write_array(output: Path, x: Tensor, error_bound: float, unit: float = 1.0) -> Written:
@@ -147,7 +148,7 @@ def _stored_bound(error_bound: float, stored: Tensor, x: Tensor) -> float:
     moved = stored - x.detach().to(stored)
     if not bool(moved.any()):
         return error_bound
-    return (error_bound + math.sqrt(float(moved.square().mean()))) * _SLACK
+    return (error_bound + math.sqrt(float(moved.square().mean()))) * _SUMS
 
 
 def output_paths(inputs: Sequence[Path], counts: Sequence[int], out: Path) -> list[list[Path]]:

@@ -13,6 +13,7 @@ _MISMATCH = 1.6
 """Factor between two noise levels from which one tells the difference: photographs add up to a third to estimates."""
 
 _FEWEST_BLOCKS = 256
+_FEWEST_PIXELS = 100
 _CLEAN = 2.0 / 255.0
 _LOOKED_AT = 100_000
 _NORMAL_MEDIAN = 0.6744897501960817  # of |z|, z normal
@@ -69,6 +70,8 @@ def _unfit_range(image: Tensor, sigma: float) -> str:
         if stray <= _STRAY:
             return f"{span}: {stray:.2g} of them are far outside. Are these dead pixels? Replace them."
         return f"{span}. {_rescaling(low, high)}"
+    if image.numel() < _FEWEST_PIXELS:
+        return ""
     values = image.flatten()[:: max(1, image.numel() // _LOOKED_AT)].sort().values
     rest = len(values) // 100  # on either side
     contrast = float(values[-1 - rest] - values[rest])

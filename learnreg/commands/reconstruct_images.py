@@ -20,7 +20,7 @@ from learnreg.commands.image_outputs import (
     write_png,
 )
 from learnreg.datasets import parse_sigma
-from learnreg.errors import ConfigError
+from learnreg.errors import ConfigError, ShapeError
 from learnreg.models.extras import require
 from learnreg.models.model import Model
 from learnreg.solvers.solve import check_tolerance, solve
@@ -70,7 +70,7 @@ class Denoiser:
         Raises
         ------
         ConfigError: two inputs with the same name, or an output that would replace an input. DataError: a bad input,
-            or an output that cannot be written.
+            or an output that cannot be written. ShapeError: an image smaller than the filters.
         """
         paths = files_of(inputs, _SUFFIXES)
         outputs = [output for (output,) in output_paths(paths, [1] * len(paths), out)]
@@ -79,6 +79,10 @@ class Denoiser:
 
     def _examine(self, path: Path) -> Examined:
         found = read_input(path)
+        try:
+            self.model.problem(tuple(found.values.shape)).saddle_terms(found.values.dtype)
+        except ShapeError as error:  # smaller than the filters
+            raise ShapeError(f"{path}: {error}") from error
         notes, sigma = list(found.notes), self.sigma
         if self.automatic:
             sigma = estimated_noise(found.values) or sigma

@@ -54,6 +54,7 @@ FIT = {
     "a little more noise": lambda x: add_noise(x, 1.3 * SIGMA, 0),
     "a flat image": lambda x: add_noise(torch.full_like(x, 0.5), SIGMA, 0),
     "a small image": lambda x: add_noise(x[:, :8, :8], SIGMA, 0),
+    "a pixel": lambda x: x[:, :1, :1],
 }
 UNFIT = {
     "0..255": (lambda x: 255 * add_noise(x, SIGMA, 0), "Divide them by 255"),

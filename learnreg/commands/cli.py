@@ -219,31 +219,26 @@ def reconstruct(
     if loaded.denoises and geometry is None:
         if options.given:
             raise ConfigError(f"{', '.join(options.given)}: this model denoises images; the option is for CT.")
-        total, found = Denoiser(loaded, tolerance, sigma).run(inputs, out)
+        examined, found = Denoiser(loaded, tolerance, sigma).run(inputs, out)
     else:
         if sigma is not None:
             raise ConfigError(f"--sigma {sigma}: it is for denoising images; for scans there is --data-weight.")
         reconstructor = Reconstructor.of(loaded, options)
-        total, found = reconstructor.run(inputs, out, tolerance)
+        examined, found = reconstructor.run(inputs, out, tolerance)
         notes = [*reconstructor.notes, reconstructor.units]
+    for known in examined:
+        for line in (*known.notes, *(f"warning: {warning}" for warning in known.warnings)):
+            typer.echo(f"{known.path}: {line}", err=True)
     rows = []
-    with Waiting("reconstruct", total) as waiting:
+    with Waiting("reconstruct", sum(known.count for known in examined)) as waiting:
         for row in found:
             rows.append(row)
             with waiting.finished():
-                _say_row(row, json)
+                _say(f"{row.input} -> {_described(row)}  {row.status}  {row.seconds:.2f} s", json)
     for note in notes:
         typer.echo(note, err=True)
     if json:
         typer.echo(dumps({"rows": [dataclasses.asdict(row) for row in rows]}))
-
-
-def _say_row(row: Reconstructed, json: bool) -> None:
-    for note in row.notes:
-        typer.echo(f"{row.input}: {note}", err=True)
-    for warning in row.warnings:
-        typer.secho(f"warning: {row.input}: {warning}", fg=typer.colors.YELLOW, err=True)
-    _say(f"{row.input} -> {_described(row)}  {row.status}  {row.seconds:.2f} s", json)
 
 
 def _described(row: Reconstructed) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from learnreg.lower_level.problem import LowerLevelProblem
+from learnreg.linear.operator import LinearOperator
 
 __all__ = ["estimated_noise", "in_grey_levels", "unfit_image", "unfit_scan"]
 
@@ -13,6 +13,7 @@ _MISMATCH = 1.6
 """Factor between two noise levels from which one tells the difference: photographs add up to a third to estimates."""
 
 _FEWEST_BLOCKS = 256
+_FEWEST_PIXELS = 100
 _CLEAN = 2.0 / 255.0
 _LOOKED_AT = 100_000
 _NORMAL_MEDIAN = 0.6744897501960817  # of |z|, z normal
@@ -69,6 +70,8 @@ def _unfit_range(image: Tensor, sigma: float) -> str:
         if stray <= _STRAY:
             return f"{span}: {stray:.2g} of them are far outside. Are these dead pixels? Replace them."
         return f"{span}. {_rescaling(low, high)}"
+    if image.numel() < _FEWEST_PIXELS:
+        return ""
     values = image.flatten()[:: max(1, image.numel() // _LOOKED_AT)].sort().values
     rest = len(values) // 100  # on either side
     contrast = float(values[-1 - rest] - values[rest])
@@ -84,11 +87,11 @@ def _rescaling(low: float, high: float) -> str:
     return "Scale them so that white is 1." if white is None else f"Divide them by {white}, so that white is 1."
 
 
-def unfit_scan(b: Tensor, problem: LowerLevelProblem) -> list[str]:
-    """What speaks against reconstructing a sinogram (1, 1, angles, detectors) in the units of a model: line integrals
-    of images in [0, 1] lie between 0 and those of an image of ones."""
+def unfit_scan(b: Tensor, operator: LinearOperator) -> list[str]:
+    """What speaks against reconstructing sinograms (count, 1, angles, detectors) in the units of a model: line
+    integrals of images in [0, 1] lie between 0 and those of an image of ones."""
     with torch.no_grad():
-        largest = float(problem.operator(b.new_ones(1, *problem.operator.domain_shape)).max())
+        largest = float(operator(b.new_ones(1, *operator.domain_shape)).max())
     low, high, mean = float(b.min()), float(b.max()), float(b.mean())
     span = f"its line integrals span [{low:.3g}, {high:.3g}] in the model's units, where [0, {largest:.3g}] is possible"
     if mean < 0.0 or float((b < -0.1 * largest).double().mean()) > 0.05:

@@ -24,10 +24,32 @@ from learnreg.models.extras import require
 from learnreg.models.tensor_files import write_atomically
 from learnreg.result import BoundKind, Solution
 
-__all__ = ["Reconstructed", "Written", "output_paths", "png_bytes", "sensitivity", "write_array", "write_png"]
+__all__ = [
+    "Examined",
+    "Reconstructed",
+    "Written",
+    "output_paths",
+    "png_bytes",
+    "sensitivity",
+    "write_array",
+    "write_png",
+]
 
-_SLACK = 1.0 + 1e-6
-"""For the rounding of the sums here, and of readers that scale pixels in single precision."""
+_SUMS = 1.0 + 1e-9
+_SINGLE = 2.0**-24
+"""For the rounding of the sums here, and of readers that scale pixels to [0, 1] in single precision."""
+
+
+@dataclass(frozen=True)
+class Examined:
+    """An input before the work: what was done to it, what speaks against it, how many reconstructions it gives, and the
+    noise level that it is denoised at, if any."""
+
+    path: Path
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
+    count: int = 1
+    sigma: float | None = None
 
 
 @dataclass(frozen=True)
@@ -60,18 +82,11 @@ class Reconstructed:
 
     @classmethod
     def of(
-        cls,
-        path: Path,
-        files: Sequence[Written],
-        solution: Solution,
-        seconds: float,
-        tolerance: float,
-        notes: Sequence[str],
-        warnings: Sequence[str],
+        cls, known: Examined, files: Sequence[Written], solution: Solution, seconds: float, tolerance: float
     ) -> Reconstructed:
         """What was written of a solution for an input, the most accurate of the files first."""
         return cls(
-            input=str(path),
+            input=str(known.path),
             output=files[0].path,
             error_bound=files[0].error_bound,
             bound_kind=solution.bound_kind,
@@ -80,8 +95,8 @@ class Reconstructed:
             seconds=seconds,
             tolerance=tolerance,
             files=tuple(files),
-            notes=tuple(notes),
-            warnings=tuple(warnings),
+            notes=known.notes,
+            warnings=known.warnings,
         )
 
 
@@ -109,7 +124,7 @@ def write_png(path: Path, x: Tensor, bits: int, error_bound: float) -> Written:
     """x as PNG, whose white is 1."""
     write_atomically(path, png_bytes(x, bits), DataError)
     read = torch.from_numpy(_pixels(x, bits).astype(np.float64)) / (2**bits - 1)
-    return Written(str(path), _stored_bound(error_bound, read, x[0]))
+    return Written(str(path), _stored_bound(error_bound, read, x[0]) + _SINGLE)
 
 
 def write_array(output: Path, x: Tensor, error_bound: float, unit: float = 1.0) -> Written:
@@ -133,7 +148,7 @@ def _stored_bound(error_bound: float, stored: Tensor, x: Tensor) -> float:
     moved = stored - x.detach().to(stored)
     if not bool(moved.any()):
         return error_bound
-    return (error_bound + math.sqrt(float(moved.square().mean()))) * _SLACK
+    return (error_bound + math.sqrt(float(moved.square().mean()))) * _SUMS
 
 
 def output_paths(inputs: Sequence[Path], counts: Sequence[int], out: Path) -> list[list[Path]]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from learnreg.commands.fitness import estimated_noise, in_grey_levels, unfit_image
 from learnreg.commands.image_inputs import files_of, read_input
 from learnreg.commands.image_outputs import (
+    Examined,
     Reconstructed,
     Written,
     output_paths,
@@ -19,7 +20,7 @@ from learnreg.commands.image_outputs import (
     write_png,
 )
 from learnreg.datasets import parse_sigma
-from learnreg.errors import ConfigError
+from learnreg.errors import ConfigError, ShapeError
 from learnreg.models.extras import require
 from learnreg.models.model import Model
 from learnreg.solvers.solve import check_tolerance, solve
@@ -59,40 +60,48 @@ class Denoiser:
         self.automatic = sigma == "auto"
         self.sigma = model.noise_level if sigma is None or self.automatic else parse_sigma(sigma)
 
-    def run(self, inputs: Sequence[Path], out: Path) -> tuple[int, Iterator[Reconstructed]]:
-        """How many files there are, folders searched but not their sub-folders, and one reconstruction after the other,
-        each written to ``out``/<name>.png, with 16 bits where the input has more than 8, and for .npy and TIFF inputs
-        to <name>.npy in float32.
+    def run(self, inputs: Sequence[Path], out: Path) -> tuple[list[Examined], Iterator[Reconstructed]]:
+        """The files, folders searched but not their sub-folders; and one reconstruction after the other, each written
+        to ``out``/<name>.png, with 16 bits where the input has more than 8, and for .npy and TIFF inputs to <name>.npy
+        in float32.
 
         All inputs are read before the first is reconstructed, so that a bad one stops the command at once.
 
         Raises
         ------
         ConfigError: two inputs with the same name, or an output that would replace an input. DataError: a bad input,
-            or an output that cannot be written.
+            or an output that cannot be written. ShapeError: an image smaller than the filters.
         """
         paths = files_of(inputs, _SUFFIXES)
         outputs = [output for (output,) in output_paths(paths, [1] * len(paths), out)]
-        for path in paths:
-            read_input(path)
-        return len(paths), (self._one(path, output) for path, output in zip(paths, outputs, strict=True))
+        examined = [self._examine(path) for path in paths]
+        return examined, map(self._one, examined, outputs)
 
-    def _one(self, path: Path, output: Path) -> Reconstructed:
+    def _examine(self, path: Path) -> Examined:
         found = read_input(path)
-        image, notes, sigma = found.values, list(found.notes), self.sigma
+        try:
+            self.model.problem(tuple(found.values.shape)).saddle_terms(found.values.dtype)
+        except ShapeError as error:  # smaller than the filters
+            raise ShapeError(f"{path}: {error}") from error
+        notes, sigma = list(found.notes), self.sigma
         if self.automatic:
-            sigma = estimated_noise(image) or sigma
+            sigma = estimated_noise(found.values) or sigma
             level = "unknown" if sigma is None else in_grey_levels(sigma)
             notes.append(f"the noise level is taken for {level}, as estimated")
-        warnings = unfit_image(image, sigma, self.model.conditioned)
+        warnings = unfit_image(found.values, sigma, self.model.conditioned)
+        return Examined(path, tuple(notes), tuple(warnings), sigma=sigma)
+
+    def _one(self, known: Examined, output: Path) -> Reconstructed:
+        found = read_input(known.path)
+        image, level = found.values, known.sigma if self.model.conditioned else None
         tolerance = self.tolerance or (_COARSE if found.bits == 8 else _FINE)
-        problem = self.model.problem(tuple(image.shape), noise_level=sigma if self.model.conditioned else None)
+        problem = self.model.problem(tuple(image.shape), noise_level=level)
         started = time.perf_counter()
         solution = solve(problem, image[None], tolerance)
         seconds = time.perf_counter() - started
         bound = float(solution.error_bound[0]) + sensitivity(problem, problem.data_term) * found.rounding
-        files = self._write(path, output, found.bits, solution.x[0], bound)
-        return Reconstructed.of(path, files, solution, seconds, tolerance, notes, warnings)
+        files = self._write(known.path, output, found.bits, solution.x[0], bound)
+        return Reconstructed.of(known, files, solution, seconds, tolerance)
 
     def _write(self, path: Path, output: Path, bits: int | None, x: Tensor, bound: float) -> list[Written]:
         """The most accurate file first."""

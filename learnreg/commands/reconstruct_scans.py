@@ -23,7 +23,7 @@ from torch import Tensor
 
 from learnreg.commands.fitness import unfit_scan
 from learnreg.commands.image_inputs import files_of
-from learnreg.commands.image_outputs import Reconstructed, output_paths, sensitivity, write_array, write_png
+from learnreg.commands.image_outputs import Examined, Reconstructed, output_paths, sensitivity, write_array, write_png
 from learnreg.commands.scenes import Projector
 from learnreg.datasets import PhotonNoise, line_integrals, read_array, read_sinogram, statistical_weights
 from learnreg.datasets.files.checks import Mask
@@ -169,10 +169,10 @@ class Reconstructor:
 
     def run(
         self, inputs: Sequence[Path], out: Path, tolerance: float | None = None
-    ) -> tuple[int, Iterator[Reconstructed]]:
-        """How many sinograms there are, and one reconstruction after the other, each written to ``out``/<name>.npy,
-        float32 in the units of the measurement, and <name>.png, which shows the model's range [0, 1]; <name>_000 and so
-        on where a file holds several sinograms.
+    ) -> tuple[list[Examined], Iterator[Reconstructed]]:
+        """The files, folders searched but not their sub-folders; and one reconstruction after the other, each written
+        to ``out``/<name>.npy, float32 in the units of the measurement, and <name>.png, which shows the model's range
+        [0, 1]; <name>_000 and so on where a file holds several sinograms.
 
         All inputs are read before the first is reconstructed, so that a bad one stops the command at once.
         ``tolerance``: root-mean-square error in the model's units, 1e-4 by default.
@@ -184,15 +184,16 @@ class Reconstructor:
         """
         require("PIL.Image", "writing PNG files", "pillow")
         goal = check_tolerance(_TOLERANCE if tolerance is None else tolerance)
-        counts, paths = [], files_of(inputs, _SCANS)
-        for path in paths:
-            scan = self._read(path)
-            counts.append(scan.sinograms.shape[0])
-            if scan.floored:
-                self.notes.append(f"{path}: {scan.floored} rays had less than 0.1 counts, which count as 0.1")
-        outputs = output_paths(paths, counts, out)
-        work = zip(paths, outputs, strict=True)
-        return sum(counts), (row for path, names in work for row in self._all(path, names, goal))
+        paths = files_of(inputs, _SCANS)
+        examined = [self._examine(path) for path in paths]
+        work = zip(examined, output_paths(paths, [known.count for known in examined], out), strict=True)
+        return examined, (row for known, names in work for row in self._all(known, names, goal))
+
+    def _examine(self, path: Path) -> Examined:
+        scan = self._read(path)
+        floored = f"{scan.floored} rays had less than 0.1 counts, which count as 0.1"
+        warnings = unfit_scan(scan.sinograms, self.operator)
+        return Examined(path, (floored,) if scan.floored else (), tuple(warnings), len(scan.sinograms))
 
     def _read(self, path: Path) -> _Scan:
         if path.suffix.lower() in _IMAGES:
@@ -231,26 +232,25 @@ class Reconstructor:
             return variance * statistical_weights(counts, dark, normalise=False, dead_detectors=dead).float()
         return statistical_weights(counts, dark, dead_detectors=dead).float()
 
-    def _all(self, path: Path, outputs: Sequence[Path], tolerance: float) -> Iterator[Reconstructed]:
-        scan = self._read(path)
+    def _all(self, known: Examined, outputs: Sequence[Path], tolerance: float) -> Iterator[Reconstructed]:
+        scan = self._read(known.path)
         if scan.sinograms.shape[0] != len(outputs):
-            raise DataError("its content changed while it was used.", path)
+            raise DataError("its content changed while it was used.", known.path)
         for i, output in enumerate(outputs):
             weights = None if scan.weights is None else scan.weights[i]
             data_term = self._data_term(scan.sinograms[i : i + 1], weights)
-            yield self._one(path, scan.sinograms[i : i + 1], scan.rounding, data_term, output, tolerance)
+            yield self._one(known, scan.sinograms[i : i + 1], scan.rounding, data_term, output, tolerance)
 
     def _one(
-        self, path: Path, b: Tensor, rounding: float, data_term: LeastSquares, output: Path, tolerance: float
+        self, known: Examined, b: Tensor, rounding: float, data_term: LeastSquares, output: Path, tolerance: float
     ) -> Reconstructed:
         problem = self.model.problem(operator=self.operator, data_term=data_term)
-        warnings = unfit_scan(b, problem)
         started = time.perf_counter()
         solution = solve(problem, b, tolerance)
         seconds = time.perf_counter() - started
         x, bound = solution.x[0], float(solution.error_bound[0]) + sensitivity(problem, data_term.at(b)) * rounding
         files = [write_array(output, x, bound, self.options.model_value), write_png(output, x, 8, bound)]
-        return Reconstructed.of(path, files, solution, seconds, tolerance, (), warnings)
+        return Reconstructed.of(known, files, solution, seconds, tolerance)
 
     def _data_term(self, b: Tensor, weights: Tensor | None) -> LeastSquares:
         """The model's data term times the data weight and the statistical weights of a measurement; known counts

@@ -51,7 +51,7 @@ class BandedLBFGS(Solver[BandedLBFGSState]):
 
     name = "lbfgs"
 
-    def __init__(self, memory: int = 4, check_every: int = 2) -> None:
+    def __init__(self, memory: int = 3, check_every: int = 2) -> None:
         self.memory, self.check_every = memory, check_every
 
     def init(self, instance: Instance, x: Tensor) -> BandedLBFGSState:

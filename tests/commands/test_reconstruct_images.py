@@ -92,9 +92,9 @@ def adapting(tmp_path: Path) -> Path:
 
 
 def reconstructed(model: Model, path: Path, out: Path, tolerance: float | None = TOLERANCE) -> Reconstructed:
-    count, rows = Denoiser(model, tolerance).run([path], out)
-    assert count == 1
+    (known,), rows = Denoiser(model, tolerance).run([path], out)
     (row,) = rows
+    assert (known.notes, known.warnings) == (row.notes, row.warnings)
     return row
 
 
@@ -172,9 +172,9 @@ def test_files_are_reconstructed(model: Model, tmp_path: Path) -> None:
     KINDS["png8"][1](tmp_path / "b.png", noisy(9, 11))
     out = tmp_path / "new" / "out"
     inputs = [tmp_path / "b.png", tmp_path / "array.npy"]
-    count, rows = Denoiser(model, TOLERANCE).run(inputs, out)
+    known, rows = Denoiser(model, TOLERANCE).run(inputs, out)
     first = next(rows)
-    assert (count, first.output) == (2, str(out / "b.png"))
+    assert (len(known), first.output) == (2, str(out / "b.png"))
     assert [path.name for path in out.iterdir()] == ["b.png"]  # written before the next one is begun
     (second,) = rows
     assert [first.input, second.input] == [str(path) for path in inputs]
@@ -192,8 +192,8 @@ def test_folders_are_taken_in_the_order_of_names(model: Model, tmp_path: Path) -
         KINDS["png8"][1](folder / name, noisy(9, 9))
     np.save(folder / "b.npy", noisy(9, 9))
     (folder / "notes.txt").write_text("no image")
-    count, rows = Denoiser(model, 1e-2).run([folder], tmp_path / "out")
-    assert count == 3
+    known, rows = Denoiser(model, 1e-2).run([folder], tmp_path / "out")
+    assert len(known) == 3
     assert [Path(row.input).name for row in rows] == ["a.png", "b.npy", "c.png"]
     (tmp_path / "empty").mkdir()
     with pytest.raises(lr.DataError, match=r"holds no input.*npy.*sub-folders are not searched"):
@@ -243,6 +243,7 @@ def test_it_refuses_before_it_starts(model: Model, tmp_path: Path, monkeypatch: 
     for path in (other, images / "a.png"):
         KINDS["png8"][1](path, noisy(9, 9))
     (tmp_path / "file").touch()
+    KINDS["png8"][1](tmp_path / "tiny.png", noisy(2, 9))
     tifffile.imwrite(tmp_path / "pages.tif", np.zeros((3, 9, 9), np.uint8), photometric="minisblack")
     for inputs, folder, error, message in (
         ([images / "a.png", other], out, lr.ConfigError, "would both be written"),
@@ -251,6 +252,7 @@ def test_it_refuses_before_it_starts(model: Model, tmp_path: Path, monkeypatch: 
         ([images / "a.png"], tmp_path / "file", lr.ConfigError, "this is a file"),
         ([images / "a.png", tmp_path / "absent.png"], out, lr.DataError, "does not exist"),
         ([tmp_path / "absent.npy"], out, lr.DataError, "does not exist"),
+        ([images / "a.png", tmp_path / "tiny.png"], out, lr.ShapeError, r"tiny\.png: image 2x9 is smaller"),
         ([tmp_path / "pages.tif"], out, lr.DataError, "Save each"),
     ):
         with pytest.raises(error, match=message):
@@ -328,7 +330,7 @@ def test_warnings_are_printed(model: Model, tmp_path: Path) -> None:
     arguments = ("reconstruct", tmp_path / "model.safetensors", tmp_path / "a.npy", "--out", tmp_path / "out")
     printed = call(*arguments)
     assert printed.exit_code == 0
-    assert f"warning: {tmp_path / 'a.npy'}: its values span" in printed.stderr
+    assert f"{tmp_path / 'a.npy'}: warning: its values span" in printed.stderr
     assert "Divide them by 255" in printed.stderr
     assert "of the model's minimiser (rms)  CONVERGED" in printed.stdout
     (row,) = succeed(*arguments)["rows"]

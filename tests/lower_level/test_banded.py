@@ -207,4 +207,4 @@ def test_steps_that_are_too_long_are_rejected() -> None:
     falls = torch.stack(energies).detach()
     assert bool((falls[1:] <= falls[:-1] * (1 + 1e-9)).all())
     assert bool((falls[-1] < 0.9 * falls[0]).all())
-    assert len(state.s) == 4
+    assert len(state.s) == 3

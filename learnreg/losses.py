@@ -49,7 +49,7 @@ class UpperLoss:
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise ConfigError(f"UpperLoss(dtype={dtype!r}): expected torch.float32, say, or None.")
         if gradient_lipschitz is not None:
-            gradient_lipschitz = real_number(gradient_lipschitz, "UpperLoss: gradient_lipschitz", least=0.0)
+            gradient_lipschitz = real_number(gradient_lipschitz, "UpperLoss(gradient_lipschitz)", least=0.0)
         self.function, self.gradient_lipschitz, self.independent = function, gradient_lipschitz, independent
         self.dtype = dtype
         self._takes: dict[torch.dtype, torch.dtype] = {}  # instead of images of another one

@@ -26,7 +26,7 @@ def real_number(
     value: object, name: str, *, above: float = -math.inf, least: float = -math.inf, finite: bool = True
 ) -> float:
     """A number as float; ConfigError for something else, NaN, one that is not above, or below the least, or infinite
-    where it has to be finite."""
+    where it has to be finite. name: "tolerance", say, or "TotalVariation(weight)"."""
     try:
         number = float(value) if isinstance(value, Real) else math.nan
     except OverflowError:
@@ -36,7 +36,8 @@ def real_number(
     kind = "finite number" if finite else "number"
     kind = f"a positive {kind}" if above == 0.0 else f"a {kind}" if least == -math.inf else f"a {kind} >= {least:g}"
     shown = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) and value.dim() else repr(value)
-    raise ConfigError(f"{name}={shown[:60]}: expected {kind}.")
+    call = f"{name[:-1]}={shown[:60]})" if name.endswith(")") else f"{name}={shown[:60]}"
+    raise ConfigError(f"{call}: expected {kind}.")
 
 
 def given_tensor(value: Any, name: str) -> Tensor:

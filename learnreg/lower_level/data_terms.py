@@ -180,10 +180,10 @@ class TransmissionLeastSquares(LeastSquares):
     ) -> None:
         super().__init__()
         name = type(self).__name__
-        self.photons = real_number(photons, f"{name}: photons", above=0.0)
-        self.attenuation = real_number(attenuation, f"{name}: attenuation", above=0.0)
-        self.electronic = real_number(electronic, f"{name}: electronic", least=0.0)
-        self.reference = real_number(reference, f"{name}: reference")
+        self.photons = real_number(photons, f"{name}(photons)", above=0.0)
+        self.attenuation = real_number(attenuation, f"{name}(attenuation)", above=0.0)
+        self.electronic = real_number(electronic, f"{name}(electronic)", least=0.0)
+        self.reference = real_number(reference, f"{name}(reference)")
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value:g}" for name, value in self.config().items())

@@ -188,7 +188,7 @@ def _check_ridge(ridge: object) -> None:
         given_tensor(ridge, "LowerLevelProblem(ridge)")
         if ridge.numel() == 1:
             ridge = float(ridge.detach())
-    real_number(ridge, "LowerLevelProblem: ridge", least=0.0)
+    real_number(ridge, "LowerLevelProblem(ridge)", least=0.0)
 
 
 _ADAPTERS = {

@@ -265,7 +265,7 @@ def check_positive(potential: Potential, **numbers: Number) -> None:
     """ConfigError unless these arguments of a potential are positive and finite; tensors are not looked at."""
     for name, value in numbers.items():
         if not isinstance(value, Tensor):
-            real_number(value, f"{type(potential).__name__}: {name}", above=0.0)
+            real_number(value, f"{type(potential).__name__}({name})", above=0.0)
 
 
 def nearest(size: Tensor, radius: Tensor | float, peak: Tensor | float) -> Tensor:

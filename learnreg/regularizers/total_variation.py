@@ -29,8 +29,8 @@ class TotalVariation(Regularizer):
 
     def __init__(self, weight: float = 0.1, smoothing: float = 1e-3) -> None:
         super().__init__()
-        self.smoothing = real_number(smoothing, "TotalVariation: smoothing", above=0.0)
-        self.log_weight: nn.Parameter = positive_log(real_number(weight, "TotalVariation: weight", above=0.0), "weight")
+        self.smoothing = real_number(smoothing, "TotalVariation(smoothing)", above=0.0)
+        self.log_weight: nn.Parameter = positive_log(real_number(weight, "TotalVariation(weight)", above=0.0), "weight")
 
     @classmethod
     def from_options(cls, options: RegularizerOptions, generator: torch.Generator) -> Self:

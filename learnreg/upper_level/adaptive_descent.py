@@ -77,8 +77,8 @@ class AdaptiveDescent:
         first_step: float = 1e-2,
     ) -> None:
         for name, value in (("eta", eta), ("c", c), ("shrink", shrink), ("grow", grow), ("stop", stop)):
-            real_number(value, f"AdaptiveDescent: {name}", least=0.0)
-        real_number(first_step, "AdaptiveDescent: first_step", above=0.0)
+            real_number(value, f"AdaptiveDescent({name})", least=0.0)
+        real_number(first_step, "AdaptiveDescent(first_step)", above=0.0)
         if not 0 < c < eta < 1:
             raise ConfigError(f"AdaptiveDescent(eta={eta}, c={c}): expected 0 < c < eta < 1.")
         if not 0 < shrink < 1 < grow:

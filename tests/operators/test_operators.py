@@ -174,8 +174,8 @@ def test_wrong_arguments() -> None:
     with pytest.raises(OperatorError, match="NaN") as caught:
         Inpainting(torch.tensor([[float("nan")]]))
     assert caught.value.failed_property == "finite"
-    with pytest.raises(ShapeError, match="list"):
-        Inpainting([1.0])  # type: ignore[arg-type]
+    with pytest.raises(ShapeError, match=r"Inpainting\(mask\): got str"):
+        Inpainting("mask")  # type: ignore[arg-type]
     with pytest.raises(ShapeError, match="positive sizes"):
         Identity(())
     with pytest.raises(ShapeError, match="positive sizes"):

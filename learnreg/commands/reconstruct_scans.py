@@ -43,6 +43,9 @@ __all__ = ["WATER_TWICE", "Reconstructor", "ScanOptions"]
 WATER_TWICE = 0.04
 """Attenuation per millimetre at 1000 HU, twice that of water at 70 keV: what 1 is in the window of CT images."""
 
+_DIGITS = 9
+"""Of the number of a detector."""
+
 _IMAGES = frozenset({".png", ".jpg", ".jpeg", ".bmp"})
 _SCANS = frozenset({".npy", ".h5", ".hdf5", ".hdf", ".nxs", ".tif", ".tiff"})
 _TOLERANCE = 1e-4
@@ -280,9 +283,9 @@ def _without(geometry: Geometry, text: str) -> Geometry:
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         last = last if dash else first
-        if not (first.isdecimal() and last.isdecimal()):
+        if not (first.isdecimal() and last.isdecimal() and len(first) <= _DIGITS):
             raise ConfigError(f"{option}: expected numbers and ranges, such as 40,101-103, counted from 0.")
-        if not int(first) <= int(last) < geometry.detectors:
+        if len(last) > _DIGITS or not int(first) <= int(last) < geometry.detectors:
             raise ConfigError(
                 f"{option}: {part.strip()} is out of range, the {geometry.detectors} detectors are counted from 0 to "
                 f"{geometry.detectors - 1}."

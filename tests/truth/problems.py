@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -126,7 +126,7 @@ REGULARIZERS: dict[str, Callable[[Draw, tuple[int, int, int], float], Regularize
 
 def scan(draw: Draw, side: int) -> LinearOperator:
     """X-ray transform of a square image of side 1: few random or uniform views, fewer or more rays than pixels, a
-    detector that may be too short."""
+    detector that may be too short, curved or partly dead, an image that may lie off the axis."""
     limit = math.pi if draw.chance(0.5) else 2.0 * math.pi
     views = draw.integer(1, max(2, side))
     angles = views if draw.chance(0.5) else limit * draw.rand(views)
@@ -135,9 +135,20 @@ def scan(draw: Draw, side: int) -> LinearOperator:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of detectors that are too short
         if draw.chance(0.5):
-            return ParallelBeam2D(side, angles, detectors, kernel="linear" if draw.chance(0.5) else kernel)
-        near = draw.uniform(1.0, 3.0)
-        return FanBeam2D(side, angles, detectors, near, near + draw.uniform(0.0, 3.0), kernel=kernel)
+            A: Any = ParallelBeam2D(side, angles, detectors, kernel="linear" if draw.chance(0.5) else kernel)
+        else:
+            near = draw.uniform(1.0, 3.0)
+            A = FanBeam2D(side, angles, detectors, near, near + draw.uniform(0.0, 3.0), kernel=kernel)
+        if draw.chance(0.5):
+            return A
+        changes: dict[str, Any] = {"image_center": (draw.uniform(-0.1, 0.1), draw.uniform(-0.1, 0.1))}
+        if draw.chance(0.5):
+            changes = {"dead_detectors": range(draw.integer(0, A.geometry.detectors - 1))}
+        elif isinstance(A, FanBeam2D):
+            changes["detector_shape"] = "curved"
+        other = "line" if isinstance(A, FanBeam2D) else A.kernel
+        built: LinearOperator = type(A).from_geometry(replace(A.geometry, **changes), kernel=other)
+        return built
 
 
 def forward_operator(draw: Draw, shape: tuple[int, int, int]) -> LinearOperator:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-__all__ = ["BoundKind", "Certificate", "Hypergradient", "Solution", "Status"]
+__all__ = ["BoundKind", "Certificate", "History", "Hypergradient", "Solution", "Status"]
 
 BoundKind = Literal["rigorous", "estimate", "none"]
 
@@ -19,9 +20,10 @@ class Status(Enum):
     """How a solve ended; the value is a sentence that ends in advice."""
 
     CONVERGED = "The certified error bound meets the tolerance; nothing to do."
-    ESTIMATED = "The estimated error meets the tolerance, but no bound exists; add a ridge to get a certificate."
+    ESTIMATED = "The estimated error meets the tolerance, but no bound exists; the reason says what it lacks."
     MAX_STEPS = "The step limit was reached before the tolerance; raise max_steps or the tolerance."
     STAGNATED = "The error bound no longer falls; loosen the tolerance, or smooth the potential more."
+    INDEFINITE = "The energy curves downwards at x, where no minimum is; use a larger ridge or a convex regularizer."
     NOT_FINITE = "Iterates became NaN or infinite; check the parameters, and your own operators with learnreg.testing."
     TOO_FEW_STEPS = "The steps of the method miss the tolerance; give it more steps, or take corrected_gradient."
     PRECISION = "Rounding errors dominate the residual; use float64 data or a larger tolerance."
@@ -30,6 +32,36 @@ class Status(Enum):
     def converged(self) -> bool:
         """Whether the tolerance was met, by a bound or an estimate."""
         return self in (Status.CONVERGED, Status.ESTIMATED)
+
+
+@dataclass(frozen=True)
+class History:
+    """What a solve saw at each look at its iterates, in order, and at last what was returned.
+
+    steps, operator_applications: (checks,), so far. error_bound: (checks, batch), of the best point so far, in units
+    of x (root mean square) and in the precision of the solver; infinite where no bound exists. The last row is
+    ``Solution.error_bound``. residual: (checks, batch), the norm of the energy's reduced gradient, or an equivalent.
+    """
+
+    steps: Tensor
+    operator_applications: Tensor
+    error_bound: Tensor
+    residual: Tensor
+
+    @classmethod
+    def of(cls, rows: Sequence[tuple[int, int, Tensor, Tensor]], batch: int) -> History:
+        """From (steps, applications, bounds, residuals) of each look."""
+        if not rows:
+            none, nothing = torch.zeros(0, dtype=torch.int64), torch.zeros(0, batch)
+            return cls(none, none, nothing, nothing)
+        steps, applications, bounds, residuals = zip(*rows, strict=True)
+        return cls(torch.tensor(steps), torch.tensor(applications), torch.stack(bounds), torch.stack(residuals))
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __repr__(self) -> str:
+        return f"History(checks={len(self)})"
 
 
 @dataclass(frozen=True)
@@ -51,6 +83,7 @@ class Solution:
     operator_applications: int
     solver: str
     reason: str = ""
+    history: History = field(default_factory=lambda: History.of([], 0), repr=False)
 
     @property
     def certified(self) -> bool:

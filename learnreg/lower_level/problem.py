@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from learnreg.errors import AssumptionError, ConfigError
+from learnreg.linear.examination import is_own_class
 from learnreg.linear.operator import LinearOperator
 from learnreg.linear.samples import sum_samples
 from learnreg.lower_level.constraints import Box, Unconstrained
@@ -150,7 +151,7 @@ class LowerLevelProblem(nn.Module):
         with torch.inference_mode(False):
             twins = Twins()
             regularizer = twins.module(self.regularizer)
-            return FrozenProblem(
+            frozen = FrozenProblem(
                 operator=twins.module(self.operator),
                 regularizer=regularizer if self.noise_level is None else regularizer.at(self.noise_level),
                 data_term=twins.module(self.data_term),
@@ -159,6 +160,9 @@ class LowerLevelProblem(nn.Module):
                 parameters={name: twins.parameter(p) for name, p in originals.items()},
                 originals=originals,
             )
+        if any(isinstance(m, Regularizer) and not is_own_class(type(m)) for m in regularizer.modules()):
+            frozen.settle()
+        return frozen
 
     def instance(self, b: Tensor) -> Instance:
         """The problem at its present parameters and data b (batch, *range_shape), see :meth:`FrozenProblem.at`."""
@@ -167,4 +171,7 @@ class LowerLevelProblem(nn.Module):
 
 def _check_type(value: object, kind: type, name: str, expected: str) -> None:
     if not isinstance(value, kind):
-        raise ConfigError(f"LowerLevelProblem({name}=...): got {type(value).__name__}, expected {expected}.")
+        hint = ""
+        if kind is Regularizer and isinstance(value, nn.Module):
+            hint = " For an energy of your own subclass lr.Regularizer instead of nn.Module, and define value(self, x)."
+        raise ConfigError(f"LowerLevelProblem({name}=...): got {type(value).__name__}, expected {expected}.{hint}")

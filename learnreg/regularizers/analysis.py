@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from learnreg.errors import ShapeError
+from learnreg.errors import ConfigError, ShapeError
 from learnreg.linear.operator import LinearOperator
 from learnreg.lower_level.regularizer import ParameterRole, Regularizer, SaddleTerms, positive_log
 from learnreg.potentials.base import Potential
@@ -14,7 +14,7 @@ __all__ = ["AnalysisOperator"]
 
 
 class AnalysisOperator(Regularizer):
-    """R(x) = sum potential(operator(x)).
+    """R(x) = sum potential(operator(x)): of images of any shape, colour and volumes, too.
 
     Parameters
     ----------
@@ -32,6 +32,18 @@ class AnalysisOperator(Regularizer):
 
     def __init__(self, operator: LinearOperator, potential: Potential) -> None:
         super().__init__()
+        if not isinstance(operator, LinearOperator):
+            raise ConfigError(
+                f"AnalysisOperator(operator=...): got {type(operator).__name__}, expected a LinearOperator: of a "
+                "function learnreg.operators.from_callables makes one; for a network subclass lr.Regularizer and "
+                "define value(x)."
+            )
+        if not isinstance(potential, Potential):
+            raise ConfigError(
+                f"AnalysisOperator(potential=...): got {type(potential).__name__}, expected a potential such as "
+                "lr.PseudoHuber(smoothing=1e-2), lr.LogCosh or lr.Huber; for another smooth function subclass "
+                "lr.Regularizer and define value(x)."
+            )
         if isinstance(potential, Grouped):
             for name, value in potential.numbers().items():
                 _check_one_per_group(name, value, operator.range_shape)

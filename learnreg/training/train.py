@@ -145,7 +145,10 @@ class Trainer:
         if len(dataset) == 0:
             raise DataError("the dataset is empty.")
         if not problem.learnable():
-            raise ConfigError("train: no parameter of the problem requires a gradient.")
+            raise ConfigError(
+                "train: no parameter of the problem requires a gradient. Those of a regularizer are what "
+                "named_parameters() yields: modules in a plain list are not seen, those in an nn.ModuleList are."
+            )
         if check_operator:
             examine_problem(problem, lambda: dataset[0][0].dtype)
         else:

@@ -7,12 +7,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from learnreg.errors import SolverError
 from learnreg.hypergradients.base import Goal, HypergradientMethod, evaluate
 from learnreg.hypergradients.implicit import Implicit
 from learnreg.losses import UpperLoss
 from learnreg.lower_level.frozen import FrozenProblem
 from learnreg.lower_level.point import Point
 from learnreg.lower_level.problem import LowerLevelProblem
+from learnreg.result import Status
 from learnreg.solvers.newton_correction import correct_adjoint
 from learnreg.solvers.solve import check_tolerance, solve
 
@@ -65,6 +67,8 @@ class _Solve(torch.autograd.Function):
         state = instance.latent.extend(x)
         start = Point(frozen, instance, b, loss, state, torch.zeros_like(state))
         found = evaluate(layer.method, start, Goal(torch.full_like(size, torch.inf), layer.tolerance * size))
+        if found.outcome.status is Status.INDEFINITE:
+            raise SolverError(f"solution_layer: no gradient exists. {Status.INDEFINITE.value}", layer.last_solution)
         grad_b = None
         if ctx.needs_input_grad[2]:
             solved = found.outcome.X is not None

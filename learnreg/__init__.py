@@ -37,7 +37,8 @@ from learnreg.upper_level.batch_objective import BatchObjective
 from learnreg.upper_level.layer import solution_layer
 
 if TYPE_CHECKING:
-    from learnreg.models.model import Model, load, pretrained
+    from learnreg import datasets, operators
+    from learnreg.models.model import Model, load, pretrained, save_model
     from learnreg.training.train import TrainResult, train
 
 __version__ = "0.1.0"
@@ -47,9 +48,12 @@ _LAZY = {
     "Model": "learnreg.models.model",
     "load": "learnreg.models.model",
     "pretrained": "learnreg.models.model",
+    "save_model": "learnreg.models.model",
     "TrainResult": "learnreg.training.train",
     "train": "learnreg.training.train",
 }
+
+_LAZY_FOLDERS = ("datasets", "operators")
 
 __all__ = [
     "AdaptiveDescent",
@@ -86,10 +90,13 @@ __all__ = [
     "UpperLoss",
     "WeightedLeastSquares",
     "certify",
+    "datasets",
     "hypergradient",
     "load",
+    "operators",
     "pretrained",
     "regularizers",
+    "save_model",
     "solution_layer",
     "solve",
     "solvers",
@@ -102,4 +109,6 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return getattr(import_module(_LAZY[name]), name)
+    if name in _LAZY_FOLDERS:
+        return import_module(f"learnreg.{name}")
     raise AttributeError(f"module 'learnreg' has no attribute {name!r}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, Self
+
 import torch
 from torch import Tensor, nn
 
@@ -45,6 +47,17 @@ class Blur(LinearOperator):
             self.register_buffer("kernel", kernel)
         self.boundary = boundary
         self._bank()
+
+    def stored(self) -> dict[str, Any]:
+        learnable = isinstance(self.kernel, nn.Parameter)
+        own = {"domain_shape": list(self.domain_shape), "boundary": self.boundary, "learnable": learnable}
+        return {"config": {"kernel": self.kernel, **own}}
+
+    @classmethod
+    def from_stored(cls, stored: dict[str, Any], image_shape: tuple[int, ...] | None) -> Self:
+        config = stored["config"]
+        kernel = nn.Parameter(config["kernel"]) if config["learnable"] else config["kernel"]
+        return cls(kernel, tuple(config["domain_shape"]), config["boundary"])
 
     @property
     def _sides(self) -> tuple[int, int]:

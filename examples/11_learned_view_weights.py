@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 import learnreg as lr
 from learnreg.datasets import load_ct_images
-from learnreg.models.model import save_model
 from learnreg.operators import ParallelBeam2D
 from learnreg.regularizers import TotalVariation
 
@@ -51,6 +50,6 @@ print(f"mean weight of noisy views {float(learned[: VIEWS // 3].mean()):.2f}, of
 print(f"root-mean-square error on other images: {before:.4f} before, {loss_of(pairs[8:]):.4f} after")
 
 with tempfile.TemporaryDirectory() as folder:  # the weights are part of the model file
-    save_model(Path(folder) / "model.safetensors", problem)
+    lr.save_model(Path(folder) / "model.safetensors", problem)
     again = lr.load(Path(folder) / "model.safetensors").problem()
     print("stored and loaded:", bool((again.data_term.weights_for(weights) == weights).all()))

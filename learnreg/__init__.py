@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from learnreg import regularizers, solvers, testing
+    from learnreg import datasets, operators, regularizers, solvers, testing
     from learnreg.errors import (
         AssumptionError,
         CheckpointError,
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from learnreg.lower_level.constraints import Box, Nonnegative
     from learnreg.lower_level.data_terms import LeastSquares, TransmissionLeastSquares, WeightedLeastSquares
     from learnreg.lower_level.problem import LowerLevelProblem
-    from learnreg.models.model import Model, load, pretrained
+    from learnreg.lower_level.regularizer import Regularizer
+    from learnreg.models.model import Model, load, pretrained, save_model
     from learnreg.potentials.huber import Huber
     from learnreg.potentials.log_cosh import LogCosh
     from learnreg.potentials.pseudo_huber import PseudoHuber
@@ -63,6 +64,7 @@ _LAZY = {
     "OperatorError": "learnreg.errors",
     "Piggyback": "learnreg.hypergradients.piggyback",
     "PseudoHuber": "learnreg.potentials.pseudo_huber",
+    "Regularizer": "learnreg.lower_level.regularizer",
     "ShapeError": "learnreg.errors",
     "Solution": "learnreg.result",
     "SolverError": "learnreg.errors",
@@ -79,6 +81,7 @@ _LAZY = {
     "hypergradient": "learnreg.hypergradients.compute",
     "load": "learnreg.models.model",
     "pretrained": "learnreg.models.model",
+    "save_model": "learnreg.models.model",
     "solution_layer": "learnreg.upper_level.layer",
     "solve": "learnreg.solvers.solve",
     "train": "learnreg.training.train",
@@ -114,6 +117,7 @@ __all__ = [
     "OperatorError",
     "Piggyback",
     "PseudoHuber",
+    "Regularizer",
     "ShapeError",
     "Solution",
     "SolverError",
@@ -127,10 +131,13 @@ __all__ = [
     "UpperLoss",
     "WeightedLeastSquares",
     "certify",
+    "datasets",
     "hypergradient",
     "load",
+    "operators",
     "pretrained",
     "regularizers",
+    "save_model",
     "solution_layer",
     "solve",
     "solvers",

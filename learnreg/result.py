@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from functools import cached_property
@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-__all__ = ["BoundKind", "Brief", "Certificate", "Hypergradient", "Solution", "Status", "brief"]
+__all__ = ["BoundKind", "Brief", "Certificate", "History", "Hypergradient", "Solution", "Status", "brief"]
 
 BoundKind = Literal["rigorous", "estimate", "none"]
 
@@ -59,9 +59,10 @@ class Status(Enum):
     """How a solve ended; the value is a sentence that ends in advice, ``str`` the name."""
 
     CONVERGED = "The certified error bound meets the tolerance; nothing to do."
-    ESTIMATED = "The estimated error meets the tolerance, but no bound exists; add a ridge to get a certificate."
+    ESTIMATED = "The estimated error meets the tolerance, but no bound exists; the reason says what it lacks."
     MAX_STEPS = "The step limit was reached before the tolerance; raise max_steps or the tolerance."
     STAGNATED = "The error bound no longer falls; loosen the tolerance, or smooth the potential more."
+    INDEFINITE = "The energy curves downwards at x, where no minimum is; use a larger ridge or a convex regularizer."
     NOT_FINITE = "Iterates became NaN or infinite; check the parameters, and your own operators with learnreg.testing."
     TOO_FEW_STEPS = "The steps of the method miss the tolerance; give it more steps, or take corrected_gradient."
     PRECISION = "Rounding errors dominate the residual; use float64 data or a larger tolerance."
@@ -76,6 +77,56 @@ class Status(Enum):
     def converged(self) -> bool:
         """Whether the tolerance was met, by a bound or an estimate."""
         return self in (Status.CONVERGED, Status.ESTIMATED)
+
+
+@dataclass(frozen=True)
+class History:
+    """What a solve saw at each look at its iterates, in order, and at last what was returned.
+
+    steps, operator_applications: (checks,), so far. error_bound: (checks, batch), of the best point so far, in units
+    of x (root mean square) and in the precision of the solver; infinite where no bound exists. The last row is
+    ``Solution.error_bound``. residual: (checks, batch), the norm of the energy's reduced gradient, or an equivalent.
+    """
+
+    steps: Tensor
+    operator_applications: Tensor
+    error_bound: Tensor
+    residual: Tensor
+
+    @classmethod
+    def of(cls, rows: Sequence[tuple[int, int, Tensor, Tensor]], batch: int) -> History:
+        """From (steps, applications, bounds, residuals) of each look."""
+        if not rows:
+            none, nothing = torch.zeros(0, dtype=torch.int64), torch.zeros(0, batch)
+            return cls(none, none, nothing, nothing)
+        steps, applications, bounds, residuals = zip(*rows, strict=True)
+        return cls(torch.tensor(steps), torch.tensor(applications), torch.stack(bounds), torch.stack(residuals))
+
+    @classmethod
+    def joined(cls, histories: Sequence[History], indices: Sequence[Tensor]) -> History:
+        """Of groups of samples that were solved one after the other, as if side by side: a group that is done stays as
+        it was."""
+        longest = max(map(len, histories))
+        order = torch.cat([index.cpu() for index in indices]).argsort()
+
+        def rows(values: Tensor) -> Tensor:
+            return torch.cat([values, values[-1:].expand(longest - len(values), *values.shape[1:])])
+
+        steps, applications = (
+            torch.stack([rows(getattr(h, name)) for h in histories]).amax(0)
+            for name in ("steps", "operator_applications")
+        )
+        bounds, residuals = (
+            torch.cat([rows(getattr(h, name)) for h in histories], 1)[:, order.to(histories[0].residual.device)]
+            for name in ("error_bound", "residual")
+        )
+        return cls(steps, applications, bounds, residuals)
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __repr__(self) -> str:
+        return f"History(checks={len(self)})"
 
 
 @dataclass(frozen=True, repr=False)
@@ -97,6 +148,7 @@ class Solution(Brief):
     operator_applications: int
     solver: str
     reason: str = ""
+    history: History = field(default_factory=lambda: History.of([], 0), repr=False)
 
     @cached_property
     def y(self) -> Tensor:

@@ -2,7 +2,7 @@
 
 from typing import Any, Protocol
 
-from learnreg.linear.operator import LinearOperator
+from learnreg.linear.operator import Composition, LinearOperator, Scaled, Sum, VStack
 from learnreg.operators.adapters import (
     assemble,
     from_astra,
@@ -14,6 +14,7 @@ from learnreg.operators.adapters import (
     to_odl,
     to_scipy,
 )
+from learnreg.operators.adapters.sparse import SparseOperator
 from learnreg.operators.blur import Blur
 from learnreg.operators.fourier import FourierSampling
 from learnreg.operators.identity import Identity, Inpainting
@@ -50,10 +51,11 @@ __all__ = [
 
 
 class StoredOperator(Protocol):
-    """What an operator needs to be held by model files, in JSON."""
+    """What an operator needs to be held by model files."""
 
     def stored(self) -> dict[str, Any]:
-        """What rebuilds the operator, the key "config" at least; "name" is the file's."""
+        """What rebuilds the operator, the key "config" at least; "name" is the file's. Values are what JSON knows,
+        tensors, and other operators of the table."""
 
     @classmethod
     def from_stored(cls, stored: dict[str, Any], image_shape: tuple[int, ...] | None) -> LinearOperator:
@@ -64,5 +66,13 @@ OPERATORS: dict[str, type[StoredOperator]] = {
     "identity": Identity,
     "parallel-beam": ParallelBeam2D,
     "fan-beam": FanBeam2D,
+    "inpainting": Inpainting,
+    "blur": Blur,
+    "fourier-sampling": FourierSampling,
+    "sparse": SparseOperator,
+    "scaled": Scaled,
+    "composition": Composition,
+    "sum": Sum,
+    "stack": VStack,
 }
 """By the name in model files."""

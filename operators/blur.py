@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +57,17 @@ class Blur(LinearOperator):
 
     def on(self, domain_shape: tuple[int, ...]) -> Blur:
         return Blur(self.kernel, domain_shape, cast(Boundary, self.boundary))
+
+    def stored(self) -> dict[str, Any]:
+        learnable = isinstance(self.kernel, nn.Parameter)
+        own = {"domain_shape": list(self.domain_shape), "boundary": self.boundary, "learnable": learnable}
+        return {"config": {"kernel": self.kernel, **own}}
+
+    @classmethod
+    def from_stored(cls, stored: dict[str, Any], image_shape: tuple[int, ...] | None) -> Self:
+        config = stored["config"]
+        kernel = nn.Parameter(config["kernel"]) if config["learnable"] else config["kernel"]
+        return cls(kernel, tuple(config["domain_shape"]), config["boundary"])
 
     @property
     def _sides(self) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +55,16 @@ class FourierSampling(LinearOperator):
             self.mask = mask
         else:
             self.register_buffer("mask", mask)
+
+    def stored(self) -> dict[str, Any]:
+        learnable = isinstance(self.mask, nn.Parameter)
+        return {"config": {"mask": self.mask, "domain_shape": list(self.domain_shape), "learnable": learnable}}
+
+    @classmethod
+    def from_stored(cls, stored: dict[str, Any], image_shape: tuple[int, ...] | None) -> Self:
+        config = stored["config"]
+        mask = nn.Parameter(config["mask"]) if config["learnable"] else config["mask"]
+        return cls(mask, tuple(config["domain_shape"]))
 
     def forward(self, x: Tensor) -> Tensor:
         self.check_domain(x)

@@ -9,17 +9,15 @@ from torch import Tensor
 
 from learnreg.errors import ConfigError, OperatorError
 from learnreg.linear.arguments import given_tensor
+from learnreg.linear.identity import Unchanged
 from learnreg.linear.norms import NormBound
 from learnreg.linear.operator import LinearOperator
 
 __all__ = ["Identity", "Inpainting"]
 
 
-class Identity(LinearOperator):
+class Identity(Unchanged):
     """A = I on images of the given shape (without the batch axis): denoising."""
-
-    def __init__(self, domain_shape: tuple[int, ...]) -> None:
-        super().__init__(domain_shape, domain_shape)
 
     def stored(self) -> dict[str, Any]:
         return {"config": {}}  # images of any size
@@ -32,26 +30,6 @@ class Identity(LinearOperator):
 
     def on(self, domain_shape: tuple[int, ...]) -> Identity:
         return Identity(domain_shape)
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.check_domain(x)
-        return x.clone()
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        self.check_range(y)
-        return y.clone()
-
-    def _find_norm(self) -> NormBound:
-        return NormBound(1.0)
-
-    def gram_lower_bound(self) -> float:
-        return 1.0
-
-    def diagonal(self) -> Tensor | None:
-        return torch.ones((), dtype=torch.float64).expand(self.domain_shape)
-
-    def row_norms(self, grouped: bool) -> Tensor | float:
-        return 1.0
 
 
 class Inpainting(LinearOperator):
@@ -72,6 +50,13 @@ class Inpainting(LinearOperator):
             raise OperatorError("Inpainting(mask): NaN or infinite entries.", "finite")
         super().__init__(tuple(mask.shape), tuple(mask.shape))
         self.register_buffer("mask", mask)
+
+    def stored(self) -> dict[str, Any]:
+        return {"config": {"mask": self.mask}}
+
+    @classmethod
+    def from_stored(cls, stored: dict[str, Any], image_shape: tuple[int, ...] | None) -> Self:
+        return cls(stored["config"]["mask"])
 
     def forward(self, x: Tensor) -> Tensor:
         self.check_domain(x)

@@ -24,6 +24,7 @@ Run = Callable[..., str]
         ("03_own_loss.py", [], "declares no gradient_lipschitz"),
         ("04_own_operator.py", [], "certified: True"),
         ("07_own_regularizer.py", [], "certified: True"),
+        ("12_own_cnn_energy.py", ["2"], "certified: True"),
     ],
 )
 def test_example_runs(name: str, arguments: list[str], expected: str, program: Run) -> None:

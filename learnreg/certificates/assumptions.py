@@ -29,6 +29,8 @@ def missing_state_assumption(instance: Instance, x: Tensor) -> Hindrance | None:
         instance.counter.applications += 2 if foreign and operator is instance.analysis else 0
         if foreign and (sentence := contradiction(operator, x)):
             return Obstacle.CONTRADICTION.met(operator=name, sentence=sentence)
+    if instance.potential.foreign and (sentence := instance.potential.doubt(instance.apply(x), gradients=False)):
+        return Obstacle.DECLARATION.met(sentence=sentence)
     return None if instance.strong_convexity > 0 else Obstacle.NO_MODULUS.met()
 
 
@@ -42,6 +44,11 @@ def missing_assumption(problem: FrozenProblem, instance: Instance, loss: UpperLo
         return Obstacle.LOSS_CONSTANT.met()
     if (dtype := loss.computes_in(x)) != x.dtype:
         return Obstacle.LOSS_PRECISION.met(dtype=dtype)
+    if instance.potential.foreign:
+        with torch.enable_grad():
+            potential = problem.terms.potential.to(x.dtype)
+        if sentence := potential.doubt(instance.apply(x), gradients=True):
+            return Obstacle.DECLARATION.met(sentence=sentence)
     if problem.reparametrized:
         return Obstacle.REPARAMETRIZED.met(names=", ".join(problem.reparametrized))
     if problem.tied:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from learnreg.linear.norms import largest_eigenvalue
 from learnreg.linear.samples import sum_samples
+from learnreg.linear.share import Share
 from learnreg.lower_level.instance import Instance
 
 __all__ = ["GroupBound", "density_bound", "group_norm", "group_pullback_norm"]
@@ -58,16 +59,19 @@ def density_bound(
 
 
 def group_pullback_norm(
-    instance: Instance, p: Tensor, shape: tuple[int, ...], pullback: Tensor | None = None
+    instance: Instance, p: Tensor, shape: tuple[int, ...], pullback: Tensor | None = None, share: Share | None = None
 ) -> Tensor:
     """sup over u of ‖(<p_g, (K u)_g>)_g‖ / ‖u‖ over groups g, (batch,): the norm of the images K_g^T p_g, by their Gram
     matrix for one group or where the operator knows them, else at most max_g ‖p_g‖ ‖K‖. *Rigorous bound.* Counts one
-    application at most; none if ``pullback``, K^T p, is all it needs."""
+    application at most; none if ``pullback``, K^T p, is all it needs. ``share``: where p lies among all responses of a
+    stack."""
     by_norm = group_norm(p, shape) * instance.analysis.norm_bound()
     if all(size == 1 for size in shape):
-        image = instance.adjoint(p) if pullback is None else pullback
+        whole = p if share is None else share.embedded(p, instance.analysis.range_shape[0])
+        image = instance.adjoint(whole) if pullback is None else pullback
         return torch.minimum(by_norm, sum_samples(image * image).sqrt() * (1.0 + 1e-12) + 1e-14 * by_norm)
-    images = instance.analysis.group_images(p, shape)
+    operator = instance.analysis if share is None else instance.analysis.part_at(share)
+    images = operator.group_images(p, shape)
     if images is None:
         return by_norm
     instance.counter.applications += 1

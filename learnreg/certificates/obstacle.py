@@ -14,6 +14,7 @@ class Obstacle(Enum):
     INEXACT_ADJOINT = "the adjoint of the {operator} operator is inexact (adjoint_mismatch() is {mismatch:.1e})"
     UNEXAMINED = "the {operator} operator was not examined (examine = False), so that its adjoint may be inexact"
     CONTRADICTION = "the {operator} operator contradicts what is known of it. {sentence}"
+    DECLARATION = "{sentence}"
     STALE_NORM = "responses of the {operator} operator exceed its norm_bound(): was it changed in place?"
     LOSS_PRECISION = "the upper-level loss computes in {dtype} inside; let it compute in the dtype of x"
     REPARAMETRIZED = "{names} is computed from other parameters in a way that certificates do not know"

@@ -112,9 +112,20 @@ class PointBound(ABC):
         r, high = self.responses, self.high_max
         dual_error = torch.minimum(high * self.L * self.e, high.sqrt() * self.energy_error)
         errors = ResponseErrors(self.L * self.e, dual_error, bent)
-        found = group.bound(r.t, r.V, r.y, r.Y, errors)
+        t, V, y, Y = r.t, r.V, r.y, r.Y
+        if group.share is not None:
+            t, V, y, Y = map(group.share.within, (t, V, y, Y))
+        found = group.bound(t, V, y, Y, errors)
         self.own_magnitude = self.own_magnitude + found.magnitude
         return found
+
+    def seen(self, group: Density) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """t, y, V, the radius and the largest f'' of the responses that the group is about."""
+        r, found = self.responses, (self.responses.t, self.responses.y, self.responses.V, self.radius, self.high)
+        if group.share is None:
+            return found
+        t, y, V, radius, high = (group.share.within(b.expand(len(r.t), *b.shape[1:])) for b in found)
+        return t, y, V, radius, high
 
     def data_norm(self) -> float:
         """Bound of ‖M‖."""

@@ -99,8 +99,9 @@ class PublishedBound(PointBound):
         return operator_bound(terms, group.lipschitz)
 
     def of_density(self, group: Density) -> GroupBound:
-        r, slope = self.responses, group.largest_slope(self.responses.t, self.radius, self.high)
-        return density_bound(group.size(r.t, r.y), r.V, slope, self.e, self.L, group.shape)
+        t, y, V, radius, high = self.seen(group)
+        slope = group.largest_slope(t, radius, high)
+        return density_bound(group.size(t, y), V, slope, self.e, self.L, group.shape)
 
     def of_own(self, group: OwnBound) -> GroupBound:
         own = self.own_parameters(group, self.change_norm)

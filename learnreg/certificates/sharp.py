@@ -150,30 +150,31 @@ class SharpBound(PointBound):
         return found
 
     def of_density(self, group: Density) -> GroupBound:
-        r, L = self.responses, self.L
-        norm = self._pullback_norm(group)
-        factor = torch.as_tensor(1.0 if group.factor is None else group.factor(r.t, self.radius)).to(self.e)
+        (t, y, V, radius, high), L = self.seen(group), self.L
+        norm = self._pullback_norm(group, t, y)
+        factor = torch.as_tensor(1.0 if group.factor is None else group.factor(t, radius)).to(self.e)
         if not bool(torch.isfinite(factor).all()):
-            slope, rate = group.largest_slope(r.t, self.radius, self.high), factor * self.high.sqrt()
-            return split_bound(norm, r.V, rate, slope, group.shape, self.energy_error, L * self.e, L)
+            slope, rate = group.largest_slope(t, radius, high), factor * high.sqrt()
+            return split_bound(norm, V, rate, slope, group.shape, self.energy_error, L * self.e, L)
         excess = None if self.fall is None and not isinstance(group.excess, Tensor) else group.excess
         beyond = None if excess is None else torch.as_tensor(excess).to(self.e)
-        return potential_bound(norm, r.V, self.high, factor, group.shape, self.energy_error, L, beyond, self.e)
+        return potential_bound(norm, V, high, factor, group.shape, self.energy_error, L, beyond, self.e)
 
     def of_own(self, group: OwnBound) -> GroupBound:
         own = self.own_parameters(group, self.bent.norm())
         return GroupBound(own.constant, self.L * own.on_V, self.high_max.sqrt() * own.on_Y)
 
-    def _pullback_norm(self, group: Density) -> Tensor:
-        """The norm of u -> (<s_g, (K u)_g>)_g, by norms alone where the operator's groups are much larger."""
-        t, y = self.responses.t, self.responses.y
+    def _pullback_norm(self, group: Density, t: Tensor, y: Tensor) -> Tensor:
+        """The norm of u -> (<s_g, (K u)_g>)_g at responses t with duals y, by norms alone where the operator's groups
+        are much larger."""
         s = group.size(t, y)
         by_norm = group_norm(s, group.shape) * self.L
         if self._negligible(by_norm):
             return by_norm
         joint = group.joint_norm(t)
         if joint is None:
-            return group_pullback_norm(self.instance, s, group.shape, self.pullback if s is y else None)
+            pullback = self.pullback if s is self.responses.y else None
+            return group_pullback_norm(self.instance, s, group.shape, pullback, group.share)
         return torch.minimum(by_norm, joint * self.L)
 
     def _negligible(self, norm: Tensor) -> bool:

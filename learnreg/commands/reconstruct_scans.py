@@ -138,7 +138,8 @@ class Reconstructor:
         """
         own = stored_geometry(model.config["operator"])
         if own is None and not (model.denoises and options.geometry is not None):
-            what = model.config["operator"].get("class") or "the identity"
+            stored = model.config["operator"]
+            what = "the identity" if model.denoises else stored.get("class") or stored["name"]
             raise ConfigError(f"this model is for {what}, not for projections; expected one from learnreg train ct.")
         notes: list[str] = []
         if options.geometry is None:

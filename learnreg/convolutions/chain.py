@@ -15,6 +15,7 @@ from learnreg.convolutions.local_gram import local_gram
 from learnreg.errors import ShapeError
 from learnreg.linear.norms import GRAM_LIMIT, NormBound, gram_norm_bound
 from learnreg.linear.operator import LinearOperator
+from learnreg.linear.shapes import check_one_channel
 from learnreg.linear.stencil import Stencil
 
 __all__ = ["ConvolutionChain"]
@@ -36,8 +37,7 @@ class ConvolutionChain(LinearOperator):
     """
 
     def __init__(self, kernels: Sequence[Tensor], domain_shape: tuple[int, ...]) -> None:
-        if len(domain_shape) != 3 or domain_shape[0] != 1:
-            raise ShapeError(f"domain_shape={tuple(domain_shape)}: expected one channel, (1, height, width).")
+        check_one_channel(domain_shape, "ConvolutionChain")
         before = 1
         for i, kernel in enumerate(kernels):
             shape = tuple(kernel.shape)

@@ -30,6 +30,7 @@ from learnreg.linear.norms import (
 )
 from learnreg.linear.operator import LinearOperator
 from learnreg.linear.parameter_groups import Pairing
+from learnreg.linear.shapes import check_one_channel
 from learnreg.linear.stencil import Stencil
 
 __all__ = ["FilterBank", "padding_norm", "weighted_norm_bound"]
@@ -74,8 +75,7 @@ class FilterBank(LinearOperator):
             )
         if filters.dim() != 3:
             raise ShapeError(f"filters: got shape {tuple(filters.shape)}, expected (n, k, k).")
-        if len(domain_shape) != 3 or domain_shape[0] != 1:
-            raise ShapeError(f"domain_shape={tuple(domain_shape)}: expected one channel, (1, height, width).")
+        check_one_channel(domain_shape, type(self).__name__)
         (n, k, l), (_, height, width) = filters.shape, domain_shape
         if boundary == "valid" and (height < k or width < l):
             raise ShapeError(f"image {height}x{width} is smaller than the {k}x{l} filters; use smaller filters.")

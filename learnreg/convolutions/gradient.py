@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from learnreg.errors import ShapeError
 from learnreg.linear.norms import NormBound
 from learnreg.linear.operator import LinearOperator
+from learnreg.linear.shapes import check_one_channel
 from learnreg.linear.stencil import Stencil
 
 __all__ = ["Gradient"]
@@ -19,8 +19,7 @@ class Gradient(LinearOperator):
     """Forward differences of (1, H, W): range (2, H, W), vertical then horizontal, zero at the last row and column."""
 
     def __init__(self, domain_shape: tuple[int, ...]) -> None:
-        if len(domain_shape) != 3 or domain_shape[0] != 1:
-            raise ShapeError(f"Gradient: domain_shape={tuple(domain_shape)}, expected one channel, (1, height, width).")
+        check_one_channel(domain_shape, "Gradient")
         super().__init__(domain_shape, (2, *domain_shape[1:]))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -169,7 +169,10 @@ class Search(ABC):
         ``status``: what to say where it does not."""
         point, error, reason = verdict.point, math.inf, verdict.reason
         for _ in range(MAX_ROUNDS):
-            point = newton_correction(point, min(_CORRECTION, 0.1 * self.request.tolerance))
+            moved = newton_correction(point, min(_CORRECTION, 0.1 * self.request.tolerance))
+            if moved is None:
+                return self.result(verdict, math.inf, "none", Status.INDEFINITE, reason)
+            point = moved
             corrected = self.judge(point)
             difference = gradient_distance(corrected.gradient, verdict.gradient)
             stalled = difference > 0.5 * error

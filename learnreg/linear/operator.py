@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ from learnreg.linear.norms import (
 )
 from learnreg.linear.parameter_groups import NormPairing, Pairing
 from learnreg.linear.shapes import Shape, check_batched, checked_shape
+from learnreg.linear.share import Share
 from learnreg.linear.stencil import Stencil
 
 __all__ = ["Adjoint", "Composition", "LinearOperator", "Scaled", "Sum", "VStack", "linear_map", "vstack"]
@@ -165,8 +166,8 @@ class LinearOperator(FindsOnce):
         return None
 
     def approximate_inverse(self, y: Tensor) -> Tensor | None:
-        """An image x with A x close to a multiple of y, where there is a direct method that costs no more than a few
-        applications, such as filtered back-projection; None otherwise. Solvers start from it, nothing depends on it."""
+        """An image x with A x close to a multiple of y, by a direct method for no more than a few applications, such as
+        filtered back-projection; None otherwise. Solvers start from it, nothing depends on it."""
         return None
 
     def gram_symbol(self, sides: tuple[int, int], dtype: torch.dtype) -> Tensor | None:
@@ -178,8 +179,7 @@ class LinearOperator(FindsOnce):
             return None
         gram = lambda v: self.adjoint(self(v))  # noqa: E731
         find = lambda: point_response_symbol(gram, self.domain_shape, sides, dtype, self._device())  # noqa: E731
-        symbol: Tensor = self._known(("symbol", sides, dtype), find)
-        return symbol
+        return cast(Tensor, self._known(("symbol", sides, dtype), find))
 
     def parameter_lipschitz(self) -> float | None:
         """Constant c with ‖∂_theta <A_theta u, p>‖ <= c ‖u‖ ‖p‖ over all parameters that require a gradient, for A
@@ -196,6 +196,10 @@ class LinearOperator(FindsOnce):
         """A_g^T p_g for the groups g of p (batch, *range_shape) that share an entry of a parameter of this shape:
         (batch, groups, unknowns), for about one application; None where that takes more."""
         return None
+
+    def part_at(self, share: Share) -> LinearOperator:
+        """The operator that makes this share of the responses, of a stack; itself otherwise."""
+        return self
 
     # ---- derived -------------------------------------------------------------------------------------------------
 
@@ -286,6 +290,13 @@ class Scaled(LinearOperator):
     def adjoint(self, y: Tensor) -> Tensor:
         return self.operator.adjoint(y) * self.factor
 
+    def stored(self) -> dict[str, Any]:
+        return {"config": {"operator": self.operator, "factor": self.factor}}
+
+    @classmethod
+    def from_stored(cls, stored: dict[str, Any], image_shape: Shape | None) -> Self:
+        return cls(**stored["config"])
+
     def _find_norm(self) -> NormBound:
         return self.operator.norm().scaled(abs(self.factor))
 
@@ -313,6 +324,13 @@ class _Pair(LinearOperator):
     def __init__(self, first: LinearOperator, second: LinearOperator, domain_shape: Shape, range_shape: Shape) -> None:
         super().__init__(domain_shape, range_shape)
         self.first, self.second = first, second
+
+    def stored(self) -> dict[str, Any]:
+        return {"config": {"first": self.first, "second": self.second}}
+
+    @classmethod
+    def from_stored(cls, stored: dict[str, Any], image_shape: Shape | None) -> Self:
+        return cls(stored["config"]["first"], stored["config"]["second"])  # type: ignore[call-arg]
 
     @abstractmethod
     def _bound_of_parts(self) -> float: ...

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from learnreg.linear.norms import largest_eigenvalue
 from learnreg.linear.samples import norm_samples
+from learnreg.linear.share import Share
 
 __all__ = [
     "Density",
@@ -130,6 +131,7 @@ class Density(ParameterGroup):
         function of t and the radius, may be infinite, and is 1 if None. With ``several``: of |(ds_j/dt)_j|.
     steepest: from t and the radius to the largest |ds/dt|, where that is less than the above.
     several: where a response has several parameters j, from t to all s_j(t), (m, *t.shape).
+    share: of potentials of several parts, the responses that the group is about; None: all of them.
     """
 
     name: str
@@ -139,6 +141,7 @@ class Density(ParameterGroup):
     excess: Tensor | float = 0.0
     steepest: Callable[[Tensor, Tensor | float], Tensor] | None = None
     several: Callable[[Tensor], Tensor] | None = None
+    share: Share | None = None
     part: Literal["potential"] = "potential"
 
     def judged(self, by: GroupJudge[T]) -> T:
@@ -194,10 +197,12 @@ class ParameterBound:
 
 @dataclass(frozen=True)
 class OwnBound(ParameterGroup):
-    """Parameters of a potential that bounds the error of its gradient itself: ``bound(t, V, y, Y, errors)``."""
+    """Parameters of a potential that bounds the error of its gradient itself: ``bound(t, V, y, Y, errors)``. share: as
+    that of a ``Density``."""
 
     name: str
     bound: Callable[[Tensor, Tensor, Tensor, Tensor, ResponseErrors], ParameterBound]
+    share: Share | None = None
     part: Literal["potential"] = "potential"
 
     def judged(self, by: GroupJudge[T]) -> T:

@@ -7,7 +7,7 @@ from typing import Any
 from learnreg.errors import ShapeError
 from learnreg.linear.arguments import check_dense, check_precision
 
-__all__ = ["Shape", "check_batched", "checked_shape"]
+__all__ = ["Shape", "check_batched", "check_one_channel", "checked_shape"]
 
 Shape = tuple[int, ...]
 """Without the batch axis."""
@@ -22,6 +22,17 @@ def checked_shape(shape: Shape, name: str) -> Shape:
     if not result or any(s < 1 for s in result):
         raise ShapeError(f"{name}={shape!r}: expected a non-empty tuple of positive sizes, without the batch axis.")
     return result
+
+
+def check_one_channel(shape: tuple[int, ...], who: str) -> tuple[int, int, int]:
+    """The shape, or ShapeError unless it is (1, height, width), with what serves other images."""
+    if len(shape) != 3 or shape[0] != 1:
+        raise ShapeError(
+            f"{who}: got images of shape {tuple(shape)}, expected one channel, (1, height, width). Colour, complex "
+            "numbers as two channels, signals, volumes: AnalysisOperator(W, potential) with a LinearOperator W of your "
+            "own is certified alike, and a Regularizer that defines value(x) takes any shape (docs/regularizers.md)."
+        )
+    return shape[0], shape[1], shape[2]
 
 
 def check_batched(tensor: Any, shape: Shape, name: str) -> None:

@@ -18,7 +18,7 @@ from learnreg.linear.bands import Bands
 from learnreg.linear.examination import foreign_operators
 from learnreg.linear.operator import LinearOperator
 from learnreg.linear.samples import inner_samples, sum_samples
-from learnreg.lower_level.instance import Instance, weighted_square
+from learnreg.lower_level.instance import Instance
 from learnreg.potentials.base import Number, Potential
 from learnreg.potentials.proximal import ProximalPotential
 
@@ -87,11 +87,11 @@ class BandedPotential(Potential):
 
     @property
     def curvature_limit(self) -> float:
-        return weighted_square(self.operator, self.potential.curvature_limit)
+        return self.potential.stiffness(self.operator)
 
     @property
     def concavity(self) -> float:
-        return 0.0 if self.potential.convex else weighted_square(self.operator, self.potential.concavity)
+        return self.potential.softness(self.operator)
 
     def second(self, t: Tensor) -> Tensor:
         return torch.full_like(sum_samples(t), self.curvature_limit)

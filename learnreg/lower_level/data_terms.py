@@ -26,6 +26,14 @@ class LeastSquares(nn.Module, Proximal):
         """The data term for these measurements: itself, where its weights do not depend on them."""
         return self
 
+    def select(self, index: Tensor | slice) -> LeastSquares:
+        """What ``at`` returned, for some samples."""
+        return self
+
+    def part(self, index: Tensor, b: Tensor) -> LeastSquares:
+        """The data term of a batch of some of the samples of b."""
+        return self
+
     def weights_for(self, p: Tensor) -> Tensor:
         """The weight of each measurement, broadcastable against (batch, *range_shape)."""
         return torch.ones((), dtype=p.dtype, device=p.device)
@@ -91,7 +99,8 @@ class WeightedLeastSquares(LeastSquares):
     Parameters
     ----------
     weights: tensor or NumPy array that broadcasts against the range of A (without the batch axis), all entries finite
-        and >= 0. An nn.Parameter is learnable and appears in hypergradients as ``data_term.weights``.
+        and >= 0. An nn.Parameter is learnable and appears in hypergradients as ``data_term.weights``. Or (batch,
+        *range_shape), fixed: weights of its own for each sample of the one batch that the problem is for.
     """
 
     weights: Tensor
@@ -113,20 +122,37 @@ class WeightedLeastSquares(LeastSquares):
     def weights_for(self, p: Tensor) -> Tensor:
         return self.weights.to(p.dtype)
 
+    def at(self, b: Tensor) -> LeastSquares:
+        """With weights of each sample those of the samples, ShapeError where their number differs."""
+        if self.weights.dim() < b.dim():
+            return self
+        if len(self.weights) not in (1, len(b)):
+            raise ShapeError(
+                f"WeightedLeastSquares: weights for {len(self.weights)} samples, but b has {len(b)}; make a problem "
+                "for each batch, or give weights without a batch axis."
+            )
+        return _PerMeasurement(self.weights.expand(len(b), *self.weights.shape[1:]))
+
+    def part(self, index: Tensor, b: Tensor) -> LeastSquares:
+        shared = self.weights.dim() < b.dim() or len(self.weights) == 1
+        return self if shared else WeightedLeastSquares(self.weights[index.to(self.weights.device)])
+
     def check_range(self, range_shape: tuple[int, ...]) -> None:
         shape = tuple(self.weights.shape)
+        per_sample = shape[1:] == range_shape
         try:
-            fits = self.weights.expand(range_shape).shape == range_shape
+            fits = per_sample or self.weights.expand(range_shape).shape == range_shape
         except RuntimeError:
             fits = False
         if not fits:
-            hint = (
-                " One set of weights serves all samples of a batch: make a problem for each measurement, or use "
-                "TransmissionLeastSquares, whose weights follow from the measurement."
-            )
             raise ShapeError(
-                f"data_term weights of shape {shape} do not broadcast against the operator's range {range_shape}."
-                f"{hint if shape[1:] == range_shape else ''}"
+                f"data_term weights of shape {shape} do not broadcast against the operator's range {range_shape}, and "
+                "are no (batch, *range)."
+            )
+        if per_sample and self.weights.requires_grad:
+            raise ShapeError(
+                f"data_term weights of shape {shape} have a batch axis, so that they cannot be learned: samples of "
+                "other batches would have none. Give a tensor without requires_grad, or one set of weights for all."
             )
 
     def config(self) -> dict[str, Any]:
@@ -222,6 +248,9 @@ class _PerMeasurement(LeastSquares):
     def __init__(self, weights: Tensor) -> None:
         super().__init__()
         self._weights = weights
+
+    def select(self, index: Tensor | slice) -> LeastSquares:
+        return _PerMeasurement(self._weights[index])
 
     def weights_for(self, p: Tensor) -> Tensor:
         return self._weights.to(p.dtype)

@@ -20,7 +20,7 @@ from learnreg.linear.operator import LinearOperator
 from learnreg.linear.reparametrized import reparametrized
 from learnreg.lower_level.constraints import Box
 from learnreg.lower_level.data_terms import LeastSquares
-from learnreg.lower_level.instance import Counter, Instance, weighted_square
+from learnreg.lower_level.instance import Counter, Instance
 from learnreg.lower_level.quadratic import quadratic_of
 from learnreg.lower_level.regularizer import ParameterRole, Regularizer, SaddleTerms, check_levels
 from learnreg.potentials.base import Potential
@@ -51,6 +51,7 @@ class FrozenProblem:
         self.ridge, self.constraint = ridge, constraint
         self.parameters, self.originals = dict(parameters), dict(originals)
         self._potentials: dict[torch.dtype, Potential] = {}
+        self._screened = False
 
     def __repr__(self) -> str:
         parts = {name: type(getattr(self, name)).__name__ for name in ("operator", "regularizer", "data_term")}
@@ -90,14 +91,20 @@ class FrozenProblem:
         self.operator.check_range(b, "b")
         groups = self.regularizer.sample_groups()
         check_levels(groups, len(b))
-        indices = [index.to(b.device) for index, _ in groups] or [torch.arange(len(b), device=b.device)]
-        return list(zip(indices, self.levels(), strict=True))
+        if not groups:
+            return [(torch.arange(len(b), device=b.device), self)]
+        return [
+            (index.to(b.device), self._with(self.operator, regularizer, self.data_term.part(index, b)))
+            for index, regularizer in groups
+        ]
 
-    def _with(self, operator: LinearOperator, regularizer: Regularizer) -> FrozenProblem:
+    def _with(
+        self, operator: LinearOperator, regularizer: Regularizer, data_term: LeastSquares | None = None
+    ) -> FrozenProblem:
         return FrozenProblem(
             operator=operator,
             regularizer=regularizer,
-            data_term=self.data_term,
+            data_term=self.data_term if data_term is None else data_term,
             ridge=self.ridge,
             constraint=self.constraint,
             parameters=self.parameters,
@@ -131,6 +138,10 @@ class FrozenProblem:
                 f"{error} Give the {kind} images with a channel axis, as Inpainting(mask[None])."
             ) from error
 
+    def settle(self) -> None:
+        """Find the terms now: regularizers of other classes have no twins, and may change until they are asked."""
+        _ = self.terms, self.fixed
+
     def potential(self, dtype: torch.dtype) -> Potential:
         """The regularizer's potential without autograd, its parameters in that dtype."""
         if dtype not in self._potentials:
@@ -140,13 +151,11 @@ class FrozenProblem:
 
     @cached_property
     def concavity(self) -> float:
-        """lambda >= 0 with R + lambda/2 ‖x‖² convex, ‖√rho K‖² for f'' >= -rho; infinite where none is known for sure.
-        *Rigorous bound.*"""
+        """lambda with R + lambda/2 ‖x‖² convex, ‖√rho K‖² for f'' >= -rho, below 0 where R is known to be strongly
+        convex; infinite where none is known for sure. *Rigorous bound*, where the potential ``has_modulus``."""
         f, K = self.potential(torch.float64), self.fixed.operator
-        if f.convex:
-            return 0.0
-        bound = weighted_square(K, f.concavity)
-        return math.inf if K.norm_bound_kind == "probabilistic" else bound
+        bound = f.softness(K)
+        return math.inf if bound > 0 and K.norm_bound_kind == "probabilistic" else bound
 
     @cached_property
     def gram_lower_bound(self) -> float:
@@ -185,6 +194,14 @@ class FrozenProblem:
         """Role of the regularizer's parameters by name."""
         return self.regularizer.parameter_roles()
 
+    def screen(self) -> None:
+        """Raise ConfigError or ShapeError where a regularizer that says its value alone breaks its contract; once."""
+        if not self._screened:
+            with torch.inference_mode(False), torch.enable_grad():
+                potential = self.terms.potential.to(torch.float64)
+                potential.screen(self.fixed.operator.range_shape, self.operator._device())
+            self._screened = True
+
     def modulus(self, data_term: LeastSquares) -> float:
         """That of the data term, at some data, and the ridge. *Rigorous bound.*"""
         lowest = data_term.weight_range()[0]
@@ -219,6 +236,7 @@ class FrozenProblem:
     def _at(self, b: Tensor, counter: Counter) -> Instance:
         examine(self.operator, "forward")
         examine(self.fixed.operator, "analysis")
+        self.screen()
         data_term = self.data_term.at(b)
         modulus = self.modulus(data_term)
         quadratic = quadratic_of(self.operator, data_term.weights_for(b).detach(), self.ridge_value, b)
@@ -230,6 +248,7 @@ class FrozenProblem:
         terms = self.fixed.at(self.fixed.latent.scale_for(modulus))
         both = (self.operator, terms.operator)
         exact = all(operator.adjoint_mismatch() == 0.0 and is_examined(operator) for operator in both)
+        exact = exact and self.fixed.potential.has_modulus
         self._check_convex(modulus)
         return Instance(
             quadratic=terms.latent.quadratic(quadratic, modulus),

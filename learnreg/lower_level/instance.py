@@ -19,19 +19,11 @@ from learnreg.potentials.base import Potential
 from learnreg.potentials.proximal import ProximalPotential
 from learnreg.result import Brief
 
-__all__ = ["Counter", "Instance", "weighted_square"]
+__all__ = ["Counter", "Instance"]
 
 T = TypeVar("T")
 
 _PART_BYTES = 2 * 1024**2
-
-
-def weighted_square(operator: LinearOperator, weights: Tensor | float) -> float:
-    """Bound of ‖√weights K‖² for non-negative weights of the channels of K, or of their groups, (n, 1, 1), or one for
-    all."""
-    weights = torch.as_tensor(weights, dtype=torch.float64).detach()
-    norm = operator.channel_norm(weights)
-    return float(weights.max()) * operator.norm_bound() ** 2 if norm is None else norm**2
 
 
 class Counter:
@@ -100,7 +92,7 @@ class Instance(Brief):
 
     def gradient_lipschitz(self) -> float:
         """Upper bound of the Hessian's norm, from the largest curvature of each channel."""
-        return self.quadratic.norm() + weighted_square(self.analysis, self.potential.curvature_limit)
+        return self.quadratic.norm() + self.potential.stiffness(self.analysis)
 
     def started(self, x: Tensor) -> Tensor:
         """(x, z^) with a guess of the latent variables z, for three applications; x itself without any."""

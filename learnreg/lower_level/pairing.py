@@ -68,7 +68,7 @@ def evaluate_pairing(point: Point) -> tuple[dict[str, Tensor], Responses]:
             both = torch.cat([latent.image(x), latent.image(X)])
             forward_x, forward_X = frozen.operator(both).split(x.shape[0])
             residual = forward_x - b.to(x.dtype)
-            outputs.append((frozen.data_term.at(b).grad(residual) * forward_X).sum())
+            outputs.append((point.data_term.grad(residual) * forward_X).sum())
             weights.append(torch.ones_like(outputs[-1]))
             residual, forward_X = residual.detach(), forward_X.detach()
         if isinstance(frozen.ridge, Tensor):

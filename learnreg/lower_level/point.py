@@ -9,6 +9,7 @@ from functools import cached_property
 from torch import Tensor
 
 from learnreg.losses import UpperLoss
+from learnreg.lower_level.data_terms import LeastSquares
 from learnreg.lower_level.frozen import FrozenProblem
 from learnreg.lower_level.instance import Instance
 from learnreg.lower_level.problem import LowerLevelProblem
@@ -51,6 +52,14 @@ class Point(Brief):
             return self.loss.gradient(self.x)
         batch, index = self.whole
         return batch.loss_gradient[index]
+
+    @cached_property
+    def data_term(self) -> LeastSquares:
+        """That of these measurements."""
+        if self.whole is None:
+            return self.frozen.data_term.at(self.b)
+        batch, index = self.whole
+        return batch.data_term.select(index)
 
     def at(self, x: Tensor, X: Tensor) -> Point:
         """Another point of the same problem, which solvers may start from."""

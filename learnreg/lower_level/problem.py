@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from learnreg.errors import AssumptionError, ConfigError
 from learnreg.linear.arguments import check_batch, check_precision, check_type, given_tensor, real_number
+from learnreg.linear.examination import is_own_class
 from learnreg.linear.grad_mode import full_precision
 from learnreg.linear.operator import LinearOperator
 from learnreg.linear.samples import sum_samples
@@ -160,7 +161,7 @@ class LowerLevelProblem(nn.Module):
         with torch.inference_mode(False):
             twins = Twins()
             regularizer = twins.module(self.regularizer)
-            return FrozenProblem(
+            frozen = FrozenProblem(
                 operator=twins.module(self.operator),
                 regularizer=regularizer if self.noise_level is None else regularizer.at(self.noise_level),
                 data_term=twins.module(self.data_term),
@@ -169,6 +170,9 @@ class LowerLevelProblem(nn.Module):
                 parameters={name: twins.parameter(p) for name, p in originals.items()},
                 originals=originals,
             )
+        if any(isinstance(m, Regularizer) and not is_own_class(type(m)) for m in regularizer.modules()):
+            frozen.settle()
+        return frozen
 
     def instance(self, b: Tensor) -> Instance:
         """The problem at its present parameters and data b (batch, *range_shape), see :meth:`FrozenProblem.at`."""
@@ -220,4 +224,8 @@ def _adapter(value: object) -> str:
 
 
 def _check_type(value: object, kind: type, name: str, expected: str) -> None:
+    if kind is Regularizer and isinstance(value, nn.Module) and not isinstance(value, Regularizer):
+        expected += (
+            ": for an energy of your own subclass lr.Regularizer instead of nn.Module, and define value(self, x)"
+        )
     check_type(value, kind, f"LowerLevelProblem({name}=...)", expected)

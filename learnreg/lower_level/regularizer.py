@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from abc import abstractmethod
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
 import torch
@@ -13,12 +14,20 @@ from torch import Tensor, nn
 from learnreg.errors import ConfigError, ShapeError
 from learnreg.linear.arguments import check_images, given_tensor
 from learnreg.linear.grad_mode import full_precision
+from learnreg.linear.identity import Unchanged
 from learnreg.linear.operator import LinearOperator
 from learnreg.linear.parameter_groups import ParameterGroup
+from learnreg.linear.stack import Stack
+from learnreg.lower_level.given_value import SnapshotFunction, of_any_dtype
 from learnreg.lower_level.latent import Latent, NoLatent
 from learnreg.potentials.base import Potential
+from learnreg.potentials.stacked import StackedPotential
+from learnreg.potentials.value import ValuePotential
+from learnreg.potentials.value_examination import Declared
 
-__all__ = ["ParameterRole", "Pictures", "Regularizer", "SaddleTerms"]
+__all__ = ["Combination", "ParameterRole", "Pictures", "Regularizer", "SaddleTerms"]
+
+_CONSTANTS = ("gradient_lipschitz", "hessian_lipschitz", "cross_bound", "cross_lipschitz")
 
 ParameterRole = str
 """The name of a group of parameters that the operator, the potential or the latent variables of the saddle terms know
@@ -41,6 +50,15 @@ class SaddleTerms:
         latent = self.latent.at(scale)
         return SaddleTerms(latent.analysis(self.operator), self.potential, latent)
 
+    def times(self, factor: float) -> SaddleTerms:
+        """Those of factor · R."""
+        if factor == 1.0:
+            return self
+        latent, potential = self.latent, self.potential.scaled(torch.tensor(factor, dtype=torch.float64))
+        if latent.channels:
+            latent = replace(latent, cost=factor * latent.cost, modulus=factor * latent.modulus)
+        return SaddleTerms(self.operator, potential, latent)
+
     def parameter_groups(self) -> tuple[ParameterGroup, ...]:
         """All that operator, potential and latent variables say, in this order."""
         return (*self.operator.parameter_groups(), *self.potential.parameter_groups(), *self.latent.parameter_groups())
@@ -62,24 +80,78 @@ class Pictures:
     slopes: Tensor | None = None
 
 
-class Regularizer(nn.Module):
-    """A function R(x) = f(W x) with learnable parameters, convex, or weakly so (``Potential.concavity``); any nn.Module
-    with these methods is one.
+def _says_its_value(cls: type[Regularizer]) -> bool:
+    """Whether a class implements its value alone."""
+    return cls.value is not Regularizer.value and cls.saddle_terms is Regularizer.saddle_terms
 
-    A subclass implements ``saddle_terms`` and, to be certified, ``parameter_roles``; to be stored in a model file, it
-    implements ``config`` and is registered in ``learnreg.regularizers``; to be trained from the command line, it
-    implements ``from_options``. ``summary``: R(x) in a few words, for tables.
+
+class Regularizer(nn.Module):
+    """A function R(x) with learnable parameters, in one of two forms.
+
+    R(x) = f(W x): a subclass implements ``saddle_terms`` and, to be certified, ``parameter_roles``. Convex, or weakly
+    so (``Potential.concavity``).
+
+    By its value alone: a subclass implements ``value``, twice differentiable, of any torch modules, and nothing else.
+    Solvers and hypergradients differentiate it by autograd; errors are estimates, unless it declares what bounds need,
+    as attributes or properties. All of it is of all images, and held against probes near each solution; a constant that
+    is contradicted is refused.
+
+    convex: R is convex; modulus: R(x) - modulus/2 ‖x‖² is, for a number that may be negative (convex = True is modulus
+    = 0). With one of them errors of x are bounded.
+    gradient_lipschitz, hessian_lipschitz: Lipschitz constants of ∇R and of ∇²R; cross_bound, cross_lipschitz: bound and
+    Lipschitz constant of ∂_theta ∇R, theta all parameters together; in 2-norms. With all four hypergradients have
+    bounds, too.
+    examine: False: it is neither screened nor probed, and nothing is certified.
+
+    To be stored in a model file, it implements ``config`` and is registered in ``learnreg.regularizers``; to be trained
+    from the command line, it implements ``from_options``. ``summary``: R(x) in a few words, for tables. Regularizers
+    can be added and multiplied by positive numbers, see :class:`Combination`.
     """
 
     summary: ClassVar[str] = ""
 
-    @abstractmethod
+    convex: bool = False
+    modulus: float | None = None
+    gradient_lipschitz: float | None = None
+    hessian_lipschitz: float | None = None
+    cross_bound: float | None = None
+    cross_lipschitz: float | None = None
+    examine: bool = True
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        if _says_its_value(cls) and not hasattr(cls.value, "_of_any_dtype"):
+            cls.value = of_any_dtype(cls.value)  # type: ignore[method-assign, assignment]
+
     def saddle_terms(self, image_shape: tuple[int, ...]) -> SaddleTerms:
-        """W and f for images of this shape (without the batch axis), differentiable in the parameters."""
+        """W and f for images of this shape (without the batch axis), differentiable in the parameters; by default the
+        identity and the function that ``value`` is."""
+        if not _says_its_value(type(self)):
+            hint = "" if type(self).forward is Regularizer.forward else " Its forward is not asked: call it value."
+            raise ConfigError(
+                f"{type(self).__name__} implements neither value nor saddle_terms: define value(self, x), one number "
+                f"for each image of a batch, from torch operations.{hint}"
+            )
+        return SaddleTerms(Unchanged(image_shape), ValuePotential(SnapshotFunction.of(self), self._declared()))
+
+    def _declared(self) -> Declared:
+        """What certificates may rest on."""
+        name, modulus = type(self).__name__, self.modulus
+        if self.convex and modulus is None:
+            modulus = 0.0
+        if self.convex and modulus is not None and modulus < 0:
+            raise ConfigError(f"{name}: convex = True and modulus = {modulus:g} contradict each other; leave one out.")
+        numbers = {n: getattr(self, n) for n in _CONSTANTS}
+        for n, value in {"modulus": modulus, **numbers}.items():
+            least = -math.inf if n == "modulus" else 0.0
+            if value is not None and not (isinstance(value, (int, float)) and math.isfinite(value) and value >= least):
+                raise ConfigError(f"{name}.{n} = {value!r}: expected None or a finite number >= {least:g}.")
+        return Declared(name, modulus, **numbers, examined=self.examine)
 
     def parameter_roles(self) -> dict[str, ParameterRole]:
-        """The group of each parameter by name. A parameter that is not named here has no certified gradient."""
-        return {}
+        """The group of each parameter by name. A parameter that is not named here has no certified gradient. By default
+        all of a regularizer that says its value alone form one group."""
+        return dict.fromkeys((n for n, _ in self.named_parameters()), "value") if _says_its_value(type(self)) else {}
 
     def parameter_jacobian_bounds(self) -> dict[ParameterRole, float]:
         """For groups whose numbers (the entries of the operator's own parameters, logarithms of weights ...) are a
@@ -123,6 +195,8 @@ class Regularizer(nn.Module):
         check_images(x, type(self).__name__)
         self.check_usable()
         terms = self.saddle_terms(tuple(x.shape[1:]))
+        if terms.latent.channels:
+            raise ConfigError(f"{type(self).__name__} has latent variables, so that it has to implement value, too.")
         return terms.potential.to(x.dtype).value(terms.operator(x))
 
     def check_usable(self) -> None:
@@ -160,6 +234,139 @@ class Regularizer(nn.Module):
 
     def project_(self) -> None:
         """Project the parameters onto their admissible set, after an accepted step; nothing to do by default."""
+
+    # ---- arithmetic --------------------------------------------------------------------------------------------------
+
+    def __add__(self, other: object) -> Regularizer:
+        if not isinstance(other, Regularizer):
+            raise ConfigError(f"{type(self).__name__} + {type(other).__name__}: expected another Regularizer.")
+        (parts, factors), (others, more) = _terms_of(self), _terms_of(other)
+        return Combination([*parts, *others], [*factors, *more])
+
+    def __radd__(self, other: object) -> Regularizer:
+        return self if isinstance(other, int) and other == 0 else self + other  # as sum() begins
+
+    def __mul__(self, factor: object) -> Regularizer:
+        parts, factors = _terms_of(self)
+        number = _factor(factor, f"a factor of {type(self).__name__}")
+        return Combination(parts, [number * f for f in factors])
+
+    __rmul__ = __mul__
+
+    def __sub__(self, other: object) -> Regularizer:
+        raise ConfigError("regularizers can be added, but not subtracted: the difference of convex functions is none.")
+
+
+class Combination(Regularizer):
+    """factors[0] R_0(x) + factors[1] R_1(x) + ..., which ``R_0 + 2.0 * R_1`` makes.
+
+    The parameters are those of the parts, under the names "0.…", "1.…": the parts themselves, no copies. Factors are
+    fixed; ``Scaled`` learns one. Certified where the parts are, by the primal solvers: a sum has no proximal map.
+
+    Parameters
+    ----------
+    parts: regularizers; of several, none may have latent variables.
+    factors: a positive number for each.
+
+    Raises
+    ------
+    ConfigError: no parts, something else than a regularizer, or a factor that is not positive and finite.
+    """
+
+    summary = "a sum of other regularizers with positive factors"
+
+    def __init__(self, parts: Sequence[Regularizer], factors: Sequence[float] | None = None) -> None:
+        super().__init__()
+        factors = [1.0] * len(parts) if factors is None else factors
+        if not parts or len(factors) != len(parts):
+            raise ConfigError(f"Combination: got {len(parts)} regularizers and {len(factors)} factors.")
+        for k, part in enumerate(parts):
+            if not isinstance(part, Regularizer):
+                raise ConfigError(f"Combination: got {type(part).__name__} among the parts, expected Regularizers.")
+            self.add_module(str(k), part)
+        self.factors = tuple(_factor(f, "a factor of Combination") for f in factors)
+
+    @property
+    def parts(self) -> list[Regularizer]:
+        return [m for m in self._modules.values() if isinstance(m, Regularizer)]
+
+    def value(self, x: Tensor) -> Tensor:
+        return torch.stack([f * part.value(x) for part, f in zip(self.parts, self.factors, strict=True)]).sum(0)
+
+    def saddle_terms(self, image_shape: tuple[int, ...]) -> SaddleTerms:
+        terms = [part.saddle_terms(image_shape).times(f) for part, f in zip(self.parts, self.factors, strict=True)]
+        for part, own in zip(self.parts, terms, strict=True):
+            if own.latent.channels and len(terms) > 1:
+                raise ConfigError(
+                    f"{type(part).__name__} has latent variables, which a sum of regularizers does not carry; use it "
+                    "alone, or in another form (InputConvexNetwork: form='smooth')."
+                )
+        if len(terms) == 1:
+            return terms[0]
+        operators, shapes = [own.operator for own in terms], [own.operator.range_shape for own in terms]
+        return SaddleTerms(Stack(operators), StackedPotential([own.potential for own in terms], shapes))
+
+    def parameter_roles(self) -> dict[str, ParameterRole]:
+        return {
+            f"{k}.{name}": self._role(k, role)
+            for k, part in enumerate(self.parts)
+            for name, role in part.parameter_roles().items()
+        }
+
+    def parameter_jacobian_bounds(self) -> dict[ParameterRole, float]:
+        return {
+            self._role(k, role): bound
+            for k, part in enumerate(self.parts)
+            for role, bound in part.parameter_jacobian_bounds().items()
+        }
+
+    def _role(self, k: int, role: ParameterRole) -> ParameterRole:
+        """The role of a part as the stack of several calls it."""
+        return f"{k}.{role}" if len(self.parts) > 1 else role
+
+    def conditioned(self, sigma: float) -> Self:
+        conditioned = [part.conditioned(sigma) for part in self.parts]
+        if all(new is old for new, old in zip(conditioned, self.parts, strict=True)):
+            return self
+        twin = copy.copy(self)
+        twin._modules = {str(k): part for k, part in enumerate(conditioned)}
+        return twin
+
+    def scale_parameters(self) -> list[nn.Parameter]:
+        """Those of all parts, if each has some."""
+        scales = [part.scale_parameters() for part in self.parts]
+        return [p for own in scales for p in own] if all(scales) else []
+
+    def project_(self) -> None:
+        for part in self.parts:
+            part.project_()
+
+    def config(self) -> dict[str, Any]:
+        return {"parts": self.parts, "factors": list(self.factors)}
+
+    def pictures(self) -> Pictures | None:
+        """Those of the first part that has any, without its factor."""
+        return next((found for part in self.parts if (found := part.pictures()) is not None), None)
+
+    def extra_repr(self) -> str:
+        return f"factors={self.factors}"
+
+
+def _terms_of(regularizer: Regularizer) -> tuple[list[Regularizer], list[float]]:
+    """The parts of a combination and their factors; itself, once, of another one."""
+    if type(regularizer) is Combination:
+        return regularizer.parts, list(regularizer.factors)
+    return [regularizer], [1.0]
+
+
+def _factor(value: object, name: str) -> float:
+    """A positive finite number, or ConfigError."""
+    if isinstance(value, nn.Parameter):
+        raise ConfigError(f"{name}: got a Parameter, but factors are fixed; Scaled(regularizer, factor) learns one.")
+    number = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+    if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0.0 < number < math.inf:
+        raise ConfigError(f"{name}: got {value!r}, expected a positive finite number.")
+    return float(number)
 
 
 class NoiseLevels(Regularizer):

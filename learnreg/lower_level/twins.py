@@ -1,4 +1,5 @@
-"""Twins of modules: clones of the parameters that are learned, everything else shared."""
+"""Twins of modules: clones of the parameters that are learned, everything else shared; and snapshots, in which every
+tensor is what a function makes of it."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from learnreg.linear.examination import is_own_class
 from learnreg.linear.grad_mode import usable
 
-__all__ = ["Twins"]
+__all__ = ["Snapshot", "Twins"]
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -47,10 +48,15 @@ class Twins:
         own = vars(module)
         twin.__dict__.update({k: v if k in _OF_EVERY_MODULE else self._value(v) for k, v in own.items()})
         twin._parameters = {k: None if p is None else self.parameter(p) for k, p in module._parameters.items()}
-        twin._buffers = {k: usable(t) for k, t in module._buffers.items()}
+        twin._buffers = {k: t if t is None else self._tensor(t) for k, t in module._buffers.items()}
         twin._modules = {k: None if m is None else self.module(m) for k, m in module._modules.items()}
         twin.__dict__["_frozen"] = True
         return twin
+
+    def _tensor(self, t: Tensor) -> Tensor:
+        """That of a buffer."""
+        found: Tensor = usable(t)
+        return found
 
     def _value(self, value: Any) -> Any:
         if isinstance(value, nn.Parameter):
@@ -70,6 +76,31 @@ class Twins:
             twin = make()
             self._known[id(original)] = (original, twin)
         return self._known[id(original)][1]
+
+
+class Snapshot(Twins):
+    """Makes twins of modules of any class, whose parameters, buffers and other tensors are what ``change`` makes of the
+    original ones, once of each; differentiable where that is. Modules and tensors in attributes, lists, tuples and
+    dicts are found; what a closure holds is not.
+    """
+
+    def __init__(self, change: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self._change = change
+
+    def parameter(self, p: Any) -> Any:
+        return self._tensor(p)
+
+    def module(self, module: M) -> M:
+        twin: M = self._once(module, lambda: self._twin(module))
+        return twin
+
+    def _tensor(self, t: Tensor) -> Tensor:
+        found: Tensor = self._once(t, lambda: self._change(t))
+        return found
+
+    def _value(self, value: Any) -> Any:
+        return self._tensor(value) if isinstance(value, Tensor) else super()._value(value)
 
 
 def _tensors(module: nn.Module) -> Iterator[Tensor]:

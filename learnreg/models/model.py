@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,11 +14,18 @@ import torch
 from torch import Tensor
 
 from learnreg.errors import CheckpointError, ConfigError, LearnregError, ShapeError
+from learnreg.linear.examination import is_own_class
 from learnreg.linear.operator import LinearOperator
 from learnreg.lower_level.constraints import Box
 from learnreg.lower_level.data_terms import DATA_TERMS, LeastSquares
 from learnreg.lower_level.problem import LowerLevelProblem
-from learnreg.models.names import build_operator, build_regularizer, describe_operator, describe_regularizer
+from learnreg.models.names import (
+    build_operator,
+    build_regularizer,
+    describe_operator,
+    describe_regularizer,
+    operator_tensors,
+)
 from learnreg.models.tensor_files import plain, read_tensors, write_tensors
 from learnreg.regularizers import Regularizer
 from learnreg.result import Solution
@@ -40,12 +48,14 @@ class Model:
 
     regularizer: the Regularizer, its parameters trainable. config: what the file says besides the parameters: the keys
     "regularizer", "operator", "ridge", "constraint", "noise_level", "data_term", and those given to ``save_model``
-    (such as "sigma" and "training"). data_term: the one it was learned with, weights included.
+    (such as "sigma" and "training"). data_term: the one it was learned with, weights included. tensors: of the stored
+    forward operator, by their names in the file.
     """
 
     regularizer: Regularizer
     config: dict[str, Any]
     data_term: LeastSquares = field(default_factory=LeastSquares)
+    tensors: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 
     @property
     def denoises(self) -> bool:
@@ -72,7 +82,7 @@ class Model:
         ------
         ConfigError: the file does not hold it, or the package that it needs is missing.
         """
-        return build_operator(self.config["operator"])
+        return build_operator(self.config["operator"], tensors=self.tensors)
 
     def problem(
         self,
@@ -156,8 +166,9 @@ def save_model(
     ----------
     path: usually ``model.safetensors``; folders are made.
     problem: the lower-level problem the regularizer was learned for. A regularizer alone is stored for denoising,
-        ½‖x - b‖² + R(x). Of the operator the identity and projectors are stored, of another one its class alone: give
-        it again to ``Model.problem``. Weights of the data term are stored, learned or given.
+        ½‖x - b‖² + R(x). Operators of this package are stored, with their tensors and also composed, added and stacked;
+        of another one its class alone: give it again to ``Model.problem``, or store what ``assemble`` makes of it.
+        Weights of the data term are stored, learned or given.
     config: anything JSON knows, such as {"sigma": 0.098, "training": {...}}; becomes part of ``Model.config``.
 
     Raises
@@ -172,20 +183,26 @@ def save_model(
     regularizer = problem.regularizer if isinstance(problem, LowerLevelProblem) else problem
     state = regularizer.state_dict()
     weights = problem.data_term.stored_weights() if isinstance(problem, LowerLevelProblem) else None
-    if weights is not None:
-        state = {**state, _WEIGHTS: weights}
+    described, tensors = _describe_problem(problem)
+    description = describe_regularizer(regularizer)
+    _check_rebuilt(regularizer, description)
+    for name, tensor in {**tensors, **({} if weights is None else {_WEIGHTS: weights})}.items():
+        if name in state:
+            raise ConfigError(f"save_model: two tensors are called {name!r}; rename the regularizer's submodule.")
+        state = {**state, name: tensor}
     _check_finite(state, path)
     content = {
         "format_version": FORMAT_VERSION,
-        "regularizer": describe_regularizer(regularizer),
-        **_describe_problem(problem),
+        "regularizer": description,
+        **described,
         "config": plain(given),
     }
     write_tensors(path, state, content)
 
 
 def load(path: str | Path) -> Model:
-    """Read a model file, or a shipped model by its name (see ``pretrained``). Executes no code from the file.
+    """Read a model file, that of a run folder, or a shipped model by its name (see ``pretrained``). Executes no code
+    from the file.
 
     Raises
     ------
@@ -207,12 +224,13 @@ def load(path: str | Path) -> Model:
         content.setdefault("data_term", _LEAST_SQUARES)  # files of earlier versions
         config = {**content["config"], **{key: content[key] for key in _OWN_KEYS}}
         data_term = _build_data_term(content["data_term"], tensors.pop(_WEIGHTS, None))
+        of_operator = {name: tensors.pop(name) for name in operator_tensors(content["operator"])}
     except (LearnregError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{file}: cannot be rebuilt: {error}") from error
     _check_state(regularizer.state_dict(), tensors, file)
     _check_finite(tensors, file)
     regularizer.load_state_dict(tensors, assign=True)
-    return Model(regularizer, config, data_term)
+    return Model(regularizer, config, data_term, of_operator)
 
 
 def pretrained() -> dict[str, dict[str, Any]]:
@@ -222,6 +240,8 @@ def pretrained() -> dict[str, dict[str, Any]]:
 
 def _resolve(path: str | Path) -> Path:
     file = Path(path)
+    if file.is_dir() and (file / "model.safetensors").is_file():
+        return file / "model.safetensors"
     if file.exists() or file.suffix or file.name != str(path):
         return file
     shipped = sorted(entry.stem for entry in _SHIPPED_FOLDER.glob("*.safetensors"))
@@ -232,24 +252,28 @@ def _resolve(path: str | Path) -> Path:
     )
 
 
-def _describe_problem(problem: LowerLevelProblem | Regularizer) -> dict[str, Any]:
+def _describe_problem(problem: LowerLevelProblem | Regularizer) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """All but the regularizer, and the tensors of the operator."""
     if isinstance(problem, Regularizer):
-        return {
+        described = {
             "operator": _DENOISING,
             "ridge": 0.0,
             "constraint": None,
             "noise_level": None,
             "data_term": _LEAST_SQUARES,
         }
+        return described, {}
     if isinstance(problem.noise_level, Tensor):
         raise ConfigError("a noise level for each sample cannot be stored in a model file; save the regularizer.")
-    return {
-        "operator": describe_operator(problem.operator),
+    operator, tensors = describe_operator(problem.operator)
+    described = {
+        "operator": operator,
         "ridge": problem.ridge_value,
         "constraint": None if problem.constraint is None else _describe_limits(problem.constraint),
         "noise_level": problem.noise_level,
         "data_term": _describe_data_term(problem.data_term),
     }
+    return described, tensors
 
 
 def _describe_data_term(data_term: LeastSquares) -> dict[str, Any]:
@@ -277,6 +301,28 @@ def _describe_limits(box: Box) -> list[float | None]:
 def _open_limits(limits: list[float | None]) -> tuple[float, float]:
     lower, upper = limits
     return -math.inf if lower is None else lower, math.inf if upper is None else upper
+
+
+def _check_rebuilt(regularizer: Regularizer, description: Mapping[str, Any]) -> None:
+    """ConfigError unless a regularizer of somebody's own class can be rebuilt from what its ``config`` says."""
+    if is_own_class(type(regularizer)):
+        return
+    name = type(regularizer).__name__
+    try:
+        rebuilt = build_regularizer(json.loads(json.dumps(description))).state_dict()
+    except LearnregError:
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f"{name} cannot be stored: its config does not rebuild it ({type(error).__name__}: {error}). config() "
+            "returns the keywords of the constructor, unless from_config says otherwise."
+        ) from error
+    shapes = [{key: tuple(t.shape) for key, t in state.items()} for state in (regularizer.state_dict(), rebuilt)]
+    if wrong := sorted(k for k in {*shapes[0], *shapes[1]} if shapes[0].get(k) != shapes[1].get(k)):
+        raise ConfigError(
+            f"{name} cannot be stored: rebuilt from its config, {wrong[0]} has the shape {shapes[1].get(wrong[0])} "
+            f"instead of {shapes[0].get(wrong[0])}; an argument is missing in config()."
+        )
 
 
 def _check_noisy(b: Tensor) -> None:

@@ -1,10 +1,15 @@
 """Regularizers and forward operators as model files describe them: a name of the tables ``REGULARIZERS`` and
-``OPERATORS``, and a config. Only classes of the tables are built; nothing is imported because a file says so."""
+``OPERATORS``, and a config. Only classes of the tables are built; nothing is imported because a file says so.
+
+Values of a config are what JSON knows, regularizers and operators, described likewise, and of operators tensors, which
+stand in the file under a name that the description holds."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, cast
+
+from torch import Tensor
 
 from learnreg.errors import ConfigError
 from learnreg.linear.operator import LinearOperator
@@ -17,24 +22,45 @@ __all__ = [
     "build_regularizer",
     "describe_operator",
     "describe_regularizer",
+    "operator_tensors",
     "stored_geometry",
 ]
 
 
 def describe_regularizer(regularizer: Regularizer) -> dict[str, Any]:
-    """Name and config of a regularizer, those in its config described likewise; ConfigError when it is not
-    registered."""
+    """Name and config of a regularizer, those in its config described likewise; ConfigError when it is not registered,
+    or when its config says something that JSON does not know."""
     for name, kind in REGULARIZERS.items():
         if type(regularizer) is kind:
-            config = regularizer.config().items()
-            return {
-                "name": name,
-                "config": {k: describe_regularizer(v) if isinstance(v, Regularizer) else v for k, v in config},
-            }
+            return {"name": name, "config": _described(_config(regularizer), type(regularizer).__name__)}
     own = type(regularizer).__name__
     raise ConfigError(
         f"{own} cannot be stored in a model file: it is not registered. Call "
         f"learnreg.regularizers.register(name, {own}) first. Registered are {', '.join(REGULARIZERS)}."
+    )
+
+
+def _config(regularizer: Regularizer) -> dict[str, Any]:
+    """What ``config`` says, a method or a property; nothing where the constructor takes nothing."""
+    said: Any = {} if type(regularizer).config is Regularizer.config else regularizer.config
+    config = said() if callable(said) else said
+    if not isinstance(config, Mapping):
+        raise ConfigError(f"{type(regularizer).__name__}.config is a {type(config).__name__}, expected a dict.")
+    return dict(config)
+
+
+def _described(value: Any, owner: str) -> Any:
+    if isinstance(value, Regularizer):
+        return describe_regularizer(value)
+    if isinstance(value, Mapping):
+        return {str(key): _described(item, owner) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_described(item, owner) for item in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise ConfigError(
+        f"{owner} cannot be stored: its config holds a {type(value).__name__}, expected numbers, texts, lists and "
+        "dicts of these, and regularizers; tensors belong in parameters or buffers."
     )
 
 
@@ -49,19 +75,67 @@ def build_regularizer(description: Mapping[str, Any]) -> Regularizer:
             f"{', '.join(REGULARIZERS)}."
         )
     config = dict(description["config"]).items()
-    return REGULARIZERS[name].from_config({k: build_regularizer(v) if _describes(v) else v for k, v in config})
+    return REGULARIZERS[name].from_config({k: _built(v) for k, v in config})
+
+
+def _built(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_built(item) for item in value]
+    return build_regularizer(value) if _describes(value) else value
 
 
 def _describes(value: object) -> bool:
     return isinstance(value, dict) and set(value) == {"name", "config"}
 
 
-def describe_operator(operator: LinearOperator) -> dict[str, Any]:
-    """What rebuilds a forward operator; for one that cannot be stored, its class alone."""
+# ---- operators -------------------------------------------------------------------------------------------------------
+
+_PREFIX = "operator"
+
+
+def describe_operator(operator: LinearOperator, prefix: str = _PREFIX) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What rebuilds a forward operator, and the tensors that takes, by their names in the file; for one that cannot be
+    stored, or is made of such, its class alone."""
+    tensors: dict[str, Tensor] = {}
+
+    def packed(value: Any, name: str) -> Any:
+        if isinstance(value, Tensor):
+            tensors[name] = value
+            return {_TENSOR: name}
+        if isinstance(value, LinearOperator):
+            description, own = describe_operator(value, name)
+            tensors.update(own)
+            if description["name"] is None:
+                raise _NotStoredError
+            return {**description, "domain_shape": list(value.domain_shape)}
+        if isinstance(value, dict):
+            return {key: packed(item, f"{name}.{key}") for key, item in value.items()}
+        return value
+
     for name, kind in OPERATORS.items():
         if cast(type, kind) is type(operator):
-            return {"name": name, **cast(StoredOperator, operator).stored()}
-    return {"name": None, "class": type(operator).__name__}
+            try:
+                stored = cast(StoredOperator, operator).stored()
+                return {"name": name, **{key: packed(v, f"{prefix}.{key}") for key, v in stored.items()}}, tensors
+            except _NotStoredError:
+                break
+    return {"name": None, "class": type(operator).__name__}, {}
+
+
+class _NotStoredError(Exception):
+    """A part of an operator has no name."""
+
+
+_TENSOR = "tensor"
+
+
+def operator_tensors(description: Mapping[str, Any]) -> set[str]:
+    """The names of the tensors that a description refers to."""
+    found: set[str] = set()
+    for value in description.values():
+        if isinstance(value, Mapping):
+            found |= {str(value[_TENSOR])} if set(value) == {_TENSOR} else operator_tensors(value)
+    return found
 
 
 def stored_geometry(description: Mapping[str, Any]) -> Geometry | None:
@@ -73,11 +147,25 @@ def stored_geometry(description: Mapping[str, Any]) -> Geometry | None:
     return None
 
 
-def build_operator(description: Mapping[str, Any], image_shape: tuple[int, ...] | None = None) -> LinearOperator:
-    """The forward operator; the identity on images of this shape, (1, height, width)."""
+def build_operator(
+    description: Mapping[str, Any],
+    image_shape: tuple[int, ...] | None = None,
+    tensors: Mapping[str, Tensor] | None = None,
+) -> LinearOperator:
+    """The forward operator; the identity on images of this shape, (1, height, width). ``tensors``: of the file."""
+
+    def unpacked(value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        if set(value) == {_TENSOR}:
+            return dict(tensors or {})[value[_TENSOR]]
+        if "name" in value and "domain_shape" in value:
+            return build_operator(value, tuple(value["domain_shape"]), tensors)
+        return {key: unpacked(item) for key, item in value.items()}
+
     kind = OPERATORS.get(description.get("name") or "")
     if kind is None:
         raise ConfigError(
             f"the file does not hold its forward operator ({description.get('class', 'unknown')}); pass operator=..."
         )
-    return kind.from_stored(dict(description), image_shape)
+    return kind.from_stored({key: unpacked(item) for key, item in description.items()}, image_shape)

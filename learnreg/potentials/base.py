@@ -23,7 +23,7 @@ from learnreg.linear.samples import expand, inner_samples, norm_samples
 from learnreg.potentials.function import Function
 from learnreg.result import brief
 
-__all__ = ["OUTWARD", "WARM_PROX_STEPS", "Potential", "Smoothed", "nearest"]
+__all__ = ["OUTWARD", "WARM_PROX_STEPS", "Potential", "Smoothed", "nearest", "weighted_square"]
 
 WARM_PROX_STEPS = 3
 
@@ -33,12 +33,21 @@ OUTWARD = 1e-13
 Number = float | Tensor
 
 
+def weighted_square(operator: LinearOperator, weights: Number) -> float:
+    """Bound of ‖√weights K‖² for non-negative weights of the channels of K, or of their groups, (n, 1, 1), or one for
+    all."""
+    weights = torch.as_tensor(weights, dtype=torch.float64).detach()
+    norm = operator.channel_norm(weights)
+    return float(weights.max()) * operator.norm_bound() ** 2 if norm is None else norm**2
+
+
 class Potential(Function):
     """A function of all responses of a sample, of weight l, with what solvers and certificates ask of it.
 
     Bounds are for each place: the sample here, a response or a group of them in subclasses. gradient_limit: a bound of
     |f'| at one place, all channels together, where f' does not vanish with K^T f'; 0 elsewhere. cheap_lines: values
-    along a line of responses cost much less than a step of a solver.
+    along a line of responses cost much less than a step of a solver. foreign: somebody else's function is in it, which
+    is examined (``screen``, ``doubt``). has_modulus: the concavity is a bound, not a guess.
     """
 
     number_names: ClassVar[tuple[str, ...]] = ("weight",)
@@ -47,6 +56,8 @@ class Potential(Function):
     weight: Number
     gradient_limit: float = 0.0
     cheap_lines: bool = False
+    foreign: bool = False
+    has_modulus: bool = True
 
     # ---- its numbers -------------------------------------------------------------------------------------------------
 
@@ -134,6 +145,25 @@ class Potential(Function):
         """Whether the concavity is 0."""
         rho = self.concavity
         return not bool((rho > 0).any()) if isinstance(rho, Tensor) else not rho > 0
+
+    def softness(self, operator: LinearOperator) -> float:
+        """lambda with f(K x) + lambda/2 ‖x‖² convex for this K: ‖√rho K‖², less where f is known to be strongly convex
+        in x. *Rigorous bound.*"""
+        return 0.0 if self.convex else weighted_square(operator, self.concavity)
+
+    def stiffness(self, operator: LinearOperator) -> float:
+        """Bound of the norm of K^T f'' K everywhere, from the largest curvature of each channel. *Rigorous bound.*"""
+        return weighted_square(operator, self.curvature_limit)
+
+    # ---- somebody else's ---------------------------------------------------------------------------------------------
+
+    def screen(self, shape: tuple[int, ...], device: torch.device | None) -> None:
+        """Raise ConfigError or ShapeError where a foreign function breaks its contract on responses of this shape."""
+
+    def doubt(self, t: Tensor, gradients: bool) -> str:
+        """What bounds lack of a foreign function at t, or with ``gradients`` bounds of hypergradients, a sentence; ""
+        where they have all. ConfigError where what is declared of it is contradicted near t."""
+        return ""
 
     @abstractmethod
     def second(self, t: Tensor) -> Tensor:

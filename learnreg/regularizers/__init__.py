@@ -1,8 +1,10 @@
 """Regularizers: convex or weakly convex functions of an image with learnable parameters, and the table of those that
 model files and the command line know."""
 
+import inspect
+
 from learnreg.errors import ConfigError
-from learnreg.lower_level.regularizer import Regularizer, SaddleTerms
+from learnreg.lower_level.regularizer import Combination, Regularizer, SaddleTerms
 from learnreg.regularizers.analysis import AnalysisOperator
 from learnreg.regularizers.fields_of_experts import FieldsOfExperts
 from learnreg.regularizers.imported import ImportedRidge
@@ -19,6 +21,7 @@ from learnreg.regularizers.total_variation import TotalVariation
 __all__ = [
     "REGULARIZERS",
     "AnalysisOperator",
+    "Combination",
     "FieldsOfExperts",
     "GeneralisedTikhonov",
     "ImportedRidge",
@@ -49,6 +52,7 @@ REGULARIZERS: dict[str, type[Regularizer]] = {
     "icnn": InputConvexNetwork,
     "imported-ridge": ImportedRidge,
     "scaled": Scaled,
+    "combination": Combination,
 }
 """By the name in model files and, where they implement ``from_options``, on the command line."""
 
@@ -81,7 +85,8 @@ def register(name: str, cls: type[Regularizer]) -> None:
     Parameters
     ----------
     name: not taken by another class; better long and specific, since files carry it.
-    cls: implements ``config``, and ``from_config`` unless its constructor takes what ``config`` returns.
+    cls: implements ``config``, a method or a property, and ``from_config`` unless its constructor takes what ``config``
+        returns as keywords. Neither where the constructor takes nothing.
 
     Raises
     ------
@@ -89,8 +94,13 @@ def register(name: str, cls: type[Regularizer]) -> None:
     """
     if not isinstance(name, str) or not name.strip():
         raise ConfigError(f"register(name={name!r}): expected a text that is not empty.")
-    if not (isinstance(cls, type) and issubclass(cls, Regularizer) and cls.config is not Regularizer.config):
-        raise ConfigError(f"register({name!r}, {cls!r}): expected a subclass of Regularizer that implements config().")
+    if not (isinstance(cls, type) and issubclass(cls, Regularizer)):
+        raise ConfigError(f"register({name!r}, {cls!r}): expected a subclass of Regularizer.")
+    if cls.config is Regularizer.config and len(inspect.signature(cls).parameters):
+        raise ConfigError(
+            f"register({name!r}, {cls.__name__}): its constructor takes arguments, so that it has to implement "
+            "config(), which returns them as a dict."
+        )
     known = REGULARIZERS.get(name, cls)
     # A cell of a notebook that runs again defines the same class anew.
     if known is not cls and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):

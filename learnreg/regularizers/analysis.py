@@ -16,7 +16,7 @@ __all__ = ["AnalysisOperator"]
 
 
 class AnalysisOperator(Regularizer):
-    """R(x) = sum potential(operator(x)).
+    """R(x) = sum potential(operator(x)): of images of any shape, colour and volumes, too.
 
     Parameters
     ----------
@@ -34,8 +34,20 @@ class AnalysisOperator(Regularizer):
 
     def __init__(self, operator: LinearOperator, potential: Potential) -> None:
         super().__init__()
-        check_type(operator, LinearOperator, "AnalysisOperator(operator)", "a LinearOperator")
-        check_type(potential, Potential, "AnalysisOperator(potential)", "one such as lr.PseudoHuber(0.01)")
+        check_type(
+            operator,
+            LinearOperator,
+            "AnalysisOperator(operator)",
+            "a LinearOperator: of a function learnreg.operators.from_callables makes one; for a network subclass "
+            "lr.Regularizer and define value(x)",
+        )
+        check_type(
+            potential,
+            Potential,
+            "AnalysisOperator(potential)",
+            "a potential such as lr.PseudoHuber(smoothing=1e-2), lr.LogCosh or lr.Huber; for another smooth function "
+            "subclass lr.Regularizer and define value(x)",
+        )
         if isinstance(potential, Grouped):
             for name, value in potential.numbers().items():
                 _check_one_per_group(name, value, operator.range_shape)

@@ -12,6 +12,7 @@ from learnreg.convolutions.filter_bank import FilterBank
 from learnreg.convolutions.padding import Boundary
 from learnreg.errors import ConfigError, ShapeError
 from learnreg.linear.arguments import check_type
+from learnreg.linear.shapes import check_one_channel
 from learnreg.lower_level.regularizer import Pictures, Regularizer, SaddleTerms, positive_log
 from learnreg.potentials import potential_from_config, potential_to_config
 from learnreg.potentials.base import Potential
@@ -126,9 +127,8 @@ class FieldsOfExperts(LearnedFilters, Regularizer):
         )
 
     def saddle_terms(self, image_shape: tuple[int, ...]) -> SaddleTerms:
-        if len(image_shape) != 3:
-            raise ShapeError(f"FieldsOfExperts: got images of shape {image_shape}, expected (1, height, width).")
-        bank = FilterBank(self._exact_filters(), image_shape, self.boundary, self.zero_mean)
+        shape = check_one_channel(image_shape, "FieldsOfExperts")
+        bank = FilterBank(self._exact_filters(), shape, self.boundary, self.zero_mean)
         return SaddleTerms(bank, self._potential.with_numbers(**self._numbers()))
 
     def config(self) -> dict[str, Any]:

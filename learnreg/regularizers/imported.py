@@ -15,6 +15,7 @@ from learnreg.convolutions.composition import compose
 from learnreg.convolutions.filter_bank import FilterBank
 from learnreg.convolutions.padding import BOUNDARIES, Boundary
 from learnreg.errors import ConfigError, ShapeError
+from learnreg.linear.shapes import check_one_channel
 from learnreg.lower_level.regularizer import Regularizer, SaddleTerms
 from learnreg.potentials.quadratic_spline import QuadraticSpline
 
@@ -107,8 +108,7 @@ class ImportedRidge(Regularizer):
         return QuadraticSpline(self.distance / scales, self.factor.double() / scales, self.bends.double())
 
     def saddle_terms(self, image_shape: tuple[int, ...]) -> SaddleTerms:
-        if len(image_shape) != 3 or image_shape[0] != 1:
-            raise ShapeError(f"ImportedRidge: got images of shape {image_shape}, expected (1, height, width).")
+        check_one_channel(image_shape, "ImportedRidge")
         if self.boundary == "chain":
             return SaddleTerms(self._chain(image_shape), self.potential())
         filters = compose([kernel.double() for kernel in self.kernels])[:, 0]

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from learnreg.convolutions.filter_bank import FilterBank
 from learnreg.convolutions.network_layers import Network, initial_parameters, network_of
-from learnreg.errors import ConfigError, ShapeError
+from learnreg.errors import ConfigError
 from learnreg.linear.arguments import check_images
 from learnreg.linear.grad_mode import full_precision
+from learnreg.linear.shapes import check_one_channel
 from learnreg.lower_level.regularizer import ParameterRole, Regularizer, SaddleTerms
 from learnreg.potentials.network import NetworkPotential
 from learnreg.regularizers.lifted_network import (
@@ -127,13 +128,12 @@ class InputConvexNetwork(Regularizer):
         return self.minimum_smoothing + self.log_smoothing.exp()
 
     def saddle_terms(self, image_shape: tuple[int, ...]) -> SaddleTerms:
-        if len(image_shape) != 3:
-            raise ShapeError(f"InputConvexNetwork: got images of shape {image_shape}, expected (1, height, width).")
+        shape = check_one_channel(image_shape, "InputConvexNetwork")
         network = self.network()
         if self.form == "lifted":
             return lifted_terms(network, image_shape, self.delta)
         smoothing = self.minimum_smoothing + self.log_smoothing.double().exp()
-        bank = FilterBank(network.filters.flatten(0, 1), image_shape, "zero", zero_mean=True)
+        bank = FilterBank(network.filters.flatten(0, 1), shape, "zero", zero_mean=True)
         columns = (smoothing.reshape(-1, 1, 1), network.weights[:, None, None])
         return SaddleTerms(bank, NetworkPotential(*columns, network.mixing, network.biases))
 

@@ -24,10 +24,10 @@ from learnreg.convolutions.interpolation import (
 )
 from learnreg.convolutions.padding import Boundary
 from learnreg.convolutions.second_order import SecondOrderOperator
-from learnreg.errors import ShapeError
 from learnreg.linear.arguments import check_images
 from learnreg.linear.grad_mode import full_precision
 from learnreg.linear.samples import sum_samples
+from learnreg.linear.shapes import check_one_channel
 from learnreg.lower_level.latent import Latent
 from learnreg.lower_level.regularizer import ParameterRole, Pictures, Regularizer, SaddleTerms, positive_log
 from learnreg.potentials.base import Potential
@@ -250,10 +250,7 @@ def _of_image(kernels: Tensor) -> Tensor:
 
 
 def _check_shape(image_shape: tuple[int, ...]) -> None:
-    if len(image_shape) != 3 or image_shape[0] != 1:
-        raise ShapeError(
-            f"LearnedTotalGeneralizedVariation: got images of shape {image_shape}, expected (1, height, width)."
-        )
+    check_one_channel(image_shape, "LearnedTotalGeneralizedVariation")
 
 
 def _guess(x: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from learnreg.convolutions.interpolation import (
     sum_to_one,
 )
 from learnreg.convolutions.padding import Boundary
-from learnreg.errors import ShapeError
+from learnreg.linear.shapes import check_one_channel
 from learnreg.lower_level.regularizer import ParameterRole, Pictures, Regularizer, SaddleTerms, positive_log
 from learnreg.potentials.isotropic import IsotropicPseudoHuber
 from learnreg.regularizers.options import RegularizerOptions
@@ -96,10 +96,9 @@ class LearnedTotalVariation(Regularizer):
         return _differences(self.kernels).transpose(0, 1).to(self.kernels.dtype)
 
     def saddle_terms(self, image_shape: tuple[int, ...]) -> SaddleTerms:
-        if len(image_shape) != 3:
-            raise ShapeError(f"LearnedTotalVariation: got images of shape {image_shape}, expected (1, height, width).")
+        shape = check_one_channel(image_shape, "LearnedTotalVariation")
         # Differences of kernels do not see a constant in the gradient of the filters: zero_mean holds.
-        bank = GroupedFilterBank(_differences(self.kernels), image_shape, self.boundary, zero_mean=True)
+        bank = GroupedFilterBank(_differences(self.kernels), shape, self.boundary, zero_mean=True)
         return SaddleTerms(bank, IsotropicPseudoHuber(self.smoothing, self.log_weights.double().exp()[:, None, None]))
 
     def parameter_roles(self) -> dict[str, ParameterRole]:

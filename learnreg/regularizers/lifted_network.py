@@ -22,7 +22,8 @@ from torch import Tensor
 from learnreg.convolutions.filter_bank import FilterBank
 from learnreg.convolutions.lifted import LiftedOperator
 from learnreg.convolutions.network_layers import Network
-from learnreg.errors import ConfigError, ShapeError
+from learnreg.errors import ConfigError
+from learnreg.linear.shapes import check_one_channel
 from learnreg.lower_level.latent import Latent
 from learnreg.lower_level.regularizer import ParameterRole, SaddleTerms
 from learnreg.potentials.squared_hinge import SquaredHinge
@@ -47,8 +48,7 @@ def check_delta(delta: Sequence[float]) -> tuple[float, float]:
 
 def lifted_terms(network: Network, image_shape: tuple[int, ...], delta: tuple[float, float]) -> SaddleTerms:
     """K and f of the lifted problem, with the features as latent variables; differentiable in the network's numbers."""
-    if len(image_shape) != 3 or image_shape[0] != 1:
-        raise ShapeError(f"InputConvexNetwork: got images of shape {image_shape}, expected (1, height, width).")
+    check_one_channel(image_shape, "InputConvexNetwork")
     sides, count = (1, image_shape[1], image_shape[2]), network.layers * network.features
     before = network.weights.new_zeros(count - network.features)
     shift = network.biases.reshape(-1, 1, 1)

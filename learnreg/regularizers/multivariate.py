@@ -11,6 +11,7 @@ from learnreg.convolutions.dct import dct_filters
 from learnreg.convolutions.grouped_filter_bank import GroupedFilterBank
 from learnreg.convolutions.padding import Boundary
 from learnreg.errors import ConfigError, ShapeError
+from learnreg.linear.shapes import check_one_channel
 from learnreg.lower_level.regularizer import Pictures, Regularizer, SaddleTerms, positive_log
 from learnreg.potentials.isotropic import IsotropicPseudoHuber
 from learnreg.regularizers.learned_filters import ArrayLike, LearnedFilters, filters_from
@@ -107,9 +108,8 @@ class MultivariateExperts(LearnedFilters, Regularizer):
         )
 
     def saddle_terms(self, image_shape: tuple[int, ...]) -> SaddleTerms:
-        if len(image_shape) != 3:
-            raise ShapeError(f"MultivariateExperts: got images of shape {image_shape}, expected (1, height, width).")
-        bank = GroupedFilterBank(self._exact_filters().transpose(0, 1), image_shape, self.boundary, self.zero_mean)
+        shape = check_one_channel(image_shape, "MultivariateExperts")
+        bank = GroupedFilterBank(self._exact_filters().transpose(0, 1), shape, self.boundary, self.zero_mean)
         return SaddleTerms(bank, IsotropicPseudoHuber(**self._numbers()))
 
     @torch.no_grad()

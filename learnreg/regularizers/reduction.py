@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from learnreg.linear.grad_mode import full_precision
-from learnreg.linear.norms import NormBound
+from learnreg.linear.identity import Unchanged
 from learnreg.linear.operator import LinearOperator
 from learnreg.linear.samples import expand, inner_samples, sum_samples
 from learnreg.lower_level.adjoint_equation import AdjointEquation
@@ -34,19 +34,6 @@ _MAX_NEWTON_STEPS, _MAX_CG_STEPS, _MAX_TRIALS = 60, 2000, 30
 _ROUGH, _AT_ROUNDING, _PATIENCE = 1e-2, 8.0, 3
 _LARGEST_FORCING, _SMALLEST_FORCING = 0.1, 1e-6
 _INVERSE = 1e-13
-
-
-class _Same(LinearOperator):
-    """x -> x."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        return y
-
-    def _find_norm(self) -> NormBound:
-        return NormBound(1.0)
 
 
 class Reduction(Protocol):
@@ -73,7 +60,7 @@ class _Inner:
         shape = operator.domain_shape
         number = torch.as_tensor(modulus, dtype=x.dtype, device=x.device)
         instance = Instance(
-            quadratic=DiagonalQuadratic(_Same(shape, shape), number, 0.0, number),
+            quadratic=DiagonalQuadratic(Unchanged(shape), number, 0.0, number),
             q=x.new_zeros(x.shape[0], *shape),
             analysis=operator,
             potential=potential.to(x.dtype),

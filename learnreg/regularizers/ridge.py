@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from learnreg.convolutions.composition import fine_grid, jacobian_bound, normalised
 from learnreg.convolutions.filter_bank import FilterBank
 from learnreg.convolutions.padding import BOUNDARIES, Boundary
-from learnreg.errors import ConfigError, ShapeError
+from learnreg.errors import ConfigError
+from learnreg.linear.shapes import check_one_channel
 from learnreg.lower_level.regularizer import ParameterRole, Pictures, Regularizer, SaddleTerms
 from learnreg.potentials.spline import Spline, initial_coefficients
 from learnreg.potentials.weakly_convex_spline import WeaklyConvexSpline
@@ -148,9 +149,8 @@ class RidgeRegularizer(Regularizer):
         return WeaklyConvexSpline(smoothing, weights, coefficients, depths)
 
     def saddle_terms(self, image_shape: tuple[int, ...]) -> SaddleTerms:
-        if len(image_shape) != 3:
-            raise ShapeError(f"RidgeRegularizer: got images of shape {image_shape}, expected (1, height, width).")
-        bank = FilterBank(self._exact_filters(), image_shape, self.boundary, zero_mean=True)
+        shape = check_one_channel(image_shape, "RidgeRegularizer")
+        bank = FilterBank(self._exact_filters(), shape, self.boundary, zero_mean=True)
         return SaddleTerms(bank, self.potential())
 
     def conditioned(self, sigma: float) -> Self:

@@ -9,7 +9,7 @@ import torch
 from learnreg.convolutions.dct import dct_filters
 from learnreg.convolutions.filter_bank import FilterBank
 from learnreg.convolutions.padding import Boundary
-from learnreg.errors import ShapeError
+from learnreg.linear.shapes import check_one_channel
 from learnreg.lower_level.regularizer import Pictures, Regularizer, SaddleTerms, positive_log
 from learnreg.potentials.square import Square
 from learnreg.regularizers.learned_filters import LearnedFilters
@@ -43,9 +43,8 @@ class GeneralisedTikhonov(LearnedFilters, Regularizer):
         return cls(options.filters, options.filter_side, boundary=boundary, generator=generator)
 
     def saddle_terms(self, image_shape: tuple[int, ...]) -> SaddleTerms:
-        if len(image_shape) != 3:
-            raise ShapeError(f"GeneralisedTikhonov: got images of shape {image_shape}, expected (1, height, width).")
-        bank = FilterBank(self._exact_filters(), image_shape, self.boundary, self.zero_mean)
+        shape = check_one_channel(image_shape, "GeneralisedTikhonov")
+        bank = FilterBank(self._exact_filters(), shape, self.boundary, self.zero_mean)
         return SaddleTerms(bank, Square(**self._numbers()))
 
     @torch.no_grad()

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from learnreg.convolutions.gradient import Gradient
 from learnreg.linear.arguments import real_number
+from learnreg.linear.shapes import check_one_channel
 from learnreg.lower_level.regularizer import ParameterRole, Regularizer, SaddleTerms, positive_log
 from learnreg.potentials.isotropic import IsotropicPseudoHuber
 from learnreg.regularizers.options import RegularizerOptions
@@ -42,6 +43,7 @@ class TotalVariation(Regularizer):
         return self.log_weight.exp()
 
     def saddle_terms(self, image_shape: tuple[int, ...]) -> SaddleTerms:
+        check_one_channel(image_shape, "TotalVariation")
         return SaddleTerms(Gradient(image_shape), IsotropicPseudoHuber(self.smoothing, self.log_weight.double().exp()))
 
     def parameter_roles(self) -> dict[str, ParameterRole]:

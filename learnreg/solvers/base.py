@@ -80,7 +80,8 @@ class Report:
 
     x: the point. residual: norm of the reduced energy gradient there, or an equivalent, (batch,): monitors convergence.
     bound: error bound of x, 2-norm, (batch,), infinite without a modulus. floor: the level below which rounding rules.
-    t: pull-back of the dual iterate, for solvers that have one.
+    t: pull-back of the dual iterate, for solvers that have one. indefinite: samples that met negative curvature, from
+    which a linear iteration does not go on, (batch,).
     """
 
     x: Tensor
@@ -88,6 +89,7 @@ class Report:
     bound: Tensor
     floor: Tensor
     t: Tensor | None = None
+    indefinite: Tensor | None = None
 
 
 class Iteration(ABC, Generic[ProblemT, StateT]):

@@ -14,11 +14,15 @@ from learnreg.solvers.preconditioner import Preconditioner, preconditioner_of
 
 __all__ = ["CGState", "ConjugateGradient"]
 
+_INDEFINITE = {torch.float32: 1e-4, torch.float64: 1e-8}
+"""Curvatures below 0 by more than these shares of the largest are no rounding."""
+
 
 @dataclass(frozen=True)
 class CGState(SolverState):
     """Solution X, residual r = rhs - H X by recursion, direction p, ‖r‖², <r, Pr>, the preconditioner P (None: the
-    identity), memory for responses and, with smoothing, the smoothed solution and its residual."""
+    identity), memory for responses and, with smoothing, the smoothed solution and its residual. largest, lowest: of the
+    curvatures met, (batch,), where nothing says that H is positive definite."""
 
     X: Tensor
     r: Tensor
@@ -29,6 +33,8 @@ class CGState(SolverState):
     memory: Tensor = field(metadata=OWNED)
     X_smooth: Tensor | None = None
     r_smooth: Tensor | None = None
+    largest: Tensor | None = None
+    lowest: Tensor | None = None
 
 
 class ConjugateGradient(AdjointSolver[CGState]):
@@ -58,7 +64,9 @@ class ConjugateGradient(AdjointSolver[CGState]):
             r = r - equation.hessian(X, memory)
         z = _preconditioned(equation, preconditioner, r)
         smoothed = (X, r) if self.smooth else (None, None)
-        return CGState(X, r, z, inner_samples(r, r), inner_samples(r, z), preconditioner, memory, *smoothed)
+        rr = inner_samples(r, r)
+        met = (None, None) if equation.instance.strong_convexity > 0 else (torch.zeros_like(rr), torch.zeros_like(rr))
+        return CGState(X, r, z, rr, inner_samples(r, z), preconditioner, memory, *smoothed, *met)
 
     def step(self, equation: AdjointEquation, state: CGState) -> CGState:
         h_p = equation.hessian(state.p, state.memory)
@@ -73,7 +81,8 @@ class ConjugateGradient(AdjointSolver[CGState]):
         p = torch.addcmul(z, expand(beta, r), state.p)
         X = torch.addcmul(state.X, step, state.p)
         smoothed = _smoothed(state, X, r)
-        return CGState(X, r, p, inner_samples(r, r), rz, state.preconditioner, state.memory, *smoothed)
+        met = _curvatures(state, curvature)
+        return CGState(X, r, p, inner_samples(r, r), rz, state.preconditioner, state.memory, *smoothed, *met)
 
     def report(self, equation: AdjointEquation, state: CGState) -> Report:
         X, residual = state.X, state.rr.sqrt()
@@ -81,7 +90,19 @@ class ConjugateGradient(AdjointSolver[CGState]):
             X, residual = state.X_smooth, inner_samples(state.r_smooth, state.r_smooth).sqrt()
         mu = equation.instance.strong_convexity
         bound = residual / mu if mu > 0 else torch.full_like(residual, torch.inf)
-        return Report(X, residual, bound, torch.zeros_like(residual))
+        indefinite = None
+        if state.lowest is not None and state.largest is not None:
+            indefinite = state.lowest < -_INDEFINITE[residual.dtype] * state.largest
+        return Report(X, residual, bound, torch.zeros_like(residual), indefinite=indefinite)
+
+
+def _curvatures(state: CGState, curvature: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """The largest and the lowest <p, H p> / ‖p‖² so far, the largest in size."""
+    if state.largest is None or state.lowest is None:
+        return None, None
+    size = inner_samples(state.p, state.p)
+    quotient = torch.where(size > 0, curvature / size.clamp_min(torch.finfo(size.dtype).tiny), 0.0)
+    return torch.maximum(state.largest, quotient.abs()), torch.minimum(state.lowest, quotient)
 
 
 def _smoothed(state: CGState, X: Tensor, r: Tensor) -> tuple[Tensor | None, Tensor | None]:

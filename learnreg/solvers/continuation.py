@@ -12,7 +12,7 @@ from torch import Tensor
 from learnreg.linear.samples import inner_samples
 from learnreg.lower_level.instance import Instance
 from learnreg.result import Status
-from learnreg.solvers.loop import LoopResult, iterate
+from learnreg.solvers.loop import LoopResult, Record, iterate
 from learnreg.solvers.newton_cg import NewtonCG
 
 __all__ = ["continued_newton", "smoother_instances"]
@@ -35,9 +35,15 @@ def smoother_instances(instance: Instance, x: Tensor) -> list[Instance]:
 
 
 def continued_newton(
-    instance: Instance, x: Tensor, residual: Tensor, bound: Tensor, max_steps: int | None = None
+    instance: Instance,
+    x: Tensor,
+    residual: Tensor,
+    bound: Tensor,
+    max_steps: int | None = None,
+    record: Record | None = None,
 ) -> LoopResult:
-    """As ``iterate(NewtonCG(), ...)``, each smoother problem solved to a hundredth of its first residual before."""
+    """As ``iterate(NewtonCG(), ...)``, each smoother problem solved to a hundredth of its first residual before.
+    ``record`` sees the last one alone."""
     steps = 0
 
     def left() -> int | None:
@@ -50,5 +56,5 @@ def continued_newton(
         x, steps = found.x, steps + found.steps
         if left() == 0 or found.status is Status.STAGNATED:  # less smooth ones would do no better
             break
-    final = iterate(NewtonCG(), instance, x, residual, bound, left())
+    final = iterate(NewtonCG(), instance, x, residual, bound, left(), record=record)
     return replace(final, steps=steps + final.steps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from learnreg.linear.samples import expand
 from learnreg.result import Status
 from learnreg.solvers.base import Iteration, Report, Selectable, front_rows, select_samples
 
-__all__ = ["LoopResult", "iterate"]
+__all__ = ["LoopResult", "Record", "iterate"]
 
 _NEAR_FLOOR, _PATIENCE_AT_FLOOR = 32.0, 40
 """Within this factor of the rounding floor, so many steps without progress tell that rounding rules."""
@@ -23,16 +24,20 @@ _DEFAULT_MAX_STEPS = 20_000
 _OPTIMISM, _LONGEST_PAUSE = 0.7, 6
 """Share of the predicted steps that pass before the next costly check, and the most multiples of ``check_every``."""
 
-_RUNNING, _CONVERGED, _STAGNATED, _AT_FLOOR, _NOT_FINITE = range(5)
+_RUNNING, _CONVERGED, _STAGNATED, _AT_FLOOR, _NOT_FINITE, _INDEFINITE = range(6)
 
 
 _STATUSES = {
     _NOT_FINITE: Status.NOT_FINITE,
+    _INDEFINITE: Status.INDEFINITE,
     _RUNNING: Status.MAX_STEPS,
     _STAGNATED: Status.STAGNATED,
     _AT_FLOOR: Status.PRECISION,
 }
 """Of a batch, whose samples may have ended in different ways: the first that occurs."""
+
+
+Record = Callable[[int, Tensor, Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -57,13 +62,15 @@ def iterate(
     bound_tolerance: Tensor,
     max_steps: int | None = None,
     state: Any = None,
+    record: Record | None = None,
 ) -> LoopResult:
     """Iterate until each sample has residual <= residual_tolerance or bound <= bound_tolerance, (batch,) each.
 
     The host looks at the iterates every ``solver.check_every`` steps at most; where looking costs operator
     applications, it waits for most of the steps that the rate so far predicts. Samples that are done leave the batch;
     so do those with NaN or infinite residuals, from which nothing returns, with their best point or the start.
-    ``state``: where to start, instead of at x.
+    ``state``: where to start, instead of at x. ``record`` gets the steps, and bounds and residuals of the best points,
+    at each look.
     """
     limit = _DEFAULT_MAX_STEPS if max_steps is None else max_steps
     part, steps = problem, 0
@@ -76,6 +83,8 @@ def iterate(
     buffer, rows = report.t, samples.active  # all pull-backs, as the state keeps them, and whose they are
     while True:
         running = samples.judge(report, steps, solver.patience)
+        if record is not None:
+            record(steps, samples.best_bound.clone(), samples.best_residual.clone())
         remaining = int(running.sum())
         if remaining == 0 or steps >= limit:
             break
@@ -124,6 +133,8 @@ class _Samples:
         near_floor = (report.residual <= _NEAR_FLOOR * report.floor) & (idle >= _PATIENCE_AT_FLOOR)
         codes = torch.where((report.residual <= report.floor) | near_floor, _AT_FLOOR, _RUNNING)
         codes = torch.where((codes == _RUNNING) & (idle >= patience), _STAGNATED, codes)
+        if report.indefinite is not None:
+            codes = torch.where(report.indefinite, _INDEFINITE, codes)
         codes = torch.where(torch.isfinite(report.residual), codes, _NOT_FINITE)
         self.stopped[active] = torch.where(converged[active], _CONVERGED, codes)
         return self.stopped[active] == _RUNNING

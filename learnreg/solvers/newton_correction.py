@@ -6,7 +6,7 @@ bound at (x', X') is evaluated afresh there, and ‖d‖ added to it judges x: n
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from learnreg.linear.samples import sum_samples
 from learnreg.lower_level.adjoint_equation import AdjointEquation
 from learnreg.lower_level.instance import Instance
 from learnreg.lower_level.point import Point
+from learnreg.result import Status
 from learnreg.solvers.conjugate_gradient import ConjugateGradient
 from learnreg.solvers.loop import iterate
 
@@ -37,10 +38,11 @@ _EXTENSION = 1e-13
 
 @dataclass(frozen=True)
 class Correction:
-    """A better point, and the conjugate-gradient steps it took."""
+    """A better point, and the conjugate-gradient steps it took. definite: no negative curvature ended them."""
 
     point: Tensor
     steps: int
+    definite: bool = True
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,9 @@ class Approach(Correction):
     """Where Newton steps led, up to the first that did not contract. before: norms of the residual where the last of
     them began, (batch,). reached: it was to meet the goal. contracted: there was one."""
 
-    before: Tensor
-    reached: bool
-    contracted: bool
+    before: Tensor = field(kw_only=True)
+    reached: bool = field(kw_only=True)
+    contracted: bool = field(kw_only=True)
 
 
 @torch.no_grad()
@@ -89,11 +91,11 @@ def approach_state(
             residual = state_residual(part, own, part.adjoint(part.potential.grad(t)))
             size = sum_samples(residual**2).sqrt()
             if bool((size <= aim).all()):
-                return Approach(own, steps, torch.minimum(before, size), True, True)
+                return Approach(own, steps, before=torch.minimum(before, size), reached=True, contracted=True)
             if count:
                 ratio = size / before
                 if not bool((ratio <= (2.0 * asked).clamp_min(_CONTRACTION)).all()):
-                    return Approach(kept, steps, before, False, count > 1)
+                    return Approach(kept, steps, before=before, reached=False, contracted=count > 1)
                 ratio = torch.where(asked > share, 0.0, ratio)  # those that asked for less say nothing
                 share = (ratio**2).amax().clamp(_SMALLEST_FORCING, _LARGEST_FORCING).expand_as(ratio)
             wanted = aim / size.clamp_min(torch.finfo(size.dtype).tiny)
@@ -103,11 +105,12 @@ def approach_state(
             reached = bool((share <= wanted).all())
             if reached or (max_steps is not None and steps >= max_steps):
                 break
-        return Approach(own, steps, before, reached, True)
+        return Approach(own, steps, before=before, reached=reached, contracted=True)
 
     parts = instance.by_parts(work)
     whole, before = _joined([*parts]), torch.cat([p.before for p in parts])
-    return Approach(whole.point, whole.steps, before, all(p.reached for p in parts), all(p.contracted for p in parts))
+    reached, contracted = all(p.reached for p in parts), all(p.contracted for p in parts)
+    return Approach(whole.point, whole.steps, before=before, reached=reached, contracted=contracted)
 
 
 def _newton_step(
@@ -117,7 +120,7 @@ def _newton_step(
     equation = AdjointEquation.at(part, x, t, -residual)
     goal = relative * sum_samples(equation.rhs**2).sqrt()
     found = iterate(_solver(), equation, torch.zeros_like(x), goal, torch.zeros_like(goal), _limit(max_steps))
-    return Correction(part.box.prox(x - found.x), found.steps)
+    return Correction(part.box.prox(x - found.x), found.steps, found.status is not Status.INDEFINITE)
 
 
 @torch.no_grad()
@@ -129,18 +132,20 @@ def correct_adjoint(point: Point, residual: Tensor, max_steps: int | None = None
         equation = AdjointEquation.at(part, x, part.apply(x), point.loss_gradient[index])
         never = torch.zeros_like(residual[index])
         found = iterate(_solver(), equation, point.X[index], residual[index], never, _limit(max_steps))
-        return Correction(found.x, found.steps)
+        return Correction(found.x, found.steps, found.status is not Status.INDEFINITE)
 
     return _joined(point.instance.by_parts(work))
 
 
 @torch.no_grad()
-def newton_correction(point: Point, relative: float) -> Point:
-    """(x', X') one Newton step further, both to the same relative residual."""
+def newton_correction(point: Point, relative: float) -> Point | None:
+    """(x', X') one Newton step further, both to the same relative residual; None where the energy curves downwards."""
     share = point.x.new_full((point.instance.batch,), relative)
-    moved = point.at(correct_state(point.instance, point.x, share).point, point.X)
+    state = correct_state(point.instance, point.x, share)
+    moved = point.at(state.point, point.X)
     size = sum_samples(moved.loss_gradient**2).sqrt()
-    return moved.at(moved.x, correct_adjoint(moved, share * size).point)
+    adjoint = correct_adjoint(moved, share * size)
+    return moved.at(moved.x, adjoint.point) if state.definite and adjoint.definite else None
 
 
 @torch.no_grad()
@@ -161,7 +166,8 @@ def _solver() -> ConjugateGradient:
 
 
 def _joined(parts: list[Correction]) -> Correction:
-    return Correction(torch.cat([p.point for p in parts]), max(p.steps for p in parts))
+    point, steps = torch.cat([p.point for p in parts]), max(p.steps for p in parts)
+    return Correction(point, steps, all(p.definite for p in parts))
 
 
 def _limit(max_steps: int | None) -> int:

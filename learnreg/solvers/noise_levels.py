@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from learnreg.result import BoundKind, Solution, Status
+from learnreg.result import BoundKind, History, Solution, Status
 
 __all__ = ["in_order", "joined", "worst_kind", "worst_status"]
 
@@ -27,6 +27,7 @@ def joined(found: Sequence[Solution], indices: Sequence[Tensor]) -> Solution:
         operator_applications=max(s.operator_applications for s in found),
         solver=", ".join(dict.fromkeys(s.solver for s in found)),
         reason=next((s.reason for s in found if s.reason), ""),
+        history=History.joined([s.history for s in found], indices),
     )
 
 

@@ -29,6 +29,7 @@ from learnreg.solvers.continuation import continued_newton
 from learnreg.solvers.loop import LoopResult, iterate
 from learnreg.solvers.newton_correction import correct_state
 from learnreg.solvers.noise_levels import joined
+from learnreg.solvers.recorder import Recorder
 
 __all__ = [
     "check_failure_option",
@@ -81,18 +82,28 @@ def residual_tolerance(instance: Instance, error: Tensor) -> Tensor:
 
 
 def run_state_solver(
-    solver: Solver[Any], instance: Instance, x: Tensor, error: Tensor, max_steps: int | None, t: Tensor | None = None
+    solver: Solver[Any],
+    instance: Instance,
+    x: Tensor,
+    error: Tensor,
+    max_steps: int | None,
+    t: Tensor | None = None,
+    recorder: Recorder | None = None,
 ) -> LoopResult:
     """Iterate to a certified 2-norm error per sample, from x and the dual pull-back t of an earlier run; where that
     ends early, Newton-CG goes on (in float64; in float32 it would meet the same rounding); where that stagnates, as it
     does far from the solution of a problem with kinks, in float64 also PDHG on diagonal data terms, and last Newton's
-    method by way of smoother problems. What ends early in float32 its callers repeat in float64."""
+    method by way of smoother problems. What ends early in float32 its callers repeat in float64. ``recorder`` gets what
+    all of them see."""
+    record = None if recorder is None else recorder.following()
     residual = residual_tolerance(instance, error)
     bound = error if instance.strong_convexity > 0 else torch.zeros_like(error)
-    result = iterate(solver, instance, x, residual, bound, max_steps, solver.resume(instance, x, t))
+    result = iterate(solver, instance, x, residual, bound, max_steps, solver.resume(instance, x, t), record)
     if result.status is Status.STAGNATED and why_stagnated(instance):
         return result
     for other in FALLBACKS:
+        if other == "continuation" and instance.potential.foreign:
+            break  # nothing smoother is known
         limited = result.status is Status.PRECISION and x.dtype == torch.float64 and other == "newton-cg"
         ended_early = limited or result.status in (Status.STAGNATED, Status.NOT_FINITE)
         left = None if max_steps is None else max_steps - result.steps
@@ -106,7 +117,11 @@ def run_state_solver(
         if not len(index):
             break
         part, rest = instance.select(index), (result.x[index], residual[index], bound[index], left)
-        more = continued_newton(part, *rest) if other == "continuation" else iterate(SOLVERS[other](), part, *rest)
+        record = None if recorder is None else recorder.following(index)
+        if other == "continuation":
+            more = continued_newton(part, *rest, record=record)
+        else:
+            more = iterate(SOLVERS[other](), part, *rest, record=record)
         result = _followed(instance, result, more, index)
     return result
 
@@ -195,10 +210,11 @@ def _solve(
     scale = math.sqrt(math.prod(frozen.operator.domain_shape))
     working, aim, steps = instance, target * (_AIM if b.dtype == torch.float64 else _FLOAT32_AIM), 0
     t, reached = None, math.inf
+    recorder = Recorder(instance.counter, b.shape[0])
     for attempt in range(_MAX_ATTEMPTS):
         error = torch.full((b.shape[0],), aim * scale, dtype=x.dtype, device=x.device)
         left = None if max_steps is None else max_steps - steps
-        result = run_state_solver(method, working, x, error, left, t)
+        result = run_state_solver(method, working, x, error, left, t, recorder)
         steps += result.steps
         x, t = result.x, result.t
         if attempt == 0:  # not before: it takes memory that large images need for their steps
@@ -213,7 +229,7 @@ def _solve(
             break
         exact = working.q.dtype == torch.float64
         stuck = result.status in _ENDED_EARLY and not worst < _PROGRESS * reached
-        if exact and (result.status is Status.PRECISION or stuck):
+        if exact and (result.status is Status.PRECISION or stuck or judged.hopeless(result.status)):
             break
         reached = worst
         if result.status in _ENDED_EARLY and not exact:
@@ -222,17 +238,19 @@ def _solve(
             aim *= min(0.3, 0.5 * target / worst)
     if not math.isfinite(worst):
         blame_operators(judge_instance, x)
-    status = _final_status(worst <= target, judged.kind, result.status)
+    status = _final_status(worst <= target, judged, result.status)
+    error_bound = judged.bound.to(b.dtype) * (1.0 + 2.0 * torch.finfo(b.dtype).eps)
     return Solution(
         x=instance.latent.image(judged.x),
         dual=judged.dual(frozen),
-        error_bound=judged.bound.to(b.dtype) * (1.0 + 2.0 * torch.finfo(b.dtype).eps),
+        error_bound=error_bound,
         bound_kind=judged.kind,
         reason=judged.reason,
         status=status,
         steps=steps,
         operator_applications=instance.counter.applications,
         solver=method.name,
+        history=recorder.history(steps, error_bound, result.residual, scale),
     )
 
 
@@ -246,6 +264,12 @@ class _Judged:
     kind: BoundKind
     reason: str
     by_bands: bool
+    definite: bool = True
+
+    def hopeless(self, ended: Status) -> bool:
+        """Whether trying again would not help: there is no minimum near, or no bound tells how far a solver that
+        stagnated is from it."""
+        return not self.definite or (self.kind == "estimate" and ended is Status.STAGNATED)
 
     def dual(self, frozen: FrozenProblem) -> Tensor | Callable[[], Tensor]:
         """y, or by bands, where no response is kept, what computes it."""
@@ -269,9 +293,9 @@ def _judge(instance: Instance, x: Tensor, t: Tensor | None, dtype: torch.dtype, 
     by_bands = isinstance(instance.potential, BandedPotential)
     if hindrance is None:
         return _Judged(returned, y, bound, "rigorous", "", by_bands)
-    estimate = _estimated_error(instance, returned, scale)
+    estimate, definite = _estimated_error(instance, returned, scale)
     estimate = torch.where(torch.isnan(estimate), math.inf, estimate)
-    return _Judged(returned, y, estimate, "estimate", hindrance.reason, by_bands)
+    return _Judged(returned, y, estimate, "estimate", hindrance.reason, by_bands, definite)
 
 
 def _exact(frozen: FrozenProblem, instance: Instance, b: Tensor, by_bands: bool) -> Instance:
@@ -288,12 +312,16 @@ def _dual_point(frozen: FrozenProblem, x: Tensor) -> Tensor:
     return frozen.potential(x.dtype).grad(frozen.fixed.operator(x))
 
 
-def _final_status(reached: bool, kind: BoundKind, loop_status: Status) -> Status:
+def _final_status(reached: bool, judged: _Judged, loop_status: Status) -> Status:
+    if not judged.definite:
+        return Status.INDEFINITE
     if reached:
-        return Status.CONVERGED if kind == "rigorous" else Status.ESTIMATED
+        return Status.CONVERGED if judged.kind == "rigorous" else Status.ESTIMATED
     return Status.STAGNATED if loop_status is Status.CONVERGED else loop_status
 
 
-def _estimated_error(instance: Instance, x: Tensor, scale: float) -> Tensor:
-    moved = x.double() - correct_state(instance, x.double(), x.new_full((instance.batch,), 0.1).double()).point
-    return 1.1 * sum_samples(moved**2).sqrt() / scale
+def _estimated_error(instance: Instance, x: Tensor, scale: float) -> tuple[Tensor, bool]:
+    """That of a Newton step, infinite where the energy curves downwards; and whether it does not."""
+    step = correct_state(instance, x.double(), x.new_full((instance.batch,), 0.1).double())
+    error = 1.1 * sum_samples((x.double() - step.point) ** 2).sqrt() / scale
+    return error if step.definite else torch.full_like(error, math.inf), step.definite

@@ -47,6 +47,8 @@ def _errors(case: RegularizerCase, f: Potential) -> Iterator[tuple[str, float, f
         yield "hess_vec", _relative(f.hess_vec(t, v), _autograd(_along(f, v), t)), 1e-8
         if isinstance(f, ProximalPotential):
             yield from _proximal_errors(f, t, v)
+        if f.foreign and not bool(torch.isfinite(torch.as_tensor(f.curvature_limit)).all()):
+            continue  # nothing is declared
         for radius in _RADII:
             yield from _interval_errors(case, f, t, radius * (unit if f.gather(t).numel() > len(t) else unit.amin()))
 

@@ -251,7 +251,12 @@ def _speed_along(
         terms = terms_of(case)
         potential, t = terms.potential.to(x.dtype), terms.operator(_probe(terms, x))
         (own,) = (g for g in potential.parameter_groups() if g.name == group.name and isinstance(g, Density))
-        parts = own.parts(t, potential.grad(t))
+        y = potential.grad(t)
+        if own.share is not None:
+            if bool(own.share.embedded(own.share.within(moved), t.shape[1]).ne(moved).any()):
+                return None
+            t, y, moved = own.share.within(t), own.share.within(y), own.share.within(moved)
+        parts = own.parts(t, y)
         shape = (1,) * (t.dim() - 1 - len(own.shape)) + own.shape
         apart = [axis for axis, size in enumerate(shape, 1) if size > 1]
         together = [axis for axis in range(t.dim()) if axis not in apart]

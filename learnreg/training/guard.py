@@ -55,12 +55,15 @@ def examine_problem(problem: LowerLevelProblem, dtype: Callable[[], torch.dtype]
 
 
 def take_as_they_are(problem: LowerLevelProblem) -> None:
-    """Leave foreign operators unexamined from now on; errors that rest on them are estimates."""
+    """Leave foreign operators and regularizers unexamined from now on; errors that rest on them are estimates."""
     with torch.no_grad():
         terms = problem.active_regularizer.saddle_terms(problem.operator.domain_shape)
     for operator in (problem.operator, terms.operator):
         for part in foreign_operators(operator):
             part.examine = False
+    for module in problem.regularizer.modules():
+        if isinstance(module, Regularizer) and not is_own_class(type(module)):
+            module.examine = False
 
 
 def _require(report: Any) -> None:

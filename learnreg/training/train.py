@@ -172,7 +172,10 @@ class Trainer:
     ) -> None:
         check_type(problem, LowerLevelProblem, "train(problem)", "a LowerLevelProblem")
         if not problem.learnable():
-            raise ConfigError("train: no parameter of the problem requires a gradient.")
+            raise ConfigError(
+                "train: no parameter of the problem requires a gradient. Those of a regularizer are what "
+                "named_parameters() yields: modules in a plain list are not seen, those in an nn.ModuleList are."
+            )
         self.problem, self.dataset, self.loss, self.options = problem, dataset, loss, options
         self.config, self.validate, self.on_update = config, validate, on_update
         self.check_operator = check_operator

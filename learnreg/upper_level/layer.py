@@ -9,7 +9,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from learnreg.errors import AssumptionError, ConfigError
+from learnreg.errors import AssumptionError, ConfigError, SolverError
 from learnreg.hypergradients.base import Goal, HypergradientMethod, evaluate
 from learnreg.hypergradients.implicit import chosen_method
 from learnreg.linear.arguments import check_type
@@ -19,7 +19,7 @@ from learnreg.losses import UpperLoss
 from learnreg.lower_level.frozen import FrozenProblem
 from learnreg.lower_level.point import Point
 from learnreg.lower_level.problem import LowerLevelProblem
-from learnreg.result import Solution
+from learnreg.result import Solution, Status
 from learnreg.solvers.newton_correction import correct_adjoint
 from learnreg.solvers.noise_levels import in_order
 from learnreg.solvers.solve import check_tolerance, solve
@@ -260,6 +260,8 @@ def _gradients_at(
     state = instance.latent.extend(x)
     start = Point(frozen, instance, b, instance.latent.loss(_GivenGradient(grad)), state, torch.zeros_like(state))
     found = evaluate(layer.method, start, Goal(torch.full_like(size, torch.inf), layer.tolerance * size))
+    if found.outcome.status is Status.INDEFINITE:
+        raise SolverError(f"solution_layer: no gradient exists. {Status.INDEFINITE.value}", layer.last_solution)
     gradients = []
     if wanted[0]:
         solved = found.outcome.X is not None

@@ -27,13 +27,15 @@ class DerivedAdjoint:
             except Exception as error:
                 raise OperatorError(
                     f"adjoint=None: forward raised {type(error).__name__} under autograd: {error}. Where it leaves "
-                    "torch, no adjoint can be derived; pass the adjoint.",
+                    "torch, no adjoint can be derived; pass the adjoint, or let learnreg.operators.assemble(forward, "
+                    "domain_shape, range_shape) make the matrix.",
                     "adjoint",
                 ) from error
             if not (isinstance(image, Tensor) and image.requires_grad):
                 raise OperatorError(
                     "adjoint=None: the result of forward does not depend on its input through torch operations, so "
-                    "that no adjoint can be derived; pass the adjoint.",
+                    "that no adjoint can be derived; pass the adjoint, or let learnreg.operators.assemble(forward, "
+                    "domain_shape, range_shape) make the matrix.",
                     "adjoint",
                 )
             if image.shape != y.shape:

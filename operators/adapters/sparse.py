@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from learnreg.errors import OperatorError, ShapeError
+from learnreg.errors import ConfigError, OperatorError, ShapeError
 from learnreg.linear.norms import NormBound, matrix_norm_bound, power_estimate
 from learnreg.linear.operator import LinearOperator, linear_map
-from learnreg.linear.shapes import Shape
+from learnreg.linear.shapes import Shape, checked_shape
+from learnreg.operators.adapters.functions import batched_function, check_matrix
 
 __all__ = ["SparseOperator", "assemble", "compressed_rows"]
 
@@ -61,6 +63,18 @@ class SparseOperator(LinearOperator):
             self.register_buffer(f"{prefix}values", part.values(), persistent=False)
         self._converted: dict[tuple[str, torch.dtype], Tensor] = {}
         self._lowest: float | None = None
+
+    def stored(self) -> dict[str, Any]:
+        shapes = {"domain_shape": list(self.domain_shape), "range_shape": list(self.range_shape)}
+        columns = getattr(self, "columns")  # noqa: B009
+        return {"config": {"rows": self.rows, "columns": columns, "values": self.values, **shapes}}
+
+    @classmethod
+    def from_stored(cls, stored: dict[str, Any], image_shape: tuple[int, ...] | None) -> Self:
+        config = stored["config"]
+        domain, target = tuple(config["domain_shape"]), tuple(config["range_shape"])
+        size = (math.prod(target), math.prod(domain))
+        return cls(compressed_rows(config["rows"], config["columns"], config["values"], size), domain, target)
 
     def forward(self, x: Tensor) -> Tensor:
         self.check_domain(x)
@@ -171,28 +185,67 @@ def _use_up_warning() -> None:
         torch.sparse_csr_tensor(one, one[:0], torch.zeros(0), (1, 1), check_invariants=False)
 
 
-def assemble(operator: LinearOperator, threshold: float = 0.0) -> SparseOperator:
-    """The matrix of any operator as a :class:`SparseOperator`, one column per unknown: the adjoint becomes exactly the
-    transpose of the forward, in float64, it can be pickled, and small ones get rigorous bounds.
+def assemble(
+    operator: LinearOperator | Callable[[Any], Any],
+    domain_shape: Shape | None = None,
+    range_shape: Shape | None = None,
+    *,
+    threshold: float = 0.0,
+) -> SparseOperator:
+    """The matrix of any operator, or of a linear function alone, as a :class:`SparseOperator`, one column per unknown:
+    the adjoint becomes exactly the transpose of the forward, in float64, it can be pickled and stored in model files,
+    and small ones get rigorous bounds.
 
     Parameters
     ----------
+    operator: a LinearOperator, or a linear function: of tensors (batch, *domain_shape), or of one NumPy array of
+        domain_shape, without its first axis where that is 1 and the function wants it so, such as
+        skimage.transform.radon. It is called once for each unknown then.
+    domain_shape, range_shape: of a function, without the batch axis.
     threshold: entries at most this large in absolute value are dropped.
+
+    Raises
+    ------
+    OperatorError: a function fails, returns another shape, or is not linear. ConfigError: shapes are missing, or given
+    for an operator.
     """
-    size, device = math.prod(operator.domain_shape), operator._device()
+    if isinstance(operator, LinearOperator):
+        if domain_shape is not None or range_shape is not None:
+            raise ConfigError("assemble(operator, ...): an operator has its shapes; write threshold=... by its name.")
+        return _assembled(operator.forward, operator.domain_shape, operator.range_shape, threshold, operator._device())
+    if not callable(operator) or domain_shape is None or range_shape is None:
+        raise ConfigError(
+            f"assemble({type(operator).__name__}): expected a LinearOperator, or a function with its shapes, "
+            "assemble(forward, domain_shape, range_shape)."
+        )
+    domain, target = checked_shape(domain_shape, "domain_shape"), checked_shape(range_shape, "range_shape")
+    forward = batched_function(operator, domain, target)
+    result = _assembled(forward, domain, target, threshold, None)
+    check_matrix(result, forward, threshold)
+    return result
+
+
+def _assembled(
+    forward: Callable[[Tensor], Tensor],
+    domain_shape: Shape,
+    range_shape: Shape,
+    threshold: float,
+    device: torch.device | None,
+) -> SparseOperator:
+    size = math.prod(domain_shape)
     indices, values = [], []
     with torch.no_grad():
         for first in range(0, size, 64):
             count = min(64, size - first)
             unit = torch.zeros(count, size, dtype=torch.float64, device=device)
             unit[torch.arange(count), torch.arange(first, first + count)] = 1.0
-            columns = operator(unit.reshape(count, *operator.domain_shape)).flatten(1)
+            columns = forward(unit.reshape(count, *domain_shape)).flatten(1)
             column, row = torch.nonzero(columns.abs() > threshold, as_tuple=True)
             indices.append(torch.stack([row, column + first]))
             values.append(columns[column, row])
-    shape = (math.prod(operator.range_shape), size)
+    shape = (math.prod(range_shape), size)
     matrix = torch.sparse_coo_tensor(torch.cat(indices, 1), torch.cat(values), shape, check_invariants=False)
-    return SparseOperator(matrix, operator.domain_shape, operator.range_shape)
+    return SparseOperator(matrix, domain_shape, range_shape)
 
 
 def _from_pairs(matrix: Tensor) -> Tensor:

@@ -122,7 +122,7 @@ def test_stored_operators_come_back_from_json(name: str) -> None:
         "parallel-beam": lambda: ParallelBeam2D(8, 5),
         "fan-beam": lambda: FanBeam2D(8, 5, source_to_center=3.0),
     }[name]()
-    description = json.loads(json.dumps(describe_operator(operator)))
+    description = json.loads(json.dumps(describe_operator(operator)[0]))
     assert description["name"] == name
     again = build_operator(description, (1, 8, 8))
     x = torch.rand(1, 1, 8, 8)

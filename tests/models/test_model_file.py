@@ -20,7 +20,7 @@ import learnreg.regularizers
 from learnreg.models import model as model_module
 from learnreg.models.model import FORMAT_VERSION, load, pretrained, save_model
 from learnreg.models.tensor_files import write_tensors
-from learnreg.operators import Blur, Identity
+from learnreg.operators import Blur, Identity, from_callables
 from learnreg.regularizers import (
     REGULARIZERS,
     AnalysisOperator,
@@ -59,6 +59,7 @@ SAMPLES = {
     "icnn": lambda: InputConvexNetwork(features=3, size=3, mixing_size=3, minimum_smoothing=1e-3),
     "icnn, one layer": lambda: InputConvexNetwork(features=4, layers=1),
     "scaled": lambda: Scaled(FieldsOfExperts(filters=5, size=3), 0.3),
+    "combination": lambda: TotalVariation() + 0.3 * FieldsOfExperts(filters=5, size=3),
     "scaled, of a scaled one": lambda: Scaled(Scaled(TotalVariation(), 2.0), 0.3),
 }
 
@@ -169,11 +170,14 @@ def test_files_without_a_data_term_are_read(file: Path) -> None:
 
 
 def test_another_operator_is_given_again(tmp_path: Path) -> None:
-    operator = Blur(torch.full((3, 3), 1 / 9), (1, 12, 12))
+    shape = (1, 12, 12)
+    operator = from_callables(lambda x: 0.9 * x, lambda y: 0.9 * y, shape, shape) @ Blur(
+        torch.full((3, 3), 1 / 9), shape
+    )
     save_model(tmp_path / "m.safetensors", lr.LowerLevelProblem(operator, TotalVariation(), ridge=0.1))
     model = load(tmp_path / "m.safetensors")
     b = torch.rand(1, 1, 12, 12)
-    with pytest.raises(lr.ConfigError, match=r"Blur.*operator="):
+    with pytest.raises(lr.ConfigError, match=r"Composition.*operator="):
         model.reconstruct(b)
     assert model.reconstruct(b, tolerance=1e-3, operator=operator).shape == b.shape
 
@@ -214,9 +218,10 @@ def test_a_missing_file(tmp_path: Path) -> None:
         load(tmp_path / "absent.safetensors")
 
 
-def test_a_folder(file: Path) -> None:
-    with pytest.raises(lr.CheckpointError, match=r"Did you mean .*model\.safetensors"):
-        load(file.parent)
+def test_a_folder(file: Path, tmp_path: Path) -> None:
+    assert load(file.parent).config["sigma"] == 0.1
+    with pytest.raises(lr.CheckpointError, match="this is a folder"):
+        load(tmp_path.parent)
 
 
 def test_a_name_that_is_not_shipped() -> None:

@@ -349,6 +349,10 @@ def test_responses_may_have_any_dimension(entry: str, dimensions: int) -> None:
     torch.testing.assert_close(f.slope(t, v, step), along, rtol=1e-9, atol=1e-12)
     for group in f.parameter_groups():
         if isinstance(group, Density):
+            if group.share is not None:
+                own, slope = group.share.within(t), group.share.within(gradient)
+                assert group.parts(own, slope).shape[1:] == own.shape
+                continue
             assert group.parts(t, gradient).shape[1:] == t.shape
             norm, bound = group.parts(t, gradient).norm(dim=0), group.size(t, gradient).abs()
             assert bool((norm <= bound * (1 + 1e-9) + 1e-12).all())

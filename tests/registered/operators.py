@@ -18,7 +18,9 @@ from learnreg.convolutions.gradient import Gradient
 from learnreg.convolutions.grouped_filter_bank import GroupedFilterBank
 from learnreg.convolutions.lifted import LiftedOperator
 from learnreg.convolutions.second_order import SecondOrderOperator
+from learnreg.linear.identity import Unchanged
 from learnreg.linear.operator import LinearOperator
+from learnreg.linear.stack import Stack
 from learnreg.lower_level.latent import JointOperator
 from learnreg.operators import (
     Blur,
@@ -39,6 +41,8 @@ __all__ = ["HAS_ASTRA", "OPERATORS", "delta"]
 
 OPERATORS: dict[str, Callable[[], LinearOperator]] = {
     "Identity": lambda: Identity(SHAPE),
+    "Unchanged": lambda: Unchanged(SHAPE),
+    "Stack": lambda: Stack([bank("zero", 3, 3), Gradient(SHAPE), bank("valid", 2, 2)]),
     "Inpainting": lambda: Inpainting((rand(*SHAPE) > 0.4).double()),
     "Inpainting-weights": lambda: Inpainting(0.1 + randn(*SHAPE)),
     "Blur-zero": lambda: Blur(nn.Parameter(rand(3, 3)), SHAPE),

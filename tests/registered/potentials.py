@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from registered.randomness import rand, randn
-from torch import Tensor
+from torch import Tensor, nn
 
 import learnreg as lr
 from learnreg.potentials.base import Potential
@@ -15,9 +17,11 @@ from learnreg.potentials.network import NetworkPotential
 from learnreg.potentials.quadratic_spline import QuadraticSpline
 from learnreg.potentials.spline import Spline
 from learnreg.potentials.squared_hinge import SquaredHinge
+from learnreg.potentials.stacked import StackedPotential
 from learnreg.potentials.weakly_convex_spline import WeaklyConvexSpline
+from learnreg.regularizers import Regularizer
 
-__all__ = ["POTENTIALS", "PotentialEntry", "potentials"]
+__all__ = ["POTENTIALS", "Entropic", "PotentialEntry", "potentials"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,32 @@ def _network(smoothing: float | Tensor, weight: float | Tensor) -> Potential:
     return NetworkPotential(smoothing, weight, 0.2 * rand(1, 3, 3, 1, 1), 0.1 * randn(2, 3))
 
 
+class Entropic(Regularizer):
+    """weight · sum of smoothing · log cosh(x / smoothing), by its value alone, with all its constants on images of so
+    many entries."""
+
+    def __init__(self, smoothing: float, weight: float, entries: int) -> None:
+        super().__init__()
+        self.weight, self.smoothing, self.entries = nn.Parameter(torch.tensor(float(weight))), smoothing, entries
+        self.modulus, self.gradient_lipschitz = 0.0, weight / smoothing
+        self.hessian_lipschitz, self.cross_lipschitz = 0.77 * weight / smoothing**2, 1.0 / smoothing
+        self.cross_bound = math.sqrt(entries)
+
+    def value(self, x: Tensor) -> Tensor:
+        u = (x / self.smoothing).abs()
+        density = u + torch.nn.functional.softplus(-2.0 * u) - math.log(2.0)
+        return self.weight * self.smoothing * density.flatten(1).sum(1)
+
+
+def _by_value(smoothing: float | Tensor, weight: float | Tensor) -> Potential:
+    terms = Entropic(float(torch.as_tensor(smoothing).min()), float(torch.as_tensor(weight).min()), 40).double()
+    return terms.saddle_terms((2, 5, 4)).potential.detached()
+
+
+def _stacked(smoothing: float | Tensor, weight: float | Tensor) -> Potential:
+    return StackedPotential([lr.PseudoHuber(smoothing, weight), lr.LogCosh(smoothing, weight)], [(1, 2), (1, 3)])
+
+
 POTENTIALS: dict[str, PotentialEntry] = {
     "PseudoHuber": PotentialEntry(lr.PseudoHuber),
     "LogCosh": PotentialEntry(lr.LogCosh),
@@ -63,6 +93,12 @@ POTENTIALS: dict[str, PotentialEntry] = {
     "SquaredHinge": PotentialEntry(SquaredHinge, even=False, smooth=False, linear=False),
     "QuadraticSpline": PotentialEntry(
         lambda v, l: QuadraticSpline(v, l, rand(1, 8, seed=15)), even=False, smooth=False
+    ),
+    "ValuePotential": PotentialEntry(
+        _by_value, proximal=False, elementwise=False, smoothed=False, channels=2, dimensions=(2,)
+    ),
+    "StackedPotential": PotentialEntry(
+        _stacked, proximal=False, elementwise=False, smoothed=False, channels=5, dimensions=(0,)
     ),
 }
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from registered.potentials import POTENTIALS
+from registered.potentials import POTENTIALS, Entropic
 from registered.randomness import SHAPE, rand, randn
 from torch import nn
 
@@ -35,14 +35,15 @@ __all__ = ["REGULARIZERS", "RegularizerEntry", "bank", "generalized_variation", 
 @dataclass(frozen=True)
 class RegularizerEntry:
     """How a regularizer is built, away from its start, and its properties: smooth, twice differentiable; proximal, its
-    potential has proximal maps; learnable, some parameters are learned; latent, it has latent variables; channels and
-    dimensions of the images it takes, ``shape`` one of them."""
+    potential has proximal maps; learnable, some parameters are learned; latent, it has latent variables; dense, the
+    dense truth knows its potential; channels and dimensions of the images it takes, ``shape`` one of them."""
 
     build: Callable[[], Regularizer]
     smooth: bool = True
     proximal: bool = True
     learnable: bool = True
     latent: bool = False
+    dense: bool = True
     channels: int = 1
     dimensions: int = 2
 
@@ -180,6 +181,16 @@ REGULARIZERS: dict[str, RegularizerEntry] = {
     "InputConvexNetwork-scaled": RegularizerEntry(
         lambda: Scaled(network(3), 0.7).double().requires_grad_(), proximal=False
     ),
+    "Combination": RegularizerEntry(
+        lambda: _experts("PseudoHuber", "valid") + 0.7 * TotalVariation(0.2, 0.05).double(),
+        proximal=False,
+        dense=False,
+    ),
+    "Combination-of-one": RegularizerEntry(lambda: 2.5 * _learned_variation(5, "replicate")),
+    "Combination-with-a-value": RegularizerEntry(
+        lambda: 0.5 * Entropic(0.3, 0.4, 30).double() + _multivariate("reflect"), proximal=False, dense=False
+    ),
+    "given-by-value": RegularizerEntry(lambda: Entropic(0.3, 0.4, 30).double(), proximal=False, dense=False),
     "ImportedRidge": RegularizerEntry(_imported, smooth=False, learnable=False),
     "InputConvexNetwork-lifted": RegularizerEntry(lambda: network(form="lifted"), smooth=False, latent=True),
     "LearnedTotalGeneralizedVariation": RegularizerEntry(generalized_variation, latent=True),

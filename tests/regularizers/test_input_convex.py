@@ -78,7 +78,7 @@ def test_near_zero_smoothing_it_is_the_network_of_rectifiers() -> None:
     torch.testing.assert_close(R.value(x), expected, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", registry.regularizers(proximal=False))
+@pytest.mark.parametrize("name", registry.regularizers(proximal=False, dense=True))
 def test_derivatives_of_any_order(name: str) -> None:
     R = registry.REGULARIZERS[name]()
     x = (0.3 * registry.randn(1, 1, 3, 4)).requires_grad_()
@@ -242,7 +242,7 @@ def test_hypergradients_of_the_default_network_at_the_smallest_size() -> None:
         assert float(gradient.norm()) > 0, name
 
 
-@pytest.mark.parametrize("name", registry.regularizers(proximal=False))
+@pytest.mark.parametrize("name", registry.regularizers(proximal=False, dense=True))
 @pytest.mark.parametrize("operator", ["denoising", "learned-blur"])
 def test_methods_and_certificates_agree_with_dense_ones(name: str, operator: str) -> None:
     problem = registry.build(operator, name)

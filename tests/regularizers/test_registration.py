@@ -95,6 +95,10 @@ def test_what_cannot_be_registered(table: None) -> None:
     class Nameless(Regularizer):
         """Without config()."""
 
+        def __init__(self, size: int = 3) -> None:
+            super().__init__()
+            self.size = size
+
     register(NAME, Anisotropic)
     register(NAME, Anisotropic)
     again = type("Anisotropic", (Anisotropic,), {"__module__": __name__, "__qualname__": "Anisotropic"})
@@ -103,7 +107,7 @@ def test_what_cannot_be_registered(table: None) -> None:
     for name, cls, message in (
         ("tv", Anisotropic, "taken by TotalVariation"),
         (" ", Anisotropic, "a text that is not empty"),
-        ("other", Nameless, r"implements config\(\)"),
+        ("other", Nameless, r"has to implement config\(\)"),
         ("other", nn.Linear, "a subclass of Regularizer"),
         ("other", Anisotropic(), "a subclass of Regularizer"),
     ):

@@ -19,11 +19,11 @@ from learnreg.certificates.state import rounding_floor, state_residual
 from learnreg.convolutions.composition import fine_grid, spectral_norm
 from learnreg.convolutions.padding import Boundary
 from learnreg.lower_level.adjoint_equation import AdjointEquation
-from learnreg.lower_level.instance import weighted_square
 from learnreg.lower_level.pairing import evaluate_pairing
 from learnreg.lower_level.point import Point
 from learnreg.models.names import build_regularizer, describe_regularizer
 from learnreg.operators import Blur, Identity
+from learnreg.potentials.base import weighted_square
 from learnreg.potentials.weakly_convex_spline import WeaklyConvexSpline
 from learnreg.regularizers import RidgeRegularizer, Scaled
 from learnreg.solvers import PDHG, AdjointPDHG

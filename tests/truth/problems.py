@@ -19,8 +19,8 @@ import learnreg as lr
 from learnreg.convolutions.filter_bank import FilterBank
 from learnreg.convolutions.gradient import Gradient
 from learnreg.linear.operator import LinearOperator
-from learnreg.lower_level.instance import weighted_square
 from learnreg.operators import Blur, FanBeam2D, Identity, Inpainting, ParallelBeam2D
+from learnreg.potentials.base import weighted_square
 from learnreg.potentials.isotropic import IsotropicPseudoHuber
 from learnreg.regularizers import AnalysisOperator, FieldsOfExperts, Regularizer, TotalVariation
 

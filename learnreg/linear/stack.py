@@ -1,0 +1,118 @@
+"""Operators on top of each other, each with its own potential behind it: the analysis operator of sums."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from learnreg.errors import OperatorError
+from learnreg.linear.norms import NormBound, NormKind, dense_matrix, matrix_norm_bound
+from learnreg.linear.operator import LinearOperator
+from learnreg.linear.parameter_groups import Pairing
+from learnreg.linear.share import Share
+
+__all__ = ["Stack"]
+
+_DENSE = 256
+"""Unknowns up to which the norm is that of the dense matrix."""
+
+
+class Stack(LinearOperator):
+    """(A_1 x, A_2 x, ...), flattened one after the other.
+
+    ``norm_bound`` is the root of the sum of squares of the parts' bounds, at most the root of their number times the
+    largest of them; that of the whole matrix up to 256 unknowns.
+    """
+
+    def __init__(self, operators: Sequence[LinearOperator]) -> None:
+        domain = operators[0].domain_shape
+        for operator in operators:
+            if operator.domain_shape != domain:
+                raise OperatorError(
+                    f"Stack of {type(operators[0]).__name__} and {type(operator).__name__}: domains {domain} and "
+                    f"{operator.domain_shape} differ.",
+                    "stack",
+                )
+        self._shares: tuple[Share, ...] = Share.of([operator.range_shape for operator in operators])
+        super().__init__(domain, (self._shares[-1].end,))
+        for k, operator in enumerate(operators):
+            self.add_module(str(k), operator)
+
+    @property
+    def parts(self) -> list[LinearOperator]:
+        return [m for m in self._modules.values() if isinstance(m, LinearOperator)]
+
+    @property
+    def shares(self) -> tuple[Share, ...]:
+        """Where the range of each part lies."""
+        return self._shares
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([part(x).flatten(1) for part in self.parts], 1)
+
+    def forward_into(self, x: Tensor, out: Tensor) -> Tensor:
+        for part, share in zip(self.parts, self._shares, strict=True):
+            share.flat(out).copy_(part(x).flatten(1))
+        return out
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        images = [part.adjoint(share.within(y)) for part, share in zip(self.parts, self._shares, strict=True)]
+        return torch.stack(images).sum(0) if len(images) > 2 else sum(images[1:], images[0])
+
+    def _find_norm(self) -> NormBound:
+        if math.prod(self.domain_shape) <= _DENSE:
+            return NormBound(matrix_norm_bound(dense_matrix(self.forward, self.domain_shape, device=self._device())))
+        found = [part.norm() for part in self.parts]
+        worst: tuple[NormKind, ...] = ("probabilistic", "declared", "rigorous")
+        kind = next(k for k in worst if any(bound.kind == k for bound in found))
+        return NormBound(math.hypot(*(bound.value for bound in found)), kind, sum(bound.failure for bound in found))
+
+    def adjoint_mismatch(self) -> float:
+        return max(part.adjoint_mismatch() for part in self.parts)
+
+    def gram_lower_bound(self) -> float:
+        return sum(part.gram_lower_bound() for part in self.parts)
+
+    def row_norms(self, grouped: bool) -> Tensor | float:
+        return torch.cat([share.spread(part.row_norms(grouped)) for part, share in self.pairs()])
+
+    def part_at(self, share: Share) -> LinearOperator:
+        return next(part for part, own in self.pairs() if own == share)
+
+    def pairs(self) -> list[tuple[LinearOperator, Share]]:
+        """Each part and where its range lies."""
+        return list(zip(self.parts, self._shares, strict=True))
+
+    def parameter_lipschitz(self) -> float | None:
+        """The largest of the parts', whose squares add up: each sees its own share of p."""
+        constants = [part.parameter_lipschitz() for part in self.parts]
+        known = [c for c in constants if c is not None]
+        return max(known) if len(known) == len(constants) else None
+
+    def parameter_groups(self) -> tuple[Pairing, ...]:
+        """Those of each part, "operator" of the second one under the name "1.operator"."""
+        return tuple(
+            _PairingOfPart(group, k, share)
+            for k, (part, share) in enumerate(self.pairs())
+            for group in part.parameter_groups()
+        )
+
+
+class _PairingOfPart(Pairing):
+    """A group of one part, which sees the share of the responses that is its own."""
+
+    def __init__(self, group: Pairing, index: int, share: Share) -> None:
+        super().__init__(group.lipschitz, f"{index}.{group.name}")
+        self.group, self.share = group, share
+
+    def dual_norm(self, p: Tensor) -> Tensor:
+        return self.group.dual_norm(self.share.within(p))
+
+    def weighted_norm(self, u: Tensor, high: Tensor) -> Tensor:
+        return self.group.weighted_norm(u, self.share.within(high))
+
+    def perturbation_norm(self, u: Tensor, bent: Tensor) -> Tensor:
+        return self.group.perturbation_norm(u, self.share.within(bent))

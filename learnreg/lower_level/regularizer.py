@@ -222,7 +222,7 @@ class Regularizer(nn.Module):
         level = checked_level(sigma, f"{type(self).__name__}.at(sigma)")
         if not isinstance(level, Tensor):
             return self.conditioned(level)
-        return self if self.conditioned(float(level[0])) is self else NoiseLevels(self, level)
+        return self if self.conditioned(float(level[0])) is self else _NoiseLevels(self, level)
 
     def conditioned(self, sigma: float) -> Self:
         """What ``at`` returns for a number; a noise-conditioned regularizer overrides it."""
@@ -369,7 +369,7 @@ def _factor(value: object, name: str) -> float:
     return float(number)
 
 
-class NoiseLevels(Regularizer):
+class _NoiseLevels(Regularizer):
     """A noise-conditioned regularizer for batches whose sample i has the noise level ``levels[i]``.
 
     Samples of one level are solved together, each group with norms and constants of its own. Parameters are those of

@@ -15,6 +15,7 @@ import learnreg as lr
 from learnreg.hypergradients.base import HypergradientMethod
 from learnreg.hypergradients.interleaved import InterleavedPDHG
 from learnreg.solvers import LBFGS, PDHG, AdjointPDHG, ConjugateGradient, NewtonCG, ProjectedLBFGS
+from learnreg.solvers.banded_lbfgs import BandedLBFGS
 
 __all__ = [
     "ADJOINT_SOLVERS",
@@ -54,4 +55,4 @@ METHODS: dict[str, Callable[[], HypergradientMethod]] = {
 SOLVERS = {"pdhg": PDHG, "lbfgs": LBFGS, "newton-cg": NewtonCG}
 BOX_SOLVERS = {**SOLVERS, "lbfgs": ProjectedLBFGS}
 ADJOINT_SOLVERS = {"piggyback": AdjointPDHG, "cg": ConjugateGradient}
-OTHER_ITERATIONS = {"piggyback-interleaved": InterleavedPDHG}
+OTHER_ITERATIONS = {"piggyback-interleaved": InterleavedPDHG, "large images": BandedLBFGS}

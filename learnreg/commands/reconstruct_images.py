@@ -85,9 +85,13 @@ class Denoiser:
             raise ShapeError(f"{path}: {error}") from error
         notes, sigma = list(found.notes), self.sigma
         if self.automatic:
-            sigma = estimated_noise(found.values) or sigma
-            level = "unknown" if sigma is None else in_grey_levels(sigma)
-            notes.append(f"the noise level is taken for {level}, as estimated")
+            estimate = estimated_noise(found.values)
+            sigma = estimate or sigma
+            notes.append(
+                f"its noise level is estimated as {in_grey_levels(estimate)}"
+                if estimate
+                else "its noise level cannot be estimated; that of the model is used"
+            )
         warnings = unfit_image(found.values, sigma, self.model.conditioned)
         return Examined(path, tuple(notes), tuple(warnings), sigma=sigma)
 

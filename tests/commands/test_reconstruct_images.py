@@ -319,6 +319,10 @@ def test_the_noise_level(model: Model, adapting: Path, tmp_path: Path) -> None:
         ).x[0, 0].numpy()  # fmt: skip
         size = np.abs(np.load(plain["output"]) - expected).max() if sigma == "auto" else 0.0
         np.testing.assert_allclose(found, expected, atol=3e-4 if sigma == "10/255" else max(3e-3, 0.2 * size))
+    assert "estimated as" in row["notes"][0]
+    np.save(tmp_path / "flat.npy", np.full((30, 30), 0.5))
+    (flat,) = succeed("reconstruct", adapting, tmp_path / "flat.npy", *arguments[3:], "--sigma", "auto")["rows"]
+    assert "cannot be estimated" in flat["notes"][0]
     save_model(tmp_path / "plain.safetensors", model.regularizer, {"sigma": SIGMA})
     plain_arguments = (tmp_path / "plain.safetensors", tmp_path / "a.npy", "--out", tmp_path / "out")
     assert "25/255 and does not adapt" in refuse(2, "reconstruct", *plain_arguments, "--sigma", "auto")

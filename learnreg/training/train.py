@@ -152,7 +152,10 @@ def train(
         on_update=on_update,
         check_operator=check_operator,
     )
-    return trainer.run(out, resume)
+    result = trainer.run(out, resume)
+    if result.updates == 0:
+        warnings.warn("train: the time was over before the first update; give more minutes.", stacklevel=2)
+    return result
 
 
 class Trainer:
@@ -239,8 +242,6 @@ class _Run:
             error.add_note(self._rescue())
             raise
         self.save()
-        if self.updates == 0:
-            warnings.warn("train: the time was over before the first update; give more minutes.", stacklevel=4)
         path = None if self.folder is None else self.folder.model_path
         session = self.session
         return TrainResult(

@@ -128,7 +128,7 @@ def test_a_violation_ends_with_5(
     assert json.loads(found.out.splitlines()[-1])["violations"] == 1
     assert (tmp_path / "accuracy.json").is_file()
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert learnreg("--out", tmp_path).code == 5, "not hidden by the missing package"
+    assert learnreg("--out", tmp_path).code == 2, "before the work"
 
 
 def test_names_and_tolerances() -> None:

@@ -11,11 +11,11 @@ import pytest
 import torch
 from support.command_line import refuse, succeed
 
-from learnreg.commands import common as learning
 from learnreg.commands import tomography
 from learnreg.datasets import LoDoPaB, ellipse_phantom
 from learnreg.models.model import load
 from learnreg.operators import ParallelBeam2D, ParallelGeometry
+from learnreg.training import start_tuning
 
 pytest.importorskip("astra")
 pytest.importorskip("skimage.metrics")
@@ -31,7 +31,7 @@ LOOSE = ("--tolerance", 1e-2)
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Comparisons with total variation that need not be good."""
-    monkeypatch.setattr(learning, "_LARGEST_SEARCH", 1)
+    monkeypatch.setattr(start_tuning, "_LARGEST_SEARCH", 1)
     monkeypatch.setattr(tomography, "_BASELINE_PIXELS", 0)
     monkeypatch.setattr(tomography, "_BASELINE_WEIGHT", 1e-3)
     monkeypatch.setattr(tomography, "_COMPARISON_TOLERANCE", 1e-2)

@@ -18,8 +18,8 @@ from learnreg.regularizers import Regularizer
 from learnreg.solvers import Iteration
 
 NOT_HERE = {"ConeBeam3D", "BandedPotential"} | (set() if registry.HAS_ASTRA else {"FanBeam2D", "ParallelBeam2D"})
-"""Operators that need a GPU or a package that is missing, see test_astra_cuda.py and test_tomography.py; a potential made
-of another one and an operator, see lower_level/test_banded.py."""
+"""Operators that need a GPU or a package that is missing, see test_astra_cuda.py and test_tomography.py; a potential
+made of another one and an operator, see lower_level/test_banded.py."""
 
 
 def public_classes(base: type) -> set[type]:

@@ -62,9 +62,10 @@ def certify(
     check_certificate(certificate)
     check_max_steps(max_steps)
     frozen = freeze(problem)
-    for value, name in ((x, "x"), (X, "X")):
-        if value is not None:
-            _check(frozen, value, b.shape[0], name)
+    frozen.operator.check_range(b, "b")
+    _check(frozen, x, b.shape[0], "x")
+    if X is not None:
+        _check(frozen, X, b.shape[0], "X")
 
     def judge(frozen: FrozenProblem, b: Tensor, loss: UpperLoss, x: Tensor, X: Tensor | None) -> Certificate:
         return _judge(frozen, b, loss, x, X, certificate, max_steps)

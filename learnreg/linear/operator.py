@@ -16,19 +16,11 @@ from torch import Tensor
 from learnreg.errors import OperatorError
 from learnreg.linear.arguments import real_number
 from learnreg.linear.bands import Bands
-from learnreg.linear.found_once import FindsOnce
 from learnreg.linear.fourier_symbol import point_response_symbol
 from learnreg.linear.grad_mode import full_precision
 from learnreg.linear.linear_map import linear_map
-from learnreg.linear.norms import (
-    DENSE_LIMIT,
-    FAILURE_PROBABILITY,
-    NormBound,
-    NormKind,
-    dense_matrix,
-    matrix_norm_bound,
-    probabilistic_norm_bound,
-)
+from learnreg.linear.normed import Normed
+from learnreg.linear.norms import NormBound
 from learnreg.linear.parameter_groups import NormPairing, Pairing
 from learnreg.linear.shapes import Shape, check_batched, checked_shape
 from learnreg.linear.share import Share
@@ -37,7 +29,7 @@ from learnreg.linear.stencil import Stencil
 __all__ = ["Adjoint", "Composition", "LinearOperator", "Scaled", "Sum", "VStack", "linear_map", "vstack"]
 
 
-class LinearOperator(FindsOnce):
+class LinearOperator(Normed):
     """Base class of every linear operator.
 
     A subclass sets ``domain_shape`` and ``range_shape`` (without the batch axis) and implements ``forward`` and
@@ -86,46 +78,6 @@ class LinearOperator(FindsOnce):
         """A x in the memory of ``out`` (batch, *range_shape), contiguous; not differentiable. Override it where that
         saves the allocation of the result."""
         return out.copy_(self(x))
-
-    def norm_bound(self) -> float:
-        """Upper bound of ‖A‖, at most 1.5 times the norm. *Rigorous bound*, except for black boxes beyond 1,024
-        unknowns, where ``norm_bound_kind`` says "probabilistic" and ``norm_failure_probability`` how likely it
-        fails."""
-        return self._norm().value
-
-    @property
-    def norm_bound_kind(self) -> NormKind:
-        """What kind of number ``norm_bound`` is."""
-        return "rigorous" if self._bounds_its_norm() else self._norm().kind
-
-    @property
-    def norm_failure_probability(self) -> float:
-        """How likely a probabilistic bound of the norm is too small."""
-        return 0.0 if self._bounds_its_norm() else self._norm().failure
-
-    def norm(self) -> NormBound:
-        """The bound of ‖A‖ with its kind."""
-        return NormBound(self.norm_bound(), self.norm_bound_kind, self.norm_failure_probability)
-
-    def _bounds_its_norm(self) -> bool:
-        """Whether the class has a ``norm_bound`` of its own."""
-        return type(self).norm_bound is not LinearOperator.norm_bound
-
-    def _norm(self) -> NormBound:
-        bound: NormBound = self._known("norm", self._find_norm)
-        if not math.isfinite(bound.value):
-            raise OperatorError(f"{self!r} returned NaN or infinite numbers while its norm was computed.", "finite")
-        return bound
-
-    def _find_norm(self) -> NormBound:
-        device = self._device()
-        if min(math.prod(self.domain_shape), math.prod(self.range_shape)) <= DENSE_LIMIT:
-            small_domain = math.prod(self.domain_shape) <= math.prod(self.range_shape)
-            apply, shape = (self.forward, self.domain_shape) if small_domain else (self.adjoint, self.range_shape)
-            return NormBound(matrix_norm_bound(dense_matrix(apply, shape, device=device)))
-        gram = lambda v: self.adjoint(self(v))  # noqa: E731
-        bound = probabilistic_norm_bound(gram, self.domain_shape, device=device)
-        return NormBound(bound, "probabilistic", FAILURE_PROBABILITY)
 
     def gram_lower_bound(self) -> float:
         """True lower bound of the smallest eigenvalue of A^T A; 0 when nothing better is known. *Rigorous bound.*"""
@@ -235,11 +187,6 @@ class LinearOperator(FindsOnce):
 
     def extra_repr(self) -> str:
         return f"{self.domain_shape} -> {self.range_shape}"
-
-    def _device(self) -> torch.device | None:
-        for tensor in (*self.parameters(), *self.buffers()):
-            return tensor.device
-        return None
 
 
 def _operand(first: LinearOperator, symbol: str, other: object) -> LinearOperator:

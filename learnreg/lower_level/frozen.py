@@ -22,7 +22,8 @@ from learnreg.lower_level.constraints import Box
 from learnreg.lower_level.data_terms import LeastSquares
 from learnreg.lower_level.instance import Counter, Instance
 from learnreg.lower_level.quadratic import quadratic_of
-from learnreg.lower_level.regularizer import ParameterRole, Regularizer, SaddleTerms, check_levels
+from learnreg.lower_level.regularizer import Regularizer, check_levels
+from learnreg.lower_level.saddle_terms import ParameterRole, SaddleTerms
 from learnreg.potentials.base import Potential
 from learnreg.result import brief
 

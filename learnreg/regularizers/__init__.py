@@ -4,7 +4,8 @@ model files and the command line know."""
 import inspect
 
 from learnreg.errors import ConfigError
-from learnreg.lower_level.regularizer import Combination, Regularizer, SaddleTerms
+from learnreg.lower_level.regularizer import Combination, Regularizer
+from learnreg.lower_level.saddle_terms import SaddleTerms
 from learnreg.regularizers.analysis import AnalysisOperator
 from learnreg.regularizers.fields_of_experts import FieldsOfExperts
 from learnreg.regularizers.imported import ImportedRidge

@@ -8,7 +8,8 @@ from learnreg.errors import ShapeError
 from learnreg.linear.arguments import check_type
 from learnreg.linear.grad_mode import full_precision
 from learnreg.linear.operator import LinearOperator
-from learnreg.lower_level.regularizer import ParameterRole, Regularizer, SaddleTerms, positive_log
+from learnreg.lower_level.regularizer import Regularizer, positive_log
+from learnreg.lower_level.saddle_terms import ParameterRole, SaddleTerms
 from learnreg.potentials.base import Potential
 from learnreg.potentials.proximal import Grouped
 

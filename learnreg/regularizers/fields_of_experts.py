@@ -13,7 +13,8 @@ from learnreg.convolutions.padding import Boundary
 from learnreg.errors import ConfigError, ShapeError
 from learnreg.linear.arguments import check_type
 from learnreg.linear.shapes import check_one_channel
-from learnreg.lower_level.regularizer import Pictures, Regularizer, SaddleTerms, positive_log
+from learnreg.lower_level.regularizer import Regularizer, positive_log
+from learnreg.lower_level.saddle_terms import Pictures, SaddleTerms
 from learnreg.potentials import potential_from_config, potential_to_config
 from learnreg.potentials.base import Potential
 from learnreg.potentials.pseudo_huber import PseudoHuber

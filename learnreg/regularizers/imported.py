@@ -16,7 +16,8 @@ from learnreg.convolutions.filter_bank import FilterBank
 from learnreg.convolutions.padding import BOUNDARIES, Boundary
 from learnreg.errors import ConfigError, ShapeError
 from learnreg.linear.shapes import check_one_channel
-from learnreg.lower_level.regularizer import Regularizer, SaddleTerms
+from learnreg.lower_level.regularizer import Regularizer
+from learnreg.lower_level.saddle_terms import SaddleTerms
 from learnreg.potentials.quadratic_spline import QuadraticSpline
 
 __all__ = ["ImportedRidge"]

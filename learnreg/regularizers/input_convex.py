@@ -14,7 +14,8 @@ from learnreg.errors import ConfigError
 from learnreg.linear.arguments import check_images
 from learnreg.linear.grad_mode import full_precision
 from learnreg.linear.shapes import check_one_channel
-from learnreg.lower_level.regularizer import ParameterRole, Regularizer, SaddleTerms
+from learnreg.lower_level.regularizer import Regularizer
+from learnreg.lower_level.saddle_terms import ParameterRole, SaddleTerms
 from learnreg.potentials.network import NetworkPotential
 from learnreg.regularizers.lifted_network import (
     LIFTED_ROLES,

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from learnreg.convolutions.padding import BOUNDARIES, Boundary
 from learnreg.errors import ConfigError
 from learnreg.linear.arguments import given_tensor
-from learnreg.lower_level.regularizer import ParameterRole, positive_log
+from learnreg.lower_level.regularizer import positive_log
+from learnreg.lower_level.saddle_terms import ParameterRole
 
 __all__ = ["ArrayLike", "LearnedFilters", "filters_from"]
 

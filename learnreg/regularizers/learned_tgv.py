@@ -29,7 +29,8 @@ from learnreg.linear.grad_mode import full_precision
 from learnreg.linear.samples import sum_samples
 from learnreg.linear.shapes import check_one_channel
 from learnreg.lower_level.latent import Latent
-from learnreg.lower_level.regularizer import ParameterRole, Pictures, Regularizer, SaddleTerms, positive_log
+from learnreg.lower_level.regularizer import Regularizer, positive_log
+from learnreg.lower_level.saddle_terms import ParameterRole, Pictures, SaddleTerms
 from learnreg.potentials.base import Potential
 from learnreg.potentials.isotropic import IsotropicPseudoHuber
 from learnreg.regularizers.options import RegularizerOptions

@@ -21,7 +21,8 @@ from learnreg.convolutions.interpolation import (
 )
 from learnreg.convolutions.padding import Boundary
 from learnreg.linear.shapes import check_one_channel
-from learnreg.lower_level.regularizer import ParameterRole, Pictures, Regularizer, SaddleTerms, positive_log
+from learnreg.lower_level.regularizer import Regularizer, positive_log
+from learnreg.lower_level.saddle_terms import ParameterRole, Pictures, SaddleTerms
 from learnreg.potentials.isotropic import IsotropicPseudoHuber
 from learnreg.regularizers.options import RegularizerOptions
 

@@ -25,7 +25,7 @@ from learnreg.convolutions.network_layers import Network
 from learnreg.errors import ConfigError
 from learnreg.linear.shapes import check_one_channel
 from learnreg.lower_level.latent import Latent
-from learnreg.lower_level.regularizer import ParameterRole, SaddleTerms
+from learnreg.lower_level.saddle_terms import ParameterRole, SaddleTerms
 from learnreg.potentials.squared_hinge import SquaredHinge
 from learnreg.regularizers.lifted_features import InnerProblem, reduced_value
 

@@ -12,7 +12,8 @@ from learnreg.convolutions.grouped_filter_bank import GroupedFilterBank
 from learnreg.convolutions.padding import Boundary
 from learnreg.errors import ConfigError, ShapeError
 from learnreg.linear.shapes import check_one_channel
-from learnreg.lower_level.regularizer import Pictures, Regularizer, SaddleTerms, positive_log
+from learnreg.lower_level.regularizer import Regularizer, positive_log
+from learnreg.lower_level.saddle_terms import Pictures, SaddleTerms
 from learnreg.potentials.isotropic import IsotropicPseudoHuber
 from learnreg.regularizers.learned_filters import ArrayLike, LearnedFilters, filters_from
 from learnreg.regularizers.options import RegularizerOptions

@@ -16,7 +16,8 @@ from learnreg.convolutions.filter_bank import FilterBank
 from learnreg.convolutions.padding import BOUNDARIES, Boundary
 from learnreg.errors import ConfigError
 from learnreg.linear.shapes import check_one_channel
-from learnreg.lower_level.regularizer import ParameterRole, Pictures, Regularizer, SaddleTerms
+from learnreg.lower_level.regularizer import Regularizer
+from learnreg.lower_level.saddle_terms import ParameterRole, Pictures, SaddleTerms
 from learnreg.potentials.spline import Spline, initial_coefficients
 from learnreg.potentials.weakly_convex_spline import WeaklyConvexSpline
 from learnreg.regularizers.options import RegularizerOptions

@@ -9,7 +9,8 @@ from typing import Any, Self
 from torch import Tensor, nn
 
 from learnreg.errors import ConfigError
-from learnreg.lower_level.regularizer import ParameterRole, Pictures, Regularizer, SaddleTerms, positive_log
+from learnreg.lower_level.regularizer import Regularizer, positive_log
+from learnreg.lower_level.saddle_terms import ParameterRole, Pictures, SaddleTerms
 
 __all__ = ["Scaled"]
 

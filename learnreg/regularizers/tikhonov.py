@@ -10,7 +10,8 @@ from learnreg.convolutions.dct import dct_filters
 from learnreg.convolutions.filter_bank import FilterBank
 from learnreg.convolutions.padding import Boundary
 from learnreg.linear.shapes import check_one_channel
-from learnreg.lower_level.regularizer import Pictures, Regularizer, SaddleTerms, positive_log
+from learnreg.lower_level.regularizer import Regularizer, positive_log
+from learnreg.lower_level.saddle_terms import Pictures, SaddleTerms
 from learnreg.potentials.square import Square
 from learnreg.regularizers.learned_filters import LearnedFilters
 from learnreg.regularizers.options import RegularizerOptions

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from learnreg.convolutions.gradient import Gradient
 from learnreg.linear.arguments import real_number
 from learnreg.linear.shapes import check_one_channel
-from learnreg.lower_level.regularizer import ParameterRole, Regularizer, SaddleTerms, positive_log
+from learnreg.lower_level.regularizer import Regularizer, positive_log
+from learnreg.lower_level.saddle_terms import ParameterRole, SaddleTerms
 from learnreg.potentials.isotropic import IsotropicPseudoHuber
 from learnreg.regularizers.options import RegularizerOptions
 

@@ -203,7 +203,7 @@ def _solve(
 ) -> Solution:
     """Of samples of one noise level."""
     instance = frozen.at(b)
-    by_bands = solver == "auto" and is_large(instance)
+    by_bands = isinstance(solver, str) and solver == "auto" and is_large(instance)
     instance = in_bands(instance) if by_bands else instance
     method = make_solver(solver, instance, warm=start is not None)
     x = initial_point(instance, b) if start is None else instance.started(start.detach().to(b))

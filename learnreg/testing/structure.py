@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from learnreg.linear.parameter_groups import Density, ParameterGroup
-from learnreg.lower_level.regularizer import SaddleTerms
+from learnreg.lower_level.saddle_terms import SaddleTerms
 from learnreg.testing.case import norms
 from learnreg.testing.operators import examine_operator
 from learnreg.testing.report import Property, Report, broken, holds, judged, skipped

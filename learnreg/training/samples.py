@@ -173,9 +173,7 @@ def _tensor(value: Any, where: str) -> Tensor:
     if not value.is_floating_point():
         hint = "Divide by the largest possible value: b / 255 for 8 bits." if not value.is_complex() else ""
         hint = hint or "Real and imaginary part as two channels: torch.view_as_real."
-        raise DataError(
-            f"{where}: {str(value.dtype).removeprefix('torch.')}, expected floating-point numbers.", hint=hint
-        )
+        raise DataError(f"{where}: {str(value.dtype).removeprefix('torch.')}, expected float32 or float64.", hint=hint)
     return value.detach()
 
 

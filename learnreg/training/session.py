@@ -115,7 +115,7 @@ class Session:
             if not first:
                 raise DataError("the dataset is empty.", hint="Pass at least one pair (b, x_true).")
             _check_levels(problem, first[0].sigma)
-            _check_loss(loss, first[0].x_true[None])
+            loss_at(loss, first[0].x_true[None])
             _warn_of_units(first[0])
         except BaseException:
             workers.close()
@@ -263,19 +263,6 @@ class Session:
         self.target = float(state.get("target", self.target))
         self.source.load_state_dict(state)
         self.audits.load_state_dict(state)
-
-
-def _check_loss(loss: Callable[[Tensor], UpperLoss], x_true: Tensor) -> None:
-    """ConfigError unless it makes upper-level losses of ground truths."""
-    try:
-        made: object = loss(x_true)
-    except TypeError as error:
-        made = error
-    if not isinstance(made, UpperLoss):
-        raise ConfigError(
-            f"train(loss={loss!r}): expected what maps a batch of ground truths to an UpperLoss, such as "
-            "lr.SquaredError or lambda x_true: lr.UpperLoss(lambda x: function(x, x_true))."
-        )
 
 
 def _warn_of_units(sample: Sample) -> None:

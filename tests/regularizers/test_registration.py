@@ -16,7 +16,7 @@ import learnreg as lr
 from learnreg.commands.common import initial_regularizer
 from learnreg.commands.options import DenoiseConfig, TomographyConfig
 from learnreg.convolutions.gradient import Gradient
-from learnreg.lower_level.regularizer import SaddleTerms
+from learnreg.lower_level.saddle_terms import SaddleTerms
 from learnreg.models.model import save_model
 from learnreg.operators import Identity
 from learnreg.regularizers import (

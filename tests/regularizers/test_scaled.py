@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import learnreg as lr
-from learnreg.lower_level.regularizer import SaddleTerms
+from learnreg.lower_level.saddle_terms import SaddleTerms
 from learnreg.operators import Identity
 from learnreg.regularizers import FieldsOfExperts, Regularizer, Scaled, TotalVariation
 

@@ -11,7 +11,7 @@ from support.wrong_operators import Custom, dense, matrix
 from torch import Tensor, nn
 
 import learnreg as lr
-from learnreg.lower_level.regularizer import ParameterRole, SaddleTerms
+from learnreg.lower_level.saddle_terms import ParameterRole, SaddleTerms
 from learnreg.operators import Blur
 from learnreg.regularizers import AnalysisOperator, FieldsOfExperts, TotalVariation
 

@@ -1,0 +1,84 @@
+"""The norm of an operator: found once from what it does, unless its class knows better."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+
+from learnreg.errors import OperatorError
+from learnreg.linear.found_once import FindsOnce
+from learnreg.linear.norms import (
+    DENSE_LIMIT,
+    FAILURE_PROBABILITY,
+    NormBound,
+    NormKind,
+    dense_matrix,
+    matrix_norm_bound,
+    probabilistic_norm_bound,
+)
+from learnreg.linear.shapes import Shape
+
+__all__ = ["Normed"]
+
+
+class Normed(FindsOnce):
+    """What maps images to measurements, linearly, and back by the transpose, has a norm."""
+
+    domain_shape: Shape
+    range_shape: Shape
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """A x."""
+
+    @abstractmethod
+    def adjoint(self, y: Tensor) -> Tensor:
+        """A^T y."""
+
+    def norm_bound(self) -> float:
+        """Upper bound of ‖A‖, at most 1.5 times the norm. *Rigorous bound*, except for black boxes beyond 1,024
+        unknowns, where ``norm_bound_kind`` says "probabilistic" and ``norm_failure_probability`` how likely it
+        fails."""
+        return self._norm().value
+
+    @property
+    def norm_bound_kind(self) -> NormKind:
+        """What kind of number ``norm_bound`` is."""
+        return "rigorous" if self._bounds_its_norm() else self._norm().kind
+
+    @property
+    def norm_failure_probability(self) -> float:
+        """How likely a probabilistic bound of the norm is too small."""
+        return 0.0 if self._bounds_its_norm() else self._norm().failure
+
+    def norm(self) -> NormBound:
+        """The bound of ‖A‖ with its kind."""
+        return NormBound(self.norm_bound(), self.norm_bound_kind, self.norm_failure_probability)
+
+    def _bounds_its_norm(self) -> bool:
+        """Whether the class has a ``norm_bound`` of its own."""
+        return type(self).norm_bound is not Normed.norm_bound
+
+    def _norm(self) -> NormBound:
+        bound: NormBound = self._known("norm", self._find_norm)
+        if not math.isfinite(bound.value):
+            raise OperatorError(f"{self!r} returned NaN or infinite numbers while its norm was computed.", "finite")
+        return bound
+
+    def _find_norm(self) -> NormBound:
+        device = self._device()
+        if min(math.prod(self.domain_shape), math.prod(self.range_shape)) <= DENSE_LIMIT:
+            small_domain = math.prod(self.domain_shape) <= math.prod(self.range_shape)
+            apply, shape = (self.forward, self.domain_shape) if small_domain else (self.adjoint, self.range_shape)
+            return NormBound(matrix_norm_bound(dense_matrix(apply, shape, device=device)))
+        gram = lambda v: self.adjoint(self(v))  # noqa: E731
+        bound = probabilistic_norm_bound(gram, self.domain_shape, device=device)
+        return NormBound(bound, "probabilistic", FAILURE_PROBABILITY)
+
+    def _device(self) -> torch.device | None:
+        for tensor in (*self.parameters(), *self.buffers()):
+            return tensor.device
+        return None

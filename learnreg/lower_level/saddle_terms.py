@@ -1,0 +1,65 @@
+"""What a regularizer is to the lower-level saddle point, and to a report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from learnreg.linear.operator import LinearOperator
+from learnreg.linear.parameter_groups import ParameterGroup
+from learnreg.lower_level.latent import Latent, NoLatent
+from learnreg.potentials.base import Potential
+
+__all__ = ["ParameterRole", "Pictures", "SaddleTerms"]
+
+ParameterRole = str
+"""The name of a group of parameters that the operator, the potential or the latent variables of the saddle terms know
+(``parameter_groups``): "operator" (its entries, affinely), "log_weight", "log_factor", "log_smoothing" (logarithms; of
+shapes as the potential's) and what a potential adds, such as "log_curvature" for the knots of a spline. A raw parameter
+is one of these numbers, or determines them by a smooth map whose derivative ``parameter_jacobian_bounds`` bounds."""
+
+
+@dataclass(frozen=True)
+class SaddleTerms:
+    """R(x) = f(W x): the analysis operator W on one image shape, and the potential f; or, with latent variables z, the
+    minimum over them of f(W (x, z)) and what ``latent`` adds to it."""
+
+    operator: LinearOperator
+    potential: Potential
+    latent: Latent = field(default_factory=NoLatent)
+
+    def at(self, scale: float) -> SaddleTerms:
+        """The same in (x, z / scale)."""
+        latent = self.latent.at(scale)
+        return SaddleTerms(latent.analysis(self.operator), self.potential, latent)
+
+    def times(self, factor: float) -> SaddleTerms:
+        """Those of factor · R."""
+        if factor == 1.0:
+            return self
+        latent, potential = self.latent, self.potential.scaled(torch.tensor(factor, dtype=torch.float64))
+        if latent.channels:
+            latent = replace(latent, cost=factor * latent.cost, modulus=factor * latent.modulus)
+        return SaddleTerms(self.operator, potential, latent)
+
+    def parameter_groups(self) -> tuple[ParameterGroup, ...]:
+        """All that operator, potential and latent variables say, in this order."""
+        return (*self.operator.parameter_groups(), *self.potential.parameter_groups(), *self.latent.parameter_groups())
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What a report draws of a regularizer.
+
+    filters: groups of them, (groups, members, k, k), with weights and smoothings, if any, (groups,). responses,
+    slopes: the derivatives of potentials as curves (curves, points) over (points,), relative to their largest value;
+    None where they all have the same shape.
+    """
+
+    filters: Tensor
+    weights: Tensor
+    smoothing: Tensor | None
+    responses: Tensor | None = None
+    slopes: Tensor | None = None

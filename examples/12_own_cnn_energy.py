@@ -55,7 +55,7 @@ updates = int(sys.argv[1]) if len(sys.argv) > 1 else 40
 lr.regularizers.register("examples/convolutional-energy", ConvolutionalEnergy)
 problem = lr.LowerLevelProblem(Identity((1, 32, 32)), ConvolutionalEnergy())
 patches = DenoisingPatches(natural_images("train"), sigma=25 / 255, patch=32)
-lr.train(problem, patches, minutes=3.0, batch_size=8, max_updates=updates, step_size=5e-2)
+lr.train(problem, patches, minutes=3.0, batch_size=8, updates=updates, step_size=5e-2)
 lr.save_model("energy.safetensors", problem, {"sigma": 25 / 255})
 
 model = lr.load("energy.safetensors")

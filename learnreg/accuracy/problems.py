@@ -58,14 +58,15 @@ def builtin_problems(seed: int = 0, side: int = _SIDE) -> list[AccuracyProblem]:
 
 def model_problem(model: Model, name: str, seed: int = 0, side: int = _SIDE) -> list[AccuracyProblem]:
     """The problem that the model was learned for, on patches with the noise it was learned for (25/255 if its file does
-    not say).
+    not say); of ``side`` if it is for images of any size.
 
     Raises
     ------
     ConfigError: the file does not hold its forward operator.
     """
     problem = model.problem((1, side, side)).double()
-    x_true = clean_patches(_BATCH, side, seed)
+    _, height, width = problem.operator.domain_shape
+    x_true = clean_patches(_BATCH, max(height, width), seed)[..., :height, :width]
     b = problem.operator(x_true)
     noise = torch.randn(b.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     sigma = parse_sigma(model.config.get("sigma", _SIGMA))

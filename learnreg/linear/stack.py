@@ -77,6 +77,7 @@ class Stack(LinearOperator):
         return sum(part.gram_lower_bound() for part in self.parts)
 
     def row_norms(self, grouped: bool) -> Tensor | float:
+        """Those of each part, whose own groups they are."""
         return torch.cat([share.spread(part.row_norms(grouped)) for part, share in self.pairs()])
 
     def part_at(self, share: Share) -> LinearOperator:

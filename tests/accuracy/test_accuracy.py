@@ -23,7 +23,7 @@ from learnreg.accuracy.problems import builtin_problems, clean_patches, model_pr
 from learnreg.accuracy.reference import adjoint_at, solve_reference
 from learnreg.accuracy.report import AccuracyReport, describe
 from learnreg.models.model import load, save_model
-from learnreg.operators import Blur, Identity
+from learnreg.operators import Blur, Identity, from_callables
 from learnreg.regularizers import FieldsOfExperts, TotalVariation
 
 PUBLIC_KEYS = {
@@ -192,10 +192,14 @@ def test_a_model_brings_its_own_problem(tmp_path: Path) -> None:
     (found,) = model_problem(load(tmp_path / "m.safetensors"), "m", side=12)
     assert found.problem.ridge_value == 0.25
     assert found.b.shape == (2, 1, 12, 12)
-    blurred = lr.LowerLevelProblem(Blur(torch.ones(3, 3) / 9, (1, 9, 9)), regularizer)
+    blurred = lr.LowerLevelProblem(Blur(torch.ones(3, 3) / 9, (1, 7, 9)), regularizer)
     save_model(tmp_path / "blur.safetensors", blurred, {})
+    (found,) = model_problem(load(tmp_path / "blur.safetensors"), "m")
+    assert found.b.shape == (2, 1, 7, 9)
+    own = lr.LowerLevelProblem(from_callables(lambda x: 2 * x, None, (1, 9, 9), (1, 9, 9)), regularizer, ridge=0.1)
+    save_model(tmp_path / "own.safetensors", own, {})
     with pytest.raises(lr.ConfigError, match="does not hold its forward operator"):
-        model_problem(load(tmp_path / "blur.safetensors"), "m")
+        model_problem(load(tmp_path / "own.safetensors"), "m")
 
 
 # ---------------------------------------------------------------------------------------------------------------- files

@@ -243,7 +243,7 @@ def test_it_refuses_before_it_starts(model: Model, tmp_path: Path, monkeypatch: 
     for path in (other, images / "a.png"):
         KINDS["png8"][1](path, noisy(9, 9))
     (tmp_path / "file").touch()
-    KINDS["png8"][1](tmp_path / "tiny.png", noisy(2, 9))
+    KINDS["png8"][1](tmp_path / "tiny.png", noisy(1, 9))
     tifffile.imwrite(tmp_path / "pages.tif", np.zeros((3, 9, 9), np.uint8), photometric="minisblack")
     for inputs, folder, error, message in (
         ([images / "a.png", other], out, lr.ConfigError, "would both be written"),
@@ -252,7 +252,7 @@ def test_it_refuses_before_it_starts(model: Model, tmp_path: Path, monkeypatch: 
         ([images / "a.png"], tmp_path / "file", lr.ConfigError, "this is a file"),
         ([images / "a.png", tmp_path / "absent.png"], out, lr.DataError, "does not exist"),
         ([tmp_path / "absent.npy"], out, lr.DataError, "does not exist"),
-        ([images / "a.png", tmp_path / "tiny.png"], out, lr.ShapeError, r"tiny\.png: image 2x9 is smaller"),
+        ([images / "a.png", tmp_path / "tiny.png"], out, lr.ShapeError, r"tiny\.png: image 1x9 is too small"),
         ([tmp_path / "pages.tif"], out, lr.DataError, "Save each"),
     ):
         with pytest.raises(error, match=message):

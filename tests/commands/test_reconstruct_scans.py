@@ -313,7 +313,7 @@ def test_bad_options(folder: Path, tmp_path: Path) -> None:
     blur = lr.LowerLevelProblem(lr.operators.Blur(torch.ones(3, 3) / 9, (1, N, N)), TotalVariation(), ridge=0.1)
     save_model(tmp_path / "blur.safetensors", blur)
     message = refuse(2, "reconstruct", tmp_path / "blur.safetensors", folder / "unit.npy", "--out", tmp_path / "out")
-    assert "for Blur, not for projections" in message
+    assert "for blur, not for projections" in message
 
 
 def test_weights_of_other_views_are_refused(folder: Path, tmp_path: Path) -> None:

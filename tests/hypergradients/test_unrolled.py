@@ -200,7 +200,7 @@ def test_the_solution_layer_takes_it() -> None:
 def test_training_with_it_is_audited() -> None:
     problem, b, loss = posed()
     pairs = list(zip(b, loss.x_true, strict=True))
-    result = lr.train(problem, pairs, method=lr.Unrolled(40), batch_size=2, updates=2, minutes=1.0)
+    result = lr.train(problem, pairs, method=lr.Unrolled(40), batch_size=2, updates=2, tune=False)
     assert result.updates == 2
     errors = [row["relative_error_bound"] for row in result.rows if "relative_error_bound" in row]
     assert errors

@@ -176,8 +176,8 @@ def test_wrong_arguments() -> None:
             lr.LowerLevelProblem(A, R, ridge=bad)
     with pytest.raises(lr.ShapeError, match=r"weights of shape \(7,\)"):
         lr.LowerLevelProblem(A, R, data_term=lr.WeightedLeastSquares(torch.ones(7)))
-    with pytest.raises(lr.ShapeError, match="make a problem for each measurement"):
-        lr.LowerLevelProblem(A, R, data_term=lr.WeightedLeastSquares(torch.ones(3, *SHAPE)))
+    with pytest.raises(lr.ShapeError, match="have a batch axis, so that they cannot be learned"):
+        lr.LowerLevelProblem(A, R, data_term=lr.WeightedLeastSquares(nn.Parameter(torch.ones(3, *SHAPE))))
     with pytest.raises(lr.ConfigError, match=r"constraint=\.\.\.\): got str"):
         lr.LowerLevelProblem(A, R, constraint="nonnegative")  # type: ignore[arg-type]
     problem = lr.LowerLevelProblem(A, R)

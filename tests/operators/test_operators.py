@@ -13,6 +13,7 @@ from truth.spectrum import norm_of
 from learnreg.errors import ConfigError, OperatorError, ShapeError
 from learnreg.linear.norms import dense_matrix
 from learnreg.linear.operator import LinearOperator
+from learnreg.linear.stack import Stack
 from learnreg.operators import Blur, Identity, Inpainting
 
 
@@ -106,11 +107,13 @@ def test_row_norms_are_bounds(operator: LinearOperator) -> None:
     rows = dense(operator).norm(dim=1).reshape(operator.range_shape)
     bound = torch.as_tensor(operator.row_norms(False), dtype=torch.float64).expand(operator.range_shape)
     assert bool((bound >= rows * (1 - 1e-14)).all())
-    groups = dense(operator).reshape(operator.range_shape[0], -1, math.prod(operator.domain_shape))
-    norms = torch.linalg.matrix_norm(groups.transpose(0, 1), 2)
-    bound = torch.as_tensor(operator.row_norms(True), dtype=torch.float64)
-    bound = bound.expand(operator.range_shape).reshape(operator.range_shape[0], -1).amin(0)
-    assert bool((bound >= norms * (1 - 1e-14)).all())
+    bound = torch.as_tensor(operator.row_norms(True), dtype=torch.float64).expand(operator.range_shape)
+    whole = [(operator, bound)]
+    stacked = isinstance(operator, Stack)  # whose groups are those of its parts
+    for part, own in [(part, share.within(bound[None])[0]) for part, share in operator.pairs()] if stacked else whole:
+        groups = dense(part).reshape(part.range_shape[0], -1, math.prod(part.domain_shape))
+        norms = torch.linalg.matrix_norm(groups.transpose(0, 1), 2)
+        assert bool((own.reshape(part.range_shape[0], -1).amin(0) >= norms * (1 - 1e-14)).all())
 
 
 def test_parameter_lipschitz_is_a_bound(operator: LinearOperator) -> None:

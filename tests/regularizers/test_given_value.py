@@ -142,7 +142,7 @@ def test_it_is_trained_stored_and_loaded(tmp_path: Path, monkeypatch: pytest.Mon
     R = Network(features=3)
     before = R.first.weight.detach().clone()
     problem = lr.LowerLevelProblem(Identity((1, 8, 8)), R)
-    lr.train(problem, Pairs(), out=tmp_path, minutes=1.0, batch_size=4, max_updates=2)
+    lr.train(problem, Pairs(), out=tmp_path, minutes=1.0, batch_size=4, updates=2)
     assert not torch.equal(R.first.weight, before)
     x = registry.rand(2, 1, 8, 8)
     assert torch.equal(lr.load(tmp_path).regularizer.value(x), R.value(x))

@@ -225,7 +225,7 @@ def test_options_of_the_command_line_and_bad_ones() -> None:
             LearnedTotalGeneralizedVariation(**{name: -1.0})  # type: ignore[arg-type]
     with pytest.raises(lr.ConfigError, match="boundary"):
         LearnedTotalGeneralizedVariation(boundary="mirror")  # type: ignore[arg-type]
-    with pytest.raises(lr.ShapeError, match="expected \\(1, height, width\\)"):
+    with pytest.raises(lr.ShapeError, match="expected one channel, \\(1, height, width\\)"):
         R.saddle_terms((3, 8, 8))
     with pytest.raises(lr.ConfigError, match="no factor scales"):
         Scaled(R).saddle_terms((1, 8, 8))

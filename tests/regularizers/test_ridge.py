@@ -134,7 +134,7 @@ def test_noise_conditioning_follows_the_units_of_the_image() -> None:
     assert dict(base.named_parameters()).keys() == dict(regularizer.named_parameters()).keys()
     assert base.log_weights is regularizer.log_weights
     assert default().at(0.3) is not None
-    with pytest.raises(lr.ConfigError, match="positive finite noise level"):
+    with pytest.raises(lr.ConfigError, match="positive finite number"):
         regularizer.at(0.0)
 
 

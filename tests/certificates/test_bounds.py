@@ -43,7 +43,7 @@ def check(summary: Summary) -> None:
 
 
 def test_random_problems(rotating_generator: torch.Generator) -> None:
-    check(hunt(60, rotating_generator))
+    check(hunt(40, rotating_generator))
 
 
 @pytest.mark.skipif(not registry.HAS_ASTRA, reason="needs astra-toolbox")

@@ -172,7 +172,7 @@ def test_a_failure_in_training_keeps_what_was_learned(
             saved.update({name: p.detach().clone() for name, p in problem.learnable().items()})
             scanner.after = scanner.calls + 5
 
-    arguments = {"out": tmp_path, "minutes": 2.0, "batch_size": 4, "optimizer": optimizer, "samples": 4}
+    arguments = {"out": tmp_path, "minutes": 2.0, "batch_size": 4, "optimizer": optimizer, "samples": 4, "tune": False}
     with pytest.raises(lr.OperatorError, match="Scanner") as caught:
         lr.train(problem, Images(), on_update=after_two, **arguments)
     assert caught.value.failed_property == blamed

@@ -28,6 +28,7 @@ def problem_of(operator: LinearOperator, weights: torch.Tensor) -> lr.LowerLevel
 
 @pytest.mark.parametrize("regularizer", ["FieldsOfExperts", "InputConvexNetwork-lifted"])
 @pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.sampled(share=0.5, by=("regularizer", "name"))
 def test_each_sample_is_solved_and_certified_as_alone(name: str, regularizer: str) -> None:
     whole = problem_of(OPERATORS[name](), WEIGHTS)
     whole.regularizer = registry.REGULARIZERS[regularizer]()

@@ -75,6 +75,7 @@ def adjoint_error(A: LinearOperator) -> float:
 
 
 @pytest.mark.parametrize("kind", ["itself", "composition", "stack"])
+@pytest.mark.sampled(share=0.5, by=("kind",))
 def test_adjoints_and_second_derivatives_are_exact(exact: LinearOperator, kind: str) -> None:
     A = compositions(exact)[kind]
     assert adjoint_error(A) <= 1e-12

@@ -153,6 +153,7 @@ def test_the_jacobian_bound_holds(k: int) -> None:
 
 @pytest.mark.parametrize(("size", "boundary"), [(3, "valid"), (3, "replicate"), (5, "reflect"), (33, "valid")])
 @pytest.mark.parametrize("scale", [0.2, 8.0])
+@pytest.mark.sampled(share=0.5, by=("size", "boundary", "scale"))
 def test_norms_are_bounds_on_large_images(size: int, boundary: str, scale: float) -> None:
     R = LearnedTotalGeneralizedVariation(2, size, boundary=boundary).double()  # type: ignore[arg-type]
     with torch.no_grad():
@@ -170,6 +171,7 @@ CASES = {"away from kinks": 0.05, "near total variation": 1e-3, "nearer": 1e-4}
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("kind", ["denoising", "deblurring"])
+@pytest.mark.sampled(share=0.5, by=("name", "kind"))
 def test_hypergradients_equal_dense_ones(name: str, kind: str) -> None:
     if kind == "deblurring" and name == "nearer":
         pytest.skip("the dense truth does not converge")

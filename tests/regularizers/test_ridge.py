@@ -93,6 +93,7 @@ def test_hypergradients_equal_dense_ones_at_the_smallest_size(options: dict[str,
 
 @pytest.mark.parametrize("regularizer", ["RidgeRegularizer", "RidgeRegularizer-shared", "RidgeRegularizer-noise"])
 @pytest.mark.parametrize("kind", ["sharp", "published"])
+@pytest.mark.sampled(share=0.5, by=("regularizer", "kind"))
 def test_each_group_alone_is_certified(regularizer: str, kind: str) -> None:
     """With one kind of parameter learned at a time nothing else can pay for a bound that is too small."""
     problem = registry.build("denoising", regularizer)

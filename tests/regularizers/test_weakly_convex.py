@@ -197,6 +197,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("kind", ["sharp", "published"])
+@pytest.mark.sampled(share=0.5, by=("case", "kind"))
 def test_each_group_alone_is_certified(case: str, kind: str) -> None:
     problem = problem_with(CASES[case]())
     x_true, b = registry.measure(problem)

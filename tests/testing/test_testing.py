@@ -226,6 +226,7 @@ def test_a_report_tells_all_it_measured() -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", registry.regularizers())
+@pytest.mark.sampled(share=0.5, by=("dtype", "name"))
 def test_every_regularizer_passes(name: str, dtype: torch.dtype) -> None:
     report = check_regularizer(registry.REGULARIZERS[name](), registry.SHAPE, dtype)
     assert [found.name for found in report] == list(REGULARIZER_PROPERTIES)

@@ -32,7 +32,7 @@ class Noise:
 
 def train(out: Path, on_update: Callable[[Mapping[str, Any]], None] | None = None, **options: Any) -> lr.TrainResult:
     problem = lr.LowerLevelProblem(Identity((1, 8, 8)), FieldsOfExperts(2, 3))
-    return lr.train(problem, Noise(), out=out, minutes=1.0, batch_size=2, on_update=on_update, **options)
+    return lr.train(problem, Noise(), out=out, minutes=1.0, batch_size=2, on_update=on_update, tune=False, **options)
 
 
 def at(step: int, *numbers: int) -> Callable[[Mapping[str, Any]], None]:

@@ -143,6 +143,7 @@ def test_a_resumed_run_is_the_one_that_was_not_interrupted(optimizer: dict[str, 
 
 
 @pytest.mark.parametrize("data", ["levels", "stream", "loader", "sizes"])
+@pytest.mark.sampled(share=0.5, by=("data",))
 def test_so_it_is_for_all_kinds_of_data(data: str, tmp_path: Path) -> None:
     options = {"updates": 4}
     regularizer = "ridge" if data == "levels" else "foe"

@@ -48,6 +48,7 @@ def test_scale_parameters_multiply_the_regularizer(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [n for n in trainable() if n != "learned-tgv"])
+@pytest.mark.sampled(share=0.5, by=("name",))
 def test_every_family_starts_at_its_best_factor(name: str) -> None:
     """No other factor has a noticeably smaller loss, of a family as the command line builds it."""
     b, x_true = blocks(4, 16, 0.06)

@@ -46,13 +46,16 @@ def at(step: int, *numbers: int) -> Callable[[Mapping[str, Any]], None]:
 
 @pytest.fixture(autouse=True)
 def handlers() -> Any:
-    """Leaves the handlers as they were, and checks that everybody does."""
+    """Those of a process in the foreground, whatever this one ignores, and checks that everybody leaves them."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
+    usual = {n: signal.default_int_handler if n == signal.SIGINT else signal.SIG_DFL for n in SIGNALS}
+    for number, handler in usual.items():
+        signal.signal(number, handler)
     yield
     after = {number: signal.getsignal(number) for number in SIGNALS}
     for number, handler in before.items():
         signal.signal(number, handler)
-    assert after == before
+    assert after == usual
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "lbfgs", "adaptive"])

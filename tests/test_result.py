@@ -27,7 +27,7 @@ def printed() -> dict[str, str]:
         "SquaredError": loss,
         "UpperLoss": lr.UpperLoss(torch.sum, 1.0),
         "SolutionLayer": lr.solution_layer(problem),
-        "TrainResult": lr.train(problem, [(b[0], x[0])], updates=2, minutes=0.1),
+        "TrainResult": lr.train(problem, [(b[0], x[0])], updates=2),
         "PseudoHuber": lr.PseudoHuber(torch.rand(40, 1, 1)),
     }
     return {name: repr(thing) for name, thing in things.items()}

@@ -21,7 +21,7 @@ pytest.importorskip("astra")
 pytest.importorskip("skimage.metrics")
 Image = pytest.importorskip("PIL.Image")
 
-TINY = ("--size", 16, "--angles", 8, "--minutes", 0.05)
+TINY = ("--size", 16, "--angles", 8, "--minutes", 3.0)
 SMALL = [
     f"--set={key}" for key in ("images=4", "filters=4", "filter_size=3", "batch_size=2", "updates=2", "ridge=0.01")
 ]
@@ -121,7 +121,7 @@ def test_train_on_lodopab(quick: None, slices: Path, tmp_path: Path) -> None:
     """With the geometry, the size and the photons of the data, whatever the defaults are."""
     lodopab(tmp_path / "data")
     out = tmp_path / "run"
-    summary = succeed("train", "ct", "--data", tmp_path / "data", "--out", out, "--minutes", 0.05, *SMALL)
+    summary = succeed("train", "ct", "--data", tmp_path / "data", "--out", out, "--minutes", 3.0, *SMALL)
     assert summary["held_out"] == ["validation 0", "validation 1", "validation 2"]
     check_run(out, "ParallelBeam2D")
     model = load(out / "model.safetensors")

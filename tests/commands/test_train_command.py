@@ -46,7 +46,7 @@ SMALL = ("--set", "patch=16", "--set", "patches=16", "--set", "samples=8", "--se
 def test_train_evaluate_reconstruct(photographs: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     settings = (*SMALL, "--set", "updates=6")
-    trained = call("train", "denoise", "--data", photographs, "--minutes", 0.2, "--out", out, *settings)
+    trained = call("train", "denoise", "--data", photographs, "--minutes", 3.0, "--out", out, *settings)
     assert trained.exit_code == 0, trained.stderr
     steps = ("reading ", "training: 100 %", "tuning the weight", "reconstructing", "writing the report")
     assert [line for line in steps if line in trained.stderr] == [*steps]
@@ -78,7 +78,7 @@ def test_weakly_convex_ridges_are_an_option(photographs: Path, tmp_path: Path) -
     out = tmp_path / "run"
     options = ("convexity=convex-nonconvex", "nonconvexity=0.7", "batch_size=2", "samples=2", "updates=2")
     settings = (*SMALL[:6], *(part for option in options for part in ("--set", option)))
-    command = ("train", "denoise", "--regularizer", "ridge", "--data", photographs, "--minutes", 0.2)
+    command = ("train", "denoise", "--regularizer", "ridge", "--data", photographs, "--minutes", 3.0)
     trained = call(*command, "--out", out, *settings)
     assert trained.exit_code == 0, trained.stderr
     model = lr.load(out / "model.safetensors")

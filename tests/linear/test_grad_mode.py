@@ -86,7 +86,7 @@ IMAGES: dict[str, Callable[[Tensor], object]] = {
     "energy b": lambda x: problem().energy(B, x),
     "objective": lambda x: lr.BatchObjective(problem(), x, lr.SquaredError(x if x.numel() == 0 else B)).gradient(0.1),
     "regularizer": lambda x: FOE.value(x),
-    "train": lambda x: lr.train(problem(), [(x[0], x[0])], updates=1, minutes=0.1),
+    "train": lambda x: lr.train(problem(), [(x[0], x[0])], updates=1),
     **{f"{n} forward": lambda x, n=n: registry.OPERATORS[n]()(x) for n in ("Identity", "Inpainting", "Blur-zero")},
     "Blur adjoint": lambda x: Blur(torch.ones(3, 3), SHAPE).adjoint(x),
     "lr.load": lambda x: model().reconstruct(x),

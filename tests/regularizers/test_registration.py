@@ -73,7 +73,7 @@ def test_your_own_regularizer_is_trained_stored_and_loaded(table: None, tmp_path
     ):
         lr.train(problem, Pairs(), out=tmp_path / "refused", minutes=0.1, updates=1)
     lr.regularizers.register(NAME, Anisotropic)
-    result = lr.train(problem, Pairs(), out=tmp_path / "run", minutes=0.5, batch_size=4, updates=2)
+    result = lr.train(problem, Pairs(), out=tmp_path / "run", minutes=3.0, batch_size=4, updates=2)
     assert float(regularizer.log_weight.detach()) != -2.0
     assert result.model_path is not None
     loaded = lr.load(result.model_path).regularizer

@@ -68,7 +68,7 @@ def new_session(
 def test_training_lowers_the_loss_and_leaves_a_loadable_model(optimizer: str, tmp_path: Path) -> None:
     problem = small_problem()
     result = lr.train(
-        problem, Squares(), out=tmp_path, minutes=0.5, batch_size=4, optimizer=optimizer, samples=8, updates=6
+        problem, Squares(), out=tmp_path, minutes=3.0, batch_size=4, optimizer=optimizer, samples=8, updates=6
     )
     assert result.updates == 6
     assert result.rows[-1]["loss"] < 0.95 * result.rows[0]["loss"]
@@ -311,7 +311,6 @@ def test_training_leaves_the_number_of_threads_alone() -> None:
     lr.train(
         small_problem(),
         Squares(),
-        minutes=0.1,
         batch_size=4,
         updates=1,
         on_update=lambda row: seen.append(torch.get_num_threads()),
@@ -339,7 +338,7 @@ def test_minibatches_are_permutations_whatever_their_size() -> None:
 
 
 def test_the_kernels_in_use_are_recorded(tmp_path: Path) -> None:
-    lr.train(small_problem(), Squares(), out=tmp_path, minutes=0.2, batch_size=4, updates=1)
+    lr.train(small_problem(), Squares(), out=tmp_path, minutes=3.0, batch_size=4, updates=1)
     recorded = json.loads((tmp_path / "kernels.json").read_text(encoding="utf-8"))
     assert recorded == chosen_kernels()
     assert any(key.startswith("correlate 4 3 3") for key in recorded)
@@ -351,7 +350,7 @@ def test_what_cannot_be_stored_is_refused_before_training(tmp_path: Path) -> Non
     with pytest.raises(lr.ConfigError, match="stored"):
         lr.train(problem, Squares(), out=tmp_path, minutes=0.5)
     assert not (tmp_path / "metrics.jsonl").exists()
-    assert lr.train(problem, Squares(), minutes=0.5, updates=1).updates == 1
+    assert lr.train(problem, Squares(), minutes=3.0, updates=1).updates == 1
 
 
 def test_bound_covers_the_rounding_of_float32_parameters_on_bright_images() -> None:

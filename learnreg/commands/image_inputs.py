@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +82,9 @@ def read_input(path: Path) -> ImageInput:
         return _read_array(path)
     if suffix in _INSTEAD:
         raise DataError(f"{suffix} files are not read by denoisers.", path, _INSTEAD[suffix])
-    values = read_image(path, noisy=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of transparency, which the notes tell
+        values = read_image(path, noisy=True)
     bits, notes = _describe(path)
     low, high = float(values.min()), float(values.max())
     if low < 0.0 or high > 1.0:

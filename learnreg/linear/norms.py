@@ -45,8 +45,11 @@ NormKind = Literal["rigorous", "probabilistic", "declared"]
 _EIGENVALUE_LIMIT, _BATCHED_EIGENVALUE_LIMIT = 256, 640
 _POWER_STEPS = 100
 _LANCZOS_STEPS = 30
-_EXHAUSTED = 1e-5
-"""Share of an image beyond the basis that is taken for rounding: the steps are then those of a map that close."""
+_EXHAUSTED = 1e-14
+"""Share of an image beyond the basis that is its rounding; the steps then go on from another random image."""
+
+_LARGEST_BASIS = 2**22
+"""Unknowns beyond which so many images in memory cost more than applications."""
 
 _MARGINS = (1e-4, 1e-3, 1e-2, 0.1, 1.0)
 
@@ -150,14 +153,20 @@ def probabilistic_norm_bound(
     failure_probability: float = FAILURE_PROBABILITY,
 ) -> float:
     """Bound of the norm of A from 30 Lanczos steps with A^T A, 60 applications, from a random start; too small with
-    probability at most ``failure_probability`` over that start. At most 1.16 times the norm for 10⁶ unknowns.
+    probability at most ``failure_probability`` over that start. At most 1.16 times the norm for 10⁶ unknowns. Beyond
+    2^22, 100 steps of the power method, which keep no images.
 
     Source: Kuczynski and Wozniakowski, SIAM J. Matrix Anal. Appl. 13 (1992), Theorem 4.2(b): after k steps the estimate
-    falls below (1-eps) times the largest eigenvalue with probability at most 1.648 sqrt(n) exp(-sqrt(eps) (2k-1)).
+    falls below (1-eps) times the largest eigenvalue with probability at most 1.648 sqrt(n) exp(-sqrt(eps) (2k-1));
+    Theorem 4.1(b): of the power method 0.824 sqrt(n) (1-eps)^(k-1/2).
     """
-    odds = math.log(1.648 * math.sqrt(math.prod(domain_shape)) / failure_probability)
+    size = math.prod(domain_shape)
+    if size > _LARGEST_BASIS:
+        share = (failure_probability / (0.824 * math.sqrt(size))) ** (1.0 / (_POWER_STEPS - 1.5))
+        return power_estimate(gram, domain_shape, dtype, device) / math.sqrt(share)
+    odds = math.log(1.648 * math.sqrt(size) / failure_probability)
     share = 1.0 - (odds / (2 * _LANCZOS_STEPS - 1)) ** 2
-    return math.sqrt(lanczos_estimate(gram, domain_shape, dtype, device) / share) * (1.0 + 2 * _EXHAUSTED)
+    return math.sqrt(lanczos_estimate(gram, domain_shape, dtype, device) / share) * (1.0 + 1e-9)
 
 
 def lanczos_estimate(
@@ -168,25 +177,32 @@ def lanczos_estimate(
     steps: int = _LANCZOS_STEPS,
 ) -> float:
     """Lower bound of the largest eigenvalue of a positive semidefinite map from that many applications: an *estimate*,
-    never to be used as an upper bound. Keeps as many images in float32, to whose accuracy the basis is orthogonal; the
-    eigenvalue then has the square of it (Simon, Linear Algebra Appl. 61, 1984)."""
-    vector, steps = _random_start(domain_shape, dtype, device), min(steps, math.prod(domain_shape))
-    basis = vector.new_zeros(steps, vector.numel(), dtype=torch.float32)
+    never to be used as an upper bound. Keeps as many images, orthogonal to rounding. Where they span all that the map
+    makes of the start, up to rounding that would hide an eigenvector, another random image follows."""
+    generator = torch.Generator(device="cpu").manual_seed(20130731)
+    steps = min(steps, math.prod(domain_shape))
+    vector = _random_unit(domain_shape, dtype, device, generator)
+    basis = vector.new_zeros(steps, vector.numel())
     diagonal, below = vector.new_zeros(steps), vector.new_zeros(steps)
     for k in range(steps):
         basis[k] = vector.flatten()
         image = gram(vector)
         diagonal[k] = (image * vector).sum()
-        below[k] = image.norm()
-        vector = image / torch.where(below[k] == 0, 1.0, below[k])  # float32 holds the parts of a unit vector
-        for smallest in (_EXHAUSTED, 0.0):  # once more for what rounding leaves
-            parts = basis[: k + 1] @ vector.flatten().float()
-            vector = vector - (parts @ basis[: k + 1]).to(vector.dtype).reshape(vector.shape)
-            left = vector.norm()
-            below[k] *= left
-            vector = torch.where(left <= smallest, 0.0, vector / left)
+        length = image.norm()
+        vector = _beyond(basis[: k + 1], image / torch.where(length == 0, 1.0, length))
+        left = vector.norm()
+        fresh = _random_unit(domain_shape, dtype, device, generator)
+        below[k] = torch.where(left <= _EXHAUSTED, 0.0, length * left)
+        vector = _beyond(basis[: k + 1], torch.where(left <= _EXHAUSTED, fresh, vector / left))
+        vector = _beyond(basis[: k + 1], vector / vector.norm())  # once more for what rounding left
+        vector = vector / vector.norm()
     inner = torch.diag(diagonal) + torch.diag(below[:-1], 1) + torch.diag(below[:-1], -1)
     return max(float(torch.linalg.eigvalsh(inner.double())[-1]), 0.0) if bool(inner.isfinite().all()) else math.inf
+
+
+def _beyond(basis: Tensor, vector: Tensor) -> Tensor:
+    """The part of an image that is orthogonal to the rows of the basis."""
+    return vector - ((basis @ vector.flatten()) @ basis).reshape(vector.shape)
 
 
 def power_estimate(
@@ -197,7 +213,7 @@ def power_estimate(
     steps: int = _POWER_STEPS,
 ) -> float:
     """Lower bound of the norm of A from power steps with A^T A: an *estimate*, never to be used as an upper bound."""
-    vector = _random_start(domain_shape, dtype, device)
+    vector = _random_unit(domain_shape, dtype, device, torch.Generator(device="cpu").manual_seed(20130731))
     rayleigh = 0.0
     for _ in range(steps):
         image = gram(vector)
@@ -207,9 +223,13 @@ def power_estimate(
     return math.sqrt(max(rayleigh, 0.0))
 
 
-def _random_start(domain_shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str | None) -> Tensor:
-    """Uniform on the sphere, (1, *domain_shape); the same in every run."""
-    generator = torch.Generator(device="cpu").manual_seed(20130731)
+def _random_unit(
+    domain_shape: tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device | str | None,
+    generator: torch.Generator,
+) -> Tensor:
+    """Uniform on the sphere, (1, *domain_shape)."""
     start = torch.randn(1, math.prod(domain_shape), dtype=torch.float64, generator=generator)
     unit: Tensor = (start / start.norm()).to(device=device, dtype=dtype)
     return unit.reshape(1, *domain_shape)

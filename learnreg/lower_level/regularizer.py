@@ -211,7 +211,7 @@ class Combination(Regularizer):
 
     Parameters
     ----------
-    parts: regularizers; of several, none may have latent variables.
+    parts: regularizers; of several, none may have latent variables. Those that are combinations count as their parts.
     factors: a positive number for each.
 
     Raises
@@ -226,11 +226,15 @@ class Combination(Regularizer):
         factors = [1.0] * len(parts) if factors is None else factors
         if not parts or len(factors) != len(parts):
             raise ConfigError(f"Combination: got {len(parts)} regularizers and {len(factors)} factors.")
-        for k, part in enumerate(parts):
+        flat: list[tuple[Regularizer, float]] = []
+        for part, factor in zip(parts, factors, strict=True):
             if not isinstance(part, Regularizer):
                 raise ConfigError(f"Combination: got {type(part).__name__} among the parts, expected Regularizers.")
+            number = _factor(factor, "a factor of Combination")
+            flat += [(own, number * f) for own, f in zip(*_terms_of(part), strict=True)]
+        for k, (part, _) in enumerate(flat):
             self.add_module(str(k), part)
-        self.factors = tuple(_factor(f, "a factor of Combination") for f in factors)
+        self.factors = tuple(f for _, f in flat)
 
     @property
     def parts(self) -> list[Regularizer]:

@@ -78,6 +78,21 @@ def test_gram_matrices_whose_largest_eigenvalues_are_close() -> None:
     assert 1.0 <= gram_norm_bound((Q * values) @ Q.T) <= 1.0001
 
 
+def test_one_eigenvector_among_equals_is_found() -> None:
+    """However small its share of the start: Lanczos steps from this start alone end before they see it."""
+    start = torch.randn(1, 4096, dtype=torch.float64, generator=torch.Generator().manual_seed(20130731))
+    for pixel in start.abs().argsort()[0, :5].tolist():
+        gains = torch.ones(4096, dtype=torch.float64)
+        gains[pixel] = 4.0
+        assert 2.0 <= probabilistic_norm_bound(lambda v: v * gains, (4096,)) <= 3.0  # noqa: B023
+    generator = torch.Generator().manual_seed(1)
+    for n in (1100, 3000):
+        for _ in range(100):
+            v = torch.randn(1, n, dtype=torch.float64, generator=generator)
+            v /= v.norm()
+            assert probabilistic_norm_bound(lambda x: x + 0.4 * (x * v).sum() * v, (n,)) >= 1.4**0.5  # noqa: B023
+
+
 @pytest.mark.parametrize("n", [1, 2, 7, 30, 31, 300])
 def test_lanczos_steps_end_where_the_space_is_exhausted(n: int) -> None:
     for rank in {1, min(2, n), n}:

@@ -17,7 +17,7 @@ from truth.dense import distance, norm
 import learnreg as lr
 from learnreg.linear.stack import Stack
 from learnreg.operators import Identity
-from learnreg.regularizers import Combination, Regularizer, Scaled, TotalVariation
+from learnreg.regularizers import Combination, FieldsOfExperts, Regularizer, Scaled, TotalVariation
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -180,3 +180,13 @@ def test_the_norm_of_a_stack_is_bounded(size: int) -> None:
     below = float(image.detach().norm())
     assert below <= terms.operator.norm_bound() <= 1.5 * below
     assert terms.operator.norm_bound_kind == "rigorous"
+
+
+def test_combinations_of_combinations_count_as_their_parts() -> None:
+    first, second, third = FieldsOfExperts(2, 3), FieldsOfExperts(1, 3), TotalVariation()
+    nested = Combination([Combination([first, second], [2.0, 3.0]), third], [0.5, 4.0])
+    assert nested.parts == [first, second, third]
+    assert nested.factors == (1.0, 1.5, 4.0)
+    x = registry.rand(2, 1, 5, 5)
+    result = lr.hypergradient(lr.LowerLevelProblem(Identity((1, 5, 5)), nested.double()), x, lr.SquaredError(0.5 * x))
+    assert result.certified

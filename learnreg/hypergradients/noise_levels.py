@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from learnreg.hypergradients.search import Start
+from learnreg.linear.samples import norm_samples
 from learnreg.losses import UpperLoss
 from learnreg.lower_level.frozen import FrozenProblem
 from learnreg.result import Certificate, Hypergradient
@@ -68,6 +69,8 @@ def certificate_over_levels(
     shares = [len(index) / batch for index in indices]
     intervals = [c.loss_interval for c in found]
     gradient, corrected = (_mean(list(g), shares) for g in zip(*_gradients(found), strict=True))
+    bounds = [one.adjoint_error_bound for one in found]
+    adjoint, adjoint_bound = _adjoint_states([one.X for one in found], bounds, shares, indices)
     return replace(
         found[0],
         error_bound=in_order([c.error_bound for c in found], indices),
@@ -78,8 +81,8 @@ def certificate_over_levels(
         certified=all(c.certified for c in found),
         bound_kind=worst_kind([c.bound_kind for c in found]),
         reason=next((c.reason for c in found if c.reason), ""),
-        X=in_order([share * c.X for share, c in zip(shares, found, strict=True)], indices),
-        adjoint_error_bound=in_order([s * c.adjoint_error_bound for s, c in zip(shares, found, strict=True)], indices),
+        X=adjoint,
+        adjoint_error_bound=adjoint_bound,
         gradient_error_estimate=_weighted([c.gradient_error_estimate for c in found], shares),
         loss_estimate=_weighted([c.loss_estimate for c in found], shares),
         corrected_gradient=corrected,
@@ -92,6 +95,8 @@ def _joined(found: Sequence[Hypergradient], indices: Sequence[Tensor], batch: in
     shares = [len(index) / batch for index in indices]
     intervals = [hg.loss_interval for hg in found]
     gradient, corrected = (_mean(list(g), shares) for g in zip(*_gradients(found), strict=True))
+    bounds = [one.adjoint_error_bound for one in found]
+    adjoint, adjoint_bound = _adjoint_states([one.X for one in found], bounds, shares, indices)
     return replace(
         found[0],
         gradient=gradient,
@@ -102,11 +107,9 @@ def _joined(found: Sequence[Hypergradient], indices: Sequence[Tensor], batch: in
         loss=_weighted([hg.loss for hg in found], shares),
         loss_interval=(_weighted([i[0] for i in intervals], shares), _weighted([i[1] for i in intervals], shares)),
         x=in_order([hg.x for hg in found], indices),
-        X=in_order([share * hg.X for share, hg in zip(shares, found, strict=True)], indices),
+        X=adjoint,
         state_error_bound=in_order([hg.state_error_bound for hg in found], indices),
-        adjoint_error_bound=in_order(
-            [s * hg.adjoint_error_bound for s, hg in zip(shares, found, strict=True)], indices
-        ),
+        adjoint_error_bound=adjoint_bound,
         status=worst_status([hg.status for hg in found]),
         steps=max(hg.steps for hg in found),
         operator_applications=max(hg.operator_applications for hg in found),
@@ -117,6 +120,18 @@ def _joined(found: Sequence[Hypergradient], indices: Sequence[Tensor], batch: in
 
 def _gradients(found: Sequence[Hypergradient] | Sequence[Certificate]) -> list[tuple[Gradient, Gradient]]:
     return [(one.gradient, one.corrected_gradient) for one in found]
+
+
+def _adjoint_states(
+    states: Sequence[Tensor], bounds: Sequence[Tensor], shares: Sequence[float], indices: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Those of the mean loss, with bounds (batch,) that count how the shares of them are rounded."""
+    scaled = [share * X for share, X in zip(shares, states, strict=True)]
+    whole = [
+        share * bound + torch.finfo(X.dtype).eps * norm_samples(X.double())
+        for share, bound, X in zip(shares, bounds, scaled, strict=True)
+    ]
+    return in_order(scaled, indices), in_order(whole, indices)
 
 
 def _weighted(values: Sequence[float], shares: Sequence[float]) -> float:

@@ -169,6 +169,7 @@ class Hypergradient(Brief):
     contains the loss at the exact minimiser ((-inf, inf) without a certificate). x, X: lower-level solution and adjoint
     state. state_error_bound, adjoint_error_bound: 2-norms, (batch,). corrected_gradient, corrected_error_bound: the
     certified gradient that one of the method's own was compared with, and its bound; else gradient and error_bound.
+    rung: the certificate that decided, "published", "frobenius" or "sharp"; empty where none did.
     """
 
     gradient: dict[str, Tensor]
@@ -187,6 +188,7 @@ class Hypergradient(Brief):
     operator_applications: int
     corrected_gradient: dict[str, Tensor]
     corrected_error_bound: float
+    rung: str = ""
 
     @property
     def relative_error_bound(self) -> float:

@@ -1,8 +1,4 @@
-"""f'' over every response that the exact solution may have.
-
-For weakly convex potentials, f'' >= -rho, all of it is about f'' + rho, and the quadratic part of the energy has lost
-K^T rho K: the same energy, split into two convex parts.
-"""
+"""Where the responses of the exact solution may be: each within its own interval, all together within a budget."""
 
 from __future__ import annotations
 
@@ -13,33 +9,10 @@ from torch import Tensor
 
 from learnreg.linear.samples import expand
 from learnreg.lower_level.instance import Instance
-from learnreg.potentials.base import Potential
 
-__all__ = ["CurvatureInterval", "curvature_interval", "response_budget", "response_radius"]
+__all__ = ["Budget", "response_budget", "response_radius"]
 
 _ENERGY_SHARE = 0.9
-
-
-@dataclass(frozen=True)
-class CurvatureInterval:
-    """Bounds over the interval of some radius around each response t (a ball, for groups), *rigorous* and rounded
-    outwards; f'' stands for f'' + rho.
-
-    low, high: smallest and largest f''. change: Delta >= |f'' - f''(t)|. ratio: tau >= |f'' - f''(t)| / √f'', infinite
-    where f'' may vanish. third: kappa >= |f''(t') - f''(t)| / |t' - t|. smooth: (batch,), no kink lies in any interval.
-    """
-
-    low: Tensor
-    high: Tensor
-    change: Tensor
-    ratio: Tensor
-    third: Tensor
-    smooth: Tensor
-
-    @property
-    def high_max(self) -> Tensor:
-        """The largest f'' of each sample, (batch,)."""
-        return self.high.flatten(1).amax(1)
 
 
 def response_radius(instance: Instance, error: Tensor, t: Tensor) -> Tensor:
@@ -47,27 +20,20 @@ def response_radius(instance: Instance, error: Tensor, t: Tensor) -> Tensor:
     return instance.potential.reach(instance.analysis) * expand(error, t)
 
 
-def response_budget(interval: CurvatureInterval, e: Tensor, energy_error: Tensor, operator_norm: float) -> Tensor:
-    """Weights omega with sum_i omega_i |K_i (x - x^)|² <= 1, elementwise or per group: from ‖K (x - x^)‖ <= ‖K‖ e and
-    ‖√Dbar K (x - x^)‖ <= e_en, Dbar >= low, in fixed shares. *Rigorous.*"""
+@dataclass(frozen=True)
+class Budget:
+    """Weights omega = on_low low + on_all, with sum_i omega_i |K_i (x - x^)|² <= 1, low being the smallest f'' of each
+    response or group; (batch,) each."""
+
+    on_low: Tensor
+    on_all: Tensor
+
+    def weights(self, low: Tensor) -> Tensor:
+        return expand(self.on_low, low) * low + expand(self.on_all, low)
+
+
+def response_budget(e: Tensor, energy_error: Tensor, operator_norm: float) -> Budget:
+    """From ‖K (x - x^)‖ <= ‖K‖ e and ‖√Dbar K (x - x^)‖ <= e_en, Dbar >= low, in fixed shares. *Rigorous.*"""
     tiny = torch.finfo(e.dtype).tiny ** 0.25
-    energy, plain = (
-        1.0 / expand(norm, interval.low).clamp_min(tiny) ** 2 for norm in (energy_error, operator_norm * e)
-    )
-    return _ENERGY_SHARE * interval.low * energy + (1.0 - _ENERGY_SHARE) * plain
-
-
-def curvature_interval(potential: Potential, t: Tensor, radius: Tensor) -> CurvatureInterval:
-    """The interval of that radius around t."""
-    low, high = potential.curvature_bounds(t, radius)
-    change, second = potential.curvature_change(t, radius), potential.second(t)
-    if not potential.convex:
-        low, high, second = ((bound + potential.concavity).clamp_min_(0.0) for bound in (low, high, second))
-    return CurvatureInterval(
-        low=low,
-        high=high,
-        change=change,
-        ratio=potential.curvature_ratio(second, low, high, change),
-        third=potential.third_bound(t, radius),
-        smooth=potential.kink_excluded(t, radius),
-    )
+    energy, plain = (1.0 / norm.clamp_min(tiny) ** 2 for norm in (energy_error, operator_norm * e))
+    return Budget(_ENERGY_SHARE * energy, (1.0 - _ENERGY_SHARE) * plain)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from learnreg.certificates.assumptions import constraint_decided, missing_assumption, unsettled
+from learnreg.certificates.frobenius import FrobeniusBound
 from learnreg.certificates.groups import GroupBound
 from learnreg.certificates.obstacle import Hindrance, Obstacle
 from learnreg.certificates.point_bound import PointBound
@@ -34,6 +35,9 @@ OUTLOOK = 1e-2
 near it."""
 
 
+PointCertificate = Literal["published", "frobenius", "sharp"]
+
+
 @dataclass(frozen=True, repr=False)
 class Verdict(Brief):
     """Everything known about a point in float64. Bounds are infinite where there is a ``hindrance``.
@@ -44,7 +48,7 @@ class Verdict(Brief):
     state_share, adjoint_share: the parts of ``error_bound`` that come from the error of x and from the linear residual
     of X alone; they tell which tolerance to tighten. state_residual, adjoint_residual: norms per sample, (batch,).
     outlook: *estimates* of both shares if the error of x were ``OUTLOOK`` times as large and all else the same, or
-    None.
+    None. floors: what rounding may hide of both residuals, (batch,) each. rung: the bound that was taken.
     """
 
     point: Point
@@ -59,6 +63,8 @@ class Verdict(Brief):
     adjoint_residual: Tensor
     state_share: float
     adjoint_share: float
+    rung: PointCertificate
+    floors: tuple[Tensor, Tensor]
     outlook: tuple[float, float] | None = None
 
     @property
@@ -87,12 +93,15 @@ def gradient_norm(gradient: dict[str, Tensor]) -> float:
     return math.sqrt(sum(float(g.double().square().sum()) for g in gradient.values()))
 
 
-PointCertificate = Literal["auto", "published", "sharp"]
 Enough = Callable[[float], float]
 """The error bound that is good enough for a gradient of this norm."""
 
-_BOUNDS: dict[str, type[PointBound]] = {"auto": SharpBound, "published": PublishedBound, "sharp": SharpBound}
-"""Term by term, the sharp bound is the smaller one."""
+_BOUNDS: dict[PointCertificate, type[PointBound]] = {
+    "published": PublishedBound,
+    "frobenius": FrobeniusBound,
+    "sharp": SharpBound,
+}
+"""Term by term, each bound is smaller than the one before it."""
 
 
 def gradient_distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
@@ -150,6 +159,8 @@ def judge(
         adjoint_residual=adjoint_norm,
         state_share=bounds.state_share,
         adjoint_share=bounds.adjoint_share,
+        rung=certificate,
+        floors=(torch.cat([p.floors[0] for p in parts]), torch.cat([p.floors[1] for p in parts])),
         outlook=bounds.outlook,
     )
 
@@ -228,6 +239,7 @@ class _Part:
     hindrance: Hindrance | None
     errors: _Errors | None
     magnitude: float
+    floors: tuple[Tensor, Tensor]
     nearer: _Errors | None = None
     unsettled: Tensor | None = None
 
@@ -237,15 +249,17 @@ def _judge_part(point: Point, known_error: Tensor, kind: type[PointBound] | None
     gradient, responses = evaluate_pairing(point)
     pullback = instance.adjoint(responses.y)
     residual = state_residual(instance, x, pullback)
-    state_norm = sum_samples(residual**2).sqrt() + rounding_floor(instance, x, pullback, y=responses.y)
+    floor = rounding_floor(instance, x, pullback, y=responses.y)
+    state_norm = sum_samples(residual**2).sqrt() + floor
     equation = AdjointEquation.at(instance, x, responses.t, point.loss_gradient)
     bent = instance.adjoint(responses.Y)
     adjoint_residual = equation.project(instance.quadratic(X) + bent) - equation.rhs
-    adjoint_norm = sum_samples(adjoint_residual**2).sqrt() + rounding_floor(instance, X, bent, point.loss_gradient)
+    adjoint_floor = rounding_floor(instance, X, bent, point.loss_gradient)
+    adjoint_norm, floors = sum_samples(adjoint_residual**2).sqrt() + adjoint_floor, (floor, adjoint_floor)
     mu = instance.strong_convexity
     e = torch.minimum(state_norm / mu if mu > 0 else torch.full_like(state_norm, math.inf), known_error)
     if kind is None:
-        return _Part(gradient, state_norm, e, adjoint_norm, None, None, 0.0)
+        return _Part(gradient, state_norm, e, adjoint_norm, None, None, 0.0, floors)
     held = equation.free.held_norm(X)
     bound = kind(point.frozen, instance, x, X, responses, state_norm, e, pullback, held)
     hindrance, off_zero = None, None
@@ -270,6 +284,7 @@ def _judge_part(point: Point, known_error: Tensor, kind: type[PointBound] | None
         hindrance=hindrance,
         errors=errors,
         magnitude=magnitude,
+        floors=floors,
         nearer=nearer,
         unsettled=off_zero,
     )

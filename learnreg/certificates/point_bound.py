@@ -9,7 +9,7 @@ from torch import Tensor
 
 from learnreg.certificates.data_parameters import data_groups
 from learnreg.certificates.groups import GroupBound
-from learnreg.certificates.interval import CurvatureInterval, curvature_interval, response_radius
+from learnreg.certificates.interval import response_radius
 from learnreg.certificates.state import energy_error
 from learnreg.linear.parameter_groups import Density, LinearCost, OwnBound, Pairing, ParameterBound, ResponseErrors
 from learnreg.linear.samples import sum_samples
@@ -17,6 +17,7 @@ from learnreg.lower_level.frozen import FrozenProblem
 from learnreg.lower_level.instance import Instance
 from learnreg.lower_level.pairing import Responses
 from learnreg.potentials.base import Potential
+from learnreg.potentials.curvature import CurvatureInterval
 
 __all__ = ["PointBound"]
 
@@ -49,7 +50,7 @@ class PointBound(ABC):
         self.problem, self.instance, self.x, self.X, self.responses, self.e = problem, instance, x, X, responses, e
         self.pullback, self.mu, self.L = pullback, instance.strong_convexity, instance.analysis.norm_bound()
         t, self.radius = responses.t, response_radius(instance, e, responses.t)
-        interval = curvature_interval(instance.potential, t, self.radius)
+        interval = instance.potential.curvature_interval(t, self.radius)
         self.high, self.high_max, self.smooth = interval.high, interval.high_max, interval.smooth
         self.rise, self.fall = _true_curvature(instance.potential, interval)
         self.stiffness = self.high_max.sqrt() * self.L * (1.0 + 1e-12)

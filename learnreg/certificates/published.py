@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from learnreg.certificates.groups import GroupBound, density_bound
-from learnreg.certificates.interval import CurvatureInterval
 from learnreg.certificates.point_bound import PointBound
 from learnreg.certificates.resolvent import adjoint_bound
 from learnreg.linear.parameter_groups import Density, OwnBound, Pairing
 from learnreg.linear.samples import norm_samples
+from learnreg.potentials.curvature import CurvatureInterval
 
 __all__ = ["ErrorTerms", "PublishedBound", "error_terms", "operator_bound"]
 

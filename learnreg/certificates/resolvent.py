@@ -15,84 +15,68 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
 
-from learnreg.certificates.interval import CurvatureInterval
-from learnreg.linear.samples import expand, sum_samples
+from learnreg.certificates.interval import Budget
+from learnreg.certificates.octaves import Octaves
+from learnreg.potentials.curvature import CurvatureInterval
 
 __all__ = ["Perturbation", "adjoint_bound", "sharp_adjoint_bound", "sharp_energy_bound"]
-
-_THRESHOLDS, _FALL = 5, 0.25
-_ROUND_UP = 1.0 + 1e-12
 
 
 @dataclass(frozen=True)
 class Perturbation:
     """Gamma V for every curvature on an interval. All bounds are *rigorous*, (batch,).
 
-    alone, together: bounds of each |Gamma_i V_i|, and of it over the share of the budget that its entry takes.
-    scaled_alone, scaled_together: the same for D^-½ Gamma V, infinite where f'' may vanish and V does not.
+    alone, together: bounds of each |Gamma_i V_i|, and of it over the share of the budget that its entry takes. octaves:
+    the same, and of D^-½ Gamma V (infinite where f'' may vanish and V does not), as far as norms need them.
     """
 
     alone: Tensor
     together: Tensor
-    scaled_alone: Tensor
-    scaled_together: Tensor
+    octaves: Octaves
     operator_norm: float
     mu: float
 
     @classmethod
-    def of(
-        cls, interval: CurvatureInterval, size: Tensor, budget: Tensor, operator_norm: float, mu: float
-    ) -> Perturbation:
-        """For V of this size, elementwise or per group, and omega of ``response_budget``. Overwrites the interval's
-        tensors but ``high``, and keeps their memory, which is most of what a judgement takes."""
-        still = size == 0
-        slope = interval.third.mul_(size).masked_fill_(still, 0.0)
-        scaled_together = interval.low.clamp_min_(0.0).mul_(budget).rsqrt_().mul_(slope).masked_fill_(slope == 0, 0.0)
-        scaled_alone = interval.ratio.mul_(size).masked_fill_(still, 0.0)
-        return cls(
-            interval.change.mul_(size), slope.div_(budget.sqrt()), scaled_alone, scaled_together, operator_norm, mu
-        )
+    def of(cls, interval: CurvatureInterval, size: Tensor, budget: Budget, operator_norm: float, mu: float) -> Self:
+        """For V of this size, elementwise or per group. Overwrites the interval's tensors but ``high`` and ``low``, and
+        keeps their memory, which is most of what a judgement takes."""
+        by_scale = [on_scaled / on_plain for on_plain, on_scaled in _prices(operator_norm, mu)]
+        limits = (by_scale[0] ** 2, by_scale[1] ** 2)
+        octaves = Octaves.spread(interval, size, budget.on_low, budget.on_all, limits)
+        return cls(interval.change, interval.third, octaves, operator_norm, mu)
 
     def norm(self) -> Tensor:
         """‖Gamma V‖."""
-        return _joint(self.alone, self.together)
+        return self.octaves.joint(scaled=False)
 
     def push(self) -> Tensor:
         """‖H^-1 K^T Gamma V‖: the smallest of (‖K‖/mu) ‖Gamma V‖, ‖D^-½ Gamma V‖/(2√mu), and the sum of both where
         each entry takes the smaller one."""
-        return self._best(self.operator_norm / self.mu, 1.0 / (2.0 * math.sqrt(self.mu)))
+        return self._best(0)
 
     def energy_push(self) -> Tensor:
         """‖√D K H^-1 K^T Gamma V‖, likewise from (‖K‖/(2√mu)) ‖Gamma V‖ and ‖D^-½ Gamma V‖."""
-        return self._best(self.operator_norm / (2.0 * math.sqrt(self.mu)), 1.0)
+        return self._best(1)
 
-    def _best(self, on_plain: float, on_scaled: float) -> Tensor:
-        first = on_plain * self.together < on_scaled * self.scaled_together
-        split = on_plain * _joint(self.alone, self.together, first)
-        split = split + on_scaled * _joint(self.scaled_alone, self.scaled_together, ~first)
-        plain = on_plain * _joint(self.alone, self.together)
-        scaled = on_scaled * _joint(self.scaled_alone, self.scaled_together)
-        return torch.minimum(torch.minimum(plain, scaled), split)
+    def _best(self, which: int) -> Tensor:
+        """An entry takes the plain bound where √low is below the quotient of the prices, as the scaled one is the plain
+        one over √low: in the first classes."""
+        on_plain, on_scaled = _prices(self.operator_norm, self.mu)[which]
+        flat, steep = slice(0, which + 1), slice(which + 1, None)
+        split = on_plain * self.octaves.joint(False, flat) + on_scaled * self.octaves.joint(True, steep)
+        whole = torch.minimum(on_plain * self.octaves.joint(False), on_scaled * self.octaves.joint(True))
+        return torch.minimum(whole, split)
 
 
-def _joint(alone: Tensor, together: Tensor, where: Tensor | None = None) -> Tensor:
-    """The smallest bound of a vector g, supported on ``where``, whose entries obey |g_i| <= alone_i, and of which every
-    part S has a norm of at most max_S together: entries above a threshold count by the first, the others by the
-    second."""
-    square = alone * alone
-    if where is not None:
-        square, together = square.masked_fill_(~where, 0.0), together.masked_fill(~where, 0.0)
-    best = sum_samples(square).sqrt()
-    threshold = torch.where(torch.isfinite(together), together, 0.0).flatten(1).amax(1)
-    for _ in range(_THRESHOLDS):
-        above = torch.where(together > expand(threshold, together), square, 0.0)
-        best = torch.minimum(best, (sum_samples(above) + threshold**2).sqrt())
-        threshold = _FALL * threshold
-    return best * _ROUND_UP
+def _prices(operator_norm: float, mu: float) -> tuple[tuple[float, float], tuple[float, float]]:
+    """What Lemma 0 charges for a plain and for a scaled perturbation, in the 2-norm and in the energy norm."""
+    root = 2.0 * math.sqrt(mu)
+    return (operator_norm / mu, 1.0 / root), (operator_norm / root, 1.0)
 
 
 # ---- Lemma 3: how far X is from the exact adjoint state; residual: ‖rho‖ + ‖∇ell(x^) - ∇ell(x)‖ ------------------

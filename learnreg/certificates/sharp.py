@@ -19,11 +19,12 @@ import torch
 from torch import Tensor
 
 from learnreg.certificates.groups import GroupBound, group_norm, group_pullback_norm
-from learnreg.certificates.interval import CurvatureInterval, response_budget
+from learnreg.certificates.interval import response_budget
 from learnreg.certificates.point_bound import PointBound
 from learnreg.certificates.resolvent import Perturbation, sharp_adjoint_bound, sharp_energy_bound
 from learnreg.linear.parameter_groups import Density, OwnBound, Pairing
 from learnreg.linear.samples import expand, norm_samples
+from learnreg.potentials.curvature import CurvatureInterval
 
 __all__ = ["SharpBound", "operator_bound", "potential_bound"]
 
@@ -126,7 +127,7 @@ class SharpBound(PointBound):
     """Lemma 4 with what Lemmas 0, 1 and 3 say of the errors."""
 
     def bend(self, interval: CurvatureInterval, size: Tensor) -> None:
-        budget = response_budget(interval, self.e, self.energy_error, self.L)
+        budget = response_budget(self.e, self.energy_error, self.L)
         self.bent = Perturbation.of(interval, size, budget, self.L, self.mu)
         self._dear: Tensor | None = None  # what the operator's groups, which come first, charge for the energy norm
 

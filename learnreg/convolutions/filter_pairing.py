@@ -7,6 +7,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from learnreg.convolutions.filter_traces import FilterTraces
 from learnreg.convolutions.padding import Boundary, pad
 from learnreg.linear.norms import largest_eigenvalue
 from learnreg.linear.parameter_groups import Pairing
@@ -38,6 +39,9 @@ class FilterPairing(Pairing):
         super().__init__(lipschitz)
         self.filter_shape, self.boundary, self.repeat, self.zero_mean = filter_shape, boundary, repeat, zero_mean
         self._latest: tuple[Tensor, Tensor] | None = None
+
+    def by_traces(self) -> FilterTraces:
+        return FilterTraces(self.lipschitz, self.filter_shape, self.boundary, self.zero_mean, self.name)
 
     def patches(self, u: Tensor) -> Tensor:
         """U_u: (batch, k l, pixels), that of the latest image kept."""

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from learnreg.certificates.judgement import gradient_distance
+from learnreg.certificates.judgement import PointCertificate, gradient_distance
 from learnreg.certificates.state import state_residual
 from learnreg.errors import DataError
 from learnreg.hypergradients.compute import CertificateName, check_certificate
@@ -86,7 +86,8 @@ def _judge(
     max_steps: int | None,
 ) -> Certificate:
     """Of samples of one noise level."""
-    search = SharpSearch(frozen, b, loss, Implicit(), Request(1.0, 0.0, max_steps, certificate, newton_steps=1))
+    rungs: tuple[PointCertificate, ...] = ("published" if certificate == "published" else "sharp",)
+    search = SharpSearch(frozen, b, loss, Implicit(), Request(1.0, 0.0, max_steps, rungs, newton_steps=1))
     instance, given = search.exact_instance, x.detach().double()
     x = instance.latent.extend(frozen.constraint.exactly(x.detach()).double())
     search.loss.examine(x)

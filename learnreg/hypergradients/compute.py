@@ -7,6 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from learnreg.certificates.judgement import PointCertificate
 from learnreg.errors import ConfigError, SolverError
 from learnreg.hypergradients.base import HypergradientMethod
 from learnreg.hypergradients.given import of_own_gradient
@@ -27,6 +28,12 @@ from learnreg.solvers.solve import FailureOption, check_failure_option, check_ma
 __all__ = ["CertificateName", "Start", "hypergradient"]
 
 CertificateName = Literal["auto", "published", "sharp"]
+
+_RUNGS: dict[str, tuple[PointCertificate, ...]] = {
+    "auto": ("frobenius", "sharp"),
+    "published": ("published",),
+    "sharp": ("sharp",),
+}
 
 
 @outside_inference
@@ -75,7 +82,7 @@ def hypergradient(
     def find(
         frozen: FrozenProblem, b: Tensor, loss: UpperLoss, start: Start | None, relative: float, absolute: float
     ) -> Hypergradient:
-        return _find(frozen, b, loss, chosen, Request(relative, absolute, max_steps, certificate), start)
+        return _find(frozen, b, loss, chosen, Request(relative, absolute, max_steps, _RUNGS[certificate]), start)
 
     frozen = freeze(problem)
     parts = frozen.parts(b)
@@ -101,7 +108,7 @@ def _find(
     start: Start | None,
 ) -> Hypergradient:
     """Of samples of one noise level."""
-    kind = PublishedSearch if request.certificate == "published" else SharpSearch
+    kind = PublishedSearch if request.rungs == _RUNGS["published"] else SharpSearch
     search = kind(frozen, b, loss, method, request)
     begin = search.begin(start)
     goal = search.first_goal(begin)
@@ -115,6 +122,6 @@ def _find(
 
 def check_certificate(certificate: CertificateName) -> CertificateName:
     """The certificate, or ConfigError unless it is known."""
-    if not isinstance(certificate, str) or certificate not in ("auto", "published", "sharp"):
+    if not isinstance(certificate, str) or certificate not in _RUNGS:
         raise ConfigError(f"certificate={certificate!r}: expected 'auto', 'published' or 'sharp'.")
     return certificate

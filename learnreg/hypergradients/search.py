@@ -30,6 +30,7 @@ LIMITED = (Status.PRECISION, Status.STAGNATED, Status.NOT_FINITE)
 """How a method ends that more steps in the same precision would not help."""
 
 MAX_ROUNDS = 16
+_ROUNDING_MARGIN = 4.0
 _CORRECTION = 1e-2
 
 
@@ -71,13 +72,13 @@ class Start(Brief):
 @dataclass(frozen=True)
 class Request:
     """What is asked of a hypergradient: an error bound of at most max(tolerance ‖gradient‖, absolute_tolerance), by the
-    point bound ``certificate``, within max_steps iterations of the state and as many of the adjoint state.
-    newton_steps: corrections at most until the next judgement."""
+    first of the point bounds ``rungs`` that reaches it, cheapest first, within max_steps iterations of the state and as
+    many of the adjoint state. newton_steps: corrections at most until the next judgement."""
 
     tolerance: float
     absolute_tolerance: float = 0.0
     max_steps: int | None = None
-    certificate: PointCertificate = "auto"
+    rungs: tuple[PointCertificate, ...] = ("frobenius", "sharp")
     newton_steps: int = 12
 
     def enough(self, norm: float) -> float:
@@ -109,6 +110,7 @@ class Search(ABC):
         self.loss = self.instance.latent.loss(loss)
         self.working: Instance = self.instance
         self.state_steps = self.adjoint_steps = 0
+        self.rung = 0
 
     def target(self, verdict: Verdict) -> float:
         """The error bound that is good enough for the gradient judged."""
@@ -149,7 +151,25 @@ class Search(ABC):
 
     def judge(self, point: Point, outlook: Enough | None = None) -> Verdict:
         """By the certificate requested, in float64."""
-        return judge(replace(point, instance=self.exact_instance), self.request.certificate, outlook=outlook)
+        return judge(replace(point, instance=self.exact_instance), self.request.rungs[self.rung], outlook=outlook)
+
+    @property
+    def last_rung(self) -> bool:
+        return self.rung + 1 == len(self.request.rungs)
+
+    def climb(self) -> bool:
+        """Judge by the next rung from now on; False on the last one."""
+        if self.last_rung:
+            return False
+        self.rung += 1
+        return True
+
+    def arithmetic(self, residual: Tensor, floor: Tensor) -> Instance:
+        """The instance in the precision of b where its rounding leaves residuals of these norms alone, else in float64,
+        which may hide ``floor`` of them; (batch,) each."""
+        coarser = torch.finfo(self.instance.q.dtype).eps / torch.finfo(torch.float64).eps
+        fine = bool((residual > _ROUNDING_MARGIN * coarser * floor).all())
+        return self.instance if fine else self.exact_instance
 
     def out_of_steps(self) -> bool:
         """Whether the limit is reached."""
@@ -210,4 +230,5 @@ class Search(ABC):
             operator_applications=self.instance.counter.applications,
             corrected_gradient=verdict.gradient,
             corrected_error_bound=error_bound,
+            rung=verdict.rung if certified else "",
         )

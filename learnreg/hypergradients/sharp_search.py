@@ -12,18 +12,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from learnreg.certificates.judgement import OUTLOOK, Verdict
 from learnreg.hypergradients.base import Goal, HypergradientMethod, Outcome
 from learnreg.hypergradients.search import LIMITED, Search
-from learnreg.linear.samples import sum_samples
+from learnreg.linear.samples import norm_samples, sum_samples
+from learnreg.lower_level.instance import Instance
 from learnreg.lower_level.point import Point
 from learnreg.result import Hypergradient, Status
 from learnreg.solvers.newton_correction import approach_state, correct_adjoint
 
 __all__ = ["SharpSearch", "refine"]
 
-_MAX_ROUNDS, _MAX_IDLE_ROUNDS, _PROGRESS = 24, 6, 0.9
+_MAX_ROUNDS, _MAX_IDLE_ROUNDS, _MAX_IDLE_BELOW, _PROGRESS = 24, 6, 2, 0.9
 _FIRST_ADJOINT = 0.1
 _FIRST_FORCING, _LARGEST_FORCING = 0.03, 0.1
 _CONTRACTION = 0.5
@@ -31,6 +33,10 @@ _STATE_SHARE, _SHARE, _SMALLEST_FACTOR = 0.42, 0.93, 1e-8
 """Shares of the tolerance that the state may take, and both states; the least that a residual shrinks by at once."""
 
 _ILL_CONDITIONED = 1000.0
+_REACHABLE = 48.0
+"""Norms of residuals in units of rounding of q that solvers reach: twice what ``rounding_floor`` expects."""
+
+_SATISFYING, _SATISFYING_ADJOINT = 3e-5, 6e-3
 _NEAR, _NEARER = 1e-3, 1e-4
 """Relative accuracy of the first state: within it Newton's method contracts on most problems, and on ill-conditioned
 ones, where a step that fails is expensive."""
@@ -39,25 +45,34 @@ ones, where a step that fails is expensive."""
 @dataclass(frozen=True)
 class _Position:
     """Where the search stands: a point, what is known of it, the relative residual of the next Newton step, how the
-    method that led there ended, and whether rounding keeps the state from getting any better."""
+    method that led there ended, whether rounding keeps the state from getting any better, and whether the precision of
+    the data kept a correction from its goal."""
 
     point: Point
     verdict: Verdict
     forcing: float
     ended: Status = Status.CONVERGED
     state_final: bool = False
+    exact: bool = False
 
 
 class SharpSearch(Search):
     """Newton corrections of the state until its share of the bound is small, then the adjoint equation there."""
 
     def first_goal(self, point: Point) -> Goal:
-        """A state from which Newton's method should contract, and an adjoint state good enough to weigh errors."""
+        """Where judgements are cheap, what should satisfy the first one; else a state from which Newton's method should
+        contract, and an adjoint state good enough to weigh errors."""
         near = _NEARER if self.instance.condition_bound() >= _ILL_CONDITIONED else _NEAR
+        loose, asked = _FIRST_ADJOINT, min(self.request.tolerance, 1.0)
+        if len(self.request.rungs) > 1:
+            near, loose = _SATISFYING * math.sqrt(asked), _SATISFYING_ADJOINT * asked
         size = sum_samples(point.x.double() ** 2).sqrt().clamp_min(1e-6)
         slope = sum_samples(point.loss_gradient.double() ** 2).sqrt()
-        loose = (_FIRST_ADJOINT * slope).clamp_min(torch.finfo(torch.float64).tiny)
-        return Goal(near * size, loose)
+        reachable = _REACHABLE * torch.finfo(self.instance.q.dtype).eps * norm_samples(self.exact_instance.q)
+        state = near * size
+        if self.instance.strong_convexity > 0:
+            state = torch.maximum(state, reachable / self.instance.strong_convexity)
+        return Goal(state, (loose * slope).clamp_min(torch.finfo(torch.float64).tiny))
 
     def follow(self, point: Point, outcome: Outcome, goal: Goal) -> Hypergradient:
         verdict = self.judge(point, self.request.enough)
@@ -79,7 +94,22 @@ def refine(
 ) -> tuple[Verdict, Status]:
     """Corrections until the bound meets the target of its verdict: the best verdict and how it ended. ``goal``: what
     the point was computed to. ``method``: what goes on where they fail, the one of the search by default."""
-    at, best, status, idle = _Position(point, verdict, _FIRST_FORCING), verdict, Status.STAGNATED, 0
+    best, status = _descend(search, _Position(point, verdict, _FIRST_FORCING), goal, target, method)
+    while status not in (Status.CONVERGED, Status.MAX_STEPS) and search.climb():
+        verdict = search.judge(best.point)
+        best, status = _descend(search, _Position(verdict.point, verdict, _FIRST_FORCING), goal, target, method)
+    return best, status
+
+
+def _descend(
+    search: Search,
+    at: _Position,
+    goal: Goal,
+    target: Callable[[Verdict], float],
+    method: HypergradientMethod | None,
+) -> tuple[Verdict, Status]:
+    """On one rung."""
+    best, status, idle = at.verdict, Status.STAGNATED, 0
     for _ in range(_MAX_ROUNDS):
         if best.error_bound <= target(best):
             return best, Status.CONVERGED
@@ -96,7 +126,7 @@ def refine(
         at = moved
         if at.verdict.better(best):
             best = at.verdict
-        if idle >= _MAX_IDLE_ROUNDS:
+        if idle >= (_MAX_IDLE_ROUNDS if search.last_rung else _MAX_IDLE_BELOW):
             break
     return best, Status.STAGNATED if status is Status.CONVERGED else status
 
@@ -109,26 +139,39 @@ def _correct(search: Search, at: _Position, enough: Callable[[Verdict], float]) 
     before, reached, aim = verdict.state_residual, True, wanted * verdict.state_residual
     if wanted < 1.0:
         left = search.request.steps_left(search.state_steps)
-        step = approach_state(search.exact_instance, point.x, aim, at.forcing, left, search.request.newton_steps)
+        instance = _instance(search, at, aim, verdict.floors[0])
+        x, goal_of_state = point.x.to(instance.q), aim.to(instance.q)
+        step = approach_state(instance, x, goal_of_state, at.forcing, left, search.request.newton_steps)
         search.state_steps += step.steps
         if not step.contracted:
             return None
-        before, reached = step.before, step.reached
-        point = point.at(step.point, point.X)
+        before, reached = step.before.to(aim), step.reached
+        point = point.at(step.point.to(aim), point.X)
+    goal = torch.full_like(aim, math.inf)
     if reached:
         target = max(target, 2.0 * verdict.state_share) if at.state_final else target
         goal = verdict.adjoint_residual * _adjoint_factor(target, verdict, wanted)
-        solved = correct_adjoint(point, goal, search.request.steps_left(search.adjoint_steps))
+        instance = _instance(search, at, goal, verdict.floors[1])
+        left = search.request.steps_left(search.adjoint_steps)
+        solved = correct_adjoint(point.on(instance), goal.to(instance.q), left)
         search.adjoint_steps += solved.steps
-        point = point.at(point.x, solved.point)
+        point = point.at(point.x, solved.point.to(aim))
     point = point.at(point.x, point.X)
     after = search.judge(point)
+    missed = (reached and not bool((after.state_residual <= 2.0 * aim).all())) or not bool(
+        (after.adjoint_residual <= 2.0 * goal).all()
+    )
+    exact = at.exact or missed
     if wanted >= 1.0 or after.error_bound <= enough(after):
-        return _Position(point, after, at.forcing, state_final=at.state_final)
+        return _Position(point, after, at.forcing, state_final=at.state_final, exact=exact)
     if not bool((after.state_residual <= torch.maximum(_CONTRACTION * verdict.state_residual, 2.0 * aim)).all()):
         return None
     ratio = float((after.state_residual / before.clamp_min(1e-300)).max())
-    return _Position(point, after, min(max(ratio**2, _SMALLEST_FACTOR), _LARGEST_FORCING))
+    return _Position(point, after, min(max(ratio**2, _SMALLEST_FACTOR), _LARGEST_FORCING), exact=exact)
+
+
+def _instance(search: Search, at: _Position, residual: Tensor, floor: Tensor) -> Instance:
+    return search.exact_instance if at.exact else search.arithmetic(residual, floor)
 
 
 def _go_on(search: Search, at: _Position, goal: Goal, method: HypergradientMethod | None) -> _Position:

@@ -13,7 +13,7 @@ import numpy as np
 
 from learnreg.kernels.jit import compiled, compiled_fast
 
-__all__ = ["adjoint_dual_step", "distances", "dual_step", "grad", "second", "slope"]
+__all__ = ["adjoint_dual_step", "curvature_interval", "distances", "dual_step", "grad", "second", "slope"]
 
 _CHUNK = 1024
 
@@ -132,3 +132,34 @@ def distances(r, t, weight, smoothing, sums):
             for j in range(_CHUNK):
                 total += columns[k, j]
             sums[row, k] = l * total if k == 0 else l / nu * total
+
+
+@compiled
+def curvature_interval(t, weight, smoothing, radius, outward, low, high, change, ratio, third):
+    """``PseudoHuber.curvature_interval`` within radius (rows,), in plain float64 arithmetic, rounded outwards by the
+    factors 1 ± outward."""
+    up, down = 1.0 + outward, 1.0 - outward
+    for row in range(t.shape[0]):
+        square = smoothing[row] * smoothing[row]
+        curvature, peak, reach = weight[row] * square, 0.5 * smoothing[row], radius[row]
+        for first in range(0, t.shape[1], _CHUNK):
+            part = slice(first, first + _CHUNK)
+            t_, low_, high_ = t[row, part], low[row, part], high[row, part]
+            change_, ratio_, third_ = change[row, part], ratio[row, part], third[row, part]
+            for j in range(t_.shape[0]):
+                size = abs(t_[j])
+                far, near = (size + reach) * up, max((size - reach) * down, 0.0)
+                s_far, s_near = math.sqrt(far * far + square), math.sqrt(near * near + square)
+                s_here = math.sqrt(size * size + square)
+                least = curvature / (s_far * s_far * s_far) * down
+                most = curvature / (s_near * s_near * s_near) * up
+                here = curvature / (s_here * s_here * s_here)
+                low_[j], high_[j] = least, most
+                fall, rise = max(here - least, 0.0), max(most - here, 0.0)
+                change_[j] = max(fall, rise) + here * outward
+                below = fall / math.sqrt(least) if least > 0.0 else (math.inf if fall > 0.0 else 0.0)
+                above = rise / math.sqrt(most) if most > 0.0 else 0.0
+                ratio_[j] = max(below, above) * (1.0 + 1e-12)
+                at = min(max(near, peak), far)
+                s_at = math.sqrt(at * at + square)
+                third_[j] = 3.0 * curvature * up * at / (s_at * s_at * s_at * s_at * s_at)

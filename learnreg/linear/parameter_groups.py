@@ -89,6 +89,10 @@ class Pairing(ParameterGroup):
     def judged(self, by: GroupJudge[T]) -> T:
         return by.of_operator(self)
 
+    def by_traces(self) -> Pairing:
+        """The same group with norms that cost a pass over the responses at most, where these do not."""
+        return self
+
     @abstractmethod
     def dual_norm(self, p: Tensor) -> Tensor:
         """sup over u of ‖C(u, p)‖ / ‖u‖."""

@@ -107,7 +107,10 @@ class _PairingOfPart(Pairing):
 
     def __init__(self, group: Pairing, index: int, share: Share) -> None:
         super().__init__(group.lipschitz, f"{index}.{group.name}")
-        self.group, self.share = group, share
+        self.group, self.index, self.share = group, index, share
+
+    def by_traces(self) -> Pairing:
+        return _PairingOfPart(self.group.by_traces(), self.index, self.share)
 
     def dual_norm(self, p: Tensor) -> Tensor:
         return self.group.dual_norm(self.share.within(p))

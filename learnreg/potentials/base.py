@@ -20,6 +20,7 @@ from learnreg.linear.arguments import real_number
 from learnreg.linear.operator import LinearOperator
 from learnreg.linear.parameter_groups import Density, ParameterGroup, shape_of
 from learnreg.linear.samples import expand, inner_samples, norm_samples
+from learnreg.potentials.curvature import CurvatureInterval
 from learnreg.potentials.function import Function
 from learnreg.result import brief
 
@@ -177,6 +178,21 @@ class Potential(Function):
     def majorant(self, t: Tensor) -> Tensor:
         """The curvature of a parabola that touches f at t and lies above it, about: preconditioners and first steps
         take it, bounds do not."""
+
+    def curvature_interval(self, t: Tensor, radius: Tensor | float) -> CurvatureInterval:
+        """All that is known of f'' on the interval of that radius around t, or the ball, for groups."""
+        low, high = self.curvature_bounds(t, radius)
+        change, second = self.curvature_change(t, radius), self.second(t)
+        if not self.convex:
+            low, high, second = ((bound + self.concavity).clamp_min_(0.0) for bound in (low, high, second))
+        return CurvatureInterval(
+            low=low,
+            high=high,
+            change=change,
+            ratio=self.curvature_ratio(second, low, high, change),
+            third=self.third_bound(t, radius),
+            smooth=self.kink_excluded(t, radius),
+        )
 
     def curvature_change(self, t: Tensor, radius: Tensor | float) -> Tensor:
         """Bound of ‖f''(t') - f''(t)‖ for |t' - t| <= radius at each place. *Rigorous bound.*"""

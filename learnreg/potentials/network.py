@@ -22,6 +22,7 @@ from learnreg.convolutions.network_layers import mix, mix_adjoint
 from learnreg.linear.parameter_groups import Density, OwnBound, ParameterBound, ParameterGroup, ResponseErrors
 from learnreg.linear.samples import sum_samples
 from learnreg.potentials.base import OUTWARD, Smoothed
+from learnreg.potentials.curvature import CurvatureInterval
 from learnreg.potentials.network_bounds import NetworkConstants, Passes, combine, parameter_bounds
 from learnreg.potentials.network_passes import Layers, bend_into, gradient_into, linearise_into
 
@@ -218,6 +219,12 @@ class NetworkPotential(Smoothed):
     def curvature_bounds(self, t: Tensor, radius: Tensor | float) -> tuple[Tensor, Tensor]:
         high = self._near(t, radius).curvature.to(t)[:, None, None, None]
         return torch.zeros_like(high), high * (1.0 + OUTWARD)
+
+    def curvature_interval(self, t: Tensor, radius: Tensor | float) -> CurvatureInterval:
+        low, high = self.curvature_bounds(t, radius)
+        change, third = self.curvature_change(t, radius), self.third_bound(t, radius)
+        ratio = self.curvature_ratio(high, low, high, change)
+        return CurvatureInterval(low, high, change, ratio, third, self.kink_excluded(t, radius))
 
     def curvature_change(self, t: Tensor, radius: Tensor | float) -> Tensor:
         return self.third_bound(t, radius) * radius

@@ -8,6 +8,7 @@ from torch import Tensor
 from learnreg.kernels.blocks import planes
 from learnreg.kernels.rows import ChannelKernels, as_rows
 from learnreg.potentials.base import OUTWARD, WARM_PROX_STEPS, nearest
+from learnreg.potentials.curvature import CurvatureInterval
 from learnreg.potentials.proximal import SmoothedElementwise
 
 __all__ = ["PseudoHuber", "newton_constants", "newton_pull_back"]
@@ -88,6 +89,14 @@ class PseudoHuber(SmoothedElementwise):
             t_.mul_(v_.sign_())
             y_hat = torch.addcmul(square, t_, t_).rsqrt_().mul_(t_)
             y_.mul_(1.0 - relaxation).addcmul_(y_hat, weight, value=relaxation)
+
+    def curvature_interval(self, t: Tensor, radius: Tensor | float) -> CurvatureInterval:
+        fast = self._kernels(t, step=radius) if t.dtype == torch.float64 else None
+        if fast is None:
+            return super().curvature_interval(t, radius)
+        low, high, change, ratio, third = found = [torch.empty_like(t) for _ in range(5)]
+        fast.kernels.curvature_interval(as_rows(t), *fast.constants, OUTWARD, *map(as_rows, found))
+        return CurvatureInterval(low, high, change, ratio, third, self.kink_excluded(t, radius))
 
     def third_bound(self, t: Tensor, radius: Tensor | float) -> Tensor:
         """|f'''| = 3 l v² |t| / (t² + v²)^(5/2) rises up to |t| = v/2 and falls beyond."""

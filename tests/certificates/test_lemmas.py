@@ -26,9 +26,10 @@ from truth.lemma_points import (
 from truth.newton_bound import newton_bound
 
 import learnreg as lr
-from learnreg.certificates.interval import CurvatureInterval, curvature_interval, response_budget
+from learnreg.certificates.interval import Budget, response_budget
 from learnreg.certificates.resolvent import Perturbation, sharp_adjoint_bound, sharp_energy_bound
 from learnreg.certificates.state import energy_error
+from learnreg.potentials.curvature import CurvatureInterval
 
 
 @pytest.fixture(params=KINDS)
@@ -65,8 +66,9 @@ class TestLemma0:
         norm = float(torch.linalg.matrix_norm(K, 2))
         e = log_uniform(generator, 1e-4, 1.0) * one
         V = normal(generator, 1, rows)
-        budget = response_budget(interval, e, 0.5 * math.sqrt(mu) * e, norm)
-        return Perturbation.of(copy_of(interval), V.abs(), budget, norm, mu), interval, budget, K, M, V, center[0]
+        budget = response_budget(e, 0.5 * math.sqrt(mu) * e, norm)
+        bent = Perturbation.of(copy_of(interval), V.abs(), budget, norm, mu)
+        return bent, interval, budget.weights(low), K, M, V, center[0]
 
     def curvatures(
         self,
@@ -137,18 +139,16 @@ class TestLemma0:
 
     def test_response_budget(self, rotating_generator: torch.Generator) -> None:
         """sum omega |K dx|² <= 1 for errors that use up both norms, and not far below."""
-        one = torch.ones(1, 14, dtype=torch.float64)
         best = 0.0
         for _ in range(10):
             K = normal(rotating_generator, 14, 9)
             low = torch.rand(1, 14, generator=rotating_generator, dtype=torch.float64) ** 6
-            interval = CurvatureInterval(low, one, one, one, one, one[:, 0] > 0)
             norm = torch.linalg.matrix_norm(K, 2)
             direction = torch.linalg.svd(K).Vh[0]
             for dx in (direction, *normal(rotating_generator, 5, 9)):
                 used = (low[0] * (K @ dx) ** 2).sum().sqrt().reshape(1)
-                budget = response_budget(interval, dx.norm().reshape(1), used, float(norm))
-                spent = (budget[0] * (K @ dx) ** 2).sum()
+                budget = response_budget(dx.norm().reshape(1), used, float(norm))
+                spent = (budget.weights(low)[0] * (K @ dx) ** 2).sum()
                 at_most(spent, 1.0)
                 best = max(best, float(spent))
         assert best >= 0.99
@@ -160,17 +160,17 @@ class TestLemma0:
         interval = CurvatureInterval(
             mu * one, mu * one, gamma * one, gamma / math.sqrt(mu) * one, math.inf * one, one[0] > 0
         )
-        bent = Perturbation.of(copy_of(interval), one, one, 1.0, mu)
+        bent = Perturbation.of(copy_of(interval), one, Budget(0.0 * one[0], one[0]), 1.0, mu)
         assert float(bent.push()) == pytest.approx(gamma / (2.0 * mu), rel=1e-6)
 
     def test_curvature_that_vanishes(self) -> None:
         """log-cosh far out: f'' = 0 leaves the plain branch, without a NaN; and the energy norm infinite nowhere."""
         t = torch.tensor([[1e4, 0.1, 0.0]], dtype=torch.float64)
         radius = torch.tensor([[1e3, 0.2, 0.0]], dtype=torch.float64)
-        interval = curvature_interval(lr.LogCosh(1.0, 1.0), t, radius)
+        interval = lr.LogCosh(1.0, 1.0).curvature_interval(t, radius)
         e = torch.ones(1, dtype=torch.float64)
         for size in (torch.ones_like(t), torch.zeros_like(t)):
-            bent = Perturbation.of(copy_of(interval), size, response_budget(interval, e, e, 1.0), 1.0, 0.1)
+            bent = Perturbation.of(copy_of(interval), size, response_budget(e, e, 1.0), 1.0, 0.1)
             for bound in (bent.push(), bent.energy_push(), bent.norm()):
                 assert bool(torch.isfinite(bound).all())
 
@@ -178,8 +178,8 @@ class TestLemma0:
     def test_errors_without_size_and_without_limit(self, size: float) -> None:
         t = torch.tensor([[0.3, -0.2]], dtype=torch.float64)
         e = torch.tensor([size], dtype=torch.float64)
-        interval = curvature_interval(lr.PseudoHuber(0.1, 1.0), t, e.reshape(1, 1))
-        bent = Perturbation.of(copy_of(interval), t.abs(), response_budget(interval, e, e, 1.0), 1.0, 0.1)
+        interval = lr.PseudoHuber(0.1, 1.0).curvature_interval(t, e.reshape(1, 1))
+        bent = Perturbation.of(copy_of(interval), t.abs(), response_budget(e, e, 1.0), 1.0, 0.1)
         bounds = torch.cat([bent.push(), bent.energy_push(), bent.norm()])
         assert not bool(bounds.isnan().any())
         if size == 0.0:
@@ -284,6 +284,6 @@ def test_lemma_3_is_exact_without_curvature_and_at_the_worst() -> None:
     mu, rho = 0.3, torch.tensor([2.0], dtype=torch.float64)
     one = torch.ones(1, 1, dtype=torch.float64)
     interval = CurvatureInterval(0.0 * one, mu * one, mu * one, math.inf * one, one, one[0] > 0)
-    bent = Perturbation.of(copy_of(interval), 0.0 * one, one, 1.0, mu)
+    bent = Perturbation.of(copy_of(interval), 0.0 * one, Budget(0.0 * one[0], one[0]), 1.0, mu)
     assert float(sharp_adjoint_bound(rho, bent)) == pytest.approx(2.0 / mu, rel=1e-9)
     assert float(sharp_energy_bound(rho, bent)) == pytest.approx(2.0 * math.sqrt(mu) / (2.0 * mu), rel=1e-9)

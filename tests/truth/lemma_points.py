@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from truth import dense as dense_truth
 
 import learnreg as lr
-from learnreg.certificates.interval import CurvatureInterval, curvature_interval, response_budget, response_radius
+from learnreg.certificates.interval import response_budget, response_radius
 from learnreg.certificates.resolvent import Perturbation
 from learnreg.convolutions.filter_bank import FilterBank
 from learnreg.convolutions.padding import Boundary
@@ -21,6 +21,7 @@ from learnreg.linear.operator import LinearOperator
 from learnreg.lower_level.instance import Instance
 from learnreg.operators import Blur, Identity
 from learnreg.potentials.base import Potential
+from learnreg.potentials.curvature import CurvatureInterval
 from learnreg.regularizers import AnalysisOperator
 
 SHAPE = (1, 5, 6)
@@ -84,13 +85,13 @@ class Point:
 
     def interval(self, e: Tensor) -> CurvatureInterval:
         t = self.responses(self.x)
-        return curvature_interval(self.potential, t, response_radius(self.instance, e, t))
+        return self.potential.curvature_interval(t, response_radius(self.instance, e, t))
 
     def bent(self, e: Tensor, energy: Tensor) -> Perturbation:
         interval = self.interval(e)
         V = self.responses(self.X)
         size = self.potential.size(V)
-        return Perturbation.of(copy_of(interval), size, response_budget(interval, e, energy, self.L), self.L, self.mu)
+        return Perturbation.of(copy_of(interval), size, response_budget(e, energy, self.L), self.L, self.mu)
 
     def mean_curvature(self) -> Tensor:
         """Dbar = the mean of f'' between x^ and x, by Gauss-Legendre points, (1, m, m)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from learnreg.certificates.interval import curvature_interval, response_budget, response_radius
+from learnreg.certificates.interval import response_budget, response_radius
 from learnreg.certificates.resolvent import Perturbation
 from learnreg.certificates.state import energy_error
 from learnreg.linear.samples import expand, sum_samples
@@ -37,8 +37,8 @@ def newton_bound(
     whole = response_radius(instance, torch.ones_like(e), t)
     for _ in range(_SWEEPS):
         radius = torch.minimum(whole * expand(e, t), size + whole * expand(best, t))
-        interval = curvature_interval(potential, t, radius)
-        budget = response_budget(interval, e, energy_error(gradient_norm, e, mu), L)
+        interval = potential.curvature_interval(t, radius)
+        budget = response_budget(e, energy_error(gradient_norm, e, mu), L)
         delta = residual_norm / mu + Perturbation.of(interval, size, budget, L, mu).push()
         best = torch.minimum(best, delta)
         e = torch.minimum(e, norm_d + best)

@@ -169,7 +169,9 @@ class Hypergradient(Brief):
     contains the loss at the exact minimiser ((-inf, inf) without a certificate). x, X: lower-level solution and adjoint
     state. state_error_bound, adjoint_error_bound: 2-norms, (batch,). corrected_gradient, corrected_error_bound: the
     certified gradient that one of the method's own was compared with, and its bound; else gradient and error_bound.
-    rung: the certificate that decided, "published", "frobenius" or "sharp"; empty where none did.
+    rung: the certificate that decided, "published", "frobenius" or "sharp"; empty where none did. accuracy: relative
+    error of the state and relative residual of the adjoint equation that should satisfy a tolerance of 1, in proportion
+    for others: ``Start.after`` hands them on.
     """
 
     gradient: dict[str, Tensor]
@@ -189,6 +191,7 @@ class Hypergradient(Brief):
     corrected_gradient: dict[str, Tensor]
     corrected_error_bound: float
     rung: str = ""
+    accuracy: tuple[float, float] | None = field(default=None, repr=False)
 
     @property
     def relative_error_bound(self) -> float:

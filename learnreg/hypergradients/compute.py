@@ -12,9 +12,10 @@ from learnreg.errors import ConfigError, SolverError
 from learnreg.hypergradients.base import HypergradientMethod
 from learnreg.hypergradients.given import of_own_gradient
 from learnreg.hypergradients.implicit import chosen_method
+from learnreg.hypergradients.ladder_search import LadderSearch
 from learnreg.hypergradients.noise_levels import hypergradient_over_levels
 from learnreg.hypergradients.published_search import PublishedSearch
-from learnreg.hypergradients.search import Request, Start
+from learnreg.hypergradients.search import Request, Search, Start
 from learnreg.hypergradients.sharp_search import SharpSearch
 from learnreg.linear.arguments import real_number
 from learnreg.linear.grad_mode import outside_inference
@@ -29,10 +30,10 @@ __all__ = ["CertificateName", "Start", "hypergradient"]
 
 CertificateName = Literal["auto", "published", "sharp"]
 
-_RUNGS: dict[str, tuple[PointCertificate, ...]] = {
-    "auto": ("frobenius", "sharp"),
-    "published": ("published",),
-    "sharp": ("sharp",),
+_SEARCHES: dict[str, tuple[type[Search], tuple[PointCertificate, ...]]] = {
+    "auto": (LadderSearch, ("frobenius", "sharp")),
+    "published": (PublishedSearch, ("published",)),
+    "sharp": (SharpSearch, ("sharp",)),
 }
 
 
@@ -82,7 +83,8 @@ def hypergradient(
     def find(
         frozen: FrozenProblem, b: Tensor, loss: UpperLoss, start: Start | None, relative: float, absolute: float
     ) -> Hypergradient:
-        return _find(frozen, b, loss, chosen, Request(relative, absolute, max_steps, _RUNGS[certificate]), start)
+        kind, rungs = _SEARCHES[certificate]
+        return _find(kind(frozen, b, loss, chosen, Request(relative, absolute, max_steps, rungs)), start)
 
     frozen = freeze(problem)
     parts = frozen.parts(b)
@@ -99,17 +101,8 @@ def hypergradient(
     return result
 
 
-def _find(
-    frozen: FrozenProblem,
-    b: Tensor,
-    loss: UpperLoss,
-    method: HypergradientMethod,
-    request: Request,
-    start: Start | None,
-) -> Hypergradient:
+def _find(search: Search, start: Start | None) -> Hypergradient:
     """Of samples of one noise level."""
-    kind = PublishedSearch if request.rungs == _RUNGS["published"] else SharpSearch
-    search = kind(frozen, b, loss, method, request)
     begin = search.begin(start)
     goal = search.first_goal(begin)
     point, outcome = search.improve(begin, goal)
@@ -122,6 +115,6 @@ def _find(
 
 def check_certificate(certificate: CertificateName) -> CertificateName:
     """The certificate, or ConfigError unless it is known."""
-    if not isinstance(certificate, str) or certificate not in _RUNGS:
+    if not isinstance(certificate, str) or certificate not in _SEARCHES:
         raise ConfigError(f"certificate={certificate!r}: expected 'auto', 'published' or 'sharp'.")
     return certificate

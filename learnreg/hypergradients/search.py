@@ -37,12 +37,19 @@ _CORRECTION = 1e-2
 @dataclass(frozen=True, repr=False)
 class Start(Brief):
     """Where to start: the state and adjoint state of an earlier visit to the same samples, z and Z those of latent
-    variables, where there are any and they are at hand."""
+    variables, where there are any and they are at hand. accuracy: what the earlier visit needed, see
+    ``Hypergradient``."""
 
     x: Tensor
     X: Tensor
     z: Tensor | None = None
     Z: Tensor | None = None
+    accuracy: tuple[float, float] | None = None
+
+    @classmethod
+    def after(cls, found: Hypergradient) -> Start:
+        """Where a hypergradient ended, for a problem that is not far from its own."""
+        return cls(found.x, found.X, accuracy=found.accuracy)
 
     @classmethod
     def of(cls, instance: Instance, v: Tensor, V: Tensor) -> Start:
@@ -54,7 +61,7 @@ class Start(Brief):
         """That of some samples, or of one without its batch axis, adjoint states times a factor; in memory of its
         own."""
         z, Z = (None if v is None else v[index].clone() for v in (self.z, self.Z))
-        return Start(self.x[index].clone(), factor * self.X[index], z, None if Z is None else factor * Z)
+        return Start(self.x[index].clone(), factor * self.X[index], z, None if Z is None else factor * Z, self.accuracy)
 
     def in_all(self, instance: Instance) -> tuple[Tensor, Tensor]:
         """State and adjoint state in all variables of the instance, in its dtype; latent ones that are not at hand by a
@@ -111,6 +118,7 @@ class Search(ABC):
         self.working: Instance = self.instance
         self.state_steps = self.adjoint_steps = 0
         self.rung = 0
+        self.accuracy: tuple[float, float] | None = None
 
     def target(self, verdict: Verdict) -> float:
         """The error bound that is good enough for the gradient judged."""
@@ -133,6 +141,7 @@ class Search(ABC):
             self.loss.examine(x)
             return Point(self.frozen, self.instance, self.b, self.loss, x, torch.zeros_like(x))
         check_type(start, Start, "start", "lr.Start(x, X)")
+        self.accuracy = start.accuracy
         for name, image in (("start.x", start.x), ("start.X", start.X)):
             self.frozen.operator.check_domain(image, name)
             check_batch(image, self.b.shape[0], name)

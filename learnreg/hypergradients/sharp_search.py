@@ -17,7 +17,7 @@ from torch import Tensor
 from learnreg.certificates.judgement import OUTLOOK, Verdict
 from learnreg.hypergradients.base import Goal, HypergradientMethod, Outcome
 from learnreg.hypergradients.search import LIMITED, Search
-from learnreg.linear.samples import norm_samples, sum_samples
+from learnreg.linear.samples import sum_samples
 from learnreg.lower_level.instance import Instance
 from learnreg.lower_level.point import Point
 from learnreg.result import Hypergradient, Status
@@ -28,15 +28,11 @@ __all__ = ["SharpSearch", "refine"]
 _MAX_ROUNDS, _MAX_IDLE_ROUNDS, _MAX_IDLE_BELOW, _PROGRESS = 24, 6, 2, 0.9
 _FIRST_ADJOINT = 0.1
 _FIRST_FORCING, _LARGEST_FORCING = 0.03, 0.1
-_CONTRACTION = 0.5
+_CONTRACTION, _MET = 0.5, 1.05
 _STATE_SHARE, _SHARE, _SMALLEST_FACTOR = 0.42, 0.93, 1e-8
 """Shares of the tolerance that the state may take, and both states; the least that a residual shrinks by at once."""
 
 _ILL_CONDITIONED = 1000.0
-_REACHABLE = 48.0
-"""Norms of residuals in units of rounding of q that solvers reach: twice what ``rounding_floor`` expects."""
-
-_SATISFYING, _SATISFYING_ADJOINT = 3e-5, 6e-3
 _NEAR, _NEARER = 1e-3, 1e-4
 """Relative accuracy of the first state: within it Newton's method contracts on most problems, and on ill-conditioned
 ones, where a step that fails is expensive."""
@@ -60,19 +56,12 @@ class SharpSearch(Search):
     """Newton corrections of the state until its share of the bound is small, then the adjoint equation there."""
 
     def first_goal(self, point: Point) -> Goal:
-        """Where judgements are cheap, what should satisfy the first one; else a state from which Newton's method should
-        contract, and an adjoint state good enough to weigh errors."""
+        """A state from which Newton's method should contract, and an adjoint state good enough to weigh errors."""
         near = _NEARER if self.instance.condition_bound() >= _ILL_CONDITIONED else _NEAR
-        loose, asked = _FIRST_ADJOINT, min(self.request.tolerance, 1.0)
-        if len(self.request.rungs) > 1:
-            near, loose = _SATISFYING * math.sqrt(asked), _SATISFYING_ADJOINT * asked
         size = sum_samples(point.x.double() ** 2).sqrt().clamp_min(1e-6)
         slope = sum_samples(point.loss_gradient.double() ** 2).sqrt()
-        reachable = _REACHABLE * torch.finfo(self.instance.q.dtype).eps * norm_samples(self.exact_instance.q)
-        state = near * size
-        if self.instance.strong_convexity > 0:
-            state = torch.maximum(state, reachable / self.instance.strong_convexity)
-        return Goal(state, (loose * slope).clamp_min(torch.finfo(torch.float64).tiny))
+        loose = (_FIRST_ADJOINT * slope).clamp_min(torch.finfo(torch.float64).tiny)
+        return Goal(near * size, loose)
 
     def follow(self, point: Point, outcome: Outcome, goal: Goal) -> Hypergradient:
         verdict = self.judge(point, self.request.enough)
@@ -158,10 +147,10 @@ def _correct(search: Search, at: _Position, enough: Callable[[Verdict], float]) 
         point = point.at(point.x, solved.point.to(aim))
     point = point.at(point.x, point.X)
     after = search.judge(point)
-    missed = (reached and not bool((after.state_residual <= 2.0 * aim).all())) or not bool(
-        (after.adjoint_residual <= 2.0 * goal).all()
-    )
-    exact = at.exact or missed
+    near = bool((after.adjoint_residual <= _MET * goal).all())
+    if reached:
+        near = near and bool((after.state_residual <= _MET * aim).all())
+    exact = at.exact or not near
     if wanted >= 1.0 or after.error_bound <= enough(after):
         return _Position(point, after, at.forcing, state_final=at.state_final, exact=exact)
     if not bool((after.state_residual <= torch.maximum(_CONTRACTION * verdict.state_residual, 2.0 * aim)).all()):

@@ -91,7 +91,7 @@ class BatchObjective:
             certificate=self.certificate,
             start=self.start,
         )
-        self.start = Start(result.x, result.X)
+        self.start = Start.after(result)
         self.operator_applications += result.operator_applications
         return result
 

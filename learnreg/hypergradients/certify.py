@@ -10,7 +10,7 @@ from torch import Tensor
 
 from learnreg.certificates.judgement import PointCertificate, gradient_distance
 from learnreg.certificates.state import state_residual
-from learnreg.errors import DataError
+from learnreg.errors import ConfigError, DataError
 from learnreg.hypergradients.compute import CertificateName, check_certificate
 from learnreg.hypergradients.given import Given, adds_little, judge_given, with_adjoint
 from learnreg.hypergradients.implicit import Implicit
@@ -59,7 +59,8 @@ def certify(
     ------
     ShapeError, DataError, ConfigError: bad input.
     """
-    check_certificate(certificate)
+    if check_certificate(certificate) == "none":
+        raise ConfigError("certify(certificate='none'): expected 'sharp' or 'published'; it gives certificates alone.")
     check_max_steps(max_steps)
     frozen = freeze(problem)
     frozen.operator.check_range(b, "b")

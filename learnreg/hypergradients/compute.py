@@ -14,6 +14,7 @@ from learnreg.hypergradients.given import of_own_gradient
 from learnreg.hypergradients.implicit import chosen_method
 from learnreg.hypergradients.ladder_search import LadderSearch
 from learnreg.hypergradients.noise_levels import hypergradient_over_levels
+from learnreg.hypergradients.plain_search import PlainSearch
 from learnreg.hypergradients.published_search import PublishedSearch
 from learnreg.hypergradients.search import Request, Search, Start
 from learnreg.hypergradients.sharp_search import SharpSearch
@@ -28,10 +29,11 @@ from learnreg.solvers.solve import FailureOption, check_failure_option, check_ma
 
 __all__ = ["CertificateName", "Start", "hypergradient"]
 
-CertificateName = Literal["auto", "published", "sharp"]
+CertificateName = Literal["auto", "none", "published", "sharp"]
 
 _SEARCHES: dict[str, tuple[type[Search], tuple[PointCertificate, ...]]] = {
     "auto": (LadderSearch, ("frobenius", "sharp")),
+    "none": (PlainSearch, ()),
     "published": (PublishedSearch, ("published",)),
     "sharp": (SharpSearch, ("sharp",)),
 }
@@ -62,9 +64,11 @@ def hypergradient(
     tolerance: the error bound is at most max(tolerance ‖gradient‖, absolute_tolerance); any positive number. Where no
         bound exists, the error is *estimated* and ``certified`` is False.
     max_steps: lower-level iterations, and adjoint iterations, at most; None stops when the bound stagnates, too.
-    certificate: "published" (norms of all terms at one point), "sharp" (Newton corrections, energy norms and Gram
-        matrices, never larger at a point) or "auto", the sharp one. With these two the gradient returned is the
-        corrected one.
+    certificate: "auto", the bound that meets the tolerance in the least time: by Frobenius norms at a point accurate
+        enough for it, then the sharp one; ``rung`` of the result names it. "sharp": Newton corrections, energy norms
+        and Gram matrices, never larger at a point. "published": norms of all terms at one point. With "auto" and
+        "sharp" the gradient returned is the corrected one. "none": no bound; states to relative accuracies of
+        0.01 and 0.3 times the tolerance, in the precision of b.
     start: warm start.
     on_failure: "return" a Hypergradient whose status says what happened, or "raise".
 
@@ -106,9 +110,9 @@ def _find(search: Search, start: Start | None) -> Hypergradient:
     begin = search.begin(start)
     goal = search.first_goal(begin)
     point, outcome = search.improve(begin, goal)
-    if outcome.status is Status.STAGNATED and (fault := why_stagnated(search.exact_instance)):
+    if outcome.status is Status.STAGNATED and search.request.rungs and (fault := why_stagnated(search.exact_instance)):
         return search.result(search.judge(point), math.inf, "none", Status.STAGNATED, fault)
-    if outcome.gradient is None:
+    if outcome.gradient is None or not search.request.rungs:
         return search.follow(point, outcome, goal)
     return of_own_gradient(search, point, outcome)
 
@@ -116,5 +120,6 @@ def _find(search: Search, start: Start | None) -> Hypergradient:
 def check_certificate(certificate: CertificateName) -> CertificateName:
     """The certificate, or ConfigError unless it is known."""
     if not isinstance(certificate, str) or certificate not in _SEARCHES:
-        raise ConfigError(f"certificate={certificate!r}: expected 'auto', 'published' or 'sharp'.")
+        expected = ", ".join(map(repr, _SEARCHES))
+        raise ConfigError(f"certificate={certificate!r}: expected one of {expected}.")
     return certificate

@@ -1,10 +1,9 @@
 """The search by the cheapest bound that meets the tolerance: go where it should, judge once.
 
 A judgement by Frobenius norms costs what a few iterations cost, and bounds fall faster than the error of the state. So
-the first run aims at a point that should satisfy the tolerance at once, as accurate as earlier problems needed it
-(``benchmarks/certificate_price.py``) or as the last call on these samples did; what its precision cannot reach is
-Newton's method in float64. Where that does not do, corrections follow as in ``sharp_search``, and the sharp bound where
-the cheap one stays too large.
+the first run aims at a point that should satisfy the tolerance at once, as accurate as most problems need it, or as the
+last call on these samples did: the method leads to where Newton's method contracts, which goes on in float64. Where
+that does not do, corrections follow as in ``sharp_search``, and the sharp bound where the cheap one stays too large.
 """
 
 from __future__ import annotations
@@ -32,7 +31,10 @@ relative to its right-hand side and to the modulus in units of ‖M‖. About th
 _REACHABLE = 48.0
 """Norms of residuals in units of rounding of the data that solvers reach: twice what ``rounding_floor`` expects."""
 
-_ROUGH, _FORCING = 0.1, 0.03
+_HAND_OVER, _ROUGH, _FORCING = 1e-4, 0.1, 0.03
+"""Relative accuracies of the state and of the adjoint state from where Newton's method goes on, and to which relative
+residual its first step goes."""
+
 _SHARE, _LEAST_ROOM, _MOST_ROOM, _POWER = 0.4, 0.1, 4.0, 0.7
 """Share of the tolerance that the next call's state, and its adjoint state, should take; how far that is believed; and
 the power of its share that the error of the state follows."""
@@ -44,13 +46,12 @@ class LadderSearch(SharpSearch):
     """Frobenius norms first, then the sharp bound."""
 
     def first_goal(self, point: Point) -> Goal:
-        """What the precision of the data allows of it."""
-        self.wanted = self._wanted(point)
-        reachable = self._reachable()
-        self.beyond = bool((self.wanted.state < reachable).any())
-        slope = norm_samples(point.loss_gradient.double())
+        """What the method should reach of it, in the precision of the data."""
+        self.wanted, (size, slope) = self._wanted(point), _units(point)
+        reached = torch.maximum(self._reachable(), _HAND_OVER * size)
+        self.beyond = bool((self.wanted.state < reached).any())
         adjoint = torch.maximum(self.wanted.adjoint, _ROUGH * slope) if self.beyond else self.wanted.adjoint
-        return Goal(torch.maximum(self.wanted.state, reachable), adjoint)
+        return Goal(torch.maximum(self.wanted.state, reached), adjoint)
 
     def _wanted(self, point: Point) -> Goal:
         """What should satisfy the tolerance."""

@@ -160,10 +160,11 @@ def test_filter_pairing(
     zero_mean: bool,
     rotating_generator: torch.Generator,
 ) -> None:
-    """Validity, and exactness where the module says so: dual_norm but for the boundary, weighted_norm always."""
+    """Validity, and exactness where the module says so: dual_norm but for the boundary, weighted_norm always; by traces
+    within the root of the size of a Gram matrix."""
     bank = FilterBank(normal(rotating_generator, *filters), (1, *sides), boundary, zero_mean)
     (pairing,) = bank.parameter_groups()
-    coarse = NormPairing(pairing.lipschitz)
+    coarse, traces = NormPairing(pairing.lipschitz), pairing.by_traces()
     n, rows, cols = bank.range_shape
     u = normal(rotating_generator, 1, *bank.domain_shape)
     p = normal(rotating_generator, 1, n, rows, cols)
@@ -174,6 +175,8 @@ def test_filter_pairing(
     tight = {"valid": ROUNDING + (1e-4 if zero_mean else 0.0), "circular": ROUNDING + 1e-4, "zero": 2.0, "reflect": 5.0}
     at_most(pairing.dual_norm(p), tight[boundary] * truth, 1e-6 * float(p.norm()))
 
+    at_most(pairing.dual_norm(p), traces.dual_norm(p))
+
     by_response = pairing_matrix(bank, u, "responses")
     for channels in (n, 1):
         high = torch.rand(1, channels, rows, cols, generator=rotating_generator, dtype=torch.float64) ** 3
@@ -183,16 +186,19 @@ def test_filter_pairing(
         at_most(truth, bound)
         at_most(bound, ROUNDING * truth, 1e-6)
         at_most(bound, coarse.weighted_norm(u, high))
+        by_trace = traces.weighted_norm(u, high)
+        at_most(truth, by_trace)
+        at_most(by_trace, math.sqrt(filters[1] * filters[2]) * ROUNDING * truth, 1e-6)
 
     bent = normal(rotating_generator, 1, n, rows, cols).abs()
-    bound = pairing.perturbation_norm(u, bent)
+    bound = torch.minimum(pairing.perturbation_norm(u, bent), traces.perturbation_norm(u, bent))
     for _ in range(20):
         q = bent * normal(rotating_generator, *bent.shape).sign()
         at_most((by_response @ q.flatten()).norm(), bound)
     for row in by_response:  # the sign pattern that is worst for one entry of the gradient
         at_most((by_response @ (bent.flatten() * row.sign())).norm(), bound)
     group = bent[:, :1]
-    bound = pairing.perturbation_norm(u, group)
+    bound = torch.minimum(pairing.perturbation_norm(u, group), traces.perturbation_norm(u, group))
     for _ in range(20):
         q = normal(rotating_generator, *bent.shape)
         q = q / (q * q).sum(1, keepdim=True).sqrt() * group

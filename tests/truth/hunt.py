@@ -171,7 +171,7 @@ def _compare_judgement(case: Case, draw: Draw, summary: Summary, truth: Truth) -
         features = x[:, 1:] * (1.0 + draw.log_uniform(1e-12, 1e-2) * draw.normal(*x[:, 1:].shape)).clamp_min(0.0)
         x = torch.cat([x[:, :1], features], 1) if draw.chance(0.5) else x
     point = Point(problem.frozen(), instance, case.b, loss, x, X)
-    for kind in ("published", "sharp"):
+    for kind in ("published", "frobenius", "sharp"):
         judged = judge(point, kind)
         if not judged.reason:
             error = distance(judged.gradient, truth.gradient)

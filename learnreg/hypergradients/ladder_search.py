@@ -49,7 +49,7 @@ class LadderSearch(SharpSearch):
         """What the method should reach of it, in the precision of the data."""
         self.wanted, (size, slope) = self._wanted(point), _units(point)
         reached = torch.maximum(self._reachable(), _HAND_OVER * size)
-        self.beyond = bool((self.wanted.state < reached).any())
+        self.beyond = self.instance.strong_convexity > 0 and bool((self.wanted.state < reached).any())
         adjoint = torch.maximum(self.wanted.adjoint, _ROUGH * slope) if self.beyond else self.wanted.adjoint
         return Goal(torch.maximum(self.wanted.state, reached), adjoint)
 

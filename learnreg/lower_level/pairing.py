@@ -57,8 +57,10 @@ def evaluate_pairing(point: Point) -> tuple[dict[str, Tensor], Responses]:
         # that of the parameters behind each cast, where the shares of x and X may have cancelled.
         t, V = terms.operator(torch.cat([x, X])).split(x.shape[0])
         counter.applications += 2
-        t_fixed, V_fixed = t.detach(), V.detach()
-        y, Y = fixed.grad(t_fixed), fixed.hess_vec(t_fixed, V_fixed)
+        t_fixed, V_fixed = t.detach().contiguous(), V.detach().contiguous()
+        with torch.no_grad():
+            y = fixed.grad_into(t_fixed, torch.empty_like(t_fixed))
+            Y = fixed.bent(fixed.linearised(t_fixed), V_fixed)
         outputs, weights = [potential.grad(t_fixed)], [V_fixed]
         if t.requires_grad:
             outputs, weights = [*outputs, V, t], [*weights, y, Y]

@@ -70,7 +70,8 @@ class LadderSearch(SharpSearch):
         return lost / mu if mu > 0 else torch.zeros_like(lost)
 
     def follow(self, point: Point, outcome: Outcome, goal: Goal) -> Hypergradient:
-        return super().follow(self._polished(point) if self.beyond else point, outcome, goal)
+        polish = self.beyond and not self.out_of_steps()
+        return super().follow(self._polished(point) if polish else point, outcome, goal)
 
     def certified(self, verdict: Verdict, status: Status) -> Hypergradient:
         found = super().certified(verdict, status)

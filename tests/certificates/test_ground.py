@@ -316,6 +316,7 @@ WRONG: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] 
 
 @pytest.mark.parametrize("place", ["forward", "analysis"])
 @pytest.mark.parametrize("name", WRONG)
+@pytest.mark.sampled(share=0.5, by=("name", "place"))
 def test_wrong_operators_are_refused(name: str, place: str) -> None:
     operator = from_callables(*WRONG[name], SHAPE, SHAPE)
     problem, b, loss = problem_with(operator)

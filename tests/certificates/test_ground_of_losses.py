@@ -178,7 +178,7 @@ def test_networks_in_float32_are_losses_with_estimates(name: str, dtype: torch.d
     assert not found.certified
     assert found.loss_interval == (-math.inf, math.inf)
     exact = lr.UpperLoss(lambda z: function(z.float()).double())
-    expected = lr.hypergradient(problem, b, exact, tolerance=1e-6)
+    expected = lr.hypergradient(problem, b, exact, tolerance=1e-4)
     distance = sum(float((g - expected.gradient[k]).square().sum()) for k, g in found.gradient.items())
     assert math.sqrt(distance) <= 2e-3 * expected.norm
 

@@ -102,7 +102,7 @@ class _Inner:
     def _solved(self, columns: Tensor, t: Tensor, rhs: Tensor) -> Tensor:
         """The same by the dense matrix of each sample."""
         fixed, f, rows = rhs[0].numel() - len(columns), self.instance.potential, columns.flatten(1).T
-        hessian = torch.stack([f.hess_vec(t_, columns).flatten(1) @ rows for t_ in t.split(1)])
+        hessian = torch.stack([f.hess_vec(t_, columns).flatten(1) @ rows for t_ in torch.split(t, 1)])
         hessian.diagonal(dim1=1, dim2=2).add_(self.instance.strong_convexity)
         z = torch.linalg.solve_ex(hessian, rhs.flatten(1)[:, fixed:, None]).result[:, :, 0]
         return torch.cat([z.new_zeros(len(t), fixed), z], 1).view_as(rhs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import runpy
@@ -35,6 +36,16 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     return None if config.args_source is pytest.Config.ArgsSource.TESTPATHS else 0
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection(session: pytest.Session) -> Iterator[object]:
+    """What is collected stays until the end: Python's garbage collector need not go through it again and again."""
+    gc.disable()
+    found = yield
+    gc.enable()
+    gc.freeze()
+    return found
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """A few slow tests, drawn by the rotating seed, run with the others until they fill LEARNREG_SLOW_SECONDS; of large
     grids of cases a sample drawn likewise runs with the whole suite, all of them when files are chosen or with -m
@@ -48,18 +59,32 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             left -= seconds
             item.own_markers = [m for m in item.own_markers if m.name != "slow"]
     if config.args_source is pytest.Config.ArgsSource.TESTPATHS:
+        grids: dict[str, list[pytest.Item]] = {}
         for item in items:
-            marker = item.get_closest_marker("sampled")
-            if marker and not _is_drawn(item, **marker.kwargs):
+            if item.get_closest_marker("sampled"):
+                grids.setdefault(item.nodeid.partition("[")[0], []).append(item)
+        for name, cases in grids.items():
+            for item in _not_drawn(name, cases, **cases[0].get_closest_marker("sampled").kwargs):  # type: ignore[union-attr]
                 item.add_marker(pytest.mark.slow)
 
 
-def _is_drawn(item: pytest.Item, share: float, by: tuple[str, ...]) -> bool:
-    """Whether a case is in this run's sample; cases that agree in the parameters ``by``, whose truth is shared, are
-    together in it or not."""
-    parameters = item.callspec.params  # type: ignore[attr-defined]
-    key = [str(parameters[name]) for name in by]
-    return random.Random(f"{ROTATING_SEED} {key}").random() < share
+def _not_drawn(test: str, cases: list[pytest.Item], share: float, by: tuple[str, ...]) -> list[pytest.Item]:
+    """The cases of a test that are not in this run's sample. Cases that agree in the parameters ``by``, whose truth is
+    shared, are together in it or not. Diagonals of the grid are drawn, its rows and columns in random order: each value
+    of a parameter is there, unless all others have fewer than 1/share values."""
+    order = random.Random(f"{ROTATING_SEED} {test}")
+    keys = [[str(item.callspec.params[name]) for name in by] for item in cases]  # type: ignore[attr-defined]
+    places = []
+    for values in zip(*keys, strict=True):
+        shuffled = sorted(set(values))
+        order.shuffle(shuffled)
+        places.append({value: place for place, value in enumerate(shuffled)})
+    left_out = []
+    for item, key in zip(cases, keys, strict=True):
+        diagonal = sum(place[value] for place, value in zip(places, key, strict=True))
+        if diagonal * share % 1.0 >= share - 1e-9:
+            left_out.append(item)
+    return left_out
 
 
 def pytest_report_header() -> str:

@@ -26,8 +26,8 @@ from learnreg.linear.grad_mode import full_precision
 
 __all__ = ["adopt_kernels", "chosen_kernels", "correlate", "correlate_adjoint", "filter_gradient"]
 
-Kernel = Callable[[Tensor, Tensor, Tensor], None]
-"""(input, filters, out): overwrites ``out``."""
+Kernel = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""(input, filters, out): the result, in the memory of ``out`` where that is given."""
 
 _BLOCK_BYTES = 2 * 1024**2
 _TAP_BYTES = 4 * 1024**2
@@ -119,42 +119,50 @@ class _CorrelateAdjoint(torch.autograd.Function):
 
 
 def _correlate(x: Tensor, filters: Tensor, out: Tensor | None) -> Tensor:
-    (n, k, l), (rows, cols) = filters.shape, x.shape[-2:]
-    if out is None:
-        out = x.new_empty(x.shape[0], n, rows - k + 1, cols - l + 1)
-    kernel = _choose("correlate", _FORWARD, out, filters)
-    kernel(x, filters, out)
-    return out
+    (_, k, l), (rows, cols) = filters.shape, x.shape[-2:]
+    kernel = _choose("correlate", _FORWARD, x, filters, rows - k + 1, cols - l + 1)
+    return kernel(x, filters, out)
 
 
 def _correlate_adjoint(y: Tensor, filters: Tensor, out: Tensor | None) -> Tensor:
-    (_, k, l), (rows, cols) = filters.shape, y.shape[-2:]
-    if out is None:
-        out = y.new_empty(y.shape[0], 1, rows + k - 1, cols + l - 1)
-    kernel = _choose("adjoint", _ADJOINT, y, filters)
-    kernel(y if y.is_contiguous() else y.contiguous(), filters, out)
-    return out
+    kernel = _choose("adjoint", _ADJOINT, y, filters, *y.shape[-2:])
+    return kernel(y if y.is_contiguous() else y.contiguous(), filters, out)
 
 
 # ---- kernels ---------------------------------------------------------------------------------------------------------
 
 
-def _conv2d(x: Tensor, filters: Tensor, out: Tensor) -> None:
+def _responses(x: Tensor, filters: Tensor) -> Tensor:
+    """Memory for the responses to images."""
+    (n, k, l), (batch, _, rows, cols) = filters.shape, x.shape
+    return x.new_empty(batch, n, rows - k + 1, cols - l + 1)
+
+
+def _image(y: Tensor, filters: Tensor) -> Tensor:
+    """Memory for what the transpose makes of responses."""
+    (_, k, l), (batch, _, rows, cols) = filters.shape, y.shape
+    return y.new_empty(batch, 1, rows + k - 1, cols + l - 1)
+
+
+def _conv2d(x: Tensor, filters: Tensor, out: Tensor | None) -> Tensor:
     """The reference, block by block so that its temporary result stays in the cache."""
     weight, k = filters[:, None], filters.shape[1]
-    if out.device.type != "cpu":
-        out.copy_(F.conv2d(x, weight))
-        return
+    if x.device.type != "cpu" or weight.shape[0] * x.numel() * x.element_size() <= _BLOCK_BYTES:
+        found = F.conv2d(x, weight)
+        return found if out is None else out.copy_(found)
+    out = _responses(x, filters) if out is None else out
     rows, block = out.shape[2], _block_rows(out, out.shape[1])
     samples = max(1, block // rows)  # at a time
     for i in range(0, x.shape[0], samples):
         for first in range(0, rows, block):
             last, part = min(first + block, rows), slice(i, i + samples)
             out[part, :, first:last] = F.conv2d(x[part, :, first : last + k - 1], weight)
+    return out
 
 
-def _windows_product(x: Tensor, filters: Tensor, out: Tensor) -> None:
+def _windows_product(x: Tensor, filters: Tensor, out: Tensor | None) -> Tensor:
     """Filters (n, kl) times the matrix of windows (kl, pixels), block by block."""
+    out = _responses(x, filters) if out is None else out
     (n, k, l), (batch, _, rows, cols) = filters.shape, out.shape
     matrix, row, col = filters.reshape(n, k * l), x.stride(-2), x.stride(-1)
     block = min(rows, _block_rows(out, k * l))
@@ -170,14 +178,17 @@ def _windows_product(x: Tensor, filters: Tensor, out: Tensor) -> None:
             windows.view(k, l, height, cols).copy_(shifted)
             columns = slice(first * cols, (first + height) * cols)
             torch.mm(matrix, windows.view(k * l, height * cols), out=flat[i, :, columns])
+    return out
 
 
-def _conv_transpose2d(y: Tensor, filters: Tensor, out: Tensor) -> None:
-    out.copy_(F.conv_transpose2d(y, filters[:, None]))
+def _conv_transpose2d(y: Tensor, filters: Tensor, out: Tensor | None) -> Tensor:
+    found = F.conv_transpose2d(y, filters[:, None])
+    return found if out is None else out.copy_(found)
 
 
-def _taps_product(y: Tensor, filters: Tensor, out: Tensor) -> None:
+def _taps_product(y: Tensor, filters: Tensor, out: Tensor | None) -> Tensor:
     """Filters (kl, n) times the responses (n, pixels), then kl shifted additions."""
+    out = _image(y, filters) if out is None else out
     (n, k, l), (batch, _, rows, cols) = filters.shape, y.shape
     matrix = filters.reshape(n, k * l).T.expand(batch, k * l, n)
     per_row = batch * k * l * cols * y.element_size()
@@ -194,6 +205,7 @@ def _taps_product(y: Tensor, filters: Tensor, out: Tensor) -> None:
         for s, tap in enumerate(shifts):
             i, j = first + s // l, s % l
             out[:, 0, i : i + height, j : j + cols].add_(tap)
+    return out
 
 
 _FORWARD: dict[str, Kernel] = {"conv2d": _conv2d, "windows-product": _windows_product}
@@ -223,16 +235,16 @@ def _scratch(count: int, like: Tensor) -> Tensor:
 _choices: dict[tuple[str | int, ...], str] = {}
 
 
-def _choose(kind: str, kernels: dict[str, Kernel], responses: Tensor, filters: Tensor) -> Kernel:
+def _choose(kind: str, kernels: dict[str, Kernel], like: Tensor, filters: Tensor, rows: int, cols: int) -> Kernel:
     """The fastest kernel for responses of this shape, measured on a part of it when it is seen for the first time."""
     reference = next(iter(kernels))
-    eager = responses.device.type == "cpu" and responses.dtype in (torch.float32, torch.float64)
-    if not eager or torch.are_deterministic_algorithms_enabled() or responses.numel() == 0:
+    eager = like.device.type == "cpu" and like.dtype in (torch.float32, torch.float64)
+    if not eager or torch.are_deterministic_algorithms_enabled() or like.numel() == 0 or filters.numel() == 0:
         return kernels[reference]
-    (n, k, l), (rows, cols) = filters.shape, responses.shape[-2:]
-    key = (kind, n, k, l, min(rows, _MEASURED_ROWS), cols, str(responses.dtype), torch.get_num_threads())
+    n, k, l = filters.shape
+    key = (kind, n, k, l, min(rows, _MEASURED_ROWS), cols, str(like.dtype), torch.get_num_threads())
     if key not in _choices:
-        _choices[key] = _fastest(kernels, n, k, l, min(rows, _MEASURED_ROWS), cols, responses.dtype)
+        _choices[key] = _fastest(kernels, n, k, l, min(rows, _MEASURED_ROWS), cols, like.dtype)
     return kernels[_choices[key]]
 
 

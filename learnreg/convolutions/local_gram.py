@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -24,20 +22,25 @@ def local_gram(
     W^T W couples pixels at most k - 1 apart, so that one application serves all pixels of a grid of step 2 k - 1.
     """
     channels, height, width = operator.domain_shape
+    pixels = height * width
     steps = [min(n, 2 * k - 1) for n, k in zip((height, width), filter_shape, strict=True)]
-    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    grid = ((rows % steps[0]) * steps[1] + columns % steps[1]).flatten()  # of each pixel
     count = steps[0] * steps[1]
-    units = torch.zeros(channels, count, channels, height * width, dtype=torch.float64)
+    grid = (torch.arange(height)[:, None] % steps[0] * steps[1] + torch.arange(width) % steps[1]).flatten()
+    units = torch.zeros(channels, count, channels, pixels, dtype=torch.float64)
     for channel in range(channels):
-        units[channel, grid, channel, torch.arange(height * width)] = 1.0
+        units[channel, grid, channel, torch.arange(pixels)] = 1.0
     units = units.view(channels * count, *operator.domain_shape).to(device)
     images = torch.cat([operator.adjoint(operator(part)) for part in torch.split(units, _BLOCK)])
-    near = [
-        (a.flatten()[:, None] - a.flatten()[None, :]).abs() < k
-        for a, k in zip((rows, columns), filter_shape, strict=True)
-    ]
-    mine = (near[0] & near[1]).to(device)  # of the pixels of a grid, the one that is near
-    image_of = images.view(channels, count, channels, height * width)[:, grid.to(device)]
-    gram = torch.where(mine[None, :, None, :], image_of, 0.0)
-    return gram.reshape(math.prod(operator.domain_shape), -1)
+    (row, near_row), (column, near_column) = map(_near, (height, width), filter_shape)
+    pixel, near = ((a[:, None] * width + b).flatten().to(device) for a, b in ((row, column), (near_row, near_column)))
+    gram = images.new_zeros(channels, pixels, channels, pixels)
+    image_of = grid.to(device)[pixel]  # of the pixels of a grid, the one that is near
+    gram[:, pixel, :, near] = images.view(channels, count, channels, pixels)[:, image_of, :, near]
+    return gram.view(channels * pixels, -1)
+
+
+def _near(n: int, k: int) -> tuple[Tensor, Tensor]:
+    """The pairs of places below n that are less than k apart."""
+    places = torch.arange(n)
+    first, second = ((places[:, None] - places).abs() < k).nonzero(as_tuple=True)
+    return first, second

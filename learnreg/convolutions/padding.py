@@ -35,6 +35,8 @@ def pad(x: Tensor, filter_shape: tuple[int, int], boundary: Boundary) -> Tensor:
         return F.pad(x, (left, right, top, bottom))
     if boundary in _KERNELS and x.device.type == "cpu":
         return F.pad(x, (left, right, top, bottom), _KERNELS[boundary][0])
+    if boundary == "circular" and bottom <= x.shape[-2] and right <= x.shape[-1]:
+        return F.pad(x, (left, right, top, bottom), "circular")
     rows = source_index(x.shape[-2], top, bottom, boundary, x.device)
     cols = source_index(x.shape[-1], left, right, boundary, x.device)
     return x.index_select(-2, rows).index_select(-1, cols)

@@ -50,13 +50,20 @@ class SecondOrderOperator(LinearOperator):
         scale: float = 1.0,
     ) -> None:
         self._filters = (image_filters, first, second, mixed)
-        of_fields = float(scale) * torch.cat([-first, second, math.sqrt(0.5) * mixed], 1)
+        of_fields = torch.cat([-first, second, math.sqrt(0.5) * mixed], 1)
         image = FilterBank(image_filters.flatten(0, 1), image_shape, boundary)
         self._first, self._second = int(first.shape[1]), int(second.shape[1])
         super().__init__((3, *image_shape[1:]), (3, self._first + self._second, *image.range_shape[1:]))
         self.image = image
         self.fields = torch.nn.ModuleList(FilterBank(filters, image_shape, boundary) for filters in of_fields)
         self.scale = float(scale)
+
+    def at(self, scale: float) -> SecondOrderOperator:
+        """The same with another scale. The banks are shared, so that their norms are found once."""
+        _, height, width = self.domain_shape
+        other = SecondOrderOperator(*self._filters, (1, height, width), self.image.boundary, scale)
+        other.image, other.fields = self.image, self.fields
+        return other
 
     def forward(self, x: Tensor) -> Tensor:
         K, J = self._first, self._second
@@ -80,18 +87,24 @@ class SecondOrderOperator(LinearOperator):
     def _of_parts(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Responses to the image, and to each part of the field."""
         image: Tensor = self.image(x[:, :1])
-        return image, [bank(x[:, i : i + 1]) for i, bank in enumerate(self.fields, 1)]
+        field = self.scale * x[:, 1:]
+        return image, [bank(field[:, i : i + 1]) for i, bank in enumerate(self.fields)]
 
     def adjoint(self, y: Tensor) -> Tensor:
         K = self._first
-        found = [self.image.adjoint(torch.cat([y[:, 0, :K], y[:, 1, :K]], 1))]
-        for i, bank in enumerate(self.fields):
-            field: Any = bank
-            found.append(field.adjoint(torch.cat([y[:, i], y[:, 2, K:]], 1)))
-        return torch.cat(found, 1)
+        image = self.image.adjoint(torch.cat([y[:, 0, :K], y[:, 1, :K]], 1))
+        fields: list[Any] = list(self.fields)
+        pulled = [bank.adjoint(torch.cat([y[:, i], y[:, 2, K:]], 1)) for i, bank in enumerate(fields)]
+        return torch.cat([image, *(self.scale * field for field in pulled)], 1)
 
     def _banks(self) -> list[FilterBank]:
+        """Those of the image and, before they are scaled, of both parts of the field."""
         return [self.image, *self.fields]
+
+    def _columns(self) -> list[NormBound]:
+        """Norms of what belongs to the image and to both parts of the field."""
+        image, *fields = (bank.norm() for bank in self._banks())
+        return [image, *(field.scaled(self.scale) for field in fields)]
 
     def _find_norm(self) -> NormBound:
         """That of the dense Gram matrix for small images; else the largest singular value over all frequencies. Where
@@ -105,7 +118,7 @@ class SecondOrderOperator(LinearOperator):
         if repeat > 1.0 and bound > _LOOSE * power_estimate(gram, self.domain_shape, device=device, steps=20):
             sides = (self.domain_shape[1], self.domain_shape[2])
             bound = min(bound, local_norm_bound(self._resized, self.image.filter_shape, sides, device))
-            columns = [bank.norm() for bank in self._banks()]
+            columns = self._columns()
             if all(column.kind == "rigorous" for column in columns):
                 bound = min(bound, math.hypot(*(column.value for column in columns)))
         return NormBound(bound)
@@ -123,6 +136,7 @@ class SecondOrderOperator(LinearOperator):
         grid = max(_GRID, 2 ** math.ceil(math.log2(8 * (degree + 1))))
         K, J = self._first, self._second
         image, *fields = (torch.fft.rfft2(bank.filters.detach().double(), s=(grid, grid)) for bank in self._banks())
+        fields = [self.scale * field for field in fields]
         first, second, mixed = zip(*((f[:K], f[K : K + J], f[K + J :]) for f in fields), strict=True)
         no_first, no_second = torch.zeros_like(first[0]), torch.zeros_like(second[0])
         rows = torch.cat(
@@ -142,7 +156,7 @@ class SecondOrderOperator(LinearOperator):
     def balance(self) -> float:
         """The scale at which image and field have parts of the same norm, about."""
         image, *fields = (bank.norm_bound() for bank in self._banks())
-        return self.scale * image / max(fields) if image > 0 else 1.0
+        return image / max(fields) if image > 0 else 1.0
 
     def gram_diagonal(self, weights: Tensor) -> Tensor | None:
         """Repeated pixels count as different ones."""
@@ -150,9 +164,10 @@ class SecondOrderOperator(LinearOperator):
         columns = [torch.cat([weights[:, 0, :K], weights[:, 1, :K]], 1)]
         columns += [torch.cat([weights[:, i], weights[:, 2, K:]], 1) for i in range(2)]
         found = []
-        for bank, part in zip(self._banks(), columns, strict=True):
+        factors = (1.0, self.scale**2, self.scale**2)
+        for bank, part, factor in zip(self._banks(), columns, factors, strict=True):
             squares = FilterBank(bank.filters.detach().square(), self.image.domain_shape, bank.boundary)  # type: ignore[arg-type]
-            found.append(squares.adjoint(part))
+            found.append(factor * squares.adjoint(part))
         return torch.cat(found, 1)
 
     def parameter_lipschitz(self) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,59 +68,53 @@ def certificate_over_levels(
         find(part, b[i], loss.part(i, batch), x[i], None if X is None else X[i] * (batch / len(i))) for i, part in parts
     ]
     shares = [len(index) / batch for index in indices]
-    intervals = [c.loss_interval for c in found]
-    gradient, corrected = (_mean(list(g), shares) for g in zip(*_gradients(found), strict=True))
-    bounds = [one.adjoint_error_bound for one in found]
-    adjoint, adjoint_bound = _adjoint_states([one.X for one in found], bounds, shares, indices)
+    shared = _of_the_mean(found, shares, indices)
     return replace(
         found[0],
+        **shared,
         error_bound=in_order([c.error_bound for c in found], indices),
-        gradient=gradient,
-        gradient_error_bound=_bound([c.gradient_error_bound for c in found], shares, gradient),
-        loss=_weighted([c.loss for c in found], shares),
-        loss_interval=(_weighted([i[0] for i in intervals], shares), _weighted([i[1] for i in intervals], shares)),
-        certified=all(c.certified for c in found),
-        bound_kind=worst_kind([c.bound_kind for c in found]),
-        reason=next((c.reason for c in found if c.reason), ""),
-        X=adjoint,
-        adjoint_error_bound=adjoint_bound,
+        gradient_error_bound=_bound([c.gradient_error_bound for c in found], shares, shared["gradient"]),
         gradient_error_estimate=_weighted([c.gradient_error_estimate for c in found], shares),
         loss_estimate=_weighted([c.loss_estimate for c in found], shares),
-        corrected_gradient=corrected,
-        corrected_error_bound=_bound([c.corrected_error_bound for c in found], shares, corrected),
-        operator_applications=max(c.operator_applications for c in found),
     )
 
 
 def _joined(found: Sequence[Hypergradient], indices: Sequence[Tensor], batch: int) -> Hypergradient:
     shares = [len(index) / batch for index in indices]
-    intervals = [hg.loss_interval for hg in found]
-    gradient, corrected = (_mean(list(g), shares) for g in zip(*_gradients(found), strict=True))
-    bounds = [one.adjoint_error_bound for one in found]
-    adjoint, adjoint_bound = _adjoint_states([one.X for one in found], bounds, shares, indices)
+    shared = _of_the_mean(found, shares, indices)
     return replace(
         found[0],
-        gradient=gradient,
-        error_bound=_bound([hg.error_bound for hg in found], shares, gradient),
-        certified=all(hg.certified for hg in found),
-        bound_kind=worst_kind([hg.bound_kind for hg in found]),
-        reason=next((hg.reason for hg in found if hg.reason), ""),
-        loss=_weighted([hg.loss for hg in found], shares),
-        loss_interval=(_weighted([i[0] for i in intervals], shares), _weighted([i[1] for i in intervals], shares)),
+        **shared,
+        error_bound=_bound([hg.error_bound for hg in found], shares, shared["gradient"]),
         x=in_order([hg.x for hg in found], indices),
-        X=adjoint,
         state_error_bound=in_order([hg.state_error_bound for hg in found], indices),
-        adjoint_error_bound=adjoint_bound,
         status=worst_status([hg.status for hg in found]),
         steps=max(hg.steps for hg in found),
-        operator_applications=max(hg.operator_applications for hg in found),
-        corrected_gradient=corrected,
-        corrected_error_bound=_bound([hg.corrected_error_bound for hg in found], shares, corrected),
     )
 
 
-def _gradients(found: Sequence[Hypergradient] | Sequence[Certificate]) -> list[tuple[Gradient, Gradient]]:
-    return [(one.gradient, one.corrected_gradient) for one in found]
+def _of_the_mean(
+    found: Sequence[Hypergradient] | Sequence[Certificate], shares: Sequence[float], indices: Sequence[Tensor]
+) -> dict[str, Any]:
+    """What hypergradients and certificates of the mean loss both say, by field."""
+    gradient = _mean([one.gradient for one in found], shares)
+    corrected = _mean([one.corrected_gradient for one in found], shares)
+    bounds = [one.adjoint_error_bound for one in found]
+    adjoint, adjoint_bound = _adjoint_states([one.X for one in found], bounds, shares, indices)
+    low, high = zip(*(one.loss_interval for one in found), strict=True)
+    return {
+        "gradient": gradient,
+        "corrected_gradient": corrected,
+        "corrected_error_bound": _bound([one.corrected_error_bound for one in found], shares, corrected),
+        "loss": _weighted([one.loss for one in found], shares),
+        "loss_interval": (_weighted(low, shares), _weighted(high, shares)),
+        "certified": all(one.certified for one in found),
+        "bound_kind": worst_kind([one.bound_kind for one in found]),
+        "reason": next((one.reason for one in found if one.reason), ""),
+        "X": adjoint,
+        "adjoint_error_bound": adjoint_bound,
+        "operator_applications": max(one.operator_applications for one in found),
+    }
 
 
 def _adjoint_states(

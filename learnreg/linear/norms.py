@@ -125,7 +125,9 @@ def gram_norm_bound(gram: Tensor) -> float:
     estimate = lanczos_estimate(lambda v: v @ gram, (n,), device=gram.device)
     for margin in _MARGINS:
         bound = (1.0 + margin) * estimate
-        if int(torch.linalg.cholesky_ex(bound * torch.eye(n, dtype=gram.dtype, device=gram.device) - gram).info) == 0:
+        shifted = -gram
+        shifted.diagonal().add_(bound)
+        if int(torch.linalg.cholesky_ex(shifted).info) == 0:
             return math.sqrt(size * bound) * rounding
     return math.sqrt(size * float(torch.linalg.norm(gram))) * rounding
 

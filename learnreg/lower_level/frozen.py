@@ -21,8 +21,9 @@ from learnreg.linear.reparametrized import reparametrized
 from learnreg.lower_level.constraints import Box
 from learnreg.lower_level.data_terms import LeastSquares
 from learnreg.lower_level.instance import Counter, Instance
+from learnreg.lower_level.noise_levels import check_levels
 from learnreg.lower_level.quadratic import quadratic_of
-from learnreg.lower_level.regularizer import Regularizer, check_levels
+from learnreg.lower_level.regularizer import Regularizer
 from learnreg.lower_level.saddle_terms import ParameterRole, SaddleTerms
 from learnreg.potentials.base import Potential
 from learnreg.result import brief
@@ -91,7 +92,7 @@ class FrozenProblem:
         """
         self.operator.check_range(b, "b")
         groups = self.regularizer.sample_groups()
-        check_levels(groups, len(b))
+        check_levels([index for index, _ in groups], len(b))
         if not groups:
             return [(torch.arange(len(b), device=b.device), self)]
         return [

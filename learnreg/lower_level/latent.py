@@ -138,9 +138,9 @@ class Latent:
             sides.append(torch.cat([image, other.expand(self.channels, *grid)]))
         return Box(*sides)
 
-    def balanced(self, norm: float, like: Tensor) -> tuple[float, Tensor | None]:
+    def balanced(self, norm: Callable[[], float], like: Tensor) -> tuple[float, Tensor | None]:
         """The norm of the analysis operator after scaling (x, z^) until its columns weigh about as much for both, and
-        the square of that scaling per channel, at most 1; the norm given and None without latent variables."""
+        the square of that scaling per channel, at most 1; without latent variables that of ``norm``, and None."""
         aim = min(self.balance(), self.scale)
         scaling = like.new_ones(like.shape[1], 1, 1)
         scaling[self.image_channels :] = (aim / self.scale) ** 2
@@ -213,8 +213,8 @@ class NoLatent(Latent):
     def box(self, constraint: Box) -> Box:
         return constraint
 
-    def balanced(self, norm: float, like: Tensor) -> tuple[float, Tensor | None]:
-        return norm, None
+    def balanced(self, norm: Callable[[], float], like: Tensor) -> tuple[float, Tensor | None]:
+        return norm(), None
 
 
 class JointOperator(LinearOperator):

@@ -24,7 +24,8 @@ from learnreg.lower_level.constraints import Box, Unconstrained
 from learnreg.lower_level.data_terms import LeastSquares
 from learnreg.lower_level.frozen import FrozenProblem
 from learnreg.lower_level.instance import Instance
-from learnreg.lower_level.regularizer import Regularizer, checked_level
+from learnreg.lower_level.noise_levels import checked_level
+from learnreg.lower_level.regularizer import Regularizer
 from learnreg.lower_level.saddle_terms import SaddleTerms
 from learnreg.lower_level.twins import Twins
 from learnreg.result import brief

@@ -16,6 +16,7 @@ from learnreg.linear.grad_mode import full_precision
 from learnreg.linear.identity import Unchanged
 from learnreg.linear.stack import Stack
 from learnreg.lower_level.given_value import SnapshotFunction, of_any_dtype
+from learnreg.lower_level.noise_levels import check_levels, checked_level
 from learnreg.lower_level.saddle_terms import ParameterRole, Pictures, SaddleTerms
 from learnreg.potentials.stacked import StackedPotential
 from learnreg.potentials.value import ValuePotential
@@ -345,7 +346,7 @@ class _NoiseLevels(Regularizer):
         return [(torch.tensor(index), self._base.at(level)) for level, index in members.items()]
 
     def value(self, x: Tensor) -> Tensor:
-        check_levels(self.sample_groups(), len(x))
+        check_levels([index for index, _ in self.sample_groups()], len(x))
         groups = [(index.to(x.device), regularizer) for index, regularizer in self.sample_groups()]
         values = torch.cat([regularizer.value(x[index]) for index, regularizer in groups])
         return values[torch.cat([index for index, _ in groups]).argsort()]
@@ -361,33 +362,6 @@ class _NoiseLevels(Regularizer):
 
     def project_(self) -> None:
         self._base.project_()
-
-
-def check_levels(groups: list[tuple[Tensor, Regularizer]], batch: int) -> None:
-    """ShapeError unless the groups are those of a batch of this size."""
-    count = sum(len(index) for index, _ in groups)
-    if groups and count != batch:
-        raise ShapeError(f"noise levels of {count} samples were given, for a batch of {batch}.")
-
-
-def checked_level(sigma: Any, name: str) -> float | Tensor:
-    """A noise level as a number, or one for each sample as a tensor (batch,).
-
-    Raises
-    ------
-    ConfigError: neither, or not positive and finite.
-    """
-    if isinstance(sigma, Tensor) and sigma.dim() == 1 and len(sigma):
-        if not (bool(torch.isfinite(sigma).all()) and float(sigma.min()) > 0):
-            raise ConfigError(f"{name}: expected positive finite noise levels, got {sigma.tolist()}.")
-        return sigma.detach()
-    single = isinstance(sigma, (int, float)) or (isinstance(sigma, Tensor) and sigma.dim() == 0)
-    if not (single and not isinstance(sigma, bool) and float(sigma) > 0 and math.isfinite(sigma)):
-        got = f"a tensor of shape {tuple(sigma.shape)}" if isinstance(sigma, Tensor) and sigma.dim() else repr(sigma)
-        raise ConfigError(
-            f"{name}: got {got}, expected a positive finite number, or a tensor (batch,) with one for each sample."
-        )
-    return float(sigma)
 
 
 def positive_log(values: Tensor | float, name: str, count: int | None = None) -> nn.Parameter:

@@ -143,7 +143,7 @@ class LearnedTotalGeneralizedVariation(Regularizer):
             cost=torch.zeros(1, 1, 1, dtype=torch.float64, device=self.kernels.device),
             modulus=self.delta,
             nonnegative=False,
-            operator=lambda scale: _joint(self, image_shape, *parameters, scale=scale)[0],
+            operator=operator.at,
             solve=solve,
             start=_guess,
             balance=operator.balance,
@@ -227,8 +227,6 @@ def _joint(
     first: Tensor,
     second: Tensor,
     log_weights: Tensor,
-    *,
-    scale: float = 1.0,
 ) -> tuple[SecondOrderOperator, IsotropicPseudoHuber]:
     """K and f for raw parameters."""
     L, (M_1, M_2, M_3) = sum_to_one(first), sum_to_one(second)
@@ -240,7 +238,6 @@ def _joint(
         torch.stack([across(M_3), down(M_3)]),
         shape,
         regularizer.boundary,
-        scale,
     )
     return operator, IsotropicPseudoHuber(regularizer.smoothing, log_weights.double().exp()[:, None, None])
 

@@ -1,13 +1,14 @@
 """Regularizers R(x) = min over z of F(x, z) whose latent variables are coupled over the image: the best z, to rounding,
 and R with two derivatives.
 
-F(x, z) = f(K (x, z)) + ½ modulus ‖z‖² is strongly convex in z. Newton's method finds its minimiser; where f is nearly
-kinked, for smoother potentials first. ∇R = ∂F/∂x by the envelope theorem, and the second derivative goes through
-dz/dx = -F_zz^-1 F_zx.
+F(x, z) = f(K (x, z)) + ½ modulus ‖z‖² is strongly convex in z. Newton's method finds its minimiser, its steps by
+conjugate gradients or, for few unknowns, by a dense matrix; where f is nearly kinked, for smoother potentials first.
+∇R = ∂F/∂x by the envelope theorem, and the second derivative goes through dz/dx = -F_zz^-1 F_zx.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast
 
@@ -35,6 +36,9 @@ _ROUGH, _AT_ROUNDING, _PATIENCE = 1e-2, 8.0, 3
 _LARGEST_FORCING, _SMALLEST_FORCING = 0.1, 1e-6
 _INVERSE = 1e-13
 
+_DENSE = 256
+"""Latent variables of an image up to which dense matrices take less time than conjugate gradients."""
+
 
 class Reduction(Protocol):
     """What a regularizer says of F: ``energy`` of images and latent variables, (batch,), differentiable twice in all
@@ -54,6 +58,8 @@ class _Inner:
 
     instance: Instance
     own: Tensor
+    columns: Tensor | None
+    """K of each unit vector of z, (n, *range_shape), where these are few."""
 
     @classmethod
     def of(cls, operator: LinearOperator, potential: Potential, modulus: float, x: Tensor, channels: int) -> _Inner:
@@ -68,8 +74,13 @@ class _Inner:
             strong_convexity=modulus,
             counter=Counter(),
         )
-        own = torch.arange(shape[0], device=x.device) >= channels
-        return cls(instance, own[:, None, None].expand(instance.q.shape))
+        own = (torch.arange(shape[0], device=x.device) >= channels)[:, None, None].expand(instance.q.shape)
+        fixed, count = channels * math.prod(shape[1:]), math.prod(shape)
+        columns = None
+        if count - fixed <= _DENSE:
+            units = torch.eye(count, dtype=x.dtype, device=x.device)[fixed:]
+            columns = operator(units.view(-1, *shape))
+        return cls(instance, own, columns)
 
     def gradient(self, v: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """∂F/∂z within all variables, and what of its norm may be rounding."""
@@ -80,11 +91,21 @@ class _Inner:
         return g, _AT_ROUNDING * torch.finfo(v.dtype).eps * rounded
 
     def inverse(self, t: Tensor, rhs: Tensor, relative: Tensor) -> Tensor:
-        """F_zz^-1 rhs at responses t, to residuals relative to rhs, (batch,)."""
+        """F_zz^-1 rhs at responses t, to residuals relative to rhs, (batch,), or to rounding."""
+        if self.columns is not None:
+            return self._solved(self.columns, t, rhs)
         equation = replace(AdjointEquation.at(self.instance, rhs, t, -rhs), free=FreePixels(self.own))
         goal = relative * sum_samples(rhs**2).sqrt()
         never = torch.zeros_like(goal)
         return iterate(ConjugateGradient(), equation, torch.zeros_like(rhs), goal, never, _MAX_CG_STEPS).x
+
+    def _solved(self, columns: Tensor, t: Tensor, rhs: Tensor) -> Tensor:
+        """The same by the dense matrix of each sample."""
+        fixed, f, rows = rhs[0].numel() - len(columns), self.instance.potential, columns.flatten(1).T
+        hessian = torch.stack([f.hess_vec(t_, columns).flatten(1) @ rows for t_ in torch.split(t, 1)])
+        hessian.diagonal(dim1=1, dim2=2).add_(self.instance.strong_convexity)
+        z = torch.linalg.solve_ex(hessian, rhs.flatten(1)[:, fixed:, None]).result[:, :, 0]
+        return torch.cat([z.new_zeros(len(t), fixed), z], 1).view_as(rhs)
 
     def minimise(self, v: Tensor, relative: float) -> Tensor:
         """Newton steps until the gradient is a share of what it was, or rounding."""

@@ -51,8 +51,8 @@ class StepSizes:
         scaled_norm = instance.analysis.channel_norm(scaling)
         if scaled_norm is None:
             scaling = torch.ones((), dtype=instance.q.dtype, device=instance.q.device)
-            scaled_norm = instance.analysis.norm_bound()
-        norm, primal = instance.latent.balanced(scaled_norm, instance.q)
+        known = instance.analysis.norm_bound if scaled_norm is None else lambda: scaled_norm
+        norm, primal = instance.latent.balanced(known, instance.q)
         return cls(max(norm, 1e-12), scaling, instance.quadratic.explicit_lipschitz(), primal)
 
     def tau(self, tau: Tensor, like: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import registry
 import torch
+from support.tested_problems import SHAPE, experts, learned, problem_with
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from truth import dense as dense_truth
@@ -18,24 +19,7 @@ import learnreg as lr
 from learnreg.convolutions.filter_bank import FilterBank
 from learnreg.linear.operator import LinearOperator
 from learnreg.operators import Blur, Identity, Inpainting, from_callables
-from learnreg.regularizers import AnalysisOperator, FieldsOfExperts
-
-SHAPE = (1, 5, 6)
-
-
-def experts() -> FieldsOfExperts:
-    return FieldsOfExperts(3, 3, generator=torch.Generator().manual_seed(1)).double()
-
-
-def problem_with(operator: LinearOperator, **options: Any) -> tuple[lr.LowerLevelProblem, Tensor, lr.SquaredError]:
-    problem = lr.LowerLevelProblem(operator, experts(), ridge=0.1, **options)
-    b = registry.rand(2, *operator.range_shape, seed=3)
-    return problem, b, lr.SquaredError(registry.rand(2, *operator.domain_shape, seed=4))
-
-
-def learned(*shape: int) -> nn.Parameter:
-    return nn.Parameter(registry.rand(*shape, seed=7) / math.prod(shape))
-
+from learnreg.regularizers import AnalysisOperator
 
 # ---- weights ---------------------------------------------------------------------------------------------------------
 
@@ -316,6 +300,7 @@ WRONG: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] 
 
 @pytest.mark.parametrize("place", ["forward", "analysis"])
 @pytest.mark.parametrize("name", WRONG)
+@pytest.mark.sampled(share=0.5, by=("name", "place"))
 def test_wrong_operators_are_refused(name: str, place: str) -> None:
     operator = from_callables(*WRONG[name], SHAPE, SHAPE)
     problem, b, loss = problem_with(operator)

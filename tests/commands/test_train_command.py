@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 import learnreg as lr
 from learnreg.commands.cli import app
 from learnreg.regularizers import RidgeRegularizer
+from learnreg.training import start_tuning
 from learnreg.training.progress import Progress
 from learnreg.training.session import Session
 
@@ -74,7 +75,9 @@ def test_train_evaluate_reconstruct(photographs: Path, tmp_path: Path) -> None:
     assert (results / "0.png").exists()
 
 
-def test_weakly_convex_ridges_are_an_option(photographs: Path, tmp_path: Path) -> None:
+def test_weakly_convex_ridges_are_an_option(photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(start_tuning, "_WEIGHING_STEPS", 1)
+    monkeypatch.setattr(start_tuning, "_LARGEST_SEARCH", 1)
     out = tmp_path / "run"
     options = ("convexity=convex-nonconvex", "nonconvexity=0.7", "batch_size=2", "samples=2", "updates=2")
     settings = (*SMALL[:6], *(part for option in options for part in ("--set", option)))

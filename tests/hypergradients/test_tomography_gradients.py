@@ -60,6 +60,7 @@ def measured(A: Any, batch: int = 2) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("nonnegative", [False, True])
 @pytest.mark.parametrize("regularizer", list(REGULARIZERS))
 @pytest.mark.parametrize("scan", list(SCANS))
+@pytest.mark.sampled(share=0.5, by=("scan", "regularizer", "nonnegative"))
 def test_hypergradients_equal_dense_ones(scan: str, regularizer: str, nonnegative: bool) -> None:
     A = SCANS[scan]()
     problem = ct_problem(A, REGULARIZERS[regularizer](), lr.Nonnegative() if nonnegative else None)

@@ -36,7 +36,7 @@ def test_no_latent_variables_leave_everything_as_it_is() -> None:
     assert none.analysis(A) is A
     assert none.quadratic(quadratic, 1.2) is quadratic
     assert none.box(box) is box
-    assert none.balanced(1.5, x) == (1.5, None)
+    assert none.balanced(lambda: 1.5, x) == (1.5, None)
     assert torch.equal(none.value(x), torch.zeros(BATCH).double())
     assert not none.linear(x).requires_grad
     with pytest.raises(AssumptionError, match="no operator"):

@@ -95,6 +95,8 @@ def minimiser(one: lr.LowerLevelProblem, b: Tensor) -> Tensor:
             while energy(x - step) > energy(x) and float(step.norm()) > 1e-12:
                 step = 0.5 * step
         x = x - step
+        if float(step.norm()) < 1e-13:
+            break
     return x.reshape(SHAPE)
 
 

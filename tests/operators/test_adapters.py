@@ -110,11 +110,11 @@ def test_dtype_memory_and_batches(name: str) -> None:
 @pytest.mark.parametrize("name", [*EXACT, *SINGLE])
 def test_norm_bounds(name: str) -> None:
     for A in compositions(built(name)).values():
-        norm = float(torch.linalg.matrix_norm(dense(A), 2))
+        M = dense(A)
+        norm = float(torch.linalg.matrix_norm(M, 2))
         rounding = 1e-6 if name in SINGLE else 0.0  # of a matrix whose columns are rounded to float32
         assert norm * (1.0 - rounding) <= A.norm_bound() <= 1.5 * norm
         assert A.norm_bound_kind == "rigorous"
-        M = dense(A)
         lowest = float(torch.linalg.eigvalsh(M.T @ M)[0])
         assert 0.0 <= A.gram_lower_bound() <= max(0.0, lowest) + 1e-14 * norm**2
 

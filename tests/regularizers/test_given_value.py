@@ -11,6 +11,7 @@ import pytest
 import registry
 import torch
 from registry import SHAPE
+from support.training_pairs import Pairs
 from torch import Tensor, nn
 from torch.nn import functional as F
 from truth.by_energy import truth_by_energy
@@ -126,15 +127,6 @@ def test_a_frozen_problem_keeps_the_parameters_it_was_frozen_at() -> None:
             p.mul_(3.0)
     assert torch.allclose(lr.solve(frozen, b, 1e-7).x, before, atol=1e-6)
     assert not torch.allclose(lr.solve(problem, b, 1e-7).x, before, atol=1e-3)
-
-
-class Pairs:
-    def __len__(self) -> int:
-        return 4
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        x = registry.rand(1, 8, 8, seed=index).float()
-        return x + 0.1 * registry.randn(1, 8, 8, seed=10 + index).float(), x
 
 
 def test_it_is_trained_stored_and_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

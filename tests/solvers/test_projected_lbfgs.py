@@ -76,15 +76,15 @@ def scipy_solution(problem: lr.LowerLevelProblem, b: Tensor) -> Tensor:
     return torch.from_numpy(found.x).reshape(b.shape)
 
 
-@pytest.mark.parametrize("solver", list(SOLVERS))
 @pytest.mark.parametrize("constraint", [lr.Nonnegative(), lr.Box(0.2, 0.5), lr.Box(0.3, 0.30001), lr.Box(-50.0, 50.0)])
 @torch.no_grad()
-def test_agrees_with_scipy(solver: str, constraint: lr.Box) -> None:
+def test_agrees_with_scipy(constraint: lr.Box) -> None:
     problem, b = blurred(constraint), data()
     with torch.enable_grad():
         expected = scipy_solution(problem, b)
-    x = run(SOLVERS[solver](), problem, b, 1e-7)
-    assert float((x - expected).norm()) <= 1e-5
+    for name, solver in SOLVERS.items():
+        x = run(solver(), problem, b, 1e-7)
+        assert float((x - expected).norm()) <= 1e-5, name
 
 
 @pytest.mark.parametrize("solver", list(SOLVERS))
@@ -121,13 +121,13 @@ def test_a_batch_with_different_active_sets(solver: str) -> None:
     """Among them one whose pixels are all active and one without any."""
     problem = blurred(lr.Box(0.1, 0.8))
     b = torch.cat([data(2), -3.0 + data(), torch.full((1, *SHAPE), 0.4, dtype=torch.float64)])
-    together = run(SOLVERS[solver](), problem, b, 1e-8)
+    together = run(SOLVERS[solver](), problem, b, 1e-6)
     counts = [int(((x <= 0.1) | (x >= 0.8)).sum()) for x in together]
     assert counts[2] == PIXELS
     assert 0 < counts[0] < PIXELS
     for i in range(4):
-        alone = run(SOLVERS[solver](), problem, b[i : i + 1], 1e-8)
-        assert float((alone[0] - together[i]).norm()) <= 2e-8
+        alone = run(SOLVERS[solver](), problem, b[i : i + 1], 1e-6)
+        assert float((alone[0] - together[i]).norm()) <= 2e-6
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

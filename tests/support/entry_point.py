@@ -41,3 +41,13 @@ def run_entry_point(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
     out, err = capsys.readouterr()
     assert isinstance(code, int)
     return Result(code, out, err)
+
+
+def assert_complaint(result: Result, code: int, *parts: str) -> None:
+    """One line on stderr that names the program and has these parts, and nothing on stdout."""
+    assert result.code == code, result.err
+    assert result.out == ""
+    assert len(result.err.splitlines()) == 1, result.err
+    assert result.err.startswith("learnreg: ")
+    for part in parts:
+        assert part in result.err

@@ -36,6 +36,7 @@ DTYPES = [torch.float64, torch.float32]
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", registry.OPERATORS)
+@pytest.mark.sampled(share=0.5, by=("name", "dtype"))
 def test_every_operator_passes(name: str, dtype: torch.dtype) -> None:
     report = check_operator(registry.OPERATORS[name](), dtype)
     assert [found.name for found in report] == list(OPERATOR_PROPERTIES)

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 import learnreg as lr
 from learnreg.operators import Identity
 from learnreg.regularizers import FieldsOfExperts, Regularizer, RidgeRegularizer
+from learnreg.training import start_tuning
 from learnreg.training.clock import Clock, TimeUp
 from learnreg.training.run_folder import RunFolder
 from learnreg.training.samples import Sample
@@ -22,6 +23,23 @@ from learnreg.training.schedule import AuditBudget, is_milestone, step_factor
 from learnreg.training.warm_starts import WarmStarts
 
 SHAPE = (1, 10, 10)
+
+
+STARTED: dict[str, Any] = {"batch_size": 4, "updates": 1}
+
+
+@pytest.fixture(autouse=True)
+def _quick_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainings that start from roughly tuned weights, which does not matter to what is the same again."""
+    monkeypatch.setattr(start_tuning, "_WEIGHING_STEPS", 2)
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that refuses to go on otherwise, and so stays as it is."""
+    folder = tmp_path_factory.mktemp("started")
+    lr.train(problem(), images(), out=folder, **STARTED)
+    return folder
 
 
 def images(count: int = 6, seed: int = 1) -> tuple[Tensor, Tensor]:
@@ -238,14 +256,12 @@ def test_a_bounded_run_can_be_extended(tmp_path: Path) -> None:
         ({"ridge": 0.2}, "ridge=0.1, not 0.2"),
     ],
 )
-def test_a_run_goes_on_with_its_own_data_and_options(change: dict[str, Any], named: str, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"batch_size": 4, "updates": 1}
-    lr.train(problem(), images(), out=tmp_path, **options)
+def test_a_run_goes_on_with_its_own_data_and_options(change: dict[str, Any], named: str, started: Path) -> None:
     data = change.pop("data", images())
     p = problem(change.pop("regularizer", "foe"))
     p.ridge = change.pop("ridge", 0.1)
     with pytest.raises(lr.ConfigError, match=named):
-        lr.train(p, data, out=tmp_path, resume=True, **{**options, **change})
+        lr.train(p, data, out=started, resume=True, **{**STARTED, **change})
 
 
 def test_data_that_are_drawn_anew_at_every_access_can_be_resumed(tmp_path: Path) -> None:

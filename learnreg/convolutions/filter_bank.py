@@ -158,7 +158,7 @@ class FilterBank(LinearOperator):
     def stencil(self) -> Stencil | None:
         filters = self.filters.detach()
         squares = FilterBank(filters.square(), (1, *self._sides), self.boundary)
-        return Stencil(filters, self.boundary == "circular", squares.adjoint)
+        return Stencil(filters, self.boundary == "circular", squares.adjoint, inside=self.boundary == "valid")
 
     def bands(self) -> Bands | None:
         filters = self.filters.detach()

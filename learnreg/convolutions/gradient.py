@@ -56,7 +56,7 @@ class Gradient(LinearOperator):
 
     def stencil(self) -> Stencil | None:
         filters = torch.tensor([[[-1.0, 0.0], [1.0, 0.0]], [[-1.0, 1.0], [0.0, 0.0]]], dtype=torch.float64)
-        return Stencil(filters, False, self._gram_diagonal)
+        return Stencil(filters, False, self._gram_diagonal, inside=True)
 
     def _gram_diagonal(self, weights: Tensor) -> Tensor:
         vertical, horizontal = weights[:, 0, :-1], weights[:, 1, :, :-1]

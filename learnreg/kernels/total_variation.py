@@ -1,5 +1,5 @@
-"""Smoothed isotropic total variation with a data term d/2 |x|² - <q, x>: a whole primal-dual iteration, the dual answer
-and the judgement of a point, each in one pass over the rows of an image.
+"""Smoothed isotropic total variation with a data term d/2 |x|² - <q, x>: a whole primal-dual iteration and its
+derivative, the dual answer and the judgement of a point, each in one pass over the rows of an image.
 
 Images are (batch, 1, height, width), dual tensors (batch, 2, height, width). Rows that a pass still needs wait in
 scratch rows, so that every array is read and written once. Loops over a row have no branches: compilers turn them into
@@ -14,7 +14,7 @@ import numpy as np
 
 from learnreg.kernels.jit import compiled, compiled_fast
 
-__all__ = ["dual_answer", "judge", "movement", "steps"]
+__all__ = ["adjoint_steps", "dual_answer", "judge", "movement", "steps"]
 
 # ---- the iteration ---------------------------------------------------------------------------------------------------
 
@@ -93,6 +93,56 @@ def _dual_row(here, following, y, t, i, scratch, sigma, weight, smoothing, relax
         y[1, i, j] = keep * y[1, i, j] + slope * horizontal[j]
         t[0, i, j] = ratio * vertical[j]
         t[1, i, j] = ratio * horizontal[j]
+
+
+@compiled_fast
+def adjoint_steps(X, X_hat, Y, Y_hat, t, rhs, diagonal, tau, weight, smoothing, norm, relaxation, count):
+    """``count`` over-relaxed piggyback iterations per sample with the linearisation at t, in the memory of X, X_hat, Y
+    and Y_hat; row by row as ``steps``."""
+    batch, _, height, width = X.shape
+    relax = X.dtype.type(relaxation)
+    ahead = np.empty((count, 2, width), X.dtype)
+    for n in range(batch):
+        tau_n = tau[n]
+        sigma = X.dtype.type(1.0 / (norm * norm * tau_n))
+        shrink = X.dtype.type(1.0 / (1.0 + tau_n * diagonal[()]))
+        for front in range(height + count):
+            for k in range(count):
+                i = front - k
+                if 0 <= i < height:
+                    _primal_row(X[n, 0], X_hat[n, 0], Y[n], rhs[n, 0], i, ahead[k, i % 2], tau_n, shrink, relax)
+                if 0 < i <= height:
+                    here = ahead[k, (i - 1) % 2]
+                    following = ahead[k, i % 2] if i < height else here
+                    _bent_row(here, following, Y[n], Y_hat[n], t[n], i - 1, sigma, weight[()], smoothing, relax)
+
+
+@compiled_fast
+def _bent_row(here, following, Y, Y_hat, t, i, sigma, weight, smoothing, relaxation):
+    """Row i of the derivative of the dual step: of V = Y + sigma D ahead the part along t is multiplied by a/(sigma +
+    a), the rest by b/(sigma + b), with a = l nu²/s³ and b = l/s the eigenvalues of f''(t), s² = |t|² + nu²; Y moves
+    towards the result."""
+    width = here.shape[0]
+    number = here.dtype.type
+    square = number(smoothing * smoothing)
+    one, zero = number(1.0), number(0.0)
+    keep = one - relaxation
+    for j in range(width):
+        difference = here[j + 1] - here[j] if j < width - 1 else zero
+        vertical = Y[0, i, j] + sigma * (following[j] - here[j])
+        horizontal = Y[1, i, j] + sigma * difference
+        t_0, t_1 = t[0, i, j], t[1, i, j]
+        inverse = one / math.sqrt(t_0 * t_0 + t_1 * t_1 + square)
+        across = weight * inverse
+        along = across * (square * (inverse * inverse))
+        # (a/(sigma+a) - b/(sigma+b)) / |t|² = sigma (a - b) / ((sigma+a) (sigma+b) |t|²), a - b = -b |t|²/s²
+        bent = -sigma * across * (inverse * inverse) / ((sigma + along) * (sigma + across))
+        turned = bent * (t_0 * vertical + t_1 * horizontal)
+        share = across / (sigma + across)
+        Y_hat[0, i, j] = share * vertical + turned * t_0
+        Y_hat[1, i, j] = share * horizontal + turned * t_1
+        Y[0, i, j] = keep * Y[0, i, j] + relaxation * Y_hat[0, i, j]
+        Y[1, i, j] = keep * Y[1, i, j] + relaxation * Y_hat[1, i, j]
 
 
 @compiled_fast

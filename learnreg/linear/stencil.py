@@ -16,8 +16,10 @@ class Stencil:
 
     filters: (n, k, l), correlated with the image away from its boundary. circular: whether the boundary wraps around.
     gram_diagonal: weights w of the range, (batch, n, ...), to the diagonal of W^T diag(w) W, (batch, 1, H, W).
+    inside: whether every response sees pixels of the image alone, nothing that continues it.
     """
 
     filters: Tensor
     circular: bool
     gram_diagonal: Callable[[Tensor], Tensor]
+    inside: bool = False

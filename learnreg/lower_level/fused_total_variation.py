@@ -63,6 +63,24 @@ class FusedTotalVariation:
         images = _arrays(x, x_hat, y, t, self.instance.q, self.diagonal, tau, self.weight)
         self.kernels.steps(*images, self.smoothing, norm, relaxation, newton_steps, count)
 
+    def adjoint_steps(
+        self,
+        X: Tensor,
+        X_hat: Tensor,
+        Y: Tensor,
+        Y_hat: Tensor,
+        t: Tensor,
+        rhs: Tensor,
+        tau: Tensor,
+        steps: tuple[float, float, int],
+    ) -> None:
+        """Over-relaxed piggyback iterations with the linearisation at t, overwriting the first four; each counts 2.
+        steps: ‖D‖ of sigma = 1/(tau ‖D‖²), the relaxation and how many."""
+        norm, relaxation, count = steps
+        self.instance.counter.applications += 2 * count
+        images = _arrays(X, X_hat, Y, Y_hat, t, rhs, self.diagonal, tau, self.weight)
+        self.kernels.adjoint_steps(*images, self.smoothing, norm, relaxation, count)
+
     def movement(self, x: Tensor, x_hat: Tensor, y: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """‖x - x_hat‖ and ‖y - f'(t)‖ per sample, (batch,) each."""
         sums = torch.empty(x.shape[0], 2, dtype=torch.float64)

@@ -29,6 +29,8 @@ __all__ = [
     "Preconditioner",
     "SpectralPreconditioner",
     "can_precondition",
+    "filter_symbol",
+    "padded_sides",
     "preconditioner_of",
 ]
 
@@ -98,7 +100,7 @@ class SpectralPreconditioner(SolverState):
             return None
         stencil = instance.analysis.stencil()
         assert stencil is not None
-        sides = _padded_sides(stencil, instance.analysis.domain_shape)
+        sides = padded_sides(stencil, instance.analysis.domain_shape)
         m = instance.quadratic.symbol(sides, instance.q)
         if m is None:
             return None
@@ -113,7 +115,7 @@ class SpectralPreconditioner(SolverState):
         size = (local / total.clamp_min(torch.finfo(total.dtype).tiny)).clamp_min(_SMALLEST_SIZE).log()
         low, high = _quantiles(size)
         share = ((size - low) / (high - low).clamp_min(1e-3)).clamp(0.0, 1.0)
-        symbol = _symbol(filters, mean, sides)
+        symbol = filter_symbol(filters, mean, sides)
         mass = torch.maximum(m, _SMALLEST_MASS * total)
         levels = torch.cat([low, high], 1).exp()
         shares = torch.cat([1.0 - share, share], 1).sqrt()
@@ -152,7 +154,7 @@ def _quantiles(size: Tensor) -> list[Tensor]:
     return [values[:, round(q * (values.shape[1] - 1)), None, None, None] for q in _LEVELS]
 
 
-def _symbol(filters: Tensor, channel_weights: Tensor, sides: tuple[int, int]) -> Tensor:
+def filter_symbol(filters: Tensor, channel_weights: Tensor, sides: tuple[int, int]) -> Tensor:
     """sum_c weight_c |w^_c|² >= 0, (batch, 1, rows, columns // 2 + 1): the transform of the filters' autocorrelation,
     which is so small that it costs next to nothing."""
     n, k, l = filters.shape
@@ -163,7 +165,7 @@ def _symbol(filters: Tensor, channel_weights: Tensor, sides: tuple[int, int]) ->
     return spectrum.real.clamp_min(0.0)
 
 
-def _padded_sides(stencil: Stencil, image_shape: tuple[int, ...]) -> tuple[int, int]:
+def padded_sides(stencil: Stencil, image_shape: tuple[int, ...]) -> tuple[int, int]:
     """The torus: the image itself for circular boundaries, else with a margin that keeps opposite borders apart, of
     sides that the FFT likes."""
     rows, columns = image_shape[1:]

@@ -185,18 +185,20 @@ def test_pseudo_huber_kernels_are_torch(
 
 
 @needs_numba
+@pytest.mark.parametrize("regularizer", ["FieldsOfExperts", "TotalVariation"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_piggyback_steps_are_those_of_torch(dtype: torch.dtype, in_torch: Callable[[Callable[[], Any]], Any]) -> None:
-    problem = registry.build("denoising", "FieldsOfExperts").to(dtype)
+def test_piggyback_steps_are_those_of_torch(
+    dtype: torch.dtype, regularizer: str, in_torch: Callable[[Callable[[], Any]], Any]
+) -> None:
+    problem = registry.build("denoising", regularizer).to(dtype)
     x_true, b = (t.to(dtype) for t in registry.measure(problem))
     instance = problem.instance(b)
     equation = AdjointEquation.at(instance, b, instance.apply(b), b - x_true)
     solver = AdjointPDHG()
 
     def steps() -> list[Tensor]:
-        state = solver.init(equation, torch.zeros_like(b))
-        for _ in range(3):
-            state = solver.step(equation, state)
+        state = solver.step(equation, solver.init(equation, torch.zeros_like(b)))
+        state = solver.steps(equation, state, 3)
         return [state.X, state.Y, state.X_hat, state.Y_hat]
 
     tolerance = 2e-5 if dtype == torch.float32 else 1e-12

@@ -79,8 +79,8 @@ def test_instances_without_a_constraint_have_the_null_object() -> None:
 
 
 def both(problem: str) -> tuple[Instance, Instance, Tensor]:
-    """An instance without constraint, the same in an infinite box, and a loss gradient."""
-    built = registry.build(problem, "FieldsOfExperts")
+    """An instance without constraint, the same in an infinite box, and a loss gradient; in a box there is no metric."""
+    built = registry.build(problem, "FieldsOfExperts-LogCosh")
     x_true, b = registry.measure(built)
     instance = built.instance(b)
     return instance, replace(instance, box=lr.Box()), x_true

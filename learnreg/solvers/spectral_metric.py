@@ -1,0 +1,67 @@
+"""A metric for the primal step of primal-dual iterations in which all frequencies of an image advance alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from learnreg.linear.samples import expand, inner_samples
+from learnreg.lower_level.instance import Instance
+from learnreg.solvers.preconditioner import can_precondition, filter_symbol, padded_sides
+
+__all__ = ["SpectralMetric"]
+
+_MARGIN = 1.001
+
+
+@dataclass(frozen=True)
+class SpectralMetric:
+    """The inverse step T^-1(s) of images, for dual steps Sigma = s diag(scaling) and a data term d/2 ‖x‖² - <q, x>.
+
+    On a torus that holds the image (E continues it by zeros) the filters are a convolution C, and C^T diag(scaling) C
+    has the symbol S >= 0. The step of size s is (d + T^-1)^-1 := E^T (d + s S)^-1 E, a few FFTs of an image.
+
+    It satisfies the condition of the primal-dual method, ‖Sigma^1/2 K T^1/2‖ < 1: by the Schur complement
+    <x, (d + T^-1) x> is the minimum over z, the pixels of the torus beside the image, of <(x, z), (d + s S) (x, z)>,
+    so that <x, T^-1 x> >= min_z ‖Sigma^1/2 C (x, z)‖². Every row of K is one of C that sees nothing of z, whence
+    ‖Sigma^1/2 K x‖² is less than or equal to every ‖Sigma^1/2 C (x, z)‖². A margin in S makes it strict. On boundaries
+    that reflect or continue the image rows of K are no rows of C, and there is no such metric.
+
+    symbol: S, (1, 1, rows, columns // 2 + 1).
+    """
+
+    symbol: Tensor
+    mass: float
+    sides: tuple[int, int]
+
+    @classmethod
+    def of(cls, instance: Instance, scaling: Tensor) -> SpectralMetric | None:
+        """For the scaling of dual steps per channel, a number or (n, 1, 1); None where the condition is not known to
+        hold, or where FFTs cost more than the steps they save."""
+        stencil, mass = instance.analysis.stencil(), instance.quadratic.number()
+        if stencil is None or mass is None or instance.box.constrains or not can_precondition(instance):
+            return None
+        if not (stencil.circular or stencil.inside):
+            return None
+        sides = padded_sides(stencil, instance.analysis.domain_shape)
+        filters = stencil.filters.to(instance.q)
+        weights = scaling.to(instance.q).expand(*instance.analysis.range_shape[:-2], 1, 1).reshape(1, -1)
+        return cls(_MARGIN * filter_symbol(filters, weights, sides), float(mass), sides)
+
+    def step(self, gradient: Tensor, size: Tensor) -> Tensor:
+        """(d + T^-1(s))^-1 of an image; size: s, (batch,)."""
+        spectrum = torch.fft.rfft2(gradient, s=self.sides)
+        bend = torch.addcmul(torch.full_like(self.symbol, self.mass), expand(size, gradient), self.symbol)
+        return self._image(spectrum.div_(bend), gradient)
+
+    def norm(self, image: Tensor) -> Tensor:
+        """‖x‖_S, (batch,)."""
+        turned = self._image(torch.fft.rfft2(image, s=self.sides).mul_(self.symbol), image)
+        return inner_samples(image, turned).clamp_min(0.0).sqrt()
+
+    def _image(self, spectrum: Tensor, like: Tensor) -> Tensor:
+        rows, columns = like.shape[-2:]
+        whole: Tensor = torch.fft.irfft2(spectrum, s=self.sides)
+        return whole[..., :rows, :columns]

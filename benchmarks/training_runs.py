@@ -28,6 +28,7 @@ from learnreg.potentials.pseudo_huber import PseudoHuber
 from learnreg.regularizers import FieldsOfExperts
 from learnreg.training.clock import Clock
 from learnreg.training.optimizers import Adam
+from learnreg.training.options import TrainingOptions
 from learnreg.training.samples import Reader
 from learnreg.training.schedule import step_factor
 from learnreg.training.session import Session
@@ -200,7 +201,11 @@ def new_problem(scale: Scale) -> LowerLevelProblem:
 def train(setting: Setting, items: list[Any], scale: Scale) -> Curve:
     """Train for the given number of updates, evaluating the true loss now and then."""
     session = BenchmarkSession(setting, new_problem(scale), items, scale)
-    upper, curve, x = Adam(session, STEP_SIZE, 0), Curve(setting, audits=session.curve_audits), None
+    upper, curve, x = (
+        Adam(session, TrainingOptions(step_size=STEP_SIZE)),
+        Curve(setting, audits=session.curve_audits),
+        None,
+    )
     try:
         for update in range(scale.updates + 1):
             if update % scale.every == 0 or update == scale.updates:

@@ -129,6 +129,8 @@ def _trainer(scenario: Scenario, problem: LowerLevelProblem, progress: Progress)
         config.samples,
         config.seed,
         config.tune,
+        config.audit_every,
+        config.sampling,  # type: ignore[arg-type]
         workers=torch.get_num_threads(),
     )
     there = device == torch.device("cpu")

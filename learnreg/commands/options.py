@@ -18,6 +18,7 @@ from learnreg.hypergradients import METHODS
 from learnreg.regularizers import REGULARIZERS, trainable
 from learnreg.regularizers.options import RegularizerOptions, again, option, options_of
 from learnreg.training.optimizers import UPPER_LEVELS
+from learnreg.training.options import SAMPLINGS
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -67,6 +68,8 @@ class TrainingConfig(RegularizerOptions, RunOptions):
         "adam", "upper-level method: minibatches, or the first samples at once", choices=tuple(UPPER_LEVELS)
     )
     samples: int = option(64, "samples that lbfgs and adaptive minimise over", at_least=1, at_most=10**6)
+    sampling: str = option("growing", "what adaptive takes of them: docs/training.md", choices=SAMPLINGS)
+    audit_every: int = option(10, "updates from one certified gradient to the next", at_least=1, at_most=10**6)
     step_size: float = option(3e-2, "initial upper-level step size of adam and adaptive", above=0.0, at_most=1e6)
     tolerance: float = option(1e-1, "relative error of the hypergradients, held by certified audits", above=0.0)
     tune: bool = option(True, "whether training starts at the best factor of the initial regularizer")
@@ -91,6 +94,8 @@ class TrainingConfig(RegularizerOptions, RunOptions):
         }
         if self.optimizer == "lbfgs":
             found["step_size"] = "lbfgs searches its own steps; adam and adaptive have step sizes"
+        if self.optimizer != "adaptive":
+            found["sampling"] = f"{self.optimizer} has its own samples; adaptive can choose"
         return found
 
     def in_force(self) -> dict[str, Any]:

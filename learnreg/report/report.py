@@ -34,7 +34,7 @@ class CertificateStatistics:
 
 def certificate_statistics(rows: Sequence[Mapping[str, Any]]) -> CertificateStatistics:
     """From rows with ``certified`` (bool) and ``relative_error_bound`` (number, or None for infinity)."""
-    judged = [row for row in rows if isinstance(row.get("certified"), bool)]
+    judged = [row for row in rows if isinstance(row.get("certified"), bool) and "relative_error_bound" in row]
     certified = [row for row in judged if row["certified"]]
     found = [row.get("relative_error_bound") for row in certified]
     bounds = [math.inf if bound is None else float(bound) for bound in found]

@@ -11,12 +11,10 @@ import torch
 from torch import Tensor
 
 from learnreg.errors import ConfigError
-from learnreg.losses import loss_at
-from learnreg.training.samples import grouped, stacked
+from learnreg.training.certified_descent import CertifiedDescent
+from learnreg.training.options import TrainingOptions
 from learnreg.training.session import Evaluation, Session
 from learnreg.training.tolerances import Audit
-from learnreg.upper_level.adaptive_descent import AdaptiveDescent
-from learnreg.upper_level.batch_objective import BatchObjective
 
 __all__ = ["UPPER_LEVELS", "Adam", "Adaptive", "QuasiNewton", "UpperLevel"]
 
@@ -24,8 +22,8 @@ __all__ = ["UPPER_LEVELS", "Adam", "Adaptive", "QuasiNewton", "UpperLevel"]
 class UpperLevel(ABC):
     """Makes steps of the parameters of ``session.problem``."""
 
-    def __init__(self, session: Session, step_size: float, samples: int) -> None:
-        self.session, self.step_size = session, step_size
+    def __init__(self, session: Session, options: TrainingOptions) -> None:
+        self.session, self.step_size = session, options.step_size
 
     @abstractmethod
     def update(self, factor: float) -> dict[str, Any]:
@@ -66,9 +64,9 @@ def _row(evaluation: Evaluation) -> dict[str, Any]:
 class Adam(UpperLevel):
     """Adam on minibatches, its step size falling as the schedule says."""
 
-    def __init__(self, session: Session, step_size: float, samples: int) -> None:
-        super().__init__(session, step_size, samples)
-        self._optimizer = torch.optim.Adam(self.parameters, lr=step_size, betas=(0.9, 0.95))
+    def __init__(self, session: Session, options: TrainingOptions) -> None:
+        super().__init__(session, options)
+        self._optimizer = torch.optim.Adam(self.parameters, lr=self.step_size, betas=(0.9, 0.95))
 
     def update(self, factor: float) -> dict[str, Any]:
         self.session.clock.check()
@@ -91,9 +89,9 @@ class Adam(UpperLevel):
 class QuasiNewton(UpperLevel):
     """L-BFGS with a strong Wolfe line search on a fixed set of samples, the first ``samples`` of the dataset."""
 
-    def __init__(self, session: Session, step_size: float, samples: int) -> None:
-        super().__init__(session, step_size, samples)
-        self._samples = session.source.first(samples)
+    def __init__(self, session: Session, options: TrainingOptions) -> None:
+        super().__init__(session, options)
+        self._samples = session.source.first(options.samples)
         self._best: tuple[float, list[Tensor]] | None = None
         self._at: list[Tensor] = []
         self._evaluation: Evaluation | None = None
@@ -173,52 +171,45 @@ class QuasiNewton(UpperLevel):
 
 
 class Adaptive(UpperLevel):
-    """Adaptive inexact descent: every step certified, on a fixed set of samples."""
+    """Certified descent: every accepted step provably lowers the loss of its samples."""
 
-    def __init__(self, session: Session, step_size: float, samples: int) -> None:
-        super().__init__(session, step_size, samples)
-        groups = grouped(session.source.first(samples))
-        if len(groups) > 1 or groups[0][0].sigma is not None:
-            raise ConfigError(
-                "optimizer='adaptive': the samples differ in shape or bring noise levels; use 'adam' or 'lbfgs'."
-            )
-        b, x_true = stacked(groups[0])
-        self._objective = BatchObjective(session.problem, b, loss_at(session.loss, x_true), session.method)
-        self._descent = AdaptiveDescent(first_step=step_size)
+    def __init__(self, session: Session, options: TrainingOptions) -> None:
+        super().__init__(session, options)
+        self._steps = CertifiedDescent(session, options)
 
     def update(self, factor: float) -> dict[str, Any]:
-        self.session.clock.check()
-        before = self._objective.operator_applications
-        step = self.session.workers.call(self._descent.step, self._objective)
-        self.session.applications += self._objective.operator_applications - before
+        step, samples = self._steps.step(factor)
         lower, upper = step.loss_interval
-        return {
+        row: dict[str, Any] = {
             "loss": step.loss,
             "loss_lower": lower,
             "loss_upper": upper,
             "gradient_norm": step.gradient_norm,
-            "relative_error_bound": step.gradient_bound / max(step.gradient_norm, 1e-300),
             "certified": step.certified,
             "accepted": step.accepted,
             "step_size": step.step_size,
+            "direction": step.direction,
             "certified_decrease": step.decrease,
+            "samples": samples,
         }
+        if step.audited:
+            row["relative_error_bound"] = step.gradient_bound / max(step.gradient_norm, 1e-300)
+        return row
 
     def state_dict(self) -> dict[str, Any]:
-        return {"descent": self._descent.state_dict(), "start": self._objective.state_dict()}
+        return self._steps.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if "descent" not in state:  # of earlier versions
-            state = {"descent": state, "start": {}}
-        self._descent.load_state_dict(state["descent"])
-        self._objective.load_state_dict(state["start"])
+        # of the first version: the descent alone
+        self._steps.load_state_dict(state if "descent" in state else {"descent": state})
 
 
 UPPER_LEVELS: dict[str, type[UpperLevel]] = {"adam": Adam, "lbfgs": QuasiNewton, "adaptive": Adaptive}
 
 
-def make_upper_level(name: str, session: Session, step_size: float, samples: int) -> UpperLevel:
-    """The upper-level method of that name."""
+def make_upper_level(session: Session, options: TrainingOptions) -> UpperLevel:
+    """The upper-level method that the options name."""
+    name = options.optimizer
     if name not in UPPER_LEVELS:
         raise ConfigError(f"optimizer={name!r}: expected one of {', '.join(UPPER_LEVELS)}.")
-    return UPPER_LEVELS[name](session, step_size, samples)
+    return UPPER_LEVELS[name](session, options)

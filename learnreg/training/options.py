@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from learnreg.errors import ConfigError
 from learnreg.hypergradients.base import HypergradientMethod
 from learnreg.hypergradients.implicit import Implicit
 from learnreg.solvers.solve import check_tolerance
 
-__all__ = ["OptimizerName", "TrainingOptions"]
+__all__ = ["SAMPLINGS", "OptimizerName", "SamplingName", "TrainingOptions"]
 
 OptimizerName = Literal["adam", "lbfgs", "adaptive"]
+SamplingName = Literal["growing", "fixed", "minibatch"]
+SAMPLINGS: tuple[str, ...] = get_args(SamplingName)
 
 _DEFAULT_MINUTES = 5.0
-_LASTING = ("batch_size", "tolerance", "optimizer", "step_size", "samples", "seed", "tune_start")
+_LASTING = (
+    "batch_size",
+    "tolerance",
+    "optimizer",
+    "step_size",
+    "samples",
+    "seed",
+    "tune_start",
+    "audit_every",
+    "sampling",
+)
 
 
 @dataclass(frozen=True)
@@ -38,6 +50,8 @@ class TrainingOptions:
     samples: int = 64
     seed: int = 0
     tune_start: bool = True
+    audit_every: int = 10
+    sampling: SamplingName = "growing"
     workers: int = 1
 
     def __post_init__(self) -> None:
@@ -50,6 +64,10 @@ class TrainingOptions:
             raise ConfigError(
                 f"train(batch_size={self.batch_size!r}, samples={self.samples!r}): expected integers >= 1."
             )
+        if not (_whole(self.audit_every) and self.audit_every >= 1):
+            raise ConfigError(f"train(audit_every={self.audit_every!r}): expected an integer >= 1.")
+        if self.sampling not in SAMPLINGS:
+            raise ConfigError(f"train(sampling={self.sampling!r}): expected one of {', '.join(SAMPLINGS)}.")
         if not (self.step_size > 0 and math.isfinite(self.step_size)):
             raise ConfigError(f"train(step_size={self.step_size!r}): expected a positive number.")
         check_tolerance(self.tolerance)

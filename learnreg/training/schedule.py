@@ -6,9 +6,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-__all__ = ["AuditBudget", "is_milestone", "step_factor"]
+__all__ = ["AuditCount", "is_milestone", "step_factor"]
 
-_AUDIT_SHARE = 0.08
 _LEAST_FACTOR = 1e-3
 _RISING_UPDATES, _DECAY_UPDATES = 20.0, 50.0
 _MOST_BETWEEN = 100
@@ -35,32 +34,20 @@ def is_milestone(update: int) -> bool:
     return due == update
 
 
-class AuditBudget:
-    """Lets audits take a small share of the work: one is due if another as long as the last one keeps within it.
+class AuditCount:
+    """Says when gradients are audited: the first one and every so many."""
 
-    Work is counted in operator applications, each times its samples, twice in float64.
-    """
+    def __init__(self, every: int) -> None:
+        self.every, self.seen = every, 0
 
-    def __init__(self) -> None:
-        self.work, self.spent, self._last = 0, 0, 0
-
-    @property
-    def due(self) -> bool:
-        return self.spent + self._last <= _AUDIT_SHARE * self.work
-
-    def work_done(self, amount: int) -> None:
-        """Count work of training."""
-        self.work += amount
-
-    def charge(self, amount: int) -> None:
-        """Count the work of an audit."""
-        self._last = amount
-        self.spent += amount
+    def next(self) -> bool:
+        """Count a gradient; whether it is due."""
+        due = self.seen % self.every == 0
+        self.seen += 1
+        return due
 
     def state_dict(self) -> dict[str, Any]:
-        return {"work": self.work, "audit_work": self.spent, "last_audit_work": self._last}
+        return {"gradients": self.seen}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.work, self.spent, self._last = (
-            int(state.get(name, 0)) for name in ("work", "audit_work", "last_audit_work")
-        )
+        self.seen = int(state.get("gradients", 0))

@@ -22,7 +22,7 @@ from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.training.clock import Clock
 from learnreg.training.options import TrainingOptions
 from learnreg.training.samples import Reader, Sample, grouped, stacked
-from learnreg.training.schedule import AuditBudget
+from learnreg.training.schedule import AuditCount
 from learnreg.training.sources import Source, TrainingData, source_of
 from learnreg.training.tolerances import Audit, BatchGradient, Tolerances, audit, improve_batch
 from learnreg.training.warm_starts import WarmStarts
@@ -31,6 +31,9 @@ from learnreg.training.workers import Workers
 __all__ = ["Chunk", "Evaluation", "Session"]
 
 _AUDIT_SAMPLES = 2
+_DISTANCE_SHARE = 0.5
+"""Of the tolerance, what the estimated error of a gradient should be at most: its bound needs the rest."""
+
 _LARGEST_VALUE = 16.0
 
 
@@ -73,6 +76,7 @@ class Session:
     ----------
     target: relative error of the hypergradients, which audits hold by way of ``tolerances``.
     source, clock, workers, warm: the parts of the run; ``close`` ends the workers.
+    audit_every: gradients from one audit to the next.
     """
 
     def __init__(
@@ -86,12 +90,13 @@ class Session:
         clock: Clock,
         workers: Workers,
         warm: WarmStarts,
+        audit_every: int = 10,
     ) -> None:
         self.problem, self.loss, self.method, self.target = problem, loss, method, target
         self.source, self.clock, self.workers, self.warm = source, clock, workers, warm
         self.tolerances = Tolerances()
         self.applications = 0
-        self.audits = AuditBudget()
+        self.audits = AuditCount(audit_every)
         self._unaudited: _Audited | None = None
 
     @classmethod
@@ -129,6 +134,7 @@ class Session:
             clock=Clock(options.seconds),
             workers=workers,
             warm=WarmStarts(),
+            audit_every=options.audit_every,
         )
 
     def close(self, wait: bool = True) -> None:
@@ -137,14 +143,15 @@ class Session:
 
     # ---- loss and gradient -----------------------------------------------------------------------------------------
 
-    def chunks(self, samples: Sequence[Sample]) -> list[Chunk]:
-        """The samples for the workers, at the problem's present parameters."""
+    def chunks(self, samples: Sequence[Sample], largest: int | None = None) -> list[Chunk]:
+        """The samples for the workers, at most ``largest`` in a chunk, at the problem's present parameters."""
+        largest = self.source.batch_size if largest is None else largest
         frozen = self.problem.frozen()  # once: chunks, workers and the audit share what depends on theta
         return [
             Chunk(part, chunk)
             for group in grouped(samples)
             for part in [frozen.of_kind(tuple(group[0].x_true.shape), group[0].sigma)]
-            for chunk in self.workers.chunks(group, self.source.batch_size)
+            for chunk in self.workers.chunks(group, largest)
         ]
 
     def evaluate(self, samples: Sequence[Sample]) -> Evaluation:
@@ -169,7 +176,6 @@ class Session:
                 gradient[name] += share * result.gradient[name]
             steps = max(steps, result.steps)
             self.applications += result.applications
-            self.audits.work_done(_work(result.applications, chunk.samples[0].b, len(chunk.samples)))
         if not math.isfinite(total) or any(not bool(torch.isfinite(g).all()) for g in gradient.values()):
             raise self._not_finite(chunks[0], total)
         return Evaluation(total, gradient, square, steps, self._audit_if_due())
@@ -201,12 +207,11 @@ class Session:
         """Audit the hypergradient of a few samples of the latest batch, if one is due, and adapt the tolerances to what
         it says."""
         latest = self._unaudited
-        if latest is None or not self.audits.due:
+        if not self.audits.next() or latest is None:
             return None
         found = self.workers.call(self._audit, latest)
-        self.audits.charge(_work(found.applications, latest.b.double(), len(latest.b)))
         self.applications += found.applications
-        self.tolerances = self.tolerances.adapted(found.relative_error, self.target)
+        self.tolerances = self.tolerances.adapted(found.distance / _DISTANCE_SHARE, self.target)
         return found
 
     def _audit(self, latest: _Audited) -> Audit:
@@ -298,7 +303,3 @@ def _check_levels(problem: LowerLevelProblem, level: float | None) -> None:
             f"train: samples are (b, x_true, sigma), but {kind} does not depend on the noise level; pass pairs "
             "(b, x_true), or a regularizer that does, such as RidgeRegularizer(noise_conditioned=True)."
         )
-
-
-def _work(applications: int, b: Tensor, samples: int) -> int:
-    return applications * samples * b.element_size() // 4

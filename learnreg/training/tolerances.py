@@ -1,8 +1,10 @@
-"""How accurately a training run solves its lower level, set by measured and certified errors of its hypergradients.
+"""How accurately a training run solves its lower level, set by certified errors of its hypergradients.
 
-Now and then an audit takes a few samples of the batch, computes their hypergradient in float64 with a rigorous bound,
-and so bounds the relative error of the hypergradient that training used: ‖g - exact‖ <= ‖g - g_audit‖ + bound(g_audit).
-The tolerances of state and adjoint follow that number.
+At every tenth update an audit takes a few samples of the batch and goes on from the states that training used for them
+until the certificate meets the tolerance of training, and so bounds the relative error of the hypergradient that was
+used: ‖g - exact‖ <= ‖g - g_audit‖ + bound(g_audit). Where training was accurate enough, that is a judgement and no
+second search. The tolerances of state and adjoint follow the first term, which estimates the error: the second is a
+bound, and far above it.
 """
 
 from __future__ import annotations
@@ -36,8 +38,7 @@ class Tolerances:
     adjoint: float = 3e-2
 
     def adapted(self, error: float, target: float) -> Tolerances:
-        """Tighter where the audited relative error of the hypergradient is above the target, looser where it is far
-        below."""
+        """Tighter where the relative error of the hypergradient is above the target, looser where it is far below."""
         if error > target:
             factor = max(0.25, 0.7 * target / error)
         elif error < 0.3 * target:
@@ -67,10 +68,12 @@ class BatchGradient:
 @dataclass(frozen=True)
 class Audit:
     """relative_error: of the training gradient on the audited samples, a *rigorous bound* if ``certified``, else an
-    *estimate*. reference_bound: relative error bound of the audit's own gradient."""
+    *estimate*. reference_bound: relative error bound of the audit's own gradient. distance: to that gradient, over its
+    norm, which *estimates* the error."""
 
     relative_error: float
     reference_bound: float
+    distance: float
     certified: bool
     applications: int
 
@@ -127,11 +130,17 @@ def audit(
         b.double(),
         loss,
         Implicit(),
-        tolerance=0.3 * target,
+        tolerance=target,
         max_steps=max_steps,
         start=state,
     )
     difference = gradient_norm({name: g - exact.gradient[name] for name, g in gradient.items()})
     smallest = exact.norm - exact.error_bound
     relative = (difference + exact.error_bound) / smallest if smallest > 0 else float("inf")
-    return Audit(relative, exact.relative_error_bound, exact.certified, applications + exact.operator_applications)
+    return Audit(
+        relative_error=relative,
+        reference_bound=exact.relative_error_bound,
+        distance=difference / exact.norm if exact.norm > 0 else float("inf"),
+        certified=exact.certified,
+        applications=applications + exact.operator_applications,
+    )

@@ -25,7 +25,7 @@ from learnreg.training.clock import TimeUp
 from learnreg.training.guard import examine_problem, guarded, take_as_they_are
 from learnreg.training.interrupts import Interrupts
 from learnreg.training.optimizers import make_upper_level
-from learnreg.training.options import OptimizerName, TrainingOptions
+from learnreg.training.options import OptimizerName, SamplingName, TrainingOptions
 from learnreg.training.run_folder import RunFolder
 from learnreg.training.schedule import is_milestone, step_factor
 from learnreg.training.session import Session
@@ -62,6 +62,8 @@ def train(
     optimizer: OptimizerName = "adam",
     step_size: float = 2e-2,
     samples: int = 64,
+    sampling: SamplingName = "growing",
+    audit_every: int = 10,
     seed: int = 0,
     resume: bool = False,
     check_operator: bool = True,
@@ -101,12 +103,15 @@ def train(
     updates: so many, unless the minutes end before; the step size of Adam falls by a half cosine over them. Without, it
         falls by the inverse square root of the updates so far. A resumed run may ask for more of either.
     method: of the hypergradients; ``Implicit()`` by default, the fastest one as measured.
-    tolerance: relative error of the hypergradients, held by audits: certified float64 hypergradients of a few samples,
-        which bound the error of the gradients that training used for these and so set the lower-level tolerances. With
-        "adaptive" every step is certified instead.
+    tolerance: relative error of the hypergradients, held by audits: certified hypergradients of a few samples, which
+        bound the error of the gradients that training used for these and so set the lower-level tolerances. With
+        "adaptive" the decrease of every step is certified instead.
     optimizer: "adam" (minibatches), "lbfgs" (the first ``samples`` items at once) or "adaptive" (certified descent on
-        them).
+        them, or on minibatches).
     step_size: initial, of Adam and of adaptive descent.
+    samples: of "lbfgs" and "adaptive", the first ones of the data.
+    sampling: of "adaptive": "growing" (from 8 of the samples to all of them), "fixed" (all of them) or "minibatch".
+    audit_every: updates from one audit to the next; of "adaptive", from one certified gradient to the next.
     resume: go on from the checkpoint in ``out``, with the same data and options but minutes and updates.
     check_operator: examine operators and regularizers that are not this package's own before any work, with a few
         applications (``learnreg.testing``); False: take them as they are (``examine = False``), uncertified.
@@ -140,6 +145,8 @@ def train(
         samples,
         seed,
         tune,
+        audit_every,
+        sampling,
         workers=torch.get_num_threads(),
     )
     trainer = Trainer(
@@ -216,7 +223,7 @@ class _Run:
     def __init__(self, trainer: Trainer, session: Session, folder: RunFolder | None) -> None:
         options = trainer.options
         self.trainer, self.session, self.folder = trainer, session, folder
-        self.upper = make_upper_level(options.optimizer, session, options.step_size, options.samples)
+        self.upper = make_upper_level(session, options)
         self.updates = 0
         self.start_factor: float | None = None if options.tune_start else 1.0
         self.rows: list[dict[str, Any]] = []

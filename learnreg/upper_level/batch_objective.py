@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,8 @@ from learnreg.losses import UpperLoss, check_loss
 from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.result import Hypergradient, Solution
 from learnreg.solvers.solve import solve
+from learnreg.upper_level.evaluation import evaluate_batch
+from learnreg.upper_level.objective import Accuracy, CertifiedGradient, Objective, Trial
 
 __all__ = ["BatchObjective", "CertifiedValue"]
 
@@ -38,7 +40,7 @@ class CertifiedValue:
         return self.upper - self.lower
 
 
-class BatchObjective:
+class BatchObjective(Objective):
     """theta -> loss of the lower-level solutions of a batch.
 
     Parameters
@@ -65,16 +67,44 @@ class BatchObjective:
         self.certificate = check_certificate(certificate)
         self.method = chosen_method(method)
         self.start: Start | None = None
-        self.operator_applications = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the next call starts."""
+        """Where the next call starts, and the latest trial."""
         start = self.start
-        return {} if start is None else {"x": start.x, "X": start.X, "z": start.z, "Z": start.Z}
+        states = {} if start is None else {"x": start.x, "X": start.X, "z": start.z, "Z": start.Z}
+        return {"start": states, "latest": self.latest_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Start the next call where it was after ``state_dict``."""
-        self.start = Start(**state) if state else None
+        start = state.get("start", {})
+        self.start = Start(**start) if start else None
+        self.load_latest(state.get("latest", {}))
+
+    def starts(self) -> Start | None:
+        return self.start
+
+    def start_at(self, starts: Start | None) -> None:
+        self.start = starts
+
+    def _evaluate(self, accuracy: Accuracy) -> Trial:
+        parts = self.problem.frozen().parts(self.b)
+        whole = len(parts) == 1
+        trials, states = [], []
+        for index, frozen in parts:
+            b = self.b if whole else self.b[index]
+            loss = self.loss if whole else self.loss.part(index, len(self.b))
+            start = self.start if whole or self.start is None else self.start.part(index, len(self.b) / len(index))
+            trial, state, applications = evaluate_batch(frozen, b, loss, self.method, start, accuracy)
+            trials.append(trial)
+            states.append(state)
+            self.operator_applications += applications
+        shares = [len(index) / len(self.b) for index, _ in parts]
+        self.start = states[0] if whole else _joined(states, [index for index, _ in parts], shares)
+        return Trial.mean(trials, shares)
+
+    def certified_gradient(self, tolerance: float) -> CertifiedGradient:
+        found = self.gradient(tolerance)
+        return CertifiedGradient(found.gradient, found.error_bound, found.certified, found.status.converged)
 
     def gradient(
         self, tolerance: float, absolute_tolerance: float = 0.0, max_steps: int | None = None
@@ -144,6 +174,17 @@ class BatchObjective:
             return torch.tensor(result.loss)
 
         return evaluate
+
+
+def _joined(states: Sequence[Start], indices: Sequence[Tensor], shares: Sequence[float]) -> Start:
+    """States of parts of a batch, as those of the batch, whose adjoint states carry 1/batch."""
+    order = torch.cat(list(indices)).argsort()
+    scaled = [state.part(slice(None), share) for state, share in zip(states, shares, strict=True)]
+    columns = ([getattr(state, name) for state in scaled] for name in ("x", "X", "z", "Z"))
+    x, X, z, Z = (None if any(v is None for v in c) else torch.cat(c)[order] for c in columns)
+    assert x is not None
+    assert X is not None
+    return Start(x, X, z, Z)
 
 
 def _size(t: Tensor) -> float:

@@ -10,21 +10,17 @@ from __future__ import annotations
 
 import math
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
-from harness import ROOT, Table, arguments, finish
 from training_runs import UpdatesClock
 
 import learnreg as lr
 from learnreg.commands.common import initial_regularizer, tune_total_variation
 from learnreg.commands.denoise import scenario
 from learnreg.commands.options import DenoiseConfig
-from learnreg.commands.process import large_blocks_kept
 from learnreg.hypergradients import METHODS
 from learnreg.training.optimizers import make_upper_level
 from learnreg.training.options import TrainingOptions
@@ -86,8 +82,12 @@ def run(
             curve.samples = row.get("samples", options.batch_size)
             curve.rejected += not row.get("accepted", True)
             if not math.isnan(psnr):
-                print(f"{name}: {update + 1} updates, {clock.cpu:.0f} s, loss {row['loss']:.4f}, {psnr:.3f} dB, "
-                      f"{curve.samples} samples", file=sys.stderr, flush=True)
+                print(
+                    f"{name}: {update + 1} updates, {clock.cpu:.0f} s, loss {row['loss']:.4f}, {psnr:.3f} dB, "
+                    f"{curve.samples} samples",
+                    file=sys.stderr,
+                    flush=True,
+                )
     finally:
         session.close()
     return curve

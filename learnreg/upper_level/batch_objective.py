@@ -71,7 +71,7 @@ class BatchObjective(Objective):
     def state_dict(self) -> dict[str, Any]:
         """Where the next call starts, and the latest trial."""
         start = self.start
-        states = {} if start is None else {"x": start.x, "X": start.X, "z": start.z, "Z": start.Z}
+        states = {} if start is None else dict(vars(start))
         return {"start": states, "latest": self.latest_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

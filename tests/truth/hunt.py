@@ -21,6 +21,7 @@ from truth.problems import Case, draw_case
 
 import learnreg as lr
 from learnreg.certificates.judgement import judge
+from learnreg.certificates.loss_enclosure import enclose_loss
 from learnreg.lower_level.point import Point
 from learnreg.solvers.newton_correction import extended_adjoint
 
@@ -171,6 +172,12 @@ def _compare_judgement(case: Case, draw: Draw, summary: Summary, truth: Truth) -
         features = x[:, 1:] * (1.0 + draw.log_uniform(1e-12, 1e-2) * draw.normal(*x[:, 1:].shape)).clamp_min(0.0)
         x = torch.cat([x[:, :1], features], 1) if draw.chance(0.5) else x
     point = Point(problem.frozen(), instance, case.b, loss, x, X)
+    enclosed = enclose_loss(point)
+    if enclosed.certified and math.isfinite(enclosed.upper):
+        middle, half = 0.5 * (enclosed.lower + enclosed.upper), 0.5 * (enclosed.upper - enclosed.lower)
+        slope = case.loss.gradient(truth.x.reshape(shape)).flatten(1).norm(dim=1)
+        slack = 1e-13 * (1.0 + abs(truth.loss)) + float((slope * truth.x_slack).sum())
+        summary.compare("loss by the adjoint state", abs(truth.loss - middle), half, slack, case.label)
     for kind in ("published", "frobenius", "sharp"):
         judged = judge(point, kind)
         if not judged.reason:

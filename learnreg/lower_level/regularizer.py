@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from learnreg.errors import ConfigError, ShapeError
-from learnreg.linear.arguments import check_images, given_tensor
+from learnreg.linear.arguments import check_images, given_tensor, real_number, shown
 from learnreg.linear.grad_mode import full_precision
 from learnreg.linear.identity import Unchanged
 from learnreg.linear.stack import Stack
@@ -313,10 +313,12 @@ def _factor(value: object, name: str) -> float:
     """A positive finite number, or ConfigError."""
     if isinstance(value, nn.Parameter):
         raise ConfigError(f"{name}: got a Parameter, but factors are fixed; Scaled(regularizer, factor) learns one.")
-    number = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
-    if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0.0 < number < math.inf:
-        raise ConfigError(f"{name}: got {value!r}, expected a positive finite number.")
-    return float(number)
+    single = isinstance(value, Tensor) and not value.is_nested and not value.is_meta and value.numel() == 1
+    number = value.item() if single else value  # type: ignore[attr-defined]
+    try:
+        return real_number(math.nan if isinstance(number, bool) else number, name, above=0.0)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: got {shown(value)}, expected a positive finite number.") from error
 
 
 class _NoiseLevels(Regularizer):
@@ -377,17 +379,18 @@ def checked_level(sigma: Any, name: str) -> float | Tensor:
     ------
     ConfigError: neither, or not positive and finite.
     """
-    if isinstance(sigma, Tensor) and sigma.dim() == 1 and len(sigma):
+    if isinstance(sigma, Tensor) and not sigma.is_nested and sigma.dim() == 1 and len(sigma) and not sigma.is_meta:
         if not (bool(torch.isfinite(sigma).all()) and float(sigma.min()) > 0):
             raise ConfigError(f"{name}: expected positive finite noise levels, got {sigma.tolist()}.")
         return sigma.detach()
-    single = isinstance(sigma, (int, float)) or (isinstance(sigma, Tensor) and sigma.dim() == 0)
-    if not (single and not isinstance(sigma, bool) and float(sigma) > 0 and math.isfinite(sigma)):
-        got = f"a tensor of shape {tuple(sigma.shape)}" if isinstance(sigma, Tensor) and sigma.dim() else repr(sigma)
+    number = sigma.item() if isinstance(sigma, Tensor) and sigma.dim() == 0 and not sigma.is_meta else sigma
+    try:
+        return real_number(math.nan if isinstance(number, bool) else number, name, above=0.0)
+    except ConfigError as error:
         raise ConfigError(
-            f"{name}: got {got}, expected a positive finite number, or a tensor (batch,) with one for each sample."
-        )
-    return float(sigma)
+            f"{name}: got {shown(sigma)}, expected a positive finite number, or a tensor (batch,) with one for each "
+            "sample."
+        ) from error
 
 
 def positive_log(values: Tensor | float, name: str, count: int | None = None) -> nn.Parameter:

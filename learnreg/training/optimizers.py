@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from learnreg.errors import ConfigError
+from learnreg.linear.arguments import check_one_of
 from learnreg.losses import loss_at
 from learnreg.training.samples import grouped, stacked
 from learnreg.training.session import Evaluation, Session
@@ -219,6 +220,5 @@ UPPER_LEVELS: dict[str, type[UpperLevel]] = {"adam": Adam, "lbfgs": QuasiNewton,
 
 def make_upper_level(name: str, session: Session, step_size: float, samples: int) -> UpperLevel:
     """The upper-level method of that name."""
-    if name not in UPPER_LEVELS:
-        raise ConfigError(f"optimizer={name!r}: expected one of {', '.join(UPPER_LEVELS)}.")
+    check_one_of(name, tuple(UPPER_LEVELS), "optimizer")
     return UPPER_LEVELS[name](session, step_size, samples)

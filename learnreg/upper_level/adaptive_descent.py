@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from learnreg.errors import AssumptionError, ConfigError
-from learnreg.linear.arguments import real_number
+from learnreg.linear.arguments import check_one_of, real_number, whole_number
 from learnreg.linear.grad_mode import outside_inference
 from learnreg.result import Hypergradient
 from learnreg.upper_level.batch_objective import BatchObjective
@@ -83,8 +83,8 @@ class AdaptiveDescent:
             raise ConfigError(f"AdaptiveDescent(eta={eta}, c={c}): expected 0 < c < eta < 1.")
         if not 0 < shrink < 1 < grow:
             raise ConfigError(f"AdaptiveDescent(shrink={shrink}, grow={grow}): expected 0 < shrink < 1 < grow.")
-        if scaling not in ("groups", "none"):
-            raise ConfigError(f"AdaptiveDescent(scaling={scaling!r}): expected 'groups' or 'none'.")
+        check_one_of(scaling, ("groups", "none"), "AdaptiveDescent(scaling)")
+        whole_number(max_backtracks, "AdaptiveDescent(max_backtracks)", least=0)
         self.eta, self.c, self.shrink, self.grow = eta, c, shrink, grow
         self.max_backtracks, self.stop, self.scaling, self.first_step = max_backtracks, stop, scaling, first_step
         self.tolerance = 1.0 - eta

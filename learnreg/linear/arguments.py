@@ -88,8 +88,8 @@ def check_one_of(value: object, known: Sequence[str], name: str) -> None:
 
 
 def check_flag(value: object, name: str) -> None:
-    """ConfigError unless it is True or False."""
-    if not isinstance(value, (bool, np.bool_)):
+    """ConfigError unless it is True or False, or their numbers 1 and 0."""
+    if not isinstance(value, (bool, np.bool_)) and not is_whole(value, 0, 1):
         raise ConfigError(f"{_call(name, value)}: expected True or False.")
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from learnreg.errors import ConfigError, ShapeError
-from learnreg.linear.arguments import check_images, real_number
+from learnreg.linear.arguments import check_dense, check_images, real_number
 from learnreg.linear.samples import expand, norm_samples, sum_samples
 from learnreg.result import brief
 
@@ -72,6 +72,8 @@ class UpperLoss:
 
     def _evaluate(self, x: Tensor) -> Tensor:
         result = self._call(x)
+        if isinstance(result, Tensor):
+            check_dense(result, "UpperLoss: what the function returned", f", a scalar or ({x.shape[0]},)")
         if not isinstance(result, Tensor) or (result.dim() > 0 and tuple(result.shape) != (x.shape[0],)):
             shape = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
             raise ShapeError(f"UpperLoss: the function returned {shape}, expected a scalar or ({x.shape[0]},).")
@@ -264,7 +266,7 @@ def loss_at(make: Callable[[Tensor], UpperLoss], x_true: Tensor) -> UpperLoss:
         raise ConfigError(f"train(loss=...): got {type(make).__name__}, {advice}.")
     try:
         loss = make(x_true)
-    except TypeError as error:  # such as a missing argument "target"
+    except (TypeError, ValueError) as error:  # such as a missing argument "target"
         raise ConfigError(f"train(loss={getattr(make, '__name__', make)!s}): {error}; {advice}.") from error
     if not isinstance(loss, UpperLoss):
         raise ConfigError(f"train(loss=...): it returned {type(loss).__name__}, {advice}.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from learnreg.convolutions.correlation import correlate, correlate_adjoint
 from learnreg.convolutions.filter_bank import FilterBank
 from learnreg.convolutions.padding import Boundary, pad, pad_adjoint
-from learnreg.errors import ConfigError, OperatorError, ShapeError
-from learnreg.linear.arguments import given_tensor
+from learnreg.errors import OperatorError, ShapeError
+from learnreg.linear.arguments import check_one_of, given_tensor
 from learnreg.linear.norms import NormBound
 from learnreg.linear.operator import LinearOperator
 from learnreg.linear.shapes import checked_shape
@@ -35,8 +35,7 @@ class Blur(LinearOperator):
     kernel: Tensor
 
     def __init__(self, kernel: Tensor, domain_shape: tuple[int, ...], boundary: Boundary = "zero") -> None:
-        if boundary not in ("zero", "circular", "reflect"):
-            raise ConfigError(f"Blur(boundary={boundary!r}): expected 'zero', 'circular' or 'reflect'.")
+        check_one_of(boundary, ("zero", "circular", "reflect"), "Blur(boundary)")
         kernel = given_tensor(kernel, "Blur(kernel)")
         if kernel.dim() not in (2, 4) or (kernel.dim() == 4 and tuple(kernel.shape[:2]) != (1, 1)):
             raise ShapeError(f"Blur(kernel): got shape {tuple(kernel.shape)}, expected (k, k) or (1, 1, k, k).")
@@ -56,7 +55,7 @@ class Blur(LinearOperator):
         self._bank()
 
     def on(self, domain_shape: tuple[int, ...]) -> Blur:
-        return Blur(self.kernel, domain_shape, cast(Boundary, self.boundary))
+        return Blur(self.kernel, domain_shape, self.boundary)
 
     def stored(self) -> dict[str, Any]:
         learnable = isinstance(self.kernel, nn.Parameter)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from learnreg.errors import DataError
+from learnreg.linear.arguments import given_path
 
 __all__ = ["Mask", "check_claim", "check_file", "float_tensor"]
 
@@ -27,7 +28,7 @@ def check_file(path: str | Path) -> Path:
     ------
     DataError: otherwise.
     """
-    path = Path(path)
+    path = given_path(path, "path")
     if not path.exists():
         raise DataError("this file does not exist.", path, "Check the path.")
     if not path.is_file():

@@ -17,6 +17,7 @@ from torch import Tensor
 from learnreg.datasets.files.dicom_pixels import check_unit, hounsfield_units, stored_values
 from learnreg.datasets.files.dicom_tags import is_dicom, numbers, opened, required, tag_numbers
 from learnreg.errors import DataError
+from learnreg.linear.arguments import given_path
 
 __all__ = ["DicomHeader", "DicomSlice", "is_dicom", "read_dicom", "read_header", "read_slices"]
 
@@ -80,7 +81,7 @@ def read_dicom(path: str | Path) -> DicomSlice:
         of a screen, in colour or of several frames; a tag is missing (named) or senseless; compressed without a decoder
         installed (named); padding that would be matter.
     """
-    path = Path(path)
+    path = given_path(path, "read_dicom(path)")
     with opened(path) as dataset:
         frames = _check_kind(dataset, path)
         if frames != 1:

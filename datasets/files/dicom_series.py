@@ -15,6 +15,7 @@ from torch import Tensor
 from learnreg.datasets.files.checks import check_file
 from learnreg.datasets.files.dicom import DicomSlice, is_dicom, read_header, read_slices
 from learnreg.errors import ConfigError, DataError
+from learnreg.linear.arguments import check_real, given_path, real_number, shown
 
 __all__ = ["CT_WINDOW", "DicomSeries", "find_series", "read_dicom_series", "window_hounsfield"]
 
@@ -83,7 +84,7 @@ def read_dicom_series(
     ConfigError: a window that is not lower < upper.
     """
     _check_window(window)
-    path = Path(path)
+    path = given_path(path, "read_dicom_series(path)")
     paths = _choose(find_series(path), series_uid, path) if path.is_dir() else [check_file(path)]
     slices, notes = _without_copies([one for file in paths for one in read_slices(file)])
     _check_agreement(slices)
@@ -112,7 +113,7 @@ def find_series(folder: str | Path) -> dict[str, list[Path]]:
     ------
     DataError: the folder is missing or holds no CT files; a damaged file; a CT file without a series.
     """
-    folder = Path(folder)
+    folder = given_path(folder, "find_series(folder)")
     if not folder.is_dir():
         raise DataError("this folder does not exist.", folder, "Check the path.")
     files = sorted(file for file in folder.iterdir() if file.is_file() and is_dicom(file))
@@ -143,13 +144,17 @@ def window_hounsfield(hounsfield: Tensor, window: tuple[float, float] = CT_WINDO
     ConfigError: a window that is not lower < upper.
     """
     lower, upper = _check_window(window)
+    check_real(hounsfield, "window_hounsfield(hounsfield)", "of Hounsfield units")
+    if not hounsfield.is_floating_point():
+        hounsfield = hounsfield.to(torch.get_default_dtype())
     return ((hounsfield - lower) / (upper - lower)).clamp(0.0, 1.0)
 
 
 def _check_window(window: tuple[float, float]) -> tuple[float, float]:
-    lower, upper = window
-    if not (math.isfinite(lower) and math.isfinite(upper) and lower < upper):
-        raise ConfigError(f"window={window!r}: expected lower < upper in Hounsfield units, as in (-1000, 1000).")
+    pair = isinstance(window, (tuple, list)) and len(window) == 2
+    lower, upper = (real_number(end, "window: an end") for end in window) if pair else (0.0, 0.0)
+    if not lower < upper:
+        raise ConfigError(f"window={shown(window)}: expected lower < upper in Hounsfield units, as in (-1000, 1000).")
     return lower, upper
 
 

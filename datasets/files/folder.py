@@ -9,6 +9,7 @@ from torch.utils.data import Dataset
 
 from learnreg.datasets.files.images import IMAGE_SUFFIXES, read_image
 from learnreg.errors import DataError
+from learnreg.linear.arguments import given_path
 
 __all__ = ["ImageFolder", "list_images"]
 
@@ -22,7 +23,7 @@ def list_images(folder: str | Path) -> list[Path]:
     ------
     DataError: the folder is missing, is a file, or holds no images.
     """
-    folder = Path(folder)
+    folder = given_path(folder, "folder")
     _check_folder(folder)
     images = _images_in(folder)
     if not images:
@@ -41,7 +42,7 @@ class ImageFolder(Dataset[Tensor]):
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+        self.folder = given_path(folder, "ImageFolder(folder)")
         self.paths = list_images(self.folder)
 
     @property

@@ -13,6 +13,7 @@ from learnreg.datasets.files.bitmaps import decode_bitmap
 from learnreg.datasets.files.pixels import Picture, luminance
 from learnreg.datasets.files.tiff import decode_tiff, is_tiff
 from learnreg.errors import DataError
+from learnreg.linear.arguments import given_path
 
 __all__ = ["IMAGE_SUFFIXES", "read_image"]
 
@@ -44,7 +45,7 @@ def read_image(path: str | Path, noisy: bool = False) -> Tensor:
         not finite or outside [0, 1], colours multiplied by an opacity below 1, inks, CIE L*a*b*, channels beside grey
         or RGB, or more than 2^27 pixels.
     """
-    path = Path(path)
+    path = given_path(path, "read_image(path)")
     picture = _decode(path, _read_bytes(path))
     if picture.transparent:
         warnings.warn(
@@ -92,7 +93,7 @@ def _decode(path: Path, data: bytes) -> Picture:
             raise DataError("decoding it needs the package imagecodecs.", path, hint) from error
         known = " Of JPEG files those of 8 bits with losses can be read." if data.startswith(_JPEG) else ""
         raise DataError(
-            f"cannot be decoded, the file is damaged, truncated or not an image ({type(error).__name__}: {error}).",
+            f"cannot be decoded, the file is damaged, truncated or not an image{_why(error)}.",
             path,
             f"Copy or download it again, or remove it from the folder.{known}",
         ) from error
@@ -108,3 +109,8 @@ def _opened(path: Path, data: bytes) -> Picture:
         if not is_tiff(data):
             raise
         return decode_tiff(None, data, path)
+
+
+def _why(error: Exception) -> str:
+    """What Pillow says, unless that is only that it does not know the format."""
+    return "" if type(error).__name__ == "UnidentifiedImageError" else f" ({error})"

@@ -13,6 +13,7 @@ from learnreg.datasets.files.folder import ImageFolder, list_images
 from learnreg.datasets.files.images import read_image
 from learnreg.datasets.photographs.natural import natural_images
 from learnreg.errors import ConfigError, DataError
+from learnreg.linear.arguments import check_one_of, given_path
 
 __all__ = ["BSDS500", "load_training_images"]
 
@@ -36,10 +37,11 @@ class BSDS500(Dataset[Tensor]):
     """
 
     def __init__(self, root: str | Path, splits: Sequence[str] = ("train", "test")) -> None:
-        self.splits = (splits,) if isinstance(splits, str) else tuple(splits)
+        root = given_path(root, "BSDS500(root)")
+        self.splits = tuple(splits) if isinstance(splits, (tuple, list)) else (splits,)
         for split in self.splits:
             _check_split(split)
-        self.folder = _find_layout(Path(root), self.splits)
+        self.folder = _find_layout(root, self.splits)
         self.paths = [path for split in self.splits for path in list_images(self.folder / split)]
 
     @property
@@ -76,15 +78,14 @@ def load_training_images(source: str | Path) -> dict[str, Tensor]:
     """
     if str(source) == "natural":
         return natural_images("train")
-    root = Path(source)
+    root = given_path(source, "load_training_images(source)")
     if _is_bsds500(root):
         return BSDS500(root).images()
     return ImageFolder(root).images()
 
 
 def _check_split(split: str) -> None:
-    if split not in _SPLITS:
-        raise ConfigError(f"split={split!r} is not one of {', '.join(map(repr, _SPLITS))}.")
+    check_one_of(split, tuple(_SPLITS), "split")
 
 
 def _find_layout(root: Path, splits: Sequence[str]) -> Path:

@@ -10,7 +10,8 @@ from pathlib import Path
 from torch import Tensor
 
 from learnreg.datasets.files.images import read_image
-from learnreg.errors import ConfigError, DataError
+from learnreg.errors import DataError
+from learnreg.linear.arguments import check_one_of
 
 __all__ = ["NATURAL_SPLITS", "natural_images", "natural_split"]
 
@@ -52,8 +53,7 @@ def natural_images(split: str = "train") -> dict[str, Tensor]:
     ConfigError: another split.
     DataError: scikit-image is not installed, or a file is not the one that was pinned.
     """
-    if split not in _SHA256:
-        raise ConfigError(f"split={split!r} is not one of {', '.join(map(repr, _SHA256))}.")
+    check_one_of(split, tuple(_SHA256), "split")
     folder = _data_folder()
     return {Path(file).stem: _read_pinned(folder / file, digest) for file, digest in _SHA256[split].items()}
 

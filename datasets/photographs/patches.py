@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
@@ -11,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from learnreg.datasets.seeding import item_generator
+from learnreg.datasets.seeding import item_generator, item_index, named_images
 from learnreg.errors import ConfigError, DataError
+from learnreg.linear.arguments import LARGEST_SEED, check_real, shown, whole_number
 
 __all__ = ["DenoisingPatches", "add_noise", "parse_sigma"]
 
@@ -39,6 +39,8 @@ def add_noise(image: Tensor, sigma: float, seed: int) -> Tensor:
 
     ``seed`` alone decides the noise: it is drawn on the CPU in float32, whatever the dtype and device of ``image``.
     """
+    check_real(image, "add_noise(image)")
+    seed = whole_number(seed, "add_noise(seed)", least=-LARGEST_SEED, most=LARGEST_SEED)
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(image.shape, generator=generator, dtype=torch.float32)
     return image + _check_sigma(sigma, sigma) * noise.to(image)
@@ -75,10 +77,10 @@ class DenoisingPatches(Dataset[tuple[Tensor, Tensor] | tuple[Tensor, Tensor, flo
         seed: int = 0,
     ) -> None:
         self.sigma = _check_range(sigma) if isinstance(sigma, Sequence) else _check_sigma(sigma, sigma)
-        self.patch = _check_positive("patch", patch)
-        self.count = _check_positive("count", count)
+        self.patch = whole_number(patch, "DenoisingPatches(patch)")
+        self.count = whole_number(count, "DenoisingPatches(count)")
         self.seed = seed
-        named = images if isinstance(images, Mapping) else {f"image {i}": image for i, image in enumerate(images)}
+        named = named_images(images, "DenoisingPatches(images)")
         if not named:
             raise DataError("there are no images to take patches from.", hint="Pass at least one image.")
         self.images = [_check_image(name, image, patch) for name, image in named.items()]
@@ -88,9 +90,7 @@ class DenoisingPatches(Dataset[tuple[Tensor, Tensor] | tuple[Tensor, Tensor, flo
         return self.count
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor] | tuple[Tensor, Tensor, float]:
-        if not -self.count <= index < self.count:
-            raise IndexError(f"item {index} of a data set of {self.count} items")
-        generator = item_generator(self.seed, index % self.count)
+        generator = item_generator(self.seed, item_index(index, self.count))
         x_true = self._draw_patch(generator)
         noise = torch.randn(x_true.shape, generator=generator, dtype=torch.float32)
         if not isinstance(self.sigma, tuple):
@@ -116,9 +116,10 @@ def _positions(image: Tensor, patch: int) -> int:
 
 
 def _check_sigma(sigma: float, given: object) -> float:
-    if not (isinstance(sigma, (int, float)) and math.isfinite(sigma) and 0 < sigma <= 1):
+    if not (isinstance(sigma, (int, float)) and 0 < sigma <= 1):
+        text = given if isinstance(given, str) else shown(given)
         raise ConfigError(
-            f"sigma={given} is outside (0, 1]: it is a standard deviation for images in [0, 1]. "
+            f"sigma={text} is outside (0, 1]: it is a standard deviation for images in [0, 1]. "
             f"For noise on the scale of 0 to 255 write sigma as a fraction, such as {_fraction_hint(sigma)}."
         )
     return float(sigma)
@@ -137,13 +138,8 @@ def _fraction_hint(sigma: object) -> str:
     return f"{sigma:g}/255" if isinstance(sigma, (int, float)) and 2 <= sigma <= 255 else "25/255"
 
 
-def _check_positive(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError(f"{name}={value!r} must be a positive integer.")
-    return value
-
-
 def _check_image(name: str, image: Tensor, patch: int) -> Tensor:
+    check_real(image, name, "(1, height, width)")
     if image.ndim != 3 or image.shape[0] != 1:
         raise DataError(f"expected an image of shape (1, height, width), got {tuple(image.shape)}.", name)
     height, width = image.shape[1:]

@@ -13,7 +13,8 @@ from learnreg.datasets.files.dicom_series import CT_WINDOW, DicomSeries, read_di
 from learnreg.datasets.files.folder import ImageFolder
 from learnreg.datasets.tomography.phantoms import ellipse_phantom
 from learnreg.datasets.tomography.slices import resize_slice
-from learnreg.errors import ConfigError, DataError
+from learnreg.errors import DataError
+from learnreg.linear.arguments import given_path, whole_number
 
 __all__ = ["ellipse_split", "load_ct_images"]
 
@@ -45,11 +46,11 @@ def load_ct_images(
     ------
     ConfigError: ``size`` or ``count`` out of range. DataError: fewer than two different images, or unreadable ones.
     """
-    if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
-        raise ConfigError(f"count={count!r} must be a positive integer, or None for all.")
+    if count is not None:
+        whole_number(count, "load_ct_images(count)")
     if str(source) == "ellipses":
         return ellipse_split(size, count, seed)
-    folder = Path(source)
+    folder = given_path(source, "load_ct_images(source)")
     if not (folder.is_dir() and _holds_dicom(folder)):
         training, held_out = _split_files(folder, size, count, seed)
         return _without_held_out(training, held_out, folder), held_out

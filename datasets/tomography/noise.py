@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from learnreg.datasets.tomography.transmission import PHOTON_FLOOR, line_integrals
 from learnreg.errors import ConfigError, DataError
+from learnreg.linear.arguments import real_number
 
 __all__ = ["PhotonNoise", "RelativeNoise"]
 
@@ -26,7 +26,7 @@ class RelativeNoise:
     fraction: float = 0.01
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.fraction) and 0 <= self.fraction <= 1):
+        if real_number(self.fraction, "RelativeNoise(fraction)", least=0.0) > 1:
             raise ConfigError(f"fraction={self.fraction!r} is outside [0, 1]: 0.01 is one percent of the mean value.")
 
     def apply(self, clean: Tensor, generator: torch.Generator) -> Tensor:
@@ -64,10 +64,8 @@ class PhotonNoise:
 
     def __post_init__(self) -> None:
         for name, value in (("photons", self.photons), ("attenuation", self.attenuation)):
-            if not (math.isfinite(value) and value > 0):
-                raise ConfigError(f"{name}={value!r} must be positive.")
-        if not (math.isfinite(self.electronic) and self.electronic >= 0):
-            raise ConfigError(f"electronic={self.electronic!r} must be >= 0: a standard deviation in photons.")
+            real_number(value, f"PhotonNoise({name})", above=0.0)
+        real_number(self.electronic, "PhotonNoise(electronic)", least=0.0)
 
     def counts(self, clean: Tensor, generator: torch.Generator) -> Tensor:
         """Counts for a clean measurement (float64, on the CPU); negative ones occur with electronic noise only.

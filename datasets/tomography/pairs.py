@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from learnreg.datasets.seeding import item_generator
+from learnreg.datasets.seeding import item_generator, item_index, named_images
 from learnreg.datasets.tomography.noise import PhotonNoise, RelativeNoise
 from learnreg.errors import ConfigError, DataError, ShapeError
+from learnreg.linear.arguments import check_real, check_type, whole_number
 from learnreg.linear.operator import LinearOperator
 
 __all__ = ["TomographyPairs"]
@@ -45,14 +46,13 @@ class TomographyPairs(Dataset[tuple[Tensor, Tensor]]):
         seed: int = 0,
         block: int = 16,
     ) -> None:
+        check_type(operator, LinearOperator, "TomographyPairs(operator)", "a LinearOperator such as ParallelBeam2D")
         self.operator = operator
         self.noise = RelativeNoise() if noise is None else noise
         if not isinstance(self.noise, (RelativeNoise, PhotonNoise)):
             raise ConfigError(f"noise={noise!r}: expected RelativeNoise(fraction) or PhotonNoise(photons).")
-        if isinstance(block, bool) or not isinstance(block, int) or block < 1:
-            raise ConfigError(f"block={block!r} must be a positive integer.")
-        self.seed, self.block = seed, block
-        named = images if isinstance(images, Mapping) else {f"image {i}": image for i, image in enumerate(images)}
+        self.seed, self.block = seed, whole_number(block, "TomographyPairs(block)")
+        named = named_images(images, "TomographyPairs(images)")
         if not named:
             raise DataError("there are no images to measure.", hint="Pass at least one image.")
         self.names = list(named)
@@ -63,10 +63,7 @@ class TomographyPairs(Dataset[tuple[Tensor, Tensor]]):
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        count = len(self.images)
-        if not -count <= index < count:
-            raise IndexError(f"item {index} of a data set of {count} items")
-        index %= count
+        index = item_index(index, len(self.images))
         if index not in self._measured:
             self._measure(index - index % self.block)
         return self._measured[index], self.images[index]
@@ -80,6 +77,7 @@ class TomographyPairs(Dataset[tuple[Tensor, Tensor]]):
 
 
 def _check_image(name: str, image: Tensor, operator: LinearOperator) -> Tensor:
+    check_real(image, name, f"{tuple(operator.domain_shape)}")
     if tuple(image.shape) != tuple(operator.domain_shape):
         raise ShapeError(
             f"{name} has shape {tuple(image.shape)}, {type(operator).__name__} takes {tuple(operator.domain_shape)}. "

@@ -12,9 +12,12 @@ from torch import Tensor
 
 from learnreg.datasets.seeding import item_generator
 from learnreg.datasets.tomography.ellipses import Canvas, Ellipse, Texture
-from learnreg.errors import ConfigError
+from learnreg.linear.arguments import check_flag, whole_number
 
 __all__ = ["ellipse_phantom", "ellipse_phantoms"]
+
+_MOST, _LARGEST = 10**6, 2**15
+"""Beyond what memory holds; larger numbers are slips."""
 
 # Values on the scale of attenuation, where 0 is air, water is near 0.45 and dense bone is 1.
 _LUNG, _FAT, _MUSCLE, _BONE, _MARROW = 0.09, 0.38, 0.46, 0.88, 0.58
@@ -27,8 +30,8 @@ def ellipse_phantoms(count: int, size: int = 128, seed: int = 0, start: int = 0)
     ------
     ConfigError: ``count`` is not positive, ``size`` is below 16 or ``start`` is negative.
     """
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise ConfigError(f"count={count!r} must be a positive integer.")
+    whole_number(count, "ellipse_phantoms(count)", most=_MOST)
+    whole_number(start, "ellipse_phantoms(start)", least=0)
     return torch.stack([ellipse_phantom(index, size, seed) for index in range(start, start + count)])
 
 
@@ -48,9 +51,9 @@ def ellipse_phantom(index: int, size: int = 128, seed: int = 0, held_out: bool =
     ------
     ConfigError: ``size`` is below 16 or ``index`` is negative.
     """
-    for name, value, least in (("size", size, 16), ("index", index, 0)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ConfigError(f"{name}={value!r} must be an integer >= {least}.")
+    whole_number(size, "ellipse_phantom(size)", least=16, most=_LARGEST)
+    whole_number(index, "ellipse_phantom(index)", least=0)
+    check_flag(held_out, "ellipse_phantom(held_out)")
     sequence = "held-out ellipses" if held_out else "ellipses"
     image = _Anatomy(size, item_generator(sequence, seed, index)).draw()
     return torch.from_numpy(np.clip(image, 0.0, 1.0).astype(np.float32)).unsqueeze(0)

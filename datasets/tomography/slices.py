@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,8 +11,11 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from learnreg.errors import ConfigError, DataError, ShapeError
+from learnreg.linear.arguments import check_real, real_number, shown, whole_number
 
 __all__ = ["resize_slice"]
+
+_LARGEST = 2**15
 
 
 def resize_slice(image: Tensor, size: int, spacing: tuple[float, float] = (1.0, 1.0)) -> Tensor:
@@ -30,14 +32,15 @@ def resize_slice(image: Tensor, size: int, spacing: tuple[float, float] = (1.0, 
         positive.
     DataError: scikit-image is needed and missing.
     """
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise ConfigError(f"size={size!r} must be a positive integer.")
+    whole_number(size, "resize_slice(size)", most=_LARGEST)
+    check_real(image, "resize_slice(image)", "(1, height, width)")
     if image.dim() != 3 or image.shape[0] != 1 or min(image.shape) < 1 or not image.is_floating_point():
         raise ShapeError(
             f"resize_slice: got {tuple(image.shape)} of {image.dtype}, expected a float image (1, height, width)."
         )
-    if not all(math.isfinite(distance) and distance > 0 for distance in spacing):
-        raise ConfigError(f"spacing={spacing!r} must be two positive lengths.")
+    if not isinstance(spacing, (tuple, list)) or len(spacing) != 2:
+        raise ConfigError(f"resize_slice(spacing={shown(spacing)}): expected two positive lengths.")
+    spacing = (real_number(spacing[0], "spacing", above=0.0), real_number(spacing[1], "spacing", above=0.0))
     side = min(n * distance for n, distance in zip(image.shape[1:], spacing, strict=True))
     rows, columns = (max(1, round(side / distance)) for distance in spacing)
     top, left = (image.shape[1] - rows) // 2, (image.shape[2] - columns) // 2

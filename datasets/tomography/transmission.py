@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from learnreg.errors import ConfigError, DataError, ShapeError
+from learnreg.linear.arguments import check_flag, check_real, given_tensor, real_number
 from learnreg.operators.tomography.limits import checked_indices
 
 __all__ = ["PHOTON_FLOOR", "LineIntegrals", "line_integrals", "statistical_weights"]
@@ -18,6 +19,7 @@ __all__ = ["PHOTON_FLOOR", "LineIntegrals", "line_integrals", "statistical_weigh
 PHOTON_FLOOR = 0.1
 
 _NAMED = 20
+_MOST_PHOTONS = 2.0**53
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,7 @@ def line_integrals(
     DataError: counts, flat or dark that are not finite or negative, or flat <= dark.
     ConfigError: ``floor`` is not positive; a dead detector that is out of range, named twice, or all of them.
     """
-    if not (math.isfinite(floor) and floor > 0):
-        raise ConfigError(f"floor={floor!r} must be a positive count.")
+    floor = _count(floor, "line_integrals(floor)", above=0.0)
     dead = _dead(counts, dead_detectors, "line_integrals")
     counts = _check_counts(counts, dead)
     flat, dark = _reference("flat", flat, counts, dead), _reference("dark", dark, counts, dead)
@@ -118,10 +119,9 @@ def statistical_weights(
     ShapeError, DataError: as in `line_integrals`. ConfigError: ``floor`` or ``electronic`` out of range, or a dead
     detector as there.
     """
-    if not (math.isfinite(floor) and floor > 0):
-        raise ConfigError(f"floor={floor!r} must be a positive count.")
-    if not (math.isfinite(electronic) and electronic >= 0):
-        raise ConfigError(f"electronic={electronic!r} must be >= 0: a standard deviation in photons.")
+    floor = _count(floor, "statistical_weights(floor)", above=0.0)
+    electronic = _count(electronic, "statistical_weights(electronic)")
+    check_flag(normalise, "statistical_weights(normalise)")
     dead = _dead(counts, dead_detectors, "statistical_weights")
     counts = _check_counts(counts, dead)
     net = (counts - _reference("dark", dark, counts, dead)).clamp(min=floor)
@@ -130,9 +130,16 @@ def statistical_weights(
     return weights / (weights.mean() * counts.shape[-1] / live) if normalise else weights
 
 
+def _count(value: float, name: str, above: float = -math.inf) -> float:
+    """A number of photons, at least 0; ConfigError beyond those that float64 counts one by one."""
+    if (count := real_number(value, name, above=above, least=0.0)) > _MOST_PHOTONS:
+        raise ConfigError(f"{name}: got {count:g}, expected at most {_MOST_PHOTONS:g}.")
+    return count
+
+
 def _dead(counts: Tensor, numbers: Sequence[int], call: str) -> Tensor:
     """The numbers of dead detectors as an index, empty without."""
-    if not isinstance(counts, Tensor) or counts.dim() == 0:
+    if not isinstance(counts, Tensor) or counts.is_nested or counts.dim() == 0:
         return torch.empty(0, dtype=torch.long)
     found = checked_indices(numbers, counts.shape[-1], f"{call}(dead_detectors=", "detectors")
     return torch.tensor(found, dtype=torch.long, device=counts.device)
@@ -148,11 +155,9 @@ def _columns(wrong: Tensor) -> str:
 
 
 def _check_counts(counts: Tensor, dead: Tensor) -> Tensor:
-    if not isinstance(counts, Tensor) or counts.dim() < 2 or counts.numel() == 0:
-        what = f"shape {tuple(counts.shape)}" if isinstance(counts, Tensor) else type(counts).__name__
-        raise ShapeError(f"counts: got {what}, expected a tensor (..., angles, detectors).")
-    if counts.is_complex():
-        raise ShapeError(f"counts: got {counts.dtype}, expected real numbers.")
+    check_real(counts, "counts", "(..., angles, detectors)")
+    if counts.dim() < 2 or counts.numel() == 0:
+        raise ShapeError(f"counts: got shape {tuple(counts.shape)}, expected a tensor (..., angles, detectors).")
     counts = counts if counts.dtype in {torch.float32, torch.float64} else counts.double()
     counts = counts.index_fill(-1, dead, 0.0)
     _check_values("counts", counts)
@@ -160,7 +165,7 @@ def _check_counts(counts: Tensor, dead: Tensor) -> Tensor:
 
 
 def _reference(name: str, value: Tensor | float, counts: Tensor, dead: Tensor) -> Tensor:
-    reference = torch.as_tensor(value, dtype=counts.dtype, device=counts.device)
+    reference = given_tensor(value, name).to(counts)
     try:
         reference.expand(counts.shape)
     except RuntimeError as error:

@@ -29,6 +29,8 @@ def missing_state_assumption(instance: Instance, x: Tensor) -> Hindrance | None:
         instance.counter.applications += 2 if foreign and operator is instance.analysis else 0
         if foreign and (sentence := contradiction(operator, x)):
             return Obstacle.CONTRADICTION.met(operator=name, sentence=sentence)
+    if instance.unexamined:
+        return Obstacle.DECLARATION.met(sentence=f"{instance.unexamined} was not examined (examine = False)")
     if instance.potential.foreign and (sentence := instance.potential.doubt(instance.apply(x), gradients=False)):
         return Obstacle.DECLARATION.met(sentence=sentence)
     return None if instance.strong_convexity > 0 else Obstacle.NO_MODULUS.met()

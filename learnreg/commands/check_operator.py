@@ -51,6 +51,9 @@ def load_operator(target: str) -> Any:
     module_name, colon, name = target.partition(":")
     if not (module_name and colon and name):
         raise ConfigError(f"{target!r}: expected package.module:factory, such as mylab.operators:make_operator.")
+    if module_name.endswith(".py") or "/" in module_name:
+        module = module_name.removesuffix(".py").strip("./").replace("/", ".")
+        raise ConfigError(f"{target}: expected the name of a module, not of its file: {module}:{name}.")
     found: Any = _import(module_name)
     for part in name.split("."):
         if not hasattr(found, part):

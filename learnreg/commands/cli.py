@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from learnreg.commands import tasks
-from learnreg.commands.outcome import DEBUG_VARIABLE, command
+from learnreg.commands.outcome import DEBUG_VARIABLE, CommandGroup, command
 from learnreg.commands.tasks import TASKS, Task, tasks_with
 from learnreg.errors import ConfigError
 
@@ -69,6 +69,7 @@ def _task_command(task: Task) -> Any:
 
 app = typer.Typer(
     name="learnreg",
+    cls=CommandGroup,
     help="Learn regularizers for imaging by bilevel optimisation, with certified hypergradients.",
     no_args_is_help=True,
     add_completion=False,
@@ -144,7 +145,8 @@ def _say_summary(summary: Mapping[str, Any], json: bool) -> None:
     from learnreg.report.report import in_words
 
     for key, value in summary.items():
-        _say(f"{key}: {in_words(value)}", json)
+        unaudited = value is None and key.startswith("hypergradient")
+        _say(f"{key}: {'not audited, the run was too short' if unaudited else in_words(value)}", json)
     if json:
         typer.echo(dumps(summary))
 
@@ -214,6 +216,7 @@ def reconstruct(
     from learnreg.models.model import load
     from learnreg.models.tensor_files import dumps
 
+    _check_order(model, inputs)
     options = ScanOptions(geometry, key, attenuation, data_weight, counts, flat, dark, dead_detectors)
     loaded, notes = load(model), []
     if loaded.denoises and geometry is None:
@@ -239,6 +242,13 @@ def reconstruct(
         typer.echo(note, err=True)
     if json:
         typer.echo(dumps({"rows": [dataclasses.asdict(row) for row in rows]}))
+
+
+def _check_order(model: str, inputs: list[Path]) -> None:
+    """ConfigError where a model stands among the inputs, and an input in its place."""
+    models = [path for path in inputs if path.suffix == ".safetensors"]
+    if models and Path(model).is_file() and Path(model).suffix != ".safetensors":
+        raise ConfigError(f"{model}: expected the model first: learnreg reconstruct {models[0]} {model} ... --out OUT.")
 
 
 def _described(row: Reconstructed) -> str:

@@ -15,7 +15,7 @@ import torch
 from learnreg.datasets import LoDoPaB, parse_sigma
 from learnreg.errors import ConfigError
 from learnreg.hypergradients import METHODS
-from learnreg.regularizers import REGULARIZERS, trainable
+from learnreg.regularizers import REGULARIZERS, letters, trainable
 from learnreg.regularizers.options import RegularizerOptions, again, option, options_of
 from learnreg.training.optimizers import UPPER_LEVELS
 from learnreg.training.options import SAMPLINGS
@@ -99,8 +99,8 @@ class TrainingConfig(RegularizerOptions, RunOptions):
         return found
 
     def in_force(self) -> dict[str, Any]:
-        """The options without those that are idle."""
-        idle = self.idle()
+        """The options without those that are idle, and without a limit of time that is none."""
+        idle = self.idle().keys() | ({"minutes"} if self.updates and self.minutes == ENDLESS else set())
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in idle}
 
 
@@ -209,6 +209,11 @@ def device_of(name: str) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
+        if str(error).startswith("Expected one of"):  # a list of all that torch was ever built for
+            hint = " Did you mean 'cuda'?" if letters(name).startswith(("gpu", "nvidia", "cuda")) else ""
+            raise ConfigError(
+                f"device={name!r}: expected cpu, cuda, cuda:1 and so on.{hint} Leave --device out for the CPU."
+            ) from error
         reason = str(error).split(" device type at start")[0].splitlines()[0]
         raise ConfigError(f"device={name!r}: not available here ({reason}). Leave --device out for the CPU.") from error
     return device

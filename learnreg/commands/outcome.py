@@ -5,22 +5,62 @@ from __future__ import annotations
 import errno
 import functools
 import os
+import re
 import signal
+import sys
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import typer
+from typer.core import TyperGroup
 
 from learnreg.errors import ConfigError, DataError, LearnregError
 from learnreg.training.interrupts import Interrupts
 
-__all__ = ["DEBUG_VARIABLE", "command"]
+__all__ = ["DEBUG_VARIABLE", "CommandGroup", "command"]
 
 DEBUG_VARIABLE = "LEARNREG_DEBUG"
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")  # RuntimeErrors of torch
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+class CommandGroup(TyperGroup):
+    """Commands of which a mistyped one is answered by one line: what is wrong, how it is written, where help is."""
+
+    def main(self, *args: Any, **settings: Any) -> Any:
+        if not settings.get("standalone_mode", True):
+            return super().main(*args, **settings)
+        try:
+            code = super().main(*args, **{**settings, "standalone_mode": False})
+        except typer.Abort:
+            _complain("interrupted")
+            sys.exit(1)
+        except Exception as error:  # UsageError and its kinds, which Typer does not export
+            if not hasattr(error, "format_message"):
+                raise
+            if type(error).__name__ == "NoArgsIsHelpError":
+                error.show()  # type: ignore[attr-defined]
+            else:
+                _complain(_usage(error))
+            sys.exit(error.exit_code)  # type: ignore[attr-defined]
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _usage(error: Any) -> str:
+    """What is wrong with a command, and how it is written."""
+    message = re.sub(r"Input should be a valid (\w+),.*", r"expected a \1", error.format_message().strip())
+    message = message if message.endswith((".", "?", ")")) else f"{message}."
+    context = getattr(error, "ctx", None)
+    if context is None:
+        return message
+    needed = [p.metavar or p.name.upper() for p in context.command.params if p.param_type_name == "argument"]
+    options = [p for p in context.command.params if p.param_type_name == "option" and p.required]
+    needed += [f"{p.opts[0]} {p.name.upper()}" for p in options]
+    path = context.command_path
+    expected = f" Expected: {' '.join((path, *needed))}." if "Missing" in message and needed else ""
+    return f"{message}{expected} Help: {path} -h"
 
 
 def command(function: Callable[P, T]) -> Callable[P, T]:

@@ -114,6 +114,7 @@ def training_options(
     if resume:
         require_run(wanted.out)
         stored = RunFolder(wanted.out, resume=True).load_config()
+        _check_task(kind, stored or {}, wanted.out)
     if stored is not None:
         # The folder may have been moved since its config.toml was written.
         here = {**stored, "out": wanted.out}
@@ -127,6 +128,17 @@ def training_options(
     refuse_idle(wanted, changed | _assigned(kind, assignments, explicit).keys())
     device_of(wanted.device)
     return wanted
+
+
+def _check_task(kind: type[DataclassInstance], stored: Mapping[str, Any], out: str) -> None:
+    """ConfigError for the run of another task."""
+    names = {field.name for field in dataclasses.fields(kind)}
+    others = [task for key in stored if key not in names for task in tasks_with(key)]
+    if others:
+        raise ConfigError(
+            f"{out}: holds a run of learnreg train {others[0]}. Go on with: learnreg train {others[0]} --resume --out "
+            f"{out}, or choose another --out."
+        )
 
 
 def refuse_idle(config: TrainingConfig, given: Iterable[str]) -> None:

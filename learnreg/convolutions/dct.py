@@ -7,12 +7,18 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["dct_filters"]
+from learnreg.linear.arguments import check_generator
+
+__all__ = ["LARGEST_SIDE", "MOST_FILTERS", "dct_filters"]
+
+MOST_FILTERS, LARGEST_SIDE = 10_000, 1_000
+"""More of them, or larger ones, are slips that would fill the memory before they fail."""
 
 
 def dct_filters(count: int, size: int, generator: torch.Generator | None = None) -> Tensor:
     """The first ``count`` DCT-II basis filters without the constant, by increasing frequency, unit norm; beyond
     size² - 1 of them, random zero-mean unit-norm filters. Shape (count, size, size)."""
+    check_generator(generator)
     n = torch.arange(size, dtype=torch.float64)
     basis = torch.cos(math.pi * (n[None, :] + 0.5) * n[:, None] / size)
     basis = basis / basis.norm(dim=1, keepdim=True)

@@ -13,8 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from learnreg.convolutions.dct import LARGEST_SIDE, MOST_FILTERS
 from learnreg.convolutions.padding import BOUNDARIES
 from learnreg.errors import ConfigError
+from learnreg.linear.arguments import check_generator, check_one_of, is_whole, real_number, shown
 
 __all__ = [
     "across",
@@ -34,20 +36,19 @@ _POSITIONS = ((0.5, 0.0), (0.0, 0.5), (0.0, 0.0), (0.5, 0.5))
 
 def check_interpolation(name: str, positions: int, size: int, boundary: str, **positive: float) -> None:
     """ConfigError for numbers of positions, sides of kernels, boundaries and positive options that do not fit."""
-    whole = isinstance(positions, int) and isinstance(size, int)
-    if not whole or positions < 1 or size < 3 or size % 2 == 0:
+    if not is_whole(positions, 1, MOST_FILTERS) or not is_whole(size, 3, LARGEST_SIDE) or size % 2 == 0:
         raise ConfigError(
-            f"{name}(positions={positions!r}, size={size!r}): expected integers, positions >= 1, size odd and >= 3."
+            f"{name}(positions={shown(positions)}, size={shown(size)}): expected integers, positions from 1 to "
+            f"{MOST_FILTERS:,}, size odd, from 3 to {LARGEST_SIDE:,}."
         )
     for option, value in positive.items():
-        if not (value > 0 and math.isfinite(value)):
-            raise ConfigError(f"{name}({option}={value!r}): expected a positive finite number.")
-    if boundary not in BOUNDARIES:
-        raise ConfigError(f"boundary={boundary!r}: expected one of {', '.join(BOUNDARIES)}.")
+        real_number(value, f"{name}({option})", above=0.0)
+    check_one_of(boundary, BOUNDARIES, "boundary")
 
 
 def positions_in_pixel(count: int, generator: torch.Generator | None) -> list[tuple[float, float]]:
     """(row, column) from a pixel's centre: two of its edges, its centre, its corner, then random points of it."""
+    check_generator(generator)
     points = list(_POSITIONS[:count])
     for _ in range(count - len(points)):
         row, column = torch.rand(2, dtype=torch.float64, generator=generator).tolist()

@@ -17,8 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from learnreg.convolutions.dct import dct_filters
+from learnreg.convolutions.dct import LARGEST_SIDE, dct_filters
 from learnreg.errors import ConfigError
+from learnreg.linear.arguments import is_whole, shown
 
 __all__ = ["Network", "initial_parameters", "mix", "mix_adjoint", "mixing_matrix", "network_of"]
 
@@ -77,10 +78,10 @@ def initial_parameters(
     ConfigError: sizes that are no positive integers, ``size`` < 2, or an even ``mixing_size``.
     """
     sizes = (features, layers, size, mixing_size)
-    if not all(isinstance(s, int) and s >= 1 for s in sizes) or size < 2 or mixing_size % 2 == 0:
+    if not all(is_whole(s, 1, LARGEST_SIDE) for s in sizes) or size < 2 or mixing_size % 2 == 0:
         raise ConfigError(
-            f"InputConvexNetwork(features={features!r}, layers={layers!r}, size={size!r}, mixing_size={mixing_size!r})"
-            ": expected positive integers, size >= 2, mixing_size odd."
+            f"InputConvexNetwork(features={shown(features)}, layers={shown(layers)}, size={shown(size)}, mixing_size="
+            f"{shown(mixing_size)}): expected positive integers up to {LARGEST_SIDE:,}, size >= 2, mixing_size odd."
         )
     pairs = (features + 1) // 2
     halves = dct_filters(layers * pairs, size, generator).reshape(layers, pairs, size, size)

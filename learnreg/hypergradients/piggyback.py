@@ -10,10 +10,10 @@ from typing import Literal
 
 import torch
 
-from learnreg.errors import ConfigError
 from learnreg.hypergradients.base import Goal, HypergradientMethod, Outcome
 from learnreg.hypergradients.implicit import improve_sequentially
 from learnreg.hypergradients.interleaved import InterleavedPDHG, InterleavedProblem
+from learnreg.linear.arguments import check_one_of
 from learnreg.lower_level.instance import Instance
 from learnreg.lower_level.point import Point
 from learnreg.solvers.choice import check_proximal
@@ -39,8 +39,7 @@ class Piggyback(HypergradientMethod):
     name = "piggyback"
 
     def __init__(self, mode: Literal["sequential", "interleaved"] = "sequential") -> None:
-        if mode not in ("sequential", "interleaved"):
-            raise ConfigError(f"Piggyback(mode={mode!r}): expected 'sequential' or 'interleaved'.")
+        check_one_of(mode, ("sequential", "interleaved"), "Piggyback(mode)")
         self.mode = mode
 
     def run(self, start: Point, goal: Goal) -> Outcome:

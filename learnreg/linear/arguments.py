@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from numbers import Real
+import os
+from collections.abc import Sequence
+from numbers import Integral, Real
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +15,29 @@ from torch import Tensor, nn
 
 from learnreg.errors import ConfigError, ShapeError
 
-__all__ = ["check_batch", "check_dense", "check_images", "check_precision", "check_type", "given_tensor", "real_number"]
+__all__ = [
+    "LARGEST_SEED",
+    "check_batch",
+    "check_dense",
+    "check_flag",
+    "check_generator",
+    "check_images",
+    "check_one_of",
+    "check_precision",
+    "check_real",
+    "check_type",
+    "given_path",
+    "given_tensor",
+    "is_whole",
+    "real_number",
+    "shown",
+    "whole_number",
+]
+
+LARGEST_SEED = 2**63 - 1
+"""Of torch's generators."""
+
+_LONGEST_TEXT = 60
 
 
 def check_type(value: object, kind: type | tuple[type, ...], call: str, expected: str) -> None:
@@ -35,9 +60,67 @@ def real_number(
         return number
     kind = "finite number" if finite else "number"
     kind = f"a positive {kind}" if above == 0.0 else f"a {kind}" if least == -math.inf else f"a {kind} >= {least:g}"
-    shown = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) and value.dim() else repr(value)
-    call = f"{name[:-1]}={shown[:60]})" if name.endswith(")") else f"{name}={shown[:60]}"
-    raise ConfigError(f"{call}: expected {kind}.")
+    raise ConfigError(f"{_call(name, value)}: expected {kind}.")
+
+
+def whole_number(value: object, name: str, *, least: int = 1, most: int | None = None) -> int:
+    """A whole number as int; ConfigError for something else, or one that is out of range."""
+    if is_whole(value, least, most):
+        return int(value)  # type: ignore[call-overload, no-any-return]
+    kind = "a positive integer" if least == 1 else f"an integer >= {least}"
+    limit = "" if most is None else f", at most {most:,}"
+    raise ConfigError(f"{_call(name, value)}: expected {kind}{limit}.")
+
+
+def is_whole(value: object, least: int = 1, most: int | None = None) -> bool:
+    """Whether it is a whole number, Python's or NumPy's, in this range; truth values are none."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        return False
+    return int(value) >= least and (most is None or int(value) <= most)
+
+
+def check_one_of(value: object, known: Sequence[str], name: str) -> None:
+    """ConfigError unless it is one of these texts."""
+    if not (isinstance(value, str) and value in known):
+        *others, last = map(repr, known)
+        expected = f"{', '.join(others)} or {last}" if others else last
+        raise ConfigError(f"{_call(name, value)}: expected {expected}.")
+
+
+def check_flag(value: object, name: str) -> None:
+    """ConfigError unless it is True or False, or their numbers 1 and 0."""
+    if not isinstance(value, (bool, np.bool_)) and not is_whole(value, 0, 1):
+        raise ConfigError(f"{_call(name, value)}: expected True or False.")
+
+
+def check_generator(value: object) -> None:
+    """ConfigError unless it is a generator of random numbers or None."""
+    check_type(value, (torch.Generator, type(None)), "generator", "a torch.Generator or None")
+
+
+def given_path(value: Any, name: str) -> Path:
+    """The path of a file or folder; ConfigError unless it is a text or a path."""
+    if isinstance(value, bytes) or not isinstance(value, (str, os.PathLike)):
+        raise ConfigError(f"{_call(name, value)}: expected the path of a file or folder, a text or a pathlib.Path.")
+    return Path(value)
+
+
+def shown(value: object) -> str:
+    """An argument in an error message: one short line, whatever it is."""
+    if isinstance(value, Tensor) and value.is_nested:
+        return "a nested tensor"
+    if isinstance(value, (Tensor, np.ndarray)) and (value.ndim or (isinstance(value, Tensor) and value.is_meta)):
+        return f"{'a tensor' if isinstance(value, Tensor) else 'an array'} of shape {tuple(value.shape)}"
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:  # an integer of more digits than Python writes
+        return "a number of thousands of digits"
+    return text if len(text) <= _LONGEST_TEXT else f"{text[: _LONGEST_TEXT - 3]}..."
+
+
+def _call(name: str, value: object) -> str:
+    """The argument as it was passed: "tolerance=-1", "TotalVariation(weight=-1)"."""
+    return f"{name[:-1]}={shown(value)})" if name.endswith(")") else f"{name}={shown(value)}"
 
 
 def given_tensor(value: Any, name: str) -> Tensor:
@@ -49,11 +132,7 @@ def given_tensor(value: Any, name: str) -> Tensor:
     would learn.
     """
     if isinstance(value, Tensor):
-        check_dense(value, name, "")
-        if value.is_meta:
-            raise ShapeError(f"{name}: got a tensor on the device 'meta', which has no data.")
-        if value.is_complex() or value.is_quantized or (value.dtype.itemsize == 1 and value.is_floating_point()):
-            raise ShapeError(f"{name}: got dtype {value.dtype}, expected real numbers such as float32.")
+        check_real(value, name)
         if value.requires_grad and not isinstance(value, nn.Parameter):
             raise ConfigError(f"{name}: requires a gradient; make it an nn.Parameter to learn it, or detach() it.")
         return value
@@ -78,6 +157,7 @@ def check_images(x: Any, name: str) -> None:
     if x.dim() < 2:
         raise ShapeError(f"{name}: got shape {tuple(x.shape)}, expected (batch, *image_shape).")
     check_precision(x, name)
+    check_real(x, name)
 
 
 def check_dense(tensor: Any, name: str, expected: str) -> None:
@@ -89,6 +169,15 @@ def check_dense(tensor: Any, name: str, expected: str) -> None:
         raise ShapeError(f"{name}: got a nested tensor, expected a dense one; images of one batch have one shape.")
     if tensor.layout != torch.strided:
         raise ShapeError(f"{name}: got a tensor of layout {tensor.layout}, expected a dense one; call .to_dense().")
+
+
+def check_real(tensor: Any, name: str, expected: str = "of real numbers") -> None:
+    """ShapeError unless it is a dense tensor of real numbers of any common dtype, with data."""
+    check_dense(tensor, name, expected)
+    if tensor.is_meta:
+        raise ShapeError(f"{name}: got a tensor on the device 'meta', which has no data.")
+    if tensor.is_complex() or tensor.is_quantized or (tensor.dtype.itemsize == 1 and tensor.is_floating_point()):
+        raise ShapeError(f"{name}: got dtype {tensor.dtype}, expected real numbers such as float32.")
 
 
 def check_precision(tensor: Tensor, name: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from learnreg.errors import ShapeError
-from learnreg.linear.arguments import check_dense, check_precision
+from learnreg.linear.arguments import check_dense, check_precision, shown
 
 __all__ = ["Shape", "check_batched", "check_one_channel", "checked_shape"]
 
@@ -17,10 +17,12 @@ def checked_shape(shape: Shape, name: str) -> Shape:
     """The shape as integers; ShapeError for none, or for sizes below 1."""
     try:
         result = tuple(int(s) for s in shape)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError, RuntimeError):
         result = ()
     if not result or any(s < 1 for s in result):
-        raise ShapeError(f"{name}={shape!r}: expected a non-empty tuple of positive sizes, without the batch axis.")
+        raise ShapeError(
+            f"{name}={shown(shape)}: expected a non-empty tuple of positive sizes, without the batch axis."
+        )
     return result
 
 

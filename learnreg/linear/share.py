@@ -32,6 +32,10 @@ class Share:
     def end(self) -> int:
         return self.first + math.prod(self.shape)
 
+    def of_part(self, part: Share | None) -> Share:
+        """Where the share of a part of the part lies; of all of it, where there is none."""
+        return self if part is None else Share(self.first + part.first, part.shape)
+
     def flat(self, t: Tensor) -> Tensor:
         """The entries of t, (batch, entries), a view."""
         return t[:, self.first : self.end]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -81,7 +82,8 @@ class Stack(LinearOperator):
         return torch.cat([share.spread(part.row_norms(grouped)) for part, share in self.pairs()])
 
     def part_at(self, share: Share) -> LinearOperator:
-        return next(part for part, own in self.pairs() if own == share)
+        part, own = next((part, own) for part, own in self.pairs() if own.first <= share.first < own.end)
+        return part if own == share else part.part_at(replace(share, first=share.first - own.first))
 
     def pairs(self) -> list[tuple[LinearOperator, Share]]:
         """Each part and where its range lies."""

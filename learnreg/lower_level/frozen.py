@@ -26,6 +26,7 @@ from learnreg.lower_level.quadratic import quadratic_of
 from learnreg.lower_level.regularizer import Regularizer
 from learnreg.lower_level.saddle_terms import ParameterRole, SaddleTerms
 from learnreg.potentials.base import Potential
+from learnreg.potentials.claims import check_claims, foreign_potentials
 from learnreg.result import brief
 
 __all__ = ["FrozenProblem"]
@@ -196,12 +197,24 @@ class FrozenProblem:
         """Role of the regularizer's parameters by name."""
         return self.regularizer.parameter_roles()
 
+    @cached_property
+    def _unexamined(self) -> str:
+        """The potentials of other classes than this package's that are not to be examined, by name."""
+        foreign = foreign_potentials(self.fixed.potential)
+        if all(part.examine for part in self.regularizer.modules() if isinstance(part, Regularizer)):
+            return ""
+        return ", ".join(dict.fromkeys(type(part).__name__ for part, _ in foreign))
+
     def screen(self) -> None:
-        """Raise ConfigError or ShapeError where a regularizer that says its value alone breaks its contract; once."""
+        """Raise ConfigError or ShapeError where a regularizer that says its value alone, or a potential of another
+        class than this package's, breaks its contract; once."""
         if not self._screened:
             with torch.inference_mode(False), torch.enable_grad():
                 potential = self.terms.potential.to(torch.float64)
-                potential.screen(self.fixed.operator.range_shape, self.operator._device())
+                shape, device = self.fixed.operator.range_shape, self.operator._device()
+                potential.screen(shape, device)
+            if not self._unexamined:
+                check_claims(self.fixed.potential, shape, device)
             self._screened = True
 
     def modulus(self, data_term: LeastSquares) -> float:
@@ -251,6 +264,7 @@ class FrozenProblem:
         both = (self.operator, terms.operator)
         exact = all(operator.adjoint_mismatch() == 0.0 and is_examined(operator) for operator in both)
         exact = exact and self.fixed.potential.has_modulus
+        exact = exact and not self._unexamined
         self._check_convex(modulus)
         return Instance(
             quadratic=terms.latent.quadratic(quadratic, modulus),
@@ -261,6 +275,7 @@ class FrozenProblem:
             strong_convexity=modulus - self.concavity if exact else 0.0,  # no bound where gradients are inexact
             counter=counter,
             latent=terms.latent,
+            unexamined=self._unexamined,
         )
 
     def _check_convex(self, modulus: float) -> None:

@@ -42,6 +42,7 @@ class Instance(Brief):
     call of ``apply``/``adjoint`` together with its data part counts as one application.
 
     With ``latent`` variables z, x stands for (x, z / latent.scale), with more channels, throughout.
+    ``unexamined``: what nobody examined of the potential, so that nothing is certified; "" where all is known.
     """
 
     quadratic: Quadratic
@@ -52,6 +53,7 @@ class Instance(Brief):
     strong_convexity: float
     counter: Counter
     latent: Latent = field(default_factory=NoLatent)
+    unexamined: str = ""
 
     @property
     def forward(self) -> LinearOperator:

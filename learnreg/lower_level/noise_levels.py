@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from learnreg.errors import ConfigError, ShapeError
+from learnreg.linear.arguments import real_number, shown
 
 __all__ = ["check_levels", "checked_level"]
 
@@ -28,14 +29,15 @@ def checked_level(sigma: Any, name: str) -> float | Tensor:
     ------
     ConfigError: neither, or not positive and finite.
     """
-    if isinstance(sigma, Tensor) and sigma.dim() == 1 and len(sigma):
+    if isinstance(sigma, Tensor) and not sigma.is_nested and sigma.dim() == 1 and len(sigma) and not sigma.is_meta:
         if not (bool(torch.isfinite(sigma).all()) and float(sigma.min()) > 0):
             raise ConfigError(f"{name}: expected positive finite noise levels, got {sigma.tolist()}.")
         return sigma.detach()
-    single = isinstance(sigma, (int, float)) or (isinstance(sigma, Tensor) and sigma.dim() == 0)
-    if not (single and not isinstance(sigma, bool) and float(sigma) > 0 and math.isfinite(sigma)):
-        got = f"a tensor of shape {tuple(sigma.shape)}" if isinstance(sigma, Tensor) and sigma.dim() else repr(sigma)
+    number = sigma.item() if isinstance(sigma, Tensor) and sigma.dim() == 0 and not sigma.is_meta else sigma
+    try:
+        return real_number(math.nan if isinstance(number, bool) else number, name, above=0.0)
+    except ConfigError as error:
         raise ConfigError(
-            f"{name}: got {got}, expected a positive finite number, or a tensor (batch,) with one for each sample."
-        )
-    return float(sigma)
+            f"{name}: got {shown(sigma)}, expected a positive finite number, or a tensor (batch,) with one for each "
+            "sample."
+        ) from error

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from learnreg.errors import AssumptionError, ConfigError
-from learnreg.linear.arguments import check_batch, check_precision, check_type, given_tensor, real_number
+from learnreg.linear.arguments import check_batch, check_images, check_precision, check_type, given_tensor, real_number
 from learnreg.linear.examination import is_own_class
 from learnreg.linear.grad_mode import full_precision
 from learnreg.linear.operator import LinearOperator
@@ -88,6 +88,8 @@ class LowerLevelProblem(nn.Module):
         """The lower-level objective, (batch,): +inf outside the constraint; twice differentiable where R is."""
         self.operator.check_domain(x)
         self.operator.check_range(b, "b")
+        check_images(x, "x")
+        check_images(b, "b")
         check_batch(x, b.shape[0], "x")
         energy = self.data_term.at(b).value(self.operator(x) - b) + self.active_regularizer.value(x)
         if isinstance(self.ridge, Tensor) or self.ridge > 0:

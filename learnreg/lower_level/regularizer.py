@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from learnreg.errors import ConfigError, ShapeError
-from learnreg.linear.arguments import check_images, given_tensor
+from learnreg.linear.arguments import check_images, given_tensor, real_number, shown
 from learnreg.linear.grad_mode import full_precision
 from learnreg.linear.identity import Unchanged
 from learnreg.linear.stack import Stack
@@ -314,10 +314,12 @@ def _factor(value: object, name: str) -> float:
     """A positive finite number, or ConfigError."""
     if isinstance(value, nn.Parameter):
         raise ConfigError(f"{name}: got a Parameter, but factors are fixed; Scaled(regularizer, factor) learns one.")
-    number = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
-    if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0.0 < number < math.inf:
-        raise ConfigError(f"{name}: got {value!r}, expected a positive finite number.")
-    return float(number)
+    single = isinstance(value, Tensor) and not value.is_nested and not value.is_meta and value.numel() == 1
+    number = value.item() if single else value  # type: ignore[attr-defined]
+    try:
+        return real_number(math.nan if isinstance(number, bool) else number, name, above=0.0)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: got {shown(value)}, expected a positive finite number.") from error
 
 
 class _NoiseLevels(Regularizer):

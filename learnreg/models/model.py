@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from learnreg.errors import CheckpointError, ConfigError, LearnregError, ShapeError
+from learnreg.linear.arguments import check_dense, check_type, given_path
 from learnreg.linear.examination import is_own_class
 from learnreg.linear.operator import LinearOperator
 from learnreg.lower_level.constraints import Box
@@ -176,7 +177,8 @@ def save_model(
     ConfigError: a regularizer, data term or constraint that cannot be stored, or a reserved key in ``config``.
     CheckpointError: NaN or infinite parameters, or the system refuses.
     """
-    path = Path(path)
+    path = given_path(path, "save_model(path)")
+    check_type(problem, (LowerLevelProblem, Regularizer), "save_model(problem)", "a LowerLevelProblem or a Regularizer")
     given = dict(config or {})
     if reserved := sorted(set(given) & set(_OWN_KEYS)):
         raise ConfigError(f"save_model(config=...): the keys {', '.join(reserved)} are taken from the problem.")
@@ -326,8 +328,7 @@ def _check_rebuilt(regularizer: Regularizer, description: Mapping[str, Any]) -> 
 
 
 def _check_noisy(b: Tensor) -> None:
-    if not isinstance(b, Tensor):
-        raise ShapeError(f"reconstruct(b): got {type(b).__name__}, expected a tensor (batch, 1, height, width).")
+    check_dense(b, "reconstruct(b)", "(batch, 1, height, width)")
     if b.dim() != 4 or b.shape[1] != 1:
         hint = {2: " Write b[None, None].", 3: " Add the missing axis with b[None] or b[:, None]."}.get(b.dim(), "")
         raise ShapeError(f"reconstruct(b): got shape {tuple(b.shape)}, expected (batch, 1, height, width).{hint}")

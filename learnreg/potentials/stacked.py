@@ -77,12 +77,14 @@ class StackedPotential(Potential):
         return type(self)(kept, [share.shape for share in self.shares])
 
     def parameter_groups(self) -> tuple[ParameterGroup, ...]:
-        """Those of each part, "log_weight" of the second one under the name "1.log_weight"."""
-        return tuple(
-            replace(cast("Density | OwnBound", group), name=f"{k}.{group.name}", share=share)
+        """Those of each part, "log_weight" of the second one under the name "1.log_weight", and a factor of all of
+        f."""
+        own = (
+            replace(group, name=f"{k}.{group.name}", share=share.of_part(group.share))
             for k, (f, share) in enumerate(self._pairs())
-            for group in f.parameter_groups()
+            for group in cast("tuple[Density | OwnBound, ...]", f.parameter_groups())
         )
+        return *own, Density("log_factor", (), excess=self.concavity)
 
     def screen(self, shape: tuple[int, ...], device: torch.device | None) -> None:
         for f, share in self._pairs():

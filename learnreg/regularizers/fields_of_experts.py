@@ -7,11 +7,11 @@ from typing import Any, Self, cast
 import torch
 from torch import Tensor
 
-from learnreg.convolutions.dct import dct_filters
+from learnreg.convolutions.dct import LARGEST_SIDE, MOST_FILTERS, dct_filters
 from learnreg.convolutions.filter_bank import FilterBank
 from learnreg.convolutions.padding import Boundary
 from learnreg.errors import ConfigError, ShapeError
-from learnreg.linear.arguments import check_type
+from learnreg.linear.arguments import check_type, is_whole, real_number, shown
 from learnreg.linear.shapes import check_one_channel
 from learnreg.lower_level.regularizer import Regularizer, positive_log
 from learnreg.lower_level.saddle_terms import Pictures, SaddleTerms
@@ -55,11 +55,12 @@ class FieldsOfExperts(LearnedFilters, Regularizer):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(filters, int) or filters < 1 or not isinstance(size, int) or size < 2:
+        if not is_whole(filters, 1, MOST_FILTERS) or not is_whole(size, 2, LARGEST_SIDE):
             raise ConfigError(
-                f"FieldsOfExperts(filters={filters!r}, size={size!r}): expected integers, filters >= 1, size >= 2. "
-                "For given arrays use FieldsOfExperts.from_arrays."
+                f"FieldsOfExperts(filters={shown(filters)}, size={shown(size)}): expected integers, filters from 1 to "
+                f"{MOST_FILTERS:,}, size from 2 to {LARGEST_SIDE:,}. For given arrays use FieldsOfExperts.from_arrays."
             )
+        minimum_smoothing = real_number(minimum_smoothing, "FieldsOfExperts(minimum_smoothing)", least=0.0)
         potential = potential if potential is not None else PseudoHuber(smoothing=1e-2)
         check_type(potential, Potential, "FieldsOfExperts(potential)", "one such as lr.PseudoHuber(0.01)")
         initial_weight = potential.weight if isinstance(potential.weight, Tensor) else potential.weight / filters

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from learnreg.convolutions.filter_bank import FilterBank
 from learnreg.convolutions.network_layers import Network, initial_parameters, network_of
 from learnreg.errors import ConfigError
-from learnreg.linear.arguments import check_images
+from learnreg.linear.arguments import check_images, check_one_of, is_whole, real_number, shown
 from learnreg.linear.grad_mode import full_precision
 from learnreg.linear.shapes import check_one_channel
 from learnreg.lower_level.regularizer import Regularizer
@@ -85,17 +85,15 @@ class InputConvexNetwork(Regularizer):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        if channels != 1:
-            raise ConfigError(f"InputConvexNetwork(channels={channels!r}): expected 1, images with one channel.")
-        if form not in get_args(Form):
-            raise ConfigError(f"InputConvexNetwork(form={form!r}): it is unknown; expected 'smooth' or 'lifted'.")
+        if not is_whole(channels, 1, 1):
+            raise ConfigError(f"InputConvexNetwork(channels={shown(channels)}): expected 1, images with one channel.")
+        check_one_of(form, get_args(Form), "InputConvexNetwork(form)")
         if delta is not None and form != "lifted":
             raise ConfigError(f"InputConvexNetwork(delta={delta!r}): the {form} form has none; set smoothing.")
-        for name, value in (("weight", weight), ("smoothing - minimum_smoothing", smoothing - minimum_smoothing)):
-            if not (value > 0 and math.isfinite(value)):
-                raise ConfigError(f"InputConvexNetwork({name}={value!r}): expected a positive finite number.")
-        if not minimum_smoothing >= 0:
-            raise ConfigError(f"InputConvexNetwork(minimum_smoothing={minimum_smoothing!r}): expected a number >= 0.")
+        weight = real_number(weight, "InputConvexNetwork(weight)", above=0.0)
+        smoothing = real_number(smoothing, "InputConvexNetwork(smoothing)", above=0.0)
+        minimum_smoothing = real_number(minimum_smoothing, "InputConvexNetwork(minimum_smoothing)", least=0.0)
+        real_number(smoothing - minimum_smoothing, "InputConvexNetwork(smoothing - minimum_smoothing)", above=0.0)
         start = initial_parameters(features, layers, size, mixing_size, weight, generator)
         for name, numbers in start.items():
             self.register_parameter(name, nn.Parameter(numbers))

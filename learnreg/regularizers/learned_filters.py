@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from learnreg.convolutions.padding import BOUNDARIES, Boundary
 from learnreg.errors import ConfigError
-from learnreg.linear.arguments import given_tensor
+from learnreg.linear.arguments import check_one_of, given_tensor
 from learnreg.lower_level.regularizer import positive_log
 from learnreg.lower_level.saddle_terms import ParameterRole
 
@@ -35,8 +35,7 @@ class LearnedFilters(nn.Module):
         zero_mean: bool,
         minimum_smoothing: float = 0.0,
     ) -> None:
-        if boundary not in BOUNDARIES:
-            raise ConfigError(f"boundary={boundary!r}: expected one of {', '.join(BOUNDARIES)}.")
+        check_one_of(boundary, BOUNDARIES, "boundary")
         self.filters = nn.Parameter(filters)
         self.log_weights = log_weights
         self.register_parameter("log_smoothing", log_smoothing)

@@ -7,10 +7,11 @@ from typing import Self, cast
 import torch
 from torch import Tensor
 
-from learnreg.convolutions.dct import dct_filters
+from learnreg.convolutions.dct import LARGEST_SIDE, MOST_FILTERS, dct_filters
 from learnreg.convolutions.grouped_filter_bank import GroupedFilterBank
 from learnreg.convolutions.padding import Boundary
 from learnreg.errors import ConfigError, ShapeError
+from learnreg.linear.arguments import is_whole, real_number, shown
 from learnreg.linear.shapes import check_one_channel
 from learnreg.lower_level.regularizer import Regularizer, positive_log
 from learnreg.lower_level.saddle_terms import Pictures, SaddleTerms
@@ -60,12 +61,16 @@ class MultivariateExperts(LearnedFilters, Regularizer):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        counts = (groups, group_size, size - 1) if isinstance(size, int) else ()
-        if not counts or any(not isinstance(count, int) or count < 1 for count in counts):
+        counts = is_whole(groups, 1, MOST_FILTERS) and is_whole(group_size, 1, MOST_FILTERS)
+        if not counts or not is_whole(size, 2, LARGEST_SIDE) or groups * group_size > MOST_FILTERS:
             raise ConfigError(
-                f"MultivariateExperts(groups={groups!r}, group_size={group_size!r}, size={size!r}): expected integers, "
-                "groups >= 1, group_size >= 1, size >= 2. For given arrays use MultivariateExperts.from_arrays."
+                f"MultivariateExperts(groups={shown(groups)}, group_size={shown(group_size)}, size={shown(size)}): "
+                f"expected integers, groups >= 1, group_size >= 1, {MOST_FILTERS:,} filters at most, size from 2 to "
+                f"{LARGEST_SIDE:,}. For given arrays use MultivariateExperts.from_arrays."
             )
+        weight = real_number(weight, "MultivariateExperts(weight)", above=0.0)
+        smoothing = real_number(smoothing, "MultivariateExperts(smoothing)", above=0.0)
+        minimum_smoothing = real_number(minimum_smoothing, "MultivariateExperts(minimum_smoothing)", least=0.0)
         self._set(
             _paired_filters(groups * group_size, size, generator).reshape(groups, group_size, size, size),
             positive_log(weight / groups, "weight", groups),

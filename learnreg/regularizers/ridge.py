@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from learnreg.convolutions.composition import fine_grid, jacobian_bound, normalised
+from learnreg.convolutions.dct import LARGEST_SIDE, MOST_FILTERS
 from learnreg.convolutions.filter_bank import FilterBank
 from learnreg.convolutions.padding import BOUNDARIES, Boundary
 from learnreg.errors import ConfigError
+from learnreg.linear.arguments import check_flag, check_generator, check_one_of, is_whole, real_number, shown
 from learnreg.linear.shapes import check_one_channel
 from learnreg.lower_level.regularizer import Regularizer
 from learnreg.lower_level.saddle_terms import ParameterRole, Pictures, SaddleTerms
@@ -89,14 +91,14 @@ class RidgeRegularizer(Regularizer):
     ) -> None:
         super().__init__()
         self.channels = _check_sizes(channels, size)
-        if convexity not in ("convex", "convex-nonconvex"):
-            raise ConfigError(f"RidgeRegularizer(convexity={convexity!r}): expected 'convex' or 'convex-nonconvex'.")
-        if boundary not in BOUNDARIES:
-            raise ConfigError(f"boundary={boundary!r}: expected one of {', '.join(BOUNDARIES)}.")
+        check_one_of(convexity, ("convex", "convex-nonconvex"), "RidgeRegularizer(convexity)")
+        check_one_of(boundary, BOUNDARIES, "boundary")
         positive = {"weight": weight, "smoothing": smoothing, "noise_level": noise_level, "nonconvexity": nonconvexity}
         for name, value in positive.items():
-            if not (value > 0 and math.isfinite(value)):
-                raise ConfigError(f"RidgeRegularizer({name}={value!r}): expected a positive finite number.")
+            real_number(value, f"RidgeRegularizer({name})", above=0.0)
+        for name, flag in (("shared", shared), ("noise_conditioned", noise_conditioned)):
+            check_flag(flag, f"RidgeRegularizer({name})")
+        check_generator(generator)
         self.size, self.knots, self.boundary, self.shared = size, knots, boundary, shared
         self.convexity, self.nonconvexity = convexity, float(nonconvexity)
         self.noise_conditioned, self.noise_level = noise_conditioned, float(noise_level)
@@ -252,10 +254,11 @@ class RidgeRegularizer(Regularizer):
 
 
 def _check_sizes(channels: Sequence[int], size: int) -> tuple[int, ...]:
-    whole = isinstance(channels, Sequence) and all(isinstance(c, int) and c >= 1 for c in channels)
-    if not channels or not whole or not isinstance(size, int) or size < 2:
+    whole = isinstance(channels, Sequence) and all(is_whole(c, 1, MOST_FILTERS) for c in channels)
+    if not whole or not channels or not is_whole(size, 2, LARGEST_SIDE):
         raise ConfigError(
-            f"RidgeRegularizer(channels={channels!r}, size={size!r}): expected integers, channels >= 1, size >= 2."
+            f"RidgeRegularizer(channels={shown(channels)}, size={shown(size)}): expected integers, channels from 1 to "
+            f"{MOST_FILTERS:,}, size from 2 to {LARGEST_SIDE:,}."
         )
     return tuple(channels)
 

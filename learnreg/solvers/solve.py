@@ -14,7 +14,7 @@ from torch import Tensor
 from learnreg.certificates.assumptions import missing_state_assumption
 from learnreg.certificates.state import smallest_bound
 from learnreg.errors import ConfigError, SolverError
-from learnreg.linear.arguments import check_batch, real_number
+from learnreg.linear.arguments import check_batch, check_one_of, is_whole, real_number, shown
 from learnreg.linear.grad_mode import outside_inference
 from learnreg.linear.samples import sum_samples
 from learnreg.lower_level.banded import BandedPotential, in_bands, is_large
@@ -58,14 +58,13 @@ def check_tolerance(tolerance: float, name: str = "tolerance") -> float:
 
 def check_failure_option(on_failure: str) -> None:
     """ConfigError unless on_failure is known."""
-    if on_failure not in ("return", "raise"):
-        raise ConfigError(f"on_failure={on_failure!r}: expected 'return' or 'raise'.")
+    check_one_of(on_failure, ("return", "raise"), "on_failure")
 
 
 def check_max_steps(max_steps: int | None) -> None:
     """ConfigError unless max_steps is None or a positive integer."""
-    if max_steps is not None and (not isinstance(max_steps, int) or max_steps < 1):
-        raise ConfigError(f"max_steps={max_steps!r}: expected a positive integer or None.")
+    if max_steps is not None and not is_whole(max_steps):
+        raise ConfigError(f"max_steps={shown(max_steps)}: expected a positive integer or None.")
 
 
 def initial_point(instance: Instance, b: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ from typing import Any, Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from learnreg.errors import OperatorError
+from learnreg.errors import ConfigError, OperatorError
+from learnreg.linear.arguments import LARGEST_SEED, check_type, whole_number
 from learnreg.linear.norms import dense_matrix
 from learnreg.linear.operator import LinearOperator
 
@@ -140,17 +141,27 @@ def operator_case(
 ) -> OperatorCase:
     """The case, or OperatorError for something that is no operator."""
     _check_interface(operator)
+    check_type(dtype, torch.dtype, "check_operator(dtype)", "torch.float64 or torch.float32")
+    seed = whole_number(seed, "check_operator(seed)", least=-LARGEST_SEED, most=LARGEST_SEED)
     if device is None:
         device = next((t.device for t in _tensors(operator)), torch.device("cpu"))
     double = dtype == torch.float64
     return OperatorCase(
         operator=operator,
         dtype=dtype,
-        device=torch.device(device),
+        device=_device(device),
         adjoint_tolerance=(1e-10 if double else 2e-5) if adjoint_tolerance is None else adjoint_tolerance,
         rounding=1e-11 if double else 2e-5,
         generator=torch.Generator().manual_seed(seed),
     )
+
+
+def _device(device: torch.device | str) -> torch.device:
+    check_type(device, (str, torch.device), "check_operator(device)", "one such as 'cpu' or 'cuda'")
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"check_operator(device={device!r}): expected one such as 'cpu' or 'cuda'.") from error
 
 
 def _tensors(operator: Any) -> list[Tensor]:

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from learnreg.errors import LearnregError, OperatorError
+from learnreg.linear.arguments import LARGEST_SEED, check_type, whole_number
 from learnreg.linear.operator import LinearOperator
+from learnreg.linear.shapes import checked_shape
 from learnreg.testing.basics import has_single_precision
 from learnreg.testing.case import largest, norms
 from learnreg.testing.report import Property, broken, holds, judged, skipped
@@ -89,11 +91,13 @@ def regularizer_case(
             "learnreg.regularizers.Regularizer.",
             "interface",
         )
+    check_type(dtype, torch.dtype, "check_regularizer(dtype)", "torch.float64 or torch.float32")
+    seed = whole_number(seed, "check_regularizer(seed)", least=-LARGEST_SEED, most=LARGEST_SEED)
     tensors = [*regularizer.parameters(), *regularizer.buffers()]
     at_start = {name: p.detach().clone() for name, p in regularizer.named_parameters()}
     return RegularizerCase(
         regularizer=regularizer,
-        image_shape=_some_shape(regularizer) if image_shape is None else tuple(image_shape),
+        image_shape=_some_shape(regularizer) if image_shape is None else checked_shape(image_shape, "image_shape"),
         dtype=dtype,
         device=tensors[0].device if tensors else torch.device("cpu"),
         rounding=1e-11 if dtype == torch.float64 else 2e-5,

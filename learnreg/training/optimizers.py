@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from learnreg.errors import ConfigError
+from learnreg.linear.arguments import check_one_of
 from learnreg.training.certified_descent import CertifiedDescent
 from learnreg.training.options import TrainingOptions
 from learnreg.training.session import Evaluation, Session
@@ -210,6 +210,5 @@ UPPER_LEVELS: dict[str, type[UpperLevel]] = {"adam": Adam, "lbfgs": QuasiNewton,
 def make_upper_level(session: Session, options: TrainingOptions) -> UpperLevel:
     """The upper-level method that the options name."""
     name = options.optimizer
-    if name not in UPPER_LEVELS:
-        raise ConfigError(f"optimizer={name!r}: expected one of {', '.join(UPPER_LEVELS)}.")
+    check_one_of(name, tuple(UPPER_LEVELS), "optimizer")
     return UPPER_LEVELS[name](session, options)

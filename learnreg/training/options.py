@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 from learnreg.errors import ConfigError
 from learnreg.hypergradients.base import HypergradientMethod
 from learnreg.hypergradients.implicit import Implicit
-from learnreg.solvers.solve import check_tolerance
+from learnreg.linear.arguments import LARGEST_SEED, check_flag, check_one_of, is_whole, real_number, shown, whole_number
 
 __all__ = ["SAMPLINGS", "OptimizerName", "SamplingName", "TrainingOptions"]
 
@@ -18,6 +18,7 @@ SamplingName = Literal["growing", "fixed", "minibatch"]
 SAMPLINGS: tuple[str, ...] = get_args(SamplingName)
 
 _DEFAULT_MINUTES = 5.0
+_MOST_UPDATES = 10**12
 _LASTING = (
     "batch_size",
     "tolerance",
@@ -55,22 +56,21 @@ class TrainingOptions:
     workers: int = 1
 
     def __post_init__(self) -> None:
-        if self.minutes is not None and not (self.minutes > 0 and math.isfinite(self.minutes)):
-            raise ConfigError(f"train(minutes={self.minutes!r}): expected a positive number.")
-        if self.updates is not None and not (_whole(self.updates) and self.updates >= 1):
-            raise ConfigError(f"train(updates={self.updates!r}): expected an integer >= 1, or None.")
-        sizes = (self.samples, 1 if self.batch_size is None else self.batch_size)
-        if not all(_whole(size) and size >= 1 for size in sizes):
+        if self.minutes is not None:
+            real_number(self.minutes, "train(minutes)", above=0.0)
+        if self.updates is not None and not is_whole(self.updates, 1, _MOST_UPDATES):
             raise ConfigError(
-                f"train(batch_size={self.batch_size!r}, samples={self.samples!r}): expected integers >= 1."
+                f"train(updates={shown(self.updates)}): expected an integer from 1 to {_MOST_UPDATES:,}, or None."
             )
-        if not (_whole(self.audit_every) and self.audit_every >= 1):
-            raise ConfigError(f"train(audit_every={self.audit_every!r}): expected an integer >= 1.")
-        if self.sampling not in SAMPLINGS:
-            raise ConfigError(f"train(sampling={self.sampling!r}): expected one of {', '.join(SAMPLINGS)}.")
-        if not (self.step_size > 0 and math.isfinite(self.step_size)):
-            raise ConfigError(f"train(step_size={self.step_size!r}): expected a positive number.")
-        check_tolerance(self.tolerance)
+        for name in ("samples", "batch_size", "audit_every"):
+            if name != "batch_size" or self.batch_size is not None:
+                whole_number(getattr(self, name), f"train({name})")
+        whole_number(self.seed, "train(seed)", least=-LARGEST_SEED, most=LARGEST_SEED)
+        real_number(self.step_size, "train(step_size)", above=0.0)
+        check_one_of(self.optimizer, get_args(OptimizerName), "train(optimizer)")
+        check_one_of(self.sampling, SAMPLINGS, "train(sampling)")
+        check_flag(self.tune_start, "train(tune)")
+        real_number(self.tolerance, "tolerance", above=0.0)
 
     @property
     def seconds(self) -> float:
@@ -82,7 +82,3 @@ class TrainingOptions:
     def lasting(self) -> dict[str, Any]:
         """What a resumed run cannot change."""
         return {**{name: getattr(self, name) for name in _LASTING}, "method": repr(self.method)}
-
-
-def _whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from learnreg.errors import DataError, OperatorError
+from learnreg.errors import DataError, OperatorError, ShapeError
+from learnreg.linear.arguments import check_real, shown
 from learnreg.linear.operator import LinearOperator
 
 __all__ = ["Reader", "Sample", "grouped", "stacked"]
@@ -139,8 +140,17 @@ def rows(b: Any, x_true: Any, rest: Sequence[Any], where: str) -> list[tuple[Any
 
 
 def is_array(value: object) -> bool:
-    """Whether it is a tensor or a NumPy array."""
-    return isinstance(value, (Tensor, np.ndarray))
+    """Whether it is a tensor or a NumPy array, of one shape."""
+    return isinstance(value, np.ndarray) or (isinstance(value, Tensor) and not value.is_nested)
+
+
+def check_stack(value: Any, where: str) -> None:
+    """DataError for a tensor that is nested, sparse or without data."""
+    if isinstance(value, Tensor):
+        try:
+            check_real(value, where)
+        except ShapeError as error:
+            raise DataError(str(error)) from error
 
 
 def _dim(value: Any) -> int:
@@ -150,7 +160,7 @@ def _dim(value: Any) -> int:
 def _entries(item: Any, where: str) -> Sequence[Any]:
     """The two or three entries of an item or a batch."""
     if is_array(item):
-        raise DataError(f"{where}: one array of shape {tuple(item.shape)}, {_EXPECTED}.")
+        raise DataError(f"{where}: one array, {shown(item)}, {_EXPECTED}.")
     if not isinstance(item, (list, tuple)):
         keys = f" with the keys {', '.join(map(repr, item))}" if isinstance(item, dict) else ""
         raise DataError(
@@ -170,6 +180,8 @@ def _tensor(value: Any, where: str) -> Tensor:
             raise DataError(f"{where}: an array of {value.dtype}, expected floating-point numbers.") from error
     if not isinstance(value, Tensor):
         raise DataError(f"{where}: a {type(value).__name__}, expected a tensor or a NumPy array.")
+    if not value.is_complex():
+        check_stack(value, where)
     if not value.is_floating_point():
         hint = "Divide by the largest possible value: b / 255 for 8 bits." if not value.is_complex() else ""
         hint = hint or "Real and imaginary part as two channels: torch.view_as_real."
@@ -179,13 +191,13 @@ def _tensor(value: Any, where: str) -> Tensor:
 
 def _level(value: Any, where: str) -> float:
     """The noise level of a sample."""
-    single = value.numel() == 1 if isinstance(value, Tensor) else np.ndim(value) == 0 or np.size(value) == 1
     try:
+        single = value.numel() == 1 if isinstance(value, Tensor) else np.size(value) == 1
         level = float(np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value).reshape(-1)[0])
-    except (TypeError, ValueError, IndexError):
+    except (TypeError, ValueError, IndexError, OverflowError, RuntimeError, NotImplementedError):
         single, level = False, math.nan
     if not single:
-        what = f"an array of shape {tuple(value.shape)}" if is_array(value) else f"a {type(value).__name__}"
+        what = shown(value) if is_array(value) else f"a {type(value).__name__}"
         raise DataError(f"{where}: the third entry is {what}, expected the noise level sigma, one positive number.")
     if not (level > 0 and math.isfinite(level)):
         raise DataError(f"{where}: the noise level is {level:g}, expected a positive number.")

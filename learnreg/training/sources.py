@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from learnreg.errors import ConfigError, DataError
-from learnreg.training.samples import Reader, Sample, is_array, rows
+from learnreg.training.samples import Reader, Sample, check_stack, is_array, rows
 from learnreg.training.workers import Workers
 
 __all__ = ["BATCH_SIZE", "PairedDataset", "Source", "TrainingData", "source_of"]
@@ -73,7 +73,11 @@ class MapStyle(Source):
     """Minibatches of seeded permutations of a dataset, one permutation after the other; items are read by workers."""
 
     def __init__(self, dataset: PairedDataset, reader: Reader, workers: Workers, batch_size: int, seed: int) -> None:
-        if len(dataset) == 0:
+        try:
+            count = len(dataset)
+        except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+            raise DataError(f"the dataset: its __len__ failed ({error}); expected the number of its items.") from error
+        if count == 0:
             raise DataError("the dataset is empty.", hint="Pass at least one pair (b, x_true).")
         self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
         self._reader, self._workers = reader, workers
@@ -89,7 +93,7 @@ class MapStyle(Source):
         size = min(self.batch_size, len(self.dataset))
         while len(batch) < size:
             if not self._order:
-                generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self._epoch)
+                generator = torch.Generator().manual_seed((int(self.seed) * 1_000_003 + self._epoch) % 2**63)
                 self._order = torch.randperm(len(self.dataset), generator=generator).tolist()
                 self._epoch += 1
             batch.append(self._order.pop())
@@ -246,6 +250,8 @@ def source_of(data: Any, reader: Reader, workers: Workers, batch_size: int | Non
     size = BATCH_SIZE if batch_size is None else batch_size
     if isinstance(data, (tuple, list)) and len(data) in (2, 3) and all(is_array(column) for column in data):
         b, x_true, *rest = data
+        for column in data:
+            check_stack(column, "the dataset")
         _check_stacks(b, x_true)
         if reader.is_pair(b, x_true):
             raise DataError("the dataset: one pair of arrays without batch axis.", hint="Pass a list: [(b, x_true)].")

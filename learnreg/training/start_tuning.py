@@ -4,6 +4,7 @@ better weights of its filters."""
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -21,17 +22,21 @@ _WEIGHING_STEPS, _WEIGHING_GRADIENTS = 12, 16
 _UNIT = 10.0  # of losses, so that the first step of L-BFGS does not depend on theirs
 _STEP = 2.0
 _WIDEST, _LARGEST_SEARCH = 8, 20
+_MOST_STEPS = 20
+"""Factors from 1e-6 to 1e6."""
 _FLAT = 1e-2
 _TOLERANCE = 1e-2  # of root-mean-square images: losses of different factors differ by far more
 
 
-def least_loss(loss: Callable[[float], float], start: float, step: float) -> float:
+def least_loss(loss: Callable[[float], float], start: float, step: float, most: float = math.inf) -> float:
     """The logarithm of a factor with the least loss. Steps go downhill until they bracket it; where the loss hardly
     changes they become up to eight times as long, and short again at the minimum. Then comes the vertex of the parabola
-    through the bracket, unless a point that was tried is better."""
+    through the bracket, unless a point that was tried is better. No factor is more than ``most`` steps away."""
     found: dict[int, float] = {}
 
     def known(k: int) -> float:
+        if abs(k) > most:
+            return math.inf
         if k not in found:
             found[k] = loss(start + k * step)
         return found[k]
@@ -114,25 +119,41 @@ def _multiply(session: Session, scales: list[nn.Parameter]) -> float:
     starts: dict[int, Tensor] = {}
     size = max(math.sqrt(float(torch.stack([s.x_true.double().square().mean() for s in samples]).mean())), 1e-30)
 
-    def evaluate(item: tuple[int, Chunk]) -> float:
+    tolerance = _TOLERANCE * size
+    flattened, as_constants = math.inf, math.inf
+
+    def evaluate(item: tuple[int, Chunk]) -> tuple[float, bool]:
         number, chunk = item
         b, x_true = stacked(chunk.samples)
-        found = solve(chunk.frozen, b, _TOLERANCE * size, start=starts.get(number))
-        starts[number] = found.x
-        return len(b) / len(samples) * float(session.loss(x_true).value(found.x))
+        x = starts[number] = solve(chunk.frozen, b, tolerance, start=starts.get(number)).x
+        flat = bool((x.flatten(1).std(1, correction=0) <= tolerance).all())
+        return len(b) / len(samples) * float(session.loss(x_true).value(x)), flat
 
     def loss(log_factor: float) -> float:
+        nonlocal flattened, as_constants
+        if log_factor > flattened:
+            return as_constants  # a larger factor changes nothing any more, and its problems are the slowest
         for p, value in zip(scales, given, strict=True):
             p.copy_(value + log_factor)
         try:
-            total = sum(session.workers.map(evaluate, list(enumerate(session.chunks(samples)))))
+            found = session.workers.map(evaluate, list(enumerate(session.chunks(samples))))
         except AssumptionError:
             return math.inf
+        total = sum(part for part, _ in found)
+        if all(flat for _, flat in found):
+            flattened, as_constants = log_factor, total
         return total if math.isfinite(total) else math.inf
 
     best = 0.0
     try:
-        best = least_loss(loss, 0.0, math.log(_STEP))
+        best = least_loss(loss, 0.0, math.log(_STEP), _MOST_STEPS)
+        if best >= flattened:
+            warnings.warn(
+                "train: of the factors tried for the regularizer the best makes constants of the first images (are "
+                f"they constant, or other images than the measurements show?); training starts at {math.exp(best):.0e} "
+                "times what was given. tune=False starts from it as it is.",
+                stacklevel=2,
+            )
     finally:
         for p, value in zip(scales, given, strict=True):
             p.copy_(value + best)

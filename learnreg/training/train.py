@@ -16,7 +16,7 @@ from learnreg.convolutions.correlation import adopt_kernels, chosen_kernels
 from learnreg.errors import CheckpointError, ConfigError, LearnregError, OperatorError
 from learnreg.hypergradients.base import HypergradientMethod
 from learnreg.hypergradients.implicit import chosen_method
-from learnreg.linear.arguments import check_type
+from learnreg.linear.arguments import check_flag, check_type, given_path, shown
 from learnreg.losses import SquaredError, UpperLoss
 from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.regularizers import Regularizer
@@ -26,7 +26,7 @@ from learnreg.training.guard import examine_problem, guarded, take_as_they_are
 from learnreg.training.interrupts import Interrupts
 from learnreg.training.optimizers import make_upper_level
 from learnreg.training.options import OptimizerName, SamplingName, TrainingOptions
-from learnreg.training.run_folder import RunFolder
+from learnreg.training.run_folder import RunFolder, contents_of
 from learnreg.training.schedule import is_milestone, step_factor
 from learnreg.training.session import Session
 from learnreg.training.sources import TrainingData
@@ -112,7 +112,8 @@ def train(
     samples: of "lbfgs" and "adaptive", the first ones of the data.
     sampling: of "adaptive": "growing" (from 8 of the samples to all of them), "fixed" (all of them) or "minibatch".
     audit_every: updates from one audit to the next; of "adaptive", from one certified gradient to the next.
-    resume: go on from the checkpoint in ``out``, with the same data and options but minutes and updates.
+    resume: go on with the run in ``out``, which has to hold one, with the same data and options but minutes and
+        updates.
     check_operator: examine operators and regularizers that are not this package's own before any work, with a few
         applications (``learnreg.testing``); False: take them as they are (``examine = False``), uncertified.
     tune: begin at the factor of the regularizer that has the least loss on four samples, instead of 1, logged as
@@ -186,6 +187,10 @@ class Trainer:
                 "train: no parameter of the problem requires a gradient. Those of a regularizer are what "
                 "named_parameters() yields: modules in a plain list are not seen, those in an nn.ModuleList are."
             )
+        check_flag(check_operator, "train(check_operator)")
+        for name, function in (("validate", validate), ("on_update", on_update)):
+            if function is not None and not callable(function):
+                raise ConfigError(f"train({name}={shown(function)}): expected a function, or None.")
         self.problem, self.dataset, self.loss, self.options = problem, dataset, loss, options
         self.config, self.validate, self.on_update = config, validate, on_update
         self.check_operator = check_operator
@@ -193,6 +198,12 @@ class Trainer:
     def run(self, out: str | Path | RunFolder | None = None, resume: bool = False) -> TrainResult:
         """Train until the time or the updates are used up; the last parameters are saved whatever ends the run."""
         options = self.options
+        check_flag(resume, "train(resume)")
+        if not (out is None or isinstance(out, RunFolder)):
+            out = given_path(out, "train(out)")
+        if resume and (out is None or (isinstance(out, Path) and not contents_of(out))):
+            where = "no out, where the run is" if out is None else f"no run in {out}"
+            raise ConfigError(f"train(resume=True): {where}. To start a new run, leave resume out.")
         session = Session.of(self.problem, self.dataset, self.loss, options)
         try:
             if self.check_operator:
@@ -200,7 +211,7 @@ class Trainer:
             else:
                 take_as_they_are(self.problem)
             session.problem = guarded(self.problem)
-            folder = RunFolder(out, resume) if isinstance(out, (str, Path)) else out
+            folder = RunFolder(out, resume) if isinstance(out, Path) else out
             if folder is not None and folder.load_config() is None:
                 names = ("optimizer", "step_size", "tolerance", "seed")
                 folder.save_config({name: getattr(options, name) for name in names})

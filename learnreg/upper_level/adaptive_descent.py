@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from learnreg.errors import ConfigError
-from learnreg.linear.arguments import real_number
+from learnreg.linear.arguments import check_one_of, real_number, whole_number
 from learnreg.linear.grad_mode import outside_inference
 from learnreg.upper_level.directions import Directions, Flat
 from learnreg.upper_level.line_search import LineSearch, Step
@@ -119,8 +119,8 @@ class AdaptiveDescent:
             raise ConfigError(f"AdaptiveDescent(eta={eta}, c={c}): expected 0 < c < eta < 1.")
         if not 0 < shrink < 1 < grow:
             raise ConfigError(f"AdaptiveDescent(shrink={shrink}, grow={grow}): expected 0 < shrink < 1 < grow.")
-        if scaling not in ("groups", "none"):
-            raise ConfigError(f"AdaptiveDescent(scaling={scaling!r}): expected 'groups' or 'none'.")
+        check_one_of(scaling, ("groups", "none"), "AdaptiveDescent(scaling)")
+        whole_number(max_backtracks, "AdaptiveDescent(max_backtracks)", least=0)
         self.eta, self.grow, self.stop, self.first_step = eta, grow, stop, first_step
         self.window, self.audit_every = window, audit_every
         self.directions = Directions(memory, scaling)

@@ -45,7 +45,7 @@ def batched_function(function: Callable[[Any], Any], domain_shape: Shape, range_
         except Exception as error:
             failures.append(f"{words} it raised {type(error).__name__}: {' '.join(str(error).split())[:120]}")
             continue
-        if not _fits(tuple(result.shape), (2, *range_shape)):
+        if not result.dim() or not _fits(tuple(result.shape), (2, *range_shape)):
             failures.append(f"{words} it made {tuple(result.shape)}")
         elif alone.shape != result[1:].shape or not torch.allclose(alone, result[1:], 1e-4, 1e-9):
             failures.append(f"{words} it mixes the first axis, which is that of the batch")

@@ -10,7 +10,7 @@ import torch
 
 from learnreg.errors import ConfigError, OperatorError
 from learnreg.linear.operator import LinearOperator
-from learnreg.linear.shapes import Shape
+from learnreg.linear.shapes import Shape, checked_shape
 from learnreg.operators.adapters.black_box import COMPLEX_HINT, BlackBox
 from learnreg.operators.adapters.checks import check_adjoint, check_linear, declare, probe
 from learnreg.operators.adapters.host import HostFunction, checked_sizes, real_dtype
@@ -57,6 +57,8 @@ def from_scipy(
     if isinstance(linear_operator, torch.Tensor):
         raise OperatorError("from_scipy: got a torch tensor, expected a matrix; pass tensor.numpy().", "type")
     scipy = _scipy("from_scipy")
+    domain_shape = checked_shape(domain_shape, "from_scipy(domain_shape)")
+    range_shape = checked_shape(range_shape, "from_scipy(range_shape)")
     name = f"from_scipy({type(linear_operator).__name__})"
     if len(getattr(linear_operator, "shape", ())) != 2:
         raise OperatorError(

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from learnreg.errors import ConfigError, OperatorError
+from learnreg.linear.arguments import check_one_of
 from learnreg.operators.tomography.geometry import FanGeometry, Geometry, ParallelGeometry
 
 __all__ = ["Kernel", "SparseRows", "build_rows", "check_entries", "kernel_for", "require", "view_vectors"]
@@ -54,8 +55,7 @@ def kernel_for(geometry: Geometry, kernel: Kernel | None) -> Kernel:
     if kernel is None:
         return "line" if fan else "linear"
     known = ("line", "strip") if fan else ("linear", "line", "strip")
-    if kernel not in known:
-        raise ConfigError(f"kernel={kernel!r}: expected {' or '.join(map(repr, known))} for {type(geometry).__name__}.")
+    check_one_of(kernel, known, f"{type(geometry).__name__}: kernel")
     if isinstance(geometry, FanGeometry) and kernel == "strip":
         moved = geometry.detector_offset != 0.0 or geometry.image_center != (0.0, 0.0)
         if moved or geometry.curved:

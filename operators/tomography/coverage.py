@@ -28,6 +28,9 @@ _TURN = 2.0 * math.pi
 _TYPICAL_GAPS, _SHARE_OF_TURN = 3.0, 0.05
 """Neighbouring angles further apart than both, in gaps as they are usual and in turns, are the ends of a scan."""
 
+_IRREGULAR = 1.5
+"""Angles are irregular whose wider gaps are so many times the typical ones; some of theirs are wide anyway."""
+
 _TAPER, _TAPER_GAPS = math.pi / 9, 4.0
 """Over this angle, and so many gaps, factors rise at the ends of a scan: from 10 to 60 degrees make no difference for
 many views, and few views want some of them in there."""
@@ -44,24 +47,28 @@ class Coverage:
     """weights: of the rays, (angles, detectors) or (angles, 1), float64; sums over views weighted with them are
     integrals over lines. radius: of the disc around the axis of rotation whose lines are measured. missing: why that
     does not hold, a sentence. padding: detectors that measure nothing, to be added to both ends of the row: filtered
-    views go on beyond a detector that reaches further to the other side."""
+    views go on beyond a detector that reaches further to the other side. bridged: the widest gap between views that
+    counts as if it were measured, radians, where it is wider than gaps of this scan are; 0 without one."""
 
     weights: Tensor
     radius: float
     missing: str | None = None
     padding: tuple[int, int] = (0, 0)
+    bridged: float = 0.0
 
 
 @dataclass(frozen=True)
 class _Views:
     """weights: half the distance between each angle's neighbours, with gaps that end the scan counted as typical ones.
     arcs: (first, length) of what lies between such gaps, half a typical gap added to both sides; none for a full turn.
+    bridged: the widest gap that ends no arc, if it is wider than gaps of this scan are, else 0.
     """
 
     weights: Tensor
     arcs: list[tuple[float, float]]
     typical: float
     widest: float
+    bridged: float
 
 
 @dataclass(frozen=True)
@@ -128,14 +135,15 @@ def coverage_of(geometry: Geometry) -> Coverage:
     fan = isinstance(geometry, FanGeometry)
     for half_width, faded in discs:
         if not (fan or faded):  # opposite parallel views are one, whole
-            return Coverage(_views(geometry, math.pi, loose=True).weights[:, None], geometry.visible(half_width))
+            views = _views(geometry, math.pi, loose=True)
+            return Coverage(views.weights[:, None], geometry.visible(half_width), bridged=views.bridged)
         for loose in (False, True):
             views = _views(geometry, _TURN, loose)
             rays = _Rays(geometry, views, begin, end, short if faded else 0.0)
             if rays.complete(half_width):
                 missed = math.ceil((half_width - short) / geometry.detector_pitch) if faded else 0
                 padding = (missed, 0) if -begin < end else (0, missed)
-                return Coverage(rays.weights(), geometry.visible(half_width), padding=padding)
+                return Coverage(rays.weights(), geometry.visible(half_width), None, padding, views.bridged)
     views = _views(geometry, geometry.full_turn, loose=True)
     share = 0.5 if fan else 1.0
     return Coverage(
@@ -168,9 +176,12 @@ def _views(geometry: Geometry, turn: float, loose: bool) -> _Views:
     distinct = distinct[distinct > 1e-2 * distinct.quantile(0.9)]  # ... and to what a motor repeats
     typical = float(distinct.median())
     share = _SHARE_OF_TURN * turn
-    limit = share if loose else min(share, _TYPICAL_GAPS * float(distinct.quantile(0.9)))
+    wide = _TYPICAL_GAPS * float(distinct.quantile(0.9))
+    limit = share if loose else min(share, wide)
     ends = gaps > max(_TYPICAL_GAPS * typical, limit)
-    widest = float(gaps.max())
+    irregular = wide > _IRREGULAR * _TYPICAL_GAPS * typical
+    widest, within = float(gaps.max()), gaps[~ends & (gaps > (2.0 * wide if irregular else _TYPICAL_GAPS * typical))]
+    bridged = float(within.max()) if len(within) else 0.0
     arcs = []
     last = torch.nonzero(ends).flatten().tolist()
     for before, here in zip([last[-1] - len(ascending), *last], last, strict=False) if last else ():
@@ -179,7 +190,7 @@ def _views(geometry: Geometry, turn: float, loose: bool) -> _Views:
     gaps = torch.where(ends, typical, gaps)
     weights = torch.empty(len(angles), dtype=torch.float64)
     weights[order] = 0.5 * (gaps + gaps.roll(1))
-    return _Views(weights, arcs, typical, widest)
+    return _Views(weights, arcs, typical, widest, bridged)
 
 
 def detector_positions(geometry: Geometry) -> Tensor:

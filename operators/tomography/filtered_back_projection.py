@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from learnreg.errors import ConfigError
-from learnreg.operators.tomography.coverage import bridged, detector_positions
+from learnreg.linear.arguments import check_one_of, check_real, shown
+from learnreg.operators.tomography.coverage import Coverage, bridged, detector_positions
 from learnreg.operators.tomography.geometry import FanGeometry, Geometry
 from learnreg.operators.tomography.projectors import FanBeam2D, ParallelBeam2D
 from learnreg.operators.tomography.ramp import Window, ramp_filtered
@@ -38,19 +39,24 @@ def filtered_back_projection(
     ------
     ConfigError: an unknown filter, or lines through the disc inscribed in the image that are not measured: a fan beam
         over less than a short scan, a detector on one side over less than the full turn. ShapeError: a sinogram that
-        does not fit. A warning: a detector that is too narrow on both sides; dead detectors, which are interpolated.
+        does not fit. A warning: a detector that is too narrow on both sides; dead detectors, which are interpolated; a
+        gap between views of up to 5 % of the turn, which is bridged.
     Source: Kak and Slaney, Principles of Computerized Tomographic Imaging (1988), (61) of chapter 3 for the ramp, (137)
         to (139) for equally spaced collinear and Section 3.4.1 for equiangular rays; weights: see ``coverage``.
     """
-    if filter not in ("ramp", "hann"):
-        raise ConfigError(f"filtered_back_projection(filter={filter!r}): expected 'ramp' or 'hann'.")
+    if not hasattr(operator, "geometry") or not hasattr(operator, "coverage"):
+        raise ConfigError(
+            f"filtered_back_projection(operator={shown(operator)}): expected a ParallelBeam2D or a FanBeam2D."
+        )
+    check_one_of(filter, ("ramp", "hann"), "filtered_back_projection(filter)")
     operator.check_range(sinogram, "sinogram")
+    check_real(sinogram, "sinogram")
     geometry, coverage, n = operator.geometry, operator.coverage, operator.geometry.image_size
     if not len(sinogram):
         return sinogram.new_zeros(0, 1, n, n)
     if coverage.missing is not None:
         raise ConfigError(f"filtered_back_projection: {coverage.missing} Solve a lower-level problem instead.")
-    _warn(geometry, coverage.radius)
+    _warn(geometry, coverage)
     dtype = torch.float64 if sinogram.dtype == torch.float64 else torch.float32
     views = bridged(sinogram[:, 0].to(dtype), geometry.dead_detectors)
     positions = detector_positions(geometry)
@@ -90,8 +96,16 @@ def _projected(geometry: Geometry, x: Tensor, y: Tensor, angle: float) -> tuple[
     return along * closeness * geometry.source_to_detector, (closeness * geometry.source_to_center) ** 2
 
 
-def _warn(geometry: Geometry, radius: float) -> None:
+def _warn(geometry: Geometry, coverage: Coverage) -> None:
     """Say what is not as it should be."""
+    radius = coverage.radius
+    if coverage.bridged > 0.0:
+        warnings.warn(
+            f"filtered_back_projection: there is a gap of {coverage.bridged:.3g} radians "
+            f"({math.degrees(coverage.bridged):.3g} degrees) between neighbouring views; what it misses counts as if "
+            "it were like them. A lower-level problem leaves it open.",
+            stacklevel=3,
+        )
     if radius < geometry.inscribed_radius - _UNNOTICED * geometry.pixel_size:
         warnings.warn(
             f"filtered_back_projection: the detector is too narrow, it measures lines within {radius:.4g} of the axis "

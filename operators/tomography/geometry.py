@@ -22,16 +22,17 @@ import torch
 from torch import Tensor
 
 from learnreg.errors import ConfigError, ShapeError
+from learnreg.linear.arguments import check_one_of, given_tensor, real_number
 from learnreg.operators.tomography.limits import checked_angles, checked_count, checked_indices, checked_length
 
-__all__ = ["DetectorShape", "FanGeometry", "Geometry", "ParallelGeometry", "view_angles"]
+__all__ = ["LARGEST_IMAGE", "DetectorShape", "FanGeometry", "Geometry", "ParallelGeometry", "view_angles"]
 
 DetectorShape = Literal["flat", "curved"]
 
 _LARGEST_ANGLE = 2 * math.pi * 1.05
 """Scans go a little beyond the full turn; radians beyond this are taken for degrees."""
 
-_LARGEST_IMAGE, _MOST_DETECTORS, _MOST_ANGLES = 2**15, 2**17, 100_000
+LARGEST_IMAGE, _MOST_DETECTORS, _MOST_ANGLES = 2**15, 2**17, 100_000
 """Beyond what a two-dimensional scan has; larger numbers are slips that would fill the memory before they fail."""
 
 _LATER_FIELDS = ("image_center", "dead_detectors", "detector_shape")
@@ -66,7 +67,7 @@ class Geometry:
 
     def __post_init__(self) -> None:
         name = type(self).__name__
-        sizes = {"image_size": _LARGEST_IMAGE, "detectors": _MOST_DETECTORS}
+        sizes = {"image_size": LARGEST_IMAGE, "detectors": _MOST_DETECTORS}
         found: dict[str, Any] = {
             key: checked_count(getattr(self, key), f"{name}({key}=", most) for key, most in sizes.items()
         }
@@ -137,7 +138,8 @@ class Geometry:
 
     def covering_detectors(self, radius: float | None = None) -> int:
         """Smallest odd number of detectors that see the disc of this radius, by default the image with its corners."""
-        half_width = self.half_width(self.reach if radius is None else radius) + abs(self.detector_offset)
+        radius = self.reach if radius is None else checked_length(radius, "covering_detectors(radius=")
+        half_width = self.half_width(radius) + abs(self.detector_offset)
         count = math.ceil(2.0 * half_width / self.detector_pitch * (1.0 - 1e-12))
         return count + 1 - count % 2
 
@@ -173,6 +175,7 @@ class Geometry:
 
     def scaled(self, factor: float) -> Self:
         """The same rays with all lengths times ``factor``, in another unit of length."""
+        factor = real_number(factor, "scaled(factor)", above=0.0)
         return self._with_lengths(lambda length: length * factor)
 
     def _with_lengths(self, change: Callable[[float], float]) -> Self:
@@ -228,8 +231,7 @@ class FanGeometry(Geometry):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.detector_shape not in ("flat", "curved"):
-            raise ConfigError(f"FanGeometry(detector_shape={self.detector_shape!r}): expected 'flat' or 'curved'.")
+        check_one_of(self.detector_shape, ("flat", "curved"), "FanGeometry(detector_shape)")
         if self.source_to_center <= self.reach:
             raise ConfigError(
                 f"FanGeometry(source_to_center={self.source_to_center:g}): the source runs through the image, whose "
@@ -286,11 +288,16 @@ def view_angles(
             raise ConfigError(f"{call}: got angles={angles}, expected at least one.")
         count = checked_count(angles, f"{call}(angles=", _MOST_ANGLES)
         return tuple(turn * k / count for k in range(count))
-    values = torch.as_tensor(angles, dtype=torch.float64)
+    try:
+        values = given_tensor(angles, f"{call}(angles)").double()
+    except ShapeError as error:
+        raise ShapeError(f"{error} Pass a number of angles, or 1-D radians.") from error
     if values.dim() != 1:
         raise ShapeError(f"{call}: angles have shape {tuple(values.shape)}, expected a number of them or 1-D radians.")
     if values.numel() == 0:
         raise ConfigError(f"{call}: got no angles, expected at least one.")
+    if not bool(torch.isfinite(values).all()):
+        raise ConfigError(f"{call}(angles): NaN or infinite entries.")
     if float(values.abs().max()) > _LARGEST_ANGLE:
         warnings.warn(
             f"{call}: the largest angle is {float(values.abs().max()):.4g}, which looks like degrees; angles are "

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any
 
 from learnreg.errors import ConfigError
+from learnreg.linear.arguments import shown
 
 __all__ = ["checked_angles", "checked_count", "checked_indices", "checked_length"]
 
@@ -26,12 +26,20 @@ def checked_count(value: Any, call: str, most: int) -> int:
     ------
     ConfigError: otherwise.
     """
-    if isinstance(value, bool) or not hasattr(value, "__index__") or operator.index(value) < 1:
-        raise ConfigError(f"{call}{value!r}): expected a positive integer.")
-    count = operator.index(value)
+    count = _index(value)
+    if count is None or count < 1:
+        raise ConfigError(f"{call}{shown(value)}): expected a positive integer.")
     if count > most:
-        raise ConfigError(f"{call}{_short(count)}): expected at most {most:,}.")
+        raise ConfigError(f"{call}{shown(count)}): expected at most {most:,}.")
     return count
+
+
+def _index(value: Any) -> int | None:
+    """A whole number, of any library; None for something else."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except (TypeError, ValueError, RuntimeError):  # arrays and tensors of other kinds, or of several numbers
+        return None
 
 
 def checked_length(value: Any, call: str, pixel: float | None = None, signed: bool = False) -> float:
@@ -47,7 +55,7 @@ def checked_length(value: Any, call: str, pixel: float | None = None, signed: bo
     except (TypeError, ValueError, OverflowError, RuntimeError):
         length = math.nan
     if not math.isfinite(length) or not (signed or length > 0):
-        raise ConfigError(f"{call}{_short(value)}): expected {expected}.")
+        raise ConfigError(f"{call}{shown(value)}): expected {expected}.")
     size = abs(length)
     if size > _LONGEST or (size < _SHORTEST and not signed):
         raise ConfigError(
@@ -71,7 +79,7 @@ def checked_angles(angles: Any, call: str, most: int) -> tuple[float, ...]:
     try:
         values = tuple(float(angle) for angle in angles)
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:
-        raise ConfigError(f"{call}={_short(angles)}): expected numbers, radians.") from error
+        raise ConfigError(f"{call}={shown(angles)}): expected numbers, radians.") from error
     if not values:
         raise ConfigError(f"{call}=()): expected at least one angle.")
     if len(values) > most:
@@ -88,19 +96,17 @@ def checked_indices(numbers: Any, count: int, call: str, what: str) -> tuple[int
     ------
     ConfigError: otherwise.
     """
-    iterable = isinstance(numbers, Iterable) and not isinstance(numbers, (str, bytes))
-    given: list[Any] = list(numbers) if iterable else [None]
-    if any(isinstance(i, bool) or not hasattr(i, "__index__") for i in given):
-        raise ConfigError(f"{call}{_short(numbers)}): expected a list of whole numbers, counted from 0.")
     try:
-        found = sorted(map(operator.index, given))
-    except TypeError as error:  # an array of several numbers
-        raise ConfigError(f"{call}{_short(numbers)}): expected a list of whole numbers, counted from 0.") from error
+        given = [None] if isinstance(numbers, (str, bytes)) else [_index(number) for number in numbers]
+    except (TypeError, RuntimeError):  # no list: a number, a tensor of one
+        given = [None]
+    found = sorted(number for number in given if number is not None)
+    if len(found) < len(given):
+        raise ConfigError(f"{call}{shown(numbers)}): expected a list of whole numbers, counted from 0.")
     outside = [i for i in found if not 0 <= i < count]
     if outside:
         raise ConfigError(
-            f"{call}...): there is no number {_short(outside[0])}; the {count} {what} are counted from 0 to "
-            f"{count - 1}."
+            f"{call}...): there is no number {shown(outside[0])}; the {count} {what} are counted from 0 to {count - 1}."
         )
     twice = [i for i, following in pairwise(found) if i == following]
     if twice:
@@ -108,11 +114,3 @@ def checked_indices(numbers: Any, count: int, call: str, what: str) -> tuple[int
     if len(found) == count:
         raise ConfigError(f"{call}...): all {count} {what} are dead, which leaves nothing to measure.")
     return tuple(found)
-
-
-def _short(value: Any) -> str:
-    try:
-        text = repr(value)
-    except ValueError:  # an integer of more digits than Python writes
-        return "a number of thousands of digits"
-    return text if len(text) <= 40 else f"{text[:37]}..."

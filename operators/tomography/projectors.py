@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -14,12 +13,20 @@ import torch
 from torch import Tensor
 
 from learnreg.errors import ConfigError, OperatorError
+from learnreg.linear.arguments import check_one_of
 from learnreg.linear.norms import NormBound
 from learnreg.linear.operator import LinearOperator, linear_map
 from learnreg.operators.tomography.astra_cuda import CudaProjector
 from learnreg.operators.tomography.astra_matrix import Kernel, build_rows, check_entries, kernel_for
 from learnreg.operators.tomography.coverage import Coverage, bridged, coverage_of
-from learnreg.operators.tomography.geometry import FanGeometry, Geometry, ParallelGeometry, view_angles
+from learnreg.operators.tomography.geometry import (
+    LARGEST_IMAGE,
+    FanGeometry,
+    Geometry,
+    ParallelGeometry,
+    view_angles,
+)
+from learnreg.operators.tomography.limits import checked_count
 from learnreg.operators.tomography.matrix_cache import cached_rows, key_of
 from learnreg.operators.tomography.ramp import ramp_filtered
 from learnreg.operators.tomography.symmetry import MOST_MOTIONS, Symmetry, symmetry_of
@@ -49,10 +56,8 @@ class _Projector2D(LinearOperator):
 
     def __init__(self, geometry: Geometry, kernel: Kernel | None, symmetry: SymmetryOption, backend: Backend) -> None:
         name = type(self).__name__
-        if symmetry not in ("auto", "none"):
-            raise ConfigError(f"{name}(symmetry={symmetry!r}): expected 'auto' or 'none'.")
-        if backend not in ("matrix", "astra-cuda"):
-            raise ConfigError(f"{name}(backend={backend!r}): expected 'matrix' or 'astra-cuda'.")
+        check_one_of(symmetry, ("auto", "none"), f"{name}(symmetry)")
+        check_one_of(backend, ("matrix", "astra-cuda"), f"{name}(backend)")
         n = geometry.image_size
         super().__init__((1, n, n), (1, len(geometry.angles), geometry.detectors))
         self.geometry, self.kernel = geometry, kernel_for(geometry, kernel)
@@ -126,7 +131,7 @@ class _Projector2D(LinearOperator):
         return coverage_of(self.geometry)
 
     def check_range(self, y: Tensor, name: str = "y") -> None:
-        if isinstance(y, Tensor) and y.dim() == 4 and y.shape[1] == 1:
+        if isinstance(y, Tensor) and not y.is_nested and y.dim() == 4 and y.shape[1] == 1:
             self.geometry.check_sinogram(tuple(y.shape))
         super().check_range(y, name)
 
@@ -233,8 +238,8 @@ class FanBeam2D(_Projector2D):
         geometry = FanGeometry(
             **_unit_image(image_size, detectors, "FanBeam2D"),
             angles=views,
-            source_to_center=float(source_to_center),
-            source_to_detector=float(source_to_detector),
+            source_to_center=source_to_center,
+            source_to_detector=source_to_detector,
         )
         if detectors is not None:
             geometry.warn_if_truncated()
@@ -243,9 +248,7 @@ class FanBeam2D(_Projector2D):
 
 def _unit_image(image_size: int, detectors: int | None, call: str) -> dict[str, Any]:
     """Sizes and lengths of an image of side 1, and of a detector whose pitch is the side of a pixel."""
-    if not hasattr(image_size, "__index__") or isinstance(image_size, bool) or image_size < 1:
-        raise ConfigError(f"{call}(image_size={image_size!r}): expected a positive integer.")
-    image_size = operator.index(image_size)
+    image_size = checked_count(image_size, f"{call}(image_size=", LARGEST_IMAGE)
     default = math.isqrt(2 * image_size**2 - 1) + 1
     return {
         "image_size": image_size,

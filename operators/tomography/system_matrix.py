@@ -21,6 +21,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from learnreg.errors import ShapeError
 from learnreg.operators.tomography.astra_matrix import SparseRows, check_entries, require
 from learnreg.operators.tomography.symmetry import Symmetry
 
@@ -111,6 +112,8 @@ class SystemMatrix(nn.Module):
         return result
 
     def _multiply(self, transposed: bool, x: Tensor) -> Tensor:
+        if x.is_meta:
+            raise ShapeError("the projector: got a tensor on the device 'meta', which has no data.")
         matrix = self._matrix(transposed, x.dtype)
         with torch.autocast(x.device.type, enabled=False):  # torch multiplies no sparse matrices in half precision
             return (matrix @ x[:, 0]).unsqueeze(1) if x.shape[1] == 1 else matrix @ x

@@ -154,7 +154,7 @@ def test_regions_have_texture_gradients_and_bright_details(phantoms: torch.Tenso
     "call", [lambda: ellipse_phantom(-1), lambda: ellipse_phantom(0, 15), lambda: ellipse_phantom(True)]
 )
 def test_phantoms_reject_options(call: object) -> None:
-    with pytest.raises(ConfigError, match="must be an integer >="):
+    with pytest.raises(ConfigError, match="expected an integer >="):
         call()  # type: ignore[operator]
 
 

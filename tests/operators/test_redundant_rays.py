@@ -175,6 +175,20 @@ def test_incomplete_scans_are_refused_with_advice(scan: str) -> None:
         filtered_back_projection(A, torch.zeros(1, *A.range_shape))
 
 
+@pytest.mark.parametrize(
+    ("build", "gap"),
+    [
+        (lambda: parallel(views(0, 0.96 * math.pi)), "a gap of 0.151 radians (8.64 degrees)"),
+        (lambda: parallel([*views(0, 1.0), *views(1.1, math.pi)]), "a gap of 0.108 radians"),
+        (lambda: parallel([*views(0, TURN - 0.2, 240)], 24, 5.25), "a gap of 0.225 radians"),
+    ],
+)
+def test_gaps_that_are_bridged_are_said(build: Callable[[], Geometry], gap: str) -> None:
+    A = projector(build())
+    with pytest.warns(UserWarning, match=re.escape(gap)):
+        filtered_back_projection(A, torch.zeros(1, *A.range_shape))
+
+
 @pytest.mark.parametrize("build", [fan, parallel])
 def test_narrow_detectors_are_said(build: Callable[..., Geometry]) -> None:
     A = projector(build(views(0, TURN), 21, 0.0))

@@ -80,6 +80,34 @@ def test_three_parts_and_a_convex_nonconvex_one_are_certified() -> None:
     compared(of("TotalVariation") + 0.5 * (concave + 2 * weak), (1e-2,))
 
 
+def learned(R: Regularizer) -> Regularizer:
+    """All of its parameters, those too that ``Scaled`` fixes."""
+    return R.requires_grad_(True)
+
+
+FACTORS_OF_SUMS = {
+    "factor of a sum": lambda: Scaled(of("FieldsOfExperts") + of("TotalVariation"), 2.0),
+    "all parameters": lambda: learned(Scaled(of("FieldsOfExperts") + 0.5 * of("TotalVariation"), 2.0)),
+    "multiple of a factor": lambda: 2.0 * learned(Scaled(of("RidgeRegularizer") + of("TotalVariation"), 1.5)),
+    "factor of a factor": lambda: learned(Scaled(Scaled(of("TotalVariation") + of("GeneralisedTikhonov"), 1.5), 2.0)),
+    "factor of a sum with a factor": lambda: learned(Scaled(Scaled(of("FieldsOfExperts"), 2.0) + of("TotalVariation"))),
+    "sum of factors of sums": lambda: (
+        of("RidgeRegularizer") + learned(Scaled(of("MultivariateExperts-triples") + of("TotalVariation"), 0.5))
+    ),
+    "given by value": lambda: learned(Scaled(of("given-by-value") + of("TotalVariation"), 2.0)),
+    "nonconvex": lambda: Scaled(
+        lr.regularizers.RidgeRegularizer((2, 3), 3, 9, "convex-nonconvex", nonconvexity=0.4).double()
+        + of("TotalVariation"),
+        1.5,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FACTORS_OF_SUMS)
+def test_factors_of_sums_are_certified_and_right(name: str) -> None:
+    compared(FACTORS_OF_SUMS[name]().double(), (1e-2,))
+
+
 @pytest.mark.parametrize("certificate", ["sharp", pytest.param("published", marks=pytest.mark.slow(seconds=5))])
 @pytest.mark.parametrize("latent", registry.regularizers(latent=True))
 def test_multiples_of_regularizers_with_latent_variables(latent: str, certificate: Any) -> None:

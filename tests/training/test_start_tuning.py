@@ -13,7 +13,7 @@ import learnreg as lr
 from learnreg.commands.common import initial_regularizer
 from learnreg.commands.options import DenoiseConfig
 from learnreg.operators import Identity
-from learnreg.regularizers import FieldsOfExperts, Regularizer, trainable
+from learnreg.regularizers import FieldsOfExperts, Regularizer, TotalVariation, trainable
 from learnreg.training.options import TrainingOptions
 from learnreg.training.session import Session
 from learnreg.training.start_tuning import least_loss, tune_start
@@ -108,3 +108,19 @@ def test_the_search_finds_a_minimum_and_takes_few_losses(where: float) -> None:
 def test_the_search_passes_by_where_there_is_no_loss() -> None:
     assert least_loss(lambda t: math.inf if t > 0.5 else (t + 1.0) ** 2, 0.0, 0.7) == pytest.approx(-1.0, abs=0.2)
     assert least_loss(lambda t: math.inf, 0.0, 0.7) == 0.0
+
+
+def test_constant_images_end_the_search_early_with_a_sentence() -> None:
+    """They ask for ever more, which no reconstruction shows."""
+    x_true = torch.full((4, 1, 8, 8), 0.5)
+    b = x_true + 0.1 * torch.randn(x_true.shape, generator=torch.Generator().manual_seed(3))
+    p = lr.LowerLevelProblem(Identity((1, 8, 8)), TotalVariation(1e-2, 1e-2))
+    with pytest.warns(UserWarning, match="makes constants of the first images"):
+        row = lr.train(p, (b, x_true), updates=1, batch_size=4).rows[0]
+    assert 4 < row["start_factor"] < 1e3
+
+
+def test_no_factor_is_further_than_asked_for() -> None:
+    assert least_loss(lambda t: -t, 0.0, 1.0, 5) == 5.0
+    assert least_loss(lambda t: t, 2.0, 1.0, 5) == -3.0
+    assert least_loss(lambda t: (t - 1.2) ** 2, 0.0, 1.0, 5) == pytest.approx(1.2)

@@ -120,5 +120,128 @@ def denoising(seconds: float, seed: int) -> tuple[list[Curve], float]:
     return curves, made.validate(tv)
 
 
+def full_batch(seed: int) -> tuple[list[Curve], float]:
+    """Adam's updates on a small full batch against certified steps until the true loss is that of Adam's end; the
+    loss."""
+    config = DenoiseConfig(patch=SMALL_PATCH, patches=SMALL_PATCHES, filters=FILTERS, seed=seed)
+    made = scenario(config)
+    b, x_true = (torch.stack(column) for column in zip(*made.pairs, strict=True))
+    state: list[torch.Tensor] = []
+
+    def true_loss(problem: lr.LowerLevelProblem) -> tuple[float, float]:
+        """Of accurate solutions."""
+        solution = lr.solve(problem, b.double(), TRUE_TOLERANCE, start=state[-1] if state else None)
+        state[:] = [solution.x]
+        return float(lr.SquaredError(x_true.double()).value(solution.x)), math.nan
+
+    curves: list[Curve] = []
+    for name, optimizer in (("Adam, full batch", "adam"), ("certified, full batch", "adaptive")):
+        torch.manual_seed(seed)
+        options = TrainingOptions(
+            updates=ADAM_UPDATES,
+            batch_size=SMALL_PATCHES,
+            samples=SMALL_PATCHES,
+            step_size=config.step_size,
+            sampling="fixed",
+            optimizer=optimizer,
+            tune_start=False,
+            seed=seed,
+        )
+        goal = min(curves[0].loss) if curves else -math.inf
+        curves.append(
+            run(
+                name,
+                made.problem(initial_regularizer(config)),
+                made.pairs,
+                options,
+                lambda c: len(c.loss) >= ADAM_UPDATES or bool(c.loss and c.loss[-1] <= goal),  # noqa: B023
+                true_loss,
+            )
+        )
+    return curves, min(curves[0].loss)
+
+
+def to_table(curves: list[Curve], tv: float, small: list[Curve], goal: float, seconds: float) -> Table:
+    adam = next(c for c in curves if c.name.startswith("Adam"))
+    table = Table(
+        name="training_descent",
+        order=9,
+        title="Certified descent against Adam",
+        command="python benchmarks/training_descent.py --record",
+        text=f"""Denoising of the photographs that come with scikit-image as `learnreg train denoise` does it ({PATCHES}
+patches of {PATCH}² pixels, {FILTERS} filters 5x5, sigma 25/255, tuned start, up to {SAMPLES} samples), {seconds:.0f}
+CPU seconds of updates each: PSNR on central crops of held-out images, total variation {tv:.2f} dB. *Full batch*:
+{SMALL_PATCHES} patches of {SMALL_PATCH}², {ADAM_UPDATES} updates of Adam, and certified steps until the loss that Adam
+reached at best ({goal:.4f}), start not tuned. Every accepted step of the certified runs provably lowers the loss of its
+samples.""",
+    )
+    for curve in [*curves, *small]:
+        known = [p for p in curve.psnr if not math.isnan(p)]
+        table.rows.append(
+            {
+                "run": curve.name,
+                "updates": len(curve.seconds),
+                "rejected": curve.rejected,
+                "CPU s": curve.seconds[-1],
+                "samples at the end": curve.samples,
+                "PSNR": f"{known[-1]:.2f}" if known else None,
+                "over TV, dB": known[-1] - tv if known else None,
+                "behind Adam, dB": [p for p in adam.psnr if not math.isnan(p)][-1] - known[-1] if known else None,
+                "CPU s to the loss of Adam": curve.time_to(goal) if curve in small else None,
+            }
+        )
+    first, certified = small
+    table.tracked["certified over Adam, full batch, CPU seconds"] = certified.time_to(goal) / first.time_to(goal)
+    table.notes.append("![loss and PSNR against CPU seconds](training_descent.png)")
+    return table
+
+
+def draw(curves: list[Curve], tv: float, small: list[Curve], path: Path) -> None:
+    """PSNR, and the loss of the full batch, against CPU seconds."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 4.2), layout="constrained")
+    for curve in curves:
+        points = [(s, p) for s, p in zip(curve.seconds, curve.psnr, strict=True) if not math.isnan(p)]
+        left.plot(*zip(*points, strict=True), "-o", ms=3, lw=1.2, label=curve.name)
+    left.axhline(tv, color="grey", lw=0.8, label="total variation")
+    left.set(xlabel="CPU seconds", ylabel="held-out PSNR in dB")
+    for curve in small:
+        right.plot(curve.seconds, curve.loss, lw=1.2, label=curve.name)
+    right.set(xlabel="CPU seconds", ylabel="loss of the full batch", yscale="log")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    figure.savefig(path, dpi=100)
+
+
+@large_blocks_kept()
 def main() -> None:
-    pass
+    options = arguments(
+        __doc__ or "",
+        quick={
+            "seconds": 0.5,
+            "PATCH": 16,
+            "PATCHES": 16,
+            "SAMPLES": 16,
+            "FILTERS": 2,
+            "SMALL_PATCH": 16,
+            "ADAM_UPDATES": 4,
+        },
+        seconds={"type": float, "default": 300.0, "help": "CPU seconds of updates in each run"},
+        seed={"type": int, "default": 0, "help": "of images, noise and filters"},
+        figure={"default": None, "help": "where to draw (default docs/training_descent.png on record)"},
+    )
+    curves, tv = denoising(options.seconds, options.seed)
+    small, goal = full_batch(options.seed)
+    path = options.figure or (ROOT / "docs" / "training_descent.png" if options.record else None)
+    if path:
+        draw(curves, tv, small, Path(path))
+    finish(to_table(curves, tv, small, goal, options.seconds), options)
+
+
+if __name__ == "__main__":
+    main()

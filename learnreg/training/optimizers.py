@@ -54,11 +54,18 @@ def _row(evaluation: Evaluation) -> dict[str, Any]:
         "gradient_norm": norm,
         "lower_level_steps": evaluation.lower_level_steps,
     }
-    if evaluation.audit is not None:
-        row["relative_error_bound"] = evaluation.audit.relative_error
-        row["certified"] = evaluation.audit.certified
-        row["audit_reference_bound"] = evaluation.audit.reference_bound
-    return row
+    return row | _audit_row(evaluation.audit)
+
+
+def _audit_row(audit: Audit | None) -> dict[str, Any]:
+    if audit is None:
+        return {}
+    return {
+        "relative_error_bound": audit.relative_error,
+        "relative_error_estimate": audit.distance,
+        "certified": audit.certified,
+        "audit_reference_bound": audit.reference_bound,
+    }
 
 
 class Adam(UpperLevel):
@@ -178,23 +185,21 @@ class Adaptive(UpperLevel):
         self._steps = CertifiedDescent(session, options)
 
     def update(self, factor: float) -> dict[str, Any]:
-        step, samples = self._steps.step(factor)
+        step, samples, audit = self._steps.step(factor)
         lower, upper = step.loss_interval
-        row: dict[str, Any] = {
+        return {
             "loss": step.loss,
             "loss_lower": lower,
             "loss_upper": upper,
             "gradient_norm": step.gradient_norm,
-            "certified": step.certified,
+            "decrease_certified": step.certified,
             "accepted": step.accepted,
             "step_size": step.step_size,
             "direction": step.direction,
             "certified_decrease": step.decrease,
             "samples": samples,
+            **_audit_row(audit),
         }
-        if step.audited:
-            row["relative_error_bound"] = step.gradient_bound / max(step.gradient_norm, 1e-300)
-        return row
 
     def state_dict(self) -> dict[str, Any]:
         return self._steps.state_dict()

@@ -214,6 +214,15 @@ class Session:
         self.tolerances = self.tolerances.adapted(found.distance / _DISTANCE_SHARE, self.target)
         return found
 
+    def audit_samples(self, samples: Sequence[Sample]) -> Audit:
+        """Audit the hypergradient of the first of these samples at the states where they were left."""
+        chunk = self.chunks(samples[:1])[0]
+        few = [sample for sample in samples if sample.kind == samples[0].kind][:_AUDIT_SAMPLES]
+        b, x_true = stacked(few)
+        found = self.workers.call(self._audit, _Audited(chunk.frozen, b, x_true, self.warm.starts(few, b), False))
+        self.applications += found.applications
+        return found
+
     def _audit(self, latest: _Audited) -> Audit:
         """In a worker thread. A method that returns a gradient runs again, on these samples alone."""
         loss = loss_at(self.loss, latest.x_true)

@@ -88,8 +88,9 @@ class AdaptiveDescent:
     memory: pairs of L-BFGS, in the metric of the groups; 0: scaled gradients with Barzilai-Borwein steps.
     window: iterates whose largest loss a step has to undercut: 1, every step lowers the loss; more, it may rise now and
         then.
-    audit_every: gradients are certified at every so many steps, from the first one on, and after backtracking failed. A
-        quasi-Newton direction that the bound does not support gives way to the scaled gradient, that to the gradient.
+    audit_every: gradients are certified at every so many steps, from the first one on, and after backtracking failed;
+        None: after that alone. A quasi-Newton direction that the bound does not support gives way to the scaled
+        gradient, that to the gradient.
 
     Intervals are as narrow as decisions take: accuracies follow the predicted decrease down and up.
     """
@@ -107,12 +108,13 @@ class AdaptiveDescent:
         *,
         memory: int = 10,
         window: int = 1,
-        audit_every: int = 1,
+        audit_every: int | None = 1,
     ) -> None:
         for name, value in (("eta", eta), ("c", c), ("shrink", shrink), ("grow", grow), ("stop", stop)):
             real_number(value, f"AdaptiveDescent({name})", least=0.0)
         real_number(first_step, "AdaptiveDescent(first_step)", above=0.0)
-        for name, count, least in (("memory", memory, 0), ("window", window, 1), ("audit_every", audit_every, 1)):
+        counts = (("memory", memory, 0), ("window", window, 1), ("audit_every", audit_every or 1, 1))
+        for name, count, least in counts:
             if not isinstance(count, int) or isinstance(count, bool) or count < least:
                 raise ConfigError(f"AdaptiveDescent({name}={count!r}): expected an integer >= {least}.")
         if not 0 < c < eta < 1:
@@ -170,7 +172,8 @@ class AdaptiveDescent:
         longest: the step's length at most, in the metric of the groups, where 1 moves every parameter by about 1.
         """
         flat, before = Flat(objective.problem.learnable()), objective.operator_applications
-        audit, self._steps = self._steps % self.audit_every == 0, self._steps + 1
+        audit = self.audit_every is not None and self._steps % self.audit_every == 0
+        self._steps += 1
         for attempt in range(2):
             here = objective.latest or objective.evaluate(self.accuracy)
             plan = self._plan(objective, flat, here, audit or attempt > 0)
@@ -195,7 +198,7 @@ class AdaptiveDescent:
             if audit:
                 found = objective.certified_gradient(self.tolerance)
                 exact = flat.vector(found.gradient)
-                self._hold(float((exact - z).norm()), float(exact.norm()))
+                self.hold(float((exact - z).norm()) / (float(exact.norm()) or 1.0))
                 z, bound, certified = exact, found.error_bound, found.certified
             norm = float(z.norm())
             self.directions.observe(flat, z)
@@ -219,11 +222,11 @@ class AdaptiveDescent:
                 return p, kind, needed
         return z, "gradient", needed
 
-    def _hold(self, difference: float, norm: float) -> None:
-        """Let the accuracy of gradients that are not certified follow what a certified one says of them."""
-        if difference > 0.5 * (1.0 - self.eta) * norm:
+    def hold(self, error: float) -> None:
+        """Let the accuracy of gradients that are not certified follow the relative error of one, where it is known."""
+        if error > 0.5 * (1.0 - self.eta):
             self._ceiling = self._ceiling.scaled(0.5)
-        elif difference < 0.1 * (1.0 - self.eta) * norm:
+        elif error < 0.1 * (1.0 - self.eta):
             self._ceiling = self._ceiling.scaled(1.4).within(Accuracy())
         self.accuracy = self.accuracy.within(self._ceiling)
 

@@ -11,7 +11,7 @@ gradient methods (1988). Damping pairs towards W, after Powell, was tried: it hi
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -99,6 +99,16 @@ class Directions:
         for (s, y), alpha in zip(self._pairs, reversed(alphas), strict=True):
             p = p + (alpha - float(y @ p) / float(s @ y)) * s
         return p if float(z @ p) > 0 and bool(torch.isfinite(p).all()) else None
+
+    def uncertainty(self, flat: Flat, gradients: Sequence[Tensor]) -> float:
+        """The variance of the mean of these gradients in the metric of the direction, an *estimate*: what another draw
+        would change of the predicted decrease <z, p>."""
+        mean = torch.stack(list(gradients)).mean(0)
+        total = 0.0
+        for g in gradients:
+            p = self.quasi_newton(flat, g - mean)
+            total += float((g - mean) @ (self.scaled(flat, g - mean) if p is None else p))
+        return total / (len(gradients) * (len(gradients) - 1))
 
     def learn(self, flat: Flat, s: Tensor, y: Tensor) -> None:
         """Keep a pair whose curvature <s, y> is clearly positive: gradients are not exact."""

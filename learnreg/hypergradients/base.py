@@ -52,7 +52,8 @@ class Outcome:
     t: Tensor | None = None
 
     def after(self, start: Point) -> Point:
-        """The point it led to; without an adjoint state that of the start."""
+        """The point it led to, in its precision; without an adjoint state that of the start."""
+        start = start.on(start.instance.to(self.x.dtype))
         X = start.X if self.X is None else self.X
         return replace(start, x=self.x, X=X, t=self.t, warm=self.t is None)
 
@@ -92,4 +93,5 @@ def evaluate(method: HypergradientMethod, start: Point, goal: Goal) -> Evaluatio
     point = outcome.after(start)
     if bool(torch.isinf(goal.state).all()):
         point = start.at(start.x, point.X)
-    return Evaluation(pairing_gradient(point) if outcome.gradient is None else outcome.gradient, point, outcome)
+    gradient = pairing_gradient(point) if outcome.gradient is None else outcome.gradient
+    return Evaluation(gradient, point.on(start.instance), outcome)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from learnreg.certificates.judgement import PointCertificate
 from learnreg.errors import ConfigError, SolverError
+from learnreg.hypergradients.automatic import Automatic
 from learnreg.hypergradients.base import HypergradientMethod
 from learnreg.hypergradients.given import of_own_gradient
 from learnreg.hypergradients.implicit import chosen_method
@@ -58,9 +59,10 @@ def hypergradient(
     Parameters
     ----------
     b: measurements (batch, *range_shape).
-    method: ``Implicit()`` (default, the fastest as measured) or ``Piggyback()``. Of a method that returns a gradient
-        of its own, ``gradient`` is that one and ``error_bound`` bounds it; ``corrected_gradient`` is a certified one
-        that meets the tolerance where corrections can.
+    method: None takes ``Piggyback()`` where it was measured to be faster (from a cold start for total variation and
+        ill-conditioned filter banks; for very ill-conditioned lifted networks) and ``Implicit()`` elsewhere. Of a
+        method that returns a gradient of its own, ``gradient`` is that one and ``error_bound`` bounds it;
+        ``corrected_gradient`` is a certified one that meets the tolerance where corrections can.
     tolerance: the error bound is at most max(tolerance ‖gradient‖, absolute_tolerance); any positive number. Where no
         bound exists, the error is *estimated* and ``certified`` is False.
     max_steps: lower-level iterations, and adjoint iterations, at most; None stops when the bound stagnates, too.
@@ -82,7 +84,7 @@ def hypergradient(
     check_certificate(certificate)
     absolute = real_number(absolute_tolerance, "absolute_tolerance", least=0.0)
     goal = (check_tolerance(tolerance), absolute)
-    chosen = chosen_method(method)
+    chosen = Automatic() if method is None else chosen_method(method)
 
     def find(
         frozen: FrozenProblem, b: Tensor, loss: UpperLoss, start: Start | None, relative: float, absolute: float

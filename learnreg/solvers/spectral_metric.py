@@ -11,9 +11,17 @@ from learnreg.linear.samples import expand, inner_samples
 from learnreg.lower_level.instance import Instance
 from learnreg.solvers.preconditioner import can_precondition, filter_symbol, padded_sides
 
-__all__ = ["SpectralMetric"]
+__all__ = ["SpectralMetric", "can_measure"]
 
 _MARGIN = 1.001
+
+
+def can_measure(instance: Instance) -> bool:
+    """There is a metric for this problem, and it saves more steps than its FFTs cost."""
+    stencil = instance.analysis.stencil()
+    if stencil is None or not (stencil.circular or stencil.inside) or not can_precondition(instance):
+        return False
+    return instance.quadratic.number() is not None and not instance.box.constrains
 
 
 @dataclass(frozen=True)
@@ -41,9 +49,7 @@ class SpectralMetric:
         """For the scaling of dual steps per channel, a number or (n, 1, 1); None where the condition is not known to
         hold, or where FFTs cost more than the steps they save."""
         stencil, mass = instance.analysis.stencil(), instance.quadratic.number()
-        if stencil is None or mass is None or instance.box.constrains or not can_precondition(instance):
-            return None
-        if not (stencil.circular or stencil.inside):
+        if stencil is None or mass is None or not can_measure(instance):
             return None
         sides = padded_sides(stencil, instance.analysis.domain_shape)
         filters = stencil.filters.to(instance.q)

@@ -13,8 +13,11 @@ from torch import Tensor
 from truth import dense as dense_truth
 
 import learnreg as lr
-from learnreg.operators import Identity, Inpainting
-from learnreg.regularizers import FieldsOfExperts, Regularizer, TotalVariation
+from learnreg.hypergradients.automatic import better_method
+from learnreg.hypergradients.base import Goal, evaluate
+from learnreg.lower_level.point import Point
+from learnreg.operators import Blur, Identity, Inpainting
+from learnreg.regularizers import FieldsOfExperts, InputConvexNetwork, Regularizer, TotalVariation
 
 SHAPE = registry.SHAPE
 SMOOTH = registry.regularizers(smooth=True, proximal=True)
@@ -319,3 +322,51 @@ def test_wrong_arguments() -> None:
         lr.hypergradient(built, b, lr.UpperLoss(lambda x: x))
     with pytest.raises(lr.ConfigError, match="gradient_lipschitz=-1"):
         lr.UpperLoss(lambda x: x.sum(), gradient_lipschitz=-1.0)
+
+
+@pytest.mark.parametrize(("smoothing", "precise"), [(0.1, False), (1e-6, True)])
+@torch.no_grad()
+def test_piggyback_works_in_float64_where_float32_would_not_reach_the_goal(smoothing: float, precise: bool) -> None:
+    problem = lr.LowerLevelProblem(Identity((1, 12, 12)), TotalVariation(0.1, smoothing))
+    x_true = registry.rand(2, 1, 12, 12, seed=3).float().round()
+    b, loss = x_true + 0.1 * registry.randn(2, 1, 12, 12, seed=4).float(), lr.SquaredError(x_true)
+    start = Point.of(problem, b, loss, b, torch.zeros_like(b))
+    goal = Goal(1e-3 * b.flatten(1).norm(dim=1), 0.1 * start.loss_gradient.flatten(1).norm(dim=1))
+    outcome = lr.Piggyback().run(start, goal)
+    assert outcome.status.converged
+    assert outcome.x.dtype == outcome.after(start).instance.q.dtype == (torch.float64 if precise else torch.float32)
+    exact = lr.solve(problem.double(), b.double(), 1e-8).x
+    assert bool(((outcome.x - exact).flatten(1).norm(dim=1) <= goal.state).all())
+    found = evaluate(lr.Piggyback(), start, goal)
+    assert found.point.x.dtype == torch.float32
+    assert all(g.dtype == torch.float32 for g in found.gradient.values())
+
+
+def experts_of_smoothing(smoothing: float, boundary: str) -> FieldsOfExperts:
+    filters = registry.randn(6, 3, 3, seed=8)
+    return FieldsOfExperts.from_arrays(filters, torch.full((6,), 0.1), torch.full((6,), smoothing), boundary)  # type: ignore[arg-type]
+
+
+def lifted_of_smoothing(smoothing: float) -> InputConvexNetwork:
+    return InputConvexNetwork(1, 4, 2, 3, "lifted", smoothing=smoothing)
+
+
+@pytest.mark.parametrize(
+    ("problem", "warm", "name"),
+    [
+        (lr.LowerLevelProblem(Identity((1, 16, 16)), TotalVariation(0.1, 1e-3)), False, "piggyback"),
+        (lr.LowerLevelProblem(Identity((1, 16, 16)), TotalVariation(0.1, 1e-3)), True, "implicit"),
+        (lr.LowerLevelProblem(Identity((1, 16, 16)), TotalVariation(0.1), constraint=lr.Box(0.0)), False, "implicit"),
+        (lr.LowerLevelProblem(Inpainting(torch.eye(16)[None]), TotalVariation(0.1), ridge=0.1), False, "piggyback"),
+        (lr.LowerLevelProblem(Blur(torch.ones(3, 3) / 9, (1, 16, 16)), TotalVariation(0.1)), False, "implicit"),
+        (lr.LowerLevelProblem(Identity((1, 16, 16)), experts_of_smoothing(1e-4, "valid")), False, "piggyback"),
+        (lr.LowerLevelProblem(Identity((1, 16, 16)), experts_of_smoothing(1e-4, "reflect")), False, "implicit"),
+        (lr.LowerLevelProblem(Identity((1, 16, 16)), experts_of_smoothing(10.0, "valid")), False, "implicit"),
+        (lr.LowerLevelProblem(Identity((1, 16, 16)), InputConvexNetwork(features=4)), False, "implicit"),
+        (lr.LowerLevelProblem(Identity((1, 16, 16)), lifted_of_smoothing(1e-1)), True, "implicit"),
+        (lr.LowerLevelProblem(Identity((1, 16, 16)), lifted_of_smoothing(1e-6)), True, "piggyback"),
+    ],
+)
+def test_the_default_method_follows_from_the_problem(problem: lr.LowerLevelProblem, warm: bool, name: str) -> None:
+    instance = problem.instance(registry.rand(1, *problem.operator.range_shape, seed=1))
+    assert better_method(instance, warm).name == name

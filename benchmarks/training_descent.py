@@ -12,15 +12,18 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
+from harness import ROOT, Table, arguments, finish
 from training_runs import UpdatesClock
 
 import learnreg as lr
 from learnreg.commands.common import initial_regularizer, tune_total_variation
 from learnreg.commands.denoise import scenario
 from learnreg.commands.options import DenoiseConfig
+from learnreg.commands.process import large_blocks_kept
 from learnreg.hypergradients import METHODS
 from learnreg.training.optimizers import make_upper_level
 from learnreg.training.options import TrainingOptions

@@ -28,7 +28,7 @@ from learnreg.lower_level.pairing import evaluate_pairing, sum_gradients
 from learnreg.lower_level.point import Point
 from learnreg.result import Brief
 
-__all__ = ["OUTLOOK", "Enough", "PointCertificate", "Verdict", "gradient_distance", "gradient_norm", "judge"]
+__all__ = ["OUTLOOK", "RUNGS", "Enough", "PointCertificate", "Verdict", "gradient_distance", "gradient_norm", "judge"]
 
 OUTLOOK = 1e-2
 """A share of the error of x in the outlook: bounds grow faster than the error far from the solution, about linearly
@@ -36,6 +36,8 @@ near it."""
 
 
 PointCertificate = Literal["published", "frobenius", "sharp"]
+RUNGS: tuple[PointCertificate, ...] = ("published", "frobenius", "sharp")
+"""From the largest bound to the smallest."""
 
 
 @dataclass(frozen=True, repr=False)

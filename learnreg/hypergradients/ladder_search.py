@@ -31,6 +31,9 @@ relative to its right-hand side and to the modulus in units of ‖M‖. About th
 _REACHABLE = 48.0
 """Norms of residuals in units of rounding of the data that solvers reach: twice what ``rounding_floor`` expects."""
 
+_GUESS = 1e-2
+"""What an absolute tolerance may be of the gradient, before that is known."""
+
 _HAND_OVER, _ROUGH, _FORCING = 1e-4, 0.1, 0.03
 """Relative accuracies of the state and of the adjoint state from where Newton's method goes on, and to which relative
 residual its first step goes."""
@@ -48,24 +51,30 @@ class LadderSearch(SharpSearch):
     def first_goal(self, point: Point) -> Goal:
         """What the method should reach of it, in the precision of the data."""
         self.wanted, (size, slope) = self._wanted(point), _units(point)
-        reached = torch.maximum(self._reachable(), _HAND_OVER * size)
+        reached = torch.maximum(self._reachable(self.instance.q.dtype), _HAND_OVER * size)
         self.beyond = self.instance.strong_convexity > 0 and bool((self.wanted.state < reached).any())
         adjoint = torch.maximum(self.wanted.adjoint, _ROUGH * slope) if self.beyond else self.wanted.adjoint
         return Goal(torch.maximum(self.wanted.state, reached), adjoint)
 
     def _wanted(self, point: Point) -> Goal:
         """What should satisfy the tolerance."""
-        asked, (size, slope) = min(self.request.tolerance, 1.0), _units(point)
+        size, slope = _units(point)
+        known = self.request.absolute_tolerance == 0.0  # else the size of the gradient decides
+        asked = min(max(self.request.tolerance, 0.0 if known else _GUESS), 1.0)
         state, adjoint = self.accuracy or self._usual()
-        return Goal(state * asked * size, (adjoint * asked * slope).clamp_min(_TINY))
+        exact = _REACHABLE * torch.finfo(torch.float64).eps
+        return Goal(
+            torch.maximum(state * asked * size, self._reachable(torch.float64)),
+            (max(adjoint * asked, exact) * slope).clamp_min(_TINY),
+        )
 
     def _usual(self) -> tuple[float, float]:
         mu = self.instance.strong_convexity
         return _STATE, _ADJOINT * (min(mu / self.instance.quadratic.norm(), 1.0) if mu > 0 else 1.0)
 
-    def _reachable(self) -> Tensor:
-        """Errors of the state that the precision of the data leaves, (batch,)."""
-        lost = _REACHABLE * torch.finfo(self.instance.q.dtype).eps * norm_samples(self.exact_instance.q)
+    def _reachable(self, dtype: torch.dtype) -> Tensor:
+        """Errors of the state that rounding leaves, (batch,)."""
+        lost = _REACHABLE * torch.finfo(dtype).eps * norm_samples(self.exact_instance.q)
         mu = self.instance.strong_convexity
         return lost / mu if mu > 0 else torch.zeros_like(lost)
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from learnreg.certificates.judgement import RUNGS
 from learnreg.hypergradients.search import Start
 from learnreg.linear.samples import norm_samples
 from learnreg.losses import UpperLoss
@@ -50,7 +51,7 @@ def hypergradient_over_levels(
         if whole.error_bound <= enough or not whole.status.converged or attempt + 1 == _ROUNDS:
             break
         relative, absolute = _NO_TOLERANCE, _SHARE**attempt * _SHARE * enough
-        starts = [Start(result.x, result.X) for result in found]
+        starts = [Start.after(result) for result in found]
     return whole
 
 
@@ -90,7 +91,15 @@ def _joined(found: Sequence[Hypergradient], indices: Sequence[Tensor], batch: in
         state_error_bound=in_order([hg.state_error_bound for hg in found], indices),
         status=worst_status([hg.status for hg in found]),
         steps=max(hg.steps for hg in found),
+        rung=next((rung for rung in RUNGS if any(hg.rung == rung for hg in found)), ""),
+        accuracy=_least([hg.accuracy for hg in found]),
     )
+
+
+def _least(found: Sequence[tuple[float, float] | None]) -> tuple[float, float] | None:
+    """The smaller of each number, of those that are known."""
+    state, adjoint = zip(*(one for one in found if one is not None), strict=True) if any(found) else ((), ())
+    return (min(state), min(adjoint)) if state else None
 
 
 def _of_the_mean(

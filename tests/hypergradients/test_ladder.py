@@ -123,3 +123,14 @@ def test_certify_without_a_certificate_is_refused() -> None:
     problem, b, loss = problem_of("FieldsOfExperts")
     with pytest.raises(lr.ConfigError, match="certificates alone"):
         lr.certify(problem, b, loss, b, certificate="none")
+
+
+@pytest.mark.parametrize("tolerances", [(1e-300, 1e-3), (1e-14, 0.0), (30.0, 0.0)])
+def test_tolerances_beyond_rounding_and_absolute_ones(tolerances: tuple[float, float]) -> None:
+    """What is asked of the first point stays within what arithmetic can do."""
+    problem, b, loss = problem_of("FieldsOfExperts")
+    relative, absolute = tolerances
+    found = lr.hypergradient(problem, b, loss, tolerance=relative, absolute_tolerance=absolute)
+    assert found.certified
+    assert found.error_bound <= max(relative * found.norm, absolute, 1e-9 * found.norm)
+    assert found.operator_applications < 2000

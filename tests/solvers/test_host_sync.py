@@ -136,7 +136,9 @@ def to_meta(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(to_meta(v) for v in value)
     if isinstance(value, lr.UpperLoss):
-        return lr.SquaredError(torch.empty_like(value.x_true, device="meta"))  # type: ignore[attr-defined]
+        loss = lr.SquaredError(torch.empty_like(value.x_true))  # type: ignore[attr-defined]
+        loss.x_true = loss.x_true.to("meta")  # constructors refuse tensors without data
+        return loss
     if isinstance(value, FilterBank):
         return FilterBank(to_meta(value.filters), value.domain_shape, value.boundary)  # type: ignore[arg-type]
     if isinstance(value, nn.Module):

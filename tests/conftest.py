@@ -124,6 +124,14 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
+def quick_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainings that start from roughly tuned weights: tuning them well takes longer than what tests train."""
+    from learnreg.training import start_tuning
+
+    monkeypatch.setattr(start_tuning, "_WEIGHING_STEPS", 1)
+
+
+@pytest.fixture
 def program(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Iterator[Callable[..., str]]:

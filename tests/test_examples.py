@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from learnreg.training import start_tuning
-
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"
 TOMOGRAPHY = ("08_sparse_view_ct", "09_low_dose_ct", "10_transfer_denoising_to_ct", "11_learned_view_weights")
@@ -18,10 +16,7 @@ TOMOGRAPHY = ("08_sparse_view_ct", "09_low_dose_ct", "10_transfer_denoising_to_c
 Run = Callable[..., str]
 
 
-@pytest.fixture(autouse=True)
-def _quick_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trainings that start from roughly tuned weights: tuning them well takes longer than these trainings."""
-    monkeypatch.setattr(start_tuning, "_WEIGHING_STEPS", 1)
+pytestmark = pytest.mark.usefixtures("quick_starts")
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,8 @@ def test_the_table(learnreg: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert list(tmp_path.iterdir()) == [], "nothing is written without --out"
 
 
-def test_the_command_on_a_model(learnreg: Any, tmp_path: Path) -> None:
+def test_the_command_on_a_model(learnreg: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accuracy_problems, "model_problem", partial(accuracy_problems.model_problem, side=10))
     path = tmp_path / "model.safetensors"
     save_model(path, FieldsOfExperts(filters=2, size=3), {"sigma": "15/255"})
     found = learnreg(path, "--methods", "implicit", "--tolerances", "0.1", "--json")

@@ -29,9 +29,8 @@ LOOSE = ("--tolerance", 1e-2)
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def quick(quick_starts: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Starts and comparisons with total variation that need not be good."""
-    monkeypatch.setattr(start_tuning, "_WEIGHING_STEPS", 1)
     monkeypatch.setattr(start_tuning, "_LARGEST_SEARCH", 1)
     monkeypatch.setattr(tomography, "_BASELINE_PIXELS", 0)
     monkeypatch.setattr(tomography, "_BASELINE_WEIGHT", 1e-3)

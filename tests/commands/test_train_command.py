@@ -75,8 +75,8 @@ def test_train_evaluate_reconstruct(photographs: Path, tmp_path: Path) -> None:
     assert (results / "0.png").exists()
 
 
+@pytest.mark.usefixtures("quick_starts")
 def test_weakly_convex_ridges_are_an_option(photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(start_tuning, "_WEIGHING_STEPS", 1)
     monkeypatch.setattr(start_tuning, "_LARGEST_SEARCH", 1)
     out = tmp_path / "run"
     options = ("convexity=convex-nonconvex", "nonconvexity=0.7", "batch_size=2", "samples=2", "updates=2")

@@ -17,6 +17,8 @@ from learnreg.operators import Blur, Identity
 from learnreg.regularizers import AnalysisOperator, FieldsOfExperts, TotalVariation
 from learnreg.training.guard import guarded, is_own_operator, is_own_regularizer
 
+pytestmark = pytest.mark.usefixtures("quick_starts")
+
 SHAPE = (1, 8, 8)
 Failure = Callable[[Tensor], Tensor]
 

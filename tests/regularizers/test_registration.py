@@ -30,6 +30,8 @@ from learnreg.regularizers import (
     trainable,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_starts")
+
 NAME = "tests/anisotropic"
 
 

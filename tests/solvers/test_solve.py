@@ -41,7 +41,7 @@ def solved(name: str, regularizer: str) -> tuple[lr.LowerLevelProblem, Tensor, T
 @pytest.mark.parametrize("solver", registry.SOLVERS)
 @pytest.mark.parametrize("regularizer", registry.regularizers(proximal=True))
 @pytest.mark.parametrize("name", registry.PROBLEMS)
-@pytest.mark.sampled(share=0.25, by=("name", "regularizer"))
+@pytest.mark.sampled(share=0.2, by=("name", "regularizer"))
 def test_solutions_have_the_certified_accuracy(name: str, regularizer: str, solver: str) -> None:
     problem, b, truth = solved(name, regularizer)
     for tolerance in (1e-2, 1e-8):

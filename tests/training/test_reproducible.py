@@ -15,23 +15,18 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 import learnreg as lr
 from learnreg.operators import Identity
 from learnreg.regularizers import FieldsOfExperts, Regularizer, RidgeRegularizer
-from learnreg.training import start_tuning
 from learnreg.training.clock import Clock, TimeUp
 from learnreg.training.run_folder import RunFolder
 from learnreg.training.samples import Sample
 from learnreg.training.schedule import AuditBudget, is_milestone, step_factor
 from learnreg.training.warm_starts import WarmStarts
 
+pytestmark = pytest.mark.usefixtures("quick_starts")
+
 SHAPE = (1, 10, 10)
 
 
 STARTED: dict[str, Any] = {"batch_size": 4, "updates": 1}
-
-
-@pytest.fixture(autouse=True)
-def _quick_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trainings that start from roughly tuned weights, which does not matter to what is the same again."""
-    monkeypatch.setattr(start_tuning, "_WEIGHING_STEPS", 2)
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,8 @@ from learnreg.report.comparison import Compared, Comparison, quality
 from learnreg.report.report import certificate_statistics, write_report
 from learnreg.training.run_folder import RunFolder
 
+pytestmark = pytest.mark.usefixtures("quick_starts")
+
 
 def newest(folder: RunFolder) -> Path:
     return max(folder.checkpoint_folder.iterdir())

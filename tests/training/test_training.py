@@ -28,6 +28,8 @@ from learnreg.training.tolerances import Tolerances, audit, improve_batch
 from learnreg.training.warm_starts import WarmStarts
 from learnreg.training.workers import Workers
 
+pytestmark = pytest.mark.usefixtures("quick_starts")
+
 
 class Squares:
     """Noisy images of a bright square, 16 x 16."""

@@ -22,7 +22,10 @@ def charbonnier(x: torch.Tensor) -> torch.Tensor:
 
 loss = lr.UpperLoss(charbonnier, gradient_lipschitz=1 / EPSILON, independent=True)  # no sum looks at another sample
 certified = lr.hypergradient(problem, b, loss, tolerance=0.1)
-print(certified.certified, certified.bound_kind, f"{certified.relative_error_bound:.1e}", certified.loss_interval)
+print(
+    f"with the constant: certified {certified.certified}, relative error at most {certified.relative_error_bound:.1e},"
+)
+print("the loss lies between {:.2f} and {:.2f}".format(*certified.loss_interval))
 
 unknown = lr.hypergradient(problem, b, lr.UpperLoss(charbonnier), tolerance=0.1)
-print(unknown.certified, unknown.bound_kind, unknown.reason)
+print(f"without it: certified {unknown.certified}, an {unknown.bound_kind}, since {unknown.reason}")

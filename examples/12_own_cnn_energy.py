@@ -34,6 +34,7 @@ class ConvolutionalEnergy(Regularizer):
     def value(self, x: Tensor) -> Tensor:
         """One number for each image, (batch,)."""
         filters = self.filters - self.filters.mean((2, 3), keepdim=True)
+        x = nn.functional.pad(x, (1, 1, 1, 1), mode="reflect")  # without, too little is known of pixels at the border
         first = self.absolute(nn.functional.conv2d(x, filters))
         second = self.absolute(nn.functional.conv2d(first, self.log_mixing.exp()))
         weights = self.log_weights.exp()
@@ -51,7 +52,7 @@ def psnr(x: Tensor, x_true: Tensor) -> float:
     return float(-10.0 * (x - x_true).square().mean().log10())
 
 
-updates = int(sys.argv[1]) if len(sys.argv) > 1 else 40
+updates = int(sys.argv[1]) if len(sys.argv) > 1 else 120
 lr.regularizers.register("examples/convolutional-energy", ConvolutionalEnergy)
 problem = lr.LowerLevelProblem(Identity((1, 32, 32)), ConvolutionalEnergy())
 patches = DenoisingPatches(natural_images("train"), sigma=25 / 255, patch=32)

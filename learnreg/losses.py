@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from learnreg.errors import ConfigError, ShapeError
+from learnreg.errors import ConfigError, LearnregError, ShapeError
 from learnreg.linear.arguments import check_dense, check_images, real_number
 from learnreg.linear.samples import expand, norm_samples, sum_samples
 from learnreg.result import brief
@@ -266,6 +266,8 @@ def loss_at(make: Callable[[Tensor], UpperLoss], x_true: Tensor) -> UpperLoss:
         raise ConfigError(f"train(loss=...): got {type(make).__name__}, {advice}.")
     try:
         loss = make(x_true)
+    except LearnregError:
+        raise
     except (TypeError, ValueError) as error:  # such as a missing argument "target"
         raise ConfigError(f"train(loss={getattr(make, '__name__', make)!s}): {error}; {advice}.") from error
     if not isinstance(loss, UpperLoss):

@@ -11,7 +11,7 @@ from learnreg.linear.arguments import check_generator
 
 __all__ = ["LARGEST_SIDE", "MOST_FILTERS", "dct_filters"]
 
-MOST_FILTERS, LARGEST_SIDE = 10_000, 1_000
+MOST_FILTERS, LARGEST_SIDE = 10_000, 1_024
 """More of them, or larger ones, are slips that would fill the memory before they fail."""
 
 

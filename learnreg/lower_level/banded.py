@@ -33,6 +33,9 @@ _BAND_BYTES = 8 * 1024**2
 class BandedPotential(Potential):
     """g(x) = f(K x) of images x (batch, 1, H, W), evaluated by bands of rows.
 
+    Nothing is kept from band to band but sums in memory that is there before: a number for each band, however small,
+    lies behind the responses of its band and keeps the allocator from giving their place to the next ones.
+
     operator: K. potential: f, a sum over places. bands: how K works through an image.
     """
 
@@ -54,7 +57,10 @@ class BandedPotential(Potential):
     # ---- sums over bands ---------------------------------------------------------------------------------------------
 
     def value(self, x: Tensor) -> Tensor:
-        return torch.stack([self.potential.value(self._bands.respond(z)) for _, (z,) in self._rows(x)]).sum(0)
+        total = x.new_zeros(x.shape[0])
+        for _, (z,) in self._rows(x):
+            total += self.potential.value(self._bands.respond(z))
+        return total
 
     def grad(self, x: Tensor) -> Tensor:
         """K^T f'(K x)."""
@@ -79,9 +85,10 @@ class BandedPotential(Potential):
     def majorant_along(self, x: Tensor, v: Tensor) -> Tensor:
         """<K v, D K v> per sample, (batch,)."""
         respond, majorant = self._bands.respond, self.potential.majorant
-        return torch.stack(
-            [inner_samples(majorant(respond(z)), respond(w).square_()) for _, (z, w) in self._rows(x, v)]
-        ).sum(0)
+        total = x.new_zeros(x.shape[0])
+        for _, (z, w) in self._rows(x, v):
+            total += inner_samples(majorant(respond(z)), respond(w).square_())
+        return total
 
     # ---- bounds ------------------------------------------------------------------------------------------------------
 
@@ -119,6 +126,7 @@ class BandedPotential(Potential):
             if total is None:
                 total = torch.zeros_like(self._bands.extend(x))
             total[..., rows, :] += work(*images)
+            del images  # views of extended images, which are not needed any more
         assert total is not None
         return self._bands.contract(total)
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from learnreg.errors import ConfigError, ShapeError
-from learnreg.linear.arguments import check_one_of, given_tensor, real_number
+from learnreg.linear.arguments import check_one_of, given_tensor, real_number, shown
 from learnreg.operators.tomography.limits import checked_angles, checked_count, checked_indices, checked_length
 
 __all__ = ["LARGEST_IMAGE", "DetectorShape", "FanGeometry", "Geometry", "ParallelGeometry", "view_angles"]
@@ -185,6 +185,8 @@ class Geometry:
 
     def check_sinogram(self, shape: tuple[int, ...]) -> None:
         """Raise ShapeError where a sinogram (..., angles, detectors) does not fit."""
+        if not isinstance(shape, (tuple, list)):
+            raise ShapeError(f"check_sinogram(shape): got {shown(shape)}, expected a shape (..., angles, detectors).")
         for size, expected, what in zip(
             reversed(shape), (self.detectors, len(self.angles)), ("detectors", "angles"), strict=False
         ):

@@ -99,6 +99,8 @@ def learning_curve_figure(rows: Sequence[Mapping[str, Any]]) -> Any | None:
         axes.plot([p[0] for p in points], [p[1] for p in points], "-o" if len(points) < 40 else "-", ms=3, lw=1)
         if key == "loss":
             _draw_interval(axes, rows, abscissa)
+        if key == "relative_error_bound":
+            _draw_estimate(axes, rows, abscissa)
         if scale == "log" and all(p[1] > 0 for p in points):
             axes.set_yscale("log")
         axes.set_title(title, fontsize=10)
@@ -154,6 +156,13 @@ def _number(value: object) -> float | None:
 def _points(rows: Sequence[Mapping[str, Any]], abscissa: str, key: str) -> list[tuple[float, float]]:
     found = ((_number(row.get(abscissa)), _number(row.get(key))) for row in rows)
     return [(x, y) for x, y in found if x is not None and y is not None]
+
+
+def _draw_estimate(axes: Any, rows: Sequence[Mapping[str, Any]], abscissa: str) -> None:
+    points = _points(rows, abscissa, "relative_error_estimate")
+    if points and all(y > 0 for _, y in points):
+        axes.plot([p[0] for p in points], [p[1] for p in points], "--", lw=1, label="estimated error")
+        axes.legend(fontsize=8)
 
 
 def _draw_interval(axes: Any, rows: Sequence[Mapping[str, Any]], abscissa: str) -> None:

@@ -44,7 +44,7 @@ class CertifiedDescent:
 
     def __init__(self, session: Session, options: TrainingOptions) -> None:
         self.session, self.options = session, options
-        self.descent = AdaptiveDescent(first_step=options.step_size, memory=_MEMORY, audit_every=options.audit_every)
+        self.descent = AdaptiveDescent(first_step=options.step_size, memory=_MEMORY, audit_every=None)
         self._samples: list[Sample] = []
         if options.sampling != "minibatch":
             samples = session.source.first(options.samples)

@@ -19,7 +19,7 @@ from torch import Tensor
 from learnreg.errors import ConfigError
 from learnreg.linear.arguments import check_one_of, real_number, whole_number
 from learnreg.linear.grad_mode import outside_inference
-from learnreg.upper_level.directions import Directions, Flat
+from learnreg.upper_level.directions import SCALINGS, Directions, Flat
 from learnreg.upper_level.line_search import LineSearch, Step
 from learnreg.upper_level.objective import Accuracy, Objective, Trial
 
@@ -29,7 +29,7 @@ _LEAST_TOLERANCE = 1e-9
 """Of gradients, relative: beyond, rounding decides."""
 
 _LONGER = 10.0
-"""How much longer than the last step one may be, in the metric of the groups."""
+"""How much longer than the last step one may be, in the metric of ``scaling``."""
 
 
 @dataclass(frozen=True)
@@ -82,10 +82,10 @@ class AdaptiveDescent:
     max_backtracks: then the gradient is certified more accurately and the step is tried again along it; where that
         fails, too, the next step begins with the smallest size that was tried.
     stop: stationary when ‖z‖ + e <= stop.
-    scaling: "groups" divides each parameter group's gradient by its running norm (so filters, weights and smoothings
-        move at comparable speed), "none" is plain gradient descent.
+    scaling: "parameters" divides gradients by the root of their running mean square, as Adam does, "groups" those of
+        each group by its running norm (so filters, weights and smoothings move at comparable speed), "none" by nothing.
     first_step: size of the first step, and of all until there is curvature to go by.
-    memory: pairs of L-BFGS, in the metric of the groups; 0: scaled gradients with Barzilai-Borwein steps.
+    memory: pairs of L-BFGS, in the metric of ``scaling``; 0: scaled gradients with Barzilai-Borwein steps.
     window: iterates whose largest loss a step has to undercut: 1, every step lowers the loss; more, it may rise now and
         then.
     audit_every: gradients are certified at every so many steps, from the first one on, and after backtracking failed;
@@ -103,7 +103,7 @@ class AdaptiveDescent:
         grow: float = 2.0,
         max_backtracks: int = 8,
         stop: float = 0.0,
-        scaling: str = "groups",
+        scaling: str = "parameters",
         first_step: float = 1e-2,
         *,
         memory: int = 10,
@@ -121,7 +121,7 @@ class AdaptiveDescent:
             raise ConfigError(f"AdaptiveDescent(eta={eta}, c={c}): expected 0 < c < eta < 1.")
         if not 0 < shrink < 1 < grow:
             raise ConfigError(f"AdaptiveDescent(shrink={shrink}, grow={grow}): expected 0 < shrink < 1 < grow.")
-        check_one_of(scaling, ("groups", "none"), "AdaptiveDescent(scaling)")
+        check_one_of(scaling, SCALINGS, "AdaptiveDescent(scaling)")
         whole_number(max_backtracks, "AdaptiveDescent(max_backtracks)", least=0)
         self.eta, self.grow, self.stop, self.first_step = eta, grow, stop, first_step
         self.window, self.audit_every = window, audit_every
@@ -169,7 +169,7 @@ class AdaptiveDescent:
 
         Parameters
         ----------
-        longest: the step's length at most, in the metric of the groups, where 1 moves every parameter by about 1.
+        longest: the step's length at most, in the metric of ``scaling``, where 1 moves every parameter by about 1.
         """
         flat, before = Flat(objective.problem.learnable()), objective.operator_applications
         audit = self.audit_every is not None and self._steps % self.audit_every == 0
@@ -231,7 +231,7 @@ class AdaptiveDescent:
         self.accuracy = self.accuracy.within(self._ceiling)
 
     def _first_trial(self, flat: Flat, plan: _Plan, longest: float) -> float:
-        """1 for quasi-Newton steps, Barzilai-Borwein in the metric of the groups for scaled ones, within limits."""
+        """1 for quasi-Newton steps, Barzilai-Borwein in the metric of ``scaling`` for scaled ones, within limits."""
         last = self.first_step if self.step_size is None else self.step_size
         size = 1.0
         if plan.kind != "quasi-newton":

@@ -1,8 +1,9 @@
-"""Directions of upper-level steps: the gradient scaled by parameter groups, and limited-memory quasi-Newton ones.
+"""Directions of upper-level steps: scaled gradients, and limited-memory quasi-Newton ones in the same metric.
 
-Groups (filters, weights, smoothings) have units of their own. The metric <p, W p> weights each by the running mean of
-the root mean square of its gradient, so that the scaled gradient W^-1 z moves all of them at comparable speed. L-BFGS
-starts from gamma W^-1 and so works in that metric.
+Parameter groups (filters, weights, smoothings) have units of their own, and curvatures that differ by orders within a
+group. The metric <p, W p> weights each parameter by the root of the running mean of its squared gradient, as Adam
+does, at least by a hundredth of its group's ("parameters"), or each group by that of its root mean square ("groups"),
+so that the scaled gradient W^-1 z moves all of them at comparable speed. L-BFGS starts from gamma W^-1.
 
 Source: Nocedal, Updating quasi-Newton matrices with limited storage (1980); Barzilai and Borwein, Two-point step size
 gradient methods (1988). Damping pairs towards W, after Powell, was tried: it hides the small curvatures that matter.
@@ -17,9 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Directions", "Flat"]
+__all__ = ["SCALINGS", "Directions", "Flat"]
 
-_MEMORY = 0.7
+SCALINGS = ("parameters", "groups", "none")
+
+_KEPT, _KEPT_SQUARES = 0.7, 0.9
+_LEAST_WEIGHT = 1e-2
 _LEAST_CURVATURE = 1e-3
 
 
@@ -60,27 +64,36 @@ class Flat:
 class Directions:
     """Directions p with <z, p> > 0 for a gradient z; a step is theta - alpha p.
 
-    memory: pairs of steps and gradient changes that quasi-Newton directions use; 0: none. scaling: "groups" or "none",
-    the metric W = 1.
+    memory: pairs of steps and gradient changes that quasi-Newton directions use; 0: none. scaling: one of ``SCALINGS``;
+    "none" is the metric W = 1.
     """
 
     def __init__(self, memory: int, scaling: str) -> None:
         self.memory, self.scaling = memory, scaling
         self._scales: list[float] = []
+        self._squares: Tensor | None = None
         self._pairs: list[tuple[Tensor, Tensor]] = []
 
     def observe(self, flat: Flat, z: Tensor) -> None:
         """Let the metric follow a gradient."""
+        if self._squares is None:
+            self._squares = z * z
+        self._squares = _KEPT_SQUARES * self._squares + (1.0 - _KEPT_SQUARES) * z * z
         norms = flat.norms(z)
         known = self._scales or norms
         # a group whose gradient vanishes keeps its scale, or else gets that of the others
         largest = max(norms, default=0.0) or 1.0
-        mixed = [_MEMORY * old + (1.0 - _MEMORY) * new for old, new in zip(known, norms, strict=True)]
+        mixed = [_KEPT * old + (1.0 - _KEPT) * new for old, new in zip(known, norms, strict=True)]
         self._scales = [m if m > 0 else largest for m in mixed]
 
     def metric(self, flat: Flat, like: Tensor) -> Tensor:
         """The diagonal of W."""
-        return torch.ones_like(like) if self.scaling == "none" else flat.spread(self._scales, like)
+        if self.scaling == "none":
+            return torch.ones_like(like)
+        groups = flat.spread(self._scales, like)
+        if self.scaling == "groups" or self._squares is None:
+            return groups
+        return self._squares.sqrt() + _LEAST_WEIGHT * groups
 
     def scaled(self, flat: Flat, z: Tensor) -> Tensor:
         """W^-1 z."""
@@ -135,8 +148,9 @@ class Directions:
 
     def state_dict(self) -> dict[str, Any]:
         """What later directions depend on."""
-        return {"scales": list(self._scales), "pairs": list(self._pairs)}
+        return {"scales": list(self._scales), "squares": self._squares, "pairs": list(self._pairs)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on as after ``state_dict``."""
-        self._scales, self._pairs = list(state["scales"]), [(s, y) for s, y in state["pairs"]]
+        self._scales, self._squares = list(state["scales"]), state["squares"]
+        self._pairs = [(s, y) for s, y in state["pairs"]]

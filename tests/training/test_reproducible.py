@@ -18,7 +18,7 @@ from learnreg.regularizers import FieldsOfExperts, Regularizer, RidgeRegularizer
 from learnreg.training.clock import Clock, TimeUp
 from learnreg.training.run_folder import RunFolder
 from learnreg.training.samples import Sample
-from learnreg.training.schedule import AuditBudget, is_milestone, step_factor
+from learnreg.training.schedule import AuditCount, is_milestone, step_factor
 from learnreg.training.warm_starts import WarmStarts
 
 pytestmark = pytest.mark.usefixtures("quick_starts")
@@ -136,11 +136,12 @@ OPTIMIZERS: list[dict[str, Any]] = [
     {"optimizer": "adam", "batch_size": 4},
     {"optimizer": "adam", "batch_size": 5, "method": lr.Unrolled(10)},
     {"optimizer": "lbfgs", "batch_size": 4},
-    {"optimizer": "adaptive", "batch_size": 4},
+    {"optimizer": "adaptive", "batch_size": 4, "audit_every": 2},
+    {"optimizer": "adaptive", "batch_size": 4, "sampling": "minibatch"},
 ]
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda o: f"{o['optimizer']}-{o.get('method', 'implicit')}")
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda o: "-".join(map(str, o.values())))
 def test_a_resumed_run_is_the_one_that_was_not_interrupted(optimizer: dict[str, Any], tmp_path: Path) -> None:
     options = {**optimizer, "samples": 6, "updates": 5}
     whole = problem()
@@ -239,6 +240,8 @@ def test_a_bounded_run_can_be_extended(tmp_path: Path) -> None:
         ({"optimizer": "lbfgs"}, "optimizer='adam', not 'lbfgs'"),
         ({"optimizer": "adaptive"}, "optimizer="),
         ({"tolerance": 0.5}, "tolerance=0.1, not 0.5"),
+        ({"audit_every": 5}, "audit_every=10, not 5"),
+        ({"sampling": "fixed"}, "sampling='growing', not 'fixed'"),
         ({"step_size": 1e-3}, "step_size"),
         ({"batch_size": 3}, "batch_size"),
         ({"samples": 5}, "samples=64, not 5"),
@@ -287,19 +290,14 @@ def test_milestones_are_never_more_than_a_quarter_or_a_hundred_updates_apart() -
     assert all(b - a <= min(max(1, a / 4), 100) for a, b in pairwise(found))
 
 
-def test_audits_keep_to_their_share_of_the_work() -> None:
-    budget = AuditBudget()
-    assert budget.due, "the first one"
-    audits = 0
-    for _ in range(500):
-        budget.work_done(100)
-        if budget.due:
-            budget.charge(300)
-            audits += 1
-    assert 12 <= audits <= 14
-    again = AuditBudget()
-    again.load_state_dict(budget.state_dict())
-    assert again.state_dict() == budget.state_dict()
+def test_audits_come_by_count() -> None:
+    count = AuditCount(10)
+    assert [k for k in range(35) if count.next()] == [0, 10, 20, 30]
+    again = AuditCount(10)
+    again.load_state_dict(count.state_dict())
+    assert [k for k in range(35, 55) if again.next()] == [40, 50]
+    again.load_state_dict({"audit_work": 5})  # of earlier versions
+    assert again.next()
 
 
 def test_the_former_name_of_updates_still_works() -> None:

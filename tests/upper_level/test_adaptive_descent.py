@@ -120,7 +120,7 @@ def test_problems_without_a_modulus_descend_uncertified(rotating_generator: torc
 # ---- directions ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scaling", ["groups", "none"])
+@pytest.mark.parametrize("scaling", ["parameters", "groups", "none"])
 def test_quasi_newton_directions_satisfy_the_secant_equation(scaling: str, generator: torch.Generator) -> None:
     """H y = s for the newest pair, and <z, p> > 0."""
     parameters = {"a": nn.Parameter(torch.randn(4, 3, generator=generator)), "b": nn.Parameter(torch.zeros(2))}

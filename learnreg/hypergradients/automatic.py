@@ -13,7 +13,7 @@ from learnreg.solvers.spectral_metric import can_measure
 
 __all__ = ["Automatic", "better_method"]
 
-_SHARP, _SHARP_LATENT = 250.0, 3e5
+_SHARP, _SHARP_LATENT = 1000.0, 3e5
 """Condition bounds from which on the piggyback iteration takes less time, for filter banks and latent variables."""
 
 

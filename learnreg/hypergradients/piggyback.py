@@ -7,6 +7,7 @@ Wong (2025).
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -20,11 +21,16 @@ from learnreg.lower_level.instance import Instance
 from learnreg.lower_level.point import Point
 from learnreg.solvers.choice import check_proximal
 from learnreg.solvers.loop import iterate
+from learnreg.solvers.preconditioner import can_precondition
 
 __all__ = ["Piggyback"]
 
 _ROUNDING = 0.3
 """Errors of float32 states near kinks over eps cond ‖x‖, as measured on lifted networks."""
+
+_FURTHER = 0.1
+"""Of the error asked for near kinks, where Newton's corrections have no preconditioner and a step costs them more than
+one here: within it they take fewer (total variation of smoothing 1e-4 to 1e-6: 0.6 to 0.9 of the time, as measured)."""
 
 
 class Piggyback(HypergradientMethod):
@@ -81,4 +87,7 @@ def _precise_enough(start: Point, goal: Goal) -> tuple[Point, Goal]:
     if bool((floor < goal.state).all()):
         return start, goal
     exact = start.frozen.at(start.b.double(), instance.counter)
-    return start.on(exact), goal.within(torch.float64, goal.max_state_steps, goal.max_adjoint_steps)
+    goal = goal.within(torch.float64, goal.max_state_steps, goal.max_adjoint_steps)
+    if not (can_precondition(instance) or instance.latent.channels):
+        goal = replace(goal, state=_FURTHER * goal.state)
+    return start.on(exact), goal

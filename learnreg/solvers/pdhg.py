@@ -62,6 +62,7 @@ class StepSizes:
     def of(cls, instance: Instance) -> StepSizes:
         """Step-size constants of an instance; sigma grows with the root of the largest curvature of each channel."""
         limit = torch.as_tensor(instance.potential.curvature_limit, dtype=instance.q.dtype, device=instance.q.device)
+        limit = limit.clamp_min(torch.finfo(limit.dtype).tiny ** 0.5)  # a spline may be straight
         scaling = limit / limit.max() if limit.dim() == 3 and limit.numel() > 1 else torch.ones_like(limit)
         scaling = scaling.clamp_min(_LEAST_SCALING).sqrt()
         scaled_norm = instance.analysis.channel_norm(scaling)

@@ -52,6 +52,7 @@ def real_number(
 ) -> float:
     """A number as float; ConfigError for something else, NaN, one that is not above, or below the least, or infinite
     where it has to be finite. name: "tolerance", say, or "TotalVariation(weight)"."""
+    given, value = value, plain_number(value)
     try:
         number = float(value) if isinstance(value, Real) else math.nan
     except OverflowError:
@@ -60,13 +61,22 @@ def real_number(
         return number
     kind = "finite number" if finite else "number"
     kind = f"a positive {kind}" if above == 0.0 else f"a {kind}" if least == -math.inf else f"a {kind} >= {least:g}"
-    raise ConfigError(f"{_call(name, value)}: expected {kind}.")
+    raise ConfigError(f"{_call(name, given)}: expected {kind}.")
+
+
+def plain_number(value: object) -> object:
+    """The number that a tensor or an array without axes holds; anything else as it is."""
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        return value[()]
+    if isinstance(value, Tensor) and not value.is_nested and value.dim() == 0 and not value.is_meta:
+        return value.detach().item()
+    return value
 
 
 def whole_number(value: object, name: str, *, least: int = 1, most: int | None = None) -> int:
     """A whole number as int; ConfigError for something else, or one that is out of range."""
     if is_whole(value, least, most):
-        return int(value)  # type: ignore[call-overload, no-any-return]
+        return int(plain_number(value))  # type: ignore[call-overload, no-any-return]
     kind = "a positive integer" if least == 1 else f"an integer >= {least}"
     limit = "" if most is None else f", at most {most:,}"
     raise ConfigError(f"{_call(name, value)}: expected {kind}{limit}.")
@@ -74,6 +84,7 @@ def whole_number(value: object, name: str, *, least: int = 1, most: int | None =
 
 def is_whole(value: object, least: int = 1, most: int | None = None) -> bool:
     """Whether it is a whole number, Python's or NumPy's, in this range; truth values are none."""
+    value = plain_number(value)
     if isinstance(value, bool) or not isinstance(value, Integral):
         return False
     return int(value) >= least and (most is None or int(value) <= most)

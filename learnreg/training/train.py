@@ -110,7 +110,7 @@ def train(
         them, or on minibatches).
     step_size: initial, of Adam and of adaptive descent.
     samples: of "lbfgs" and "adaptive", the first ones of the data.
-    sampling: of "adaptive": "growing" (from 8 of the samples to all of them), "fixed" (all of them) or "minibatch".
+    sampling: of "adaptive": "growing" (from 16 of the samples to all of them), "fixed" (all of them) or "minibatch".
     audit_every: updates from one audit to the next; of "adaptive", from one certified gradient to the next.
     resume: go on with the run in ``out``, which has to hold one, with the same data and options but minutes and
         updates.

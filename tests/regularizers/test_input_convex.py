@@ -366,7 +366,7 @@ def test_configuration_rebuilds_it(name: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"form": "none"}, "unknown"),
+        ({"form": "none"}, "'smooth' or 'lifted'"),
         ({"channels": 3}, "one channel"),
         ({"features": 0}, "positive integers"),
         ({"layers": 1.5}, "positive integers"),

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from learnreg.certificates.judgement import PointCertificate
 from learnreg.errors import ConfigError, SolverError
-from learnreg.hypergradients.automatic import Automatic
+from learnreg.hypergradients.automatic import automatic_method
 from learnreg.hypergradients.base import HypergradientMethod
 from learnreg.hypergradients.given import of_own_gradient
 from learnreg.hypergradients.implicit import chosen_method
@@ -84,7 +84,7 @@ def hypergradient(
     check_certificate(certificate)
     absolute = real_number(absolute_tolerance, "absolute_tolerance", least=0.0)
     goal = (check_tolerance(tolerance), absolute)
-    chosen = Automatic() if method is None else chosen_method(method)
+    chosen = automatic_method() if method is None else chosen_method(method)
 
     def find(
         frozen: FrozenProblem, b: Tensor, loss: UpperLoss, start: Start | None, relative: float, absolute: float

@@ -164,9 +164,9 @@ def test_configuration_rebuilds_it() -> None:
     ("options", "message"),
     [
         ({"convexity": "none"}, "'convex-nonconvex'"),
-        ({"channels": ()}, "channels >= 1"),
-        ({"channels": (4, 0)}, "channels >= 1"),
-        ({"size": 1}, "size >= 2"),
+        ({"channels": ()}, "channels from 1"),
+        ({"channels": (4, 0)}, "channels from 1"),
+        ({"size": 1}, "size from 2"),
         ({"knots": 4}, "odd integer"),
         ({"boundary": "mirror"}, "boundary"),
         ({"weight": 0.0}, "positive finite"),

@@ -113,7 +113,7 @@ def test_a_failure_keeps_what_was_learned(tmp_path: Path) -> None:
         ({"optimizer": "sgd"}, lr.ConfigError, "adam"),
         ({"tolerance": -0.1}, lr.ConfigError, "tolerance"),
         ({"audit_every": 0}, lr.ConfigError, "audit_every"),
-        ({"sampling": "all"}, lr.ConfigError, "growing, fixed, minibatch"),
+        ({"sampling": "all"}, lr.ConfigError, "'growing', 'fixed' or 'minibatch'"),
     ],
 )
 def test_bad_options_are_named(arguments: dict[str, object], error: type[Exception], message: str) -> None:

@@ -122,6 +122,8 @@ def _bending(point: Point, responses: Responses, state_norm: Tensor, e: Tensor) 
     t, none = responses.t, torch.full_like(e, math.inf)
     if instance.box.constrains or mu <= 0 or not bool(torch.isfinite(e).all()):
         return none
+    if potential.foreign and potential.doubt(t, gradients=True):
+        return none
     radius = response_radius(instance, e, t)
     if not bool(potential.kink_excluded(t, radius).all()):
         return none
@@ -134,6 +136,8 @@ def _bending(point: Point, responses: Responses, state_norm: Tensor, e: Tensor) 
     bound = 0.5 * energy**2 * torch.where(slope == 0, 0.0, slope / low.clamp_min(0.0)).flatten(1).amax(1)
     if bool((bound <= _NEGLIGIBLE * norm_samples(point.loss_gradient) * e).all()):
         return bound * (1.0 + 1e-12)
+    if not _knows_norm(instance, point.x, t):
+        return torch.where(torch.isnan(bound), math.inf, bound) * (1.0 + 1e-12)
     plain = instance.analysis.norm_bound() * e
     for share in (0.5, 0.0):
         weights = share * low.clamp_min(0.0) / _expanded(energy**2, low) + (1.0 - share) / _expanded(plain**2, low)
@@ -142,6 +146,12 @@ def _bending(point: Point, responses: Responses, state_norm: Tensor, e: Tensor) 
         change = torch.where(size == 0, 0.0, potential.curvature_change(t, radius) * size)
         bound = _least(bound, norm_samples(change) * plain)
     return torch.where(torch.isnan(bound), math.inf, bound) * (1.0 + 1e-12)
+
+
+def _knows_norm(instance: Instance, x: Tensor, t: Tensor) -> bool:
+    """Whether a bound of ‖K‖ is at hand that may not fail, and that t = K x does not contradict."""
+    longest = instance.analysis.norm_bound() * (1.0 + 1e-9) * norm_samples(x)
+    return instance.analysis.norm_bound_kind != "probabilistic" and bool((norm_samples(t) <= longest).all())
 
 
 def _expanded(values: Tensor, like: Tensor) -> Tensor:

@@ -112,8 +112,7 @@ def train(
     samples: of "lbfgs" and "adaptive", the first ones of the data.
     sampling: of "adaptive": "growing" (from 16 of the samples to all of them), "fixed" (all of them) or "minibatch".
     audit_every: updates from one audit to the next; of "adaptive", from one certified gradient to the next.
-    resume: go on with the run in ``out``, which has to hold one, with the same data and options but minutes and
-        updates.
+    resume: go on with the run that ``out`` holds, with the same data and options but minutes and updates.
     check_operator: examine operators and regularizers that are not this package's own before any work, with a few
         applications (``learnreg.testing``); False: take them as they are (``examine = False``), uncertified.
     tune: begin at the factor of the regularizer that has the least loss on four samples, instead of 1, logged as

@@ -38,10 +38,10 @@ def evaluate_batch(
     joint = instance.latent.loss(loss)
     if start is None:
         x = initial_point(instance, b)
-        joint.examine(x)
         point = Point(frozen, instance, b, joint, x, torch.zeros_like(x))
     else:
         point = Point(frozen, instance, b, joint, *start.in_all(instance), warm=True)
+    joint.examine(point.x)
     goal = Goal(accuracy.state * _sizes(point.x), accuracy.adjoint * _sizes(point.loss_gradient))
     exact = instance if b.dtype == torch.float64 else frozen.at(b.double(), instance.counter)
     outcome = method.run(point, goal)

@@ -16,6 +16,8 @@ from learnreg.certificates.loss_enclosure import LossEnclosure, enclose_loss
 from learnreg.lower_level.point import Point
 from learnreg.operators import Identity
 from learnreg.regularizers import FieldsOfExperts
+from learnreg.upper_level.evaluation import evaluate_batch
+from learnreg.upper_level.objective import Accuracy
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -71,3 +73,34 @@ def test_a_loss_without_a_constant_has_no_interval() -> None:
     found = enclose_loss(Point.of(problem, b, lr.UpperLoss(lambda x: (x**2).sum()), b, torch.zeros_like(b)))
     assert not found.certified
     assert (found.lower, found.upper) == (-math.inf, math.inf)
+
+
+@torch.no_grad()
+def test_a_norm_that_may_fail_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = lr.LowerLevelProblem(Identity((1, 6, 5)), FieldsOfExperts(4, 3, lr.LogCosh(1e-3)).double())
+    generator = torch.Generator().manual_seed(0)
+    x_true, b = (torch.rand(2, 1, 6, 5, generator=generator, dtype=torch.float64) for _ in range(2))
+    found = lr.hypergradient(problem, b, lr.SquaredError(x_true), tolerance=1e-6)
+    x = found.x + 1e-7 * torch.randn(found.x.shape, generator=generator, dtype=torch.float64)
+    point = Point.of(problem, b, lr.SquaredError(x_true), x, found.X)
+    by_norm = enclose_loss(point)
+    monkeypatch.setattr(type(point.instance.analysis), "norm_bound_kind", "probabilistic")
+    without = enclose_loss(point)
+    assert not by_norm.first_order
+    assert without.lower <= by_norm.lower
+    assert by_norm.upper <= without.upper
+    assert without.state_part > by_norm.state_part
+
+
+def test_a_constant_of_a_loss_is_probed_from_warm_starts_too() -> None:
+    problem = lr.LowerLevelProblem(Identity((1, 6, 5)), FieldsOfExperts(4, 3).double())
+    generator = torch.Generator().manual_seed(0)
+    x_true, b = (torch.rand(2, 1, 6, 5, generator=generator, dtype=torch.float64) for _ in range(2))
+
+    def steep(x: torch.Tensor) -> torch.Tensor:
+        return 100.0 * ((x - x_true) ** 2).sum()
+
+    frozen, loss = problem.frozen(), lr.UpperLoss(steep, gradient_lipschitz=1.0)
+    for start in (None, lr.Start(b, torch.zeros_like(b))):
+        with pytest.raises(lr.ConfigError, match="gradient_lipschitz"):
+            evaluate_batch(frozen, b, loss, lr.Implicit(), start, Accuracy())

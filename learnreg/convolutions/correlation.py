@@ -43,16 +43,18 @@ def correlate(x: Tensor, filters: Tensor, out: Tensor | None = None) -> Tensor:
 
     ``out``: memory for the result, contiguous, for callers that do not differentiate.
     """
-    if out is not None or not _differentiates(x, filters):
-        return _correlate(x, filters, out)
-    return cast(Tensor, _Correlate.apply(x, filters))  # type: ignore[no-untyped-call]
+    if out is None and _differentiates(x, filters):
+        return cast(Tensor, _Correlate.apply(x, filters))  # type: ignore[no-untyped-call]
+    (_, k, l), (rows, cols) = filters.shape, x.shape[-2:]
+    return _choose("correlate", _FORWARD, x, filters, rows - k + 1, cols - l + 1)(x, filters, out)
 
 
 def correlate_adjoint(y: Tensor, filters: Tensor, out: Tensor | None = None) -> Tensor:
     """Transpose of :func:`correlate` in the image: (batch, n, h, w) to (batch, 1, h+k-1, w+l-1)."""
-    if out is not None or not _differentiates(y, filters):
-        return _correlate_adjoint(y, filters, out)
-    return cast(Tensor, _CorrelateAdjoint.apply(y, filters))  # type: ignore[no-untyped-call]
+    if out is None and _differentiates(y, filters):
+        return cast(Tensor, _CorrelateAdjoint.apply(y, filters))  # type: ignore[no-untyped-call]
+    kernel = _choose("adjoint", _ADJOINT, y, filters, *y.shape[-2:])
+    return kernel(y if y.is_contiguous() else y.contiguous(), filters, out)
 
 
 def filter_gradient(x: Tensor, y: Tensor, size: tuple[int, int]) -> Tensor:
@@ -92,7 +94,7 @@ class _Correlate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, filters: Tensor) -> Tensor:
         ctx.save_for_backward(x, filters)
-        return _correlate(x, filters, None)
+        return correlate(x, filters)  # nothing is recorded in here
 
     @staticmethod
     @full_precision
@@ -107,7 +109,7 @@ class _CorrelateAdjoint(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, y: Tensor, filters: Tensor) -> Tensor:
         ctx.save_for_backward(y, filters)
-        return _correlate_adjoint(y, filters, None)
+        return correlate_adjoint(y, filters)  # nothing is recorded in here
 
     @staticmethod
     @full_precision
@@ -116,17 +118,6 @@ class _CorrelateAdjoint(torch.autograd.Function):
         grad_y = correlate(grad[0], filters) if ctx.needs_input_grad[0] else None
         grad_filters = filter_gradient(grad[0], y, filters.shape[-2:]) if ctx.needs_input_grad[1] else None
         return grad_y, grad_filters
-
-
-def _correlate(x: Tensor, filters: Tensor, out: Tensor | None) -> Tensor:
-    (_, k, l), (rows, cols) = filters.shape, x.shape[-2:]
-    kernel = _choose("correlate", _FORWARD, x, filters, rows - k + 1, cols - l + 1)
-    return kernel(x, filters, out)
-
-
-def _correlate_adjoint(y: Tensor, filters: Tensor, out: Tensor | None) -> Tensor:
-    kernel = _choose("adjoint", _ADJOINT, y, filters, *y.shape[-2:])
-    return kernel(y if y.is_contiguous() else y.contiguous(), filters, out)
 
 
 # ---- kernels ---------------------------------------------------------------------------------------------------------

@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-from learnreg.hypergradients.base import Goal, HypergradientMethod, Outcome
+from learnreg.hypergradients.base import HypergradientMethod
 from learnreg.hypergradients.implicit import Implicit
 from learnreg.hypergradients.piggyback import Piggyback
 from learnreg.lower_level.instance import Instance
-from learnreg.lower_level.point import Point
 from learnreg.solvers.choice import fits_pdhg
 from learnreg.solvers.preconditioner import can_precondition
 from learnreg.solvers.spectral_metric import can_measure
 
-__all__ = ["automatic_method", "better_method"]
+__all__ = ["better_method"]
 
 _SHARP, _SHARP_LATENT = 1000.0, 3e5
 """Condition bounds from which on the piggyback iteration takes less time, for filter banks and latent variables."""
-
-
-class _Automatic(HypergradientMethod):
-    """For each problem the method that :func:`better_method` names."""
-
-    name = "auto"
-
-    def run(self, start: Point, goal: Goal) -> Outcome:
-        return better_method(start.instance, start.warm).run(start, goal)
-
-
-def automatic_method() -> HypergradientMethod:
-    """Stands for :func:`better_method` of each problem that it runs on."""
-    return _Automatic()
 
 
 def better_method(instance: Instance, warm: bool = False) -> HypergradientMethod:

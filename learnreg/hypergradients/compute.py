@@ -9,7 +9,6 @@ from torch import Tensor
 
 from learnreg.certificates.judgement import PointCertificate
 from learnreg.errors import ConfigError, SolverError
-from learnreg.hypergradients.automatic import automatic_method
 from learnreg.hypergradients.base import HypergradientMethod
 from learnreg.hypergradients.given import of_own_gradient
 from learnreg.hypergradients.implicit import chosen_method
@@ -84,18 +83,17 @@ def hypergradient(
     check_certificate(certificate)
     absolute = real_number(absolute_tolerance, "absolute_tolerance", least=0.0)
     goal = (check_tolerance(tolerance), absolute)
-    chosen = automatic_method() if method is None else chosen_method(method)
+    chosen = None if method is None else chosen_method(method)
+    kind, rungs = _SEARCHES[certificate]
 
     def find(
         frozen: FrozenProblem, b: Tensor, loss: UpperLoss, start: Start | None, relative: float, absolute: float
     ) -> Hypergradient:
-        kind, rungs = _SEARCHES[certificate]
         return _find(kind(frozen, b, loss, chosen, Request(relative, absolute, max_steps, rungs)), start)
 
-    frozen = freeze(problem)
-    parts = frozen.parts(b)
+    parts = freeze(problem).parts(b)
     if len(parts) == 1:
-        result = find(parts[0][1], b, loss, start, *goal)
+        result = _find(kind(parts[0][1], b, loss, chosen, Request(*goal, max_steps, rungs)), start)
     else:
         result = hypergradient_over_levels(parts, b, check_loss(loss), start, goal, find)
     if on_failure == "raise" and not result.status.converged:

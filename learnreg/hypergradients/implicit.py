@@ -19,27 +19,7 @@ from learnreg.solvers.choice import AdjointSolverName, SolverName, make_adjoint_
 from learnreg.solvers.loop import iterate
 from learnreg.solvers.solve import run_state_solver
 
-__all__ = ["Implicit", "chosen_method", "improve_sequentially"]
-
-
-def improve_sequentially(
-    state_solver: SolverName | Solver[Any],
-    adjoint_solver: AdjointSolverName | AdjointSolver[Any],
-    start: Point,
-    goal: Goal,
-) -> Outcome:
-    """Improve x with a lower-level solver, then X with an adjoint solver at the new x."""
-    instance = start.instance
-    solver = make_solver(state_solver, instance, start.warm)
-    state = run_state_solver(solver, instance, start.x, goal.state, goal.max_state_steps, start.t)
-    slope = start.loss.gradient(state.x)
-    equation = AdjointEquation.at(instance, state.x, instance.apply(state.x), slope)
-    never = torch.zeros_like(goal.adjoint)
-    size = sum_samples(equation.rhs**2).sqrt().clamp_min(torch.finfo(never.dtype).tiny)
-    chosen = make_adjoint_solver(adjoint_solver, instance, start.warm, float((goal.adjoint / size).min()))
-    adjoint = iterate(chosen, equation, start.X, goal.adjoint, never, goal.max_adjoint_steps)
-    status = state.status if state.status is not Status.CONVERGED else adjoint.status
-    return Outcome(state.x, adjoint.x, status=status, state_steps=state.steps, adjoint_steps=adjoint.steps, t=state.t)
+__all__ = ["Implicit", "chosen_method"]
 
 
 class Implicit(HypergradientMethod):
@@ -76,7 +56,17 @@ class Implicit(HypergradientMethod):
         self.state_solver, self.adjoint_solver = state_solver, adjoint_solver
 
     def run(self, start: Point, goal: Goal) -> Outcome:
-        return improve_sequentially(self.state_solver, self.adjoint_solver, start, goal)
+        """Improve x with the lower-level solver, then X with the adjoint solver at the new x."""
+        instance = start.instance
+        solver = make_solver(self.state_solver, instance, start.warm)
+        state = run_state_solver(solver, instance, start.x, goal.state, goal.max_state_steps, start.t)
+        equation = AdjointEquation.at(instance, state.x, instance.apply(state.x), start.loss.gradient(state.x))
+        never = torch.zeros_like(goal.adjoint)
+        size = sum_samples(equation.rhs**2).sqrt().clamp_min(torch.finfo(never.dtype).tiny)
+        chosen = make_adjoint_solver(self.adjoint_solver, instance, start.warm, float((goal.adjoint / size).min()))
+        adjoint = iterate(chosen, equation, start.X, goal.adjoint, never, goal.max_adjoint_steps)
+        status = state.status if state.status is not Status.CONVERGED else adjoint.status
+        return Outcome(state.x, adjoint.x, None, status, state.steps, adjoint.steps, state.t)
 
 
 def chosen_method(method: HypergradientMethod | None) -> HypergradientMethod:

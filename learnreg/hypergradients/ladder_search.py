@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from learnreg.certificates.judgement import Verdict
-from learnreg.hypergradients.base import Goal, Outcome
+from learnreg.hypergradients.base import Goal
 from learnreg.hypergradients.sharp_search import SharpSearch
 from learnreg.linear.samples import norm_samples
 from learnreg.lower_level.point import Point
@@ -78,10 +78,6 @@ class LadderSearch(SharpSearch):
         mu = self.instance.strong_convexity
         return lost / mu if mu > 0 else torch.zeros_like(lost)
 
-    def follow(self, point: Point, outcome: Outcome, goal: Goal) -> Hypergradient:
-        polish = self.beyond and not self.out_of_steps()
-        return super().follow(self._polished(point) if polish else point, outcome, goal)
-
     def certified(self, verdict: Verdict, status: Status) -> Hypergradient:
         found = super().certified(verdict, status)
         if status is not Status.CONVERGED or not 0 < verdict.norm < math.inf:
@@ -93,8 +89,10 @@ class LadderSearch(SharpSearch):
         adjoint = adjoint * _room(verdict.adjoint_share / target)
         return replace(found, accuracy=(state, adjoint)) if 0 < state * adjoint < math.inf else found
 
-    def _polished(self, point: Point) -> Point:
+    def polished(self, point: Point) -> Point:
         """Closer to what is wanted, by Newton steps in float64, if they contract."""
+        if not self.beyond or self.out_of_steps():
+            return point
         residual = self.wanted.state * self.instance.strong_convexity
         left, exact = self.request.steps_left(self.state_steps), self.exact_instance
         step = approach_state(exact, point.x.double(), residual, _FORCING, left, self.request.newton_steps)

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 
 from learnreg.hypergradients.base import Goal, HypergradientMethod, Outcome
-from learnreg.hypergradients.implicit import improve_sequentially
+from learnreg.hypergradients.implicit import Implicit
 from learnreg.hypergradients.interleaved import InterleavedPDHG, InterleavedProblem
 from learnreg.linear.arguments import check_one_of
 from learnreg.linear.samples import norm_samples
@@ -59,8 +59,8 @@ class Piggyback(HypergradientMethod):
         instance = start.instance
         if self.mode == "sequential":
             if instance.potential.prox_obstacle():
-                return improve_sequentially("lbfgs", "cg", start, goal)
-            return improve_sequentially("pdhg", "piggyback", *_precise_enough(start, goal))
+                return Implicit("lbfgs", "cg").run(start, goal)
+            return Implicit("pdhg", "piggyback").run(*_precise_enough(start, goal))
         check_proximal(instance, "Piggyback(mode='interleaved')", "Piggyback() or Implicit()")
         problem = InterleavedProblem.of(instance, start.loss, start.x, start.X, goal)
         one = torch.ones_like(goal.state)

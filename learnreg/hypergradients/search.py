@@ -12,6 +12,7 @@ from torch import Tensor
 
 from learnreg.certificates.judgement import Enough, PointCertificate, Verdict, gradient_distance, judge
 from learnreg.errors import ShapeError
+from learnreg.hypergradients.automatic import better_method
 from learnreg.hypergradients.base import Goal, HypergradientMethod, Outcome
 from learnreg.linear.arguments import check_batch, check_type
 from learnreg.linear.samples import sum_samples
@@ -99,22 +100,23 @@ class Request:
 
 class Search(ABC):
     """What every search for a certified hypergradient shares: problem, method and request, the steps so far, and how a
-    result is made."""
+    result is made. method: None for the better one of each problem."""
 
     def __init__(
         self,
         problem: LowerLevelProblem | FrozenProblem,
         b: Tensor,
         loss: UpperLoss,
-        method: HypergradientMethod,
+        method: HypergradientMethod | None,
         request: Request,
     ) -> None:
         check_loss(loss)
-        self.frozen, self.b, self.method, self.request = freeze(problem), b, method, request
+        self.frozen, self.b, self.request = freeze(problem), b, request
         self.instance = self.frozen.at(b)
         exact = b.dtype == torch.float64
         self.exact_instance = self.instance if exact else self.frozen.at(b.double(), self.instance.counter)
         self.loss = self.instance.latent.loss(loss)
+        self.method = method
         self.working: Instance = self.instance
         self.state_steps = self.adjoint_steps = 0
         self.rung = 0
@@ -153,7 +155,8 @@ class Search(ABC):
         """Where the method, or another one, leads from there within the steps that are left, and what it returned."""
         begin = point.on(self.working)
         left = (self.request.steps_left(self.state_steps), self.request.steps_left(self.adjoint_steps))
-        outcome = (method or self.method).run(begin, goal.within(self.working.q.dtype, *left))
+        method = method or self.method or better_method(begin.instance, begin.warm)
+        outcome = method.run(begin, goal.within(self.working.q.dtype, *left))
         self.state_steps += outcome.state_steps
         self.adjoint_steps += outcome.adjoint_steps
         return outcome.after(begin), outcome

@@ -63,7 +63,12 @@ class SharpSearch(Search):
         loose = (_FIRST_ADJOINT * slope).clamp_min(torch.finfo(torch.float64).tiny)
         return Goal(near * size, loose)
 
+    def polished(self, point: Point) -> Point:
+        """Where to judge for the first time, from where the method led."""
+        return point
+
     def follow(self, point: Point, outcome: Outcome, goal: Goal) -> Hypergradient:
+        point = self.polished(point)
         verdict = self.judge(point, self.request.enough)
         if not verdict.certifiable:
             return self.estimate(verdict, self.target)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -43,15 +42,20 @@ def full_precision(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def precise(*args: P.args, **kwargs: P.kwargs) -> R:
-        on = [device for device in _DEVICES if torch.is_autocast_enabled(device)]
-        if not on:
+        if not any(map(torch.is_autocast_enabled, _DEVICES)):
             return function(*args, **kwargs)
-        with ExitStack() as off:
-            for device in on:
-                off.enter_context(torch.autocast(device, enabled=False))
+        with _without_autocast():
             return function(*map(_widened, args), **{k: _widened(v) for k, v in kwargs.items()})
 
     return precise
+
+
+@contextmanager
+def _without_autocast() -> Iterator[None]:
+    with ExitStack() as off:
+        for device in filter(torch.is_autocast_enabled, _DEVICES):
+            off.enter_context(torch.autocast(device, enabled=False))
+        yield
 
 
 def _widened(value: Any) -> Any:
@@ -59,17 +63,18 @@ def _widened(value: Any) -> Any:
     return value.float() if isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16) else value
 
 
+def _usable_and_widened(value: Any) -> Any:
+    return _widened(usable(value))
+
+
 def uncompiled(function: Callable[P, R]) -> Callable[P, R]:
     """Leave a function out of what torch.compile makes of its callers: it runs as it is, at a graph break."""
-    kept: list[Callable[P, R]] = []
 
     @wraps(function)
     def eager(*args: P.args, **kwargs: P.kwargs) -> R:
-        if "torch._dynamo" not in sys.modules:  # nothing is compiled without it, and it takes a second to import
-            return function(*args, **kwargs)
-        if not kept:
-            kept.append(torch.compiler.disable(function))  # type: ignore[no-untyped-call]
-        return kept[0](*args, **kwargs)
+        if torch.compiler.is_dynamo_compiling():
+            return torch.compiler.disable(function)(*args, **kwargs)  # type: ignore[no-untyped-call,no-any-return]
+        return function(*args, **kwargs)
 
     return eager
 
@@ -77,12 +82,14 @@ def uncompiled(function: Callable[P, R]) -> Callable[P, R]:
 def outside_inference(function: Callable[P, R]) -> Callable[P, R]:
     """Leave torch's inference mode, in which derivatives are zero without a word, and autocast, which rounds; record
     nothing but what asks for it; torch.compile leaves it out."""
-    precise = full_precision(function)
 
-    @uncompiled
     @wraps(function)
     def outside(*args: P.args, **kwargs: P.kwargs) -> R:
-        with torch.inference_mode(False), torch.no_grad():
-            return precise(*map(usable, args), **{k: usable(v) for k, v in kwargs.items()})
+        if torch.compiler.is_dynamo_compiling():
+            return torch.compiler.disable(outside)(*args, **kwargs)  # type: ignore[no-untyped-call,no-any-return]
+        rounded = any(map(torch.is_autocast_enabled, _DEVICES))
+        taken: Callable[[Any], Any] = _usable_and_widened if rounded else usable
+        with torch.inference_mode(False), torch.no_grad(), _without_autocast():
+            return function(*map(taken, args), **{k: taken(v) for k, v in kwargs.items()})
 
     return outside

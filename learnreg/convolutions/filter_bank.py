@@ -7,6 +7,7 @@ own with an exact adjoint, so every boundary is the valid correlation of a padde
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -19,6 +20,7 @@ from learnreg.convolutions.local_norm import local_norm_bound
 from learnreg.convolutions.padding import BOUNDARIES, Boundary, margins, pad, pad_adjoint, source_index
 from learnreg.errors import ConfigError, ShapeError
 from learnreg.linear.bands import Bands
+from learnreg.linear.normed import Normed
 from learnreg.linear.norms import (
     FAILURE_PROBABILITY,
     GRAM_LIMIT,
@@ -135,6 +137,16 @@ class FilterBank(LinearOperator):
         random = probabilistic_norm_bound(gram, self.domain_shape, device=device)
         return NormBound(random, "probabilistic", FAILURE_PROBABILITY).at_most(bound)
 
+    def norm_near(self, other: Normed) -> NormBound | None:
+        if type(other) is not type(self) or not isinstance(other, FilterBank) or other.boundary != self.boundary:
+            return None
+        if other.domain_shape != self.domain_shape or other.filters.shape != self.filters.shape:
+            return None
+        filters = self.filters.detach().double()
+        apart = _torus_bound(filters - other.filters.detach().to(filters), self) * padding_norm(self)
+        found = other.norm()
+        return replace(found, value=found.value + apart * (1.0 + 1e-12))
+
     def channel_norm(self, weights: Tensor) -> float | None:
         fits = weights.numel() == self.groups
         return weighted_norm_bound(self, self.per_filter(weights), tight=False) if fits else None
@@ -195,23 +207,27 @@ def weighted_norm_bound(bank: FilterBank, channel_weights: Tensor, tight: bool =
     ``tight=False`` leaves out the dense matrix of small images, where the bound is then looser, but cheap."""
     scale = channel_weights.detach().to(dtype=torch.float64, device=bank.filters.device).sqrt()
     filters = bank.filters.detach().to(torch.float64) * scale[:, None, None]
-    k, l = bank.filter_shape
-    height, width = bank._sides
     if bank.boundary == "circular":
-        return math.sqrt(circulant_bound(filters, (height, width))[0]) * (1.0 + 1e-12)
-    if tight and height * width <= _DENSE_PIXELS:
+        return _torus_bound(filters, bank) * (1.0 + 1e-12)
+    if tight and math.prod(bank._sides) <= _DENSE_PIXELS:
         size = float(filters.abs().max())
         if size == 0.0 or not math.isfinite(size):
             return size
         scaled = FilterBank(filters / size, cast(tuple[int, int, int], bank.domain_shape), bank.boundary)
         return size * gram_norm_bound(local_gram(scaled, bank.filter_shape, filters.device))
-    torus = (height + k - 1, width + l - 1)
-    bound = math.sqrt(circulant_bound(filters, torus)[0])
+    bound = _torus_bound(filters, bank)
     if bank.boundary in _REPEATING:
         bound = min(bound * padding_norm(bank), _schur_bound(filters, bank))
         if not tight:
             bound = min(bound, float(scale.max()) * bank.norm_bound())
     return bound * (1.0 + 1e-12)
+
+
+def _torus_bound(filters: Tensor, bank: FilterBank) -> float:
+    """Of filters in float64 on padded images of the bank."""
+    around = 0 if bank.boundary == "circular" else 1
+    height, width = (n + around * (k - 1) for n, k in zip(bank._sides, bank.filter_shape, strict=True))
+    return math.sqrt(circulant_bound(filters, (height, width))[0])
 
 
 def padding_norm(bank: FilterBank) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from learnreg.errors import ShapeError
 from learnreg.hypergradients.automatic import better_method
 from learnreg.hypergradients.base import Goal, HypergradientMethod, Outcome
 from learnreg.linear.arguments import check_batch, check_type
+from learnreg.linear.normed import Normed
 from learnreg.linear.samples import sum_samples
 from learnreg.losses import UpperLoss, check_loss
 from learnreg.lower_level.frozen import FrozenProblem
@@ -38,19 +39,20 @@ _CORRECTION = 1e-2
 @dataclass(frozen=True, repr=False)
 class Start(Brief):
     """Where to start: the state and adjoint state of an earlier visit to the same samples, z and Z those of latent
-    variables, where there are any and they are at hand. accuracy: what the earlier visit needed, see
-    ``Hypergradient``."""
+    variables, where there are any and they are at hand. accuracy: what the earlier visit needed, and normed: an
+    operator of it whose norm is known, see ``Hypergradient``."""
 
     x: Tensor
     X: Tensor
     z: Tensor | None = None
     Z: Tensor | None = None
     accuracy: tuple[float, float] | None = None
+    normed: Normed | None = field(default=None, repr=False)
 
     @classmethod
     def after(cls, found: Hypergradient) -> Start:
         """Where a hypergradient ended, for a problem that is not far from its own."""
-        return cls(found.x, found.X, accuracy=found.accuracy)
+        return cls(found.x, found.X, accuracy=found.accuracy, normed=found.normed)
 
     @classmethod
     def of(cls, instance: Instance, v: Tensor, V: Tensor) -> Start:
@@ -121,6 +123,7 @@ class Search(ABC):
         self.state_steps = self.adjoint_steps = 0
         self.rung = 0
         self.accuracy: tuple[float, float] | None = None
+        self.normed: Normed = self.instance.analysis
 
     def target(self, verdict: Verdict) -> float:
         """The error bound that is good enough for the gradient judged."""
@@ -144,6 +147,8 @@ class Search(ABC):
             return Point(self.frozen, self.instance, self.b, self.loss, x, torch.zeros_like(x))
         check_type(start, Start, "start", "lr.Start(x, X)")
         self.accuracy = start.accuracy
+        if start.normed is not None and self.normed.take_norm_near(start.normed):
+            self.normed = start.normed
         for name, image in (("start.x", start.x), ("start.X", start.X)):
             self.frozen.operator.check_domain(image, name)
             check_batch(image, self.b.shape[0], name)
@@ -243,4 +248,5 @@ class Search(ABC):
             corrected_gradient=verdict.gradient,
             corrected_error_bound=error_bound,
             rung=verdict.rung if certified else "",
+            normed=self.normed,
         )

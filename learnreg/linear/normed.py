@@ -23,6 +23,9 @@ from learnreg.linear.shapes import Shape
 
 __all__ = ["Normed"]
 
+_LOOSER = 1.01
+"""What a norm of an operator nearby may cost."""
+
 
 class Normed(FindsOnce):
     """What maps images to measurements, linearly, and back by the transpose, has a norm."""
@@ -57,6 +60,19 @@ class Normed(FindsOnce):
     def norm(self) -> NormBound:
         """The bound of ‖A‖ with its kind."""
         return NormBound(self.norm_bound(), self.norm_bound_kind, self.norm_failure_probability)
+
+    def norm_near(self, other: Normed) -> NormBound | None:
+        """From the norm of an operator that differs little: ‖A‖ <= ‖A'‖ + ‖A - A'‖, in a small share of the time that
+        finding it takes; None where nothing is known of the difference."""
+        return None
+
+    def take_norm_near(self, other: Normed) -> bool:
+        """Bound the norm by that of another operator, unless that loosens it by more than 1 % or it is known already;
+        whether it does."""
+        near = self.norm_near(other)
+        if near is None or not near.value <= _LOOSER * other.norm_bound():
+            return False
+        return self._known("norm", lambda: near) is near
 
     def _bounds_its_norm(self) -> bool:
         """Whether the class has a ``norm_bound`` of its own."""

@@ -36,11 +36,11 @@ class Flat:
 
     def point(self) -> Tensor:
         """The parameters now."""
-        return torch.cat([p.detach().double().flatten() for p in self.parameters.values()])
+        return _joined([p.detach().double().flatten() for p in self.parameters.values()])
 
     def vector(self, gradient: Mapping[str, Tensor]) -> Tensor:
         """A gradient as a vector."""
-        return torch.cat([gradient[name].double().flatten() for name in self.parameters])
+        return _joined([gradient[name].double().flatten() for name in self.parameters])
 
     @torch.no_grad()
     def move_to(self, point: Tensor) -> None:
@@ -58,7 +58,12 @@ class Flat:
 
     def spread(self, values: list[float], like: Tensor) -> Tensor:
         """One number for each group, as a vector."""
-        return torch.cat([like.new_full((n,), v) for n, v in zip(self.sizes, values, strict=True)])
+        return _joined([like.new_full((n,), v) for n, v in zip(self.sizes, values, strict=True)])
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """One vector; an empty one where nothing is learnable."""
+    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
 
 
 class Directions:

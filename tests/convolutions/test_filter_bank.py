@@ -129,3 +129,22 @@ def test_wrong_arguments() -> None:
     with pytest.raises(ShapeError, match="too small to reflect"):
         FilterBank(torch.zeros(1, 7, 7), (1, 3, 9), "reflect")
     assert FilterBank(filters, (1, 3, 3)).range_shape == (2, 1, 1)
+
+
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+def test_norms_follow_from_those_of_filters_nearby(boundary: str, rotating_generator: torch.Generator) -> None:
+    filters, noise = torch.randn(2, 6, 3, 5, dtype=torch.float64, generator=rotating_generator)
+    known = FilterBank(filters, (1, 20, 22), boundary)  # type: ignore[arg-type]
+    kept = 0
+    for size in (0.0, 1e-12, 1e-6, 1e-4, 1e-3, 1e-2, 1.0):
+        bank = FilterBank(filters + size * noise, (1, 20, 22), boundary)  # type: ignore[arg-type]
+        taken = bank.take_norm_near(known)
+        kept += taken
+        assert taken or size >= 1e-3
+        assert bank.norm_bound_kind == "rigorous"
+        assert norm_of(bank) <= bank.norm_bound()
+        if taken:
+            assert bank.norm_bound() <= 1.01 * known.norm_bound()
+    assert kept < 7  # not of filters that are far away
+    others = (FilterBank(filters, (1, 20, 23), boundary), FilterBank(filters[:5], (1, 20, 22), boundary))  # type: ignore[arg-type]
+    assert not any(other.take_norm_near(known) for other in others)

@@ -179,3 +179,12 @@ def test_accuracies_follow_the_part_that_is_too_wide(state: float, adjoint: floa
 def test_what_is_narrow_enough_stays_as_accurate_as_it_is() -> None:
     assert trial(1e-3, 1e-3).sharpened(Accuracy(), 1.0) == Accuracy()
     assert trial(1e-3, 1e-3).relaxed(Accuracy(), 1.0).state > Accuracy().state
+
+
+def test_nothing_learnable_is_stationary() -> None:
+    x = torch.rand(2, *SHAPE, dtype=torch.float64)
+    problem = lr.LowerLevelProblem(Identity(SHAPE), TotalVariation(0.1).requires_grad_(False))
+    step = lr.AdaptiveDescent().step(lr.BatchObjective(problem, x, lr.SquaredError(x)))
+    assert step.stationary
+    assert not step.accepted
+    assert step.gradient_norm == 0.0

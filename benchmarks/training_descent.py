@@ -2,15 +2,17 @@
 
     python benchmarks/training_descent.py --record
 
-Denoising of the photographs that come with scikit-image, as ``learnreg train denoise`` does it, and a full batch of a
-few small patches.
+Denoising and tomography as ``learnreg train denoise`` and ``learnreg train ct`` do them, on the data that need no
+download, and a full batch of a few small patches. Runs are processes of one thread, two at a time.
 """
 
 from __future__ import annotations
 
 import math
+import multiprocessing
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,10 +22,11 @@ from harness import ROOT, Table, arguments, finish
 from training_runs import UpdatesClock
 
 import learnreg as lr
-from learnreg.commands.common import initial_regularizer, tune_total_variation
-from learnreg.commands.denoise import scenario
+from learnreg.commands.common import Scenario, initial_regularizer, tune_total_variation
+from learnreg.commands.denoise import scenario as denoising
 from learnreg.commands.options import DenoiseConfig
 from learnreg.commands.process import large_blocks_kept
+from learnreg.commands.tasks import TASKS
 from learnreg.hypergradients import METHODS
 from learnreg.training.optimizers import make_upper_level
 from learnreg.training.options import TrainingOptions
@@ -33,25 +36,39 @@ from learnreg.training.start_tuning import tune_start
 
 RUNS: dict[str, dict[str, Any]] = {
     "Adam, implicit": {"optimizer": "adam"},
-    "certified, growing sample, implicit": {"optimizer": "adaptive"},
-    "certified, growing sample, piggyback": {"optimizer": "adaptive", "method": "piggyback"},
-    "certified, minibatches, implicit": {"optimizer": "adaptive", "sampling": "minibatch"},
+    "certified, implicit": {"optimizer": "adaptive"},
+    "certified, piggyback": {"optimizer": "adaptive", "method": "piggyback"},
 }
-PATCH, PATCHES, SAMPLES, FILTERS = 64, 512, 512, 24
-SMALL_PATCH, SMALL_PATCHES, ADAM_UPDATES = 32, 4, 500
+TINY: dict[str, dict[str, Any]] = {
+    "denoise": {"filters": 2, "batch_size": 2, "tune": False, "patch": 16, "patches": 4},
+    "ct": {"filters": 2, "batch_size": 2, "tune": False, "size": 16, "angles": 8, "images": 4},
+}
+"""The tasks, and options of their smallest runs."""
+
+SAMPLES = 512
+SMALL_PATCH, SMALL_PATCHES, SMALL_FILTERS, ADAM_UPDATES = 32, 4, 24, 500
 TRUE_TOLERANCE = 1e-6
 
 
 @dataclass
 class Curve:
-    """A run: CPU seconds, logged loss and PSNR of held-out images (nan where not asked for) after its updates."""
+    """A run: CPU seconds, logged loss and PSNR of held-out images (nan where not asked for) after its updates.
+    baseline: PSNR of total variation on the same images."""
 
+    task: str
     name: str
+    seed: int
+    baseline: float = math.nan
     seconds: list[float] = field(default_factory=list)
     loss: list[float] = field(default_factory=list)
     psnr: list[float] = field(default_factory=list)
     samples: int = 0
     rejected: int = 0
+
+    @property
+    def known(self) -> list[tuple[float, float]]:
+        """CPU seconds and PSNR where it was asked for."""
+        return [(s, p) for s, p in zip(self.seconds, self.psnr, strict=True) if not math.isnan(p)]
 
     def time_to(self, loss: float) -> float:
         """CPU seconds until the loss is that small; infinite if it never is."""
@@ -59,7 +76,7 @@ class Curve:
 
 
 def run(
-    name: str,
+    curve: Curve,
     problem: lr.LowerLevelProblem,
     data: Any,
     options: TrainingOptions,
@@ -68,7 +85,7 @@ def run(
 ) -> Curve:
     """Update until ``stop``; the clock runs during updates alone. ``measure``: the loss in place of the logged one, and
     the PSNR, at milestones."""
-    session, curve = Session.of(problem, data, lr.SquaredError, options), Curve(name)
+    session = Session.of(problem, data, lr.SquaredError, options)
     session.clock = clock = UpdatesClock()
     try:
         if options.tune_start:
@@ -86,8 +103,8 @@ def run(
             curve.rejected += not row.get("accepted", True)
             if not math.isnan(psnr):
                 print(
-                    f"{name}: {update + 1} updates, {clock.cpu:.0f} s, loss {row['loss']:.4f}, {psnr:.3f} dB, "
-                    f"{curve.samples} samples",
+                    f"{curve.task} {curve.name} {curve.seed}: {update + 1} updates, {clock.cpu:.0f} s, loss "
+                    f"{row['loss']:.4f}, {psnr:.3f} dB, {curve.samples} samples",
                     file=sys.stderr,
                     flush=True,
                 )
@@ -96,38 +113,49 @@ def run(
     return curve
 
 
-def denoising(seconds: float, seed: int) -> tuple[list[Curve], float]:
-    """All runs on patches of photographs; the PSNR of total variation on the same held-out images."""
-    config = DenoiseConfig(patch=PATCH, patches=PATCHES, filters=FILTERS, seed=seed)
-    made = scenario(config)
+def trained(task: str, name: str, seed: int, seconds: float, changed: Mapping[str, Any]) -> Curve:
+    """One run of a training command, and total variation on its held-out images."""
+    torch.set_num_threads(1)
+    chosen = TASKS[task]
+    made: Scenario = chosen.scenario(chosen.config(**changed, seed=seed))
+    config = made.config
     tv = made.problem(lr.regularizers.TotalVariation(weight=made.tv_weight))
-    tune_total_variation(tv, made.pairs, min(64, PATCHES), made.tv_tolerance)
-    curves = []
-    for name, chosen in RUNS.items():
-        torch.manual_seed(seed)
-        method = METHODS[chosen.get("method", "implicit")]()
-        rest = {key: value for key, value in chosen.items() if key != "method"}
-        options = TrainingOptions(
-            minutes=1e4, batch_size=16, method=method, step_size=config.step_size, samples=SAMPLES, seed=seed, **rest
+    tune_total_variation(tv, made.pairs, min(64, made.tv_samples), made.tv_tolerance)
+    options = TrainingOptions(
+        minutes=1e4,
+        batch_size=config.batch_size,
+        method=METHODS[RUNS[name].get("method", "implicit")](),
+        optimizer=RUNS[name]["optimizer"],
+        step_size=config.step_size,
+        samples=min(SAMPLES, len(made.pairs)),
+        tune_start=config.tune,
+        seed=seed,
+    )
+    torch.manual_seed(seed)
+    with large_blocks_kept():
+        return run(
+            Curve(task, name, seed, made.validate(tv)),
+            made.problem(initial_regularizer(config)),
+            made.pairs,
+            options,
+            lambda curve: bool(curve.seconds) and curve.seconds[-1] > seconds,
+            lambda problem: (None, made.validate(problem)),
         )
-        curves.append(
-            run(
-                name,
-                made.problem(initial_regularizer(config)),
-                made.pairs,
-                options,
-                lambda curve: bool(curve.seconds) and curve.seconds[-1] > seconds,
-                lambda problem: (None, made.validate(problem)),
-            )
-        )
-    return curves, made.validate(tv)
 
 
-def full_batch(seed: int) -> tuple[list[Curve], float]:
-    """Adam's updates on a small full batch against certified steps until the true loss is that of Adam's end; the
-    loss."""
-    config = DenoiseConfig(patch=SMALL_PATCH, patches=SMALL_PATCHES, filters=FILTERS, seed=seed)
-    made = scenario(config)
+def warm_up() -> None:
+    """Load compiled kernels, which forked processes inherit."""
+    for task, options in TINY.items():
+        for name in RUNS:
+            trained(task, name, 0, 0.1, options)
+
+
+@large_blocks_kept()
+def full_batch(seed: int) -> list[Curve]:
+    """Adam's updates on a small full batch, and certified steps until the true loss is the least of Adam's."""
+    torch.set_num_threads(1)
+    config = DenoiseConfig(patch=SMALL_PATCH, patches=SMALL_PATCHES, filters=SMALL_FILTERS, seed=seed)
+    made = denoising(config)
     b, x_true = (torch.stack(column) for column in zip(*made.pairs, strict=True))
     state: list[torch.Tensor] = []
 
@@ -138,7 +166,7 @@ def full_batch(seed: int) -> tuple[list[Curve], float]:
         return float(lr.SquaredError(x_true.double()).value(solution.x)), math.nan
 
     curves: list[Curve] = []
-    for name, optimizer in (("Adam, full batch", "adam"), ("certified, full batch", "adaptive")):
+    for name, optimizer in (("Adam, implicit", "adam"), ("certified, implicit", "adaptive")):
         torch.manual_seed(seed)
         options = TrainingOptions(
             updates=ADAM_UPDATES,
@@ -153,7 +181,7 @@ def full_batch(seed: int) -> tuple[list[Curve], float]:
         goal = min(curves[0].loss) if curves else -math.inf
         curves.append(
             run(
-                name,
+                Curve("full batch", name, seed),
                 made.problem(initial_regularizer(config)),
                 made.pairs,
                 options,
@@ -161,89 +189,124 @@ def full_batch(seed: int) -> tuple[list[Curve], float]:
                 true_loss,
             )
         )
-    return curves, min(curves[0].loss)
+    return curves
 
 
-def to_table(curves: list[Curve], tv: float, small: list[Curve], goal: float, seconds: float) -> Table:
-    adam = next(c for c in curves if c.name.startswith("Adam"))
+def to_table(curves: list[Curve], small: list[Curve], options: Any) -> Table:
+    first, certified = small
+    goal = min(first.loss)
     table = Table(
         name="training_descent",
         order=9,
         title="Certified descent against Adam",
         command="python benchmarks/training_descent.py --record",
-        text=f"""Denoising of the photographs that come with scikit-image as `learnreg train denoise` does it ({PATCHES}
-patches of {PATCH}² pixels, {FILTERS} filters 5x5, sigma 25/255, tuned start, up to {SAMPLES} samples), {seconds:.0f}
-CPU seconds of updates each: PSNR on central crops of held-out images, total variation {tv:.2f} dB. *Full batch*:
-{SMALL_PATCHES} patches of {SMALL_PATCH}², {ADAM_UPDATES} updates of Adam, and certified steps until the loss that Adam
-reached at best ({goal:.4f}), start not tuned. Every accepted step of the certified runs provably lowers the loss of its
-samples.""",
+        text=f"""`learnreg train denoise` and `learnreg train ct` with their defaults but `samples={SAMPLES}` at most,
+on the photographs that come with scikit-image and on phantoms: {options.seconds:.0f} and {options.ct_seconds:.0f} CPU
+seconds of updates in one thread, of each seed, two runs at a time. PSNR in dB on held-out images at the end; *over TV*:
+over total variation of tuned weight on the same images, and *behind Adam* at the same seed, the worst of the seeds.
+*full batch*: {SMALL_PATCHES} patches of {SMALL_PATCH}², {ADAM_UPDATES} updates of Adam, and certified steps until the
+least loss of Adam ({goal:.4f}; both solved accurately), start not tuned. Every accepted step of the certified runs
+provably lowers the loss of its samples.""",
     )
-    for curve in [*curves, *small]:
-        known = [p for p in curve.psnr if not math.isnan(p)]
+    for task in TINY:
+        adam = {c.seed: c for c in curves if c.task == task and c.name.startswith("Adam")}
+        for name in RUNS:
+            of = sorted((c for c in curves if c.task == task and c.name == name), key=lambda c: c.seed)
+            if not of:
+                continue
+            behind = max(adam[c.seed].known[-1][1] - c.known[-1][1] for c in of)
+            table.rows.append(
+                {
+                    "task": task,
+                    "run": name,
+                    "updates": " / ".join(str(len(c.seconds)) for c in of),
+                    "rejected": sum(c.rejected for c in of),
+                    "samples at the end": " / ".join(str(c.samples) for c in of),
+                    "PSNR": " / ".join(f"{c.known[-1][1]:.2f}" for c in of),
+                    "over TV": f"{min(c.known[-1][1] - c.baseline for c in of):.2f}",
+                    "behind Adam": f"{behind:.2f}",
+                    "CPU s": max(c.seconds[-1] for c in of),
+                }
+            )
+            if not name.startswith("Adam"):
+                table.tracked[f"{task}, {name}: dB behind Adam + 1"] = 1.0 + behind
+    for curve in small:
         table.rows.append(
             {
+                "task": curve.task,
                 "run": curve.name,
-                "updates": len(curve.seconds),
+                "updates": str(len(curve.seconds)),
                 "rejected": curve.rejected,
-                "CPU s": curve.seconds[-1],
-                "samples at the end": curve.samples,
-                "PSNR": f"{known[-1]:.2f}" if known else None,
-                "over TV, dB": known[-1] - tv if known else None,
-                "behind Adam, dB": [p for p in adam.psnr if not math.isnan(p)][-1] - known[-1] if known else None,
-                "CPU s to the loss of Adam": curve.time_to(goal) if curve in small else None,
+                "samples at the end": str(curve.samples),
+                "CPU s": curve.time_to(goal),
             }
         )
-    first, certified = small
     table.tracked["certified over Adam, full batch, CPU seconds"] = certified.time_to(goal) / first.time_to(goal)
-    table.notes.append("![loss and PSNR against CPU seconds](training_descent.png)")
+    table.notes.append("![held-out PSNR and loss against CPU seconds](training_descent.png)")
     return table
 
 
-def draw(curves: list[Curve], tv: float, small: list[Curve], path: Path) -> None:
+def draw(curves: list[Curve], small: list[Curve], path: Path) -> None:
     """PSNR, and the loss of the full batch, against CPU seconds."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 4.2), layout="constrained")
-    for curve in curves:
-        points = [(s, p) for s, p in zip(curve.seconds, curve.psnr, strict=True) if not math.isnan(p)]
-        left.plot(*zip(*points, strict=True), "-o", ms=3, lw=1.2, label=curve.name)
-    left.axhline(tv, color="grey", lw=0.8, label="total variation")
-    left.set(xlabel="CPU seconds", ylabel="held-out PSNR in dB")
+    tasks = [task for task in TINY if any(c.task == task for c in curves)]
+    figure, axes = pyplot.subplots(1, len(tasks) + 1, figsize=(5 * len(tasks) + 5, 4.2), layout="constrained")
+    colours = dict(zip(RUNS, ("tab:grey", "tab:blue", "tab:orange"), strict=True))
+    for axis, task in zip(axes, tasks, strict=False):
+        for curve in (c for c in curves if c.task == task):
+            label = curve.name if curve.seed == min(c.seed for c in curves if c.task == task) else None
+            axis.plot(*zip(*curve.known, strict=True), "-o", ms=2.5, lw=1.1, color=colours[curve.name], label=label)
+        baseline = [c.baseline for c in curves if c.task == task]
+        axis.axhline(sum(baseline) / len(baseline), color="k", lw=0.8, ls=":", label="total variation")
+        axis.set(xlabel="CPU seconds", ylabel="held-out PSNR in dB", title=f"learnreg train {task}")
     for curve in small:
-        right.plot(curve.seconds, curve.loss, lw=1.2, label=curve.name)
-    right.set(xlabel="CPU seconds", ylabel="loss of the full batch", yscale="log")
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
+        axes[-1].plot(curve.seconds, curve.loss, lw=1.2, color=colours[curve.name], label=curve.name)
+    axes[-1].set(xlabel="CPU seconds", ylabel="loss", yscale="log", title="full batch")
+    for axis in axes:
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
     figure.savefig(path, dpi=100)
 
 
-@large_blocks_kept()
 def main() -> None:
     options = arguments(
         __doc__ or "",
         quick={
             "seconds": 0.5,
-            "PATCH": 16,
-            "PATCHES": 16,
-            "SAMPLES": 16,
-            "FILTERS": 2,
+            "ct_seconds": 0.5,
+            "seeds": 1,
             "SMALL_PATCH": 16,
+            "SMALL_FILTERS": 2,
             "ADAM_UPDATES": 4,
         },
-        seconds={"type": float, "default": 300.0, "help": "CPU seconds of updates in each run"},
-        seed={"type": int, "default": 0, "help": "of images, noise and filters"},
+        seconds={"type": float, "default": 300.0, "help": "CPU seconds of updates in each run of denoising"},
+        ct_seconds={"type": float, "default": 360.0, "help": "the same for tomography; 0: none"},
+        seeds={"type": int, "default": 3, "help": "runs of each kind"},
+        ct_seeds={"type": int, "default": 1, "help": "the same for tomography"},
+        processes={"type": int, "default": 2, "help": "runs at a time"},
         figure={"default": None, "help": "where to draw (default docs/training_descent.png on record)"},
     )
-    curves, tv = denoising(options.seconds, options.seed)
-    small, goal = full_batch(options.seed)
+    asked = {"denoise": (options.seconds, options.seeds), "ct": (options.ct_seconds, options.ct_seeds)}
+    warm_up()
+    # of forked processes, which have this one's settings; one seed after the other, so that all kinds see the same load
+    with ProcessPoolExecutor(options.processes, multiprocessing.get_context("fork")) as pool:
+        small = pool.submit(full_batch, 0)
+        jobs = [
+            pool.submit(trained, task, name, seed, seconds, TINY[task] if options.quick else {})
+            for task, (seconds, seeds) in asked.items()
+            for seed in range(seeds)
+            for name in RUNS
+            if seconds > 0
+        ]
+        curves = [job.result() for job in jobs]
     path = options.figure or (ROOT / "docs" / "training_descent.png" if options.record else None)
     if path:
-        draw(curves, tv, small, Path(path))
-    finish(to_table(curves, tv, small, goal, options.seconds), options)
+        draw(curves, small.result(), Path(path))
+    finish(to_table(curves, small.result(), options), options)
 
 
 if __name__ == "__main__":

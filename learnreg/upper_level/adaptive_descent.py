@@ -106,9 +106,9 @@ class AdaptiveDescent:
         scaling: str = "parameters",
         first_step: float = 1e-2,
         *,
-        memory: int = 10,
+        memory: int = 20,
         window: int = 1,
-        audit_every: int | None = 1,
+        audit_every: int | None = 10,
     ) -> None:
         for name, value in (("eta", eta), ("c", c), ("shrink", shrink), ("grow", grow), ("stop", stop)):
             real_number(value, f"AdaptiveDescent({name})", least=0.0)

@@ -3,9 +3,9 @@
 On a CPU, conv2d and above all conv_transpose2d are far from what the matrix product of the same library reaches, and a
 fresh tensor for every result costs more in page faults than its arithmetic. The fast kernels are matrix products, one
 per block (a block is small enough for the cache) or one per row of the result, write into memory the caller provides,
-and keep their scratch space between calls. Which kernel is the fastest is measured, once per shape; other devices, half precision and deterministic
-mode use the reference, conv2d and conv_transpose2d (``torch.use_deterministic_algorithms(True)`` also keeps results
-from depending on a measurement).
+and keep their scratch space between calls. Which kernel is the fastest is measured, once per shape; other devices, half
+precision and deterministic mode use the reference, conv2d and conv_transpose2d
+(``torch.use_deterministic_algorithms(True)`` also keeps results from depending on a measurement).
 
 "Correlation" is that of torch's conv2d, without flipping the filters.
 """

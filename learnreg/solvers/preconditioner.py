@@ -164,7 +164,8 @@ class UniformPreconditioner(SolverState):
             return None
         filters = stencil.filters.to(mean)
         total = (mean @ filters.square().flatten(1).sum(1))[:, None, None, None]
-        return cls(filter_symbol(filters, mean, sides).add_(torch.maximum(m, _SMALLEST_MASS * total)).reciprocal_(), sides)
+        symbol = filter_symbol(filters, mean, sides).add_(torch.maximum(m, _SMALLEST_MASS * total))
+        return cls(symbol.reciprocal_(), sides)
 
     def __call__(self, r: Tensor) -> Tensor:
         """The approximate H^-1 r; no operator application."""

@@ -13,8 +13,8 @@ regularizers", arXiv 2410.12441.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from learnreg.convolutions.filter_bank import FilterBank
 from learnreg.convolutions.lifted import LiftedOperator
 from learnreg.convolutions.network_layers import Network
 from learnreg.errors import ConfigError
+from learnreg.linear.arguments import model_scale, shown
 from learnreg.linear.shapes import check_one_channel
 from learnreg.lower_level.latent import Latent
 from learnreg.lower_level.saddle_terms import ParameterRole, SaddleTerms
@@ -40,10 +41,11 @@ LIFTED_ROLES: dict[str, ParameterRole] = {
 
 
 def check_delta(delta: Sequence[float]) -> tuple[float, float]:
-    """(delta_y, delta_z), or ConfigError unless they are positive."""
-    if len(delta) != 2 or not all(d > 0 and math.isfinite(d) for d in delta):
-        raise ConfigError(f"InputConvexNetwork(delta={delta!r}): expected two positive numbers, (delta_y, delta_z).")
-    return float(delta[0]), float(delta[1])
+    """(delta_y, delta_z), or ConfigError unless they are positive, and of a size to compute with."""
+    if not isinstance(delta, Sequence) or len(delta) != 2 or not all(isinstance(d, Real) and d > 0 for d in delta):
+        given = shown(delta)
+        raise ConfigError(f"InputConvexNetwork(delta={given}): expected two positive numbers, (delta_y, delta_z).")
+    return model_scale(delta[0], "InputConvexNetwork(delta_y)"), model_scale(delta[1], "InputConvexNetwork(delta_z)")
 
 
 def lifted_terms(network: Network, image_shape: tuple[int, ...], delta: tuple[float, float]) -> SaddleTerms:

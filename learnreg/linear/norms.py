@@ -206,7 +206,8 @@ def _length(image: Tensor) -> Tensor:
     """‖image‖, also where squares underflow: those of A^T A do from norms of 1e-81 on."""
     largest = image.abs().amax()
     scale = torch.where(largest > 0, largest, 1.0)
-    return scale * (image / scale).norm()
+    length: Tensor = scale * (image / scale).norm()
+    return length
 
 
 def _beyond(basis: Tensor, vector: Tensor) -> Tensor:

@@ -13,9 +13,6 @@ regularizers", arXiv 2410.12441.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from numbers import Real
-
 import torch
 from torch import Tensor
 
@@ -40,12 +37,15 @@ LIFTED_ROLES: dict[str, ParameterRole] = {
 }
 
 
-def check_delta(delta: Sequence[float]) -> tuple[float, float]:
+def check_delta(delta: object) -> tuple[float, float]:
     """(delta_y, delta_z), or ConfigError unless they are positive, and of a size to compute with."""
-    if not isinstance(delta, Sequence) or len(delta) != 2 or not all(isinstance(d, Real) and d > 0 for d in delta):
-        given = shown(delta)
-        raise ConfigError(f"InputConvexNetwork(delta={given}): expected two positive numbers, (delta_y, delta_z).")
-    return model_scale(delta[0], "InputConvexNetwork(delta_y)"), model_scale(delta[1], "InputConvexNetwork(delta_z)")
+    call = f"InputConvexNetwork(delta={shown(delta)})"
+    if not isinstance(delta, (tuple, list)) or len(delta) != 2:
+        raise ConfigError(f"{call}: expected two positive numbers, (delta_y, delta_z).")
+    try:
+        return model_scale(delta[0], "delta_y"), model_scale(delta[1], "delta_z")
+    except ConfigError as error:
+        raise ConfigError(f"{call}: expected two positive numbers, (delta_y, delta_z). {error}") from error
 
 
 def lifted_terms(network: Network, image_shape: tuple[int, ...], delta: tuple[float, float]) -> SaddleTerms:

@@ -32,8 +32,6 @@ DetectorShape = Literal["flat", "curved"]
 _LARGEST_ANGLE = 2 * math.pi * 1.05
 """Scans go a little beyond the full turn; radians beyond this are taken for degrees."""
 
-_FARTHEST_ANGLE = 1e6
-
 LARGEST_IMAGE, _MOST_DETECTORS, _MOST_ANGLES = 2**15, 2**17, 100_000
 """Beyond what a two-dimensional scan has; larger numbers are slips that would fill the memory before they fail."""
 
@@ -303,11 +301,6 @@ def view_angles(
     if not bool(torch.isfinite(values).all()):
         raise ConfigError(f"{call}(angles): NaN or infinite entries.")
     largest = float(values.abs().max())
-    if largest > _FARTHEST_ANGLE:
-        raise ConfigError(
-            f"{call}: the largest angle is {largest:.4g} radians; beyond {_FARTHEST_ANGLE:g} they lose their digits. Give "
-            "angles within a few turns."
-        )
     if largest > _LARGEST_ANGLE:
         warnings.warn(
             f"{call}: the largest angle is {largest:.4g}, which looks like degrees; angles are radians: {fix}.",

@@ -52,19 +52,40 @@ def psnr(x: Tensor, x_true: Tensor) -> float:
     return float(-10.0 * (x - x_true).square().mean().log10())
 
 
+def batch_of(patches: DenoisingPatches, count: int) -> tuple[Tensor, Tensor]:
+    b, x_true = zip(*(patches[i] for i in range(count)), strict=True)
+    return torch.stack(b), torch.stack(x_true)
+
+
 updates = int(sys.argv[1]) if len(sys.argv) > 1 else 120
 lr.regularizers.register("examples/convolutional-energy", ConvolutionalEnergy)
 problem = lr.LowerLevelProblem(Identity((1, 32, 32)), ConvolutionalEnergy())
-patches = DenoisingPatches(natural_images("train"), sigma=25 / 255, patch=32)
-lr.train(problem, patches, minutes=3.0, batch_size=8, updates=updates, step_size=5e-2)
+photographs = list(natural_images("train").values())
+patches = DenoisingPatches(photographs[:-2], sigma=25 / 255, patch=32)
+held_out = batch_of(DenoisingPatches(photographs[-2:], sigma=25 / 255, patch=32, seed=2), 16)
+validations: list[tuple[float, dict[str, Tensor]]] = []
+
+
+def validate() -> float:
+    """The PSNR of patches of two training photographs that nothing is learned from: it decides which update is kept."""
+    b, x_true = held_out
+    found = psnr(lr.solve(problem, b, 1e-2).x, x_true)
+    validations.append((found, {name: p.detach().clone() for name, p in problem.regularizer.state_dict().items()}))
+    return found
+
+
+lr.train(problem, patches, minutes=3.0, batch_size=8, updates=updates, step_size=5e-2, validate=validate)
+problem.regularizer.load_state_dict(max(validations, key=lambda v: v[0])[1])
 lr.save_model("energy.safetensors", problem, {"sigma": 25 / 255})
 
+# The images for the test are looked at once, at the end; the weight of total variation is chosen like the update.
 model = lr.load("energy.safetensors")
-test = DenoisingPatches(natural_images("test"), sigma=25 / 255, patch=96, seed=1)
-b, x_true = (torch.stack(column) for column in zip(*(test[i] for i in range(4)), strict=True))
+variations = {w: TotalVariation(w) for w in (0.06, 0.08, 0.1, 0.13)}
+tried = {w: lr.solve(lr.LowerLevelProblem(problem.operator, R), held_out[0], 1e-3).x for w, R in variations.items()}
+weight = max(tried, key=lambda w: psnr(tried[w], held_out[1]))
+b, x_true = batch_of(DenoisingPatches(natural_images("test"), sigma=25 / 255, patch=96, seed=1), 4)
+best = psnr(lr.solve(lr.LowerLevelProblem(Identity((1, 96, 96)), variations[weight]), b, 1e-3).x, x_true)
 solution = model.reconstruct(b, tolerance=1e-3, details=True)
-variations = [lr.LowerLevelProblem(Identity((1, 96, 96)), TotalVariation(w)) for w in (0.06, 0.08, 0.1, 0.13)]
-best = max(psnr(lr.solve(variation, b, 1e-3).x, x_true) for variation in variations)
 print(f"noisy {psnr(b, x_true):.2f} dB, total variation {best:.2f} dB, own energy {psnr(solution.x, x_true):.2f} dB")
 print(f"certified: {solution.certified}, within {float(solution.error_bound.max()):.1e} of the energy's minimiser")
 hg = lr.hypergradient(problem, patches[0][0][None], lr.SquaredError(patches[0][1][None]))

@@ -1,13 +1,18 @@
-"""The examples and the README's example run as they are printed."""
+"""The examples, the README's example, and what the documentation prints: Python runs, commands parse."""
 
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import typer
+from typer.core import TyperGroup
+
+from learnreg.commands.cli import app
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"
@@ -96,3 +101,55 @@ def test_the_page_of_extensions_runs_as_it_is_printed(program: Run, tmp_path: Pa
     script = tmp_path / "extending.py"
     script.write_text("\n\n".join(blocks), encoding="utf-8")
     assert "certified: True" in program(script)
+
+
+ELSEWHERE = {
+    "accuracy.md": "test_accuracy_command",
+    "extending.md": "above",
+    "imported_ridge.md": "needs the weights of its authors",
+}
+GRANTED = """
+import torch
+import learnreg as lr
+from learnreg.operators import Identity
+from learnreg.regularizers import AnalysisOperator, FieldsOfExperts as MyRegularizer, TotalVariation
+
+A, images, b = Identity((1, 32, 32)), torch.rand(1, 1, 256, 256), torch.rand(1, 1, 32, 32)
+problem = lr.LowerLevelProblem(A, TotalVariation())
+MyScanner = lambda image_size: Identity((1, image_size, image_size))
+"""
+"""What the text of a page takes for granted."""
+
+
+def blocks_of(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+
+
+def pages_with_python() -> list[str]:
+    pages = sorted((ROOT / "docs").glob("*.md"))
+    return [page.name for page in pages if page.name not in ELSEWHERE and blocks_of(page, "python")]
+
+
+@pytest.mark.parametrize("page", pages_with_python())
+def test_the_other_pages_run_as_they_are_printed(page: str, program: Run, tmp_path: Path) -> None:
+    (tmp_path / "scan.toml").write_text(blocks_of(ROOT / "docs" / "geometry.md", "toml")[0], encoding="utf-8")
+    script = tmp_path / "page.py"
+    script.write_text("\n\n".join((GRANTED, *blocks_of(ROOT / "docs" / page, "python"))), encoding="utf-8")
+    program(script)
+
+
+def printed_commands() -> list[str]:
+    """Lines of the README and of docs/*.md that call this command line."""
+    found = []
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        found += re.findall(r"^ *learnreg (?!learns)([^#\n&]*)", page.read_text(encoding="utf-8"), flags=re.M)
+    return [" ".join(re.sub(r"[][]", "", line).split()) for line in found]
+
+
+@pytest.mark.parametrize("line", sorted(set(printed_commands())))
+def test_printed_commands_have_options_that_exist(line: str) -> None:
+    command, words, context = typer.main.get_command(app), shlex.split(line), None
+    while isinstance(command, TyperGroup):
+        context = command.make_context("learnreg", list(words), parent=context)
+        _, command, words = command.resolve_command(context, words)
+    command.make_context(line, words, parent=context)

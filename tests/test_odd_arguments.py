@@ -181,3 +181,17 @@ def test_odd_numbers(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.chdir(tmp_path)  # texts are names of folders
     for value in ODD_NUMBERS.values():
         ends_well(TAKES_NUMBERS[name], value)
+
+
+SCALES = ("weight", "smoothing", "ratio", "delta", "noise_level", "nonconvexity")
+
+
+@pytest.mark.parametrize("value", [1e308, 1e200, 1e39, 1e-46, 1e-308, 5e-324])
+@pytest.mark.parametrize(
+    ("kind", "name"), [(k, n) for k in (*FAMILIES, TotalVariation) for n in SCALES if n in options(k)]
+)
+def test_numbers_without_room_for_products_are_refused(kind: type, name: str, value: float) -> None:
+    """They would end in NaN, or in errors of torch, far from where they were given."""
+    lifted = {"form": "lifted"} if (kind, name) == (InputConvexNetwork, "delta") else {}
+    with pytest.raises(lr.ConfigError, match=name):
+        kind(**{name: (value, 1.0) if lifted else value}, **lifted)

@@ -61,6 +61,8 @@ def _read_bytes(path: Path) -> bytes:
         raise DataError(f"not an image file, its name ends in {path.suffix!r}.", path, f"Readable formats: {_FORMATS}.")
     if not path.exists():
         raise DataError("this image file does not exist.", path, "Check the path.")
+    if not (path.is_file() or path.is_dir()):
+        raise DataError("this is a pipe or a device, which cannot be read twice.", path, "Save it to a file first.")
     try:
         data = path.read_bytes()
     except OSError as error:

@@ -93,6 +93,8 @@ def read_input(path: Path) -> ImageInput:
 
 
 def _read_array(path: Path) -> ImageInput:
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise DataError("this is a pipe or a device, which cannot be read twice.", path, "Save it to a file first.")
     try:
         # Mapped, because only then is the size that the header claims compared with that of the file.
         array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -111,6 +113,8 @@ def _read_array(path: Path) -> ImageInput:
         values = np.array(array, dtype=np.float32, order="C")
     if not np.isfinite(values).all():
         count = int(values.size - np.isfinite(values).sum())
+        if np.isfinite(array).all():
+            raise DataError(f"{count} values are beyond the range of float32.", path, "Scale them so that white is 1.")
         raise DataError(f"{count} values are NaN or infinite.", path, "Replace them before using the file.")
     rounding = 0.0 if array.dtype.itemsize <= 4 else float(np.sqrt(np.mean(np.square(array - values, dtype=float))))
     return ImageInput(torch.from_numpy(values), None, rounding)

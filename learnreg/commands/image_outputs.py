@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,7 +161,7 @@ def output_paths(inputs: Sequence[Path], counts: Sequence[int], out: Path) -> li
     """
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out}: expected a folder, this is a file.")
-    sources = {path.resolve() for path in inputs}
+    sources = {os.path.realpath(path) for path in inputs}
     owners: dict[Path, Path] = {}
     outputs = []
     for path, count in zip(inputs, counts, strict=True):
@@ -169,7 +170,7 @@ def output_paths(inputs: Sequence[Path], counts: Sequence[int], out: Path) -> li
         for output in outputs[-1]:
             if output in owners:
                 raise ConfigError(f"{owners[output]} and {path} would both be written to {output}; rename one of them.")
-            if output.resolve() in sources or output.with_suffix(".npy").resolve() in sources:
+            if not sources.isdisjoint(map(os.path.realpath, (output, output.with_suffix(".npy")))):
                 raise ConfigError(f"{path}: the output would replace an input; choose another --out.")
             owners[output] = path
     return outputs

@@ -1,11 +1,11 @@
 """Kernels of filter banks: valid correlation and its transpose, differentiable any number of times.
 
 On a CPU, conv2d and above all conv_transpose2d are far from what the matrix product of the same library reaches, and a
-fresh tensor for every result costs more in page faults than its arithmetic. The fast kernels are one matrix product
-per block (a block is small enough for the cache), write into memory the caller provides, and keep their scratch space
-between calls. Which kernel is the fastest is measured, once per shape; other devices, half precision and deterministic
-mode use the reference, conv2d and conv_transpose2d (``torch.use_deterministic_algorithms(True)`` also keeps results
-from depending on a measurement).
+fresh tensor for every result costs more in page faults than its arithmetic. The fast kernels are matrix products, one
+per block (a block is small enough for the cache) or one per row of the result, write into memory the caller provides,
+and keep their scratch space between calls. Which kernel is the fastest is measured, once per shape; other devices, half
+precision and deterministic mode use the reference, conv2d and conv_transpose2d
+(``torch.use_deterministic_algorithms(True)`` also keeps results from depending on a measurement).
 
 "Correlation" is that of torch's conv2d, without flipping the filters.
 """
@@ -31,6 +31,7 @@ Kernel = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 _BLOCK_BYTES = 2 * 1024**2
 _TAP_BYTES = 4 * 1024**2
+_ROW_BYTES = 8 * 1024**2
 _MEASURED_ROWS = 64
 _MEASURE_REPEATS = 3
 
@@ -172,6 +173,26 @@ def _windows_product(x: Tensor, filters: Tensor, out: Tensor | None) -> Tensor:
     return out
 
 
+def _rows_of_windows(x: Tensor, filters: Tensor, out: Tensor | None) -> Tensor:
+    """Filters (n, kl) times l shifted copies of k rows (kl, columns) for each row of responses: many times fewer copies
+    than windows have pixels."""
+    out = _responses(x, filters) if out is None else out
+    (n, k, l), (batch, _, rows, cols) = filters.shape, out.shape
+    matrix, block = filters.reshape(n, k * l), _rows_at_once(out, l * cols)
+    scratch = _scratch((block + k - 1) * l * cols, out)
+    for i in range(batch):
+        for first in range(0, rows, block):
+            height = min(block, rows - first)
+            count = height + k - 1
+            shifted = scratch[: count * l * cols].view(count, l, cols)
+            for b in range(l):
+                shifted[:, b].copy_(x[i, 0, first : first + count, b : b + cols])
+            flat = shifted.view(count * l, cols)
+            for row in range(height):
+                torch.mm(matrix, flat[row * l : (row + k) * l], out=out[i, :, first + row])
+    return out
+
+
 def _conv_transpose2d(y: Tensor, filters: Tensor, out: Tensor | None) -> Tensor:
     found = F.conv_transpose2d(y, filters[:, None])
     return found if out is None else out.copy_(found)
@@ -199,14 +220,52 @@ def _taps_product(y: Tensor, filters: Tensor, out: Tensor | None) -> Tensor:
     return out
 
 
-_FORWARD: dict[str, Kernel] = {"conv2d": _conv2d, "windows-product": _windows_product}
-_ADJOINT: dict[str, Kernel] = {"conv_transpose2d": _conv_transpose2d, "taps-product": _taps_product}
+def _rows_product(y: Tensor, filters: Tensor, out: Tensor | None) -> Tensor:
+    """Filters (l, kn) times k rows of responses (kn, columns of all images) for each row of the images, then l shifted
+    additions: k times fewer than there are taps."""
+    out = _image(y, filters) if out is None else out
+    (n, k, l), (batch, _, rows, cols) = filters.shape, y.shape
+    width = batch * cols
+    block = _rows_at_once(y, n * width)
+    matrix = filters.flip(1).permute(2, 1, 0).reshape(l, k * n)
+    scratch = _scratch(block * n * width + (block + k - 1) * l * width, y)
+    out.zero_()
+    for first in range(0, rows, block):
+        height = min(block, rows - first)
+        flat = scratch[: height * n * width].view(height * n, width)
+        flat.view(height, n, batch, cols).copy_(y[:, :, first : first + height].permute(2, 1, 0, 3))
+        count = height + k - 1
+        taps = scratch[block * n * width :][: count * l * width].view(count, l, width)
+        for row in range(count):
+            low, high, ahead = max(0, row - k + 1), min(height, row + 1), k - 1 - row  # responses that reach this row
+            torch.mm(matrix[:, (ahead + low) * n : (ahead + high) * n], flat[low * n : high * n], out=taps[row])
+        shifts = taps.view(count, l, batch, cols).permute(1, 2, 0, 3)
+        for b in range(l):
+            out[:, 0, first : first + count, b : b + cols].add_(shifts[b])
+    return out
+
+
+_FORWARD: dict[str, Kernel] = {
+    "conv2d": _conv2d,
+    "windows-product": _windows_product,
+    "rows-of-windows": _rows_of_windows,
+}
+_ADJOINT: dict[str, Kernel] = {
+    "conv_transpose2d": _conv_transpose2d,
+    "taps-product": _taps_product,
+    "rows-product": _rows_product,
+}
 """The reference comes first."""
 _KERNELS = {"correlate": _FORWARD, "adjoint": _ADJOINT}
 
 
 def _block_rows(out: Tensor, channels: int) -> int:
     return max(1, _BLOCK_BYTES // (channels * out.shape[-1] * out.element_size()))
+
+
+def _rows_at_once(like: Tensor, row: int) -> int:
+    """Of ``row`` numbers each, for all of whose rows together there is scratch space."""
+    return max(1, min(like.shape[-2], _ROW_BYTES // (row * like.element_size())))
 
 
 _memory = threading.local()

@@ -16,7 +16,7 @@ from torch import Tensor
 from learnreg.convolutions.dct import LARGEST_SIDE, MOST_FILTERS
 from learnreg.convolutions.padding import BOUNDARIES
 from learnreg.errors import ConfigError
-from learnreg.linear.arguments import check_generator, check_one_of, is_whole, real_number, shown
+from learnreg.linear.arguments import check_generator, check_one_of, is_whole, model_scale, shown
 
 __all__ = [
     "across",
@@ -42,7 +42,7 @@ def check_interpolation(name: str, positions: int, size: int, boundary: str, **p
             f"{MOST_FILTERS:,}, size odd, from 3 to {LARGEST_SIDE:,}."
         )
     for option, value in positive.items():
-        real_number(value, f"{name}({option})", above=0.0)
+        model_scale(value, f"{name}({option})")
     check_one_of(boundary, BOUNDARIES, "boundary")
 
 

@@ -8,9 +8,19 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from learnreg.kernels.jit import compiled, compiled_fast
 
 __all__ = ["curvature_bounds", "dual_step", "grad", "second", "slope", "third_bound"]
+
+
+@compiled_fast
+def _piece(u, last, number):
+    """The knot below u >= 0, at most the last one, and the distance to it, which is NaN where u is. Indices without a
+    sign, of 32 bits, and one branch less than by floor: several times as fast in float32."""
+    knot = np.int32(u if u < last else last)
+    return np.uint32(knot), u - number(knot)
 
 
 @compiled_fast
@@ -20,33 +30,29 @@ def grad(t, weight, smoothing, slopes, bends, twists, out):
     half, last = number(0.5), number(bends.shape[1] - 1)
     for row in range(t.shape[0]):
         channel = row % bends.shape[0]
+        slope, bend, twist = slopes[channel], bends[channel], twists[channel]
         l, inverse = weight[row], number(1.0) / smoothing[row]
+        at, found = t[row], out[row]
         for j in range(t.shape[1]):
-            u = abs(t[row, j]) * inverse
-            piece = math.floor(u) if u < last else last
-            k = int(piece)
-            theta = u - piece
-            found = l * (slopes[channel, k] + theta * (bends[channel, k] + theta * half * twists[channel, k]))
-            out[row, j] = found if t[row, j] >= number(0.0) else -found
+            k, theta = _piece(abs(at[j]) * inverse, last, number)
+            found[j] = math.copysign(l, at[j]) * (slope[k] + theta * (bend[k] + theta * half * twist[k]))
 
 
 @compiled_fast
 def second(t, weight, smoothing, bends, out):
     """f''(t) in out."""
     number = t.dtype.type
-    one, last = number(1.0), number(bends.shape[1] - 1)
+    zero, one, last = number(0.0), number(1.0), number(bends.shape[1] - 1)
     for row in range(t.shape[0]):
-        channel = row % bends.shape[0]
+        bend = bends[row % bends.shape[0]]
         inverse = one / smoothing[row]
         scale = weight[row] * inverse
+        at, found = t[row], out[row]
         for j in range(t.shape[1]):
-            u = abs(t[row, j]) * inverse
-            if u < last:
-                piece = math.floor(u)
-                k, theta = int(piece), u - piece
-                out[row, j] = scale * (bends[channel, k] * (one - theta) + bends[channel, k + 1] * theta)
-            else:
-                out[row, j] = number(0.0) * u
+            u = abs(at[j]) * inverse
+            k, _ = _piece(u, last - one, number)
+            theta = min(u, last) - number(k)
+            found[j] = scale * (bend[k] * (one - theta) + bend[k + np.uint32(1)] * theta) + zero * u  # NaN where t is
 
 
 @compiled_fast
@@ -56,16 +62,15 @@ def slope(t, v, weight, smoothing, step, slopes, bends, twists, sums):
     half, last = number(0.5), number(bends.shape[1] - 1)
     for row in range(t.shape[0]):
         channel = row % bends.shape[0]
+        slope, bend, twist = slopes[channel], bends[channel], twists[channel]
         inverse = number(1.0) / smoothing[row]
+        start, along, length = t[row], v[row], step[row]
         total = 0.0
         for j in range(t.shape[1]):
-            at = t[row, j] + step[row] * v[row, j]
-            u = abs(at) * inverse
-            piece = math.floor(u) if u < last else last
-            k = int(piece)
-            theta = u - piece
-            found = slopes[channel, k] + theta * (bends[channel, k] + theta * half * twists[channel, k])
-            total += (found if at >= number(0.0) else -found) * v[row, j]
+            at = start[j] + length * along[j]
+            k, theta = _piece(abs(at) * inverse, last, number)
+            found = slope[k] + theta * (bend[k] + theta * half * twist[k])
+            total += math.copysign(number(1.0), at) * found * along[j]
         sums[row] = weight[row] * total
 
 

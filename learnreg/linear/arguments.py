@@ -29,6 +29,7 @@ __all__ = [
     "given_path",
     "given_tensor",
     "is_whole",
+    "model_scale",
     "real_number",
     "shown",
     "whole_number",
@@ -36,6 +37,8 @@ __all__ = [
 
 LARGEST_SEED = 2**63 - 1
 """Of torch's generators."""
+
+_SMALLEST_SCALE, _LARGEST_SCALE = 1e-15, 1e15
 
 _LONGEST_TEXT = 60
 
@@ -62,6 +65,18 @@ def real_number(
     kind = "finite number" if finite else "number"
     kind = f"a positive {kind}" if above == 0.0 else f"a {kind}" if least == -math.inf else f"a {kind} >= {least:g}"
     raise ConfigError(f"{_call(name, given)}: expected {kind}.")
+
+
+def model_scale(value: object, name: str) -> float:
+    """A positive number, such as a weight or a smoothing, as float; ConfigError for one that is not between 1e-15 and
+    1e15. Squares of others, and what they are multiplied by, leave the range of float32."""
+    number = real_number(value, name, above=0.0)
+    if not _SMALLEST_SCALE <= number <= _LARGEST_SCALE:
+        raise ConfigError(
+            f"{_call(name, value)}: expected a number from {_SMALLEST_SCALE:g} to {_LARGEST_SCALE:g}, so that products "
+            "of several stay within float32; give images another unit, and what belongs to them."
+        )
+    return number
 
 
 def plain_number(value: object) -> object:

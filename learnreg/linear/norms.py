@@ -190,7 +190,7 @@ def lanczos_estimate(
         basis[k] = vector.flatten()
         image = gram(vector)
         diagonal[k] = (image * vector).sum()
-        length = image.norm()
+        length = _length(image)
         vector = _beyond(basis[: k + 1], image / torch.where(length == 0, 1.0, length))
         left = vector.norm()
         fresh = _random_unit(domain_shape, dtype, device, generator)
@@ -200,6 +200,14 @@ def lanczos_estimate(
         vector = vector / vector.norm()
     inner = torch.diag(diagonal) + torch.diag(below[:-1], 1) + torch.diag(below[:-1], -1)
     return max(float(torch.linalg.eigvalsh(inner.double())[-1]), 0.0) if bool(inner.isfinite().all()) else math.inf
+
+
+def _length(image: Tensor) -> Tensor:
+    """‖image‖, also where squares underflow: those of A^T A do from norms of 1e-81 on."""
+    largest = image.abs().amax()
+    scale = torch.where(largest > 0, largest, 1.0)
+    length: Tensor = scale * (image / scale).norm()
+    return length
 
 
 def _beyond(basis: Tensor, vector: Tensor) -> Tensor:
@@ -220,7 +228,7 @@ def power_estimate(
     for _ in range(steps):
         image = gram(vector)
         rayleigh = float((image * vector).sum())
-        norm = image.norm()
+        norm = _length(image)
         vector = image / torch.where(norm == 0, torch.ones_like(norm), norm)
     return math.sqrt(max(rayleigh, 0.0))
 

@@ -90,6 +90,13 @@ class BandedPotential(Potential):
             total += inner_samples(majorant(respond(z)), respond(w).square_())
         return total
 
+    def mean_majorant(self, x: Tensor) -> Tensor:
+        """That of f at the responses to each filter of K, on average, (batch, filters)."""
+        total, pixels = torch.zeros(()), math.prod(self.operator.range_shape[-2:])
+        for _, (z,) in self._rows(x):
+            total = total.to(x) + self.potential.majorant(self._bands.respond(z)).flatten(1, -3).sum((-2, -1))
+        return total / pixels
+
     # ---- bounds ------------------------------------------------------------------------------------------------------
 
     @property

@@ -145,7 +145,7 @@ class Elementwise(ProximalPotential):
 
     def majorant(self, t: Tensor) -> Tensor:
         """f'(t)/t, since f'' is non-increasing in |t|."""
-        return torch.where(t == 0, self.curvature_limit, self.grad(t) / t)
+        return torch.where(t == 0, self.curvature_limit, self.grad_into(t, torch.empty_like(t)) / t)
 
     def gather(self, t: Tensor) -> Tensor:
         return t

@@ -197,7 +197,7 @@ class Spline(SmoothedElementwise):
         return self.weight / self.smoothing * self._per_channel(self.coefficients.amax(1))
 
     def majorant(self, t: Tensor) -> Tensor:
-        return torch.maximum(super().majorant(t), self.second(t))
+        return torch.maximum(super().majorant(t), self.second_into(t, torch.empty_like(t)))
 
     def divergence(self, r: Tensor, t: Tensor) -> Tensor:
         """(r - t)² (2 f''(t) + f''(r))/6 where both lie on one piece of f''; elsewhere by differences, plus what

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from learnreg.convolutions.filter_bank import FilterBank
 from learnreg.convolutions.network_layers import Network, initial_parameters, network_of
 from learnreg.errors import ConfigError
-from learnreg.linear.arguments import check_images, check_one_of, is_whole, real_number, shown
+from learnreg.linear.arguments import check_images, check_one_of, is_whole, model_scale, real_number, shown
 from learnreg.linear.grad_mode import full_precision
 from learnreg.linear.shapes import check_one_channel
 from learnreg.lower_level.regularizer import Regularizer
@@ -90,14 +90,15 @@ class InputConvexNetwork(Regularizer):
         check_one_of(form, get_args(Form), "InputConvexNetwork(form)")
         if delta is not None and form != "lifted":
             raise ConfigError(f"InputConvexNetwork(delta={delta!r}): the {form} form has none; set smoothing.")
-        weight = real_number(weight, "InputConvexNetwork(weight)", above=0.0)
-        smoothing = real_number(smoothing, "InputConvexNetwork(smoothing)", above=0.0)
+        weight = model_scale(weight, "InputConvexNetwork(weight)")
+        smoothing = model_scale(smoothing, "InputConvexNetwork(smoothing)")
         minimum_smoothing = real_number(minimum_smoothing, "InputConvexNetwork(minimum_smoothing)", least=0.0)
         real_number(smoothing - minimum_smoothing, "InputConvexNetwork(smoothing - minimum_smoothing)", above=0.0)
         start = initial_parameters(features, layers, size, mixing_size, weight, generator)
         for name, numbers in start.items():
             self.register_parameter(name, nn.Parameter(numbers))
-        self.delta = check_delta(delta or (2.0 * smoothing * features / weight, 0.03 * weight / features))
+        delta = delta or (2.0 * smoothing * features / weight, 0.03 * weight / features)
+        self.delta = check_delta(delta) if form == "lifted" else delta
         if form == "smooth":
             offset = math.log(smoothing - minimum_smoothing)
             self.log_smoothing = nn.Parameter(torch.full((layers, features), offset, dtype=start["biases"].dtype))

@@ -24,7 +24,7 @@ from learnreg.convolutions.interpolation import (
 )
 from learnreg.convolutions.padding import Boundary
 from learnreg.convolutions.second_order import SecondOrderOperator
-from learnreg.linear.arguments import check_images, real_number
+from learnreg.linear.arguments import check_images, model_scale
 from learnreg.linear.grad_mode import full_precision
 from learnreg.linear.samples import sum_samples
 from learnreg.linear.shapes import check_one_channel
@@ -94,7 +94,7 @@ class LearnedTotalGeneralizedVariation(Regularizer):
         super().__init__()
         name = "LearnedTotalGeneralizedVariation"
         check_interpolation(name, positions, size, boundary, weight=weight, ratio=ratio, smoothing=smoothing)
-        delta = 0.1 * weight if delta is None else real_number(delta, f"{name}(delta)", above=0.0)
+        delta = 0.1 * weight if delta is None else model_scale(delta, f"{name}(delta)")
         first, second = _initial_kernels(positions, size, generator)
         self.kernels, self.second_kernels = nn.Parameter(first), nn.Parameter(second)
         weights = torch.tensor([weight / positions, ratio * weight / positions], dtype=torch.get_default_dtype())

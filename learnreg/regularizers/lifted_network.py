@@ -13,9 +13,6 @@ regularizers", arXiv 2410.12441.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -23,6 +20,7 @@ from learnreg.convolutions.filter_bank import FilterBank
 from learnreg.convolutions.lifted import LiftedOperator
 from learnreg.convolutions.network_layers import Network
 from learnreg.errors import ConfigError
+from learnreg.linear.arguments import model_scale, shown
 from learnreg.linear.shapes import check_one_channel
 from learnreg.lower_level.latent import Latent
 from learnreg.lower_level.saddle_terms import ParameterRole, SaddleTerms
@@ -39,11 +37,15 @@ LIFTED_ROLES: dict[str, ParameterRole] = {
 }
 
 
-def check_delta(delta: Sequence[float]) -> tuple[float, float]:
-    """(delta_y, delta_z), or ConfigError unless they are positive."""
-    if len(delta) != 2 or not all(d > 0 and math.isfinite(d) for d in delta):
-        raise ConfigError(f"InputConvexNetwork(delta={delta!r}): expected two positive numbers, (delta_y, delta_z).")
-    return float(delta[0]), float(delta[1])
+def check_delta(delta: object) -> tuple[float, float]:
+    """(delta_y, delta_z), or ConfigError unless they are positive, and of a size to compute with."""
+    call = f"InputConvexNetwork(delta={shown(delta)})"
+    if not isinstance(delta, (tuple, list)) or len(delta) != 2:
+        raise ConfigError(f"{call}: expected two positive numbers, (delta_y, delta_z).")
+    try:
+        return model_scale(delta[0], "delta_y"), model_scale(delta[1], "delta_z")
+    except ConfigError as error:
+        raise ConfigError(f"{call}: expected two positive numbers, (delta_y, delta_z). {error}") from error
 
 
 def lifted_terms(network: Network, image_shape: tuple[int, ...], delta: tuple[float, float]) -> SaddleTerms:

@@ -11,7 +11,7 @@ from learnreg.convolutions.dct import LARGEST_SIDE, MOST_FILTERS, dct_filters
 from learnreg.convolutions.grouped_filter_bank import GroupedFilterBank
 from learnreg.convolutions.padding import Boundary
 from learnreg.errors import ConfigError, ShapeError
-from learnreg.linear.arguments import is_whole, real_number, shown
+from learnreg.linear.arguments import is_whole, model_scale, real_number, shown
 from learnreg.linear.shapes import check_one_channel
 from learnreg.lower_level.regularizer import Regularizer, positive_log
 from learnreg.lower_level.saddle_terms import Pictures, SaddleTerms
@@ -68,8 +68,8 @@ class MultivariateExperts(LearnedFilters, Regularizer):
                 f"expected integers, groups >= 1, group_size >= 1, {MOST_FILTERS:,} filters at most, size from 2 to "
                 f"{LARGEST_SIDE:,}. For given arrays use MultivariateExperts.from_arrays."
             )
-        weight = real_number(weight, "MultivariateExperts(weight)", above=0.0)
-        smoothing = real_number(smoothing, "MultivariateExperts(smoothing)", above=0.0)
+        weight = model_scale(weight, "MultivariateExperts(weight)")
+        smoothing = model_scale(smoothing, "MultivariateExperts(smoothing)")
         minimum_smoothing = real_number(minimum_smoothing, "MultivariateExperts(minimum_smoothing)", least=0.0)
         self._set(
             _paired_filters(groups * group_size, size, generator).reshape(groups, group_size, size, size),

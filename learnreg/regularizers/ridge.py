@@ -16,7 +16,7 @@ from learnreg.convolutions.dct import LARGEST_SIDE, MOST_FILTERS
 from learnreg.convolutions.filter_bank import FilterBank
 from learnreg.convolutions.padding import BOUNDARIES, Boundary
 from learnreg.errors import ConfigError
-from learnreg.linear.arguments import check_flag, check_generator, check_one_of, is_whole, real_number, shown
+from learnreg.linear.arguments import check_flag, check_generator, check_one_of, is_whole, model_scale, shown
 from learnreg.linear.shapes import check_one_channel
 from learnreg.lower_level.regularizer import Regularizer
 from learnreg.lower_level.saddle_terms import ParameterRole, Pictures, SaddleTerms
@@ -95,7 +95,7 @@ class RidgeRegularizer(Regularizer):
         check_one_of(boundary, BOUNDARIES, "boundary")
         positive = {"weight": weight, "smoothing": smoothing, "noise_level": noise_level, "nonconvexity": nonconvexity}
         for name, value in positive.items():
-            real_number(value, f"RidgeRegularizer({name})", above=0.0)
+            model_scale(value, f"RidgeRegularizer({name})")
         for name, flag in (("shared", shared), ("noise_conditioned", noise_conditioned)):
             check_flag(flag, f"RidgeRegularizer({name})")
         check_generator(generator)

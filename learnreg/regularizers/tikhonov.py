@@ -9,7 +9,7 @@ import torch
 from learnreg.convolutions.dct import LARGEST_SIDE, MOST_FILTERS, dct_filters
 from learnreg.convolutions.filter_bank import FilterBank
 from learnreg.convolutions.padding import Boundary
-from learnreg.linear.arguments import real_number, whole_number
+from learnreg.linear.arguments import model_scale, whole_number
 from learnreg.linear.shapes import check_one_channel
 from learnreg.lower_level.regularizer import Regularizer, positive_log
 from learnreg.lower_level.saddle_terms import Pictures, SaddleTerms
@@ -38,7 +38,7 @@ class GeneralisedTikhonov(LearnedFilters, Regularizer):
         super().__init__()
         whole_number(filters, "GeneralisedTikhonov(filters)", most=MOST_FILTERS)
         whole_number(size, "GeneralisedTikhonov(size)", least=2, most=LARGEST_SIDE)
-        weight = real_number(weight, "GeneralisedTikhonov(weight)", above=0.0)
+        weight = model_scale(weight, "GeneralisedTikhonov(weight)")
         weights = positive_log(weight / filters, "GeneralisedTikhonov weight", filters)
         self._set(dct_filters(filters, size, generator), weights, None, boundary, zero_mean=True)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from learnreg.convolutions.gradient import Gradient
-from learnreg.linear.arguments import real_number
+from learnreg.linear.arguments import model_scale
 from learnreg.linear.shapes import check_one_channel
 from learnreg.lower_level.regularizer import Regularizer, positive_log
 from learnreg.lower_level.saddle_terms import ParameterRole, SaddleTerms
@@ -31,8 +31,8 @@ class TotalVariation(Regularizer):
 
     def __init__(self, weight: float = 0.1, smoothing: float = 1e-3) -> None:
         super().__init__()
-        self.smoothing = real_number(smoothing, "TotalVariation(smoothing)", above=0.0)
-        self.log_weight: nn.Parameter = positive_log(real_number(weight, "TotalVariation(weight)", above=0.0), "weight")
+        self.smoothing = model_scale(smoothing, "TotalVariation(smoothing)")
+        self.log_weight: nn.Parameter = positive_log(model_scale(weight, "TotalVariation(weight)"), "weight")
 
     @classmethod
     def from_options(cls, options: RegularizerOptions, generator: torch.Generator) -> Self:

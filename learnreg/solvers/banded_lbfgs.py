@@ -1,8 +1,7 @@
 """L-BFGS for large images, which keeps as few images as it can.
 
 Source: Liu and Nocedal (1989), as in ``lbfgs``. No responses are kept for the line search, which the next gradient
-decides; and no preconditioner: its transforms cost as much as the steps that it saves here, and the memory of six
-images.
+decides; and a preconditioner of one level, fixed at the start, where a gradient is dearer than its transforms.
 """
 
 from __future__ import annotations
@@ -18,21 +17,31 @@ from learnreg.lower_level.banded import BandedPotential
 from learnreg.lower_level.instance import Instance
 from learnreg.solvers.base import Report, Solver, SolverState
 from learnreg.solvers.lbfgs import inverse_curvature, pair_scale, two_loop_direction
+from learnreg.solvers.preconditioner import UniformPreconditioner
 
 __all__ = ["BandedLBFGS", "BandedLBFGSState"]
 
 _SHORTEST, _LONGEST = 0.1, 0.5
 """Factors by which a step that was too long is shortened."""
 
+_GROWTH = 1.5
+"""The most by which a step may be longer than the one before, with a preconditioner: made where the images are noisy,
+it takes the curvature for too small, and whole steps fail until the pairs have told."""
+
+_DEAR_FILTERS = 2000
+"""Coefficients of a filter bank whose gradients cost several times as much as the FFTs of the image."""
+
 
 @dataclass(frozen=True)
 class BandedLBFGSState(SolverState):
-    """x, the energy's gradient there, the length of the next step along the quasi-Newton direction (batch,), and the
-    pairs with their inverse curvatures, 0 where a step was not taken."""
+    """x, the energy's gradient there, the length of the next step along the quasi-Newton direction (batch,), the
+    preconditioner (None: a multiple of the identity), and the pairs with their inverse curvatures, 0 where a step was
+    not taken."""
 
     x: Tensor
     grad: Tensor
     alpha: Tensor
+    preconditioner: UniformPreconditioner | None = None
     s: tuple[Tensor, ...] = ()
     d: tuple[Tensor, ...] = ()
     inverse_curvature: tuple[Tensor, ...] = ()
@@ -55,10 +64,13 @@ class BandedLBFGS(Solver[BandedLBFGSState]):
         self.memory, self.check_every = memory, check_every
 
     def init(self, instance: Instance, x: Tensor) -> BandedLBFGSState:
-        """The first step minimises the parabola above the energy."""
+        """The first step is the preconditioner's, or minimises the parabola above the energy."""
         f = instance.potential
         assert isinstance(f, BandedPotential)
         grad = _gradient(instance, x)
+        preconditioner = _preconditioner(instance, f, x)
+        if preconditioner is not None:
+            return BandedLBFGSState(x, grad, torch.ones_like(inner_samples(grad, grad)), preconditioner)
         square = inner_samples(grad, grad)
         curvature = inner_samples(grad, instance.quadratic(grad)) + f.majorant_along(x, grad)
         instance.counter.applications += 2
@@ -72,30 +84,43 @@ class BandedLBFGS(Solver[BandedLBFGSState]):
         good = after <= 0.5 * before.abs()
         chosen = expand(good, p)
         secant = (before / (before - after)).nan_to_num(_LONGEST).clamp(_SHORTEST, _LONGEST)
+        longest = _GROWTH * state.alpha if state.preconditioner else torch.ones_like(state.alpha)
         s = p.mul_(expand(torch.where(good, state.alpha, 0.0), p))
         d = torch.where(chosen, grad - state.grad, 0.0)
         pairs = ((*state.s, s), (*state.d, d), (*state.inverse_curvature, inverse_curvature(s, d)))
         return BandedLBFGSState(
             torch.where(chosen, trial, state.x),
             torch.where(chosen, grad, state.grad),
-            torch.where(good, 1.0, state.alpha * secant),
+            torch.where(good, longest.clamp_max(1.0), state.alpha * secant),
+            state.preconditioner,
             *(kept[-self.memory :] for kept in pairs),
         )
 
     def _direction(self, state: BandedLBFGSState) -> Tensor:
-        def identity(r: Tensor) -> Tensor:
-            return r
-
+        precondition = state.preconditioner or _unchanged
         scale = torch.ones_like(state.alpha)
         if state.s:
-            scale = pair_scale(state.d[-1], state.inverse_curvature[-1], identity, scale)
-        return two_loop_direction(state.grad, state.s, state.d, state.inverse_curvature, identity, scale)
+            scale = pair_scale(state.d[-1], state.inverse_curvature[-1], precondition, scale)
+        return two_loop_direction(state.grad, state.s, state.d, state.inverse_curvature, precondition, scale)
 
     def report(self, instance: Instance, state: BandedLBFGSState) -> Report:
         pullback = state.grad - (instance.quadratic(state.x) - instance.q)
         floor = rounding_floor(instance, state.x, pullback)
         residual = inner_samples(state.grad, state.grad).sqrt()
         return Report(state.x, residual, primal_bound(state.grad, instance.strong_convexity), floor)
+
+
+def _unchanged(r: Tensor) -> Tensor:
+    return r
+
+
+def _preconditioner(instance: Instance, f: BandedPotential, x: Tensor) -> UniformPreconditioner | None:
+    """Counts one application where there is one."""
+    stencil = f.operator.stencil()
+    if stencil is None or stencil.filters.numel() < _DEAR_FILTERS:
+        return None
+    instance.counter.applications += 1
+    return UniformPreconditioner.of(instance, f.operator, f.mean_majorant(x))
 
 
 def _gradient(instance: Instance, x: Tensor) -> Tensor:

@@ -29,7 +29,8 @@ def smoother_instances(instance: Instance, x: Tensor) -> list[Instance]:
     f = instance.potential
     smallest = float(torch.as_tensor(f.scale).min())
     largest = _LARGEST * float(instance.apply(x).abs().max())
-    count = math.ceil(math.log(largest / smallest, _SMOOTHER)) if math.inf > largest > smallest > 0 else 0
+    falls = math.inf > largest > smallest > 0
+    count = math.ceil((math.log(largest) - math.log(smallest)) / math.log(_SMOOTHER)) if falls else 0
     factors = [_SMOOTHER**k for k in range(min(count, _MOST), 0, -1)]
     return [replace(instance, potential=g) for g in map(f.smoother, factors) if g is not None]
 

@@ -28,6 +28,7 @@ __all__ = [
     "DiagonalPreconditioner",
     "Preconditioner",
     "SpectralPreconditioner",
+    "UniformPreconditioner",
     "can_precondition",
     "filter_symbol",
     "padded_sides",
@@ -52,7 +53,12 @@ def can_precondition(instance: Instance) -> bool:
     stencil = instance.analysis.stencil()
     if stencil is None or (instance.quadratic.is_diagonal and stencil.filters.numel() < _DEAR_FILTERS):
         return False
-    sides, filter_shape = instance.analysis.domain_shape[1:], stencil.filters.shape[1:]
+    return _fits(stencil, instance.analysis)
+
+
+def _fits(stencil: Stencil, analysis: LinearOperator) -> bool:
+    """Whether the filters' autocorrelations fit the image."""
+    sides, filter_shape = analysis.domain_shape[1:], stencil.filters.shape[1:]
     return all(n >= 2 * k - 1 for n, k in zip(sides, filter_shape, strict=True))
 
 
@@ -135,6 +141,37 @@ class SpectralPreconditioner(SolverState):
         rows, columns = r.shape[-2:]
         levels: Tensor = self.shares * image[..., :rows, :columns]
         return levels.sum(1, keepdim=True)
+
+
+@dataclass(frozen=True)
+class UniformPreconditioner(SolverState):
+    """(m + T)^-1 for the mean curvature of each filter's responses: one level, in the memory of two images while it
+    works. inverse: on the half spectrum of the padded image, (batch, 1, rows, columns // 2 + 1)."""
+
+    inverse: Tensor
+    sides: tuple[int, int]
+
+    @classmethod
+    def of(cls, instance: Instance, analysis: LinearOperator, mean: Tensor) -> UniformPreconditioner | None:
+        """For W ``analysis`` and the mean of f'' over the responses to each filter, (batch, n); None where the Hessian
+        is of another kind."""
+        stencil = analysis.stencil()
+        if stencil is None or not _fits(stencil, analysis):
+            return None
+        sides = padded_sides(stencil, analysis.domain_shape)
+        m = instance.quadratic.symbol(sides, instance.q)
+        if m is None:
+            return None
+        filters = stencil.filters.to(mean)
+        total = (mean @ filters.square().flatten(1).sum(1))[:, None, None, None]
+        symbol = filter_symbol(filters, mean, sides).add_(torch.maximum(m, _SMALLEST_MASS * total))
+        return cls(symbol.reciprocal_(), sides)
+
+    def __call__(self, r: Tensor) -> Tensor:
+        """The approximate H^-1 r; no operator application."""
+        rows, columns = r.shape[-2:]
+        image: Tensor = torch.fft.irfft2(torch.fft.rfft2(r, s=self.sides).mul_(self.inverse), s=self.sides)
+        return image[..., :rows, :columns]
 
 
 Preconditioner = SpectralPreconditioner | DiagonalPreconditioner

@@ -300,10 +300,10 @@ def view_angles(
         raise ConfigError(f"{call}: got no angles, expected at least one.")
     if not bool(torch.isfinite(values).all()):
         raise ConfigError(f"{call}(angles): NaN or infinite entries.")
-    if float(values.abs().max()) > _LARGEST_ANGLE:
+    largest = float(values.abs().max())
+    if largest > _LARGEST_ANGLE:
         warnings.warn(
-            f"{call}: the largest angle is {float(values.abs().max()):.4g}, which looks like degrees; angles are "
-            f"radians: {fix}.",
+            f"{call}: the largest angle is {largest:.4g}, which looks like degrees; angles are radians: {fix}.",
             stacklevel=3,
         )
     return tuple(values.tolist())

@@ -104,7 +104,11 @@ def _angles(table: Mapping[str, Any], turn: float) -> tuple[float, ...]:
     count = _integer(table, "angles")
     first = _number(table, "first_angle", 0.0) * scale
     range_ = _number(table, "angular_range", turn / scale) * scale
-    return _checked([first + angle for angle in view_angles(count, range_, "angles")], turn, table)
+    found = [first + angle for angle in view_angles(count, range_, "angles")]
+    if count > 1 and math.isfinite(found[0]) and found[0] == found[-1]:
+        range_given, start = table.get("angular_range", turn / scale), table.get("first_angle", 0.0)
+        raise ConfigError(f"angular_range={range_given:g} from {start:g}: all {count} views would have one angle.")
+    return _checked(found, turn, table)
 
 
 def _checked(angles: list[float], turn: float, table: Mapping[str, Any]) -> tuple[float, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -17,6 +18,8 @@ _SHORTEST, _LONGEST = 1e-12, 1e12
 
 _MOST_PIXELS = 1e9
 """Rays through a pixel are told apart up to this distance, in float64."""
+
+_FARTHEST_ANGLE = 1e6
 
 
 def checked_count(value: Any, call: str, most: int) -> int:
@@ -86,6 +89,12 @@ def checked_angles(angles: Any, call: str, most: int) -> tuple[float, ...]:
         raise ConfigError(f"{call}): {len(values):,} of them, expected at most {most:,}.")
     if not all(map(math.isfinite, values)):
         raise ConfigError(f"{call}): NaN or infinite entries.")
+    farthest = max(values, key=abs)
+    if abs(farthest) > _FARTHEST_ANGLE:
+        raise ConfigError(
+            f"{call}): {farthest:.4g} radians; beyond {_FARTHEST_ANGLE:g} they lose their digits. Give angles within a "
+            "few turns."
+        )
     return values
 
 
@@ -97,7 +106,7 @@ def checked_indices(numbers: Any, count: int, call: str, what: str) -> tuple[int
     ConfigError: otherwise.
     """
     try:
-        given = [None] if isinstance(numbers, (str, bytes)) else [_index(number) for number in numbers]
+        given = [None] if isinstance(numbers, (str, bytes, Mapping)) else [_index(number) for number in numbers]
     except (TypeError, RuntimeError):  # no list: a number, a tensor of one
         given = [None]
     found = sorted(number for number in given if number is not None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -204,7 +205,7 @@ def test_folders_are_taken_in_the_order_of_names(model: Model, tmp_path: Path) -
     ("values", "message"),
     [
         (np.full((9, 9), np.nan), "81 values are NaN"),
-        (np.full((9, 9), 1e300), "81 values are NaN or infinite"),
+        (np.full((9, 9), 1e300), "81 values are beyond the range of float32"),
         (np.zeros((9, 9), dtype=np.uint8), "its type is uint8"),
         (np.array([[{}]], dtype=object), "cannot be read as a NumPy array"),
         (np.zeros((3, 9, 9)), r"its shape is \(3, 9, 9\), expected \(height, width\)"),
@@ -235,6 +236,18 @@ def test_other_kinds_of_files_get_advice(tmp_path: Path, name: str, advice: str)
     (tmp_path / name).write_bytes(b"anything")
     with pytest.raises(lr.DataError, match=advice):
         read_measurement(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.npy", "a.tif"])
+def test_pipes_and_loops_of_links_are_refused(name: str, model: Model, tmp_path: Path) -> None:
+    """A pipe can be read once; inputs are read when they are examined, and again for their turn."""
+    for folder in ("pipe", "loop"):
+        (tmp_path / folder).mkdir()
+    os.mkfifo(tmp_path / "pipe" / name)
+    (tmp_path / "loop" / name).symlink_to(name)
+    for folder, message in (("pipe", "a pipe or a device"), ("loop", "does not exist|cannot be read")):
+        with pytest.raises(lr.DataError, match=message):
+            Denoiser(model, TOLERANCE).run([tmp_path / folder / name], tmp_path / "out")
 
 
 def test_it_refuses_before_it_starts(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

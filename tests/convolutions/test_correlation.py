@@ -21,6 +21,7 @@ def test_forward_kernels_equal_conv2d(
     name: str, shape: tuple[int, ...], block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(correlation, "_BLOCK_BYTES", block)
+    monkeypatch.setattr(correlation, "_ROW_BYTES", block)
     batch, n, k, l, rows, cols = shape
     x, filters = registry.randn(batch, 1, rows, cols, seed=1), registry.randn(n, k, l, seed=2)
     out = torch.full((batch, n, rows - k + 1, cols - l + 1), torch.nan, dtype=x.dtype)
@@ -37,6 +38,7 @@ def test_adjoint_kernels_equal_conv_transpose2d(
     name: str, shape: tuple[int, ...], block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(correlation, "_TAP_BYTES", block)
+    monkeypatch.setattr(correlation, "_ROW_BYTES", block)
     batch, n, k, l, rows, cols = shape
     y, filters = registry.randn(batch, n, rows - k + 1, cols - l + 1, seed=1), registry.randn(n, k, l, seed=2)
     out = torch.full((batch, 1, rows, cols), torch.nan, dtype=y.dtype)

@@ -15,6 +15,7 @@ from learnreg.linear.norms import (
     gram_norm_bound,
     lanczos_estimate,
     matrix_norm_bound,
+    power_estimate,
     probabilistic_norm_bound,
 )
 
@@ -61,6 +62,15 @@ def test_probabilistic_bound(kind: str) -> None:
     bound = probabilistic_norm_bound(lambda v: values**2 * v, (n,))
     assert 1.0 <= bound <= 1.3
     assert probabilistic_norm_bound(lambda v: 0.0 * v, (7,)) == 0.0
+
+
+@pytest.mark.parametrize("norm", [1e-150, 1e-100, 1e-45, 1e100, 1e150])
+def test_bounds_where_squares_leave_the_range_of_numbers(norm: float) -> None:
+    """One large singular value, in any units."""
+    gains = torch.zeros(2000, dtype=torch.float64)
+    gains[0] = norm**2
+    assert norm <= probabilistic_norm_bound(lambda v: gains * v, (2000,)) <= 1.5 * norm
+    assert power_estimate(lambda v: gains * v, (2000,)) == pytest.approx(norm, rel=1e-6)
 
 
 @pytest.mark.parametrize("rank", [1, 3, 400])

@@ -190,7 +190,7 @@ class Potential(Function):
         numbers = [low, high, change, ratio, third]
         if not is_own_class(type(self)):  # bounds overwrite an interval: what another class returned may be its own
             numbers = [number.clone(memory_format=torch.contiguous_format) for number in numbers]
-        return CurvatureInterval(*numbers, smooth=self.kink_excluded(t, radius))
+        return CurvatureInterval(*numbers, self.kink_excluded(t, radius))
 
     def curvature_change(self, t: Tensor, radius: Tensor | float) -> Tensor:
         """Bound of ‖f''(t') - f''(t)‖ for |t' - t| <= radius at each place. *Rigorous bound.*"""

@@ -101,7 +101,7 @@ def _waves(shape: tuple[int, ...], like: Tensor) -> Tensor:
     """Images that are constant or alternate along each of the last two axes: blurs keep the first, and shrink the
     others most."""
     signs = [torch.stack([torch.ones(n), 1.0 - 2.0 * (torch.arange(n) % 2)]).to(like) for n in shape[-2:]]
-    waves: Tensor = signs[0] if len(signs) == 1 else torch.einsum("ai,bj->abij", *signs).flatten(0, 1)
+    waves = signs[0] if len(signs) == 1 else torch.einsum("ai,bj->abij", *signs).flatten(0, 1)
     return waves.view(len(waves), *(1 for _ in shape[:-2]), *shape[-2:]).expand(-1, *shape)
 
 
@@ -111,7 +111,8 @@ def _beyond(basis: Tensor, v: Tensor) -> Tensor:
     for _ in range(2):  # once more for what rounding left
         v = v - v @ basis.T @ basis
     block, r = torch.linalg.qr(v.T)
-    return block.T[r.diagonal().abs() > 1e-8 * size]
+    kept: Tensor = block.T[r.diagonal().abs() > 1e-8 * size]
+    return kept
 
 
 def _rows(operator: LinearOperator, matrix: Tensor | None, x: Tensor) -> Iterator[tuple[str, float, float]]:

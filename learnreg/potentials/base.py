@@ -187,10 +187,10 @@ class Potential(Function):
         if not self.convex:
             low, high, second = ((bound + self.concavity).clamp_min_(0.0) for bound in (low, high, second))
         third, ratio = self.third_bound(t, radius), self.curvature_ratio(second, low, high, change)
-        numbers = [low, high, change, ratio, third]
         if not is_own_class(type(self)):  # bounds overwrite an interval: what another class returned may be its own
-            numbers = [number.clone(memory_format=torch.contiguous_format) for number in numbers]
-        return CurvatureInterval(*numbers, self.kink_excluded(t, radius))
+            own = (number.clone(memory_format=torch.contiguous_format) for number in (low, high, change, ratio, third))
+            low, high, change, ratio, third = own
+        return CurvatureInterval(low, high, change, ratio, third, self.kink_excluded(t, radius))
 
     def curvature_change(self, t: Tensor, radius: Tensor | float) -> Tensor:
         """Bound of ‖f''(t') - f''(t)‖ for |t' - t| <= radius at each place. *Rigorous bound.*"""

@@ -26,7 +26,7 @@ from learnreg.operators import Identity
 from learnreg.potentials.proximal import SmoothedElementwise
 from learnreg.regularizers import AnalysisOperator, Regularizer, TotalVariation
 
-SIDE, LARGE, SEEDS = 8, 20, 3
+SIDE, LARGE, SEEDS = 8, 34, 3
 FACTORS = (0.1, 0.3, 0.5, 0.9, 1.1, 2.0, 3.0, 10.0)
 TOLERANCES, AWAY = (0.5, 1e-2), (1e-1, 1e-3)
 DOUBLE = torch.float64
@@ -311,10 +311,11 @@ def main() -> None:
         command="python benchmarks/misspecified_constants.py --record",
         text=f"""Classes of a user's own on {SIDE}² pixels (norms and eigenvalues also on {LARGE}²), each with one
 declared constant times a factor of the true one (known in closed form). {SEEDS} draws: hypergradients at tolerances
-{" and ".join(f"{t:g}" for t in TOLERANCES)}, and `lr.certify(certificate="published")` of points with errors of {", ".join(f"{a:g}" for a in AWAY)} along the
-eigenvectors of least and largest curvature, one pixel and noise; every certified bound (of x and of gradients) is held
-against the dense truth. *refused*: an error names the constant (or, of a modulus far below 0, says that the energy may have
-several minima). *right*: all certified bounds hold. Bold: the factor is on the unsafe side.""",
+{" and ".join(f"{t:g}" for t in TOLERANCES)}, and `lr.certify(certificate="published")` of points with errors of
+{", ".join(f"{a:g}" for a in AWAY)} along the eigenvectors of least and largest curvature, one pixel and noise; every
+certified bound (of x and of gradients) is held against the dense truth. *refused*: an error names the constant (or, of
+a modulus far below 0, says that the energy may have several minima). *right*: all certified bounds hold. Bold: the
+factor is on the unsafe side.""",
     )
     wrong = 0
     for name, settings in SETTINGS.items():

@@ -1,7 +1,8 @@
 """What an operator of another class says of its size, held against images that show it: its norm, the smallest
 eigenvalue of A^T A, the norms of its rows, and the constant of its parameters.
 
-What passes may still be wrong for other images, where there are more than 256 unknowns; what fails is named.
+What passes may still be wrong for other images, where there are many unknowns: a smallest eigenvalue above all, which
+few applications approach only of well-conditioned operators. What fails is named.
 """
 
 from __future__ import annotations
@@ -12,14 +13,15 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from learnreg.linear.norms import dense_matrix
+from learnreg.linear.norms import DENSE_LIMIT, dense_matrix
 from learnreg.linear.operator import LinearOperator
 from learnreg.linear.samples import norm_samples
 
 __all__ = ["wrong_bound"]
 
 _DENSE = 256
-"""Unknowns up to which one application to all unit images tells everything."""
+"""Unknowns up to which one application to all unit images tells everything; with a ``gram_lower_bound`` as many as
+``norm_bound`` takes, in four."""
 
 _STEPS, _ROWS, _ROUNDS = 4, 8, 3
 
@@ -57,7 +59,8 @@ def _comparisons(operator: LinearOperator, x: Tensor) -> Iterator[tuple[str, flo
     says_norm, lowest = operator._bounds_its_norm(), operator.gram_lower_bound()
     rows = type(operator).row_norms is not LinearOperator.row_norms
     matrix = None
-    if (says_norm or lowest > 0 or rows) and math.prod(operator.domain_shape) <= _DENSE:
+    limit = DENSE_LIMIT if lowest > 0 else _DENSE
+    if (says_norm or lowest > 0 or rows) and math.prod(operator.domain_shape) <= limit:
         matrix = dense_matrix(operator.forward, operator.domain_shape, device=x.device)
     if says_norm or lowest > 0:
         small, large = _ends(matrix.T) if matrix is not None else _ritz_values(operator, x)

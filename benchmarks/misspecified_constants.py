@@ -302,7 +302,7 @@ def try_factor(setting: Setting, scene: Scene, factor: float, seed: int, found: 
 
 
 def main() -> None:
-    quick = {"SEEDS": 1, "FACTORS": (0.1, 1.1), "AWAY": (1e-2,), "TOLERANCES": (0.5,)}
+    quick = {"LARGE": 12, "SEEDS": 1, "FACTORS": (0.1, 1.1), "AWAY": (1e-2,), "TOLERANCES": (0.5,)}
     options = arguments(__doc__ or "", quick=quick, only={"default": "", "help": "constants whose names contain this"})
     table = Table(
         name="misspecified_constants",

@@ -121,12 +121,8 @@ def _beyond(basis: Tensor, v: Tensor) -> Tensor:
 def _rows(operator: LinearOperator, matrix: Tensor | None, x: Tensor) -> Iterator[tuple[str, float, float]]:
     """The row that exceeds its bound most, of all or of a few."""
     shape = operator.range_shape
-    bound = (
-        torch.as_tensor(operator.row_norms(False), dtype=torch.float64, device=x.device)
-        .detach()
-        .expand(shape)
-        .flatten()
-    )
+    said = torch.as_tensor(operator.row_norms(False), dtype=torch.float64, device=x.device)
+    bound = said.expand(shape).flatten()
     if matrix is not None:
         found = matrix.norm(dim=1)
     else:

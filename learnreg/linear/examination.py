@@ -1,4 +1,5 @@
-"""What certificates rest on, tested of operators that this package did not write: linear, and with their transpose.
+"""What certificates rest on, tested of operators that this package did not write: linear, with their transpose, and no
+larger than they say.
 
 ``examine`` is a screening when a problem is frozen for the first time; ``contradiction`` looks at an operator again
 with every result, on the vectors of that result.
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from learnreg.errors import OperatorError
+from learnreg.linear.bound_examination import wrong_bound
 from learnreg.linear.operator import LinearOperator
 from learnreg.linear.reparametrized import has_hooks
 from learnreg.linear.samples import expand, inner_samples, norm_samples
@@ -45,13 +47,14 @@ def foreign_operators(module: nn.Module) -> Iterator[LinearOperator]:
 
 
 def examine(operator: LinearOperator, name: str = "forward") -> None:
-    """Screen each foreign operator within this one, by six applications to two images each and a backward pass; the
-    outcome is kept until its tensors or attributes change. ``name``: where the operator stands in the problem.
+    """Screen each foreign operator within this one, by six applications to two images each and a backward pass, and the
+    bounds that it declares by ten more at most; the outcome is kept until its tensors or attributes change. ``name``:
+    where the operator stands in the problem.
 
     Raises
     ------
-    OperatorError: it is not linear, couples samples, or its adjoint or its derivative is not A^T. An adjoint that is
-    declared inexact (``adjoint_mismatch``) may be so.
+    OperatorError: it is not linear, couples samples, its adjoint or its derivative is not A^T, or one of its bounds is
+    none. An adjoint that is declared inexact (``adjoint_mismatch``) may be so.
     """
     for part in foreign_operators(operator):
         if not part.examine:
@@ -108,7 +111,10 @@ def _screen(operator: LinearOperator) -> tuple[str, str]:
             f"its adjoint is not the transpose of its forward: |<Ax,y> - <x,By>| is {gap:.1e} of its size. Every bound "
             "rests on gradients; correct the adjoint."
         )
-    return _derivative(operator, x, y, images[1], rounding)
+    found = _derivative(operator, x, y, images[1], rounding)
+    if found[0] or type(operator).__module__.startswith(_ADAPTERS):  # what adapters declare is looked at when made
+        return found
+    return wrong_bound(operator, x, rounding)
 
 
 def _nonlinear(which: str, apply: Callable[[Tensor], Tensor], t: Tensor, image: Tensor, rounding: float) -> str:

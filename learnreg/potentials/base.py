@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from learnreg.linear.arguments import real_number
+from learnreg.linear.examination import is_own_class
 from learnreg.linear.operator import LinearOperator
 from learnreg.linear.parameter_groups import Density, ParameterGroup, shape_of
 from learnreg.linear.samples import expand, inner_samples, norm_samples
@@ -185,14 +186,11 @@ class Potential(Function):
         change, second = self.curvature_change(t, radius), self.second(t)
         if not self.convex:
             low, high, second = ((bound + self.concavity).clamp_min_(0.0) for bound in (low, high, second))
-        return CurvatureInterval(
-            low=low,
-            high=high,
-            change=change,
-            ratio=self.curvature_ratio(second, low, high, change),
-            third=self.third_bound(t, radius),
-            smooth=self.kink_excluded(t, radius),
-        )
+        third, ratio = self.third_bound(t, radius), self.curvature_ratio(second, low, high, change)
+        if not is_own_class(type(self)):  # bounds overwrite an interval: what another class returned may be its own
+            own = (number.clone(memory_format=torch.contiguous_format) for number in (low, high, change, ratio, third))
+            low, high, change, ratio, third = own
+        return CurvatureInterval(low, high, change, ratio, third, self.kink_excluded(t, radius))
 
     def curvature_change(self, t: Tensor, radius: Tensor | float) -> Tensor:
         """Bound of ‖f''(t') - f''(t)‖ for |t' - t| <= radius at each place. *Rigorous bound.*"""

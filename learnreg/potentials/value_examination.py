@@ -16,7 +16,7 @@ from learnreg.linear.samples import expand, inner_samples, norm_samples
 
 __all__ = ["Declared", "GivenFunction", "probe", "screen"]
 
-_STEPS, _CLOSE, _MOVE, _FEW = 3, 1e-4, 0.1, 4
+_STEPS, _TURNS, _CLOSE, _MOVE, _FEW = 3, 6, 1e-4, 0.1, 4
 _SAME, _SLACK = 1e-9, 1e-6
 
 
@@ -166,6 +166,8 @@ def probe(function: GivenFunction, declared: Declared, x: Tensor, gradients: boo
         at.hold_gradients(step * draw[0])
         if gradients:
             at.hold_second_derivatives(step * draw[0], draw[1])
+    if gradients:
+        at.hold_third_derivatives(step * draw[0])
 
 
 class _Point:
@@ -222,6 +224,26 @@ class _Point:
         if near.learned:
             self._hold_norm("cross_bound", here_alone, near.pulled, v, one)
             self._hold_norm("cross_lipschitz", cross, lambda u: far.pulled(u) - near.pulled(u), v, length)
+
+    def hold_third_derivatives(self, move: Tensor) -> None:
+        """The same Lipschitz constants for moves that a few pixels make alone: ∂³R and ∂_theta ∂²R are symmetric in
+        the move and in what the change is applied to, so that power steps on both at once lead to where they are large.
+        Images of noise show them over √n. Of few samples."""
+        x, move = self.x[:_FEW], move[:_FEW]
+        near, length = _SecondDerivatives(self.function, x), norm_samples(move).clamp_min(1e-300)
+        names = ("hessian_lipschitz", "cross_lipschitz") if near.learned else ("hessian_lipschitz",)
+        for name in names:
+            d = move
+            for _ in range(_TURNS):
+                far, v = _SecondDerivatives(self.function, x + d), d / expand(length, d)
+                ahead, here = (at.hessian(v) if name == "hessian_lipschitz" else at.cross(v) for at in (far, near))
+                change, size = ahead - here, norm_samples(ahead) + norm_samples(here)
+                rounding = 100.0 * torch.finfo(v.dtype).eps * size / length
+                self._at_most(name, norm_samples(change) / length, rounding)
+                following = change if name == "hessian_lipschitz" else far.pulled(change) - near.pulled(change)
+                if not bool((norm_samples(following) > 0).all()):
+                    break
+                d = following * expand(length / norm_samples(following), following)
 
     def _hold_norm(
         self,

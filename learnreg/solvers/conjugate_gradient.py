@@ -49,6 +49,7 @@ class ConjugateGradient(AdjointSolver[CGState]):
     """
 
     name = "cg"
+    patience = 1000  # residuals may stay above the first one for so long where H is ill-conditioned; errors fall
 
     def __init__(self, check_every: int = 5, precondition: bool = True, smooth: bool = False) -> None:
         self.check_every, self.precondition, self.smooth = check_every, precondition, smooth

@@ -11,6 +11,7 @@ from learnreg.convolutions.filter_bank import FilterBank
 from learnreg.operators import Identity
 from learnreg.potentials.base import Potential
 from learnreg.potentials.claims import check_claims
+from learnreg.potentials.curvature import CurvatureInterval
 from learnreg.regularizers import AnalysisOperator, Regularizer, SaddleTerms, TotalVariation
 
 SHAPE = (1, 6, 7)
@@ -128,3 +129,20 @@ def test_large_responses_are_examined_on_a_few() -> None:
     assert max(seen) == 24 * 16 * 16
     check_claims(Counted(0.1, torch.ones(2, 5, 40)), (2, 5, 40))
     assert max(seen[-3:]) == 2 * 5 * 40
+
+
+class Kept(lr.PseudoHuber):
+    """Returns numbers that it keeps, and one for all places."""
+
+    def curvature_interval(self, t: Tensor, radius: Tensor | float) -> CurvatureInterval:
+        return Potential.curvature_interval(self, t, radius)
+
+    def third_bound(self, t: Tensor, radius: Tensor | float) -> Tensor:
+        kept = self.__dict__.setdefault("kept", torch.tensor(0.86 * 0.1 / 0.1**2, dtype=torch.float64))
+        return kept.expand_as(t)
+
+
+def test_bounds_leave_alone_what_a_potential_returned() -> None:
+    p, b = problem(Own(Kept))
+    found = lr.hypergradient(p, b, lr.SquaredError(b.flip(3)), tolerance=1e-3)
+    assert (found.certified, found.status) == (True, lr.Status.CONVERGED)

@@ -229,6 +229,34 @@ def test_a_constant_that_is_too_small_is_refused_with_what_was_found(name: str) 
         lr.hypergradient(problem, b, lr.SquaredError(x_true))
 
 
+class OfEachPixel(Regularizer):
+    """w · sum of log cosh(s x), whose constants single pixels show: an image of noise shows the Hessian's over √n."""
+
+    convex = True
+
+    def __init__(self, factor: float, weight: float = 0.1, steepness: float = 5.0) -> None:
+        super().__init__()
+        self.weight, self.steepness = nn.Parameter(torch.tensor(weight, dtype=torch.float64)), steepness
+        self.gradient_lipschitz = weight * steepness**2
+        self.hessian_lipschitz = factor * 0.7698 * weight * steepness**3
+        self.cross_bound, self.cross_lipschitz = steepness * 16.0, steepness**2
+
+    def value(self, x: Tensor) -> Tensor:
+        t = (self.steepness * x).abs()
+        return self.weight * (t + F.softplus(-2.0 * t) - math.log(2.0)).sum((1, 2, 3))
+
+
+def test_constants_that_single_pixels_show_are_found() -> None:
+    problem = lr.LowerLevelProblem(Identity((1, 16, 16)), OfEachPixel(1.0))
+    b = torch.linspace(-0.5, 0.5, 256, dtype=torch.float64).view(1, 1, 16, 16)
+    loss = lr.SquaredError(torch.zeros_like(b))
+    assert lr.hypergradient(problem, b, loss).certified
+    for factor in (0.1, 0.3, 0.5):
+        problem.regularizer = OfEachPixel(factor)
+        with pytest.raises(lr.ConfigError, match=r"OfEachPixel\.hessian_lipschitz = [0-9.]+ is declared, but near"):
+            lr.hypergradient(problem, b, loss)
+
+
 @pytest.mark.parametrize("declared", [0.0, 0.5])
 def test_a_modulus_that_is_too_large_is_refused(declared: float) -> None:
     R = Declared(-0.9, weight=0.01)

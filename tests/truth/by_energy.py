@@ -11,7 +11,7 @@ from truth.dense import gradient_by_autograd
 
 import learnreg as lr
 
-__all__ = ["EnergyTruth", "truth_by_energy"]
+__all__ = ["EnergyTruth", "hessians", "truth_by_energy"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ def _slope(problem: lr.LowerLevelProblem, x: Tensor, b: Tensor) -> Tensor:
         return torch.autograd.grad(problem.energy(point, b).sum(), point)[0].flatten(1)
 
 
-def _hessians(problem: lr.LowerLevelProblem, x: Tensor, b: Tensor) -> Tensor:
+def hessians(problem: lr.LowerLevelProblem, x: Tensor, b: Tensor) -> Tensor:
     """(batch, n, n)."""
     with torch.enable_grad():
         point = x.detach().requires_grad_()
@@ -44,7 +44,7 @@ def truth_by_energy(problem: lr.LowerLevelProblem, b: Tensor, loss: lr.UpperLoss
     x = x.double()
     for _ in range(60):
         slope = _slope(problem, x, b)
-        step = torch.linalg.solve(_hessians(problem, x, b), -slope)
+        step = torch.linalg.solve(hessians(problem, x, b), -slope)
         size, alpha = slope.norm(dim=1), torch.ones(len(x), 1, dtype=x.dtype)
         for _ in range(30):
             trial = x + (alpha * step).view(x.shape)
@@ -55,5 +55,5 @@ def truth_by_energy(problem: lr.LowerLevelProblem, b: Tensor, loss: lr.UpperLoss
         if not bool((_slope(problem, trial, b).norm(dim=1) < 0.9 * size).any()):
             break
         x = trial
-    X = torch.linalg.solve(_hessians(problem, x, b), -loss.gradient(x).flatten(1)).view(x.shape)
+    X = torch.linalg.solve(hessians(problem, x, b), -loss.gradient(x).flatten(1)).view(x.shape)
     return EnergyTruth(x, X, gradient_by_autograd(problem, b, x, X), float(_slope(problem, x, b).norm()))

@@ -221,7 +221,7 @@ Field of Experts of {FILTERS} filters {SIZE}x{SIZE} with a ridge of 1/condition;
 float64. `AdaptiveDescent` from the same start until the exact loss (dense Newton to rounding, not counted) has fallen
 by {100 * SHARE:.0f} % of what {STEPS} steps at {min(ACCURACIES):.0e} achieve. *fixed r*: the same directions and
 backtracking, on losses and gradients that are taken for exact, from solves to a certified relative error r of x and a
-relative residual r of the adjoint equation. *adaptive*: default options, every gradient and every decrease certified;
+relative residual r of the adjoint equation. *adaptive*: `audit_every=1`, every gradient and every decrease certified;
 *losses alone*: every decrease certified, gradients where a line search fails (as `learnreg train` does it). Operator
 applications (CPU seconds); ratios are of applications.""",
     )

@@ -126,7 +126,7 @@ def _trainer(scenario: Scenario, problem: LowerLevelProblem, progress: Progress)
         config.tolerance,
         config.optimizer,  # type: ignore[arg-type]
         config.step_size,
-        config.samples,
+        config.samples or None,
         config.seed,
         config.tune,
         config.audit_every,

@@ -67,7 +67,9 @@ class TrainingConfig(RegularizerOptions, RunOptions):
     optimizer: str = option(
         "adam", "upper-level method: minibatches, or the first samples at once", choices=tuple(UPPER_LEVELS)
     )
-    samples: int = option(64, "samples that lbfgs and adaptive minimise over", at_least=1, at_most=10**6)
+    samples: int = option(
+        0, "samples of lbfgs and adaptive at most; 0: 512 of a growing sample, else 64", at_least=0, at_most=10**6
+    )
     sampling: str = option("growing", "what adaptive takes of them: docs/training.md", choices=SAMPLINGS)
     audit_every: int = option(10, "updates from one certified gradient to the next", at_least=1, at_most=10**6)
     step_size: float = option(3e-2, "initial upper-level step size of adam and adaptive", above=0.0, at_most=1e6)

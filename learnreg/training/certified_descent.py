@@ -47,7 +47,7 @@ class CertifiedDescent:
         self.descent = AdaptiveDescent(first_step=options.step_size, memory=_MEMORY, audit_every=None)
         self._samples: list[Sample] = []
         if options.sampling != "minibatch":
-            samples = session.source.first(options.samples)
+            samples = session.source.first(options.most_samples)
             order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(options.seed)).tolist()
             self._samples = [samples[i] for i in order]
         self.size = len(self._samples) if options.sampling == "fixed" else min(_FIRST_SAMPLES, len(self._samples))

@@ -98,7 +98,7 @@ class QuasiNewton(UpperLevel):
 
     def __init__(self, session: Session, options: TrainingOptions) -> None:
         super().__init__(session, options)
-        self._samples = session.source.first(options.samples)
+        self._samples = session.source.first(options.most_samples)
         self._best: tuple[float, list[Tensor]] | None = None
         self._at: list[Tensor] = []
         self._evaluation: Evaluation | None = None

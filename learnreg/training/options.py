@@ -19,6 +19,7 @@ SAMPLINGS: tuple[str, ...] = get_args(SamplingName)
 
 _DEFAULT_MINUTES = 5.0
 _MOST_UPDATES = 10**12
+_SAMPLES, _GROWING_SAMPLES = 64, 512
 _LASTING = (
     "batch_size",
     "tolerance",
@@ -48,7 +49,7 @@ class TrainingOptions:
     tolerance: float = 1e-1
     optimizer: OptimizerName = "adam"
     step_size: float = 2e-2
-    samples: int = 64
+    samples: int | None = None
     seed: int = 0
     tune_start: bool = True
     audit_every: int = 10
@@ -63,7 +64,7 @@ class TrainingOptions:
                 f"train(updates={shown(self.updates)}): expected an integer from 1 to {_MOST_UPDATES:,}, or None."
             )
         for name in ("samples", "batch_size", "audit_every"):
-            if name != "batch_size" or self.batch_size is not None:
+            if name == "audit_every" or getattr(self, name) is not None:
                 whole_number(getattr(self, name), f"train({name})")
         whole_number(self.seed, "train(seed)", least=-LARGEST_SEED, most=LARGEST_SEED)
         real_number(self.step_size, "train(step_size)", above=0.0)
@@ -79,6 +80,13 @@ class TrainingOptions:
             return 60.0 * _DEFAULT_MINUTES if self.updates is None else math.inf
         return 60.0 * self.minutes
 
+    @property
+    def most_samples(self) -> int:
+        """``samples``, or what suits the optimizer: one that begins with a few affords more."""
+        growing = self.optimizer == "adaptive" and self.sampling == "growing"
+        return self.samples or (_GROWING_SAMPLES if growing else _SAMPLES)
+
     def lasting(self) -> dict[str, Any]:
         """What a resumed run cannot change."""
-        return {**{name: getattr(self, name) for name in _LASTING}, "method": repr(self.method)}
+        kept = {name: getattr(self, name) for name in _LASTING}
+        return {**kept, "samples": self.most_samples, "method": repr(self.method)}

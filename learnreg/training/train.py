@@ -61,7 +61,7 @@ def train(
     tolerance: float = 1e-1,
     optimizer: OptimizerName = "adam",
     step_size: float = 2e-2,
-    samples: int = 64,
+    samples: int | None = None,
     sampling: SamplingName = "growing",
     audit_every: int = 10,
     seed: int = 0,
@@ -109,7 +109,7 @@ def train(
     optimizer: "adam" (minibatches), "lbfgs" (the first ``samples`` items at once) or "adaptive" (certified descent on
         them, or on minibatches).
     step_size: initial, of Adam and of adaptive descent.
-    samples: of "lbfgs" and "adaptive", the first ones of the data.
+    samples: of "lbfgs" and "adaptive", the first ones of the data at most; None: 512 of a growing sample, else 64.
     sampling: of "adaptive": "growing" (from 16 of the samples to all of them), "fixed" (all of them) or "minibatch".
     audit_every: updates from one audit to the next; of "adaptive", from one certified gradient to the next.
     resume: go on with the run that ``out`` holds, with the same data and options but minutes and updates.

@@ -45,6 +45,9 @@ TINY: dict[str, dict[str, Any]] = {
 }
 """The tasks, and options of their smallest runs."""
 
+TOO_SLOW = ("ct", "certified, piggyback")
+"""Primal-dual iterations on projections take thousands of steps: no first update within 12 minutes."""
+
 SMALL_PATCH, SMALL_PATCHES, SMALL_FILTERS, ADAM_UPDATES = 32, 4, 24, 500
 TRUE_TOLERANCE = 1e-6
 
@@ -62,7 +65,6 @@ class Curve:
     loss: list[float] = field(default_factory=list)
     psnr: list[float] = field(default_factory=list)
     samples: int = 0
-    rejected: int = 0
 
     @property
     def known(self) -> list[tuple[float, float]]:
@@ -99,7 +101,6 @@ def run(
             curve.loss.append(row["loss"] if loss is None else loss)
             curve.psnr.append(psnr)
             curve.samples = row.get("samples", options.batch_size)
-            curve.rejected += not row.get("accepted", True)
             if not math.isnan(psnr):
                 print(
                     f"{curve.task} {curve.name} {curve.seed}: {update + 1} updates, {clock.cpu:.0f} s, loss "
@@ -204,7 +205,8 @@ of each seed, two runs at a time. PSNR in dB on held-out images where it was mea
 apart); *over TV*: over total variation of tuned weight on the same images, and *behind Adam* at the same seed, the
 worst of the seeds. *full batch*: {SMALL_PATCHES} patches of {SMALL_PATCH}², {ADAM_UPDATES} updates of Adam, and
 certified steps until the least loss of Adam ({goal:.4f}; both solved accurately), start not tuned. Every accepted step
-of the certified runs provably lowers the loss of its samples.""",
+of the certified runs provably lowers the loss of its samples. Tomography by piggyback is left out: its first update is
+not done within 12 minutes.""",
     )
     for task in TINY:
         adam = {c.seed: c for c in curves if c.task == task and c.name.startswith("Adam")}
@@ -217,13 +219,12 @@ of the certified runs provably lowers the loss of its samples.""",
                 {
                     "task": task,
                     "run": name,
-                    "updates": " / ".join(str(len(c.seconds)) for c in of),
-                    "rejected": sum(c.rejected for c in of),
+                    "updates": " / ".join(str(c.seconds.index(c.known[-1][0]) + 1) for c in of),
                     "samples at the end": " / ".join(str(c.samples) for c in of),
                     "PSNR": " / ".join(f"{c.known[-1][1]:.2f}" for c in of),
                     "over TV": f"{min(c.known[-1][1] - c.baseline for c in of):.2f}",
                     "behind Adam": f"{behind:.2f}",
-                    "CPU s": max(c.seconds[-1] for c in of),
+                    "CPU s": " / ".join(f"{c.known[-1][0]:.0f}" for c in of),
                 }
             )
             if not name.startswith("Adam"):
@@ -234,9 +235,8 @@ of the certified runs provably lowers the loss of its samples.""",
                 "task": curve.task,
                 "run": curve.name,
                 "updates": str(len(curve.seconds)),
-                "rejected": curve.rejected,
                 "samples at the end": str(curve.samples),
-                "CPU s": curve.time_to(goal),
+                "CPU s": f"{curve.time_to(goal):.0f}",
             }
         )
     table.tracked["certified over Adam, full batch, CPU seconds"] = certified.time_to(goal) / first.time_to(goal)
@@ -298,7 +298,7 @@ def main() -> None:
             for task, (seconds, seeds) in asked.items()
             for seed in range(seeds)
             for name in RUNS
-            if seconds > 0
+            if seconds > 0 and (options.quick or (task, name) != TOO_SLOW)
         ]
         curves = [job.result() for job in jobs]
     path = options.figure or (ROOT / "docs" / "training_descent.png" if options.record else None)

@@ -17,7 +17,7 @@ from learnreg.upper_level.directions import Flat
 
 __all__ = ["CertifiedDescent"]
 
-_FIRST_SAMPLES = 16
+_FIRST_SAMPLES, _CHUNKS = 16, 4
 _GROWTH = 2
 _STEPS_AHEAD = 4.0
 """How many steps like the next one a sample is kept for."""
@@ -51,7 +51,7 @@ class CertifiedDescent:
             order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(options.seed)).tolist()
             self._samples = [samples[i] for i in order]
         self.size = len(self._samples) if options.sampling == "fixed" else min(_FIRST_SAMPLES, len(self._samples))
-        self._objective = SampledObjective(session, self._samples[: self.size])
+        self._set_size(self.size)
 
     def step(self, factor: float) -> tuple[DescentStep, int, Audit | None]:
         """One step, how many samples it is about, and the audit of its gradient, if one was due. factor: of the step
@@ -90,7 +90,8 @@ class CertifiedDescent:
 
     def _set_size(self, size: int) -> None:
         self.size = size
-        self._objective = SampledObjective(self.session, self._samples[:size])
+        chunks = _CHUNKS if size < len(self._samples) else 1
+        self._objective = SampledObjective(self.session, self._samples[:size], chunks)
         self.descent.other_samples()
 
     def state_dict(self) -> dict[str, Any]:

@@ -21,22 +21,21 @@ from learnreg.upper_level.objective import Accuracy, CertifiedGradient, Objectiv
 
 __all__ = ["SampledObjective"]
 
-_CHUNKS = 4
-"""At least, of several samples: the spread of their gradients tells how far the sample's is from that of all."""
-
 _NO_RELATIVE_TOLERANCE = 1e-12
 
 
 class SampledObjective(Objective):
-    """theta -> mean loss of ``samples``, of any kinds. ``gradients``: of the chunks of the latest trial."""
+    """theta -> mean loss of ``samples``, of any kinds. ``gradients``: of the chunks of the latest trial. chunks: at
+    least, where the spread of their gradients is to tell how far the sample's is from that of all."""
 
-    def __init__(self, session: Session, samples: Sequence[Sample]) -> None:
+    def __init__(self, session: Session, samples: Sequence[Sample], chunks: int = 1) -> None:
         self.session, self.problem, self.samples = session, session.problem, list(samples)
+        self.least_chunks = chunks
         self.gradients: list[Mapping[str, Tensor]] = []
 
     def _chunks(self) -> list[Chunk]:
         self.session.clock.check()
-        largest = min(self.session.source.batch_size, max(1, len(self.samples) // _CHUNKS))
+        largest = min(self.session.source.batch_size, max(1, len(self.samples) // self.least_chunks))
         return self.session.chunks(self.samples, largest)
 
     def _shares(self, chunks: Sequence[Chunk]) -> list[float]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from learnreg.linear.norms import DENSE_LIMIT, dense_matrix
 from learnreg.linear.operator import LinearOperator
+from learnreg.linear.reparametrized import reparametrized
 from learnreg.linear.samples import norm_samples
 
 __all__ = ["wrong_bound"]
@@ -70,7 +71,8 @@ def _comparisons(operator: LinearOperator, x: Tensor) -> Iterator[tuple[str, flo
     if rows:
         yield from _rows(operator, matrix, x)
     constant = operator.parameter_lipschitz()
-    if constant is not None and any(p.requires_grad for p in operator.parameters()):
+    learned = any(p.requires_grad for p in operator.parameters())
+    if constant is not None and learned and not reparametrized(operator):  # else it bounds nothing, which is known
         yield "parameter_lipschitz", _slope(operator, x), constant
 
 

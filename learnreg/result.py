@@ -171,8 +171,8 @@ class Hypergradient(Brief):
     certified gradient that one of the method's own was compared with, and its bound; else gradient and error_bound.
     rung: the certificate that decided, "published", "frobenius" or "sharp"; empty where none did. accuracy: relative
     error of the state and relative residual of the adjoint equation that should satisfy a tolerance of 1, in proportion
-    for others. normed: a learned operator at this theta or an earlier one, whose norm was found: norms nearby follow
-    from it. ``Start.after`` hands both on.
+    for others. normed: a filter bank at this theta or an earlier one whose norm was found, from which those nearby
+    follow; None of other operators. ``Start.after`` hands both on.
     """
 
     gradient: dict[str, Tensor]

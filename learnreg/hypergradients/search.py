@@ -147,7 +147,7 @@ class Search(ABC):
             return Point(self.frozen, self.instance, self.b, self.loss, x, torch.zeros_like(x))
         check_type(start, Start, "start", "lr.Start(x, X)")
         self.accuracy = start.accuracy
-        if start.normed is not None and self.normed.take_norm_near(start.normed):
+        if start.normed not in (None, self.normed) and self.normed.take_norm_near(start.normed):
             self.normed = start.normed
         for name, image in (("start.x", start.x), ("start.X", start.X)):
             self.frozen.operator.check_domain(image, name)
@@ -248,5 +248,5 @@ class Search(ABC):
             corrected_gradient=verdict.gradient,
             corrected_error_bound=error_bound,
             rung=verdict.rung if certified else "",
-            normed=self.normed,
+            normed=self.normed if self.normed.tells_norms_nearby else None,
         )

@@ -66,6 +66,11 @@ class Normed(FindsOnce):
         finding it takes; None where nothing is known of the difference."""
         return None
 
+    @property
+    def tells_norms_nearby(self) -> bool:
+        """Whether its class knows ``norm_near``."""
+        return type(self).norm_near is not Normed.norm_near
+
     def take_norm_near(self, other: Normed) -> bool:
         """Bound the norm by that of another operator, unless that loosens it by more than 1 % or it is known already;
         whether it does."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 
 import pytest
 import registry
@@ -13,8 +14,10 @@ from registry import SHAPE
 import learnreg as lr
 from learnreg.certificates.frobenius import FrobeniusBound
 from learnreg.certificates.judgement import judge
+from learnreg.convolutions.filter_bank import FilterBank
 from learnreg.lower_level.point import Point
-from learnreg.operators import Identity
+from learnreg.operators import Identity, from_callables
+from learnreg.regularizers import AnalysisOperator
 
 REGULARIZERS = [name for name in registry.REGULARIZERS if "value" not in name]
 
@@ -134,3 +137,17 @@ def test_tolerances_beyond_rounding_and_absolute_ones(tolerances: tuple[float, f
     assert found.certified
     assert found.error_bound <= max(relative * found.norm, absolute, 1e-9 * found.norm)
     assert found.operator_applications < 2000
+
+
+def test_results_can_be_stored_whatever_the_operators_are() -> None:
+    """A norm is handed on by operators that tell those nearby alone; a closure is none of them."""
+    shape = (1, 6, 6)
+    double = from_callables(lambda x: 2.0 * x, lambda y: 2.0 * y, shape, shape)
+    b = registry.rand(2, *shape)
+    for operator, told in ((double, False), (FilterBank(registry.randn(2, 3, 3), shape), True)):
+        problem = lr.LowerLevelProblem(Identity(shape), AnalysisOperator(operator, lr.PseudoHuber(0.1)))
+        found = lr.hypergradient(problem, b, lr.SquaredError(0.9 * b))
+        start = pickle.loads(pickle.dumps(lr.Start.after(found)))
+        assert (start.normed is not None) is told
+        again = lr.hypergradient(problem, b, lr.SquaredError(0.9 * b), start=start)
+        assert again.certified == found.certified

@@ -32,7 +32,9 @@ def check_file(path: str | Path) -> Path:
     if not path.exists():
         raise DataError("this file does not exist.", path, "Check the path.")
     if not path.is_file():
-        raise DataError("expected a file, this is a folder or a device.", path, "Pass a file inside it.")
+        raise DataError(
+            "expected a file, this is a folder, a pipe or a device.", path, "Pass a file inside it, or save it to one."
+        )
     try:
         with path.open("rb") as file:
             start = file.read(len(_LFS_POINTER))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from learnreg.datasets.files.bitmaps import decode_bitmap
+from learnreg.datasets.files.checks import check_file
 from learnreg.datasets.files.pixels import Picture, luminance
 from learnreg.datasets.files.tiff import decode_tiff, is_tiff
 from learnreg.errors import DataError
@@ -59,17 +60,10 @@ def read_image(path: str | Path, noisy: bool = False) -> Tensor:
 def _read_bytes(path: Path) -> bytes:
     if path.suffix.lower() not in IMAGE_SUFFIXES:
         raise DataError(f"not an image file, its name ends in {path.suffix!r}.", path, f"Readable formats: {_FORMATS}.")
-    if not path.exists():
-        raise DataError("this image file does not exist.", path, "Check the path.")
-    if not (path.is_file() or path.is_dir()):
-        raise DataError("this is a pipe or a device, which cannot be read twice.", path, "Save it to a file first.")
     try:
-        data = path.read_bytes()
+        return check_file(path).read_bytes()
     except OSError as error:
         raise DataError(f"cannot be read ({error.strerror}).", path, "Check the path and its permissions.") from error
-    if not data:
-        raise DataError("this image file is empty (0 bytes).", path, "Copy or download it again.")
-    return data
 
 
 def _decode(path: Path, data: bytes) -> Picture:

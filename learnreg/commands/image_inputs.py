@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from learnreg.datasets import read_image
+from learnreg.datasets.files.checks import check_file
 from learnreg.errors import DataError
 from learnreg.models.extras import require
 
@@ -93,13 +94,10 @@ def read_input(path: Path) -> ImageInput:
 
 
 def _read_array(path: Path) -> ImageInput:
-    if path.exists() and not (path.is_file() or path.is_dir()):
-        raise DataError("this is a pipe or a device, which cannot be read twice.", path, "Save it to a file first.")
+    check_file(path)
     try:
         # Mapped, because only then is the size that the header claims compared with that of the file.
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError as error:
-        raise DataError("this file does not exist.", path, "Check the path.") from error
     except Exception as error:  # NumPy parses the header as Python literals, which fail in many ways
         raise DataError(f"cannot be read as a NumPy array, damaged or truncated ({error}).", path) from error
     if not isinstance(array, np.ndarray) or array.dtype.kind != "f":

@@ -129,7 +129,7 @@ def test_what_is_no_image(tmp_path: Path) -> None:
         ("empty.png", "empty"),
         ("absent.png", "does not exist"),
         ("notes.txt", "not an image file"),
-        ("folder.png", "cannot be read"),
+        ("folder.png", "this is a folder"),
     ):
         with pytest.raises(DataError, match=reason) as caught:
             read_image(tmp_path / name)

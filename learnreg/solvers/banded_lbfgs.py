@@ -28,7 +28,7 @@ _GROWTH = 1.5
 """The most by which a step may be longer than the one before, with a preconditioner: made where the images are noisy,
 it takes the curvature for too small, and whole steps fail until the pairs have told."""
 
-_DEAR_FILTERS = 2000
+_DEAR_COEFFICIENTS = 2000
 """Coefficients of a filter bank whose gradients cost several times as much as the FFTs of the image."""
 
 
@@ -117,7 +117,7 @@ def _unchanged(r: Tensor) -> Tensor:
 def _preconditioner(instance: Instance, f: BandedPotential, x: Tensor) -> UniformPreconditioner | None:
     """Counts one application where there is one."""
     stencil = f.operator.stencil()
-    if stencil is None or stencil.filters.numel() < _DEAR_FILTERS:
+    if stencil is None or stencil.filters.numel() < _DEAR_COEFFICIENTS:
         return None
     instance.counter.applications += 1
     return UniformPreconditioner.of(instance, f.operator, f.mean_majorant(x))

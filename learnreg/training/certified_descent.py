@@ -50,8 +50,8 @@ class CertifiedDescent:
             samples = session.source.first(options.most_samples)
             order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(options.seed)).tolist()
             self._samples = [samples[i] for i in order]
-        self.size = len(self._samples) if options.sampling == "fixed" else min(_FIRST_SAMPLES, len(self._samples))
-        self._set_size(self.size)
+        every = len(self._samples)
+        self._set_size(every if options.sampling == "fixed" else min(_FIRST_SAMPLES, every))
 
     def step(self, factor: float) -> tuple[DescentStep, int, Audit | None]:
         """One step, how many samples it is about, and the audit of its gradient, if one was due. factor: of the step

@@ -243,7 +243,7 @@ def test_a_preconditioner_saves_steps_and_changes_no_minimiser(name: str, monkey
     b = torch.rand(2, *SHAPE, dtype=torch.float64, generator=generator())
     found = []
     for dear in (0, 10**9):
-        monkeypatch.setattr(banded_lbfgs, "_DEAR_FILTERS", dear)
+        monkeypatch.setattr(banded_lbfgs, "_DEAR_COEFFICIENTS", dear)
         found.append(lr.solve(problem, b, tolerance=1e-6))
         assert found[-1].status.converged
     assert bool(((found[0].x - found[1].x).square().mean((1, 2, 3)).sqrt() <= 2e-6).all())

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from learnreg.training.train import TrainResult, train
     from learnreg.upper_level.adaptive_descent import AdaptiveDescent
     from learnreg.upper_level.batch_objective import BatchObjective
+    from learnreg.upper_level.bilevel_objective import BilevelObjective
+    from learnreg.upper_level.bilevel_problem import BilevelProblem
     from learnreg.upper_level.layer import solution_layer
 
 __version__ = "0.1.0"
@@ -46,6 +48,8 @@ _LAZY = {
     "AdaptiveDescent": "learnreg.upper_level.adaptive_descent",
     "AssumptionError": "learnreg.errors",
     "BatchObjective": "learnreg.upper_level.batch_objective",
+    "BilevelObjective": "learnreg.upper_level.bilevel_objective",
+    "BilevelProblem": "learnreg.upper_level.bilevel_problem",
     "Box": "learnreg.lower_level.constraints",
     "Certificate": "learnreg.result",
     "CheckpointError": "learnreg.errors",
@@ -99,6 +103,8 @@ __all__ = [
     "AdaptiveDescent",
     "AssumptionError",
     "BatchObjective",
+    "BilevelObjective",
+    "BilevelProblem",
     "Box",
     "Certificate",
     "CheckpointError",

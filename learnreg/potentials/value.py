@@ -19,7 +19,8 @@ from learnreg.linear.parameter_groups import Density, OwnBound, ParameterBound, 
 from learnreg.linear.samples import expand, inner_samples, norm_samples
 from learnreg.losses import UpperLoss
 from learnreg.potentials.base import Potential
-from learnreg.potentials.value_examination import Declared, GivenFunction, probe, screen
+from learnreg.potentials.value_derivatives import MOST_MEASURED, GivenFunction, cross_norm, hessian_norm
+from learnreg.potentials.value_examination import Declared, probe, screen
 
 __all__ = ["ValuePotential"]
 
@@ -157,8 +158,10 @@ class ValuePotential(Potential):
 
     def curvature_bounds(self, t: Tensor, radius: Tensor | float) -> tuple[Tensor, Tensor]:
         """The lower end is not above 0: f'' less the modulus, which ``softness`` gives to the energy, is between
-        them, too."""
+        them, too. The upper one is declared, or that of the Hessian at t with what it changes within the radius."""
         high = self.second(t)
+        if self.declared.gradient_lipschitz is None and self._few(t):
+            high = expand(self._size * hessian_norm(self.function, t), t) + self.third_bound(t, radius) * radius
         return torch.full_like(high, -self.concavity), high
 
     def curvature_change(self, t: Tensor, radius: Tensor | float) -> Tensor:
@@ -173,12 +176,22 @@ class ValuePotential(Potential):
         return Density("log_factor", (), excess=modulus), OwnBound("value", self.parameter_bound)
 
     def parameter_bound(self, t: Tensor, V: Tensor, y: Tensor, Y: Tensor, errors: ResponseErrors) -> ParameterBound:
-        """‖C(t) V - C(t^) V^‖ <= ‖C(t) - C(t^)‖ ‖V‖ + ‖C(t^)‖ ‖V - V^‖ for C = ∂_theta ∇f, in which R's constants are
-        declared."""
-        steady, changing = self._constant(self.declared.cross_bound), self._constant(self.declared.cross_lipschitz)
-        size = norm_samples(V)
-        zero = torch.zeros_like(size)
-        return ParameterBound(changing * errors.t * size, zero + steady, zero, steady * size)
+        """‖C(t) V - C(t^) V^‖ <= ‖C(t) - C(t^)‖ ‖V‖ + ‖C(t^)‖ ‖V - V^‖ for C = ∂_theta ∇f, the norm of which is
+        declared, or follows from that at t."""
+        changing, size = self._constant(self.declared.cross_lipschitz), norm_samples(V)
+        if self.declared.cross_bound is None:
+            here = self._size * cross_norm(self.function, t)
+            steady = here + changing * errors.t
+        else:
+            here = steady = torch.full_like(size, self._constant(self.declared.cross_bound))
+        return ParameterBound(changing * errors.t * size, steady, torch.zeros_like(size), here * size)
+
+    def _few(self, t: Tensor) -> bool:
+        """Whether second derivatives at a point of this shape are few enough to look at all of them."""
+        return t[0].numel() <= MOST_MEASURED
+
+    def _few_learned(self) -> bool:
+        return sum(t.numel() for t in self.learned()) <= MOST_MEASURED
 
     # ---- examination -------------------------------------------------------------------------------------------------
 
@@ -187,7 +200,7 @@ class ValuePotential(Potential):
             screen(self.function, self.declared.name, shape, device)
 
     def doubt(self, t: Tensor, gradients: bool) -> str:
-        lacks = self.declared.lacks(gradients)
+        lacks = self.declared.lacks(gradients, self._few(t), self._few(t) or self._few_learned())
         if lacks:
             return lacks
         if not gradients and (dtype := UpperLoss(self.function.value).computes_in(t)) != t.dtype:

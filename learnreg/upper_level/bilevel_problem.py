@@ -1,0 +1,439 @@
+"""Bilevel problems beyond images: any smooth, strongly convex lower level, by its value alone.
+
+    min over theta of upper(x^(theta), theta, data),    x^(theta) = argmin over x of lower(x, theta, data)
+
+The lower level becomes a :class:`LowerLevelProblem` of one sample whose regularizer is the function, beside a data term
+of weight 0, so that every solver, method and certificate of the library applies. The hypergradient is
+
+    ∂_theta upper(x^, theta) + <∂_theta ∇_x lower(x^, theta), X^>,    ∇²_x lower X^ = -∇_x upper,
+
+of which methods compute the second term; the error of the first one is at most that of x times a Lipschitz constant.
+
+Source: Dempe, Foundations of Bilevel Programming (2002), 6; Pedregosa, Hyperparameter optimization with approximate
+gradient (2016).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from learnreg.errors import ConfigError, ShapeError, SolverError
+from learnreg.hypergradients.base import HypergradientMethod
+from learnreg.hypergradients.compute import CertificateName, Start, hypergradient
+from learnreg.linear.arguments import check_type, real_number
+from learnreg.linear.identity import Unchanged
+from learnreg.losses import UpperLoss
+from learnreg.lower_level.constraints import Box
+from learnreg.lower_level.data_terms import WeightedLeastSquares
+from learnreg.lower_level.problem import LowerLevelProblem
+from learnreg.lower_level.regularizer import Regularizer
+from learnreg.potentials.value_examination import Declared
+from learnreg.result import Hypergradient, Solution, Status
+from learnreg.solvers.base import Solver
+from learnreg.solvers.choice import SolverName
+from learnreg.solvers.solve import FailureOption, check_failure_option, check_tolerance, solve
+from learnreg.upper_level.trees import Tree, Variables
+
+__all__ = ["BilevelProblem", "PosedProblem"]
+
+Variable = Tensor | Mapping[str, Tensor]
+Function = Callable[[Any, Any, Any], Tensor]
+Constant = float | Callable[[Any, Any], float] | None
+
+_ROUNDS, _AIM = 5, 0.4
+_COLD = 1e-3
+"""Error of the state, over that of the starting point, before the first gradient is asked for."""
+
+_POWER_STEPS, _SLACK = 4, 1e-6
+
+
+class BilevelProblem:
+    """A bilevel problem given by two functions of torch tensors.
+
+    Parameters
+    ----------
+    lower: lower(x, theta, data), a scalar or (problems,): one number for each of independent problems, whose sum is
+        minimised. Twice differentiable and strongly convex in x.
+    upper: upper(x, theta, data), a scalar or (problems,), whose mean is the loss.
+    strong_convexity: mu > 0 such that lower - mu/2 ‖x‖² is convex in x, for every data; a number, or a function
+        (theta, data) -> number. Without it errors are estimates.
+    gradient_lipschitz, hessian_lipschitz: Lipschitz constants of ∇_x lower and ∇²_x lower in x. cross_bound,
+        cross_lipschitz: bound and Lipschitz constant in x of ∂_theta ∇_x lower, theta all parameters together.
+        upper_gradient_lipschitz: Lipschitz constant in x of the gradient of (the components of) upper in x and theta
+        together. 2-norms, numbers or functions like ``strong_convexity``.
+    constraint: None, ``lr.Nonnegative()`` or ``lr.Box(lower, upper)`` for all entries of x.
+
+    x and theta are tensors or dicts of tensors, data is anything: tensors in dicts, lists and tuples are found and come
+    to both functions in the precision of the computation, which is float64 where errors are judged; a tensor that a
+    function finds elsewhere is not. Hypergradients are certified with ``strong_convexity``, ``hessian_lipschitz``,
+    ``cross_lipschitz`` and ``upper_gradient_lipschitz``, which are held against probes near each solution, where x or
+    theta has at most 512 entries (the norms of second derivatives at a point are then computed), or else with
+    ``gradient_lipschitz`` and ``cross_bound``, too. Methods that take gradient steps need ``gradient_lipschitz``.
+
+    Raises
+    ------
+    ConfigError: no functions, or constants that are none.
+    """
+
+    def __init__(
+        self,
+        lower: Function,
+        upper: Function,
+        strong_convexity: Constant = None,
+        *,
+        gradient_lipschitz: Constant = None,
+        hessian_lipschitz: Constant = None,
+        cross_bound: Constant = None,
+        cross_lipschitz: Constant = None,
+        upper_gradient_lipschitz: Constant = None,
+        constraint: Box | None = None,
+    ) -> None:
+        functions: dict[str, object] = {"lower": lower, "upper": upper}
+        for name, function in functions.items():
+            if not callable(function):
+                kind = type(function).__name__
+                raise ConfigError(f"BilevelProblem({name}): got {kind}, expected a function of (x, theta, data).")
+        self.lower, self.upper, self.constraint = lower, upper, constraint
+        self.constants: dict[str, Constant] = {
+            "strong_convexity": strong_convexity,
+            "gradient_lipschitz": gradient_lipschitz,
+            "hessian_lipschitz": hessian_lipschitz,
+            "cross_bound": cross_bound,
+            "cross_lipschitz": cross_lipschitz,
+            "upper_gradient_lipschitz": upper_gradient_lipschitz,
+        }
+        for name, value in self.constants.items():
+            if value is not None and not callable(value):
+                _checked_constant(value, name)
+
+    def __repr__(self) -> str:
+        known = ", ".join(f"{name}={value}" for name, value in self.constants.items() if value is not None)
+        return f"BilevelProblem({_name(self.lower)}, {_name(self.upper)}{', ' if known else ''}{known})"
+
+    def at(self, theta: Variable, x: Variable, data: Any = None) -> PosedProblem:
+        """The problem at parameters and data, to start from x. Parameters of float32 or float64, like x; an
+        nn.Parameter is that of the posed problem, too, and other tensors share their memory with its parameters.
+
+        Raises
+        ------
+        ConfigError: theta or x is no tensor or dict of tensors. ShapeError: types or values that are none of numbers.
+        """
+        return PosedProblem(self, theta, x, data)
+
+    def solve(
+        self, theta: Variable, x: Variable, data: Any = None, tolerance: float = 1e-6, **options: Any
+    ) -> Solution:
+        """The lower-level solution from x, see :meth:`PosedProblem.solve`."""
+        return self.at(theta, x, data).solve(tolerance, **options)
+
+    def hypergradient(
+        self,
+        theta: Variable,
+        x: Variable,
+        data: Any = None,
+        method: HypergradientMethod | None = None,
+        tolerance: float = 1e-2,
+        **options: Any,
+    ) -> Hypergradient:
+        """The gradient of the loss in theta from x, see :meth:`PosedProblem.hypergradient`."""
+        return self.at(theta, x, data).hypergradient(method, tolerance, **options)
+
+
+class PosedProblem:
+    """A bilevel problem at parameters and data.
+
+    problem, b, loss: what ``lr.solve``, ``lr.hypergradient``, ``lr.certify`` and ``lr.BatchObjective`` take; x is one
+    sample there, a vector with all entries in order, and ``loss`` leaves out that upper depends on theta directly.
+    start: the vector of the starting point, (1, n).
+    """
+
+    def __init__(self, bilevel: BilevelProblem, theta: Variable, x: Variable, data: Any = None) -> None:
+        check_type(bilevel, BilevelProblem, "PosedProblem(bilevel)", "an lr.BilevelProblem")
+        self.bilevel = bilevel
+        self._theta, self._x = Variables(theta, "theta"), Variables(x, "x")
+        self.start = self._x.flat()[None]
+        self.function = LowerFunction(bilevel, self._theta, self._x, Tree.of(data))
+        domain = (self.start.shape[1],)
+        self.problem = LowerLevelProblem(
+            Unchanged(domain),
+            self.function,
+            data_term=WeightedLeastSquares(torch.zeros((), dtype=self._x.dtype)),
+            constraint=bilevel.constraint,
+        )
+        self.b = torch.zeros_like(self.start)
+        self.loss = UpperLoss(self._upper, self.function.constant("upper_gradient_lipschitz"))
+
+    def _upper(self, x: Tensor) -> Tensor:
+        return self.function.upper(x, self.function.theta(x.dtype))
+
+    def __repr__(self) -> str:
+        return f"PosedProblem({self.bilevel!r}, {self.start.shape[1]} variables, {len(self._theta.shapes)} parameters)"
+
+    # ---- solutions ---------------------------------------------------------------------------------------------------
+
+    def solve(
+        self,
+        tolerance: float = 1e-6,
+        *,
+        max_steps: int | None = None,
+        solver: SolverName | Solver[Any] = "auto",
+        on_failure: FailureOption = "return",
+    ) -> Solution:
+        """As :func:`learnreg.solve`; ``x`` is in the form of the starting point, the error bound the root mean square
+        over all its entries."""
+        options = {"max_steps": max_steps, "solver": solver, "on_failure": on_failure}
+        found = solve(self.problem, self.b, tolerance, start=self.start, **options)  # type: ignore[arg-type]
+        return replace(found, x=self.shaped(found.x))
+
+    def hypergradient(
+        self,
+        method: HypergradientMethod | None = None,
+        tolerance: float = 1e-2,
+        *,
+        absolute_tolerance: float = 0.0,
+        max_steps: int | None = None,
+        certificate: CertificateName = "auto",
+        start: Start | None = None,
+        on_failure: FailureOption = "return",
+    ) -> Hypergradient:
+        """The gradient of the loss in all of theta, as :func:`learnreg.hypergradient`; ``gradient`` by the names of
+        theta ("theta" for a single tensor), ``x`` and ``X`` in the form of the starting point. ``start``: of an earlier
+        call of :meth:`flat_hypergradient`."""
+        check_failure_option(on_failure)
+        options = {"absolute_tolerance": absolute_tolerance, "max_steps": max_steps, "certificate": certificate}
+        found = self.flat_hypergradient(method, tolerance, start=start, **options)  # type: ignore[arg-type]
+        result = replace(
+            found,
+            gradient=self._named(found.gradient),
+            corrected_gradient=self._named(found.corrected_gradient),
+            x=self.shaped(found.x),
+            X=self.shaped(found.X),
+        )
+        if on_failure == "raise" and not result.status.converged:
+            raise SolverError(f"hypergradient(tolerance={tolerance:g}): {result.reason or result.status.value}", result)
+        return result
+
+    def flat_hypergradient(
+        self,
+        method: HypergradientMethod | None = None,
+        tolerance: float = 1e-2,
+        *,
+        absolute_tolerance: float = 0.0,
+        start: Start | None = None,
+        **options: Any,
+    ) -> Hypergradient:
+        """The same with x and X as vectors (1, n) and the parameters as ``problem`` names them, for warm starts."""
+        relative = check_tolerance(tolerance)
+        start = start or self._warm(options.get("max_steps"))
+        applications = steps = 0
+        for _ in range(_ROUNDS):
+            found = hypergradient(
+                self.problem,
+                self.b,
+                self.loss,
+                method,
+                relative,
+                absolute_tolerance=absolute_tolerance,
+                start=start,
+                **options,
+            )
+            applications, steps = applications + found.operator_applications, steps + found.steps
+            whole = self._with_direct(found)
+            enough = max(tolerance * whole.norm, absolute_tolerance)
+            if not found.status.converged or whole.error_bound <= enough or found.bound_kind == "none":
+                break
+            share = _AIM * enough / whole.error_bound
+            relative, absolute_tolerance = relative * share, absolute_tolerance * share
+            start = Start.after(found)
+        missed = found.status.converged and not whole.error_bound <= enough and found.bound_kind != "none"
+        status = Status.STAGNATED if missed else found.status
+        return replace(whole, status=status, steps=steps, operator_applications=applications)
+
+    def _warm(self, max_steps: int | None) -> Start:
+        """The solution to a rough accuracy, in units of the error of the starting point."""
+        frozen = self.problem.frozen()
+        instance = frozen.at(self.b)
+        slope, mu = float(instance.full_gradient(self.start).norm()), instance.strong_convexity
+        rms = 1.0 / math.sqrt(self.start.shape[1])
+        error = slope / mu if mu > 0 else max(float(self.start.norm()), 1.0)
+        x = self.start
+        if slope > 0 and math.isfinite(error):
+            x = solve(frozen, self.b, _COLD * error * rms, start=x, max_steps=max_steps).x
+        return Start(x, torch.zeros_like(x))
+
+    def shaped(self, x: Tensor) -> Any:
+        """A vector (1, n) in the form of the starting point."""
+        return self._x.shaped(x[0])
+
+    def _named(self, gradient: dict[str, Tensor]) -> dict[str, Tensor]:
+        return dict(zip(self._theta.shapes, gradient.values(), strict=True))
+
+    # ---- how the loss depends on theta itself ------------------------------------------------------------------------
+
+    def direct(self, x: Tensor) -> dict[str, Tensor]:
+        """∂_theta upper at a vector (1, n), as ``problem`` names the parameters."""
+        return self.function.direct(x)[0]
+
+    def _with_direct(self, found: Hypergradient) -> Hypergradient:
+        """The gradient in theta as a whole, with its bound."""
+        x = found.x.double()
+        direct, seen = self.function.direct(x)
+        if not seen:
+            return found
+        error = float(found.state_error_bound.norm())
+        rigorous = self.loss.gradient_lipschitz is not None and found.bound_kind == "rigorous"
+        speed = self.function.fastest_direct(x)
+        if self.loss.gradient_lipschitz is not None:
+            share = self.loss.gradient_lipschitz
+            if speed > share * (1.0 + _SLACK):
+                raise ConfigError(
+                    f"BilevelProblem(upper_gradient_lipschitz={share:g}): the gradient of upper in theta changes "
+                    f"{speed:.6g} times as fast as x near the solution; pass a constant of at least that."
+                )
+            speed = share
+        if not math.isfinite(error):
+            error = self._estimated_error(found.x)
+        added = speed * error if speed > 0 else 0.0
+
+        def total(gradient: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {name: (g.double() + direct[name]).to(g) for name, g in gradient.items()}
+
+        def bound(error_bound: float, gradient: dict[str, Tensor]) -> float:
+            rounding = sum(torch.finfo(g.dtype).eps * float(g.norm()) for g in gradient.values())
+            return error_bound + added + rounding
+
+        gradient, corrected = total(found.gradient), total(found.corrected_gradient)
+        return replace(
+            found,
+            gradient=gradient,
+            corrected_gradient=corrected,
+            error_bound=bound(found.error_bound, gradient),
+            corrected_error_bound=bound(found.corrected_error_bound, corrected),
+            certified=found.certified and rigorous,
+        )
+
+    def _estimated_error(self, x: Tensor) -> float:
+        """Of x, in the 2-norm, where no modulus is known: that of a Newton step."""
+        found = solve(self.problem, self.b, 1.0, start=x, max_steps=1)
+        return float(found.error_bound.norm()) * math.sqrt(x.shape[1])
+
+
+class LowerFunction(Regularizer):
+    """The lower level as a regularizer of the vector of all entries of x; its parameters are theta."""
+
+    def __init__(self, bilevel: BilevelProblem, theta: Variables, x: Variables, data: Tree) -> None:
+        super().__init__()
+        self._functions, self._shapes = bilevel, (theta, x)
+        self._data = data
+        self.project: Callable[[], Any] | None = None
+        for k, t in enumerate(theta.tensors.values()):
+            self.register_parameter(f"theta{k}", t if isinstance(t, nn.Parameter) else nn.Parameter(t.detach()))
+        for k, t in enumerate(data.leaves.values()):
+            self.register_buffer(f"data{k}", t.detach())
+
+    def theta(self, dtype: torch.dtype) -> list[Tensor]:
+        """The parameters in a precision, detached."""
+        return [p.detach().to(dtype) for p in self._parameters.values() if p is not None]
+
+    def _arguments(self, v: Tensor, theta: Sequence[Tensor]) -> tuple[Any, Any, Any]:
+        (theta_form, x_form), dtype = self._shapes, v.dtype
+        data = [t.to(dtype) if t.is_floating_point() else t for t in self.buffers()]
+        named = dict(zip(theta_form.shapes, theta, strict=True))
+        return x_form.shaped(v), named[theta_form.name] if theta_form.single else named, self._data.built(data)
+
+    def value(self, x: Tensor) -> Tensor:
+        theta = [p for p in self._parameters.values() if p is not None]
+        found = [_numbers(self._functions.lower(*self._arguments(v, theta)), "lower").sum() for v in x]
+        return torch.stack(found)
+
+    def upper(self, x: Tensor, theta: list[Tensor]) -> Tensor:
+        """The loss at a vector (1, n)."""
+        return _numbers(self._functions.upper(*self._arguments(x[0], theta)), "upper").mean()
+
+    def direct(self, x: Tensor) -> tuple[dict[str, Tensor], bool]:
+        """∂_theta upper at a vector (1, n), and whether upper depends on theta at all."""
+        with torch.enable_grad():
+            leaves = [t.requires_grad_() for t in self.theta(x.dtype)]
+            value = self.upper(x.detach(), leaves)
+            grads: tuple[Tensor | None, ...] = (None,) * len(leaves)
+            if value.requires_grad:
+                grads = torch.autograd.grad(value, leaves, allow_unused=True)
+        filled = [torch.zeros_like(t) if g is None else g for t, g in zip(leaves, grads, strict=True)]
+        return dict(zip(self._parameters, filled, strict=True)), any(g is not None for g in grads)
+
+    def fastest_direct(self, x: Tensor) -> float:
+        """How fast ∂_theta upper changes with x near it, by a few power steps: at least that at some point."""
+        generator = torch.Generator().manual_seed(3)
+        size = float(x.norm()) or 1.0
+        d = torch.randn(x.shape, dtype=x.dtype, generator=generator).to(x.device)
+        largest = 0.0
+        for _ in range(_POWER_STEPS):
+            length = float(d.norm())
+            if not length > 0:
+                break
+            d = d / length
+            with torch.enable_grad():
+                point = x.detach().clone().requires_grad_()
+                leaves = [t.requires_grad_() for t in self.theta(x.dtype)]
+                grads = torch.autograd.grad(
+                    self.upper(point, leaves), leaves, create_graph=True, materialize_grads=True
+                )
+                here = torch.cat([g.reshape(-1) for g in grads])
+            there = torch.cat([g.reshape(-1) for g in self.direct(x + 1e-3 * size * d)[0].values()])
+            change = there - here.detach()
+            largest = max(largest, float(change.norm()) / (1e-3 * size))
+            if not here.requires_grad:
+                break
+            d = torch.autograd.grad(here, point, change, materialize_grads=True)[0]
+        return largest
+
+    def project_(self) -> None:
+        if self.project is not None:
+            self.project()
+
+    # ---- constants ---------------------------------------------------------------------------------------------------
+
+    def constant(self, name: str) -> float | None:
+        """One that was declared, at the present parameters."""
+        value = self._functions.constants[name]
+        if not callable(value):
+            return value
+        dtype = self._shapes[1].dtype
+        empty = torch.zeros(sum(map(math.prod, self._shapes[1].shapes.values())), dtype=dtype)
+        _, theta, data = self._arguments(empty, self.theta(dtype))
+        return _checked_constant(value(theta, data), name)
+
+    def _declared(self) -> Declared:
+        return Declared(
+            "BilevelProblem(lower)",
+            self.constant("strong_convexity"),
+            gradient_lipschitz=self.constant("gradient_lipschitz"),
+            hessian_lipschitz=self.constant("hessian_lipschitz"),
+            cross_bound=self.constant("cross_bound"),
+            cross_lipschitz=self.constant("cross_lipschitz"),
+        )
+
+
+def _numbers(value: object, name: str) -> Tensor:
+    """What a function returned; ShapeError unless it is a scalar or a vector."""
+    if isinstance(value, Tensor) and value.dim() <= 1 and value.numel() > 0 and value.is_floating_point():
+        return value
+    got = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+    raise ShapeError(f"BilevelProblem({name}): it returned {got}, expected a scalar tensor, or (problems,).")
+
+
+def _checked_constant(value: object, name: str) -> float:
+    call = f"BilevelProblem({name})"
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = float(value.detach())
+    return real_number(value, call, above=0.0) if name == "strong_convexity" else real_number(value, call, least=0.0)
+
+
+def _name(function: object) -> str:
+    return getattr(function, "__name__", type(function).__name__)

@@ -1,5 +1,5 @@
 """The truth about bilevel problems given by two functions: Newton's method and the implicit function theorem with dense
-matrices in float64, by torch.func; nothing of the package."""
+matrices in float64, by autograd; nothing of the package."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import grad, hessian, jacrev
+from torch.autograd.functional import hessian, jacobian
 
 __all__ = ["DenseBilevel", "dense_bilevel"]
 
@@ -18,7 +18,7 @@ Named = dict[str, Tensor]
 
 @dataclass
 class DenseBilevel:
-    """Solution, adjoint state and gradient as vectors, and the Hessian; lipschitz: what ``constants`` found."""
+    """Solution, adjoint state and gradient as vectors, and the Hessian."""
 
     x: Tensor
     X: Tensor
@@ -50,16 +50,21 @@ def dense_bilevel(
     def loss(v: Tensor, t: Tensor) -> Tensor:
         return upper(shaped(v, x), shaped(t, theta), data).mean()
 
+    def slope(v: Tensor, t: Tensor) -> Tensor:
+        v = v if v.requires_grad else v.detach().requires_grad_()
+        return torch.autograd.grad(energy(v, t), v, create_graph=True)[0]
+
     v, t = flat(x), flat(theta)
     for _ in range(newton):
-        step = torch.linalg.solve(hessian(energy)(v, t), grad(energy)(v, t))
+        step = torch.linalg.solve(hessian(lambda v: energy(v, t), v), slope(v, t).detach())
         size = 1.0
         while energy(v - size * step, t) > energy(v, t) and size > 1e-6:
             size /= 2
         v = v - size * step
         if step.norm() <= 1e-15 * (1.0 + v.norm()):
             break
-    H = hessian(energy)(v, t)
-    X = -torch.linalg.solve(H, grad(loss)(v, t))
-    C = jacrev(lambda t: grad(energy)(v, t))(t)
-    return DenseBilevel(v, X, grad(loss, argnums=1)(v, t) + C.T @ X, H, float(loss(v, t)))
+    H = hessian(lambda v: energy(v, t), v)
+    of_x, of_theta = jacobian(loss, (v, t))
+    X = -torch.linalg.solve(H, of_x)
+    C = jacobian(lambda t: slope(v, t), t)
+    return DenseBilevel(v, X, of_theta + C.T @ X, H, float(loss(v, t)))

@@ -162,6 +162,11 @@ class Potential(Function):
     def screen(self, shape: tuple[int, ...], device: torch.device | None) -> None:
         """Raise ConfigError or ShapeError where a foreign function breaks its contract on responses of this shape."""
 
+    def hidden_rounding(self, x: Tensor, v: Tensor | None = None) -> Tensor | float:
+        """What rounding may hide in ∇f(x), or in f''(x) v, of a foreign function of the image itself, whose terms may
+        be larger than their sum, (batch,): a model from other precisions, no bound."""
+        return 0.0
+
     def doubt(self, t: Tensor, gradients: bool) -> str:
         """What bounds lack of a foreign function at t, or with ``gradients`` bounds of hypergradients, a sentence; ""
         where they have all. ConfigError where what is declared of it is contradicted near t."""

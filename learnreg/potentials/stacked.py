@@ -191,6 +191,12 @@ class StackedPotential(Potential):
         assert isinstance(operator, Stack)
         return math.fsum(f.stiffness(A) for f, A in zip(self.parts, operator.parts, strict=True))
 
+    def hidden_rounding(self, x: Tensor, v: Tensor | None = None) -> Tensor | float:
+        total: Tensor | float = 0.0
+        for f in self.parts:
+            total = total + f.hidden_rounding(x, v)
+        return total
+
     @property
     def curvature_limit(self) -> Number:
         return self._numbers(lambda f: f.curvature_limit)

@@ -24,6 +24,9 @@ from learnreg.potentials.value_examination import Declared, probe, screen
 
 __all__ = ["ValuePotential"]
 
+_UNLUCKY = 4.0
+"""The rounding of one evaluation may be so many times that of another."""
+
 
 @dataclass(frozen=True)
 class _Curve:
@@ -51,6 +54,7 @@ class ValuePotential(Potential):
         self.function, self.declared, self.factor = function, declared, factor
         self.has_modulus = declared.modulus is not None and declared.examined
         self._latest: tuple[Tensor, int, _Curve] | None = None
+        self._others: dict[torch.dtype, ValuePotential] = {}
 
     def detached(self) -> Self:
         factor = self.factor.detach() if isinstance(self.factor, Tensor) else self.factor
@@ -198,6 +202,28 @@ class ValuePotential(Potential):
     def screen(self, shape: tuple[int, ...], device: torch.device | None) -> None:
         if self.declared.examined:
             screen(self.function, self.declared.name, shape, device)
+
+    def hidden_rounding(self, x: Tensor, v: Tensor | None = None) -> Tensor:
+        """The difference between both precisions, in units of that of x, at two points, lest it be small by chance;
+        where float32 does not hold the numbers, the sizes at 0 and at x."""
+        eps = torch.finfo(x.dtype).eps
+        largest = x.new_zeros(len(x))
+        with torch.no_grad():
+            for point in (x, x * (1.0 + 2.0**-9)):
+                fine, coarse = (self._derivative(point, v, dtype) for dtype in (torch.float64, torch.float32))
+                difference = norm_samples(fine - coarse.double()) / torch.finfo(torch.float32).eps
+                own = 2.0 * norm_samples(fine)
+                if v is None and not bool(torch.isfinite(difference).all()):
+                    own = own + 8.0 * norm_samples(self._derivative(torch.zeros_like(x), None, torch.float64))
+                largest = torch.maximum(largest, torch.where(torch.isfinite(difference), difference, own).to(x))
+        return _UNLUCKY * eps * largest
+
+    def _derivative(self, x: Tensor, v: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """∇f(x), or f''(x) v, computed in a precision."""
+        if dtype not in self._others:
+            self._others[dtype] = self.to(dtype).detached()
+        other = self._others[dtype]
+        return other.grad(x.to(dtype)) if v is None else other.hess_vec(x.to(dtype), v.to(dtype))
 
     def doubt(self, t: Tensor, gradients: bool) -> str:
         lacks = self.declared.lacks(gradients, self._few(t), self._few(t) or self._few_learned())

@@ -158,7 +158,7 @@ class PosedProblem:
         self.bilevel = bilevel
         self._theta, self._x = Variables(theta, "theta"), Variables(x, "x")
         self.start = self._x.flat()[None]
-        self.function = LowerFunction(bilevel, self._theta, self._x, Tree.of(data))
+        self.function = _LowerFunction(bilevel, self._theta, self._x, Tree.of(data))
         domain = (self.start.shape[1],)
         self.problem = LowerLevelProblem(
             Unchanged(domain),
@@ -324,7 +324,7 @@ class PosedProblem:
         return float(found.error_bound.norm()) * math.sqrt(x.shape[1])
 
 
-class LowerFunction(Regularizer):
+class _LowerFunction(Regularizer):
     """The lower level as a regularizer of the vector of all entries of x; its parameters are theta."""
 
     def __init__(self, bilevel: BilevelProblem, theta: Variables, x: Variables, data: Tree) -> None:

@@ -14,7 +14,14 @@ from registered.regularizers import REGULARIZERS, RegularizerEntry, generalized_
 import learnreg as lr
 from learnreg.hypergradients.base import HypergradientMethod
 from learnreg.hypergradients.interleaved import InterleavedPDHG
-from learnreg.solvers import LBFGS, PDHG, AdjointPDHG, ConjugateGradient, NewtonCG, ProjectedLBFGS
+from learnreg.solvers import (
+    LBFGS,
+    PDHG,
+    AdjointPDHG,
+    ConjugateGradient,
+    NewtonCG,
+    ProjectedLBFGS,
+)
 from learnreg.solvers.banded_lbfgs import BandedLBFGS
 
 __all__ = [
@@ -54,5 +61,7 @@ METHODS: dict[str, Callable[[], HypergradientMethod]] = {
 
 SOLVERS = {"pdhg": PDHG, "lbfgs": LBFGS, "newton-cg": NewtonCG}
 BOX_SOLVERS = {**SOLVERS, "lbfgs": ProjectedLBFGS}
-ADJOINT_SOLVERS = {"piggyback": AdjointPDHG, "cg": ConjugateGradient}
+ADJOINT_SOLVERS = {
+    "piggyback": AdjointPDHG, "cg": ConjugateGradient,
+}  # fmt: skip
 OTHER_ITERATIONS = {"piggyback-interleaved": InterleavedPDHG, "large images": BandedLBFGS}

@@ -18,4 +18,4 @@ METHODS: dict[str, Callable[[], HypergradientMethod]] = {
     "unrolled": partial(Unrolled, steps=200),
 }
 """Every method by its name on the command line; training has the first one by default, ``learnreg accuracy`` measures
-them all."""
+those that ``--methods`` names."""

@@ -16,6 +16,7 @@ from learnreg.hypergradients.base import HypergradientMethod
 from learnreg.hypergradients.interleaved import InterleavedPDHG
 from learnreg.solvers import (
     LBFGS,
+    MINRES,
     PDHG,
     AdjointPDHG,
     ConjugateGradient,
@@ -56,12 +57,13 @@ METHODS: dict[str, Callable[[], HypergradientMethod]] = {
     "Implicit": lr.Implicit,
     "Implicit-pdhg": lambda: lr.Implicit(state_solver="pdhg"),
     "Implicit-newton-cg": lambda: lr.Implicit(state_solver="newton-cg"),
+    "Implicit-minres": lambda: lr.Implicit("minres"),
     "Unrolled": lambda: lr.Unrolled(steps=400),
 }
 
 SOLVERS = {"pdhg": PDHG, "lbfgs": LBFGS, "newton-cg": NewtonCG}
 BOX_SOLVERS = {**SOLVERS, "lbfgs": ProjectedLBFGS}
 ADJOINT_SOLVERS = {
-    "piggyback": AdjointPDHG, "cg": ConjugateGradient,
+    "piggyback": AdjointPDHG, "cg": ConjugateGradient, "minres": MINRES,
 }  # fmt: skip
 OTHER_ITERATIONS = {"piggyback-interleaved": InterleavedPDHG, "large images": BandedLBFGS}

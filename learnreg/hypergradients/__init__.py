@@ -15,6 +15,7 @@ METHODS: dict[str, Callable[[], HypergradientMethod]] = {
     "implicit": Implicit,
     "piggyback": Piggyback,
     "piggyback-interleaved": partial(Piggyback, mode="interleaved"),
+    "implicit-minres": partial(Implicit, "minres"),
     "unrolled": partial(Unrolled, steps=200),
 }
 """Every method by its name on the command line; training has the first one by default, ``learnreg accuracy`` measures

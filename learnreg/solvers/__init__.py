@@ -5,12 +5,14 @@ from learnreg.solvers.base import AdjointSolver, Iteration, Report, Solver, Solv
 from learnreg.solvers.conjugate_gradient import ConjugateGradient
 from learnreg.solvers.lbfgs import LBFGS
 from learnreg.solvers.loop import LoopResult, iterate
+from learnreg.solvers.minres import MINRES
 from learnreg.solvers.newton_cg import NewtonCG
 from learnreg.solvers.pdhg import PDHG
 from learnreg.solvers.projected_lbfgs import ProjectedLBFGS
 
 __all__ = [
     "LBFGS",
+    "MINRES",
     "PDHG",
     "AdjointPDHG",
     "AdjointSolver",

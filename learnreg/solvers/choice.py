@@ -12,6 +12,7 @@ from learnreg.solvers.banded_lbfgs import BandedLBFGS
 from learnreg.solvers.base import AdjointSolver, Solver
 from learnreg.solvers.conjugate_gradient import ConjugateGradient
 from learnreg.solvers.lbfgs import LBFGS
+from learnreg.solvers.minres import MINRES
 from learnreg.solvers.newton_cg import NewtonCG
 from learnreg.solvers.pdhg import PDHG, proximal_obstacle
 from learnreg.solvers.preconditioner import can_precondition
@@ -33,13 +34,14 @@ __all__ = [
 ]
 
 SolverName = Literal["auto", "pdhg", "lbfgs", "newton-cg"]
-AdjointSolverName = Literal["auto", "cg", "piggyback"]
+AdjointSolverName = Literal["auto", "cg", "piggyback", "minres"]
 
 SOLVERS: dict[str, type[Solver[Any]]] = {"pdhg": PDHG, "lbfgs": LBFGS, "newton-cg": NewtonCG}
 
 ADJOINT_SOLVERS: dict[str, type[AdjointSolver[Any]]] = {
     "cg": ConjugateGradient,
     "piggyback": AdjointPDHG,
+    "minres": MINRES,
 }
 
 FALLBACKS = ("newton-cg", "pdhg", "continuation")

@@ -146,7 +146,7 @@ def test_adjoint_solvers_are_named_or_given() -> None:
         with pytest.raises(lr.ConfigError, match=r"Implicit\(solver=.*expected 'auto', 'cg', .* state_solver="):
             lr.Implicit(wrong)  # type: ignore[arg-type]
     assert repr(lr.Implicit()) == "Implicit()"
-    assert repr(lr.Implicit("cg", state_solver="lbfgs")) == "Implicit('cg', state_solver='lbfgs')"
+    assert repr(lr.Implicit("minres", state_solver="lbfgs")) == "Implicit('minres', state_solver='lbfgs')"
 
 
 def test_float32_goes_on_in_float64() -> None:

@@ -83,6 +83,7 @@ METHODS: dict[str, Callable[[], HypergradientMethod]] = {
     "implicit": lr.Implicit,
     "implicit-newton-cg": lambda: lr.Implicit(state_solver="newton-cg"),
     "piggyback-interleaved": lambda: lr.Piggyback(mode="interleaved"),
+    "implicit-minres": lambda: lr.Implicit("minres"),
 }
 """Those that fit a problem take part in it."""
 

@@ -20,6 +20,7 @@ from learnreg.solvers import (
     PDHG,
     AdjointPDHG,
     ConjugateGradient,
+    Neumann,
     NewtonCG,
     ProjectedLBFGS,
 )
@@ -58,12 +59,13 @@ METHODS: dict[str, Callable[[], HypergradientMethod]] = {
     "Implicit-pdhg": lambda: lr.Implicit(state_solver="pdhg"),
     "Implicit-newton-cg": lambda: lr.Implicit(state_solver="newton-cg"),
     "Implicit-minres": lambda: lr.Implicit("minres"),
+    "Implicit-neumann": lambda: lr.Implicit("neumann"),
     "Unrolled": lambda: lr.Unrolled(steps=400),
 }
 
 SOLVERS = {"pdhg": PDHG, "lbfgs": LBFGS, "newton-cg": NewtonCG}
 BOX_SOLVERS = {**SOLVERS, "lbfgs": ProjectedLBFGS}
 ADJOINT_SOLVERS = {
-    "piggyback": AdjointPDHG, "cg": ConjugateGradient, "minres": MINRES,
+    "piggyback": AdjointPDHG, "cg": ConjugateGradient, "minres": MINRES, "neumann": Neumann,
 }  # fmt: skip
 OTHER_ITERATIONS = {"piggyback-interleaved": InterleavedPDHG, "large images": BandedLBFGS}

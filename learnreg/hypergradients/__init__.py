@@ -16,6 +16,7 @@ METHODS: dict[str, Callable[[], HypergradientMethod]] = {
     "piggyback": Piggyback,
     "piggyback-interleaved": partial(Piggyback, mode="interleaved"),
     "implicit-minres": partial(Implicit, "minres"),
+    "implicit-neumann": partial(Implicit, "neumann"),
     "unrolled": partial(Unrolled, steps=200),
 }
 """Every method by its name on the command line; training has the first one by default, ``learnreg accuracy`` measures

@@ -37,7 +37,8 @@ class Implicit(HypergradientMethod):
     Parameters
     ----------
     solver: of the adjoint equation. "cg": conjugate gradients. "piggyback": the same iteration as :class:`Piggyback`'s,
-        sequential. "minres": minimal residuals, which take indefinite equations, too. "auto": one of the first
+        sequential. "minres": minimal residuals, which take indefinite equations, too. "neumann": the Neumann series,
+        recurrent backpropagation. "auto": one of the first
         two, by what was measured. Or an adjoint solver of ``learnreg.solvers``.
     state_solver: "auto", "pdhg", "lbfgs" or "newton-cg", or a solver of ``learnreg.solvers``.
 

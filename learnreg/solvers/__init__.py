@@ -6,6 +6,7 @@ from learnreg.solvers.conjugate_gradient import ConjugateGradient
 from learnreg.solvers.lbfgs import LBFGS
 from learnreg.solvers.loop import LoopResult, iterate
 from learnreg.solvers.minres import MINRES
+from learnreg.solvers.neumann import Neumann
 from learnreg.solvers.newton_cg import NewtonCG
 from learnreg.solvers.pdhg import PDHG
 from learnreg.solvers.projected_lbfgs import ProjectedLBFGS
@@ -19,6 +20,7 @@ __all__ = [
     "ConjugateGradient",
     "Iteration",
     "LoopResult",
+    "Neumann",
     "NewtonCG",
     "ProjectedLBFGS",
     "Report",

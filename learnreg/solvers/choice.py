@@ -13,6 +13,7 @@ from learnreg.solvers.base import AdjointSolver, Solver
 from learnreg.solvers.conjugate_gradient import ConjugateGradient
 from learnreg.solvers.lbfgs import LBFGS
 from learnreg.solvers.minres import MINRES
+from learnreg.solvers.neumann import Neumann
 from learnreg.solvers.newton_cg import NewtonCG
 from learnreg.solvers.pdhg import PDHG, proximal_obstacle
 from learnreg.solvers.preconditioner import can_precondition
@@ -34,7 +35,7 @@ __all__ = [
 ]
 
 SolverName = Literal["auto", "pdhg", "lbfgs", "newton-cg"]
-AdjointSolverName = Literal["auto", "cg", "piggyback", "minres"]
+AdjointSolverName = Literal["auto", "cg", "piggyback", "minres", "neumann"]
 
 SOLVERS: dict[str, type[Solver[Any]]] = {"pdhg": PDHG, "lbfgs": LBFGS, "newton-cg": NewtonCG}
 
@@ -42,6 +43,7 @@ ADJOINT_SOLVERS: dict[str, type[AdjointSolver[Any]]] = {
     "cg": ConjugateGradient,
     "piggyback": AdjointPDHG,
     "minres": MINRES,
+    "neumann": Neumann,
 }
 
 FALLBACKS = ("newton-cg", "pdhg", "continuation")

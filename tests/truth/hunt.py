@@ -84,6 +84,7 @@ METHODS: dict[str, Callable[[], HypergradientMethod]] = {
     "implicit-newton-cg": lambda: lr.Implicit(state_solver="newton-cg"),
     "piggyback-interleaved": lambda: lr.Piggyback(mode="interleaved"),
     "implicit-minres": lambda: lr.Implicit("minres"),
+    "implicit-neumann": lambda: lr.Implicit("neumann"),
 }
 """Those that fit a problem take part in it."""
 

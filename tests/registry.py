@@ -22,6 +22,7 @@ from learnreg.solvers import (
     ConjugateGradient,
     Neumann,
     NewtonCG,
+    Nystrom,
     ProjectedLBFGS,
 )
 from learnreg.solvers.banded_lbfgs import BandedLBFGS
@@ -60,12 +61,13 @@ METHODS: dict[str, Callable[[], HypergradientMethod]] = {
     "Implicit-newton-cg": lambda: lr.Implicit(state_solver="newton-cg"),
     "Implicit-minres": lambda: lr.Implicit("minres"),
     "Implicit-neumann": lambda: lr.Implicit("neumann"),
+    "Implicit-nystrom": lambda: lr.Implicit("nystrom"),
     "Unrolled": lambda: lr.Unrolled(steps=400),
 }
 
 SOLVERS = {"pdhg": PDHG, "lbfgs": LBFGS, "newton-cg": NewtonCG}
 BOX_SOLVERS = {**SOLVERS, "lbfgs": ProjectedLBFGS}
 ADJOINT_SOLVERS = {
-    "piggyback": AdjointPDHG, "cg": ConjugateGradient, "minres": MINRES, "neumann": Neumann,
+    "piggyback": AdjointPDHG, "cg": ConjugateGradient, "minres": MINRES, "neumann": Neumann, "nystrom": Nystrom,
 }  # fmt: skip
 OTHER_ITERATIONS = {"piggyback-interleaved": InterleavedPDHG, "large images": BandedLBFGS}

@@ -17,6 +17,7 @@ METHODS: dict[str, Callable[[], HypergradientMethod]] = {
     "piggyback-interleaved": partial(Piggyback, mode="interleaved"),
     "implicit-minres": partial(Implicit, "minres"),
     "implicit-neumann": partial(Implicit, "neumann"),
+    "implicit-nystrom": partial(Implicit, "nystrom"),
     "unrolled": partial(Unrolled, steps=200),
 }
 """Every method by its name on the command line; training has the first one by default, ``learnreg accuracy`` measures

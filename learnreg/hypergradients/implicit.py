@@ -26,6 +26,7 @@ from learnreg.solvers.choice import (
     make_solver,
 )
 from learnreg.solvers.loop import iterate
+from learnreg.solvers.nystrom import Nystrom, check_rank
 from learnreg.solvers.solve import run_state_solver
 
 __all__ = ["Implicit", "chosen_method"]
@@ -38,13 +39,14 @@ class Implicit(HypergradientMethod):
     ----------
     solver: of the adjoint equation. "cg": conjugate gradients. "piggyback": the same iteration as :class:`Piggyback`'s,
         sequential. "minres": minimal residuals, which take indefinite equations, too. "neumann": the Neumann series,
-        recurrent backpropagation. "auto": one of the first
+        recurrent backpropagation. "nystrom": conjugate gradients from a Nyström estimate on. "auto": one of the first
         two, by what was measured. Or an adjoint solver of ``learnreg.solvers``.
+    rank: of "nystrom"; None for its own choice.
     state_solver: "auto", "pdhg", "lbfgs" or "newton-cg", or a solver of ``learnreg.solvers``.
 
     Raises
     ------
-    ConfigError: an unknown solver.
+    ConfigError: an unknown solver; a rank that is no positive integer, or of another solver.
     """
 
     name = "implicit"
@@ -52,10 +54,15 @@ class Implicit(HypergradientMethod):
     def __init__(
         self,
         solver: AdjointSolverName | AdjointSolver[Any] = "auto",
+        rank: int | None = None,
         *,
         state_solver: SolverName | Solver[Any] = "auto",
     ) -> None:
         check_adjoint_solver(solver)
+        if rank is not None:
+            if solver != "nystrom":
+                raise ConfigError(f"Implicit(rank={rank!r}): only solver='nystrom' has a rank, not {solver!r}.")
+            solver = Nystrom(check_rank(rank, "Implicit"))
         self.solver, self.state_solver = solver, check_solver(state_solver, "Implicit")
 
     def fits(self, instance: Instance) -> bool:

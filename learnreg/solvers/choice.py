@@ -15,6 +15,7 @@ from learnreg.solvers.lbfgs import LBFGS
 from learnreg.solvers.minres import MINRES
 from learnreg.solvers.neumann import Neumann
 from learnreg.solvers.newton_cg import NewtonCG
+from learnreg.solvers.nystrom import Nystrom
 from learnreg.solvers.pdhg import PDHG, proximal_obstacle
 from learnreg.solvers.preconditioner import can_precondition
 from learnreg.solvers.projected_lbfgs import ProjectedLBFGS
@@ -35,7 +36,7 @@ __all__ = [
 ]
 
 SolverName = Literal["auto", "pdhg", "lbfgs", "newton-cg"]
-AdjointSolverName = Literal["auto", "cg", "piggyback", "minres", "neumann"]
+AdjointSolverName = Literal["auto", "cg", "piggyback", "minres", "neumann", "nystrom"]
 
 SOLVERS: dict[str, type[Solver[Any]]] = {"pdhg": PDHG, "lbfgs": LBFGS, "newton-cg": NewtonCG}
 
@@ -44,6 +45,7 @@ ADJOINT_SOLVERS: dict[str, type[AdjointSolver[Any]]] = {
     "piggyback": AdjointPDHG,
     "minres": MINRES,
     "neumann": Neumann,
+    "nystrom": Nystrom,
 }
 
 FALLBACKS = ("newton-cg", "pdhg", "continuation")

@@ -145,8 +145,15 @@ def test_adjoint_solvers_are_named_or_given() -> None:
     for wrong in ("jacobi", lr.solvers.NewtonCG(), 3, "newton-cg"):
         with pytest.raises(lr.ConfigError, match=r"Implicit\(solver=.*expected 'auto', 'cg', .* state_solver="):
             lr.Implicit(wrong)  # type: ignore[arg-type]
+    with pytest.raises(lr.ConfigError, match="only solver='nystrom' has a rank, not 'cg'"):
+        lr.Implicit("cg", rank=3)
+    for rank in (0, -2, 1.5, True, "3"):
+        with pytest.raises(lr.ConfigError, match=r"rank=.*expected a positive integer"):
+            lr.Implicit("nystrom", rank)  # type: ignore[arg-type]
+    assert lr.Implicit("nystrom", rank=3).solver.rank == 3  # type: ignore[union-attr]
     assert repr(lr.Implicit()) == "Implicit()"
     assert repr(lr.Implicit("minres", state_solver="lbfgs")) == "Implicit('minres', state_solver='lbfgs')"
+    assert repr(lr.Implicit(lr.solvers.Nystrom(4))) == "Implicit('nystrom')"
 
 
 def test_float32_goes_on_in_float64() -> None:

@@ -85,6 +85,7 @@ METHODS: dict[str, Callable[[], HypergradientMethod]] = {
     "piggyback-interleaved": lambda: lr.Piggyback(mode="interleaved"),
     "implicit-minres": lambda: lr.Implicit("minres"),
     "implicit-neumann": lambda: lr.Implicit("neumann"),
+    "implicit-nystrom": lambda: lr.Implicit("nystrom"),
 }
 """Those that fit a problem take part in it."""
 

@@ -30,6 +30,7 @@ from learnreg.solvers.banded_lbfgs import BandedLBFGS
 __all__ = [
     "ADJOINT_SOLVERS",
     "BOX_SOLVERS",
+    "ESTIMATORS",
     "HAS_ASTRA",
     "METHODS",
     "OPERATORS",
@@ -64,6 +65,11 @@ METHODS: dict[str, Callable[[], HypergradientMethod]] = {
     "Implicit-nystrom": lambda: lr.Implicit("nystrom"),
     "Unrolled": lambda: lr.Unrolled(steps=400),
 }
+
+ESTIMATORS: dict[str, Callable[[], HypergradientMethod]] = {
+    "OneStep": lr.OneStep,
+}
+"""Methods with an error of their own, which they do not remove: they miss most tolerances, and say so."""
 
 SOLVERS = {"pdhg": PDHG, "lbfgs": LBFGS, "newton-cg": NewtonCG}
 BOX_SOLVERS = {**SOLVERS, "lbfgs": ProjectedLBFGS}

@@ -86,6 +86,7 @@ METHODS: dict[str, Callable[[], HypergradientMethod]] = {
     "implicit-minres": lambda: lr.Implicit("minres"),
     "implicit-neumann": lambda: lr.Implicit("neumann"),
     "implicit-nystrom": lambda: lr.Implicit("nystrom"),
+    "one-step": lr.OneStep,
     "unrolled": lambda: lr.Unrolled(30, checkpoints=4),
     "unrolled-forward": lambda: lr.Unrolled(10, mode="forward"),
 }

@@ -12,7 +12,8 @@ gamma_k = <P v_k, v_k>^½:
     r <- s_{k+1}² r + c_{k+1} eta / gamma_{k+1} v_{k+1}                                                        (6)
 
 (6) holds for the residual itself, whose norm bounds the error; the iteration minimises <r, P r>. Of
-singular equations without a solution X grows once r is as small as it gets, until (6) is rounding: X stays then.
+singular equations without a solution X grows once r is as small as it gets, until (6) is rounding: X stays then, and
+rounding is what the report says.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ from learnreg.solvers.preconditioner import Preconditioner, preconditioned, prec
 __all__ = ["MINRES", "MINRESState"]
 
 
-_TRUST = 0.01
-"""Share of the residual that rounding may make up."""
+_TRUST = 0.1
+"""Share of the residual that rounding may make up while X moves."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class MINRESState(SolverState):
 
 class MINRES(AdjointSolver[MINRESState]):
     """MINRES: the smallest residual, in the norm of the preconditioner, of each Krylov space, whatever the signs of the
-    eigenvalues. Of a singular equation that has no solution the residual stays, and the solver stagnates. The
+    eigenvalues. Of a singular equation that has no solution the residual stays, until rounding rules it. The
     recursion's residual only steers it: certificates recompute the true one.
 
     Parameters
@@ -105,8 +106,7 @@ class MINRES(AdjointSolver[MINRESState]):
         eta = -s_next * state.eta
         r = expand(s_next**2, z) * state.r + expand(c_next * eta * _inverse(gamma_next), z) * following  # (6)
         largest = torch.maximum(state.largest, norm_samples(h_z) * _inverse(norm_samples(z)))
-        rounding = torch.finfo(z.dtype).eps * largest * norm_samples(X)
-        moves = state.moves & (rounding <= _TRUST * norm_samples(state.r))
+        moves = state.moves & (_rounding(largest, X) <= _TRUST * norm_samples(state.r))
         X, r = (torch.where(expand(moves, z), new, old) for new, old in ((X, state.X), (r, state.r)))
         return MINRESState(
             X, r, (v, following), Pv, (w, direction), (gamma, gamma_next), (c, c_next), (s, s_next), eta, largest,
@@ -114,9 +114,14 @@ class MINRES(AdjointSolver[MINRESState]):
         )  # fmt: skip
 
     def report(self, equation: AdjointEquation, state: MINRESState) -> Report:
-        residual, mu = inner_samples(state.r, state.r).sqrt(), equation.instance.strong_convexity
+        residual, mu = norm_samples(state.r), equation.instance.strong_convexity
         bound = residual / mu if mu > 0 else torch.full_like(residual, torch.inf)
-        return Report(state.X, residual, bound, torch.zeros_like(residual))
+        return Report(state.X, residual, bound, _rounding(state.largest, state.X))
+
+
+def _rounding(largest: Tensor, X: Tensor) -> Tensor:
+    """What rounding makes of H X, (batch,)."""
+    return torch.finfo(X.dtype).eps * largest * norm_samples(X)
 
 
 def _size(v: Tensor, Pv: Tensor) -> Tensor:

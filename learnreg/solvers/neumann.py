@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from learnreg.linear.samples import inner_samples
+from learnreg.linear.samples import norm_samples
 from learnreg.lower_level.adjoint_equation import AdjointEquation
 from learnreg.lower_level.instance import Instance
 from learnreg.solvers.base import OWNED, AdjointSolver, Report, SolverState
@@ -61,6 +61,6 @@ class Neumann(AdjointSolver[NeumannState]):
         return NeumannState(X, equation.rhs - equation.hessian(X, state.memory), state.size, state.memory)
 
     def report(self, equation: AdjointEquation, state: NeumannState) -> Report:
-        residual, mu = inner_samples(state.r, state.r).sqrt(), equation.instance.strong_convexity
+        residual, mu = norm_samples(state.r), equation.instance.strong_convexity
         bound = residual / mu if mu > 0 else torch.full_like(residual, torch.inf)
         return Report(state.X, residual, bound, torch.zeros_like(residual))

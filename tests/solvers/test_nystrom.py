@@ -126,3 +126,11 @@ def test_the_rank_it_takes_is_counted() -> None:
             assert sketched == min(20, int(root) + 1)
         else:
             assert sketched == expected
+
+
+def test_numbers_that_are_not_finite_are_reported() -> None:
+    equation = equation_of()
+    equation = replace(equation, at_response=equation.at_response * torch.inf)
+    goal = 1e-9 * equation.rhs.flatten(1).norm(dim=1)
+    found = iterate(Nystrom(3), equation, torch.zeros_like(equation.rhs), goal, 0 * goal)
+    assert found.status is lr.Status.NOT_FINITE

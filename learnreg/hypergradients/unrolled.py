@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from itertools import islice
 from typing import Literal
 
 import torch
@@ -31,7 +32,7 @@ from torch import Tensor
 from learnreg.errors import ConfigError
 from learnreg.hypergradients.base import Goal, HypergradientMethod, Outcome
 from learnreg.hypergradients.gradient_steps import GradientSteps, Passed, Position
-from learnreg.linear.arguments import check_one_of
+from learnreg.linear.arguments import check_one_of, whole_number
 from learnreg.linear.samples import inner_samples
 from learnreg.lower_level.instance import Instance
 from learnreg.lower_level.pairing import cross_derivatives, evaluate_pairing
@@ -73,19 +74,13 @@ class Unrolled(HypergradientMethod):
         mode: Literal["reverse", "forward"] = "reverse",
         checkpoints: int | None = None,
     ) -> None:
-        for name, value in (("steps", steps), ("last", steps if last is None else last)):
-            if not (isinstance(value, int) and 1 <= value <= steps):
-                raise ConfigError(f"Unrolled({name}={value!r}): expected an integer from 1 to steps, {steps!r}.")
+        self.steps = whole_number(steps, "Unrolled(steps)")
+        self.last = self.steps if last is None else whole_number(last, "Unrolled(last)", most=self.steps)
         check_one_of(mode, ("reverse", "forward"), "Unrolled(mode)")
-        if checkpoints is not None:
-            if not (isinstance(checkpoints, int) and checkpoints >= 1):
-                raise ConfigError(f"Unrolled(checkpoints={checkpoints!r}): expected a positive integer, or None.")
-            if mode == "forward":
-                raise ConfigError(
-                    "Unrolled(mode='forward', checkpoints=...): forward mode keeps no steps; leave it out."
-                )
-        self.steps, self.last = steps, steps if last is None else last
-        self.mode, self.checkpoints = mode, checkpoints
+        self.mode = mode
+        self.checkpoints = None if checkpoints is None else whole_number(checkpoints, "Unrolled(checkpoints)")
+        if mode == "forward" and checkpoints is not None:
+            raise ConfigError("Unrolled(mode='forward', checkpoints=...): forward mode keeps no steps; leave it out.")
 
     def fits(self, instance: Instance) -> bool:
         return not instance.latent.channels and math.isfinite(instance.gradient_lipschitz())
@@ -175,9 +170,9 @@ def _forward(start: Point, steps: GradientSteps, at: Position, first: int) -> Ou
             later.append(instance.box.prox_jvp(passed.x, 1.0, V - steps.size * (bent + driven)))  # (4)
         tangents, earlier = later, tangents
     slope = start.at(at.x, start.X).loss_gradient.double()
-    entries = torch.stack([inner_samples(slope, X.double()).sum() for X in tangents])
-    found, used = {}, 0
+    entries = iter(tangents)
+    found = {}
     for name, p in start.frozen.parameters.items():
-        found[name] = entries[used : used + p.numel()].reshape(p.shape).to(p)
-        used += p.numel()
+        slopes = [inner_samples(slope, X.double()).sum() for X in islice(entries, p.numel())]
+        found[name] = torch.stack(slopes).reshape(p.shape).to(p)
     return Outcome(at.x, None, found, state_steps=count, adjoint_steps=count - first)

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from learnreg.errors import ConfigError
+from learnreg.linear.arguments import whole_number
 from learnreg.linear.samples import expand
 from learnreg.lower_level.adjoint_equation import AdjointEquation
 from learnreg.lower_level.instance import Instance
@@ -114,9 +114,7 @@ class Nystrom(ConjugateGradient):
 
 def check_rank(rank: int | None, call: str) -> int | None:
     """The rank, or ConfigError unless it is a positive integer, or None."""
-    if rank is None or (isinstance(rank, int) and not isinstance(rank, bool) and rank >= 1):
-        return rank
-    raise ConfigError(f"{call}(rank={rank!r}): expected a positive integer, or None.")
+    return None if rank is None else whole_number(rank, f"{call}(rank)")
 
 
 def _test_images(equation: AdjointEquation, rank: int, seed: int) -> Tensor:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from learnreg.hypergradients.certify import certify
     from learnreg.hypergradients.compute import Start, hypergradient
     from learnreg.hypergradients.implicit import Implicit
+    from learnreg.hypergradients.one_step import OneStep
     from learnreg.hypergradients.piggyback import Piggyback
     from learnreg.hypergradients.unrolled import Unrolled
     from learnreg.linear.operator import LinearOperator, vstack
@@ -66,6 +67,7 @@ _LAZY = {
     "Model": "learnreg.models.model",
     "Nonnegative": "learnreg.lower_level.constraints",
     "OperatorError": "learnreg.errors",
+    "OneStep": "learnreg.hypergradients.one_step",
     "Piggyback": "learnreg.hypergradients.piggyback",
     "PseudoHuber": "learnreg.potentials.pseudo_huber",
     "Regularizer": "learnreg.lower_level.regularizer",
@@ -120,6 +122,7 @@ __all__ = [
     "LowerLevelProblem",
     "Model",
     "Nonnegative",
+    "OneStep",
     "OperatorError",
     "Piggyback",
     "PseudoHuber",

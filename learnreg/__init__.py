@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     )
     from learnreg.hypergradients.certify import certify
     from learnreg.hypergradients.compute import Start, hypergradient
+    from learnreg.hypergradients.equilibrium_propagation import EquilibriumPropagation
     from learnreg.hypergradients.implicit import Implicit
     from learnreg.hypergradients.piggyback import Piggyback
     from learnreg.hypergradients.unrolled import Unrolled
@@ -51,6 +52,7 @@ _LAZY = {
     "CheckpointError": "learnreg.errors",
     "ConfigError": "learnreg.errors",
     "DataError": "learnreg.errors",
+    "EquilibriumPropagation": "learnreg.hypergradients.equilibrium_propagation",
     "Huber": "learnreg.potentials.huber",
     "Hypergradient": "learnreg.result",
     "Implicit": "learnreg.hypergradients.implicit",
@@ -104,6 +106,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "DataError",
+    "EquilibriumPropagation",
     "Huber",
     "Hypergradient",
     "Implicit",

@@ -49,6 +49,7 @@ METHODS: dict[str, Callable[[], HypergradientMethod]] = {
     "Implicit": lr.Implicit,
     "Implicit-pdhg": lambda: lr.Implicit(state_solver="pdhg"),
     "Implicit-newton-cg": lambda: lr.Implicit(state_solver="newton-cg"),
+    "EquilibriumPropagation": lr.EquilibriumPropagation,
     "Unrolled": lambda: lr.Unrolled(steps=400),
 }
 

@@ -5,16 +5,18 @@ from collections.abc import Callable
 from functools import partial
 
 from learnreg.hypergradients.base import HypergradientMethod
+from learnreg.hypergradients.equilibrium_propagation import EquilibriumPropagation
 from learnreg.hypergradients.implicit import Implicit
 from learnreg.hypergradients.piggyback import Piggyback
 from learnreg.hypergradients.unrolled import Unrolled
 
-__all__ = ["METHODS", "HypergradientMethod", "Implicit", "Piggyback", "Unrolled"]
+__all__ = ["METHODS", "EquilibriumPropagation", "HypergradientMethod", "Implicit", "Piggyback", "Unrolled"]
 
 METHODS: dict[str, Callable[[], HypergradientMethod]] = {
     "implicit": Implicit,
     "piggyback": Piggyback,
     "piggyback-interleaved": partial(Piggyback, mode="interleaved"),
+    "equilibrium-propagation": EquilibriumPropagation,
     "unrolled": partial(Unrolled, steps=200),
 }
 """Every method by its name on the command line; training has the first one by default, ``learnreg accuracy`` measures

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
+from learnreg.errors import AssumptionError
 from learnreg.linear.arguments import real_number
 from learnreg.linear.examination import is_own_class
 from learnreg.linear.operator import LinearOperator
@@ -129,6 +130,22 @@ class Potential(Function):
         """Why there are no proximal maps of every step and no conjugate, which primal-dual iterations rest on; "" where
         there are, and f is a ``ProximalPotential``."""
         return "couples all responses of an image"
+
+    # ---- in the complex plane ----------------------------------------------------------------------------------------
+
+    @property
+    def analytic_width(self) -> Number:
+        """f has a holomorphic continuation to |Im t| below this, which ``continued`` and ``continued_derivatives``
+        evaluate, elementwise; 0 where none is known."""
+        return 0.0
+
+    def continued(self, t: Tensor) -> Tensor:
+        """f at complex responses, (batch,), differentiable in its numbers."""
+        raise AssumptionError(f"{type(self).__name__} has no holomorphic continuation.")
+
+    def continued_derivatives(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """f' and the diagonal of f'' at complex responses."""
+        raise AssumptionError(f"{type(self).__name__} has no holomorphic continuation.")
 
     # ---- curvature ---------------------------------------------------------------------------------------------------
 

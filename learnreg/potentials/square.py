@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
+from learnreg.linear.samples import sum_samples
 from learnreg.potentials.base import Number, check_positive
 from learnreg.potentials.proximal import Elementwise
 
@@ -44,6 +47,16 @@ class Square(Elementwise):
 
     def divergence(self, r: Tensor, t: Tensor) -> Tensor:
         return self.density(r - t)
+
+    @property
+    def analytic_width(self) -> float:
+        return math.inf
+
+    def continued(self, t: Tensor) -> Tensor:
+        return sum_samples(self.density(t))
+
+    def continued_derivatives(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return self.grad(t), self.second(t)
 
     def third_bound(self, t: Tensor, radius: Tensor | float) -> Tensor:
         return torch.zeros_like(t)

@@ -1,8 +1,8 @@
 """Nudges in the complex plane: Newton's method on the continued stationarity condition
 
-    M z - q + K^T f'(K z) + c beta ∇ell(x) = 0                        (1)
+    ∇E(z) - ∇E(x) + c beta ∇ell(x) = 0,    ∇E(z) = M z - q + K^T f'(K z)        (1)
 
-with f' continued as a holomorphic function, and conjugate orthogonal conjugate gradients for its complex symmetric
+at a free solution x, whose own residual is left where it is, with f' continued as a holomorphic function, and conjugate orthogonal conjugate gradients for its complex symmetric
 systems: CG with the product sum_i u_i v_i, without conjugates.
 
 Source: Laborieux and Zenke, Holomorphic equilibrium propagation computes exact gradients through finite size
@@ -54,7 +54,8 @@ def solve_continued(
     index = torch.arange(batch, device=point.x.device).repeat(count)
     pairs = replace(point.instance.select(index.repeat(2)), counter=Counter())  # real and imaginary parts
     c = beta * nudges.numbers(nudges.at, point.x.to(dtype))
-    force = torch.einsum("k,b...->kb...", c, point.loss_gradient.to(dtype)).flatten(0, 1) - pairs.q[: count * batch]
+    own = point.instance.full_gradient(point.x) + point.instance.q
+    force = (torch.einsum("k,b...->kb...", c, point.loss_gradient.to(dtype)) - own).flatten(0, 1)
     z = (point.x + torch.einsum("k,b...->kb...", c, X.to(dtype))).flatten(0, 1)
     precondition, goal = _preconditioner(point, index.repeat(2)), residual.repeat(count)
     width = _INSIDE * torch.as_tensor(pairs.potential.analytic_width, dtype=point.x.dtype, device=point.x.device)

@@ -2,8 +2,8 @@
 
     ∇E(z) - ∇E(x) + c beta ∇ell(x) = 0,    ∇E(z) = M z - q + K^T f'(K z)        (1)
 
-at a free solution x, whose own residual is left where it is, with f' continued as a holomorphic function, and conjugate orthogonal conjugate gradients for its complex symmetric
-systems: CG with the product sum_i u_i v_i, without conjugates.
+at a free solution x, whose own residual is left where it is, with f' continued as a holomorphic function, and conjugate
+orthogonal conjugate gradients for its complex symmetric systems: CG with the product sum_i u_i v_i, without conjugates.
 
 Source: Laborieux and Zenke, Holomorphic equilibrium propagation computes exact gradients through finite size
 oscillations (2022); van der Vorst and Melissen, A Petrov-Galerkin type method for solving Ax = b, where A is symmetric

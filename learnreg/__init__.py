@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from learnreg.hypergradients.certify import certify
     from learnreg.hypergradients.compute import Start, hypergradient
     from learnreg.hypergradients.equilibrium_propagation import EquilibriumPropagation
+    from learnreg.hypergradients.finite_difference import FiniteDifference
     from learnreg.hypergradients.implicit import Implicit
     from learnreg.hypergradients.piggyback import Piggyback
     from learnreg.hypergradients.unrolled import Unrolled
@@ -53,6 +54,7 @@ _LAZY = {
     "ConfigError": "learnreg.errors",
     "DataError": "learnreg.errors",
     "EquilibriumPropagation": "learnreg.hypergradients.equilibrium_propagation",
+    "FiniteDifference": "learnreg.hypergradients.finite_difference",
     "Huber": "learnreg.potentials.huber",
     "Hypergradient": "learnreg.result",
     "Implicit": "learnreg.hypergradients.implicit",
@@ -107,6 +109,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "EquilibriumPropagation",
+    "FiniteDifference",
     "Huber",
     "Hypergradient",
     "Implicit",

@@ -24,6 +24,7 @@ __all__ = [
     "METHODS",
     "OPERATORS",
     "OTHER_ITERATIONS",
+    "OTHER_METHODS",
     "POTENTIALS",
     "PROBLEMS",
     "REGULARIZERS",
@@ -52,6 +53,11 @@ METHODS: dict[str, Callable[[], HypergradientMethod]] = {
     "EquilibriumPropagation": lr.EquilibriumPropagation,
     "Unrolled": lambda: lr.Unrolled(steps=400),
 }
+
+OTHER_METHODS: dict[str, Callable[[], HypergradientMethod]] = {
+    "FiniteDifference": lr.FiniteDifference,
+}
+"""Those that are not for every problem, see their own tests."""
 
 SOLVERS = {"pdhg": PDHG, "lbfgs": LBFGS, "newton-cg": NewtonCG}
 BOX_SOLVERS = {**SOLVERS, "lbfgs": ProjectedLBFGS}

@@ -6,11 +6,20 @@ from functools import partial
 
 from learnreg.hypergradients.base import HypergradientMethod
 from learnreg.hypergradients.equilibrium_propagation import EquilibriumPropagation
+from learnreg.hypergradients.finite_difference import FiniteDifference
 from learnreg.hypergradients.implicit import Implicit
 from learnreg.hypergradients.piggyback import Piggyback
 from learnreg.hypergradients.unrolled import Unrolled
 
-__all__ = ["METHODS", "EquilibriumPropagation", "HypergradientMethod", "Implicit", "Piggyback", "Unrolled"]
+__all__ = [
+    "METHODS",
+    "EquilibriumPropagation",
+    "FiniteDifference",
+    "HypergradientMethod",
+    "Implicit",
+    "Piggyback",
+    "Unrolled",
+]
 
 METHODS: dict[str, Callable[[], HypergradientMethod]] = {
     "implicit": Implicit,

@@ -87,8 +87,13 @@ METHODS: dict[str, Callable[[], HypergradientMethod]] = {
     "equilibrium-propagation-one-sided": lambda: lr.EquilibriumPropagation(nudges=1),
     "equilibrium-propagation-holomorphic": lambda: lr.EquilibriumPropagation(nudges=4),
     "equilibrium-propagation-given-beta": lambda: lr.EquilibriumPropagation(1e-6),
+    "finite-difference": lr.FiniteDifference,
+    "finite-difference-given-step": lambda: lr.FiniteDifference(1e-3),
 }
 """Those that fit a problem take part in it."""
+
+FEW = {"finite-difference": 12, "finite-difference-given-step": 12}
+"""Learned numbers at most, of methods whose work grows with them."""
 
 
 def hunt_one(case: Case, draw: Draw, summary: Summary) -> None:
@@ -125,8 +130,8 @@ def hunt_methods(case: Case, draw: Draw, summary: Summary, names: Sequence[str])
 
 
 def _fitting(case: Case, names: Iterable[str]) -> list[str]:
-    instance = case.problem.instance(case.b)
-    return [name for name in names if METHODS[name]().fits(instance)]
+    instance, numbers = case.problem.instance(case.b), sum(p.numel() for p in case.problem.learnable().values())
+    return [name for name in names if METHODS[name]().fits(instance) and numbers <= FEW.get(name, numbers)]
 
 
 def _compare_method(case: Case, draw: Draw, summary: Summary, truth: Truth, name: str, what: str) -> bool:

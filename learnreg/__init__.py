@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         SolverError,
     )
     from learnreg.hypergradients.certify import certify
+    from learnreg.hypergradients.closed_form import ClosedForm
     from learnreg.hypergradients.compute import Start, hypergradient
     from learnreg.hypergradients.equilibrium_propagation import EquilibriumPropagation
     from learnreg.hypergradients.finite_difference import FiniteDifference
@@ -51,6 +52,7 @@ _LAZY = {
     "Box": "learnreg.lower_level.constraints",
     "Certificate": "learnreg.result",
     "CheckpointError": "learnreg.errors",
+    "ClosedForm": "learnreg.hypergradients.closed_form",
     "ConfigError": "learnreg.errors",
     "DataError": "learnreg.errors",
     "EquilibriumPropagation": "learnreg.hypergradients.equilibrium_propagation",
@@ -106,6 +108,7 @@ __all__ = [
     "Box",
     "Certificate",
     "CheckpointError",
+    "ClosedForm",
     "ConfigError",
     "DataError",
     "EquilibriumPropagation",

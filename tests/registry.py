@@ -55,6 +55,7 @@ METHODS: dict[str, Callable[[], HypergradientMethod]] = {
 }
 
 OTHER_METHODS: dict[str, Callable[[], HypergradientMethod]] = {
+    "ClosedForm": lr.ClosedForm,
     "FiniteDifference": lr.FiniteDifference,
 }
 """Those that are not for every problem, see their own tests."""

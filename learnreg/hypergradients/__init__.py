@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import partial
 
 from learnreg.hypergradients.base import HypergradientMethod
+from learnreg.hypergradients.closed_form import ClosedForm
 from learnreg.hypergradients.equilibrium_propagation import EquilibriumPropagation
 from learnreg.hypergradients.finite_difference import FiniteDifference
 from learnreg.hypergradients.implicit import Implicit
@@ -13,6 +14,7 @@ from learnreg.hypergradients.unrolled import Unrolled
 
 __all__ = [
     "METHODS",
+    "ClosedForm",
     "EquilibriumPropagation",
     "FiniteDifference",
     "HypergradientMethod",
@@ -26,6 +28,7 @@ METHODS: dict[str, Callable[[], HypergradientMethod]] = {
     "piggyback": Piggyback,
     "piggyback-interleaved": partial(Piggyback, mode="interleaved"),
     "equilibrium-propagation": EquilibriumPropagation,
+    "closed-form": ClosedForm,
     "unrolled": partial(Unrolled, steps=200),
 }
 """Every method by its name on the command line; training has the first one by default, ``learnreg accuracy`` measures

@@ -22,6 +22,8 @@ class Square(Elementwise):
     weight: l > 0.
     """
 
+    quadratic = True
+
     def __init__(self, weight: Number = 1.0) -> None:
         check_positive(self, weight=weight)
         self.weight = weight

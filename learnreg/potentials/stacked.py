@@ -44,6 +44,7 @@ class StackedPotential(Potential):
         )
         self.cheap_lines = all(f.cheap_lines for f in self.parts)
         self.foreign = any(f.foreign for f in self.parts)
+        self.quadratic = all(f.quadratic for f in self.parts)
         self.has_modulus = all(f.has_modulus for f in self.parts)
         self._latest: tuple[Tensor, int, list[Tensor]] | None = None
 

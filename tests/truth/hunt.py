@@ -87,6 +87,7 @@ METHODS: dict[str, Callable[[], HypergradientMethod]] = {
     "equilibrium-propagation-one-sided": lambda: lr.EquilibriumPropagation(nudges=1),
     "equilibrium-propagation-holomorphic": lambda: lr.EquilibriumPropagation(nudges=4),
     "equilibrium-propagation-given-beta": lambda: lr.EquilibriumPropagation(1e-6),
+    "closed-form": lr.ClosedForm,
     "finite-difference": lr.FiniteDifference,
     "finite-difference-given-step": lambda: lr.FiniteDifference(1e-3),
 }

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from learnreg.hypergradients.finite_difference import FiniteDifference
     from learnreg.hypergradients.implicit import Implicit
     from learnreg.hypergradients.piggyback import Piggyback
+    from learnreg.hypergradients.proxy import Proxy
     from learnreg.hypergradients.unrolled import Unrolled
     from learnreg.linear.operator import LinearOperator, vstack
     from learnreg.losses import SquaredError, UpperLoss
@@ -69,6 +70,7 @@ _LAZY = {
     "Nonnegative": "learnreg.lower_level.constraints",
     "OperatorError": "learnreg.errors",
     "Piggyback": "learnreg.hypergradients.piggyback",
+    "Proxy": "learnreg.hypergradients.proxy",
     "PseudoHuber": "learnreg.potentials.pseudo_huber",
     "Regularizer": "learnreg.lower_level.regularizer",
     "ShapeError": "learnreg.errors",
@@ -125,6 +127,7 @@ __all__ = [
     "Nonnegative",
     "OperatorError",
     "Piggyback",
+    "Proxy",
     "PseudoHuber",
     "Regularizer",
     "ShapeError",

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from registered.operators import HAS_ASTRA, OPERATORS
 from registered.potentials import POTENTIALS, PotentialEntry, potentials
 from registered.problems import PROBLEMS, ProblemCase, build, measure
@@ -57,6 +58,7 @@ METHODS: dict[str, Callable[[], HypergradientMethod]] = {
 OTHER_METHODS: dict[str, Callable[[], HypergradientMethod]] = {
     "ClosedForm": lr.ClosedForm,
     "FiniteDifference": lr.FiniteDifference,
+    "Proxy": lambda: lr.Proxy(torch.nn.Identity()),
 }
 """Those that are not for every problem, see their own tests."""
 

@@ -10,6 +10,7 @@ from learnreg.hypergradients.equilibrium_propagation import EquilibriumPropagati
 from learnreg.hypergradients.finite_difference import FiniteDifference
 from learnreg.hypergradients.implicit import Implicit
 from learnreg.hypergradients.piggyback import Piggyback
+from learnreg.hypergradients.proxy import Proxy
 from learnreg.hypergradients.unrolled import Unrolled
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "HypergradientMethod",
     "Implicit",
     "Piggyback",
+    "Proxy",
     "Unrolled",
 ]
 

@@ -2,8 +2,8 @@
 
     H x = q,    H X = -∇ell(x),    H = M + K^T W K for f(t) = ½ <t, W t>        (1)
 
-Source: Chen, Chen, Ma, Liu and Liu, Gradient-based bi-level optimization for deep learning: a survey (2022), closed-form
-updates.
+Source: Chen, Chen, Ma, Liu and Liu, Gradient-based bi-level optimization for deep learning: a survey (2022), the
+closed-form update.
 """
 
 from __future__ import annotations

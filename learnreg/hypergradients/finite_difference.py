@@ -19,7 +19,7 @@ from learnreg.errors import ConfigError
 from learnreg.hypergradients.base import Goal, HypergradientMethod, Outcome
 from learnreg.linear.arguments import real_number
 from learnreg.linear.samples import norm_samples
-from learnreg.lower_level.elsewhere import with_parameters
+from learnreg.lower_level.elsewhere import is_nonnegative, with_parameters
 from learnreg.lower_level.frozen import FrozenProblem
 from learnreg.lower_level.point import Point
 from learnreg.result import Status
@@ -125,8 +125,7 @@ def _differences(name: str, p: Tensor, relative: float) -> Iterator[list[tuple[T
         value = float(p.flatten()[index])
         size = max(abs(value), typical) or 1.0
         h = max(relative, _LEAST_STEP * torch.finfo(p.dtype).eps) * size
-        nonnegative = name == "ridge" or name.startswith("data_term.")
-        inside = nonnegative and value < h
+        inside = is_nonnegative(name) and value < h
         moved = [_moved(p, index, value + k * h) for k in ((0, 1, 2) if inside else (-1, 1))]
         at = [float(v.flatten()[index]) for v in moved]  # as rounded
         yield list(zip(moved, _weights(at, value), strict=True))

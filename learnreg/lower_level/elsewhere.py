@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from learnreg.lower_level.frozen import FrozenProblem
 from learnreg.lower_level.problem import LowerLevelProblem
 
-__all__ = ["with_parameters"]
+__all__ = ["is_nonnegative", "with_parameters"]
 
 T = TypeVar("T")
 
@@ -25,6 +25,11 @@ class _Within(nn.Module):
 
     def forward(self, work: Callable[[FrozenProblem], T]) -> T:
         return work(self.problem.frozen())
+
+
+def is_nonnegative(name: str) -> bool:
+    """Whether a learned parameter, by its name, has no values below 0: the ridge and weights of the data term."""
+    return name == "ridge" or name.startswith("data_term.")
 
 
 def with_parameters(frozen: FrozenProblem, values: Mapping[str, Tensor], work: Callable[[FrozenProblem], T]) -> T:

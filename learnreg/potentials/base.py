@@ -50,7 +50,8 @@ class Potential(Function):
     Bounds are for each place: the sample here, a response or a group of them in subclasses. gradient_limit: a bound of
     |f'| at one place, all channels together, where f' does not vanish with K^T f'; 0 elsewhere. cheap_lines: values
     along a line of responses cost much less than a step of a solver. foreign: somebody else's function is in it, which
-    is examined (``screen``, ``doubt``). has_modulus: the concavity is a bound, not a guess. quadratic: f(t) = ½ <t, W t>.
+    is examined (``screen``, ``doubt``). has_modulus: the concavity is a bound, not a guess. quadratic: f(t) is
+    ½ <t, W t> with a fixed W.
     """
 
     number_names: ClassVar[tuple[str, ...]] = ("weight",)

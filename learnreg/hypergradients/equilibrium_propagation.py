@@ -42,8 +42,8 @@ _SHARE, _ROUNDING = 0.3, 48.0
 rounding of the data."""
 
 _FIRST, _ROUNDS, _LEAST, _MOST = 0.1, 5, 1e-3, 0.7
-"""The first beta moves the image by about this share at an accuracy of 1; then so many at most, each smaller than the
-last one by a factor between these."""
+"""The first beta moves the image by about this share at an accuracy of 1; so many at most, each smaller than the last
+one by a factor between these."""
 
 _INWARDS, _MOST_INWARDS = 0.2, 20
 """Factor of a complex nudge that led out of the strip, and how often."""
@@ -78,7 +78,7 @@ class EquilibriumPropagation(HypergradientMethod):
     Raises
     ------
     ConfigError: a beta that is not positive, nudges that are no positive integer; when it runs, a beta with
-        beta L >= mu, where E - beta ell need not have a minimum; complex nudges for potentials other than
+        beta L >= mu, where E - beta ell need not have a minimum (real nudges); complex nudges for potentials other than
         ``PseudoHuber``, ``LogCosh`` and ``Square``, with a constraint or latent variables, or beyond the strip where
         f' is holomorphic.
     """
@@ -124,26 +124,30 @@ class EquilibriumPropagation(HypergradientMethod):
                 f"{self!r}: E - beta ell need not have a minimum, and the linearised loss need not contract; use a "
                 f"beta below {limit:.3g}, the modulus of the lower level over the Lipschitz constant of ∇ell."
             )
-        beta, best, outside = self.beta or min(free.first_beta(), _LIMIT * limit), None, 0
-        for _ in range(_ROUNDS + _MOST_INWARDS):
-            nudged = free.solve(beta, X, steps)
-            if nudged is None and self.beta is None and outside < _MOST_INWARDS:
-                beta, outside = _INWARDS * beta, outside + 1
-                continue
-            if nudged is None:
-                raise ConfigError(
-                    f"{self!r}: at beta={beta:.3g} complex responses leave the strip where f' is holomorphic, |Im Kx| "
-                    "< the smoothing, or π/2 of it for LogCosh; use a smaller beta, or nudges=2."
-                )
+        beta, best = self.beta or min(free.first_beta(), _LIMIT * limit), None
+        for _ in range(_ROUNDS):
+            nudged = self._inside(free, beta, X, steps)
             trial, steps = free.judge(nudged), steps + nudged.steps
             gained = best is None or trial.miss < best.miss
             best = trial if gained or best is None else best
             factor = free.factor(trial)
             if self.beta is not None or not gained or factor > _MOST or free.left(steps) == 0:
                 break
-            beta, X = max(_LEAST, factor) * beta, trial.X
+            beta, X = max(_LEAST, factor) * nudged.beta, trial.X
         assert best is not None
         return best, steps
+
+    def _inside(self, free: _Free, beta: float, X: Tensor, steps: int) -> Nudged:
+        """States at nudges of this size, or of a smaller one where that leads complex ones too far."""
+        for _ in range(1 if self.beta is not None else _MOST_INWARDS):
+            nudged = free.solve(beta, X, steps)
+            if nudged is not None:
+                return nudged
+            beta = _INWARDS * beta
+        raise ConfigError(
+            f"{self!r}: at beta={beta / _INWARDS:.3g} complex responses leave the strip where f' is holomorphic, "
+            "|Im Kx| < the smoothing, or π/2 of it for LogCosh; use a smaller beta, or nudges=2."
+        )
 
 
 @dataclass(frozen=True)
@@ -173,7 +177,10 @@ class _Free:
         return None if self.max_steps is None else max(0, self.max_steps - steps)
 
     def largest_beta(self) -> float:
-        """mu/L, where E - beta ell loses its strong convexity; infinite where one of them is unknown."""
+        """mu/L, where E - beta ell loses its strong convexity; infinite where one of them is unknown, and for complex
+        nudges, whose loss is linear."""
+        if self.nudges.order > 2:
+            return math.inf
         mu = self.point.instance.strong_convexity
         slope = self.point.loss.gradient_change(self.point.x, torch.ones_like(self.slope))
         steepest = 0.0 if slope is None else float(slope.max())

@@ -148,7 +148,8 @@ def of_own_gradient(
         found = _own_gradient(search, method, point, outcome)
         idle = 0 if found.error_bound < _LEAST_GAIN * best.error_bound else idle + 1
         best = found if found.status.converged or found.error_bound < best.error_bound else best
-    return best
+    steps = max(search.state_steps, search.adjoint_steps)
+    return replace(best, steps=steps, operator_applications=search.instance.counter.applications)
 
 
 def _own_gradient(search: Search, method: HypergradientMethod, point: Point, outcome: Outcome) -> Hypergradient:

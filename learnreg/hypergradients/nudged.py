@@ -86,7 +86,7 @@ def solve_nudged(
     def slopes(x: Tensor) -> Tensor:
         return torch.cat([point.loss.gradient(own) for own in x.reshape(count, batch, *x.shape[1:])])
 
-    slope, before, steps, status = slopes(x), torch.full_like(goal, torch.inf), 0, Status.STAGNATED
+    slope, before, steps = slopes(x), torch.full_like(goal, torch.inf), 0
     for _ in range(_TURNS):
         left = None if max_steps is None else max_steps - steps
         linearised = replace(many, q=many.q - size * slope)
@@ -97,8 +97,10 @@ def solve_nudged(
         if bool((change <= goal).all()) or status is not Status.CONVERGED:
             break
         if not bool((change <= _CONTRACTION * before.clamp_min(1e-300)).any()):
-            status = Status.STAGNATED
+            status = Status.METHOD_ERROR
             break
         before = change
+    else:
+        status = Status.METHOD_ERROR
     point.instance.counter.applications += count * many.counter.applications
     return Nudged(nudges, beta, x.reshape(count, batch, *x.shape[1:]), status, steps)

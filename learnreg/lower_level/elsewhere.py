@@ -34,7 +34,8 @@ def is_nonnegative(name: str) -> bool:
 
 def with_parameters(frozen: FrozenProblem, values: Mapping[str, Tensor], work: Callable[[FrozenProblem], T]) -> T:
     """What the work makes of the problem with these values, by names of ``frozen.parameters``; the others stay. The
-    problem it is given is of use within the work alone, since modules of foreign classes are shared."""
+    problem it is given is of use within the work alone: modules of foreign classes are shared, and for other threads,
+    too, their parameters have these values meanwhile."""
     problem = LowerLevelProblem(
         frozen.operator, frozen.regularizer, ridge=frozen.ridge, data_term=frozen.data_term,
         constraint=frozen.constraint if frozen.constraint.constrains else None,

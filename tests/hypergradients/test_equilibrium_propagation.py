@@ -173,6 +173,16 @@ def test_a_beta_beyond_the_modulus_is_refused() -> None:
     assert lr.hypergradient(problem, b, loss, lr.EquilibriumPropagation(1.9), 10.0).certified
 
 
+def test_a_loss_of_unknown_constant_that_does_not_contract_says_so() -> None:
+    problem, b, loss = posed()
+    steep = lr.UpperLoss(lambda x: 100.0 * ((x - loss.x_true) ** 4).flatten(1).sum(1))
+    found = lr.hypergradient(problem, b, steep, lr.EquilibriumPropagation(10.0), 1e-3)
+    assert found.status is lr.Status.METHOD_ERROR
+    chosen = lr.hypergradient(problem, b, steep, lr.EquilibriumPropagation(), 1e-3)
+    assert chosen.status is lr.Status.ESTIMATED
+    assert distance(chosen.gradient, lr.hypergradient(problem, b, steep, tolerance=1e-6).gradient) <= 2e-3 * chosen.norm
+
+
 def test_complex_nudges_need_a_continuation() -> None:
     method = lr.EquilibriumPropagation(nudges=4)
     huber, b, loss = posed("denoising", "FieldsOfExperts-Huber")

@@ -30,6 +30,8 @@ METHODS: dict[str, Callable[[], HypergradientMethod]] = {
     "piggyback": Piggyback,
     "piggyback-interleaved": partial(Piggyback, mode="interleaved"),
     "equilibrium-propagation": EquilibriumPropagation,
+    "equilibrium-propagation-one-sided": partial(EquilibriumPropagation, nudges=1),
+    "equilibrium-propagation-holomorphic": partial(EquilibriumPropagation, nudges=4),
     "closed-form": ClosedForm,
     "unrolled": partial(Unrolled, steps=200),
 }

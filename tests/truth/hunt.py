@@ -106,8 +106,8 @@ METHODS: dict[str, Callable[[], HypergradientMethod]] = {
     "equilibrium-propagation-given-beta": lambda: lr.EquilibriumPropagation(1e-6),
     "closed-form": lr.ClosedForm,
     "finite-difference": lr.FiniteDifference,
-    "proxy": lambda: _Guesses(_Guess()),
     "finite-difference-given-step": lambda: lr.FiniteDifference(1e-3),
+    "proxy": lambda: _Guesses(_Guess()),
 }
 """Those that fit a problem take part in it."""
 

@@ -79,7 +79,7 @@ class EquilibriumPropagation(HypergradientMethod):
     ------
     ConfigError: a beta that is not positive, nudges that are no positive integer; when it runs, a beta with
         beta L >= mu, where E - beta ell need not have a minimum (real nudges); complex nudges for potentials other than
-        ``PseudoHuber``, ``LogCosh`` and ``Square``, with a constraint or latent variables, or beyond the strip where
+        ``PseudoHuber``, ``LogCosh``, ``Square`` and sums of them, with a constraint or latent variables, or beyond the strip where
         f' is holomorphic.
     """
 
@@ -103,8 +103,8 @@ class EquilibriumPropagation(HypergradientMethod):
     def run(self, start: Point, goal: Goal) -> Outcome:
         if not self.fits(start.instance):
             raise ConfigError(
-                f"EquilibriumPropagation(nudges={self.nudges}): complex nudges take PseudoHuber, LogCosh or Square, no "
-                "constraint and no latent variables; use nudges=2."
+                f"EquilibriumPropagation(nudges={self.nudges}): complex nudges take PseudoHuber, LogCosh, Square and "
+                "sums of them, no constraint and no latent variables; use nudges=2."
             )
         frozen, counter = start.frozen, start.instance.counter
         start = start.on(start.instance if start.x.dtype == torch.float64 else frozen.at(start.b.double(), counter))

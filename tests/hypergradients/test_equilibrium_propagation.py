@@ -80,6 +80,16 @@ def test_derivatives_of_the_energy_are_those_of_autograd(regularizer: str) -> No
     assert norm(found) > 0
 
 
+def test_complex_nudges_take_sums_of_regularizers() -> None:
+    sum_ = registry.REGULARIZERS["FieldsOfExperts"]() + 0.5 * registry.REGULARIZERS["GeneralisedTikhonov"]()
+    problem = lr.LowerLevelProblem(Identity(registry.SHAPE), sum_)
+    x_true, b = registry.measure(problem)
+    loss = lr.SquaredError(x_true)
+    expected = lr.hypergradient(problem, b, loss, lr.Implicit(), 1e-8).gradient
+    error = distance(exactly(lr.EquilibriumPropagation(0.01, 4), problem, b, loss), expected)
+    assert error <= 1e-6 * norm(expected)
+
+
 @pytest.mark.parametrize("name", ["PseudoHuber", "LogCosh", "Square"])
 def test_continuations_are_holomorphic(name: str) -> None:
     """On the real axis f and its derivatives; off it f' the derivative of f in every direction."""

@@ -79,8 +79,8 @@ class EquilibriumPropagation(HypergradientMethod):
     ------
     ConfigError: a beta that is not positive, nudges that are no positive integer; when it runs, a beta with
         beta L >= mu, where E - beta ell need not have a minimum (real nudges); complex nudges for potentials other than
-        ``PseudoHuber``, ``LogCosh``, ``Square`` and sums of them, with a constraint or latent variables, or beyond the strip where
-        f' is holomorphic.
+        ``PseudoHuber``, ``LogCosh``, ``Square`` and sums of them, with a constraint or latent variables, or beyond the
+        strip where f' is holomorphic.
     """
 
     name = "equilibrium-propagation"

@@ -1,7 +1,7 @@
 """Hunt for false bounds: random problems, solved to rounding, against everything learnreg certifies.
 
     python benchmarks/bound_hunt.py --problems 2000 --seed 1 --json
-    python benchmarks/bound_hunt.py --problems 1000 --methods implicit-minres,unrolled
+    python benchmarks/bound_hunt.py --problems 1000 --methods unrolled,equilibrium-propagation
 
 The exit code is 1 if a bound was violated.
 """

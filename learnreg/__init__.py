@@ -18,10 +18,14 @@ if TYPE_CHECKING:
         SolverError,
     )
     from learnreg.hypergradients.certify import certify
+    from learnreg.hypergradients.closed_form import ClosedForm
     from learnreg.hypergradients.compute import Start, hypergradient
+    from learnreg.hypergradients.equilibrium_propagation import EquilibriumPropagation
+    from learnreg.hypergradients.finite_difference import FiniteDifference
     from learnreg.hypergradients.implicit import Implicit
     from learnreg.hypergradients.one_step import OneStep
     from learnreg.hypergradients.piggyback import Piggyback
+    from learnreg.hypergradients.proxy import Proxy
     from learnreg.hypergradients.unrolled import Unrolled
     from learnreg.linear.operator import LinearOperator, vstack
     from learnreg.losses import SquaredError, UpperLoss
@@ -54,8 +58,11 @@ _LAZY = {
     "Box": "learnreg.lower_level.constraints",
     "Certificate": "learnreg.result",
     "CheckpointError": "learnreg.errors",
+    "ClosedForm": "learnreg.hypergradients.closed_form",
     "ConfigError": "learnreg.errors",
     "DataError": "learnreg.errors",
+    "EquilibriumPropagation": "learnreg.hypergradients.equilibrium_propagation",
+    "FiniteDifference": "learnreg.hypergradients.finite_difference",
     "Huber": "learnreg.potentials.huber",
     "Hypergradient": "learnreg.result",
     "Implicit": "learnreg.hypergradients.implicit",
@@ -69,6 +76,7 @@ _LAZY = {
     "OperatorError": "learnreg.errors",
     "OneStep": "learnreg.hypergradients.one_step",
     "Piggyback": "learnreg.hypergradients.piggyback",
+    "Proxy": "learnreg.hypergradients.proxy",
     "PseudoHuber": "learnreg.potentials.pseudo_huber",
     "Regularizer": "learnreg.lower_level.regularizer",
     "ShapeError": "learnreg.errors",
@@ -110,8 +118,11 @@ __all__ = [
     "Box",
     "Certificate",
     "CheckpointError",
+    "ClosedForm",
     "ConfigError",
     "DataError",
+    "EquilibriumPropagation",
+    "FiniteDifference",
     "Huber",
     "Hypergradient",
     "Implicit",
@@ -125,6 +136,7 @@ __all__ = [
     "OneStep",
     "OperatorError",
     "Piggyback",
+    "Proxy",
     "PseudoHuber",
     "Regularizer",
     "ShapeError",

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from registered.operators import HAS_ASTRA, OPERATORS
 from registered.potentials import POTENTIALS, PotentialEntry, potentials
 from registered.problems import PROBLEMS, ProblemCase, build, measure
@@ -35,6 +36,7 @@ __all__ = [
     "METHODS",
     "OPERATORS",
     "OTHER_ITERATIONS",
+    "OTHER_METHODS",
     "POTENTIALS",
     "PROBLEMS",
     "REGULARIZERS",
@@ -63,6 +65,7 @@ METHODS: dict[str, Callable[[], HypergradientMethod]] = {
     "Implicit-minres": lambda: lr.Implicit("minres"),
     "Implicit-neumann": lambda: lr.Implicit("neumann"),
     "Implicit-nystrom": lambda: lr.Implicit("nystrom"),
+    "EquilibriumPropagation": lr.EquilibriumPropagation,
     "Unrolled": lambda: lr.Unrolled(steps=400),
 }
 
@@ -70,6 +73,13 @@ ESTIMATORS: dict[str, Callable[[], HypergradientMethod]] = {
     "OneStep": lr.OneStep,
 }
 """Methods with an error of their own, which they do not remove: they miss most tolerances, and say so."""
+
+OTHER_METHODS: dict[str, Callable[[], HypergradientMethod]] = {
+    "ClosedForm": lr.ClosedForm,
+    "FiniteDifference": lr.FiniteDifference,
+    "Proxy": lambda: lr.Proxy(torch.nn.Identity()),
+}
+"""Those that are not for every problem, see their own tests."""
 
 SOLVERS = {"pdhg": PDHG, "lbfgs": LBFGS, "newton-cg": NewtonCG}
 BOX_SOLVERS = {**SOLVERS, "lbfgs": ProjectedLBFGS}

@@ -50,7 +50,10 @@ def public_classes(base: type) -> set[type]:
         (LinearOperator, {type(f()) for f in registry.OPERATORS.values()}),
         (Regularizer, {type(f()) for f in registry.REGULARIZERS.values()}),
         (Potential, {type(f(0.1, 1.0)) for f in registry.POTENTIALS.values()}),
-        (HypergradientMethod, {type(f()) for f in (*registry.METHODS.values(), *registry.ESTIMATORS.values())}),
+        (
+            HypergradientMethod,
+            {type(f()) for f in {**registry.METHODS, **registry.ESTIMATORS, **registry.OTHER_METHODS}.values()},
+        ),
         (
             Iteration,
             {

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -29,6 +30,10 @@ class Goal:
     adjoint: Tensor
     max_state_steps: int | None = None
     max_adjoint_steps: int | None = None
+
+    def times(self, factor: float) -> Goal:
+        """Smaller, or larger, accuracies."""
+        return replace(self, state=factor * self.state, adjoint=factor * self.adjoint)
 
     def within(self, dtype: torch.dtype, state_steps: int | None, adjoint_steps: int | None) -> Goal:
         """The same accuracies in a precision, with these limits."""
@@ -60,9 +65,15 @@ class Outcome:
 
 class HypergradientMethod(ABC):
     """How x and the gradient are computed. Whatever a method does is judged by the certificate from what it returns: a
-    gradient of its own by its distance to a certified one (Lemma 5)."""
+    gradient of its own by its distance to a certified one (Lemma 5).
+
+    Of methods that return a gradient, tightens: it gets better as the goal gets tighter, and so is asked for again
+    until the tolerance is met; miss: what to say where that is not enough.
+    """
 
     name: str
+    tightens: ClassVar[bool] = False
+    miss: ClassVar[Status] = Status.TOO_FEW_STEPS
 
     @abstractmethod
     def run(self, start: Point, goal: Goal) -> Outcome:

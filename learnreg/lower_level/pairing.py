@@ -12,11 +12,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from learnreg.linear.samples import complexly, sum_samples
 from learnreg.lower_level.frozen import FrozenProblem
 from learnreg.lower_level.instance import Instance
 from learnreg.lower_level.point import Point
 
-__all__ = ["Responses", "cross_derivatives", "evaluate_pairing", "pairing_gradient", "sum_gradients"]
+__all__ = [
+    "Responses",
+    "cross_derivatives",
+    "energy_gradient",
+    "evaluate_pairing",
+    "pairing_gradient",
+    "sum_gradients",
+]
 
 
 @dataclass(frozen=True)
@@ -123,6 +131,34 @@ def _cross_derivative(
     instance.counter.applications += applications
     with torch.no_grad():
         return rest + instance.adjoint(own + instance.potential.bent(at, moved))
+
+
+def energy_gradient(point: Point, states: Tensor, weights: Tensor) -> dict[str, Tensor]:
+    """∂_theta of sum_k weights_k E(states_k; theta) over the batch of the point's data, at fixed states (count, batch,
+    ...); of complex ones the real part, E continued as a holomorphic function. What cancels between the states does so
+    in their precision. Counts an application for each state, and that of the backward pass of a learnable K."""
+    return sum_gradients([_energy_gradient(part, states[:, index], weights) for part, index in point.parts()])
+
+
+def _energy_gradient(point: Point, states: Tensor, weights: Tensor) -> dict[str, Tensor]:
+    """Of a part of the batch."""
+    frozen, instance, count = point.frozen, point.instance, len(states)
+    index, v = torch.arange(len(point.b), device=states.device).repeat(count), states.detach().flatten(0, 1)
+    with torch.enable_grad():
+        terms = frozen.terms.at(instance.latent.scale)
+        latent, potential = terms.latent, terms.potential.to(instance.q.dtype)
+        t = complexly(terms.operator, v)
+        energies = potential.continued(t) if t.is_complex() else potential.value(t)
+        energies = energies + latent.value(v)
+        if any(p.requires_grad for m in (frozen.operator, frozen.data_term) for p in m.parameters()):
+            residual = complexly(frozen.operator, latent.image(v)) - point.b.detach().to(instance.q.dtype)[index]
+            energies = energies + point.data_term.select(index).value(residual)
+        if isinstance(frozen.ridge, Tensor):
+            energies = energies + 0.5 * frozen.ridge * sum_samples(latent.image(v) ** 2)
+        total = (energies.reshape(count, -1) * weights[:, None]).sum().real
+        instance.counter.applications += count * (2 if t.requires_grad else 1)
+        learned = [(total, torch.ones_like(total))] if total.requires_grad else []
+        return _gradient(frozen, learned)
 
 
 def _gradient(

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor, nn
 from truth.dense import Truth, distance, truth_of
 from truth.draw import DOUBLE, Draw, Ranges
 from truth.problems import Case, draw_case
@@ -23,6 +24,7 @@ import learnreg as lr
 from learnreg.certificates.judgement import judge
 from learnreg.certificates.loss_enclosure import enclose_loss
 from learnreg.hypergradients.base import HypergradientMethod
+from learnreg.lower_level.instance import Instance
 from learnreg.lower_level.point import Point
 from learnreg.solvers.newton_correction import extended_adjoint
 
@@ -78,6 +80,21 @@ def draw_tolerance(draw: Draw) -> float:
     return draw.log_uniform(1e-6, 30.0)
 
 
+class _Guess(nn.Module):
+    """A prediction that knows next to nothing."""
+
+    def forward(self, theta: Tensor, b: Tensor) -> Tensor:
+        return b * (0.5 + 0.4 * torch.sigmoid(theta.mean()))
+
+
+class _Guesses(lr.Proxy):
+    """Where images are of the shape of measurements."""
+
+    def fits(self, instance: Instance) -> bool:
+        forward = instance.forward
+        return super().fits(instance) and forward.domain_shape == forward.range_shape
+
+
 METHODS: dict[str, Callable[[], HypergradientMethod]] = {
     "piggyback": lr.Piggyback,
     "implicit": lr.Implicit,
@@ -89,8 +106,19 @@ METHODS: dict[str, Callable[[], HypergradientMethod]] = {
     "one-step": lr.OneStep,
     "unrolled": lambda: lr.Unrolled(30, checkpoints=4),
     "unrolled-forward": lambda: lr.Unrolled(10, mode="forward"),
+    "equilibrium-propagation": lr.EquilibriumPropagation,
+    "equilibrium-propagation-one-sided": lambda: lr.EquilibriumPropagation(nudges=1),
+    "equilibrium-propagation-holomorphic": lambda: lr.EquilibriumPropagation(nudges=4),
+    "equilibrium-propagation-given-beta": lambda: lr.EquilibriumPropagation(1e-6),
+    "closed-form": lr.ClosedForm,
+    "finite-difference": lr.FiniteDifference,
+    "finite-difference-given-step": lambda: lr.FiniteDifference(1e-3),
+    "proxy": lambda: _Guesses(_Guess()),
 }
 """Those that fit a problem take part in it."""
+
+FEW = {"finite-difference": 4, "finite-difference-given-step": 4}
+"""Learned numbers at most, of methods whose work grows with them."""
 
 
 def hunt_one(case: Case, draw: Draw, summary: Summary) -> None:
@@ -127,8 +155,8 @@ def hunt_methods(case: Case, draw: Draw, summary: Summary, names: Sequence[str])
 
 
 def _fitting(case: Case, names: Iterable[str]) -> list[str]:
-    instance = case.problem.instance(case.b)
-    return [name for name in names if METHODS[name]().fits(instance)]
+    instance, numbers = case.problem.instance(case.b), sum(p.numel() for p in case.problem.learnable().values())
+    return [name for name in names if METHODS[name]().fits(instance) and numbers <= FEW.get(name, numbers)]
 
 
 def _compare_method(case: Case, draw: Draw, summary: Summary, truth: Truth, name: str, what: str) -> bool:

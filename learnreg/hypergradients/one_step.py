@@ -47,6 +47,7 @@ class OneStep(HypergradientMethod):
     """
 
     name = "one-step"
+    miss = Status.METHOD_ERROR
 
     def __init__(self, state_solver: SolverName | Solver[Any] = "auto") -> None:
         self.state_solver = check_solver(state_solver, "OneStep")
@@ -63,5 +64,4 @@ class OneStep(HypergradientMethod):
         state = run_state_solver(solver, instance, start.x, goal.state, before, start.t)
         steps = GradientSteps.of(instance, 1)
         found = reverse(start, steps, steps.backwards(steps.start(state.x), 0, 1, None))
-        status = Status.METHOD_ERROR if state.status is Status.CONVERGED else state.status
-        return replace(found, status=status, state_steps=state.steps + 1)
+        return replace(found, status=state.status, state_steps=state.steps + 1)

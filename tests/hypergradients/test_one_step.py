@@ -92,7 +92,7 @@ def test_the_status_blames_the_method() -> None:
     few = lr.hypergradient(problem, b, loss, lr.OneStep("pdhg"), tolerance=1e-3, max_steps=1)
     assert few.steps == 1
     assert few.status is lr.Status.MAX_STEPS
-    with pytest.raises(lr.SolverError, match="another method"):
+    with pytest.raises(lr.SolverError, match="own approximation"):
         lr.hypergradient(problem, b, loss, lr.OneStep(), tolerance=1e-3, on_failure="raise")
 
 

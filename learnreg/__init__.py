@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from learnreg.hypergradients.compute import Start, hypergradient
     from learnreg.hypergradients.implicit import Implicit
     from learnreg.hypergradients.piggyback import Piggyback
+    from learnreg.hypergradients.stochastic import BSG1, BSGHessian, BSGNewtonFD
     from learnreg.hypergradients.unrolled import Unrolled
     from learnreg.linear.operator import LinearOperator, vstack
     from learnreg.losses import SquaredError, UpperLoss
@@ -48,6 +49,9 @@ __version__ = "0.1.0"
 _LAZY = {
     "AdaptiveDescent": "learnreg.upper_level.adaptive_descent",
     "AssumptionError": "learnreg.errors",
+    "BSG1": "learnreg.hypergradients.stochastic",
+    "BSGHessian": "learnreg.hypergradients.stochastic",
+    "BSGNewtonFD": "learnreg.hypergradients.stochastic",
     "BatchObjective": "learnreg.upper_level.batch_objective",
     "BilevelObjective": "learnreg.upper_level.bilevel_objective",
     "BilevelProblem": "learnreg.upper_level.bilevel_problem",
@@ -102,8 +106,11 @@ _ROOMS = (
 """Attributes without an import of their own."""
 
 __all__ = [
+    "BSG1",
     "AdaptiveDescent",
     "AssumptionError",
+    "BSGHessian",
+    "BSGNewtonFD",
     "BatchObjective",
     "BilevelObjective",
     "BilevelProblem",

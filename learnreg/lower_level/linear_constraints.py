@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -156,7 +156,7 @@ class Polyhedron:
     @classmethod
     def of(cls, constraint: object, n: int) -> Polyhedron:
         """Of one of them, or of a sequence."""
-        parts = constraint if isinstance(constraint, (list, tuple)) else [constraint]
+        parts: Any = constraint if isinstance(constraint, (list, tuple)) else [constraint]
         return cls(parts, n)
 
     @property

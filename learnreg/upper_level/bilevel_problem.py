@@ -254,8 +254,13 @@ class PosedProblem:
     ) -> Hypergradient:
         """Of the problem on the face of its linear constraints that holds the solution, with the direct term."""
         relative = check_tolerance(tolerance)
-        if start is not None:
-            start = replace(start, x=self.settled(start.x))
+        x = self.start if start is None else start.x
+        if method is not None and not method.tightens:  # from where it is asked to start, on the face
+            self.settled(x)
+            X = torch.zeros_like(x) if start is None else start.X
+            start = Start(self.function.face.place(x), self.function.face.tangent(X))
+        elif start is not None:
+            start = replace(start, x=self.settled(x))
         start = start or self._warm(options.get("max_steps"))
         applications = steps = 0
         for _ in range(_ROUNDS):
@@ -272,7 +277,8 @@ class PosedProblem:
             applications, steps = applications + found.operator_applications, steps + found.steps
             whole = self._with_direct(found)
             enough = max(tolerance * whole.norm, absolute_tolerance)
-            if not found.status.converged or whole.error_bound <= enough or found.bound_kind == "none":
+            tightens = method is None or method.tightens
+            if not tightens or not found.status.converged or whole.error_bound <= enough or found.bound_kind == "none":
                 break
             share = _AIM * enough / whole.error_bound
             relative, absolute_tolerance = relative * share, absolute_tolerance * share
@@ -365,7 +371,8 @@ class LowerFunction(Regularizer):
         self._functions, self._shapes = bilevel, (theta, x)
         self._data = data
         self.project: Callable[[], Any] | None = None
-        self.normal_weight, self.held = 1.0, ()
+        self.normal_weight = 1.0
+        self.held: tuple[int, ...] = ()
         self.register_buffer("normals", torch.zeros(sum(map(math.prod, x.shapes.values())), 0))
         self.register_buffer("offsets", torch.zeros(0))
         for k, t in enumerate(theta.tensors.values()):

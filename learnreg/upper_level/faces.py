@@ -45,7 +45,8 @@ def find_face(energy: Energy, polyhedron: Polyhedron, x: Tensor) -> tuple[Tensor
     AssumptionError: nothing satisfies the constraints, or the energy is not convex there.
     """
     device = x.device
-    point, held = polyhedron.project(x.double()), ()
+    point = polyhedron.project(x.double())
+    held: tuple[int, ...] = ()
     for _ in range(_ITERATIONS):
         slope, hessian = _derivatives(energy, point)
         here, g, H = (t.cpu().numpy() for t in (point, slope, hessian))

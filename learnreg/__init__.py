@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from learnreg.upper_level.bilevel_objective import BilevelObjective
     from learnreg.upper_level.bilevel_problem import BilevelProblem
     from learnreg.upper_level.layer import solution_layer
+    from learnreg.upper_level.stochastic_descent import StochasticDescent
 
 __version__ = "0.1.0"
 
@@ -82,6 +83,7 @@ _LAZY = {
     "SquaredError": "learnreg.losses",
     "Start": "learnreg.hypergradients.compute",
     "Status": "learnreg.result",
+    "StochasticDescent": "learnreg.upper_level.stochastic_descent",
     "TrainResult": "learnreg.training.train",
     "TransmissionLeastSquares": "learnreg.lower_level.data_terms",
     "Unrolled": "learnreg.hypergradients.unrolled",
@@ -141,6 +143,7 @@ __all__ = [
     "SquaredError",
     "Start",
     "Status",
+    "StochasticDescent",
     "TrainResult",
     "TransmissionLeastSquares",
     "Unrolled",

@@ -319,6 +319,11 @@ class PosedProblem:
         """∂_theta upper at a vector (1, n), as ``problem`` names the parameters."""
         return self.function.direct(x)[0]
 
+    def with_direct(self, gradient: dict[str, Tensor], x: Tensor) -> dict[str, Tensor]:
+        """A gradient of ``problem`` formed at a vector (1, n), and the direct term there, by the names of theta."""
+        direct = self.direct(x)
+        return self._named({name: g + direct[name].to(g) for name, g in gradient.items()})
+
     def _with_direct(self, found: Hypergradient) -> Hypergradient:
         """The gradient in theta as a whole, with its bound."""
         x = found.x.double()
@@ -482,6 +487,7 @@ class LowerFunction(Regularizer):
             hessian_lipschitz=self.constant("hessian_lipschitz"),
             cross_bound=self.constant("cross_bound"),
             cross_lipschitz=self.constant("cross_lipschitz"),
+            examined=self.examine,
         )
 
 

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from learnreg.upper_level.bilevel_objective import BilevelObjective
     from learnreg.upper_level.bilevel_problem import BilevelProblem
     from learnreg.upper_level.layer import solution_layer
+    from learnreg.upper_level.maid import MAID
     from learnreg.upper_level.stochastic_descent import StochasticDescent
 
 __version__ = "0.1.0"
@@ -70,6 +71,7 @@ _LAZY = {
     "LinearOperator": "learnreg.linear.operator",
     "LogCosh": "learnreg.potentials.log_cosh",
     "LowerLevelProblem": "learnreg.lower_level.problem",
+    "MAID": "learnreg.upper_level.maid",
     "Model": "learnreg.models.model",
     "Nonnegative": "learnreg.lower_level.constraints",
     "OperatorError": "learnreg.errors",
@@ -109,6 +111,7 @@ _ROOMS = (
 
 __all__ = [
     "BSG1",
+    "MAID",
     "AdaptiveDescent",
     "AssumptionError",
     "BSGHessian",

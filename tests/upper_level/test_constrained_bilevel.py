@@ -150,6 +150,19 @@ def test_float32_and_dicts(generator: torch.Generator) -> None:
     assert float((joined(found.x).double() - truth).norm()) <= float(found.state_error_bound) + 1e-9
 
 
+@pytest.mark.parametrize("kind", ["equality", "both"])
+def test_without_constants_there_are_estimates(kind: str, generator: torch.Generator) -> None:
+    """Of a lower level in another unit, too."""
+    case = Case(kind, generator)
+    problem = lr.BilevelProblem(
+        lambda x, theta, data: 1e6 * case.lower(x, theta, data), case.upper, constraint=case.constraint
+    )
+    found = problem.hypergradient(case.theta, case.x, tolerance=1e-4)
+    exact = case.differences(case.solution, 1e-5)
+    assert (found.bound_kind, found.status) == ("estimate", lr.Status.ESTIMATED)
+    assert float((found.gradient["theta"] - exact).norm()) <= 1e-3 * float(exact.norm())
+
+
 def test_degenerate_constraints_are_no_certificate(generator: torch.Generator) -> None:
     """One that only just touches the solution: the hypergradient jumps there."""
     case = Case("equality", generator)

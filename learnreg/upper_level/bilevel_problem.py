@@ -240,7 +240,6 @@ class PosedProblem:
         **options: Any,
     ) -> Hypergradient:
         """The same with x and X as vectors (1, n) and the parameters as ``problem`` names them, for warm starts."""
-
         found = self._on_face(method, tolerance, absolute_tolerance, start, options)
         return found if self.faces is None else self.faces.judged(found)
 

@@ -50,10 +50,8 @@ def find_face(energy: Energy, polyhedron: Polyhedron, x: Tensor) -> tuple[Tensor
     for _ in range(_ITERATIONS):
         slope, hessian = _derivatives(energy, point)
         here, g, H = (t.cpu().numpy() for t in (point, slope, hessian))
-        shift = 1e-14 * max(float(np.abs(H).max(initial=0.0)), 1e-300)
-        H = H + shift * np.eye(len(here))
         try:
-            nearest = polyhedron.nearest(here - np.linalg.solve(H, g), H)
+            nearest = polyhedron.nearest(here, H, g)
         except np.linalg.LinAlgError as error:
             raise AssumptionError(
                 "BilevelProblem(lower): it is not strongly convex on the constraints, so that its solution there may "

@@ -35,7 +35,7 @@ from learnreg.lower_level.linear_constraints import Polyhedron
 from learnreg.lower_level.point import Point
 from learnreg.result import Brief
 from learnreg.upper_level.bilevel_problem import BilevelProblem, PosedProblem, Variable
-from learnreg.upper_level.trees import Variables
+from learnreg.upper_level.trees import Tree, Variables
 
 __all__ = ["StochasticDescent", "StochasticRun"]
 
@@ -66,7 +66,7 @@ class StochasticDescent:
     sampler: sampler(generator, step) -> data of a minibatch; asked once for each lower-level step and once for each
         step of theta. None: data is None.
     method: of the hypergradient at the present x: ``lr.BSG1()`` (default), ``lr.BSGNewtonFD()``, ``lr.BSGHessian()``
-        or any other one that starts from a point, ``lr.Implicit()``. Its own lower-level steps are not taken.
+        or any other one, ``lr.Implicit()``. Lower-level steps of its own do not move x.
     step_size, decay: alpha_k = step_size / (k + 1)^decay. lower_step_size, lower_decay: likewise of the lower level.
     lower_steps: to begin with. most_lower_steps: where increasing ends; None: no increase.
     patience: steps between looks whether the upper loss improved, by a relative ``threshold``.
@@ -150,7 +150,9 @@ class StochasticDescent:
             if not math.isfinite(loss):
                 raise SolverError(f"StochasticDescent: the upper loss is {loss} at step {k}; take smaller steps.")
             size = self.step_size / (k + 1) ** self.decay  # (3)
-            losses, counts, sizes = [*losses, loss], [*counts, count], [*sizes, size]
+            losses.append(loss)
+            counts.append(count)
+            sizes.append(size)
             for name, t in Variables(theta, "theta").tensors.items():
                 t.detach().sub_(gradient[name].to(t), alpha=size)  # (2)
             if self.project is not None:
@@ -201,6 +203,8 @@ class _Lower:
         """A projected gradient step on a minibatch."""
         with torch.enable_grad():
             v = self.x[0].clone().requires_grad_()
+            tree, dtype = Tree.of(data), v.dtype
+            data = tree.built([t.to(dtype) if t.is_floating_point() else t for t in tree.leaves.values()])
             value = self.problem.lower(self.form.shaped(v), theta, data)
             (g,) = torch.autograd.grad(value.sum(), v, materialize_grads=True)
         self.x = self._projected(self.x[0] - size * g)[None]

@@ -26,11 +26,13 @@ if TYPE_CHECKING:
     from learnreg.hypergradients.one_step import OneStep
     from learnreg.hypergradients.piggyback import Piggyback
     from learnreg.hypergradients.proxy import Proxy
+    from learnreg.hypergradients.stochastic import BSG1, BSGHessian, BSGNewtonFD
     from learnreg.hypergradients.unrolled import Unrolled
     from learnreg.linear.operator import LinearOperator, vstack
     from learnreg.losses import SquaredError, UpperLoss
     from learnreg.lower_level.constraints import Box, Nonnegative
     from learnreg.lower_level.data_terms import LeastSquares, TransmissionLeastSquares, WeightedLeastSquares
+    from learnreg.lower_level.linear_constraints import LinearConstraints
     from learnreg.lower_level.problem import LowerLevelProblem
     from learnreg.lower_level.regularizer import Regularizer
     from learnreg.models.model import Model, load, pretrained, save_model
@@ -46,12 +48,17 @@ if TYPE_CHECKING:
     from learnreg.upper_level.bilevel_objective import BilevelObjective
     from learnreg.upper_level.bilevel_problem import BilevelProblem
     from learnreg.upper_level.layer import solution_layer
+    from learnreg.upper_level.maid import MAID
+    from learnreg.upper_level.stochastic_descent import StochasticDescent
 
 __version__ = "0.1.0"
 
 _LAZY = {
     "AdaptiveDescent": "learnreg.upper_level.adaptive_descent",
     "AssumptionError": "learnreg.errors",
+    "BSG1": "learnreg.hypergradients.stochastic",
+    "BSGHessian": "learnreg.hypergradients.stochastic",
+    "BSGNewtonFD": "learnreg.hypergradients.stochastic",
     "BatchObjective": "learnreg.upper_level.batch_objective",
     "BilevelObjective": "learnreg.upper_level.bilevel_objective",
     "BilevelProblem": "learnreg.upper_level.bilevel_problem",
@@ -68,9 +75,11 @@ _LAZY = {
     "Implicit": "learnreg.hypergradients.implicit",
     "LearnregError": "learnreg.errors",
     "LeastSquares": "learnreg.lower_level.data_terms",
+    "LinearConstraints": "learnreg.lower_level.linear_constraints",
     "LinearOperator": "learnreg.linear.operator",
     "LogCosh": "learnreg.potentials.log_cosh",
     "LowerLevelProblem": "learnreg.lower_level.problem",
+    "MAID": "learnreg.upper_level.maid",
     "Model": "learnreg.models.model",
     "Nonnegative": "learnreg.lower_level.constraints",
     "OperatorError": "learnreg.errors",
@@ -86,6 +95,7 @@ _LAZY = {
     "SquaredError": "learnreg.losses",
     "Start": "learnreg.hypergradients.compute",
     "Status": "learnreg.result",
+    "StochasticDescent": "learnreg.upper_level.stochastic_descent",
     "TrainResult": "learnreg.training.train",
     "TransmissionLeastSquares": "learnreg.lower_level.data_terms",
     "Unrolled": "learnreg.hypergradients.unrolled",
@@ -110,8 +120,12 @@ _ROOMS = (
 """Attributes without an import of their own."""
 
 __all__ = [
+    "BSG1",
+    "MAID",
     "AdaptiveDescent",
     "AssumptionError",
+    "BSGHessian",
+    "BSGNewtonFD",
     "BatchObjective",
     "BilevelObjective",
     "BilevelProblem",
@@ -128,6 +142,7 @@ __all__ = [
     "Implicit",
     "LearnregError",
     "LeastSquares",
+    "LinearConstraints",
     "LinearOperator",
     "LogCosh",
     "LowerLevelProblem",
@@ -146,6 +161,7 @@ __all__ = [
     "SquaredError",
     "Start",
     "Status",
+    "StochasticDescent",
     "TrainResult",
     "TransmissionLeastSquares",
     "Unrolled",

@@ -67,7 +67,7 @@ class Nudged:
 
     def gradient(self, point: Point) -> dict[str, Tensor]:
         """The difference of the energy's derivatives, which approximates the hypergradient."""
-        return energy_gradient(point, self.states, self.weights())
+        return energy_gradient(point, self.states, self.weights()[:, None])
 
 
 def solve_nudged(

@@ -135,9 +135,11 @@ def _cross_derivative(
 
 def energy_gradient(point: Point, states: Tensor, weights: Tensor) -> dict[str, Tensor]:
     """∂_theta of sum_k weights_k E(states_k; theta) over the batch of the point's data, at fixed states (count, batch,
-    ...); of complex ones the real part, E continued as a holomorphic function. What cancels between the states does so
-    in their precision. Counts an application for each state, and that of the backward pass of a learnable K."""
-    return sum_gradients([_energy_gradient(part, states[:, index], weights) for part, index in point.parts()])
+    ...), with weights (count, 1), or (count, batch) of each sample; of complex ones the real part, E continued as a
+    holomorphic function. What cancels between the states does so in their precision. Counts an application for each
+    state, and that of the backward pass of a learnable K."""
+    weights = weights.expand(states.shape[:2])
+    return sum_gradients([_energy_gradient(part, states[:, i], weights[:, i]) for part, i in point.parts()])
 
 
 def _energy_gradient(point: Point, states: Tensor, weights: Tensor) -> dict[str, Tensor]:
@@ -155,7 +157,7 @@ def _energy_gradient(point: Point, states: Tensor, weights: Tensor) -> dict[str,
             energies = energies + point.data_term.select(index).value(residual)
         if isinstance(frozen.ridge, Tensor):
             energies = energies + 0.5 * frozen.ridge * sum_samples(latent.image(v) ** 2)
-        total = (energies.reshape(count, -1) * weights[:, None]).sum().real
+        total = (energies.reshape(count, -1) * weights).sum().real
         instance.counter.applications += count * (2 if t.requires_grad else 1)
         learned = [(total, torch.ones_like(total))] if total.requires_grad else []
         return _gradient(frozen, learned)

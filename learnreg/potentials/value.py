@@ -13,7 +13,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from learnreg.errors import ConfigError
+from learnreg.errors import ConfigError, LearnregError
 from learnreg.linear.operator import LinearOperator
 from learnreg.linear.parameter_groups import Density, OwnBound, ParameterBound, ParameterGroup, ResponseErrors
 from learnreg.linear.samples import expand, inner_samples, norm_samples
@@ -205,13 +205,17 @@ class ValuePotential(Potential):
 
     def hidden_rounding(self, x: Tensor, v: Tensor | None = None) -> Tensor:
         """The difference between both precisions, in units of that of x, at two points, lest it be small by chance;
-        where float32 does not hold the numbers, the sizes at 0 and at x."""
+        where float32 does not hold the numbers or the function does not take it, the sizes at 0 and at x."""
         eps = torch.finfo(x.dtype).eps
         largest = x.new_zeros(len(x))
         with torch.no_grad():
             for point in (x, x * (1.0 + 2.0**-9)):
-                fine, coarse = (self._derivative(point, v, dtype) for dtype in (torch.float64, torch.float32))
-                difference = norm_samples(fine - coarse.double()) / torch.finfo(torch.float32).eps
+                fine = self._derivative(point, v, torch.float64)
+                try:
+                    coarse = self._derivative(point, v, torch.float32).double()
+                except (LearnregError, RuntimeError):  # it holds tensors of its own, in float64
+                    coarse = torch.full_like(fine, math.nan)
+                difference = norm_samples(fine - coarse) / torch.finfo(torch.float32).eps
                 own = 2.0 * norm_samples(fine)
                 if v is None and not bool(torch.isfinite(difference).all()):
                     own = own + 8.0 * norm_samples(self._derivative(torch.zeros_like(x), None, torch.float64))

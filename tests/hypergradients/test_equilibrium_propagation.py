@@ -72,7 +72,7 @@ def test_derivatives_of_the_energy_are_those_of_autograd(regularizer: str) -> No
     latent = point.instance.latent
     states, weights = torch.stack([latent.extend(v) for v in x]), torch.tensor([2.0, -2.0], dtype=torch.float64)
     point = Point.of(problem, b, loss, states[0], torch.zeros_like(states[0]))
-    found = energy_gradient(point, states, weights)
+    found = energy_gradient(point, states, weights[:, None])
     learned = problem.learnable()
     energy = 2.0 * (problem.energy(x[0], b) - problem.energy(x[1], b)).sum()
     expected = torch.autograd.grad(energy, list(learned.values()), allow_unused=True, materialize_grads=True)

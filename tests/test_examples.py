@@ -60,6 +60,19 @@ def test_example_of_tomography_runs(name: str, arguments: list[str], expected: s
 
 
 @pytest.mark.parametrize(
+    ("name", "arguments", "expected"),
+    [
+        ("13_data_cleaning.py", ["1", "0", "100"], "every step certified: True"),
+    ],
+)
+def test_example_of_bilevel_tasks_runs(name: str, arguments: list[str], expected: str, program: Run) -> None:
+    pytest.importorskip("sklearn")
+    assert expected in program(EXAMPLES / name, *arguments)
+    (figure,) = Path().glob("*.png")
+    assert figure.stat().st_size < 80_000
+
+
+@pytest.mark.parametrize(
     ("name", "packages", "expected"),
     [
         ("05_odl_operator.py", ("odl", "astra"), "rigorous"),

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from learnreg.losses import SquaredError, UpperLoss
     from learnreg.lower_level.constraints import Box, Nonnegative
     from learnreg.lower_level.data_terms import LeastSquares, TransmissionLeastSquares, WeightedLeastSquares
+    from learnreg.lower_level.linear_constraints import LinearConstraints
     from learnreg.lower_level.problem import LowerLevelProblem
     from learnreg.lower_level.regularizer import Regularizer
     from learnreg.models.model import Model, load, pretrained, save_model
@@ -60,6 +61,7 @@ _LAZY = {
     "Implicit": "learnreg.hypergradients.implicit",
     "LearnregError": "learnreg.errors",
     "LeastSquares": "learnreg.lower_level.data_terms",
+    "LinearConstraints": "learnreg.lower_level.linear_constraints",
     "LinearOperator": "learnreg.linear.operator",
     "LogCosh": "learnreg.potentials.log_cosh",
     "LowerLevelProblem": "learnreg.lower_level.problem",
@@ -115,6 +117,7 @@ __all__ = [
     "Implicit",
     "LearnregError",
     "LeastSquares",
+    "LinearConstraints",
     "LinearOperator",
     "LogCosh",
     "LowerLevelProblem",

@@ -12,7 +12,7 @@ from learnreg.hypergradients.base import HypergradientMethod
 from learnreg.hypergradients.compute import CertificateName, Start
 from learnreg.linear.arguments import check_type
 from learnreg.result import Hypergradient
-from learnreg.upper_level.batch_objective import BatchObjective
+from learnreg.upper_level.batch_objective import BatchObjective, CertifiedValue
 from learnreg.upper_level.bilevel_problem import PosedProblem
 from learnreg.upper_level.objective import Accuracy, Trial
 
@@ -47,11 +47,25 @@ class BilevelObjective(BatchObjective):
         """The latest lower-level solution, in the form of the starting point."""
         return self.posed.shaped(self._state())
 
+    def _settle(self) -> None:
+        """Start on the face of the linear constraints that holds the solution."""
+        assert self.start is not None
+        self.start = replace(self.start, x=self.posed.settled(self.start.x))
+
+    def _is_sure(self) -> bool:
+        return self.posed.faces is None or not self.posed.faces.standing().reason
+
+    def value(self, width: float, floor: float = 1e-7) -> CertifiedValue:
+        self._settle()
+        found = super().value(width, floor)
+        return found if self._is_sure() else replace(found, certified=False)
+
     def _evaluate(self, accuracy: Accuracy) -> Trial:
+        self._settle()
         trial = super()._evaluate(accuracy)
         direct = self.posed.direct(self._state().double())
         whole = {name: (g.double() + direct[name]).to(g) for name, g in trial.gradient.items()}
-        return replace(trial, gradient=whole)
+        return replace(trial, gradient=whole, certified=trial.certified and self._is_sure())
 
     def gradient(
         self, tolerance: float, absolute_tolerance: float = 0.0, max_steps: int | None = None

@@ -31,6 +31,7 @@ from learnreg.linear.identity import Unchanged
 from learnreg.losses import UpperLoss
 from learnreg.lower_level.constraints import Box
 from learnreg.lower_level.data_terms import WeightedLeastSquares
+from learnreg.lower_level.linear_constraints import Constraint, Face, Polyhedron
 from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.lower_level.regularizer import Regularizer
 from learnreg.potentials.value_examination import Declared
@@ -38,6 +39,7 @@ from learnreg.result import Hypergradient, Solution, Status
 from learnreg.solvers.base import Solver
 from learnreg.solvers.choice import SolverName
 from learnreg.solvers.solve import FailureOption, check_failure_option, check_tolerance, solve
+from learnreg.upper_level.faces import Faces
 from learnreg.upper_level.trees import Tree, Variables
 
 __all__ = ["BilevelProblem", "PosedProblem"]
@@ -67,7 +69,10 @@ class BilevelProblem:
         cross_lipschitz: bound and Lipschitz constant in x of ∂_theta ∇_x lower, theta all parameters together.
         upper_gradient_lipschitz: Lipschitz constant in x of the gradient of (the components of) upper in x and theta
         together. 2-norms, numbers or functions like ``strong_convexity``.
-    constraint: None, ``lr.Nonnegative()`` or ``lr.Box(lower, upper)`` for all entries of x.
+    constraint: None, ``lr.Nonnegative()`` or ``lr.Box(lower, upper)`` for all entries of x,
+        ``lr.LinearConstraints(C, d, kind)``, or a sequence of them. On linear constraints the solution is looked for in
+        the tangent space of those that hold it; hypergradients are certified where multipliers and distances, with
+        their error bounds, show which ones do, and estimates elsewhere.
 
     x and theta are tensors or dicts of tensors, data is anything: tensors in dicts, lists and tuples are found and come
     to both functions in the precision of the computation, which is float64 where errors are judged; a tensor that a
@@ -92,7 +97,7 @@ class BilevelProblem:
         cross_bound: Constant = None,
         cross_lipschitz: Constant = None,
         upper_gradient_lipschitz: Constant = None,
-        constraint: Box | None = None,
+        constraint: Constraint | None = None,
     ) -> None:
         functions: dict[str, object] = {"lower": lower, "upper": upper}
         for name, function in functions.items():
@@ -160,11 +165,14 @@ class PosedProblem:
         self.start = self._x.flat()[None]
         self.function = LowerFunction(bilevel, self._theta, self._x, Tree.of(data))
         domain = (self.start.shape[1],)
+        given = bilevel.constraint
+        box = given if given is None or isinstance(given, Box) else None
+        self.faces = None if box is given else Faces(self.function, Polyhedron.of(given, domain[0]))
         self.problem = LowerLevelProblem(
             Unchanged(domain),
             self.function,
             data_term=WeightedLeastSquares(torch.zeros((), dtype=self._x.dtype)),
-            constraint=bilevel.constraint,
+            constraint=box,
         )
         self.b = torch.zeros_like(self.start)
         self.loss = UpperLoss(self._upper, self.function.constant("upper_gradient_lipschitz"))
@@ -188,7 +196,10 @@ class PosedProblem:
         """As :func:`learnreg.solve`; ``x`` is in the form of the starting point, the error bound the root mean square
         over all its entries."""
         options = {"max_steps": max_steps, "solver": solver, "on_failure": on_failure}
-        found = solve(self.problem, self.b, tolerance, start=self.start, **options)  # type: ignore[arg-type]
+        start = self.settled(self.start)
+        found = solve(self.problem, self.b, tolerance, start=start, **options)  # type: ignore[arg-type]
+        if self.faces is not None:
+            found = self.faces.solved(found)
         return replace(found, x=self.shaped(found.x))
 
     def hypergradient(
@@ -229,7 +240,22 @@ class PosedProblem:
         **options: Any,
     ) -> Hypergradient:
         """The same with x and X as vectors (1, n) and the parameters as ``problem`` names them, for warm starts."""
+
+        found = self._on_face(method, tolerance, absolute_tolerance, start, options)
+        return found if self.faces is None else self.faces.judged(found)
+
+    def _on_face(
+        self,
+        method: HypergradientMethod | None,
+        tolerance: float,
+        absolute_tolerance: float,
+        start: Start | None,
+        options: dict[str, Any],
+    ) -> Hypergradient:
+        """Of the problem on the face of its linear constraints that holds the solution, with the direct term."""
         relative = check_tolerance(tolerance)
+        if start is not None:
+            start = replace(start, x=self.settled(start.x))
         start = start or self._warm(options.get("max_steps"))
         applications = steps = 0
         for _ in range(_ROUNDS):
@@ -255,14 +281,21 @@ class PosedProblem:
         status = Status.STAGNATED if missed else found.status
         return replace(whole, status=status, steps=steps, operator_applications=applications)
 
+    def settled(self, x: Tensor) -> Tensor:
+        """A vector (1, n) to start from; with linear constraints on the face that holds the solution at the present
+        parameters, which ``problem`` is about from now on."""
+        return x if self.faces is None else self.faces.settled(x)
+
     def _warm(self, max_steps: int | None) -> Start:
         """The solution to a rough accuracy, in units of the error of the starting point."""
+        x = self.settled(self.start)
+        if self.faces is not None and not self.faces.polyhedron.bounded_by_equalities_alone:
+            return Start(x, torch.zeros_like(x))  # the solution, by which its face was found
         frozen = self.problem.frozen()
         instance = frozen.at(self.b)
-        slope, mu = float(instance.full_gradient(self.start).norm()), instance.strong_convexity
-        rms = 1.0 / math.sqrt(self.start.shape[1])
-        error = slope / mu if mu > 0 else max(float(self.start.norm()), 1.0)
-        x = self.start
+        slope, mu = float(instance.full_gradient(x).norm()), instance.strong_convexity
+        rms = 1.0 / math.sqrt(x.shape[1])
+        error = slope / mu if mu > 0 else max(float(x.norm()), 1.0)
         if slope > 0 and math.isfinite(error):
             x = solve(frozen, self.b, _COLD * error * rms, start=x, max_steps=max_steps).x
         return Start(x, torch.zeros_like(x))
@@ -332,6 +365,9 @@ class LowerFunction(Regularizer):
         self._functions, self._shapes = bilevel, (theta, x)
         self._data = data
         self.project: Callable[[], Any] | None = None
+        self.normal_weight, self.held = 1.0, ()
+        self.register_buffer("normals", torch.zeros(sum(map(math.prod, x.shapes.values())), 0))
+        self.register_buffer("offsets", torch.zeros(0))
         for k, t in enumerate(theta.tensors.values()):
             self.register_parameter(f"theta{k}", t if isinstance(t, nn.Parameter) else nn.Parameter(t.detach()))
         for k, t in enumerate(data.leaves.values()):
@@ -343,18 +379,40 @@ class LowerFunction(Regularizer):
 
     def _arguments(self, v: Tensor, theta: Sequence[Tensor]) -> tuple[Any, Any, Any]:
         (theta_form, x_form), dtype = self._shapes, v.dtype
-        data = [t.to(dtype) if t.is_floating_point() else t for t in self.buffers()]
+        buffers = [t for name, t in self._buffers.items() if t is not None and name.startswith("data")]
+        data = [t.to(dtype) if t.is_floating_point() else t for t in buffers]
         named = dict(zip(theta_form.shapes, theta, strict=True))
         return x_form.shaped(v), named[theta_form.name] if theta_form.single else named, self._data.built(data)
 
     def value(self, x: Tensor) -> Tensor:
-        theta = [p for p in self._parameters.values() if p is not None]
-        found = [_numbers(self._functions.lower(*self._arguments(v, theta)), "lower").sum() for v in x]
-        return torch.stack(found)
+        theta, face = [p for p in self._parameters.values() if p is not None], self.face
+        found = [_numbers(self._functions.lower(*self._arguments(face.place(v), theta)), "lower").sum() for v in x]
+        values = torch.stack(found)
+        if not len(face.offsets):
+            return values
+        apart = (x @ self.normals.to(x) - self.offsets.to(x)).square().sum(1)
+        return values + 0.5 * (self.constant("strong_convexity") or self.normal_weight) * apart
 
     def upper(self, x: Tensor, theta: list[Tensor]) -> Tensor:
         """The loss at a vector (1, n)."""
-        return _numbers(self._functions.upper(*self._arguments(x[0], theta)), "upper").mean()
+        return _numbers(self._functions.upper(*self._arguments(self.face.place(x[0]), theta)), "upper").mean()
+
+    # ---- linear constraints ------------------------------------------------------------------------------------------
+
+    @property
+    def face(self) -> Face:
+        """The affine subspace that x is moved to: with P = I - Q Q^T the value is lower(x - Q (Q^T x - c)) plus
+        w/2 ‖Q^T x - c‖², w the modulus, so that the energy splits into that of the coordinates along the face and a
+        known one across, with the same constants."""
+        return Face(self.normals, self.offsets, self.held)
+
+    def restrict(self, face: Face) -> None:
+        """To a face of the linear constraints."""
+        self.normals, self.offsets, self.held = face.normals, face.offsets, face.held
+
+    def energy(self, x: Tensor) -> Tensor:
+        """lower at a vector (n,) without constraints, a scalar."""
+        return _numbers(self._functions.lower(*self._arguments(x, self.theta(x.dtype))), "lower").sum()
 
     def direct(self, x: Tensor) -> tuple[dict[str, Tensor], bool]:
         """∂_theta upper at a vector (1, n), and whether upper depends on theta at all."""

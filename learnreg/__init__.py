@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from learnreg.hypergradients.compute import Start, hypergradient
     from learnreg.hypergradients.implicit import Implicit
     from learnreg.hypergradients.piggyback import Piggyback
+    from learnreg.hypergradients.stochastic import BSG1, BSGHessian, BSGNewtonFD
     from learnreg.hypergradients.unrolled import Unrolled
     from learnreg.linear.operator import LinearOperator, vstack
     from learnreg.losses import SquaredError, UpperLoss
@@ -42,12 +43,17 @@ if TYPE_CHECKING:
     from learnreg.upper_level.bilevel_objective import BilevelObjective
     from learnreg.upper_level.bilevel_problem import BilevelProblem
     from learnreg.upper_level.layer import solution_layer
+    from learnreg.upper_level.maid import MAID
+    from learnreg.upper_level.stochastic_descent import StochasticDescent
 
 __version__ = "0.1.0"
 
 _LAZY = {
     "AdaptiveDescent": "learnreg.upper_level.adaptive_descent",
     "AssumptionError": "learnreg.errors",
+    "BSG1": "learnreg.hypergradients.stochastic",
+    "BSGHessian": "learnreg.hypergradients.stochastic",
+    "BSGNewtonFD": "learnreg.hypergradients.stochastic",
     "BatchObjective": "learnreg.upper_level.batch_objective",
     "BilevelObjective": "learnreg.upper_level.bilevel_objective",
     "BilevelProblem": "learnreg.upper_level.bilevel_problem",
@@ -65,6 +71,7 @@ _LAZY = {
     "LinearOperator": "learnreg.linear.operator",
     "LogCosh": "learnreg.potentials.log_cosh",
     "LowerLevelProblem": "learnreg.lower_level.problem",
+    "MAID": "learnreg.upper_level.maid",
     "Model": "learnreg.models.model",
     "Nonnegative": "learnreg.lower_level.constraints",
     "OperatorError": "learnreg.errors",
@@ -78,6 +85,7 @@ _LAZY = {
     "SquaredError": "learnreg.losses",
     "Start": "learnreg.hypergradients.compute",
     "Status": "learnreg.result",
+    "StochasticDescent": "learnreg.upper_level.stochastic_descent",
     "TrainResult": "learnreg.training.train",
     "TransmissionLeastSquares": "learnreg.lower_level.data_terms",
     "Unrolled": "learnreg.hypergradients.unrolled",
@@ -102,8 +110,12 @@ _ROOMS = (
 """Attributes without an import of their own."""
 
 __all__ = [
+    "BSG1",
+    "MAID",
     "AdaptiveDescent",
     "AssumptionError",
+    "BSGHessian",
+    "BSGNewtonFD",
     "BatchObjective",
     "BilevelObjective",
     "BilevelProblem",
@@ -134,6 +146,7 @@ __all__ = [
     "SquaredError",
     "Start",
     "Status",
+    "StochasticDescent",
     "TrainResult",
     "TransmissionLeastSquares",
     "Unrolled",

@@ -64,6 +64,9 @@ class HypergradientMethod(ABC):
 
     name: str
 
+    tightens = True
+    """Whether more accurate states and adjoint states may be asked of it, as adaptive tightening does."""
+
     @abstractmethod
     def run(self, start: Point, goal: Goal) -> Outcome:
         """Go on from ``start`` until the goal is met or its limits are reached."""

@@ -19,7 +19,7 @@ from learnreg.solvers.choice import AdjointSolverName, SolverName, make_adjoint_
 from learnreg.solvers.loop import iterate
 from learnreg.solvers.solve import run_state_solver
 
-__all__ = ["Implicit", "chosen_method"]
+__all__ = ["Implicit", "chosen_method", "tightening"]
 
 
 class Implicit(HypergradientMethod):
@@ -78,4 +78,20 @@ def chosen_method(method: HypergradientMethod | None) -> HypergradientMethod:
     """
     chosen = Implicit() if method is None else method
     check_type(chosen, HypergradientMethod, "method", "lr.Implicit(), lr.Piggyback() or lr.Unrolled(steps=...)")
+    return chosen
+
+
+def tightening(method: HypergradientMethod | None) -> HypergradientMethod:
+    """The method, for what asks it for more and more accurate states.
+
+    Raises
+    ------
+    ConfigError: it is one of a few steps, of which more accuracy must not be asked; or something else.
+    """
+    chosen = chosen_method(method)
+    if not chosen.tightens:
+        raise ConfigError(
+            f"{chosen!r}: states get more accurate here as the loss falls, which this method does not take; use "
+            "lr.StochasticDescent, or another method."
+        )
     return chosen

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -156,7 +156,7 @@ class Polyhedron:
     @classmethod
     def of(cls, constraint: object, n: int) -> Polyhedron:
         """Of one of them, or of a sequence."""
-        parts = constraint if isinstance(constraint, (list, tuple)) else [constraint]
+        parts: Any = constraint if isinstance(constraint, (list, tuple)) else [constraint]
         return cls(parts, n)
 
     @property
@@ -174,12 +174,13 @@ class Polyhedron:
         found = self.nearest(x.detach().reshape(-1).double().cpu().numpy()).point
         return torch.from_numpy(found).to(x).view(x.shape)
 
-    def nearest(self, x: Array, metric: Array | None = None) -> Nearest:
-        """argmin over the polyhedron of ½ <y - x, H (y - x)>, H the identity or a positive definite metric.
+    def nearest(self, x: Array, metric: Array | None = None, slope: Array | float = 0.0) -> Nearest:
+        """argmin over the polyhedron of ½ <y - x, H (y - x)> + <slope, y>, H a metric that is positive definite along
+        its equalities; the point next to x without a metric.
 
         Raises
         ------
-        AssumptionError: the polyhedron is empty. LinAlgError: a metric that is not positive definite.
+        AssumptionError: the polyhedron is empty. LinAlgError: the metric is not positive definite.
         """
         Q, c = self.base.normals.numpy(), self.base.offsets.numpy()
         if metric is None:  # in the coordinates of x, with rows along the base
@@ -190,7 +191,7 @@ class Polyhedron:
         Z = np.linalg.svd(Q, full_matrices=True)[0][:, Q.shape[1] :] if Q.shape[1] else np.eye(self.n)
         reduced = Z.T @ metric @ Z
         factor = np.linalg.cholesky(0.5 * (reduced + reduced.T))
-        goal = np.linalg.solve(reduced, Z.T @ (metric @ (x - origin)))
+        goal = np.linalg.solve(reduced, Z.T @ (metric @ (x - origin) - slope))
         rows = np.linalg.solve(factor, (self.C @ Z).T).T  # of factor^T w
         y, held, u = _dual_active_set(factor.T @ goal, rows, self.d - self.C @ origin)
         return Nearest(origin + Z @ np.linalg.solve(factor.T, y), held, u)

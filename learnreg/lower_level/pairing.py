@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from learnreg.linear.samples import sum_samples
 from learnreg.lower_level.frozen import FrozenProblem
 from learnreg.lower_level.point import Point
 
-__all__ = ["Responses", "evaluate_pairing", "pairing_gradient", "sum_gradients"]
+__all__ = ["Responses", "energy_gradient", "evaluate_pairing", "pairing_gradient", "sum_gradients"]
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,20 @@ def evaluate_pairing(point: Point) -> tuple[dict[str, Tensor], Responses]:
         learned = [(o, w) for o, w in zip(outputs, weights, strict=True) if o.requires_grad]
         gradient = _gradient(frozen, learned)
     return gradient, Responses(t_fixed, V_fixed, y, Y, residual, forward_X)
+
+
+def energy_gradient(point: Point, weights: Tensor) -> dict[str, Tensor]:
+    """∂_theta of sum_i weights_i E(x_i; theta), weights (batch,), for energies without latent variables; counts K x and
+    its backward pass."""
+    frozen, instance, x, b = point.frozen, point.instance, point.x.detach(), point.b.detach()
+    with torch.enable_grad():
+        terms = frozen.terms.at(instance.latent.scale)
+        energy = terms.potential.to(x.dtype).value(terms.operator(x))
+        instance.counter.applications += 2
+        energy = energy + point.data_term.value(frozen.operator(x) - b.to(x.dtype))
+        if isinstance(frozen.ridge, Tensor):
+            energy = energy + 0.5 * frozen.ridge * sum_samples(x * x)
+        return _gradient(frozen, [(energy, weights.to(energy))] if energy.requires_grad else [])
 
 
 def _gradient(frozen: FrozenProblem, learned: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:

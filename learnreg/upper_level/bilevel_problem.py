@@ -240,7 +240,6 @@ class PosedProblem:
         **options: Any,
     ) -> Hypergradient:
         """The same with x and X as vectors (1, n) and the parameters as ``problem`` names them, for warm starts."""
-
         found = self._on_face(method, tolerance, absolute_tolerance, start, options)
         return found if self.faces is None else self.faces.judged(found)
 
@@ -254,8 +253,13 @@ class PosedProblem:
     ) -> Hypergradient:
         """Of the problem on the face of its linear constraints that holds the solution, with the direct term."""
         relative = check_tolerance(tolerance)
-        if start is not None:
-            start = replace(start, x=self.settled(start.x))
+        x = self.start if start is None else start.x
+        if method is not None and not method.tightens:  # from where it is asked to start, on the face
+            self.settled(x)
+            X = torch.zeros_like(x) if start is None else start.X
+            start = Start(self.function.face.place(x), self.function.face.tangent(X))
+        elif start is not None:
+            start = replace(start, x=self.settled(x))
         start = start or self._warm(options.get("max_steps"))
         applications = steps = 0
         for _ in range(_ROUNDS):
@@ -272,7 +276,8 @@ class PosedProblem:
             applications, steps = applications + found.operator_applications, steps + found.steps
             whole = self._with_direct(found)
             enough = max(tolerance * whole.norm, absolute_tolerance)
-            if not found.status.converged or whole.error_bound <= enough or found.bound_kind == "none":
+            tightens = method is None or method.tightens
+            if not tightens or not found.status.converged or whole.error_bound <= enough or found.bound_kind == "none":
                 break
             share = _AIM * enough / whole.error_bound
             relative, absolute_tolerance = relative * share, absolute_tolerance * share
@@ -312,6 +317,11 @@ class PosedProblem:
     def direct(self, x: Tensor) -> dict[str, Tensor]:
         """∂_theta upper at a vector (1, n), as ``problem`` names the parameters."""
         return self.function.direct(x)[0]
+
+    def with_direct(self, gradient: dict[str, Tensor], x: Tensor) -> dict[str, Tensor]:
+        """A gradient of ``problem`` formed at a vector (1, n), and the direct term there, by the names of theta."""
+        direct = self.direct(x)
+        return self._named({name: g + direct[name].to(g) for name, g in gradient.items()})
 
     def _with_direct(self, found: Hypergradient) -> Hypergradient:
         """The gradient in theta as a whole, with its bound."""
@@ -365,7 +375,8 @@ class LowerFunction(Regularizer):
         self._functions, self._shapes = bilevel, (theta, x)
         self._data = data
         self.project: Callable[[], Any] | None = None
-        self.normal_weight, self.held = 1.0, ()
+        self.normal_weight = 1.0
+        self.held: tuple[int, ...] = ()
         self.register_buffer("normals", torch.zeros(sum(map(math.prod, x.shapes.values())), 0))
         self.register_buffer("offsets", torch.zeros(0))
         for k, t in enumerate(theta.tensors.values()):
@@ -475,6 +486,7 @@ class LowerFunction(Regularizer):
             hessian_lipschitz=self.constant("hessian_lipschitz"),
             cross_bound=self.constant("cross_bound"),
             cross_lipschitz=self.constant("cross_lipschitz"),
+            examined=self.examine,
         )
 
 

@@ -45,14 +45,13 @@ def find_face(energy: Energy, polyhedron: Polyhedron, x: Tensor) -> tuple[Tensor
     AssumptionError: nothing satisfies the constraints, or the energy is not convex there.
     """
     device = x.device
-    point, held = polyhedron.project(x.double()), ()
+    point = polyhedron.project(x.double())
+    held: tuple[int, ...] = ()
     for _ in range(_ITERATIONS):
         slope, hessian = _derivatives(energy, point)
         here, g, H = (t.cpu().numpy() for t in (point, slope, hessian))
-        shift = 1e-14 * max(float(np.abs(H).max(initial=0.0)), 1e-300)
-        H = H + shift * np.eye(len(here))
         try:
-            nearest = polyhedron.nearest(here - np.linalg.solve(H, g), H)
+            nearest = polyhedron.nearest(here, H, g)
         except np.linalg.LinAlgError as error:
             raise AssumptionError(
                 "BilevelProblem(lower): it is not strongly convex on the constraints, so that its solution there may "
@@ -132,8 +131,24 @@ def _derivatives(energy: Energy, x: Tensor) -> tuple[Tensor, Tensor]:
     return slope.detach(), torch.stack(columns)
 
 
+def _curvature(energy: Energy, x: Tensor) -> float:
+    """That of f at a vector (n,) in some direction, 1 where there is none: a scale."""
+    v = torch.randn(x.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(5)).to(x.device)
+    with torch.enable_grad():
+        point = x.detach().clone().requires_grad_()
+        (slope,) = torch.autograd.grad(energy(point), point, create_graph=True, materialize_grads=True)
+        if not slope.requires_grad:
+            return 1.0
+        (bent,) = torch.autograd.grad(slope, point, v, materialize_grads=True)
+    found = float(v @ bent) / float(v @ v)
+    return found if found > 0 and math.isfinite(found) else 1.0
+
+
 class Restricted(Protocol):
     """A lower level that can be restricted to a face of its constraints."""
+
+    normal_weight: float
+    """Curvature across the face, where no modulus is declared."""
 
     @property
     def face(self) -> Face: ...
@@ -162,7 +177,10 @@ class Faces:
             self.function.restrict(face)
             self._latest = point
             x = point[None].to(x)
-        return self.function.face.place(x)
+        x = self.function.face.place(x)
+        if self.function.constant("strong_convexity") is None:
+            self.function.normal_weight = _curvature(self.function.energy, x[0].double())
+        return x
 
     def standing(self) -> Standing:
         """Of the face found last; *rigorous* like the modulus and the Lipschitz constants that are declared, an

@@ -150,6 +150,44 @@ def test_float32_and_dicts(generator: torch.Generator) -> None:
     assert float((joined(found.x).double() - truth).norm()) <= float(found.state_error_bound) + 1e-9
 
 
+@pytest.mark.parametrize("kind", ["equality", "both"])
+def test_without_constants_there_are_estimates(kind: str, generator: torch.Generator) -> None:
+    """Of a lower level in another unit, too."""
+    case = Case(kind, generator)
+    problem = lr.BilevelProblem(
+        lambda x, theta, data: 1e6 * case.lower(x, theta, data), case.upper, constraint=case.constraint
+    )
+    found = problem.hypergradient(case.theta, case.x, tolerance=1e-4)
+    exact = case.differences(case.solution, 1e-5)
+    assert (found.bound_kind, found.status) == ("estimate", lr.Status.ESTIMATED)
+    assert float((found.gradient["theta"] - exact).norm()) <= 1e-3 * float(exact.norm())
+
+
+def test_convexity_on_the_constraints_is_enough() -> None:
+    """lower is linear across a plane, and the half-space along it cuts the solution off."""
+    plane = lr.LinearConstraints(torch.tensor([[0.0, 0.0, 1.0]], dtype=torch.float64), 2.0)
+    cut = lr.LinearConstraints(torch.tensor([[1.0, 0.0, 0.0]], dtype=torch.float64), 0.5, "inequality")
+
+    def problem(constraint: Any) -> lr.BilevelProblem:
+        return lr.BilevelProblem(
+            lambda x, theta, data: 0.5 * (x[:2] - theta).square().sum() + x[2] * theta[0],
+            lambda x, theta, data: 0.5 * x.square().sum(),
+            1.0,
+            hessian_lipschitz=0.0,
+            cross_lipschitz=0.0,
+            upper_gradient_lipschitz=1.0,
+            constraint=constraint,
+        )
+
+    theta, x = torch.tensor([1.0, 3.0], dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
+    for constraint, expected in ((plane, [1.0, 3.0]), ([plane, cut], [0.0, 3.0])):
+        found = problem(constraint).hypergradient(theta, x, tolerance=1e-6)
+        assert found.certified
+        assert found.gradient["theta"].tolist() == pytest.approx(expected, abs=1e-6)
+    with pytest.raises(lr.AssumptionError, match="strongly convex"):
+        problem(cut).hypergradient(theta, x, tolerance=1e-6)
+
+
 def test_degenerate_constraints_are_no_certificate(generator: torch.Generator) -> None:
     """One that only just touches the solution: the hypergradient jumps there."""
     case = Case("equality", generator)

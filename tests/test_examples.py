@@ -65,7 +65,7 @@ def test_example_of_tomography_runs(name: str, arguments: list[str], expected: s
         ("13_data_cleaning.py", ["1", "0", "100"], "every step certified: True"),
         ("14_distilled_data.py", ["2"], "on ten learned digits"),
         ("15_meta_regularizer.py", ["1", "2"], "meta-learned"),
-        ("16_continual_learning.py", ["2", "1", "0", "2"], "both"),
+        ("16_continual_learning.py", ["1", "1", "0", "2"], "both"),
     ],
 )
 def test_example_of_bilevel_tasks_runs(name: str, arguments: list[str], expected: str, program: Run) -> None:

@@ -60,6 +60,22 @@ def test_example_of_tomography_runs(name: str, arguments: list[str], expected: s
 
 
 @pytest.mark.parametrize(
+    ("name", "arguments", "expected"),
+    [
+        ("13_data_cleaning.py", ["1", "0", "100"], "every step certified: True"),
+        ("14_distilled_data.py", ["2"], "on ten learned digits"),
+        ("15_meta_regularizer.py", ["1", "2"], "meta-learned"),
+        ("16_continual_learning.py", ["1", "1", "0", "2"], "both"),
+    ],
+)
+def test_example_of_bilevel_tasks_runs(name: str, arguments: list[str], expected: str, program: Run) -> None:
+    pytest.importorskip("sklearn")
+    assert expected in program(EXAMPLES / name, *arguments)
+    (figure,) = Path().glob("*.png")
+    assert figure.stat().st_size < 80_000
+
+
+@pytest.mark.parametrize(
     ("name", "packages", "expected"),
     [
         ("05_odl_operator.py", ("odl", "astra"), "rigorous"),

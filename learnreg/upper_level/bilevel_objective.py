@@ -40,7 +40,6 @@ class BilevelObjective(BatchObjective):
         super().__init__(posed.problem, posed.b, posed.loss, method, certificate)
         posed.function.project = project
         self.posed = posed
-        self.start = Start(posed.start, 0.0 * posed.start)
 
     @property
     def x(self) -> Any:
@@ -49,8 +48,8 @@ class BilevelObjective(BatchObjective):
 
     def _settle(self) -> None:
         """Start on the face of the linear constraints that holds the solution."""
-        assert self.start is not None
-        self.start = replace(self.start, x=self.posed.settled(self.start.x))
+        start = self.start or Start(self.posed.start, 0.0 * self.posed.start)
+        self.start = replace(start, x=self.posed.settled(start.x))
 
     def _is_sure(self) -> bool:
         return self.posed.faces is None or not self.posed.faces.standing().reason
@@ -84,5 +83,4 @@ class BilevelObjective(BatchObjective):
         return found
 
     def _state(self) -> Tensor:
-        assert self.start is not None
-        return self.start.x
+        return self.posed.start if self.start is None else self.start.x

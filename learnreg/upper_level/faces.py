@@ -126,7 +126,8 @@ def _derivatives(energy: Energy, x: Tensor) -> tuple[Tensor, Tensor]:
         (slope,) = torch.autograd.grad(energy(point), point, create_graph=True, materialize_grads=True)
         if not slope.requires_grad:
             return slope.detach(), torch.zeros(len(x), len(x)).to(x)
-        columns = [torch.autograd.grad(s, point, retain_graph=True, materialize_grads=True)[0] for s in slope.unbind()]
+        units = torch.eye(len(x), dtype=x.dtype, device=x.device)  # entries of slope cost a pass through all of them
+        columns = [torch.autograd.grad(slope, point, e, retain_graph=True, materialize_grads=True)[0] for e in units]
     return slope.detach(), torch.stack(columns)
 
 

@@ -59,9 +59,7 @@ one, _ = learn(WeightedVariation(torch.tensor(0.07)), train, clean)
 weight = one.regularizer.log_weights.detach().exp()
 each, hg = learn(WeightedVariation(weight.expand(1, SIDE, SIDE).clone()), train, clean)
 print(f"one weight for all pixels: {float(weight):.3f}")
-print(
-    f"PSNR of other noise: one weight {psnr(one, test, clean):.2f} dB, for each pixel {psnr(each, test, clean):.2f} dB"
-)
+print(f"PSNR of other noise: one weight {psnr(one, test, clean):.2f} dB, each pixel {psnr(each, test, clean):.2f} dB")
 print(f"the gradients' errors are known as: {hg.bound_kind}")
 
 figure = Figure(figsize=(9, 2.6), layout="constrained")

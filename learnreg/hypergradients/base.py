@@ -67,16 +67,15 @@ class HypergradientMethod(ABC):
     """How x and the gradient are computed. Whatever a method does is judged by the certificate from what it returns: a
     gradient of its own by its distance to a certified one (Lemma 5).
 
-    Of methods that return a gradient, tightens: it gets better as the goal gets tighter, and so is asked for again
-    until the tolerance is met; miss: what to say where that is not enough.
+    Of methods that return a gradient, improves: it gets better as the goal gets tighter, and so is asked for again
+    until the tolerance is met; miss: what to say where that is not enough. adaptive: whether more accurate states may
+    be asked of it at all, as training and certified descent do.
     """
 
     name: str
-    tightens: ClassVar[bool] = False
+    improves: ClassVar[bool] = False
     miss: ClassVar[Status] = Status.TOO_FEW_STEPS
-
-    tightens = True
-    """Whether more accurate states and adjoint states may be asked of it, as adaptive tightening does."""
+    adaptive: ClassVar[bool] = True
 
     @abstractmethod
     def run(self, start: Point, goal: Goal) -> Outcome:

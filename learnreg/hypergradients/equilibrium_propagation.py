@@ -84,7 +84,7 @@ class EquilibriumPropagation(HypergradientMethod):
     """
 
     name = "equilibrium-propagation"
-    tightens = True
+    improves = True
     miss = Status.METHOD_ERROR
 
     def __init__(self, beta: float | None = None, nudges: int = 2) -> None:
@@ -170,8 +170,16 @@ class _Free:
         self.slope = norm_samples(point.loss_gradient)
         rounding = torch.finfo(torch.float64).eps
         self.wanted = torch.maximum(goal.adjoint, rounding * self.slope.max()).clamp_min(_TINY)
-        self.floor = _ROUNDING * rounding * norm_samples(instance.q).clamp_min(_TINY)
         self.equation = AdjointEquation.at(instance, x, instance.apply(x), point.loss_gradient)
+        self.curvature = max(instance.quadratic.norm(), instance.strong_convexity) or self._met_curvature()
+        size = torch.maximum(norm_samples(instance.q), self.curvature * norm_samples(x))
+        self.floor = _ROUNDING * rounding * size.clamp_min(_TINY)
+
+    def _met_curvature(self) -> float:
+        """Of the energy along the loss's gradient, where it has no quadratic part and no known modulus."""
+        d = self.point.loss_gradient
+        bent, size = norm_samples(self.equation.hessian(d)), norm_samples(d)
+        return float((bent / size.clamp_min(_TINY)).max()) or 1.0
 
     def left(self, steps: int) -> int | None:
         return None if self.max_steps is None else max(0, self.max_steps - steps)
@@ -193,7 +201,7 @@ class _Free:
             return 1.0
         accuracy = min(1.0, float((self.wanted / self.slope.clamp_min(_TINY)).min()))
         size = float(norm_samples(self.point.x).max()) or 1.0
-        unit = self.point.instance.quadratic.norm() * size / slope
+        unit = self.curvature * size / slope
         return float(_FIRST * accuracy ** (1.0 / self.nudges.order) * unit)
 
     def solve(self, beta: float, X: Tensor, steps: int) -> Nudged | None:

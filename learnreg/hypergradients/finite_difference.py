@@ -58,7 +58,7 @@ class FiniteDifference(HypergradientMethod):
     """
 
     name = "finite-difference"
-    tightens = True
+    improves = True
     miss = Status.METHOD_ERROR
 
     def __init__(self, step: float | None = None) -> None:

@@ -138,7 +138,7 @@ def of_own_gradient(
     """The gradient that a method returned, with its bound, and the corrected one beside it; asked for again, more
     accurately, while that pays."""
     best, idle = _own_gradient(search, method, point, outcome), 0
-    for _ in range(_ASKED_AGAIN if method.tightens else 0):
+    for _ in range(_ASKED_AGAIN if method.improves else 0):
         done = best.status.converged or outcome.status is not Status.CONVERGED or search.out_of_steps()
         if done or idle == _IDLE:
             break

@@ -112,7 +112,7 @@ def tightening(method: HypergradientMethod | None) -> HypergradientMethod:
     ConfigError: it is one of a few steps, of which more accuracy must not be asked; or something else.
     """
     chosen = chosen_method(method)
-    if not chosen.tightens:
+    if not chosen.adaptive:
         raise ConfigError(
             f"{chosen!r}: states get more accurate here as the loss falls, which this method does not take; use "
             "lr.StochasticDescent, or another method."

@@ -56,5 +56,5 @@ class PlainSearch(Search):
         """How it ended; METHOD_ERROR of a method with an error that no accuracy removes."""
         if outcome.status is not Status.CONVERGED:
             return outcome.status
-        fixed = self.method is not None and self.method.miss is Status.METHOD_ERROR and not self.method.tightens
+        fixed = self.method is not None and self.method.miss is Status.METHOD_ERROR and not self.method.improves
         return Status.METHOD_ERROR if fixed else Status.ESTIMATED

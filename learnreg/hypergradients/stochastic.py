@@ -46,7 +46,7 @@ _DIFFERENCE = 1.0 / 3.0
 class _Stochastic(HypergradientMethod):
     """A few steps, and a gradient from where they end. steps: lower-level steps; none where the goal asks nothing."""
 
-    tightens = False
+    adaptive = False
 
     def __init__(self, steps: int) -> None:
         self.steps = whole_number(steps, f"{type(self).__name__}(steps)", least=0)

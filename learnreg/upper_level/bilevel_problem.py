@@ -254,7 +254,7 @@ class PosedProblem:
         """Of the problem on the face of its linear constraints that holds the solution, with the direct term."""
         relative = check_tolerance(tolerance)
         x = self.start if start is None else start.x
-        if method is not None and not method.tightens:  # from where it is asked to start, on the face
+        if method is not None and not method.adaptive:  # from where it is asked to start, on the face
             self.settled(x)
             X = torch.zeros_like(x) if start is None else start.X
             start = Start(self.function.face.place(x), self.function.face.tangent(X))
@@ -276,8 +276,8 @@ class PosedProblem:
             applications, steps = applications + found.operator_applications, steps + found.steps
             whole = self._with_direct(found)
             enough = max(tolerance * whole.norm, absolute_tolerance)
-            tightens = method is None or method.tightens
-            if not tightens or not found.status.converged or whole.error_bound <= enough or found.bound_kind == "none":
+            adaptive = method is None or method.adaptive
+            if not adaptive or not found.status.converged or whole.error_bound <= enough or found.bound_kind == "none":
                 break
             share = _AIM * enough / whole.error_bound
             relative, absolute_tolerance = relative * share, absolute_tolerance * share

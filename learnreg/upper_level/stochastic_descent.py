@@ -205,7 +205,7 @@ class _Lower:
             v = self.x[0].clone().requires_grad_()
             tree, dtype = Tree.of(data), v.dtype
             data = tree.built([t.to(dtype) if t.is_floating_point() else t for t in tree.leaves.values()])
-            value = self.problem.lower(self.form.shaped(v), theta, data)
+            value = self.problem.functions.lower(self.form.shaped(v), theta, data)
             (g,) = torch.autograd.grad(value.sum(), v, materialize_grads=True)
         self.x = self._projected(self.x[0] - size * g)[None]
 

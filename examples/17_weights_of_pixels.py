@@ -70,6 +70,6 @@ pictures = {
     "logarithms of weights": each.regularizer.log_weights.detach()[0],
 }
 for axis, (name, picture) in zip(figure.subplots(1, len(pictures)), pictures.items(), strict=True):
-    axis.imshow(picture, cmap="gray", **({} if "log" in name else {"vmin": 0, "vmax": 1}))
+    axis.imshow(picture.numpy(), cmap="gray", **({} if "log" in name else {"vmin": 0, "vmax": 1}))
     axis.set(title=name, xticks=[], yticks=[])
 figure.savefig("weights_of_pixels.png", dpi=110)

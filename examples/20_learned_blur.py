@@ -77,8 +77,8 @@ for (above, below), kernel, (name, x) in zip(
     axes.T, kernels, [("blurred", blurred[other]), *((n, deblurred(p)) for n, p in problems.items())], strict=True
 ):
     if kernel is not None:
-        above.imshow(kernel, cmap="gray", vmin=0, vmax=float(true_kernel.max()))
+        above.imshow(kernel.numpy(), cmap="gray", vmin=0, vmax=float(true_kernel.max()))
     above.axis("off")
-    below.imshow(x[0, 0], cmap="gray", vmin=0, vmax=1)
+    below.imshow(x[0, 0].numpy(), cmap="gray", vmin=0, vmax=1)
     below.set(title=name, xticks=[], yticks=[])
 figure.savefig("learned_blur.png", dpi=110)

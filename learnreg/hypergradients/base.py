@@ -35,6 +35,10 @@ class Goal:
         """Smaller, or larger, accuracies."""
         return replace(self, state=factor * self.state, adjoint=factor * self.adjoint)
 
+    def within_reach(self, adjoint: Tensor) -> Goal:
+        """No looser than the residuals of the adjoint equation that were reached, (batch,)."""
+        return replace(self, adjoint=torch.minimum(self.adjoint, adjoint.to(self.adjoint)))
+
     def within(self, dtype: torch.dtype, state_steps: int | None, adjoint_steps: int | None) -> Goal:
         """The same accuracies in a precision, with these limits."""
         return Goal(self.state.to(dtype), self.adjoint.to(dtype), state_steps, adjoint_steps)

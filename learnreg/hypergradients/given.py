@@ -137,23 +137,25 @@ def of_own_gradient(
 ) -> Hypergradient:
     """The gradient that a method returned, with its bound, and the corrected one beside it; asked for again, more
     accurately, while that pays."""
-    best, idle = _own_gradient(search, method, point, outcome), 0
+    (best, reached), idle = _own_gradient(search, method, point, outcome), 0
     for _ in range(_ASKED_AGAIN if method.improves else 0):
         done = best.status.converged or outcome.status is not Status.CONVERGED or search.out_of_steps()
         if done or idle == _IDLE:
             break
         share = _AIM * search.request.enough(best.norm) / best.error_bound
-        goal = goal.times(min(max(share, _LEAST_TIGHTER), _LEAST_GAIN))
+        goal = goal.within_reach(reached).times(min(max(share, _LEAST_TIGHTER), _LEAST_GAIN))
         point, outcome = search.improve(point, goal, method)
-        found = _own_gradient(search, method, point, outcome)
+        found, reached = _own_gradient(search, method, point, outcome)
         idle = 0 if found.error_bound < _LEAST_GAIN * best.error_bound else idle + 1
         best = found if found.status.converged or found.error_bound < best.error_bound else best
     steps = max(search.state_steps, search.adjoint_steps)
     return replace(best, steps=steps, operator_applications=search.instance.counter.applications)
 
 
-def _own_gradient(search: Search, method: HypergradientMethod, point: Point, outcome: Outcome) -> Hypergradient:
-    """The gradient of one run."""
+def _own_gradient(
+    search: Search, method: HypergradientMethod, point: Point, outcome: Outcome
+) -> tuple[Hypergradient, Tensor]:
+    """The gradient of one run, and the residual of its adjoint state, (batch,)."""
     assert outcome.gradient is not None
     gradient = {name: g.detach() for name, g in outcome.gradient.items()}
     plain = search.judge(with_adjoint(point.on(search.exact_instance)) if outcome.X is None else point)
@@ -169,9 +171,10 @@ def _own_gradient(search: Search, method: HypergradientMethod, point: Point, out
         status = given.status
     result = search.result(given.verdict, given.verdict.error_bound, given.kind, status, given.verdict.reason)
     low, high = result.loss_interval  # of the corrected point, too, and so may leave out the loss at x
-    return replace(
+    whole = replace(
         result,
         loss_interval=(min(low, result.loss), max(high, result.loss)),
         corrected_gradient=given.corrected.gradient,
         corrected_error_bound=given.corrected_error,
     )
+    return whole, plain.adjoint_residual

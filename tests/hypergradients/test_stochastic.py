@@ -210,16 +210,16 @@ def test_constrained_gradients_are_those_of_the_coordinates(method: Hypergradien
     side = float(row @ free) - 0.5  # cuts the solution off
     Z = torch.linalg.svd(row)[2][1:].T
     base = (row.T * side / row.square().sum())[:, 0]
-    constants = problem.constants
+    constants = problem.functions.constants
     constrained = lr.BilevelProblem(
-        problem.lower,
-        problem.upper,
+        problem.functions.lower,
+        problem.functions.upper,
         **constants,
         constraint=lr.LinearConstraints(row, side, kind),  # type: ignore[arg-type]
     )
     reduced = lr.BilevelProblem(
-        lambda w, t, d: problem.lower(base + Z @ w, t, d),
-        lambda w, t, d: problem.upper(base + Z @ w, t, d),
+        lambda w, t, d: problem.functions.lower(base + Z @ w, t, d),
+        lambda w, t, d: problem.functions.upper(base + Z @ w, t, d),
         **constants,
     )
     found = constrained.hypergradient(theta, x, method=method)

@@ -121,7 +121,7 @@ def test_hypergradients_against_scipy(kind: str, generator: torch.Generator) -> 
 @pytest.mark.parametrize("method", [lr.Piggyback(), lr.Implicit(), lr.Unrolled(steps=30)], ids=lambda m: m.name)
 def test_methods_on_a_plane(method: Any, generator: torch.Generator) -> None:
     case = Case("equality", generator)
-    case.problem.constants["gradient_lipschitz"] = float(torch.linalg.eigvalsh(case.H)[-1]) + 1.0
+    case.problem.functions.constants["gradient_lipschitz"] = float(torch.linalg.eigvalsh(case.H)[-1]) + 1.0
     found = case.problem.hypergradient(case.theta, case.x, method=method, tolerance=1e-3)
     exact = case.differences(case.solution, 1e-5)
     assert found.certified
@@ -139,7 +139,7 @@ def test_float32_and_dicts(generator: torch.Generator) -> None:
         lambda x, theta, data: case.lower(joined(x), theta["t"], data),
         lambda x, theta, data: case.upper(joined(x), theta["t"], data),
         constraint=case.constraint,
-        **case.problem.constants,
+        **case.problem.functions.constants,
     )
     x = {"a": case.x[:1].float(), "b": case.x[1:].view(2, 2).float()}
     found = problem.hypergradient({"t": case.theta.float()}, x, tolerance=1e-3)
@@ -191,13 +191,13 @@ def test_convexity_on_the_constraints_is_enough() -> None:
 def test_degenerate_constraints_are_no_certificate(generator: torch.Generator) -> None:
     """One that only just touches the solution: the hypergradient jumps there."""
     case = Case("equality", generator)
-    free = lr.BilevelProblem(case.lower, case.upper, **case.problem.constants)
+    free = lr.BilevelProblem(case.lower, case.upper, **case.problem.functions.constants)
     x = free.solve(case.theta, case.x, tolerance=1e-13).x
     row = torch.ones(1, N, dtype=torch.float64)
     touching = lr.BilevelProblem(
         case.lower,
         case.upper,
-        **case.problem.constants,
+        **case.problem.functions.constants,
         constraint=lr.LinearConstraints(row, row @ x, "inequality"),
     )
     found = touching.hypergradient(case.theta, case.x, tolerance=1e-4)

@@ -31,9 +31,9 @@ result."""
 class ClosedForm(HypergradientMethod):
     """Both linear systems of a quadratic lower level, to rounding in the precision of the data, whatever the tolerance.
 
-    For the potential ``Square`` (``GeneralisedTikhonov``, or ``AnalysisOperator`` with it, and sums of these), any
-    forward operator, data term and ridge; by conjugate gradients with iterative refinement, so that the operator's
-    matrix is never formed.
+    For the potential ``Square`` (``GeneralisedTikhonov``, or ``AnalysisOperator`` with it, and sums of these), and for
+    functions that declare ``hessian_lipschitz`` = 0; any forward operator, data term and ridge. By conjugate gradients
+    with iterative refinement, so that the operator's matrix is never formed.
 
     Raises
     ------
@@ -50,11 +50,11 @@ class ClosedForm(HypergradientMethod):
         instance = start.instance
         if not self.fits(instance):
             raise ConfigError(
-                "ClosedForm: it takes quadratic lower levels alone, the potential Square without constraint and latent "
-                "variables; use Implicit()."
+                "ClosedForm: it takes quadratic lower levels alone, the potential Square, or functions that declare "
+                "hessian_lipschitz = 0, without constraint and latent variables; use Implicit()."
             )
         x, steps, status = start.x, 0, Status.CONVERGED
-        at = AdjointEquation.at(instance, x, instance.apply(x), -instance.q)
+        at = AdjointEquation.at(instance, x, instance.apply(x), instance.full_gradient(torch.zeros_like(x)))
         if not bool(torch.isinf(goal.state).all()):
             x, steps, status = _solved(at, x, goal.max_state_steps)
         own = AdjointEquation(instance, at.at_response, -start.loss.gradient(x), at.free)

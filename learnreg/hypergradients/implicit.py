@@ -63,7 +63,7 @@ class Implicit(HypergradientMethod):
             if solver != "nystrom":
                 raise ConfigError(f"Implicit(rank={rank!r}): only solver='nystrom' has a rank, not {solver!r}.")
             solver = Nystrom(check_rank(rank, "Implicit"))
-        self.solver, self.state_solver = solver, check_solver(state_solver, "Implicit")
+        self.solver, self.rank, self.state_solver = solver, rank, check_solver(state_solver, "Implicit")
 
     def fits(self, instance: Instance) -> bool:
         return not adjoint_obstacle(self.solver, instance)
@@ -83,6 +83,8 @@ class Implicit(HypergradientMethod):
 
     def __repr__(self) -> str:
         parts = [] if self.solver == "auto" else [repr(_named(self.solver))]
+        if self.rank is not None:
+            parts.append(f"rank={self.rank}")
         if self.state_solver != "auto":
             parts.append(f"state_solver={_named(self.state_solver)!r}")
         return f"Implicit({', '.join(parts)})"

@@ -186,7 +186,8 @@ class LowerLevelProblem(nn.Module):
 def freeze(problem: LowerLevelProblem | FrozenProblem) -> FrozenProblem:
     """The problem at its present parameters; ConfigError for something else."""
     kinds = (LowerLevelProblem, FrozenProblem)
-    check_type(problem, kinds, "problem", "lr.LowerLevelProblem(operator, regularizer)")
+    expected = "lr.LowerLevelProblem(operator, regularizer); of an lr.BilevelProblem call its own methods"
+    check_type(problem, kinds, "problem", expected)
     return problem.frozen()
 
 

@@ -53,6 +53,7 @@ class ValuePotential(Potential):
     def __init__(self, function: GivenFunction, declared: Declared, factor: float | Tensor = 1.0) -> None:
         self.function, self.declared, self.factor = function, declared, factor
         self.has_modulus = declared.modulus is not None and declared.examined
+        self.quadratic = declared.hessian_lipschitz == 0.0
         self._latest: tuple[Tensor, int, _Curve] | None = None
         self._others: dict[torch.dtype, ValuePotential] = {}
 

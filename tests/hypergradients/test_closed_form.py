@@ -82,3 +82,27 @@ def test_other_lower_levels_are_refused() -> None:
         assert not lr.ClosedForm().fits(problem.instance(b))
         with pytest.raises(lr.ConfigError, match=r"use Implicit\(\)"):
             lr.hypergradient(problem, b, lr.SquaredError(x_true), lr.ClosedForm())
+
+
+def test_functions_that_declare_a_constant_hessian() -> None:
+    generator = torch.Generator().manual_seed(0)
+    A, b = torch.randn(7, 4, generator=generator).double(), torch.randn(7, generator=generator).double()
+
+    def lower(x: Tensor, theta: Tensor, d: list[Tensor]) -> Tensor:
+        return 0.5 * (d[0] @ x - d[1]).square().sum() + 0.5 * theta.exp() * x @ x
+
+    def upper(x: Tensor, theta: Tensor, d: list[Tensor]) -> Tensor:
+        return 0.5 * (x - 1.0).square().sum()
+
+    theta, x = torch.tensor(-1.0, dtype=torch.float64), torch.full((4,), 0.3, dtype=torch.float64)
+    known = {"strong_convexity": lambda t, _: t.exp(), "upper_gradient_lipschitz": 1.0, "cross_lipschitz": 1.0}
+    problem = lr.BilevelProblem(lower, upper, **known, hessian_lipschitz=0.0)
+    found = problem.hypergradient(theta, x, [A, b], lr.ClosedForm(), 1e-6)
+    H = A.T @ A + theta.exp() * torch.eye(4, dtype=torch.float64)
+    solution = torch.linalg.solve(H, A.T @ b)
+    exact = -theta.exp() * solution @ torch.linalg.solve(H, solution - 1.0)
+    assert found.certified
+    assert float((found.x - solution).norm()) <= 1e-13
+    assert float((found.gradient["theta"] - exact).abs()) <= 1e-12
+    with pytest.raises(lr.ConfigError, match="hessian_lipschitz = 0"):
+        lr.BilevelProblem(lower, upper, **known).hypergradient(theta, x, [A, b], lr.ClosedForm())

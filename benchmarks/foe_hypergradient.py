@@ -35,7 +35,7 @@ STATE_GRID = [10 ** (-k / 4) for k in range(6, 25)]
 ADJOINT_GRID = [10 ** (-k / 4) for k in range(-5, 4)]  # times the target
 TOGETHER_GRID = [10 ** (-k / 4) for k in range(-6, 5)]
 METHODS: dict[str, tuple[HypergradientMethod, str]] = {
-    FASTEST: (Implicit("lbfgs"), "lbfgs"),
+    FASTEST: (Implicit(state_solver="lbfgs"), "lbfgs"),
     "learnreg Piggyback": (Piggyback(), "pdhg"),
     "learnreg Piggyback('interleaved')": (Piggyback("interleaved"), "pdhg"),
 }

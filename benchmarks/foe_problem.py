@@ -100,7 +100,7 @@ class FoeProblem:
         with torch.no_grad():
             near = lr.solve(self.problem(), self.b, 1e-5).x.double()
             start = Point.of(self.problem(torch.float64), b, loss, near, torch.zeros_like(b))
-            found = evaluate(Implicit("newton-cg"), start, Goal(1e-12 * size, 1e-12 * slope)).point
+            found = evaluate(Implicit(state_solver="newton-cg"), start, Goal(1e-12 * size, 1e-12 * slope)).point
         x = found.x.requires_grad_()
         (grad,) = torch.autograd.grad(energy(theta, b, x), x, create_graph=True)
         pairing = torch.autograd.grad((grad * found.X).sum(), list(theta.values()))

@@ -143,8 +143,8 @@ def choosing(problem: Any, b: Tensor, loss: Any) -> Numbers:
         found |= read(SOLUTION, partial(lr.solve, problem, b, 1e-3, **chosen), f"{name}.")
     gradients: dict[str, dict[str, Any]] = {
         "interleaved": {"method": lr.Piggyback("interleaved")},
-        "pdhg-piggyback": {"method": lr.Implicit("pdhg", "piggyback")},
-        "newton-cg-cg": {"method": lr.Implicit("newton-cg", "cg")},
+        "pdhg-piggyback": {"method": lr.Implicit("piggyback", state_solver="pdhg")},
+        "newton-cg-cg": {"method": lr.Implicit("cg", state_solver="newton-cg")},
         "published-certificate": {"certificate": "published"},
         "warm": {"start": lr.Start(x_true, 0.1 * b)},
         "absolute": {"absolute_tolerance": 0.05},

@@ -18,14 +18,21 @@ if TYPE_CHECKING:
         SolverError,
     )
     from learnreg.hypergradients.certify import certify
+    from learnreg.hypergradients.closed_form import ClosedForm
     from learnreg.hypergradients.compute import Start, hypergradient
+    from learnreg.hypergradients.equilibrium_propagation import EquilibriumPropagation
+    from learnreg.hypergradients.finite_difference import FiniteDifference
     from learnreg.hypergradients.implicit import Implicit
+    from learnreg.hypergradients.one_step import OneStep
     from learnreg.hypergradients.piggyback import Piggyback
+    from learnreg.hypergradients.proxy import Proxy
+    from learnreg.hypergradients.stochastic import BSG1, BSGHessian, BSGNewtonFD
     from learnreg.hypergradients.unrolled import Unrolled
     from learnreg.linear.operator import LinearOperator, vstack
     from learnreg.losses import SquaredError, UpperLoss
     from learnreg.lower_level.constraints import Box, Nonnegative
     from learnreg.lower_level.data_terms import LeastSquares, TransmissionLeastSquares, WeightedLeastSquares
+    from learnreg.lower_level.linear_constraints import LinearConstraints
     from learnreg.lower_level.problem import LowerLevelProblem
     from learnreg.lower_level.regularizer import Regularizer
     from learnreg.models.model import Model, load, pretrained, save_model
@@ -38,31 +45,47 @@ if TYPE_CHECKING:
     from learnreg.training.train import TrainResult, train
     from learnreg.upper_level.adaptive_descent import AdaptiveDescent
     from learnreg.upper_level.batch_objective import BatchObjective
+    from learnreg.upper_level.bilevel_objective import BilevelObjective
+    from learnreg.upper_level.bilevel_problem import BilevelProblem
     from learnreg.upper_level.layer import solution_layer
+    from learnreg.upper_level.maid import MAID
+    from learnreg.upper_level.stochastic_descent import StochasticDescent
 
 __version__ = "0.1.0"
 
 _LAZY = {
     "AdaptiveDescent": "learnreg.upper_level.adaptive_descent",
     "AssumptionError": "learnreg.errors",
+    "BSG1": "learnreg.hypergradients.stochastic",
+    "BSGHessian": "learnreg.hypergradients.stochastic",
+    "BSGNewtonFD": "learnreg.hypergradients.stochastic",
     "BatchObjective": "learnreg.upper_level.batch_objective",
+    "BilevelObjective": "learnreg.upper_level.bilevel_objective",
+    "BilevelProblem": "learnreg.upper_level.bilevel_problem",
     "Box": "learnreg.lower_level.constraints",
     "Certificate": "learnreg.result",
     "CheckpointError": "learnreg.errors",
+    "ClosedForm": "learnreg.hypergradients.closed_form",
     "ConfigError": "learnreg.errors",
     "DataError": "learnreg.errors",
+    "EquilibriumPropagation": "learnreg.hypergradients.equilibrium_propagation",
+    "FiniteDifference": "learnreg.hypergradients.finite_difference",
     "Huber": "learnreg.potentials.huber",
     "Hypergradient": "learnreg.result",
     "Implicit": "learnreg.hypergradients.implicit",
     "LearnregError": "learnreg.errors",
     "LeastSquares": "learnreg.lower_level.data_terms",
+    "LinearConstraints": "learnreg.lower_level.linear_constraints",
     "LinearOperator": "learnreg.linear.operator",
     "LogCosh": "learnreg.potentials.log_cosh",
     "LowerLevelProblem": "learnreg.lower_level.problem",
+    "MAID": "learnreg.upper_level.maid",
     "Model": "learnreg.models.model",
     "Nonnegative": "learnreg.lower_level.constraints",
     "OperatorError": "learnreg.errors",
+    "OneStep": "learnreg.hypergradients.one_step",
     "Piggyback": "learnreg.hypergradients.piggyback",
+    "Proxy": "learnreg.hypergradients.proxy",
     "PseudoHuber": "learnreg.potentials.pseudo_huber",
     "Regularizer": "learnreg.lower_level.regularizer",
     "ShapeError": "learnreg.errors",
@@ -72,6 +95,7 @@ _LAZY = {
     "SquaredError": "learnreg.losses",
     "Start": "learnreg.hypergradients.compute",
     "Status": "learnreg.result",
+    "StochasticDescent": "learnreg.upper_level.stochastic_descent",
     "TrainResult": "learnreg.training.train",
     "TransmissionLeastSquares": "learnreg.lower_level.data_terms",
     "Unrolled": "learnreg.hypergradients.unrolled",
@@ -96,26 +120,38 @@ _ROOMS = (
 """Attributes without an import of their own."""
 
 __all__ = [
+    "BSG1",
+    "MAID",
     "AdaptiveDescent",
     "AssumptionError",
+    "BSGHessian",
+    "BSGNewtonFD",
     "BatchObjective",
+    "BilevelObjective",
+    "BilevelProblem",
     "Box",
     "Certificate",
     "CheckpointError",
+    "ClosedForm",
     "ConfigError",
     "DataError",
+    "EquilibriumPropagation",
+    "FiniteDifference",
     "Huber",
     "Hypergradient",
     "Implicit",
     "LearnregError",
     "LeastSquares",
+    "LinearConstraints",
     "LinearOperator",
     "LogCosh",
     "LowerLevelProblem",
     "Model",
     "Nonnegative",
+    "OneStep",
     "OperatorError",
     "Piggyback",
+    "Proxy",
     "PseudoHuber",
     "Regularizer",
     "ShapeError",
@@ -125,6 +161,7 @@ __all__ = [
     "SquaredError",
     "Start",
     "Status",
+    "StochasticDescent",
     "TrainResult",
     "TransmissionLeastSquares",
     "Unrolled",

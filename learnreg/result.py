@@ -65,6 +65,7 @@ class Status(Enum):
     INDEFINITE = "The energy curves downwards at x, where no minimum is; use a larger ridge or a convex regularizer."
     NOT_FINITE = "Iterates became NaN or infinite; check the parameters, and your own operators with learnreg.testing."
     TOO_FEW_STEPS = "The steps of the method miss the tolerance; give it more steps, or take corrected_gradient."
+    METHOD_ERROR = "The method's own approximation misses the tolerance; see its options, or take corrected_gradient."
     PRECISION = "Rounding errors dominate the residual; use float64 data or a larger tolerance."
 
     def __str__(self) -> str:

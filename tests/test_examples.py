@@ -60,6 +60,27 @@ def test_example_of_tomography_runs(name: str, arguments: list[str], expected: s
 
 
 @pytest.mark.parametrize(
+    ("name", "arguments", "expected"),
+    [
+        ("13_data_cleaning.py", ["1", "0", "100"], "every step certified: True"),
+        ("14_distilled_data.py", ["2"], "on ten learned digits"),
+        ("15_meta_regularizer.py", ["1", "2"], "meta-learned"),
+        ("16_continual_learning.py", ["1", "1", "0", "2"], "both"),
+        ("17_weights_of_pixels.py", ["1"], "each pixel"),
+        ("18_weight_without_truth.py", ["1"], "whiteness"),
+        ("19_learned_sampling.py", ["1"], "12 lines, learned"),
+        ("20_learned_blur.py", ["1"], "deblurred by the learned blur"),
+    ],
+)
+@pytest.mark.sampled(share=0.34, by=("name",))
+def test_example_of_bilevel_tasks_runs(name: str, arguments: list[str], expected: str, program: Run) -> None:
+    pytest.importorskip("sklearn")
+    assert expected in program(EXAMPLES / name, *arguments)
+    (figure,) = Path().glob("*.png")
+    assert figure.stat().st_size < 80_000
+
+
+@pytest.mark.parametrize(
     ("name", "packages", "expected"),
     [
         ("05_odl_operator.py", ("odl", "astra"), "rigorous"),

@@ -251,12 +251,13 @@ def _judge_part(point: Point, known_error: Tensor, kind: type[PointBound] | None
     gradient, responses = evaluate_pairing(point)
     pullback = instance.adjoint(responses.y)
     residual = state_residual(instance, x, pullback)
-    floor = rounding_floor(instance, x, pullback, y=responses.y)
+    hidden = instance.potential.hidden_rounding
+    floor = rounding_floor(instance, x, pullback, y=responses.y) + hidden(x)
     state_norm = sum_samples(residual**2).sqrt() + floor
     equation = AdjointEquation.at(instance, x, responses.t, point.loss_gradient)
     bent = instance.adjoint(responses.Y)
     adjoint_residual = equation.project(instance.quadratic(X) + bent) - equation.rhs
-    adjoint_floor = rounding_floor(instance, X, bent, point.loss_gradient)
+    adjoint_floor = rounding_floor(instance, X, bent, point.loss_gradient) + hidden(x, X)
     adjoint_norm, floors = sum_samples(adjoint_residual**2).sqrt() + adjoint_floor, (floor, adjoint_floor)
     mu = instance.strong_convexity
     e = torch.minimum(state_norm / mu if mu > 0 else torch.full_like(state_norm, math.inf), known_error)

@@ -100,7 +100,8 @@ def _enclose_part(point: Point) -> _Part:
     mu = instance.strong_convexity
     e = state_norm / mu if mu > 0 else torch.full_like(state_norm, math.inf)
     slope = point.loss_gradient
-    adjoint_norm = norm_samples(instance.quadratic(X) + bent + slope) + rounding_floor(instance, X, bent, slope)
+    adjoint_floor = rounding_floor(instance, X, bent, slope) + instance.potential.hidden_rounding(x, X)
+    adjoint_norm = norm_samples(instance.quadratic(X) + bent + slope) + adjoint_floor
     bending = _bending(point, responses, state_norm, e) + floor * norm_samples(X)
     return _Part(gradient, e, inner_samples(X, residual), adjoint_norm, bending)
 
@@ -110,7 +111,7 @@ def _rounding(instance: Instance, x: Tensor, pullback: Tensor, y: Tensor) -> Ten
     be found at every theta."""
     rows = torch.as_tensor(instance.potential.reach(instance.analysis)).to(y)
     frobenius = float(rows.expand(y.shape[1:]).square().sum().sqrt())
-    floor = rounding_floor(instance, x, pullback, instance.q)
+    floor = rounding_floor(instance, x, pullback, instance.q) + instance.potential.hidden_rounding(x)
     return floor + 4.0 * torch.finfo(y.dtype).eps * frobenius * norm_samples(y)
 
 

@@ -56,7 +56,7 @@ def smallest_bound(instance: Instance, x: Tensor, t: Tensor | None = None) -> St
     y = potential.grad_into(response, torch.empty_like(response))
     own_pullback = instance.adjoint(y)
     gradient = state_residual(instance, x, own_pullback)
-    floor = rounding_floor(instance, x, own_pullback, y=y)
+    floor = rounding_floor(instance, x, own_pullback, y=y) + potential.hidden_rounding(x)
     residual = sum_samples(gradient * gradient).sqrt()
     if mu <= 0:
         return StateBound(torch.full_like(residual, torch.inf), residual, floor, y)

@@ -307,7 +307,7 @@ def accuracy(
     model: Annotated[
         str | None, typer.Argument(metavar="[MODEL]", help="a .safetensors file", show_default=False)
     ] = None,
-    methods: Annotated[str, typer.Option(help="all, or some of them: implicit,piggyback")] = "all",
+    methods: Annotated[str, typer.Option(help="all, or some of them, by their names")] = "implicit,piggyback",
     tolerances: Annotated[
         str, typer.Option(help="requested relative errors of the hypergradient")
     ] = "1,1e-1,1e-2,1e-3",
@@ -320,7 +320,7 @@ def accuracy(
 ) -> None:
     """Compare certified bounds of hypergradients with their true errors.
 
-    On a built-in set of small problems, or on MODEL's own problem, every method runs at every tolerance with the
+    On a built-in set of small problems, or on MODEL's own problem, each method runs at every tolerance with the
     published and the sharp certificate; the reference is solved to rounding. Exit code 5 if a bound was violated.
     """
     from learnreg.accuracy.figure import write_accuracy

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -29,6 +30,14 @@ class Goal:
     adjoint: Tensor
     max_state_steps: int | None = None
     max_adjoint_steps: int | None = None
+
+    def times(self, factor: float) -> Goal:
+        """Smaller, or larger, accuracies."""
+        return replace(self, state=factor * self.state, adjoint=factor * self.adjoint)
+
+    def within_reach(self, adjoint: Tensor) -> Goal:
+        """No looser than the residuals of the adjoint equation that were reached, (batch,)."""
+        return replace(self, adjoint=torch.minimum(self.adjoint, adjoint.to(self.adjoint)))
 
     def within(self, dtype: torch.dtype, state_steps: int | None, adjoint_steps: int | None) -> Goal:
         """The same accuracies in a precision, with these limits."""
@@ -60,9 +69,17 @@ class Outcome:
 
 class HypergradientMethod(ABC):
     """How x and the gradient are computed. Whatever a method does is judged by the certificate from what it returns: a
-    gradient of its own by its distance to a certified one (Lemma 5)."""
+    gradient of its own by its distance to a certified one (Lemma 5).
+
+    Of methods that return a gradient, improves: it gets better as the goal gets tighter, and so is asked for again
+    until the tolerance is met; miss: what to say where that is not enough. adaptive: whether more accurate states may
+    be asked of it at all, as training and certified descent do.
+    """
 
     name: str
+    improves: ClassVar[bool] = False
+    miss: ClassVar[Status] = Status.TOO_FEW_STEPS
+    adaptive: ClassVar[bool] = True
 
     @abstractmethod
     def run(self, start: Point, goal: Goal) -> Outcome:

@@ -112,9 +112,9 @@ def _find(search: Search, start: Start | None) -> Hypergradient:
     point, outcome = search.improve(begin, goal)
     if outcome.status is Status.STAGNATED and search.request.rungs and (fault := why_stagnated(search.exact_instance)):
         return search.result(search.judge(point), math.inf, "none", Status.STAGNATED, fault)
-    if outcome.gradient is None or not search.request.rungs:
+    if search.method is None or outcome.gradient is None or not search.request.rungs:
         return search.follow(point, outcome, goal)
-    return of_own_gradient(search, point, outcome)
+    return of_own_gradient(search, search.method, point, outcome, goal)
 
 
 def check_certificate(certificate: CertificateName) -> CertificateName:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from learnreg.certificates.judgement import Verdict, gradient_distance, gradient_norm, judge
-from learnreg.hypergradients.base import Goal, Outcome
+from learnreg.hypergradients.base import Goal, HypergradientMethod, Outcome
 from learnreg.hypergradients.implicit import Implicit
 from learnreg.hypergradients.search import Request, Search
 from learnreg.hypergradients.sharp_search import refine
@@ -34,6 +34,10 @@ _SMALLEST = 1e-10
 
 _ADJOINT = 1e-3
 """Relative residual of the adjoint state where none is given."""
+
+_ASKED_AGAIN, _IDLE, _AIM, _LEAST_TIGHTER, _LEAST_GAIN = 8, 2, 0.3, 1e-4, 0.5
+"""How often a method's gradient is asked for again, and how often in a row without getting better by the last factor;
+the share of the tolerance that it then aims at, and how much tighter the goal gets at most, and at least."""
 
 Gradient = dict[str, Tensor]
 
@@ -128,8 +132,30 @@ def _estimated(plain: Verdict, gradient: Gradient, found: Hypergradient) -> Give
     return Given(verdict, kind, final, found.error_bound, found.status)
 
 
-def of_own_gradient(search: Search, point: Point, outcome: Outcome) -> Hypergradient:
-    """The gradient that a method returned, with its bound, and the corrected one beside it."""
+def of_own_gradient(
+    search: Search, method: HypergradientMethod, point: Point, outcome: Outcome, goal: Goal
+) -> Hypergradient:
+    """The gradient that a method returned, with its bound, and the corrected one beside it; asked for again, more
+    accurately, while that pays."""
+    (best, reached), idle = _own_gradient(search, method, point, outcome), 0
+    for _ in range(_ASKED_AGAIN if method.improves else 0):
+        done = best.status.converged or outcome.status is not Status.CONVERGED or search.out_of_steps()
+        if done or idle == _IDLE:
+            break
+        share = _AIM * search.request.enough(best.norm) / best.error_bound
+        goal = goal.within_reach(reached).times(min(max(share, _LEAST_TIGHTER), _LEAST_GAIN))
+        point, outcome = search.improve(point, goal, method)
+        found, reached = _own_gradient(search, method, point, outcome)
+        idle = 0 if found.error_bound < _LEAST_GAIN * best.error_bound else idle + 1
+        best = found if found.status.converged or found.error_bound < best.error_bound else best
+    steps = max(search.state_steps, search.adjoint_steps)
+    return replace(best, steps=steps, operator_applications=search.instance.counter.applications)
+
+
+def _own_gradient(
+    search: Search, method: HypergradientMethod, point: Point, outcome: Outcome
+) -> tuple[Hypergradient, Tensor]:
+    """The gradient of one run, and the residual of its adjoint state, (batch,)."""
     assert outcome.gradient is not None
     gradient = {name: g.detach() for name, g in outcome.gradient.items()}
     plain = search.judge(with_adjoint(point.on(search.exact_instance)) if outcome.X is None else point)
@@ -140,8 +166,15 @@ def of_own_gradient(search: Search, point: Point, outcome: Outcome) -> Hypergrad
     elif outcome.status is not Status.CONVERGED:
         status = outcome.status
     elif given.corrected_error <= enough or given.status.converged:
-        status = Status.TOO_FEW_STEPS
+        status = method.miss
     else:
         status = given.status
     result = search.result(given.verdict, given.verdict.error_bound, given.kind, status, given.verdict.reason)
-    return replace(result, corrected_gradient=given.corrected.gradient, corrected_error_bound=given.corrected_error)
+    low, high = result.loss_interval  # of the corrected point, too, and so may leave out the loss at x
+    whole = replace(
+        result,
+        loss_interval=(min(low, result.loss), max(high, result.loss)),
+        corrected_gradient=given.corrected.gradient,
+        corrected_error_bound=given.corrected_error,
+    )
+    return whole, plain.adjoint_residual

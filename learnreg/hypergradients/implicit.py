@@ -1,5 +1,5 @@
-"""State first, then the adjoint equation at it: by conjugate gradients, or by a piggyback iteration with a frozen
-linearisation."""
+"""State first, then the adjoint equation at it: by conjugate gradients, another linear solver, or a piggyback iteration
+with a frozen linearisation."""
 
 from __future__ import annotations
 
@@ -12,14 +12,24 @@ from learnreg.hypergradients.base import Goal, HypergradientMethod, Outcome
 from learnreg.linear.arguments import check_type
 from learnreg.linear.samples import sum_samples
 from learnreg.lower_level.adjoint_equation import AdjointEquation
+from learnreg.lower_level.instance import Instance
 from learnreg.lower_level.point import Point
 from learnreg.result import Status
-from learnreg.solvers.base import AdjointSolver, Solver
-from learnreg.solvers.choice import AdjointSolverName, SolverName, make_adjoint_solver, make_solver
+from learnreg.solvers.base import AdjointSolver, Iteration, Solver
+from learnreg.solvers.choice import (
+    AdjointSolverName,
+    SolverName,
+    adjoint_obstacle,
+    check_adjoint_solver,
+    check_solver,
+    make_adjoint_solver,
+    make_solver,
+)
 from learnreg.solvers.loop import iterate
+from learnreg.solvers.nystrom import Nystrom, check_rank
 from learnreg.solvers.solve import run_state_solver
 
-__all__ = ["Implicit", "chosen_method"]
+__all__ = ["Implicit", "chosen_method", "tightening"]
 
 
 class Implicit(HypergradientMethod):
@@ -27,33 +37,36 @@ class Implicit(HypergradientMethod):
 
     Parameters
     ----------
-    state_solver: "auto", "pdhg", "lbfgs" or "newton-cg".
-    adjoint_solver: "auto", "cg" or "piggyback" (the same iteration as :class:`Piggyback`'s, sequential).
-    Either may be a solver of ``learnreg.solvers`` instead of a name.
+    solver: of the adjoint equation. "cg": conjugate gradients. "piggyback": the same iteration as :class:`Piggyback`'s,
+        sequential. "minres": minimal residuals, which take indefinite equations, too. "neumann": the Neumann series,
+        recurrent backpropagation. "nystrom": conjugate gradients from a Nyström estimate on. "auto": one of the first
+        two, by what was measured. Or an adjoint solver of ``learnreg.solvers``.
+    rank: of "nystrom"; None for its own choice.
+    state_solver: "auto", "pdhg", "lbfgs" or "newton-cg", or a solver of ``learnreg.solvers``.
 
     Raises
     ------
-    ConfigError: an unknown solver.
+    ConfigError: an unknown solver; a rank that is no positive integer, or of another solver.
     """
 
     name = "implicit"
 
     def __init__(
         self,
+        solver: AdjointSolverName | AdjointSolver[Any] = "auto",
+        rank: int | None = None,
+        *,
         state_solver: SolverName | Solver[Any] = "auto",
-        adjoint_solver: AdjointSolverName | AdjointSolver[Any] = "auto",
     ) -> None:
-        known = isinstance(adjoint_solver, str) and adjoint_solver in ("auto", "cg", "piggyback")
-        if not known and not isinstance(adjoint_solver, AdjointSolver):
-            raise ConfigError(
-                f"Implicit(adjoint_solver={adjoint_solver!r}): expected 'auto', 'cg', 'piggyback' or an object of "
-                "learnreg.solvers."
-            )
-        if not isinstance(state_solver, (str, Solver)):
-            raise ConfigError(
-                f"Implicit(state_solver={state_solver!r}): expected a name or an object of learnreg.solvers."
-            )
-        self.state_solver, self.adjoint_solver = state_solver, adjoint_solver
+        check_adjoint_solver(solver)
+        if rank is not None:
+            if solver != "nystrom":
+                raise ConfigError(f"Implicit(rank={rank!r}): only solver='nystrom' has a rank, not {solver!r}.")
+            solver = Nystrom(check_rank(rank, "Implicit"))
+        self.solver, self.state_solver = solver, check_solver(state_solver, "Implicit")
+
+    def fits(self, instance: Instance) -> bool:
+        return not adjoint_obstacle(self.solver, instance)
 
     def run(self, start: Point, goal: Goal) -> Outcome:
         """Improve x with the lower-level solver, then X with the adjoint solver at the new x."""
@@ -63,10 +76,20 @@ class Implicit(HypergradientMethod):
         equation = AdjointEquation.at(instance, state.x, instance.apply(state.x), start.loss.gradient(state.x))
         never = torch.zeros_like(goal.adjoint)
         size = sum_samples(equation.rhs**2).sqrt().clamp_min(torch.finfo(never.dtype).tiny)
-        chosen = make_adjoint_solver(self.adjoint_solver, instance, start.warm, float((goal.adjoint / size).min()))
+        chosen = make_adjoint_solver(self.solver, instance, start.warm, float((goal.adjoint / size).min()))
         adjoint = iterate(chosen, equation, start.X, goal.adjoint, never, goal.max_adjoint_steps)
         status = state.status if state.status is not Status.CONVERGED else adjoint.status
         return Outcome(state.x, adjoint.x, None, status, state.steps, adjoint.steps, state.t)
+
+    def __repr__(self) -> str:
+        parts = [] if self.solver == "auto" else [repr(_named(self.solver))]
+        if self.state_solver != "auto":
+            parts.append(f"state_solver={_named(self.state_solver)!r}")
+        return f"Implicit({', '.join(parts)})"
+
+
+def _named(solver: str | Iteration[Any, Any]) -> str:
+    return solver if isinstance(solver, str) else solver.name
 
 
 def chosen_method(method: HypergradientMethod | None) -> HypergradientMethod:
@@ -78,4 +101,20 @@ def chosen_method(method: HypergradientMethod | None) -> HypergradientMethod:
     """
     chosen = Implicit() if method is None else method
     check_type(chosen, HypergradientMethod, "method", "lr.Implicit(), lr.Piggyback() or lr.Unrolled(steps=...)")
+    return chosen
+
+
+def tightening(method: HypergradientMethod | None) -> HypergradientMethod:
+    """The method, for what asks it for more and more accurate states.
+
+    Raises
+    ------
+    ConfigError: it is one of a few steps, of which more accuracy must not be asked; or something else.
+    """
+    chosen = chosen_method(method)
+    if not chosen.adaptive:
+        raise ConfigError(
+            f"{chosen!r}: states get more accurate here as the loss falls, which this method does not take; use "
+            "lr.StochasticDescent, or another method."
+        )
     return chosen

@@ -70,7 +70,7 @@ class LadderSearch(SharpSearch):
 
     def _usual(self) -> tuple[float, float]:
         mu = self.instance.strong_convexity
-        return _STATE, _ADJOINT * (min(mu / self.instance.quadratic.norm(), 1.0) if mu > 0 else 1.0)
+        return _STATE, _ADJOINT * (mu / max(mu, self.instance.quadratic.norm()) if mu > 0 else 1.0)
 
     def _reachable(self, dtype: torch.dtype) -> Tensor:
         """Errors of the state that rounding leaves, (batch,)."""

@@ -59,8 +59,8 @@ class Piggyback(HypergradientMethod):
         instance = start.instance
         if self.mode == "sequential":
             if instance.potential.prox_obstacle():
-                return Implicit("lbfgs", "cg").run(start, goal)
-            return Implicit("pdhg", "piggyback").run(*_precise_enough(start, goal))
+                return Implicit("cg", state_solver="lbfgs").run(start, goal)
+            return Implicit("piggyback", state_solver="pdhg").run(*_precise_enough(start, goal))
         check_proximal(instance, "Piggyback(mode='interleaved')", "Piggyback() or Implicit()")
         problem = InterleavedProblem.of(instance, start.loss, start.x, start.X, goal)
         one = torch.ones_like(goal.state)

@@ -31,7 +31,7 @@ class PlainSearch(Search):
     def follow(self, point: Point, outcome: Outcome, goal: Goal) -> Hypergradient:
         gradient = pairing_gradient(point) if outcome.gradient is None else outcome.gradient
         unknown = torch.full((self.instance.batch,), math.inf, dtype=torch.float64)
-        ended = Status.ESTIMATED if outcome.status is Status.CONVERGED else outcome.status
+        ended = self._as_far_as_known(outcome)
         latent, x = self.instance.latent, self.instance.box.inside(point.x, self.b.dtype)
         return Hypergradient(
             gradient={name: g.detach() for name, g in gradient.items()},
@@ -51,3 +51,10 @@ class PlainSearch(Search):
             corrected_gradient=gradient,
             corrected_error_bound=math.inf,
         )
+
+    def _as_far_as_known(self, outcome: Outcome) -> Status:
+        """How it ended; METHOD_ERROR of a method with an error that no accuracy removes."""
+        if outcome.status is not Status.CONVERGED:
+            return outcome.status
+        fixed = self.method is not None and self.method.miss is Status.METHOD_ERROR and not self.method.improves
+        return Status.METHOD_ERROR if fixed else Status.ESTIMATED

@@ -53,6 +53,10 @@ class AdjointEquation:
         image = self.instance.quadratic(p) + self.instance.adjoint(self.bend_(self.instance.apply(p, memory)))
         return self.project(image)
 
+    def residual(self, X: Tensor, memory: Tensor | None = None) -> Tensor:
+        """rhs - H X, as :meth:`hessian`; at 0, where solvers often start, without an application."""
+        return self.rhs - self.hessian(X, memory) if bool(X.any()) else self.rhs
+
     def of_latent(self, X: Tensor) -> AdjointEquation:
         """The equation of Z^ alone, for the adjoint state (X, Z^) whose image part is X: that of the adjoint equation
         of the energy reduced to images."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from functools import wraps
 from typing import Any
 
@@ -21,15 +21,16 @@ networks."""
 
 
 class SnapshotFunction:
-    """The ``value`` of a module that nobody changes."""
+    """The ``value`` of a module that nobody changes. learned: names of what requires a gradient in the original."""
 
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
+    def __init__(self, module: nn.Module, learned: frozenset[str]) -> None:
+        self.module, self._learned = module, learned
 
     @classmethod
     def of(cls, module: nn.Module) -> SnapshotFunction:
         """That of a module at its present tensors, differentiable in them."""
-        return cls(Snapshot(lambda t: t.clone()).module(module))
+        learned = frozenset(name for name, p in module.named_parameters() if p.requires_grad)
+        return cls(Snapshot(lambda t: t.clone()).module(module), learned)
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -41,17 +42,27 @@ class SnapshotFunction:
         return found
 
     def detached(self) -> SnapshotFunction:
-        return SnapshotFunction(Snapshot(lambda t: t.detach()).module(self.module))
+        return SnapshotFunction(Snapshot(lambda t: t.detach()).module(self.module), self._learned)
+
+    def learning(self) -> SnapshotFunction:
+        chosen = self._among(self._learned)
+        change = Snapshot(lambda t: t.detach().clone().requires_grad_() if id(t) in chosen else t.detach())
+        return SnapshotFunction(change.module(self.module), self._learned)
 
     def to(self, dtype: torch.dtype) -> SnapshotFunction:
         module = _cast(self.module, dtype)
         module.__dict__[_KNOWN] = dtype
-        return SnapshotFunction(module)
+        return SnapshotFunction(module, self._learned)
 
     def moved(self, names: set[str], step: float) -> SnapshotFunction:
         """The same with these tensors larger by a step."""
-        chosen = {id(t) for name, t in self.tensors.items() if name in names}
-        return SnapshotFunction(Snapshot(lambda t: t + step if id(t) in chosen else t).module(self.module))
+        chosen = self._among(names)
+        change = Snapshot(lambda t: t + step if id(t) in chosen else t)
+        return SnapshotFunction(change.module(self.module), self._learned)
+
+    def _among(self, names: Set[str]) -> set[int]:
+        """The identities of these tensors."""
+        return {id(t) for name, t in self.tensors.items() if name in names}
 
 
 def of_any_dtype(value: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor], Tensor]:

@@ -6,15 +6,25 @@ In saddle form it is <K_theta X, y> + <K_theta x, Y> for parameters of K, y = f'
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from learnreg.linear.samples import complexly, sum_samples
 from learnreg.lower_level.frozen import FrozenProblem
+from learnreg.lower_level.instance import Instance
 from learnreg.lower_level.point import Point
 
-__all__ = ["Responses", "evaluate_pairing", "pairing_gradient", "sum_gradients"]
+__all__ = [
+    "Responses",
+    "cross_derivatives",
+    "energy_gradient",
+    "evaluate_pairing",
+    "pairing_gradient",
+    "sum_gradients",
+]
 
 
 @dataclass(frozen=True)
@@ -83,7 +93,79 @@ def evaluate_pairing(point: Point) -> tuple[dict[str, Tensor], Responses]:
     return gradient, Responses(t_fixed, V_fixed, y, Y, residual, forward_X)
 
 
-def _gradient(frozen: FrozenProblem, learned: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+def cross_derivatives(point: Point, at: Tensor) -> Iterator[Tensor]:
+    """∂ ∇E(x; theta) / ∂ theta_j for every entry of every parameter in turn, (batch, *domain) each: what the pairing is
+    the inner product of with X. For images alone. ``at``: ``Potential.linearised`` of K x. Counts K x and, when K has
+    learnable parameters, K X; and of each entry an adjoint and, in that case, two applications of its backward pass."""
+    frozen, instance, x = point.frozen, point.instance, point.x.detach()
+    with torch.enable_grad():
+        X = torch.zeros_like(x, requires_grad=True)
+        t = frozen.terms.operator(x)
+        instance.counter.applications += 1
+        t_fixed = t.detach().contiguous()
+        # Cotangents to differentiate by: of f'_theta(Kx), and of K_theta x.
+        u, w = (torch.zeros_like(t_fixed, requires_grad=True) for _ in range(2))
+        learned = [(frozen.terms.potential.to(x.dtype).grad(t_fixed), u)]
+        if t.requires_grad:
+            learned += [(t, w), (frozen.terms.operator(X), instance.potential.grad(t_fixed))]
+            instance.counter.applications += 1
+        forward_x, forward_X = frozen.operator(torch.cat([x, X])).split(x.shape[0])
+        scalars = [(point.data_term.grad(forward_x - point.b.detach().to(x.dtype)) * forward_X).sum()]
+        if isinstance(frozen.ridge, Tensor):
+            scalars.append(frozen.ridge * (x * X).sum())
+        learned += [(scalar, torch.ones_like(scalar)) for scalar in scalars]
+        found = _gradient(frozen, [(o, c) for o, c in learned if o.requires_grad], create_graph=True)
+        for gradient in found.values():
+            for entry in gradient.flatten():
+                yield _cross_derivative(instance, at, entry, (u, w, X), 2 if t.requires_grad else 0)
+
+
+def _cross_derivative(
+    instance: Instance, at: Tensor, entry: Tensor, variables: tuple[Tensor, Tensor, Tensor], applications: int
+) -> Tensor:
+    """K^T (∂f'_theta(Kx) + f''(Kx) ∂K x) + the rest, from one entry of the gradient, which is linear in these."""
+    if not entry.requires_grad:
+        return torch.zeros_like(variables[2])
+    grad = torch.autograd.grad
+    own, moved, rest = grad(entry, variables, retain_graph=True, allow_unused=True, materialize_grads=True)
+    instance.counter.applications += applications
+    with torch.no_grad():
+        return rest + instance.adjoint(own + instance.potential.bent(at, moved))
+
+
+def energy_gradient(point: Point, states: Tensor, weights: Tensor) -> dict[str, Tensor]:
+    """∂_theta of sum_k weights_k E(states_k; theta) over the batch of the point's data, at fixed states (count, batch,
+    ...), with weights (count, 1), or (count, batch) of each sample; of complex ones the real part, E continued as a
+    holomorphic function. What cancels between the states does so in their precision. Counts an application for each
+    state, and that of the backward pass of a learnable K."""
+    weights = weights.expand(states.shape[:2])
+    return sum_gradients([_energy_gradient(part, states[:, i], weights[:, i]) for part, i in point.parts()])
+
+
+def _energy_gradient(point: Point, states: Tensor, weights: Tensor) -> dict[str, Tensor]:
+    """Of a part of the batch."""
+    frozen, instance, count = point.frozen, point.instance, len(states)
+    index, v = torch.arange(len(point.b), device=states.device).repeat(count), states.detach().flatten(0, 1)
+    with torch.enable_grad():
+        terms = frozen.terms.at(instance.latent.scale)
+        latent, potential = terms.latent, terms.potential.to(instance.q.dtype)
+        t = complexly(terms.operator, v)
+        energies = potential.continued(t) if t.is_complex() else potential.value(t)
+        energies = energies + latent.value(v)
+        if any(p.requires_grad for m in (frozen.operator, frozen.data_term) for p in m.parameters()):
+            residual = complexly(frozen.operator, latent.image(v)) - point.b.detach().to(instance.q.dtype)[index]
+            energies = energies + point.data_term.select(index).value(residual)
+        if isinstance(frozen.ridge, Tensor):
+            energies = energies + 0.5 * frozen.ridge * sum_samples(latent.image(v) ** 2)
+        total = (energies.reshape(count, -1) * weights).sum().real
+        instance.counter.applications += count * (2 if t.requires_grad else 1)
+        learned = [(total, torch.ones_like(total))] if total.requires_grad else []
+        return _gradient(frozen, learned)
+
+
+def _gradient(
+    frozen: FrozenProblem, learned: list[tuple[Tensor, Tensor]], create_graph: bool = False
+) -> dict[str, Tensor]:
     """The gradient of sum <output, cotangent> by parameter; through the originals, too, which foreign modules use."""
     clones = list(frozen.parameters.values())
     originals = [torch.zeros_like(p, requires_grad=True) if p.is_inference() else p for p in frozen.originals.values()]
@@ -91,9 +173,11 @@ def _gradient(frozen: FrozenProblem, learned: list[tuple[Tensor, Tensor]]) -> di
     if clones and learned:
         targets, cotangents = zip(*learned, strict=True)
         inputs = [*clones, *originals]
-        grads = torch.autograd.grad(targets, inputs, cotangents, allow_unused=True, retain_graph=True)
+        grads = torch.autograd.grad(
+            targets, inputs, cotangents, allow_unused=True, retain_graph=True, create_graph=create_graph
+        )
     found = {}
     for k, (name, p) in enumerate(frozen.parameters.items()):
-        parts = [g.detach() for g in (grads[k], grads[k + len(clones)]) if g is not None]
+        parts = [g if create_graph else g.detach() for g in (grads[k], grads[k + len(clones)]) if g is not None]
         found[name] = sum(parts[1:], parts[0]) if parts else torch.zeros_like(p)
     return found

@@ -47,7 +47,8 @@ class Regularizer(nn.Module):
     = 0). With one of them errors of x are bounded.
     gradient_lipschitz, hessian_lipschitz: Lipschitz constants of ∇R and of ∇²R; cross_bound, cross_lipschitz: bound and
     Lipschitz constant of ∂_theta ∇R, theta all parameters together; in 2-norms. With all four hypergradients have
-    bounds, too.
+    bounds, too. Of at most 512 pixels the norms of ∇²R and ∂_theta ∇R at a point are computed, so that the two
+    Lipschitz constants of second derivatives suffice; of at most 512 parameters that of ∂_theta ∇R.
     examine: False: it is neither screened nor probed, and nothing is certified.
 
     To be stored in a model file, it implements ``config`` and is registered in ``learnreg.regularizers``; to be trained

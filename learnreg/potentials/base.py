@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
+from learnreg.errors import AssumptionError
 from learnreg.linear.arguments import real_number
 from learnreg.linear.examination import is_own_class
 from learnreg.linear.operator import LinearOperator
@@ -49,7 +50,8 @@ class Potential(Function):
     Bounds are for each place: the sample here, a response or a group of them in subclasses. gradient_limit: a bound of
     |f'| at one place, all channels together, where f' does not vanish with K^T f'; 0 elsewhere. cheap_lines: values
     along a line of responses cost much less than a step of a solver. foreign: somebody else's function is in it, which
-    is examined (``screen``, ``doubt``). has_modulus: the concavity is a bound, not a guess.
+    is examined (``screen``, ``doubt``). has_modulus: the concavity is a bound, not a guess. quadratic: f(t) is
+    ½ <t, W t> with a fixed W.
     """
 
     number_names: ClassVar[tuple[str, ...]] = ("weight",)
@@ -60,6 +62,7 @@ class Potential(Function):
     cheap_lines: bool = False
     foreign: bool = False
     has_modulus: bool = True
+    quadratic: bool = False
 
     # ---- its numbers -------------------------------------------------------------------------------------------------
 
@@ -130,6 +133,22 @@ class Potential(Function):
         there are, and f is a ``ProximalPotential``."""
         return "couples all responses of an image"
 
+    # ---- in the complex plane ----------------------------------------------------------------------------------------
+
+    @property
+    def analytic_width(self) -> Number:
+        """f has a holomorphic continuation to |Im t| below this, which ``continued`` and ``continued_derivatives``
+        evaluate, elementwise; 0 where none is known."""
+        return 0.0
+
+    def continued(self, t: Tensor) -> Tensor:
+        """f at complex responses, (batch,), differentiable in its numbers."""
+        raise AssumptionError(f"{type(self).__name__} has no holomorphic continuation.")
+
+    def continued_derivatives(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """f' and the diagonal of f'' at complex responses."""
+        raise AssumptionError(f"{type(self).__name__} has no holomorphic continuation.")
+
     # ---- curvature ---------------------------------------------------------------------------------------------------
 
     @property
@@ -161,6 +180,11 @@ class Potential(Function):
 
     def screen(self, shape: tuple[int, ...], device: torch.device | None) -> None:
         """Raise ConfigError or ShapeError where a foreign function breaks its contract on responses of this shape."""
+
+    def hidden_rounding(self, x: Tensor, v: Tensor | None = None) -> Tensor | float:
+        """What rounding may hide in ∇f(x), or in f''(x) v, of a foreign function of the image itself, whose terms may
+        be larger than their sum, (batch,): a model from other precisions, no bound."""
+        return 0.0
 
     def doubt(self, t: Tensor, gradients: bool) -> str:
         """What bounds lack of a foreign function at t, or with ``gradients`` bounds of hypergradients, a sentence; ""

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from learnreg.linear.samples import sum_samples
 from learnreg.potentials.base import OUTWARD, nearest
 from learnreg.potentials.proximal import SmoothedElementwise
 
@@ -27,6 +28,20 @@ class LogCosh(SmoothedElementwise):
     def second(self, t: Tensor) -> Tensor:
         decay = torch.exp(-2.0 * (t / self.smoothing).abs())
         return self.curvature_limit * 4.0 * decay / (1.0 + decay) ** 2
+
+    @property
+    def analytic_width(self) -> Tensor | float:
+        """tanh has poles at t = ±iπv/2."""
+        return 0.5 * math.pi * self.smoothing
+
+    def continued(self, t: Tensor) -> Tensor:
+        u = t / self.smoothing
+        u = torch.where(u.real < 0, -u, u)  # even, and exp(-2u) does not overflow
+        return sum_samples(self.weight * self.smoothing * (u + torch.log(1.0 + torch.exp(-2.0 * u)) - math.log(2.0)))
+
+    def continued_derivatives(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        slope = torch.tanh(t / self.smoothing)
+        return self.weight * slope, self.curvature_limit * (1.0 - slope * slope)
 
     def smoothing_sensitivity(self, t: Tensor, radius: Tensor | float) -> Tensor | float:
         return 1.0 + 2.0 * (t.abs() + radius) / self.smoothing

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from learnreg.kernels.blocks import planes
 from learnreg.kernels.rows import ChannelKernels, as_rows
+from learnreg.linear.samples import sum_samples
 from learnreg.potentials.base import OUTWARD, WARM_PROX_STEPS, nearest
 from learnreg.potentials.curvature import CurvatureInterval
 from learnreg.potentials.proximal import SmoothedElementwise
@@ -111,6 +112,18 @@ class PseudoHuber(SmoothedElementwise):
         if torch.is_grad_enabled():
             return torch.rsqrt(t * t + square)
         return torch.addcmul(square, t, t).rsqrt_()
+
+    @property
+    def analytic_width(self) -> Tensor | float:
+        """The root branches at t = ±iv."""
+        return self.smoothing
+
+    def continued(self, t: Tensor) -> Tensor:
+        return sum_samples(self.weight * (t * t) / (torch.sqrt(t * t + self.smoothing**2) + self.smoothing))
+
+    def continued_derivatives(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        scale = torch.sqrt(t * t + self.smoothing**2)
+        return self.weight * t / scale, self.weight * self.smoothing**2 / scale**3
 
     def divergence(self, r: Tensor, t: Tensor) -> Tensor:
         """l nu² (r - t)² / (s_t (s_r s_t + r t + nu²)) with s = sqrt(.² + nu²): the same without cancellation."""

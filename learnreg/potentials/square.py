@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
+from learnreg.linear.samples import sum_samples
 from learnreg.potentials.base import Number, check_positive
 from learnreg.potentials.proximal import Elementwise
 
@@ -18,6 +21,8 @@ class Square(Elementwise):
     ----------
     weight: l > 0.
     """
+
+    quadratic = True
 
     def __init__(self, weight: Number = 1.0) -> None:
         check_positive(self, weight=weight)
@@ -44,6 +49,16 @@ class Square(Elementwise):
 
     def divergence(self, r: Tensor, t: Tensor) -> Tensor:
         return self.density(r - t)
+
+    @property
+    def analytic_width(self) -> float:
+        return math.inf
+
+    def continued(self, t: Tensor) -> Tensor:
+        return sum_samples(self.density(t))
+
+    def continued_derivatives(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return self.grad(t), self.second(t)
 
     def third_bound(self, t: Tensor, radius: Tensor | float) -> Tensor:
         return torch.zeros_like(t)

@@ -15,6 +15,7 @@ from typing import Any, Self, cast
 import torch
 from torch import Tensor
 
+from learnreg.linear.examination import is_own_class
 from learnreg.linear.operator import LinearOperator
 from learnreg.linear.parameter_groups import Density, OwnBound, ParameterGroup
 from learnreg.linear.share import Share
@@ -44,6 +45,7 @@ class StackedPotential(Potential):
         )
         self.cheap_lines = all(f.cheap_lines for f in self.parts)
         self.foreign = any(f.foreign for f in self.parts)
+        self.quadratic = all(f.quadratic for f in self.parts)
         self.has_modulus = all(f.has_modulus for f in self.parts)
         self._latest: tuple[Tensor, int, list[Tensor]] | None = None
 
@@ -147,6 +149,22 @@ class StackedPotential(Potential):
     def majorant(self, t: Tensor) -> Tensor:
         return self._joined(lambda f, part: f.majorant(part), t)
 
+    @property
+    def analytic_width(self) -> Number:
+        """That of each part, for each response; 0 where one has none, or is of a foreign class."""
+        if not all(is_own_class(type(f)) for f in self.parts):
+            return 0.0
+        return self._numbers(lambda f: f.analytic_width)
+
+    def continued(self, t: Tensor) -> Tensor:
+        return torch.stack([f.continued(part) for f, part in self._split(t)]).sum(0)
+
+    def continued_derivatives(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        slope, curvature = (
+            self._joined(lambda f, part, which=which: f.continued_derivatives(part)[which], t) for which in (0, 1)
+        )
+        return slope, curvature
+
     # ---- numbers of places -----------------------------------------------------------------------------------------
 
     def _numbers(self, number: Callable[[Potential], Number]) -> Tensor:
@@ -190,6 +208,12 @@ class StackedPotential(Potential):
     def stiffness(self, operator: LinearOperator) -> float:
         assert isinstance(operator, Stack)
         return math.fsum(f.stiffness(A) for f, A in zip(self.parts, operator.parts, strict=True))
+
+    def hidden_rounding(self, x: Tensor, v: Tensor | None = None) -> Tensor | float:
+        total: Tensor | float = 0.0
+        for f in self.parts:
+            total = total + f.hidden_rounding(x, v)
+        return total
 
     @property
     def curvature_limit(self) -> Number:

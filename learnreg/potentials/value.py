@@ -13,15 +13,19 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from learnreg.errors import ConfigError
+from learnreg.errors import ConfigError, LearnregError
 from learnreg.linear.operator import LinearOperator
 from learnreg.linear.parameter_groups import Density, OwnBound, ParameterBound, ParameterGroup, ResponseErrors
 from learnreg.linear.samples import expand, inner_samples, norm_samples
 from learnreg.losses import UpperLoss
 from learnreg.potentials.base import Potential
-from learnreg.potentials.value_examination import Declared, GivenFunction, probe, screen
+from learnreg.potentials.value_derivatives import MOST_MEASURED, GivenFunction, cross_norm, hessian_norm
+from learnreg.potentials.value_examination import Declared, probe, screen
 
 __all__ = ["ValuePotential"]
+
+_UNLUCKY = 4.0
+"""The rounding of one evaluation may be so many times that of another."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,7 @@ class ValuePotential(Potential):
         self.function, self.declared, self.factor = function, declared, factor
         self.has_modulus = declared.modulus is not None and declared.examined
         self._latest: tuple[Tensor, int, _Curve] | None = None
+        self._others: dict[torch.dtype, ValuePotential] = {}
 
     def detached(self) -> Self:
         factor = self.factor.detach() if isinstance(self.factor, Tensor) else self.factor
@@ -157,8 +162,10 @@ class ValuePotential(Potential):
 
     def curvature_bounds(self, t: Tensor, radius: Tensor | float) -> tuple[Tensor, Tensor]:
         """The lower end is not above 0: f'' less the modulus, which ``softness`` gives to the energy, is between
-        them, too."""
+        them, too. The upper one is declared, or that of the Hessian at t with what it changes within the radius."""
         high = self.second(t)
+        if self.declared.gradient_lipschitz is None and self._few(t):
+            high = expand(self._size * hessian_norm(self.function, t), t) + self.third_bound(t, radius) * radius
         return torch.full_like(high, -self.concavity), high
 
     def curvature_change(self, t: Tensor, radius: Tensor | float) -> Tensor:
@@ -173,12 +180,22 @@ class ValuePotential(Potential):
         return Density("log_factor", (), excess=modulus), OwnBound("value", self.parameter_bound)
 
     def parameter_bound(self, t: Tensor, V: Tensor, y: Tensor, Y: Tensor, errors: ResponseErrors) -> ParameterBound:
-        """‖C(t) V - C(t^) V^‖ <= ‖C(t) - C(t^)‖ ‖V‖ + ‖C(t^)‖ ‖V - V^‖ for C = ∂_theta ∇f, in which R's constants are
-        declared."""
-        steady, changing = self._constant(self.declared.cross_bound), self._constant(self.declared.cross_lipschitz)
-        size = norm_samples(V)
-        zero = torch.zeros_like(size)
-        return ParameterBound(changing * errors.t * size, zero + steady, zero, steady * size)
+        """‖C(t) V - C(t^) V^‖ <= ‖C(t) - C(t^)‖ ‖V‖ + ‖C(t^)‖ ‖V - V^‖ for C = ∂_theta ∇f, the norm of which is
+        declared, or follows from that at t."""
+        changing, size = self._constant(self.declared.cross_lipschitz), norm_samples(V)
+        if self.declared.cross_bound is None:
+            here = self._size * cross_norm(self.function, t)
+            steady = here + changing * errors.t
+        else:
+            here = steady = torch.full_like(size, self._constant(self.declared.cross_bound))
+        return ParameterBound(changing * errors.t * size, steady, torch.zeros_like(size), here * size)
+
+    def _few(self, t: Tensor) -> bool:
+        """Whether second derivatives at a point of this shape are few enough to look at all of them."""
+        return t[0].numel() <= MOST_MEASURED
+
+    def _few_learned(self) -> bool:
+        return sum(t.numel() for t in self.learned()) <= MOST_MEASURED
 
     # ---- examination -------------------------------------------------------------------------------------------------
 
@@ -186,8 +203,34 @@ class ValuePotential(Potential):
         if self.declared.examined:
             screen(self.function, self.declared.name, shape, device)
 
+    def hidden_rounding(self, x: Tensor, v: Tensor | None = None) -> Tensor:
+        """The difference between both precisions, in units of that of x, at two points, lest it be small by chance;
+        where float32 does not hold the numbers or the function does not take it, the sizes at 0 and at x."""
+        eps = torch.finfo(x.dtype).eps
+        largest = x.new_zeros(len(x))
+        with torch.no_grad():
+            for point in (x, x * (1.0 + 2.0**-9)):
+                fine = self._derivative(point, v, torch.float64)
+                try:
+                    coarse = self._derivative(point, v, torch.float32).double()
+                except (LearnregError, RuntimeError):  # it holds tensors of its own, in float64
+                    coarse = torch.full_like(fine, math.nan)
+                difference = norm_samples(fine - coarse) / torch.finfo(torch.float32).eps
+                own = 2.0 * norm_samples(fine)
+                if v is None and not bool(torch.isfinite(difference).all()):
+                    own = own + 8.0 * norm_samples(self._derivative(torch.zeros_like(x), None, torch.float64))
+                largest = torch.maximum(largest, torch.where(torch.isfinite(difference), difference, own).to(x))
+        return _UNLUCKY * eps * largest
+
+    def _derivative(self, x: Tensor, v: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """∇f(x), or f''(x) v, computed in a precision."""
+        if dtype not in self._others:
+            self._others[dtype] = self.to(dtype).detached()
+        other = self._others[dtype]
+        return other.grad(x.to(dtype)) if v is None else other.hess_vec(x.to(dtype), v.to(dtype))
+
     def doubt(self, t: Tensor, gradients: bool) -> str:
-        lacks = self.declared.lacks(gradients)
+        lacks = self.declared.lacks(gradients, self._few(t), self._few(t) or self._few_learned())
         if lacks:
             return lacks
         if not gradients and (dtype := UpperLoss(self.function.value).computes_in(t)) != t.dtype:

@@ -6,34 +6,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, Self
 
 import torch
 from torch import Tensor
 
 from learnreg.errors import ConfigError
 from learnreg.linear.samples import expand, inner_samples, norm_samples
+from learnreg.potentials.value_derivatives import GivenFunction, SecondDerivatives
 
-__all__ = ["Declared", "GivenFunction", "probe", "screen"]
+__all__ = ["Declared", "probe", "screen"]
 
 _STEPS, _TURNS, _CLOSE, _MOVE, _FEW = 3, 6, 1e-4, 0.1, 4
 _SAME, _SLACK = 1e-9, 1e-6
-
-
-class GivenFunction(Protocol):
-    """A module at fixed parameters, as potentials needs it. tensors: its parameters and buffers."""
-
-    @property
-    def tensors(self) -> dict[str, Tensor]: ...
-
-    def value(self, x: Tensor) -> Tensor: ...
-
-    def detached(self) -> Self: ...
-
-    def to(self, dtype: torch.dtype) -> Self: ...
-
-    def moved(self, names: set[str], step: float) -> Self:
-        """The same with these parameters larger by a step."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +37,16 @@ class Declared:
     cross_lipschitz: float | None = None
     examined: bool = True
 
-    def lacks(self, gradients: bool) -> str:
-        """What bounds need and nobody declared, a sentence; "" if nothing. gradients: of hypergradients."""
+    def lacks(self, gradients: bool, curvature_known: bool, cross_known: bool) -> str:
+        """What bounds need and nobody declared, a sentence; "" if nothing. gradients: of hypergradients, for which
+        norms of the second derivatives may be known at the point."""
         if not self.examined:
             return f"{self.name} was not examined (examine = False)"
         if self.modulus is None:
             return f"{self.name} declares neither convex = True nor a modulus"
-        names = ("gradient_lipschitz", "hessian_lipschitz", "cross_bound", "cross_lipschitz") if gradients else ()
-        missing = [name for name in names if getattr(self, name) is None]
+        known = {"gradient_lipschitz": curvature_known, "hessian_lipschitz": False}
+        known |= {"cross_bound": cross_known, "cross_lipschitz": False}
+        missing = [name for name in known if gradients and getattr(self, name) is None and not known[name]]
         return f"{self.name} does not declare {', '.join(missing)}" if missing else ""
 
 
@@ -117,7 +103,7 @@ def _screen_smoothness(function: GivenFunction, x: Tensor, gradient: Tensor, cal
         raise ConfigError(
             f"{call}: its gradient is NaN or infinite, at 0 or at noise; smooth roots and norms, as sqrt(t² + 1e-6)."
         )
-    bends = [_SecondDerivatives(function, point).hessian(x) for point in (x, -x, 2.0 * x)]
+    bends = [SecondDerivatives(function, point).hessian(x) for point in (x, -x, 2.0 * x)]
     if not any(bool(bend.any()) for bend in bends) and not _close(at_zero, gradient):
         raise ConfigError(
             f"{call}: it is piecewise linear (ReLU, abs?), without second derivatives, which solvers and gradients "
@@ -204,7 +190,7 @@ class _Point:
         """The Lipschitz constant of the Hessian, and bound and Lipschitz constant of the derivative in the parameters;
         of few samples."""
         x, move, v = self.x[:_FEW], move[:_FEW], v[:_FEW]
-        near, far = (_SecondDerivatives(self.function, point) for point in (x, x + move))
+        near, far = (SecondDerivatives(self.function, point) for point in (x, x + move))
         length = norm_samples(move).clamp_min(1e-300)
 
         def bend(d: Tensor) -> tuple[Tensor, Tensor]:
@@ -230,12 +216,12 @@ class _Point:
         the move and in what the change is applied to, so that power steps on both at once lead to where they are large.
         Images of noise show them over √n. Of few samples."""
         x, move = self.x[:_FEW], move[:_FEW]
-        near, length = _SecondDerivatives(self.function, x), norm_samples(move).clamp_min(1e-300)
+        near, length = SecondDerivatives(self.function, x), norm_samples(move).clamp_min(1e-300)
         names = ("hessian_lipschitz", "cross_lipschitz") if near.learned else ("hessian_lipschitz",)
         for name in names:
             d = move
             for _ in range(_TURNS):
-                far, v = _SecondDerivatives(self.function, x + d), d / expand(length, d)
+                far, v = SecondDerivatives(self.function, x + d), d / expand(length, d)
                 ahead, here = (at.hessian(v) if name == "hessian_lipschitz" else at.cross(v) for at in (far, near))
                 change, size = ahead - here, norm_samples(ahead) + norm_samples(here)
                 rounding = 100.0 * torch.finfo(v.dtype).eps * size / length
@@ -281,46 +267,3 @@ class _Point:
                 f"{self.declared.name}.{said} is declared, but near the solution it has the curvature "
                 f"{float(found.min()):.6g}; declare a modulus of at most that, or nothing."
             )
-
-
-class _SecondDerivatives:
-    """∇²R and C = ∂_theta ∇R at x, sample by sample."""
-
-    def __init__(self, function: GivenFunction, x: Tensor) -> None:
-        self.learned = [t for t in function.tensors.values() if t.requires_grad]
-        with torch.inference_mode(False), torch.enable_grad():
-            self.point = x.detach().clone().requires_grad_()
-            self.values = function.value(self.point)
-            (self.slope,) = torch.autograd.grad(
-                self.values.sum(), self.point, create_graph=True, materialize_grads=True
-            )
-
-    def hessian(self, v: Tensor) -> Tensor:
-        """∇²R v."""
-        if not self.slope.requires_grad:
-            return torch.zeros_like(v)
-        return torch.autograd.grad(self.slope, self.point, v, retain_graph=True, materialize_grads=True)[0]
-
-    def cross(self, v: Tensor) -> Tensor:
-        """C v, (batch, parameters)."""
-        with torch.enable_grad():
-            pairings = inner_samples(self.slope, v).unbind()
-        return torch.stack([_row(self._grads(p, False)) for p in pairings]).to(v)
-
-    def pulled(self, u: Tensor) -> Tensor:
-        """C^T u."""
-        with torch.enable_grad():
-            rows = [_row(self._grads(value, True)) for value in self.values.unbind()]
-            total = torch.stack([(row * own).sum() for row, own in zip(rows, u, strict=True)]).sum()
-        if not total.requires_grad:
-            return torch.zeros_like(self.point)
-        return torch.autograd.grad(total, self.point, retain_graph=True, materialize_grads=True)[0]
-
-    def _grads(self, scalar: Tensor, again: bool) -> tuple[Tensor, ...]:
-        if not scalar.requires_grad:
-            return tuple(torch.zeros_like(t) for t in self.learned)
-        return torch.autograd.grad(scalar, self.learned, retain_graph=True, create_graph=again, materialize_grads=True)
-
-
-def _row(grads: tuple[Tensor, ...]) -> Tensor:
-    return torch.cat([g.flatten() for g in grads])

@@ -5,19 +5,25 @@ from learnreg.solvers.base import AdjointSolver, Iteration, Report, Solver, Solv
 from learnreg.solvers.conjugate_gradient import ConjugateGradient
 from learnreg.solvers.lbfgs import LBFGS
 from learnreg.solvers.loop import LoopResult, iterate
+from learnreg.solvers.minres import MINRES
+from learnreg.solvers.neumann import Neumann
 from learnreg.solvers.newton_cg import NewtonCG
+from learnreg.solvers.nystrom import Nystrom
 from learnreg.solvers.pdhg import PDHG
 from learnreg.solvers.projected_lbfgs import ProjectedLBFGS
 
 __all__ = [
     "LBFGS",
+    "MINRES",
     "PDHG",
     "AdjointPDHG",
     "AdjointSolver",
     "ConjugateGradient",
     "Iteration",
     "LoopResult",
+    "Neumann",
     "NewtonCG",
+    "Nystrom",
     "ProjectedLBFGS",
     "Report",
     "Solver",

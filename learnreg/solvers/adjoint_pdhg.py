@@ -14,8 +14,9 @@ from torch import Tensor
 from learnreg.errors import AssumptionError
 from learnreg.lower_level.adjoint_equation import AdjointEquation
 from learnreg.lower_level.fused_total_variation import FusedTotalVariation
+from learnreg.lower_level.instance import Instance
 from learnreg.solvers.base import OWNED, AdjointSolver, Report, SolverState
-from learnreg.solvers.pdhg import StepSizes, balanced_tau, initial_tau, optimal_tau, scaled_movement
+from learnreg.solvers.pdhg import StepSizes, balanced_tau, initial_tau, optimal_tau, proximal_obstacle, scaled_movement
 
 __all__ = ["AdjointPDHG", "AdjointPDHGState"]
 
@@ -54,6 +55,9 @@ class AdjointPDHG(AdjointSolver[AdjointPDHGState]):
 
     def __init__(self, check_every: int = 10) -> None:
         self.check_every = check_every
+
+    def obstacle(self, instance: Instance) -> str:
+        return proximal_obstacle(instance)
 
     def init(self, equation: AdjointEquation, X: Tensor) -> AdjointPDHGState:
         instance = equation.instance

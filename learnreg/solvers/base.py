@@ -140,3 +140,7 @@ class Solver(Iteration[Instance, StateT]):
 
 class AdjointSolver(Iteration[AdjointEquation, StateT]):
     """An iteration on the adjoint equation."""
+
+    def obstacle(self, instance: Instance) -> str:
+        """Why it does not fit a problem; "" where it does."""
+        return ""

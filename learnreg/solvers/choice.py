@@ -12,26 +12,41 @@ from learnreg.solvers.banded_lbfgs import BandedLBFGS
 from learnreg.solvers.base import AdjointSolver, Solver
 from learnreg.solvers.conjugate_gradient import ConjugateGradient
 from learnreg.solvers.lbfgs import LBFGS
+from learnreg.solvers.minres import MINRES
+from learnreg.solvers.neumann import Neumann
 from learnreg.solvers.newton_cg import NewtonCG
-from learnreg.solvers.pdhg import PDHG
+from learnreg.solvers.nystrom import Nystrom
+from learnreg.solvers.pdhg import PDHG, proximal_obstacle
 from learnreg.solvers.preconditioner import can_precondition
 from learnreg.solvers.projected_lbfgs import ProjectedLBFGS
 
 __all__ = [
+    "ADJOINT_SOLVERS",
     "FALLBACKS",
     "SOLVERS",
     "AdjointSolverName",
     "SolverName",
+    "adjoint_obstacle",
+    "check_adjoint_solver",
     "check_proximal",
+    "check_solver",
     "fits_pdhg",
     "make_adjoint_solver",
     "make_solver",
 ]
 
 SolverName = Literal["auto", "pdhg", "lbfgs", "newton-cg"]
-AdjointSolverName = Literal["auto", "cg", "piggyback"]
+AdjointSolverName = Literal["auto", "cg", "piggyback", "minres", "neumann", "nystrom"]
 
 SOLVERS: dict[str, type[Solver[Any]]] = {"pdhg": PDHG, "lbfgs": LBFGS, "newton-cg": NewtonCG}
+
+ADJOINT_SOLVERS: dict[str, type[AdjointSolver[Any]]] = {
+    "cg": ConjugateGradient,
+    "piggyback": AdjointPDHG,
+    "minres": MINRES,
+    "neumann": Neumann,
+    "nystrom": Nystrom,
+}
 
 FALLBACKS = ("newton-cg", "pdhg", "continuation")
 """What goes on, one after the other, where a solver ends early."""
@@ -81,20 +96,42 @@ def make_adjoint_solver(
     """The adjoint solver of that name, or the one given. "auto", by operator applications (docs/benchmarks.md):
     conjugate gradients where they have a preconditioner; else the piggyback iteration from a cold start on
     ill-conditioned problems at loose relative residuals, conjugate gradients otherwise."""
-    if isinstance(solver, AdjointSolver):
-        if isinstance(solver, AdjointPDHG):
-            check_proximal(instance, "adjoint_solver=AdjointPDHG()", "ConjugateGradient()")
-        return solver
-    name: str = solver
-    if name == "auto":
+    if isinstance(solver, str) and solver == "auto":
         obstacle = instance.potential.prox_obstacle() or can_precondition(instance) or warm
         fits = not (obstacle or instance.latent.channels) and instance.quadratic.is_diagonal
         fits = fits and instance.strong_convexity > 0
         hard = fits and relative >= _LOOSE and instance.condition_bound() >= _ILL_CONDITIONED
-        name = "piggyback" if hard else "cg"
-    if name == "piggyback":
-        check_proximal(instance, "adjoint_solver='piggyback'", "'auto' or 'cg'")
-    return AdjointPDHG() if name == "piggyback" else ConjugateGradient()
+        return AdjointPDHG() if hard else ConjugateGradient()
+    chosen = _adjoint_solver(solver)
+    if why := chosen.obstacle(instance):
+        raise ConfigError(f"Implicit(solver='{chosen.name}'): {why}; use 'auto' or 'cg'.")
+    return chosen
+
+
+def adjoint_obstacle(solver: AdjointSolverName | AdjointSolver[Any], instance: Instance) -> str:
+    """Why ``make_adjoint_solver`` refuses the problem; "" where it does not."""
+    return "" if solver == "auto" else _adjoint_solver(solver).obstacle(instance)
+
+
+def _adjoint_solver(solver: str | AdjointSolver[Any]) -> AdjointSolver[Any]:
+    return ADJOINT_SOLVERS[solver]() if isinstance(solver, str) else solver
+
+
+def check_adjoint_solver(solver: AdjointSolverName | AdjointSolver[Any]) -> None:
+    """ConfigError unless it is the name of an adjoint solver, or one."""
+    known = isinstance(solver, str) and solver in ("auto", *ADJOINT_SOLVERS)
+    if not known and not isinstance(solver, AdjointSolver):
+        raise ConfigError(
+            f"Implicit(solver={solver!r}): expected 'auto', {', '.join(map(repr, ADJOINT_SOLVERS))} or an adjoint "
+            "solver of learnreg.solvers; state_solver= is the one of the lower level."
+        )
+
+
+def check_solver(solver: SolverName | Solver[Any], call: str) -> SolverName | Solver[Any]:
+    """The lower-level solver, or ConfigError unless it is one, or a name."""
+    if isinstance(solver, (str, Solver)):
+        return solver
+    raise ConfigError(f"{call}(state_solver={solver!r}): expected a name or an object of learnreg.solvers.")
 
 
 def fits_pdhg(instance: Instance) -> bool:
@@ -104,9 +141,5 @@ def fits_pdhg(instance: Instance) -> bool:
 
 def check_proximal(instance: Instance, call: str, instead: str) -> None:
     """ConfigError where a primal-dual iteration is asked for and the potential has no proximal maps."""
-    if why := instance.potential.prox_obstacle():
-        kind = type(instance.potential).__name__
-        raise ConfigError(
-            f"{call}: {kind} {why} and has no proximal map of every step, which primal-dual iterations rest on; use "
-            f"{instead}."
-        )
+    if why := proximal_obstacle(instance):
+        raise ConfigError(f"{call}: {why}; use {instead}.")

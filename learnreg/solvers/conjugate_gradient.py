@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from learnreg.linear.samples import expand, inner_samples
 from learnreg.lower_level.adjoint_equation import AdjointEquation
 from learnreg.solvers.base import OWNED, AdjointSolver, Report, SolverState
-from learnreg.solvers.preconditioner import Preconditioner, preconditioner_of
+from learnreg.solvers.preconditioner import preconditioned, preconditioner_of
 
 __all__ = ["CGState", "ConjugateGradient"]
 
@@ -29,7 +30,7 @@ class CGState(SolverState):
     p: Tensor
     rr: Tensor
     rz: Tensor
-    preconditioner: Preconditioner | None
+    preconditioner: Callable[[Tensor], Tensor] | None
     memory: Tensor = field(metadata=OWNED)
     X_smooth: Tensor | None = None
     r_smooth: Tensor | None = None
@@ -55,15 +56,18 @@ class ConjugateGradient(AdjointSolver[CGState]):
         self.check_every, self.precondition, self.smooth = check_every, precondition, smooth
 
     def init(self, equation: AdjointEquation, X: Tensor) -> CGState:
-        X = equation.project(X)
-        memory = torch.empty_like(equation.at_response)
         preconditioner = None
         if self.precondition:
             preconditioner = preconditioner_of(equation.instance, equation.curvature_diagonal)
-        r = equation.rhs
-        if bool(X.any()):  # from zero, the usual start, the residual is known
-            r = r - equation.hessian(X, memory)
-        z = _preconditioned(equation, preconditioner, r)
+        return self._started(equation, equation.project(X), preconditioner)
+
+    def _started(
+        self, equation: AdjointEquation, X: Tensor, preconditioner: Callable[[Tensor], Tensor] | None
+    ) -> CGState:
+        """The state at X, which is 0 off the free pixels."""
+        memory = torch.empty_like(equation.at_response)
+        r = equation.residual(X, memory)
+        z = preconditioned(equation, preconditioner, r)
         smoothed = (X, r) if self.smooth else (None, None)
         rr = inner_samples(r, r)
         met = (None, None) if equation.instance.strong_convexity > 0 else (torch.zeros_like(rr), torch.zeros_like(rr))
@@ -76,7 +80,7 @@ class ConjugateGradient(AdjointSolver[CGState]):
         alpha = torch.where(usable, state.rz / torch.where(usable, curvature, 1.0), 0.0)
         step = expand(alpha, state.p)
         r = torch.addcmul(state.r, step, h_p, value=-1.0)
-        z = _preconditioned(equation, state.preconditioner, r)
+        z = preconditioned(equation, state.preconditioner, r)
         rz = inner_samples(r, z)
         beta = torch.where(usable, rz / torch.where(usable, state.rz, 1.0), 0.0)
         p = torch.addcmul(z, expand(beta, r), state.p)
@@ -115,8 +119,3 @@ def _smoothed(state: CGState, X: Tensor, r: Tensor) -> tuple[Tensor | None, Tens
     share = -inner_samples(state.r_smooth, change) / size.clamp_min(torch.finfo(size.dtype).tiny)
     share = expand(share, r)
     return torch.lerp(state.X_smooth, X, share), torch.addcmul(state.r_smooth, share, change)
-
-
-def _preconditioned(equation: AdjointEquation, preconditioner: Preconditioner | None, r: Tensor) -> Tensor:
-    """P r on the free pixels: restricted to them, P stays symmetric and positive definite."""
-    return r if preconditioner is None else equation.project(preconditioner(r))

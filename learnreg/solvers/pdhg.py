@@ -40,6 +40,7 @@ __all__ = [
     "initial_tau",
     "optimal_tau",
     "primal_step",
+    "proximal_obstacle",
     "scaled_movement",
 ]
 
@@ -107,6 +108,13 @@ class PDHGState(SolverState):
     steps: int
     newton_steps: int
     sizes: StepSizes
+
+
+def proximal_obstacle(instance: Instance) -> str:
+    """Why the potential has no proximal map of every step; "" where it does."""
+    why = instance.potential.prox_obstacle()
+    kind = type(instance.potential).__name__
+    return why and f"{kind} {why} and has no proximal map of every step, which primal-dual iterations rest on"
 
 
 def primal_step(instance: Instance, x: Tensor, pullback: Tensor, tau: Tensor, sizes: StepSizes) -> Tensor:

@@ -21,6 +21,7 @@ from torch import Tensor
 from learnreg.linear.operator import LinearOperator
 from learnreg.linear.samples import expand
 from learnreg.linear.stencil import Stencil
+from learnreg.lower_level.adjoint_equation import AdjointEquation
 from learnreg.lower_level.instance import Instance
 from learnreg.solvers.base import SolverState
 
@@ -32,6 +33,7 @@ __all__ = [
     "can_precondition",
     "filter_symbol",
     "padded_sides",
+    "preconditioned",
     "preconditioner_of",
 ]
 
@@ -182,6 +184,11 @@ def preconditioner_of(instance: Instance, curvature: Callable[[], Tensor]) -> Pr
     if type(instance.analysis).gram_diagonal is not LinearOperator.gram_diagonal:
         return DiagonalPreconditioner.of(instance, curvature())
     return SpectralPreconditioner.of(instance, curvature()) if can_precondition(instance) else None
+
+
+def preconditioned(equation: AdjointEquation, preconditioner: Callable[[Tensor], Tensor] | None, r: Tensor) -> Tensor:
+    """P r on the free pixels: restricted to them, P stays symmetric and positive definite."""
+    return r if preconditioner is None else equation.project(preconditioner(r))
 
 
 def _quantiles(size: Tensor) -> list[Tensor]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from learnreg.convolutions.correlation import adopt_kernels, chosen_kernels
 from learnreg.errors import CheckpointError, ConfigError, LearnregError, OperatorError
 from learnreg.hypergradients.base import HypergradientMethod
-from learnreg.hypergradients.implicit import chosen_method
+from learnreg.hypergradients.implicit import tightening
 from learnreg.linear.arguments import check_flag, check_type, given_path, shown
 from learnreg.losses import SquaredError, UpperLoss
 from learnreg.lower_level.problem import LowerLevelProblem
@@ -138,7 +138,7 @@ def train(
         minutes,
         max_updates if updates is None else updates,
         batch_size,
-        chosen_method(method),
+        tightening(method),
         tolerance,
         optimizer,
         step_size,

@@ -11,6 +11,7 @@ from torch import Tensor
 from learnreg.certificates.loss_enclosure import enclose_loss
 from learnreg.hypergradients.base import Goal, HypergradientMethod, Outcome
 from learnreg.hypergradients.compute import Start
+from learnreg.hypergradients.implicit import tightening
 from learnreg.hypergradients.search import LIMITED
 from learnreg.linear.samples import norm_samples
 from learnreg.losses import UpperLoss
@@ -34,6 +35,7 @@ def evaluate_batch(
 ) -> tuple[Trial, Start, int]:
     """The trial, where it was formed, and the operator applications it took. Solves are in the dtype of b as far as
     its rounding allows; residuals in float64."""
+    tightening(method)
     instance = frozen.at(b)
     joint = instance.latent.loss(loss)
     if start is None:

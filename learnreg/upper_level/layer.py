@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from learnreg.errors import AssumptionError, ConfigError, SolverError
 from learnreg.hypergradients.base import Goal, HypergradientMethod, evaluate
-from learnreg.hypergradients.implicit import chosen_method
+from learnreg.hypergradients.implicit import tightening
 from learnreg.linear.arguments import check_type
 from learnreg.linear.grad_mode import full_precision, uncompiled, usable
 from learnreg.linear.samples import expand
@@ -52,7 +52,7 @@ class SolutionLayer(nn.Module):
         super().__init__()
         check_type(problem, LowerLevelProblem, "solution_layer(problem)", "a LowerLevelProblem")
         self.problem = problem
-        self.method = chosen_method(method)
+        self.method = tightening(method)
         self.tolerance = check_tolerance(tolerance)
         self.last_solution: Solution | None = None
 

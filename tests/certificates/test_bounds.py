@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from truth import dense as dense_truth
 from truth.draw import RANGES, Draw
-from truth.hunt import Summary, hunt
+from truth.hunt import METHODS, Summary, hunt
 from truth.problems import Case, draw_case
 from truth.rough_use import TREATMENTS, hunt_rough_use
 
@@ -44,6 +44,14 @@ def check(summary: Summary) -> None:
 
 def test_random_problems(rotating_generator: torch.Generator) -> None:
     check(hunt(24, rotating_generator))
+
+
+def test_random_problems_of_every_method(rotating_generator: torch.Generator) -> None:
+    """The others take part above, one of them in each problem."""
+    own = [name for name in METHODS if name not in ("piggyback", "piggyback-interleaved", "implicit-newton-cg")]
+    summary = hunt(2, rotating_generator, methods=own)
+    assert not summary.violations, "\n".join(summary.violations)
+    assert summary.comparisons > 10 or summary.unusable_truth
 
 
 @pytest.mark.skipif(not registry.HAS_ASTRA, reason="needs astra-toolbox")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import weakref
 
 import pytest
 import registry
@@ -13,8 +15,12 @@ from truth.draw import Draw, Ranges
 from truth.problems import draw_case
 
 import learnreg as lr
-from learnreg.hypergradients.base import Goal, HypergradientMethod, Outcome, evaluate
+from learnreg.hypergradients import unrolled
+from learnreg.hypergradients.base import Evaluation, Goal, HypergradientMethod, Outcome, evaluate
+from learnreg.hypergradients.gradient_steps import GradientSteps, Passed, Position
 from learnreg.lower_level.point import Point
+from learnreg.operators import Identity
+from learnreg.regularizers import FieldsOfExperts
 from learnreg.training.options import TrainingOptions
 
 
@@ -210,7 +216,7 @@ def test_training_with_it_is_audited() -> None:
 
 def test_bad_numbers_and_latent_variables_are_refused() -> None:
     for arguments in ((0,), (1.5,), (3, 4), (3, 0)):
-        with pytest.raises(lr.ConfigError, match="expected an integer from 1"):
+        with pytest.raises(lr.ConfigError, match="expected a positive integer"):
             lr.Unrolled(*arguments)
     problem = lr.LowerLevelProblem(
         registry.build("denoising", "FieldsOfExperts").operator,
@@ -220,3 +226,135 @@ def test_bad_numbers_and_latent_variables_are_refused() -> None:
     with pytest.raises(lr.ConfigError, match=r"use Implicit\(\)"):
         lr.hypergradient(problem, b, lr.SquaredError(x_true), lr.Unrolled(3))
     assert not lr.Unrolled(3).fits(problem.instance(b))
+
+
+# ---- forwards, and with few kept steps -------------------------------------------------------------------------------
+
+
+def all_ways(
+    problem: lr.LowerLevelProblem, steps: int, last: int | None, ways: list[dict[str, object]]
+) -> list[Evaluation]:
+    x_true, b = registry.measure(problem)
+    x = problem.frozen().constraint.prox(0.9 * x_true + 0.1 * registry.rand(*x_true.shape, seed=4))
+    start, never = Point.of(problem, b, lr.SquaredError(x_true), x, 0 * x), torch.zeros(len(b), dtype=b.dtype)
+    return [evaluate(lr.Unrolled(steps, last, **way), start, Goal(never, never)) for way in ways]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("last", [None, 2])
+@pytest.mark.parametrize("box", [None, lr.Box(0.3, 0.7)], ids=["free", "box"])
+@pytest.mark.parametrize("name", registry.PROBLEMS)
+def test_forward_mode_agrees_for_every_problem(name: str, box: lr.Box | None, last: int | None) -> None:
+    problem = registry.build(name, "TotalVariation", box)
+    reverse, forward = all_ways(problem, 4, last, [{}, {"mode": "forward"}])
+    assert torch.equal(reverse.point.x, forward.point.x)
+    assert distance(reverse.gradient, forward.gradient) <= 1e-12 * norm(reverse.gradient)
+    assert forward.outcome.X is None
+
+
+def few(regularizer: str) -> bool:
+    return sum(p.numel() for p in registry.REGULARIZERS[regularizer]().parameters()) <= 120
+
+
+@pytest.mark.parametrize("regularizer", [r for r in registry.regularizers() if few(r)])
+@pytest.mark.sampled(share=0.3, by=("regularizer",))
+def test_forward_mode_agrees_for_every_regularizer(regularizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = registry.build("denoising", regularizer)
+    number = sum(p.numel() for p in problem.learnable().values())
+    monkeypatch.setattr(unrolled, "_MOST_TANGENTS", number)
+    reverse, forward = all_ways(problem, 2, None, [{}, {"mode": "forward"}])
+    assert distance(reverse.gradient, forward.gradient) <= 1e-11 * norm(reverse.gradient)
+
+
+def test_forward_mode_is_for_few_parameters() -> None:
+    problem = lr.LowerLevelProblem(Identity(registry.SHAPE), FieldsOfExperts(24, 5)).double()
+    x_true, b = registry.measure(problem)
+    with pytest.raises(lr.ConfigError, match=r"the 648 entries .* takes 64 at most; use mode='reverse'"):
+        lr.hypergradient(problem, b, lr.SquaredError(x_true), lr.Unrolled(3, mode="forward"))
+    for name, p in problem.learnable().items():
+        p.requires_grad_(name == "log_weights")
+    found = lr.hypergradient(problem, b, lr.SquaredError(x_true), lr.Unrolled(3, mode="forward"))
+    assert list(found.gradient) == ["log_weights"]
+
+
+def test_forward_mode_counts_its_tangents() -> None:
+    """Each takes two applications a step, and one for what drives it, besides the step and what all of them share."""
+    problem = registry.build("denoising", "TotalVariation")
+    for way, expected in (({}, 10 * 2 + 4 * 3), ({"mode": "forward"}, 10 * 2 + 4 * (2 + 3))):
+        (found,) = all_ways(problem, 10, 4, [way])
+        assert found.point.instance.counter.applications == expected
+
+
+def test_float32_forwards() -> None:
+    problem = registry.build("denoising", "TotalVariation").float()
+    x_true, b = (t.float() for t in registry.measure(registry.build("denoising", "TotalVariation")))
+    ways = [
+        lr.hypergradient(problem, b, lr.SquaredError(x_true), lr.Unrolled(50, mode=m)) for m in ("reverse", "forward")
+    ]
+    assert all(g.dtype is torch.float32 for g in ways[1].gradient.values())
+    assert distance(ways[0].gradient, ways[1].gradient) <= 1e-4 * norm(ways[0].gradient)
+
+
+@pytest.mark.parametrize(("steps", "last"), [(1, None), (9, None), (30, None), (30, 11)])
+@pytest.mark.parametrize("name", ["weights-and-blur", "denoising"])
+def test_few_kept_steps_change_no_bit(name: str, steps: int, last: int | None) -> None:
+    problem = registry.build(name, "FieldsOfExperts", lr.Box(0.3, 0.7))
+    ways = [{}, *({"checkpoints": c} for c in (1, 2, 5, steps, 100))]
+    kept, *again = all_ways(problem, steps, last, ways)
+    for found in again:
+        assert torch.equal(kept.point.x, found.point.x)
+        assert torch.equal(kept.point.X, found.point.X)
+        assert distance(kept.gradient, found.gradient) == 0.0
+        assert found.outcome.adjoint_steps == (steps if last is None else last)
+
+
+@pytest.mark.parametrize("checkpoints", [1, 2, 3, 7])
+def test_kept_steps_are_as_few_as_told_and_no_step_is_taken_in_vain(
+    checkpoints: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Griewank and Walther (2000): t n - binomial(c + t, t - 1) steps ahead, and one on the way back from each, where
+    every step ahead is taken t times at most."""
+    alive, taken, most = weakref.WeakSet[Position](), 0, 0
+    step = GradientSteps.step
+
+    def watched(self: GradientSteps, at: Position, k: int) -> tuple[Passed, Position]:
+        nonlocal taken, most
+        passed, following = step(self, at, k)
+        alive.add(following)
+        taken, most = taken + 1, max(most, len(alive))
+        return passed, following
+
+    monkeypatch.setattr(GradientSteps, "step", watched)
+    problem = registry.build("denoising", "TotalVariation")
+    for n in (1, 2, 10, 25):
+        taken = most = 0
+        all_ways(problem, n, None, [{"checkpoints": checkpoints}])
+        often = next(t for t in itertools.count() if math.comb(checkpoints + t, t) >= n)
+        ahead = often * n - math.comb(checkpoints + often, often - 1) if often else 0
+        assert taken <= (n if checkpoints >= n else ahead + n)
+        if checkpoints < n:
+            assert taken == ahead + n
+            assert most <= checkpoints + 1, "those that are kept, and the one that moves"
+
+
+def test_their_errors_are_within_their_bounds() -> None:
+    problem = registry.build("learned-blur", "TotalVariation")
+    x_true, b = registry.measure(problem)
+    loss = lr.SquaredError(x_true)
+    truth = truth_of(problem, b, loss)
+    for method in (lr.Unrolled(5, mode="forward"), lr.Unrolled(20, checkpoints=4), lr.Unrolled(60, mode="forward")):
+        found = lr.hypergradient(problem, b, loss, method, 1e-4)
+        assert found.certified
+        assert distance(found.gradient, truth.gradient) <= found.error_bound
+        assert found.status.converged == (found.error_bound <= 1e-4 * found.norm)
+        assert found.status in (lr.Status.TOO_FEW_STEPS, lr.Status.CONVERGED)
+
+
+def test_bad_modes_and_checkpoints_are_refused() -> None:
+    with pytest.raises(lr.ConfigError, match="mode"):
+        lr.Unrolled(3, mode="backward")  # type: ignore[arg-type]
+    for checkpoints in (0, -1, 2.5, "3"):
+        with pytest.raises(lr.ConfigError, match=r"checkpoints=.*expected a positive integer"):
+            lr.Unrolled(3, checkpoints=checkpoints)  # type: ignore[arg-type]
+    with pytest.raises(lr.ConfigError, match="forward mode keeps no steps"):
+        lr.Unrolled(3, mode="forward", checkpoints=2)
+    assert repr(lr.Unrolled(5, 2, checkpoints=3)) == "Unrolled(steps=5, last=2, checkpoints=3)"

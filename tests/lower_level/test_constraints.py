@@ -15,7 +15,7 @@ import learnreg as lr
 from learnreg.lower_level.adjoint_equation import AdjointEquation
 from learnreg.lower_level.constraints import AllPixels, FreePixels, Unconstrained
 from learnreg.lower_level.instance import Instance
-from learnreg.solvers import PDHG, AdjointPDHG, ConjugateGradient, ProjectedLBFGS, Solver, iterate
+from learnreg.solvers import PDHG, AdjointSolver, ProjectedLBFGS, Solver, iterate
 
 BATCH = 3
 
@@ -98,11 +98,9 @@ def test_state_solvers_agree_bitwise_with_an_infinite_box(problem: str, solver: 
 
 
 @pytest.mark.parametrize("problem", ["denoising", "learned-blur"])
-@pytest.mark.parametrize("solver", [ConjugateGradient, AdjointPDHG], ids=lambda s: s.name)
+@pytest.mark.parametrize("solver", registry.ADJOINT_SOLVERS.values(), ids=registry.ADJOINT_SOLVERS)
 @torch.no_grad()
-def test_adjoint_solvers_agree_bitwise_with_an_infinite_box(
-    problem: str, solver: type[ConjugateGradient] | type[AdjointPDHG]
-) -> None:
+def test_adjoint_solvers_agree_bitwise_with_an_infinite_box(problem: str, solver: type[AdjointSolver]) -> None:  # type: ignore[type-arg]
     free, boxed, slope = both(problem)
     found = []
     for instance in (free, boxed):

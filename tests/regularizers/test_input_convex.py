@@ -254,7 +254,7 @@ def test_methods_and_certificates_agree_with_dense_ones(name: str, operator: str
         ("published", lr.Implicit(), 1e-2),
         ("published", lr.Piggyback(), 10.0),
         ("sharp", lr.Piggyback(), 1e-5),
-        ("sharp", lr.Implicit("newton-cg"), 1e-2),
+        ("sharp", lr.Implicit(state_solver="newton-cg"), 1e-2),
     ):
         result = lr.hypergradient(problem, b, loss, method, tolerance, certificate=kind)  # type: ignore[arg-type]
         assert result.certified
@@ -319,7 +319,7 @@ def test_what_needs_a_proximal_map_is_refused() -> None:
     with pytest.raises(lr.ConfigError, match=r"use Piggyback\(\) or Implicit"):
         lr.hypergradient(problem, b, loss, lr.Piggyback(mode="interleaved"))
     with pytest.raises(lr.ConfigError, match="'auto' or 'cg'"):
-        lr.hypergradient(problem, b, loss, lr.Implicit(adjoint_solver="piggyback"))
+        lr.hypergradient(problem, b, loss, lr.Implicit("piggyback"))
     potential = registry.POTENTIALS["NetworkPotential"](0.1, 1.0)
     assert potential.prox_obstacle() == "couples all responses of an image"
     assert not isinstance(potential, ProximalPotential)

@@ -280,7 +280,7 @@ def test_dual_methods_are_for_convex_regularizers() -> None:
     with pytest.raises(lr.ConfigError, match="weakly convex"):
         lr.solve(problem, b, solver="pdhg")
     with pytest.raises(lr.ConfigError, match="use 'auto' or 'cg'"):
-        lr.hypergradient(problem, b, loss, lr.Implicit(adjoint_solver="piggyback"))
+        lr.hypergradient(problem, b, loss, lr.Implicit("piggyback"))
     with pytest.raises(lr.AssumptionError, match="weakly convex"):
         PDHG().init(instance, b)
     with pytest.raises(lr.AssumptionError, match="weakly convex"):

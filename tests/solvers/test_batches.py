@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import pytest
 import registry
 import torch
 from torch import Tensor
+from truth.dense import distance, norm
 
 import learnreg as lr
 from learnreg.certificates.judgement import judge
@@ -128,17 +128,32 @@ def test_condition_bounds_hold() -> None:
     assert float(largest) <= instance.condition_bound() <= 2.0 * float(largest)
 
 
-def test_both_adjoint_solvers_give_the_hypergradient() -> None:
-    problem, b, x_true = setting(1e-3)
-    results: dict[str, Any] = {}
-    for name in ("cg", "piggyback"):
-        method = lr.Implicit(adjoint_solver=name)  # type: ignore[arg-type]
-        results[name] = lr.hypergradient(problem, b, lr.SquaredError(x_true), method, 1e-3)
-        assert results[name].certified
-    for name, gradient in results["cg"].gradient.items():
-        torch.testing.assert_close(results["piggyback"].gradient[name], gradient, rtol=1e-2, atol=1e-3)
-    with pytest.raises(lr.ConfigError, match="adjoint_solver='jacobi'"):
-        lr.Implicit(adjoint_solver="jacobi")  # type: ignore[arg-type]
+@pytest.mark.parametrize("name", registry.ADJOINT_SOLVERS)
+def test_every_adjoint_solver_gives_the_hypergradient(name: str) -> None:
+    problem, b, x_true = setting(1e-2)
+    loss = lr.SquaredError(x_true)
+    expected = lr.hypergradient(problem, b, loss, tolerance=1e-6).gradient
+    found = lr.hypergradient(problem, b, loss, lr.Implicit(name), 1e-2, certificate="none")  # type: ignore[arg-type]
+    assert found.status is lr.Status.ESTIMATED
+    assert distance(found.gradient, expected) <= 1e-2 * norm(expected)
+    certified = lr.hypergradient(problem, b, loss, lr.Implicit(name), 1e-3)  # type: ignore[arg-type]
+    assert certified.status is lr.Status.CONVERGED
+    assert distance(certified.gradient, expected) <= certified.error_bound + 1e-6 * norm(expected)
+
+
+def test_adjoint_solvers_are_named_or_given() -> None:
+    for wrong in ("jacobi", lr.solvers.NewtonCG(), 3, "newton-cg"):
+        with pytest.raises(lr.ConfigError, match=r"Implicit\(solver=.*expected 'auto', 'cg', .* state_solver="):
+            lr.Implicit(wrong)  # type: ignore[arg-type]
+    with pytest.raises(lr.ConfigError, match="only solver='nystrom' has a rank, not 'cg'"):
+        lr.Implicit("cg", rank=3)
+    for rank in (0, -2, 1.5, True, "3"):
+        with pytest.raises(lr.ConfigError, match=r"rank=.*expected a positive integer"):
+            lr.Implicit("nystrom", rank)  # type: ignore[arg-type]
+    assert lr.Implicit("nystrom", rank=3).solver.rank == 3  # type: ignore[union-attr]
+    assert repr(lr.Implicit()) == "Implicit()"
+    assert repr(lr.Implicit("minres", state_solver="lbfgs")) == "Implicit('minres', state_solver='lbfgs')"
+    assert repr(lr.Implicit(lr.solvers.Nystrom(4))) == "Implicit('nystrom')"
 
 
 def test_float32_goes_on_in_float64() -> None:

@@ -239,8 +239,10 @@ def test_solvers_are_objects_wherever_a_name_is_accepted() -> None:
         assert found.solver == name
         assert torch.equal(found.x, named.x)
     loss = lr.SquaredError(x_true)
-    objects = lr.Implicit(state_solver=lr.solvers.NewtonCG(), adjoint_solver=lr.solvers.ConjugateGradient())
-    found, named = (lr.hypergradient(problem, b, loss, m) for m in (objects, lr.Implicit("newton-cg", "cg")))
+    objects = lr.Implicit(lr.solvers.ConjugateGradient(), state_solver=lr.solvers.NewtonCG())
+    found, named = (
+        lr.hypergradient(problem, b, loss, m) for m in (objects, lr.Implicit("cg", state_solver="newton-cg"))
+    )
     assert found.error_bound == named.error_bound
     assert found.operator_applications == named.operator_applications
 

@@ -11,10 +11,11 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor, nn
 from truth.dense import Truth, distance, truth_of
 from truth.draw import DOUBLE, Draw, Ranges
 from truth.problems import Case, draw_case
@@ -22,10 +23,12 @@ from truth.problems import Case, draw_case
 import learnreg as lr
 from learnreg.certificates.judgement import judge
 from learnreg.certificates.loss_enclosure import enclose_loss
+from learnreg.hypergradients.base import HypergradientMethod
+from learnreg.lower_level.instance import Instance
 from learnreg.lower_level.point import Point
 from learnreg.solvers.newton_correction import extended_adjoint
 
-__all__ = ["Summary", "draw_tolerance", "hunt", "hunt_one"]
+__all__ = ["METHODS", "Summary", "draw_tolerance", "hunt", "hunt_methods", "hunt_one"]
 
 
 @dataclass
@@ -77,18 +80,50 @@ def draw_tolerance(draw: Draw) -> float:
     return draw.log_uniform(1e-6, 30.0)
 
 
-METHODS: tuple[Callable[[], object], ...] = (
-    lr.Piggyback,
-    lr.Implicit,
-    lambda: lr.Implicit(state_solver="newton-cg"),
-    lambda: lr.Piggyback(mode="interleaved"),
-)
-"""The last needs a proximal map."""
+class _Guess(nn.Module):
+    """A prediction that knows next to nothing."""
+
+    def forward(self, theta: Tensor, b: Tensor) -> Tensor:
+        return b * (0.5 + 0.4 * torch.sigmoid(theta.mean()))
+
+
+class _Guesses(lr.Proxy):
+    """Where images are of the shape of measurements."""
+
+    def fits(self, instance: Instance) -> bool:
+        forward = instance.forward
+        return super().fits(instance) and forward.domain_shape == forward.range_shape
+
+
+METHODS: dict[str, Callable[[], HypergradientMethod]] = {
+    "piggyback": lr.Piggyback,
+    "implicit": lr.Implicit,
+    "implicit-newton-cg": lambda: lr.Implicit(state_solver="newton-cg"),
+    "piggyback-interleaved": lambda: lr.Piggyback(mode="interleaved"),
+    "implicit-minres": lambda: lr.Implicit("minres"),
+    "implicit-neumann": lambda: lr.Implicit("neumann"),
+    "implicit-nystrom": lambda: lr.Implicit("nystrom"),
+    "one-step": lr.OneStep,
+    "unrolled": lambda: lr.Unrolled(30, checkpoints=4),
+    "unrolled-forward": lambda: lr.Unrolled(10, mode="forward"),
+    "equilibrium-propagation": lr.EquilibriumPropagation,
+    "equilibrium-propagation-one-sided": lambda: lr.EquilibriumPropagation(nudges=1),
+    "equilibrium-propagation-holomorphic": lambda: lr.EquilibriumPropagation(nudges=4),
+    "equilibrium-propagation-given-beta": lambda: lr.EquilibriumPropagation(1e-6),
+    "closed-form": lr.ClosedForm,
+    "finite-difference": lr.FiniteDifference,
+    "finite-difference-given-step": lambda: lr.FiniteDifference(1e-3),
+    "proxy": lambda: _Guesses(_Guess()),
+}
+"""Those that fit a problem take part in it."""
+
+FEW = {"finite-difference": 4, "finite-difference-given-step": 4}
+"""Learned numbers at most, of methods whose work grows with them."""
 
 
 def hunt_one(case: Case, draw: Draw, summary: Summary) -> None:
     """Compare every bound on one problem with the truth."""
-    problem, b, loss, label = case.problem, case.b, case.loss, case.label
+    problem, b, loss = case.problem, case.b, case.loss
     truth = truth_of(problem, b, loss)
     summary.problems += 1
     if not truth.usable:
@@ -97,16 +132,8 @@ def hunt_one(case: Case, draw: Draw, summary: Summary) -> None:
     _compare_solution(case, draw, summary, truth)
     _compare_judgement(case, draw, summary, truth)
     _compare_certify(case, draw, summary, truth)
-    tolerance = draw_tolerance(draw)
-    max_steps = draw.choice(1, 3, 30, 300, None, None)
-    method = draw.choice(*(METHODS if _is_proximal(problem) else METHODS[:-1]))()
-    certificate = draw.choice("auto", "published", "sharp")
-    result = lr.hypergradient(problem, b, loss, method, tolerance, max_steps=max_steps, certificate=certificate)
-    label = f"{label}/{method!r}/{certificate}/tolerance={tolerance:.2g}/max_steps={max_steps}"
-    _compare_hypergradient(result, truth, summary, label, f"{certificate} hypergradient")
-    if result.certified and result.status is lr.Status.CONVERGED and result.error_bound > tolerance * result.norm:
-        summary.violations.append(f"converged above the tolerance [{label}]")
-    summary.certified += result.certified
+    name = draw.choice(*_fitting(case, METHODS))
+    summary.certified += _compare_method(case, draw, summary, truth, str(name), "hypergradient")
     if problem.constraint is None and not case.label.split("/")[1].startswith("Huber"):
         summary.smooth += 1
         for goal in (1e-1, 1e-3):
@@ -114,6 +141,40 @@ def hunt_one(case: Case, draw: Draw, summary: Summary) -> None:
             _compare_hypergradient(result, truth, summary, f"{case.label}/default/{goal:g}", "default hypergradient")
             key = f"{goal:g}"
             summary.reached[key] = summary.reached.get(key, 0) + (result.status is lr.Status.CONVERGED)
+
+
+def hunt_methods(case: Case, draw: Draw, summary: Summary, names: Sequence[str]) -> None:
+    """Compare what these methods say on one problem with the truth."""
+    truth = truth_of(case.problem, case.b, case.loss)
+    summary.problems += 1
+    if not truth.usable:
+        summary.unusable_truth += 1
+        return
+    certified = [_compare_method(case, draw, summary, truth, name, name) for name in _fitting(case, names)]
+    summary.certified += all(certified)
+
+
+def _fitting(case: Case, names: Iterable[str]) -> list[str]:
+    instance, numbers = case.problem.instance(case.b), sum(p.numel() for p in case.problem.learnable().values())
+    return [name for name in names if METHODS[name]().fits(instance) and numbers <= FEW.get(name, numbers)]
+
+
+def _compare_method(case: Case, draw: Draw, summary: Summary, truth: Truth, name: str, what: str) -> bool:
+    """A hypergradient by one method, to some tolerance within some steps; whether it was certified."""
+    tolerance = draw_tolerance(draw)
+    max_steps = draw.choice(1, 3, 30, 300, None, None)
+    method, certificate = METHODS[name](), draw.choice("auto", "published", "sharp")
+    try:
+        result = lr.hypergradient(
+            case.problem, case.b, case.loss, method, tolerance, max_steps=max_steps, certificate=certificate
+        )
+    except lr.ConfigError:  # more parameters than the method takes
+        return False
+    label = f"{case.label}/{name}/{certificate}/tolerance={tolerance:.2g}/max_steps={max_steps}"
+    _compare_hypergradient(result, truth, summary, label, f"{certificate} {what}")
+    if result.certified and result.status is lr.Status.CONVERGED and result.error_bound > tolerance * result.norm:
+        summary.violations.append(f"converged above the tolerance [{label}]")
+    return result.certified
 
 
 def _is_proximal(problem: lr.LowerLevelProblem) -> bool:
@@ -197,6 +258,9 @@ def _compare_hypergradient(result: lr.Hypergradient, truth: Truth, summary: Summ
         return
     error = distance(result.gradient, truth.gradient)
     summary.compare(name, error, result.error_bound, truth.gradient_slack, label)
+    if result.corrected_gradient is not result.gradient:
+        error = distance(result.corrected_gradient, truth.gradient)
+        summary.compare(f"{name}, corrected", error, result.corrected_error_bound, truth.gradient_slack, label)
     low, high = result.loss_interval
     slack = 1e-13 * (1.0 + abs(truth.loss))
     summary.compare("loss interval", abs(truth.loss - 0.5 * (low + high)), 0.5 * (high - low), slack, label)
@@ -209,8 +273,14 @@ def _compare_hypergradient(result: lr.Hypergradient, truth: Truth, summary: Summ
         summary.compare("adjoint state", error, bound, float(truth.X_slack[sample]), label)
 
 
-def hunt(problems: int, generator: torch.Generator, ranges: Ranges | None = None, progress: bool = False) -> Summary:
-    """Run the hunt on so many random problems."""
+def hunt(
+    problems: int,
+    generator: torch.Generator,
+    ranges: Ranges | None = None,
+    progress: bool = False,
+    methods: Sequence[str] = (),
+) -> Summary:
+    """Run the hunt on so many random problems; with ``methods``, by name, only after what all of these say of each."""
     summary, start = Summary(), time.perf_counter()
     for index in range(problems):
         case_generator = torch.Generator().manual_seed(int(torch.randint(2**31, (), generator=generator)))
@@ -219,7 +289,10 @@ def hunt(problems: int, generator: torch.Generator, ranges: Ranges | None = None
         draw = Draw(case_generator, ranges)
         case = draw_case(draw)
         case.label += f"/case={seed}"
-        hunt_one(case, draw, summary)
+        if methods:
+            hunt_methods(case, draw, summary, methods)
+        else:
+            hunt_one(case, draw, summary)
         for violation in summary.violations[before:]:
             print(violation, file=sys.stderr)
         if progress and (index + 1) % 100 == 0:

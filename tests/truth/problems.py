@@ -22,7 +22,7 @@ from learnreg.linear.operator import LinearOperator
 from learnreg.operators import Blur, FanBeam2D, Identity, Inpainting, ParallelBeam2D
 from learnreg.potentials.base import weighted_square
 from learnreg.potentials.isotropic import IsotropicPseudoHuber
-from learnreg.regularizers import AnalysisOperator, FieldsOfExperts, Regularizer, TotalVariation
+from learnreg.regularizers import AnalysisOperator, FieldsOfExperts, GeneralisedTikhonov, Regularizer, TotalVariation
 
 
 @dataclass
@@ -110,6 +110,17 @@ def analysis_operator(draw: Draw, shape: tuple[int, int, int], smoothing: float)
     return AnalysisOperator(draw.uniform(0.1, 2.0) * operator, potential(draw, smoothing, weight)).double()
 
 
+def quadratic(draw: Draw, shape: tuple[int, int, int], smoothing: float) -> Regularizer:
+    if draw.chance(0.5):
+        return AnalysisOperator(random_matrix(draw, shape, draw.scale()), lr.Square(draw.scale())).double()
+    count, size = draw.integer(1, 4), draw.integer(2, min(3, *shape[1:]))
+    boundary = draw.choice("valid", "zero", "circular", "reflect")
+    result = GeneralisedTikhonov(count, size, draw.scale(), boundary, generator=draw.generator).double()
+    with torch.no_grad():
+        result.filters.add_(0.3 * draw.normal(*result.filters.shape))
+    return result
+
+
 REGULARIZERS: dict[str, Callable[[Draw, tuple[int, int, int], float], Regularizer]] = {
     "FieldsOfExperts": fields_of_experts,
     "TotalVariation": total_variation,
@@ -121,6 +132,7 @@ REGULARIZERS: dict[str, Callable[[Draw, tuple[int, int, int], float], Regularize
     "InputConvexNetwork": input_convex_network,
     "WeaklyConvexRidge": weakly_convex_ridge,
     "LiftedNetwork": lifted_network,
+    "Quadratic": quadratic,
 }
 
 

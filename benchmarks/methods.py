@@ -136,8 +136,8 @@ def settings() -> dict[str, list[Setting]]:
         "closed form": tolerances(lr.ClosedForm)[:1],
         "finite differences": tolerances(lr.FiniteDifference),
         "BSG-1": [Setting(lr.BSG1(n), 1.0, n) for n in STEPS[:4]],
-        "BSG-N-FD": [Setting(lr.BSGNewtonFD(n), 1e-6, n) for n in STEPS],
-        "BSG-H": [Setting(lr.BSGHessian(n), 1e-6, n) for n in STEPS],
+        "BSG-N-FD": [Setting(lr.BSGNewtonFD(n, n), 1e-6, n) for n in STEPS],
+        "BSG-H": [Setting(lr.BSGHessian(n, n), 1e-6, n) for n in STEPS],
     }
 
 

@@ -72,7 +72,7 @@ def test_example_of_tomography_runs(name: str, arguments: list[str], expected: s
         ("20_learned_blur.py", ["1"], "deblurred by the learned blur"),
     ],
 )
-@pytest.mark.sampled(share=0.34, by=("name",))
+@pytest.mark.sampled(share=0.25, by=("name",))
 def test_example_of_bilevel_tasks_runs(name: str, arguments: list[str], expected: str, program: Run) -> None:
     pytest.importorskip("sklearn")
     assert expected in program(EXAMPLES / name, *arguments)

@@ -122,6 +122,7 @@ def coupled(x_true: Tensor) -> lr.UpperLoss:
 
 @pytest.mark.parametrize("method", registry.METHODS)
 @pytest.mark.parametrize("kind", [per_sample, coupled])
+@pytest.mark.sampled(share=0.5, by=("method",))
 def test_losses_per_sample_and_of_the_whole_batch(kind: object, method: str) -> None:
     built = registry.build("learned-blur", "FieldsOfExperts")
     x_true, b = registry.measure(built, 3)
@@ -151,6 +152,7 @@ def test_a_loss_without_a_lipschitz_constant_is_not_certified(method: str) -> No
 
 @pytest.mark.parametrize("regularizer", ["FieldsOfExperts", "TotalVariation"])
 @pytest.mark.parametrize("method", registry.METHODS)
+@pytest.mark.sampled(share=0.5, by=("regularizer", "method"))
 def test_without_a_modulus_the_error_is_estimated(method: str, regularizer: str) -> None:
     problem = lr.LowerLevelProblem(
         Inpainting((registry.rand(*SHAPE) > 0.4).double()), registry.REGULARIZERS[regularizer]()
@@ -192,6 +194,7 @@ def test_constraints_with_active_pixels(problem: str, regularizer: str, method: 
 
 
 @pytest.mark.parametrize("method", registry.METHODS)
+@pytest.mark.sampled(share=0.5, by=("method",))
 def test_kinks_of_huber_are_excluded_or_reported(method: str) -> None:
     built, b, loss, expected = truth("denoising", "FieldsOfExperts-Huber")
     certified = lr.hypergradient(built, b, loss, registry.METHODS[method](), 1e-5)
@@ -210,6 +213,7 @@ def test_kinks_of_huber_are_excluded_or_reported(method: str) -> None:
 
 @pytest.mark.parametrize("method", registry.METHODS)
 @pytest.mark.parametrize("regularizer", ["FieldsOfExperts", "TotalVariation"])
+@pytest.mark.sampled(share=0.5, by=("regularizer", "method"))
 def test_loose_tolerances_and_few_steps_have_valid_bounds(method: str, regularizer: str) -> None:
     built, b, loss, expected = truth("learned-blur", regularizer)
     for tolerance, max_steps in ((30.0, None), (1.0, None), (1e-6, 1), (1e-6, 5), (0.1, 20)):
@@ -253,6 +257,7 @@ def test_frozen_parameters_are_absent() -> None:
 
 
 @pytest.mark.parametrize("method", registry.METHODS)
+@pytest.mark.sampled(share=0.5, by=("method",))
 def test_warm_starts(method: str) -> None:
     built, b, loss, _ = truth("denoising", "FieldsOfExperts")
     cold = lr.hypergradient(built, b, loss, registry.METHODS[method](), 1e-4)

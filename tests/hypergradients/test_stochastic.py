@@ -64,6 +64,7 @@ def test_the_rank_one_formula(name: str, constraint: lr.Box | None) -> None:
 @pytest.mark.parametrize(
     ("kind", "accuracy"), [(lr.BSGHessian, 1e-8), (lr.BSGNewtonFD, 1e-7)], ids=["hessian", "newton-fd"]
 )
+@pytest.mark.sampled(share=1 / 3, by=("name", "kind"))
 def test_many_steps_lead_to_the_hypergradient(
     kind: type[lr.BSGHessian], accuracy: float, name: str, constraint: lr.Box | None
 ) -> None:

@@ -73,6 +73,7 @@ def test_solve_counts_every_call(
 
 @pytest.mark.parametrize("method", registry.METHODS)
 @pytest.mark.parametrize("max_steps", [1, None])
+@pytest.mark.sampled(share=0.5, by=("method", "max_steps"))
 def test_hypergradient_counts_every_call(
     counting: tuple[lr.LowerLevelProblem, Counting], method: str, max_steps: int | None
 ) -> None:

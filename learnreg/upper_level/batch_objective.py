@@ -110,11 +110,7 @@ class BatchObjective(Objective):
         self, tolerance: float, absolute_tolerance: float = 0.0, max_steps: int | None = None
     ) -> Hypergradient:
         """The hypergradient at the current parameters, with its bound."""
-        result = hypergradient(
-            self.problem,
-            self.b,
-            self.loss,
-            self.method,
+        result = self._hypergradient(
             tolerance,
             absolute_tolerance=absolute_tolerance,
             max_steps=max_steps,
@@ -124,6 +120,9 @@ class BatchObjective(Objective):
         self.start = Start.after(result)
         self.operator_applications += result.operator_applications
         return result
+
+    def _hypergradient(self, tolerance: float, **options: Any) -> Hypergradient:
+        return hypergradient(self.problem, self.b, self.loss, self.method, tolerance, **options)
 
     def value(self, width: float, floor: float = 1e-7) -> CertifiedValue:
         """Bracket the loss at the current parameters by an interval of at most the given width, if the accuracy that

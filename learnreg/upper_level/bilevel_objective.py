@@ -66,21 +66,9 @@ class BilevelObjective(BatchObjective):
         whole = {name: (g.double() + direct[name]).to(g) for name, g in trial.gradient.items()}
         return replace(trial, gradient=whole, certified=trial.certified and self._is_sure())
 
-    def gradient(
-        self, tolerance: float, absolute_tolerance: float = 0.0, max_steps: int | None = None
-    ) -> Hypergradient:
-        """The hypergradient in all of theta at the current parameters, with its bound."""
-        found = self.posed.flat_hypergradient(
-            self.method,
-            tolerance,
-            absolute_tolerance=absolute_tolerance,
-            max_steps=max_steps,
-            certificate=self.certificate,
-            start=self.start,
-        )
-        self.start = Start.after(found)
-        self.operator_applications += found.operator_applications
-        return found
+    def _hypergradient(self, tolerance: float, **options: Any) -> Hypergradient:
+        """In all of theta, with the direct term."""
+        return self.posed.flat_hypergradient(self.method, tolerance, **options)
 
     def _state(self) -> Tensor:
         return self.posed.start if self.start is None else self.start.x

@@ -2,15 +2,19 @@
 
 from typing import Any, Protocol
 
+from learnreg.linear.complex_channels import as_channels, as_complex
 from learnreg.linear.operator import Composition, LinearOperator, Scaled, Sum, VStack
 from learnreg.operators.adapters import (
     assemble,
     from_astra,
     from_callables,
     from_deepinv,
+    from_mrinufft,
+    from_mrpro,
     from_odl,
     from_pylops,
     from_scipy,
+    from_sigpy,
     to_odl,
     to_scipy,
 )
@@ -18,6 +22,7 @@ from learnreg.operators.adapters.sparse import SparseOperator
 from learnreg.operators.blur import Blur
 from learnreg.operators.fourier import FourierSampling
 from learnreg.operators.identity import Identity, Inpainting
+from learnreg.operators.mri import CartesianMRI
 from learnreg.operators.tomography.astra_cuda import ConeBeam3D
 from learnreg.operators.tomography.filtered_back_projection import filtered_back_projection
 from learnreg.operators.tomography.geometry import FanGeometry, ParallelGeometry
@@ -27,6 +32,7 @@ from learnreg.operators.tomography.projectors import FanBeam2D, ParallelBeam2D
 __all__ = [
     "OPERATORS",
     "Blur",
+    "CartesianMRI",
     "ConeBeam3D",
     "FanBeam2D",
     "FanGeometry",
@@ -36,15 +42,20 @@ __all__ = [
     "ParallelBeam2D",
     "ParallelGeometry",
     "StoredOperator",
+    "as_channels",
+    "as_complex",
     "assemble",
     "filtered_back_projection",
     "from_astra",
     "from_callables",
     "from_deepinv",
     "from_geometry",
+    "from_mrinufft",
+    "from_mrpro",
     "from_odl",
     "from_pylops",
     "from_scipy",
+    "from_sigpy",
     "to_odl",
     "to_scipy",
 ]
@@ -69,6 +80,7 @@ OPERATORS: dict[str, type[StoredOperator]] = {
     "inpainting": Inpainting,
     "blur": Blur,
     "fourier-sampling": FourierSampling,
+    "cartesian-mri": CartesianMRI,
     "sparse": SparseOperator,
     "scaled": Scaled,
     "composition": Composition,

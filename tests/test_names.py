@@ -22,9 +22,9 @@ NAMES = {
         window_hounsfield
     """,
     "learnreg.operators": """
-        Blur ConeBeam3D FanBeam2D FanGeometry FourierSampling Identity Inpainting ParallelBeam2D
-        ParallelGeometry assemble filtered_back_projection from_astra from_callables from_deepinv from_geometry
-        from_odl from_pylops from_scipy to_odl to_scipy
+        Blur CartesianMRI ConeBeam3D FanBeam2D FanGeometry FourierSampling Identity Inpainting ParallelBeam2D
+        ParallelGeometry as_channels as_complex assemble filtered_back_projection from_astra from_callables from_deepinv
+        from_geometry from_mrinufft from_mrpro from_odl from_pylops from_scipy from_sigpy to_odl to_scipy
     """,
     "learnreg.regularizers": """
         AnalysisOperator FieldsOfExperts ImportedRidge InputConvexNetwork LearnedTotalGeneralizedVariation

@@ -211,7 +211,7 @@ def check_precision(tensor: Tensor, name: str) -> None:
     if tensor.dtype not in (torch.float32, torch.float64):
         hint = "call .float()"
         if tensor.is_complex():
-            hint = "complex images are two channels, real and imaginary part"
+            hint = "complex numbers are two channels, learnreg.operators.as_channels(tensor)"
         raise ShapeError(f"{name}: got dtype {tensor.dtype}, expected float32 or float64; {hint}.")
 
 

@@ -3,9 +3,12 @@
 from learnreg.operators.adapters.astra import from_astra
 from learnreg.operators.adapters.callables import from_callables
 from learnreg.operators.adapters.deepinv import from_deepinv
+from learnreg.operators.adapters.mrinufft import from_mrinufft
+from learnreg.operators.adapters.mrpro import from_mrpro
 from learnreg.operators.adapters.odl import from_odl, to_odl
 from learnreg.operators.adapters.pylops import from_pylops
 from learnreg.operators.adapters.scipy import from_scipy, to_scipy
+from learnreg.operators.adapters.sigpy import from_sigpy
 from learnreg.operators.adapters.sparse import assemble
 
 __all__ = [
@@ -13,9 +16,12 @@ __all__ = [
     "from_astra",
     "from_callables",
     "from_deepinv",
+    "from_mrinufft",
+    "from_mrpro",
     "from_odl",
     "from_pylops",
     "from_scipy",
+    "from_sigpy",
     "to_odl",
     "to_scipy",
 ]

@@ -207,6 +207,6 @@ FIXED = (
     "learnreg.LinearOperator and make them nn.Parameters."
 )
 COMPLEX_HINT = (
-    "Operators are real: give complex data as two channels, real and imaginary part (torch.view_as_real), or see "
-    "learnreg.operators.FourierSampling."
+    "Operators are real: give complex data as two channels, real and imaginary part (learnreg.operators.as_channels); "
+    "from_sigpy, from_mrinufft and from_mrpro do so for operators of these libraries."
 )

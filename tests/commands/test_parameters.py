@@ -30,6 +30,7 @@ from learnreg.models.names import build_operator, describe_operator, operator_te
 from learnreg.operators import (
     OPERATORS,
     Blur,
+    CartesianMRI,
     FanBeam2D,
     FourierSampling,
     Identity,
@@ -132,6 +133,7 @@ STORED: dict[str, Callable[[], LinearOperator]] = {
     "inpainting": lambda: Inpainting(torch.rand(1, 8, 8)),
     "blur": lambda: BLUR,
     "fourier-sampling": lambda: FourierSampling(torch.rand(8, 8)),
+    "cartesian-mri": lambda: CartesianMRI(torch.rand(8, 8)),
     "sparse": lambda: assemble(BLUR),
     "scaled": lambda: 2.0 * BLUR,
     "composition": lambda: BLUR @ Identity((1, 8, 8)),
@@ -149,8 +151,8 @@ def test_stored_operators_come_back_from_json(name: str) -> None:
     description = json.loads(json.dumps(described))
     assert description["name"] == name
     assert operator_tensors(description) == set(tensors)
-    again = build_operator(description, (1, 8, 8), tensors)
-    x = torch.rand(1, 1, 8, 8)
+    again = build_operator(description, operator.domain_shape, tensors)
+    x = torch.rand(1, *operator.domain_shape)
     assert torch.equal(again(x), operator(x))
     assert stored_geometry(description) == getattr(operator, "geometry", None)
 

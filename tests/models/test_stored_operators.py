@@ -17,7 +17,16 @@ from torch import Tensor, nn
 
 import learnreg as lr
 from learnreg.linear.operator import LinearOperator
-from learnreg.operators import Blur, FourierSampling, Identity, Inpainting, assemble, from_callables
+from learnreg.operators import (
+    Blur,
+    CartesianMRI,
+    FourierSampling,
+    Identity,
+    Inpainting,
+    as_complex,
+    assemble,
+    from_callables,
+)
 from learnreg.regularizers import REGULARIZERS, Regularizer, TotalVariation
 
 SHAPE = registry.SHAPE
@@ -35,6 +44,8 @@ OPERATORS: dict[str, Callable[[], LinearOperator]] = {
     "weights": lambda: Inpainting(registry.rand(*SHAPE)),
     "Fourier": lambda: FourierSampling(registry.rand(5, 6) > 0.4),
     "complex Fourier": lambda: FourierSampling(nn.Parameter(registry.rand(5, 6)), (2, 5, 6)),
+    "MRI": lambda: CartesianMRI(nn.Parameter(registry.rand(6)), domain_shape=(2, 5, 6)),
+    "MRI with coils": lambda: CartesianMRI(registry.rand(5, 6) > 0.4, as_complex(registry.randn(3, 2, 5, 6))),
     "sparse": lambda: assemble(Blur(_kernel(), SHAPE)),
     "composition": lambda: Inpainting(registry.rand(*SHAPE) > 0.4) @ Blur(_kernel(True), SHAPE),
     "sum": lambda: Identity(SHAPE) - 0.3 * Blur(_kernel(), SHAPE),

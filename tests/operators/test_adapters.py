@@ -27,7 +27,7 @@ from learnreg.operators import (
     from_scipy,
 )
 from learnreg.operators.adapters.black_box import BlackBox
-from learnreg.regularizers import TotalVariation
+from learnreg.regularizers import AnalysisOperator, TotalVariation
 
 
 def built(name: str) -> LinearOperator:
@@ -285,7 +285,8 @@ def test_certificates_allow_for_operators_that_compute_in_float32(name: str) -> 
     """The floor covers how far a float64 residual is from that of the exact matrix."""
     A = built(name)
     assert A.unit_roundoff == torch.finfo(torch.float32).eps
-    problem = lr.LowerLevelProblem(2.0 * A, TotalVariation(0.1, 0.1).double(), ridge=0.1)
+    regularizer = AnalysisOperator(Identity(A.domain_shape), lr.PseudoHuber(0.1, 0.1)).double()
+    problem = lr.LowerLevelProblem(2.0 * A, regularizer, ridge=0.1)
     exact = lr.LowerLevelProblem(2.0 * assemble(A), problem.regularizer, ridge=0.1)
     _, b = registry.measure(exact, batch=50)
     x = registry.randn(50, *A.domain_shape, seed=60)

@@ -24,6 +24,7 @@ from learnreg.linear.stack import Stack
 from learnreg.lower_level.latent import JointOperator
 from learnreg.operators import (
     Blur,
+    CartesianMRI,
     FanBeam2D,
     FanGeometry,
     FourierSampling,
@@ -74,6 +75,10 @@ OPERATORS: dict[str, Callable[[], LinearOperator]] = {
     "FourierSampling": lambda: FourierSampling(rand(5, 6) > 0.4),
     "FourierSampling-weights": lambda: FourierSampling(nn.Parameter(0.2 + randn(5, 6)), SHAPE),
     "FourierSampling-complex": lambda: FourierSampling(nn.Parameter(1 + rand(6, 4)), (2, 6, 4)),
+    "CartesianMRI": lambda: CartesianMRI(nn.Parameter(0.2 + randn(5, 6))),
+    "CartesianMRI-lines": lambda: CartesianMRI(nn.Parameter(randn(4)), domain_shape=(2, 5, 4)),
+    "CartesianMRI-coils": lambda: CartesianMRI(rand(4, 5) > 0.4, _coils(3, 4, 5)),
+    "CartesianMRI-coils-lines": lambda: CartesianMRI(nn.Parameter(rand(4)), _coils(2, 3, 4)),
     "BlackBox": lambda: from_callables(_cumulate, _cumulate_back, SHAPE, SHAPE),
     "BlackBox-derived-adjoint": lambda: from_callables(lambda x: x.cumsum(-1)[:, 0], None, SHAPE, (5, 6)),
     "SparseOperator": lambda: assemble(Blur(randn(3, 3), SHAPE)),
@@ -90,6 +95,11 @@ OPERATORS: dict[str, Callable[[], LinearOperator]] = {
     "Sum": lambda: Identity(SHAPE) - Blur(randn(3, 3), SHAPE, "reflect"),
     "VStack": lambda: lr.vstack(Identity(SHAPE), Gradient(SHAPE), bank("valid", 3, 2)),
 }
+
+
+def _coils(*shape: int) -> Tensor:
+    return torch.complex(randn(*shape, seed=31), randn(*shape, seed=32))
+
 
 HAS_ASTRA = find_spec("astra") is not None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -16,9 +17,12 @@ from learnreg.operators import (
     from_astra,
     from_callables,
     from_deepinv,
+    from_mrinufft,
+    from_mrpro,
     from_odl,
     from_pylops,
     from_scipy,
+    from_sigpy,
 )
 
 H, W = 5, 6
@@ -159,6 +163,38 @@ def ray_transform() -> Any:
     return tomo.RayTransform(space, geometry, impl="astra_cpu")
 
 
+class CoilsThenFourier:
+    """What MRpro calls a linear operator: a call and an adjoint on (batch, coils, z, y, x), tuples of one tensor."""
+
+    def __init__(self) -> None:
+        self.coils = torch.complex(registry.randn(2, 1, H, W, seed=41), registry.randn(2, 1, H, W, seed=42))
+
+    def __call__(self, x: Tensor) -> tuple[Tensor]:
+        return (torch.fft.fft2(self.coils.to(x) * x)[..., ::2, :],)
+
+    def adjoint(self, y: Tensor) -> tuple[Tensor]:
+        full = y.new_zeros(*y.shape[:-2], H, W)
+        full[..., ::2, :] = y
+        return ((self.coils.to(y).conj() * torch.fft.ifft2(full, norm="forward")).sum(1, keepdim=True),)
+
+
+def sigpy_sense() -> Any:
+    import sigpy.mri
+
+    coils = np.random.default_rng(3).standard_normal((2, 2, H, W))
+    mask = np.random.default_rng(4).random((H, W)) > 0.4
+    return sigpy.mri.linop.Sense(coils[0] + 1j * coils[1], weights=mask)
+
+
+def mrinufft_operator(**options: Any) -> Any:
+    import mrinufft
+
+    trajectory = np.random.default_rng(5).random((40, 2)).astype(np.float32) - 0.5
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it rescales the trajectory
+        return mrinufft.get_operator("finufft")(trajectory, shape=(H, W), **options)
+
+
 def _numpy_flip(x: Tensor) -> Tensor:
     return torch.from_numpy(x.numpy()[..., ::-1].copy())
 
@@ -195,6 +231,8 @@ EXACT: dict[str, tuple[tuple[str, ...], Callable[[], LinearOperator]]] = {
     },
     "odl-ray-assembled": (("odl", "astra"), lambda: from_odl(ray_transform(), assembled=True)),
     "deepinv-assembled": ((), lambda: assemble(from_deepinv(Physics(), SHAPE))),
+    "sigpy": (("sigpy",), lambda: from_sigpy(sigpy_sense())),
+    "mrpro": ((), lambda: from_mrpro(CoilsThenFourier(), (2, H, W))),
     "deepinv-double": ((), lambda: from_deepinv(Physics().double(), SHAPE)),
 }
 """Adjoints exact in float64."""
@@ -205,13 +243,14 @@ SINGLE: dict[str, tuple[tuple[str, ...], Callable[[], LinearOperator]]] = {
         ("scipy",),
         lambda: from_scipy(random_sparse(7, 30, "float32").toarray(), SHAPE, (7,), check=True),
     ),
+    "mrinufft": (("mrinufft", "finufft"), lambda: from_mrinufft(mrinufft_operator())),
     "odl-ray": (("odl", "astra"), lambda: from_odl(ray_transform())),
 }
 """Computed in float32 whatever the input."""
 
 STUCK = {
     "pickled": {
-        *("callables-derived", "callables-sums", "odl-ray", "odl-matrix-ignores-weights"),
+        *("callables-derived", "callables-sums", "odl-ray", "mrinufft", "odl-matrix-ignores-weights"),
         *("odl-resampling-of-cells", "odl-cells-to-weights"),
     },
     "copied": {"odl-matrix-ignores-weights"},

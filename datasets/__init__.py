@@ -1,5 +1,5 @@
 """Images and data sets to learn from: photographs, folders, BSDS500, noisy patches; phantoms, measurements and files of
-computed tomography; the table of those that have a name."""
+computed tomography and of magnetic resonance imaging; the table of those that have a name."""
 
 from typing import Protocol
 
@@ -17,6 +17,12 @@ from learnreg.datasets.files.folder import ImageFolder, list_images
 from learnreg.datasets.files.hdf5 import read_hdf5_array
 from learnreg.datasets.files.images import read_image
 from learnreg.datasets.files.sinograms import read_array, read_sinogram
+from learnreg.datasets.measured_pairs import MeasuredPairs
+from learnreg.datasets.mri.coil_maps import estimate_coil_maps, simulate_coil_maps
+from learnreg.datasets.mri.kspace_files import KSpace, read_kspace
+from learnreg.datasets.mri.masks import cartesian_mask
+from learnreg.datasets.mri.pairs import KSpaceNoise, KSpacePairs
+from learnreg.datasets.mri.phantoms import with_smooth_phase
 from learnreg.datasets.photographs.bsds import BSDS500, load_training_images
 from learnreg.datasets.photographs.natural import natural_images, natural_split
 from learnreg.datasets.photographs.patches import DenoisingPatches, add_noise, parse_sigma
@@ -36,14 +42,20 @@ __all__ = [
     "DicomSeries",
     "DicomSlice",
     "ImageFolder",
+    "KSpace",
+    "KSpaceNoise",
+    "KSpacePairs",
     "LineIntegrals",
     "LoDoPaB",
+    "MeasuredPairs",
     "PhotonNoise",
     "RelativeNoise",
     "TomographyPairs",
     "add_noise",
+    "cartesian_mask",
     "ellipse_phantom",
     "ellipse_phantoms",
+    "estimate_coil_maps",
     "find_series",
     "line_integrals",
     "list_images",
@@ -56,10 +68,13 @@ __all__ = [
     "read_dicom_series",
     "read_hdf5_array",
     "read_image",
+    "read_kspace",
     "read_sinogram",
     "resize_slice",
+    "simulate_coil_maps",
     "statistical_weights",
     "window_hounsfield",
+    "with_smooth_phase",
 ]
 
 

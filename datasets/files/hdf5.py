@@ -16,11 +16,13 @@ from torch import Tensor
 from learnreg.datasets.files.checks import Mask, check_claim, check_file, float_tensor
 from learnreg.errors import DataError, LearnregError
 
-__all__ = ["dataset_names", "open_hdf5", "read_hdf5_array", "read_values"]
+__all__ = ["dataset_names", "group_names", "open_hdf5", "read_hdf5_array", "read_values"]
 
 _INSTALL_HINT = "Install it with: pip install 'learnreg[ct]'"
 _SELF_CONTAINED = "Only data inside the file itself is read: write them into one file."
 _WRITE_AGAIN = "Write or download it again."
+_WRITE_AS = {"fiu": "Save float32 or float64.", "c": "Save complex64 or complex128."}
+_HELD = {"c": "complex numbers", "fiu": "real numbers", "V": "records", "OS": "text"}
 _FILTERS = {
     4: "SZIP",
     305: "LZO",
@@ -86,11 +88,23 @@ def dataset_names(path: str | Path) -> list[str]:
         return _names(file)
 
 
-@contextmanager
-def open_hdf5(path: str | Path, key: str) -> Iterator[Any]:
-    """The h5py data set ``key`` while the context lasts; errors of reading inside it become DataError."""
+def group_names(path: str | Path) -> list[str]:
+    """Names of the groups at the root of a file; links are left out.
+
+    Raises
+    ------
+    DataError: as `read_hdf5_array` for the file.
+    """
     with _opened(path) as file:
-        yield _checked(_find(file, key, path), key, path)
+        return _names(file, groups=True)
+
+
+@contextmanager
+def open_hdf5(path: str | Path, key: str, kinds: str = "fiu") -> Iterator[Any]:
+    """The h5py data set ``key`` while the context lasts; errors of reading inside it become DataError. kinds: of its
+    NumPy dtype; real numbers where nothing else is asked for."""
+    with _opened(path) as file:
+        yield _checked(_find(file, key, path), key, path, kinds)
 
 
 def _import_h5py(path: str | Path) -> Any:
@@ -141,15 +155,15 @@ def _find(file: Any, key: str, path: str | Path) -> Any:
     return node
 
 
-def _names(group: Any) -> list[str]:
-    from h5py import Dataset, h5l
+def _names(group: Any, groups: bool = False) -> list[str]:
+    from h5py import Dataset, Group, h5l
 
     readable = [name for name in group if isinstance(name, str)]  # others are bytes
     hard = [name for name in readable if group.id.links.get_info(name.encode()).type == h5l.TYPE_HARD]
-    return [name for name in hard if isinstance(group[name], Dataset)]
+    return [name for name in hard if isinstance(group[name], Group if groups else Dataset)]
 
 
-def _checked(dataset: Any, key: str, path: str | Path) -> Any:
+def _checked(dataset: Any, key: str, path: str | Path, kinds: str) -> Any:
     import h5py
 
     if dataset.is_virtual:
@@ -157,9 +171,9 @@ def _checked(dataset: Any, key: str, path: str | Path) -> Any:
     if dataset.external:
         raise DataError(f"the values of {key!r} are stored in other files.", path, _SELF_CONTAINED)
     names = h5py.check_enum_dtype(dataset.dtype)
-    if dataset.dtype.kind not in "fiu" or names is not None:
+    if dataset.dtype.kind not in kinds or names is not None:
         held = dataset.dtype if names is None else f"names ({', '.join(names)})"
-        raise DataError(f"{key!r} holds {held}, expected real numbers.", path, "Save float32 or float64.")
+        raise DataError(f"{key!r} holds {held}, expected {_HELD[kinds]}.", path, _WRITE_AS.get(kinds, _WRITE_AGAIN))
     if dataset.shape is None:
         raise DataError(f"{key!r} has no shape and no values.", path, _WRITE_AGAIN)
     if dataset.size and dataset.id.get_storage_size() == 0:

@@ -1,41 +1,30 @@
-"""Simulated measurements of images as pairs (measurement, ground truth)."""
+"""Simulated scans of images as pairs (sinogram, ground truth)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from learnreg.datasets.seeding import item_generator, item_index, named_images
+from learnreg.datasets.measured_pairs import MeasuredPairs
 from learnreg.datasets.tomography.noise import PhotonNoise, RelativeNoise
-from learnreg.errors import ConfigError, DataError, ShapeError
-from learnreg.linear.arguments import check_real, check_type, whole_number
+from learnreg.errors import ConfigError
 from learnreg.linear.operator import LinearOperator
 
 __all__ = ["TomographyPairs"]
 
 
-class TomographyPairs(Dataset[tuple[Tensor, Tensor]]):
-    """Item i is (b, x_true): b = A x_true + noise, of shape ``range_shape``, both float32 on the CPU.
-
-    Measurements are simulated at the first access, ``block`` images through the operator at once, and kept in memory.
-    The noise of item i depends on ``seed`` and i alone: neither workers nor the order of access change it.
+class TomographyPairs(MeasuredPairs):
+    """Item i is (b, x_true): b = A x_true + noise, as :class:`learnreg.datasets.MeasuredPairs` says.
 
     Parameters
     ----------
-    operator: any linear operator, such as ``ParallelBeam2D(128, 60)``.
-    images: tensors of its ``domain_shape`` in a sequence, by name, or stacked into one tensor.
-    noise: ``RelativeNoise(0.01)`` (1 % of the mean value of each measurement) or ``PhotonNoise(photons)``.
-    seed: any integer.
-    block: images through the operator at once.
+    operator, images, seed, block: as there.
+    noise: ``RelativeNoise(0.01)`` (1 % of the mean value of each measurement, the default) or ``PhotonNoise(photons)``.
 
     Raises
     ------
-    ShapeError: an image of another shape than the operator's domain.
-    DataError: no images, or an image that is not finite.
-    ConfigError: ``block`` is not positive, or ``noise`` is no noise model.
+    ShapeError, DataError: as there. ConfigError: ``block`` is not positive, or ``noise`` is no noise model.
     """
 
     def __init__(
@@ -46,43 +35,7 @@ class TomographyPairs(Dataset[tuple[Tensor, Tensor]]):
         seed: int = 0,
         block: int = 16,
     ) -> None:
-        check_type(operator, LinearOperator, "TomographyPairs(operator)", "a LinearOperator such as ParallelBeam2D")
-        self.operator = operator
-        self.noise = RelativeNoise() if noise is None else noise
-        if not isinstance(self.noise, (RelativeNoise, PhotonNoise)):
+        noise = RelativeNoise() if noise is None else noise
+        if not isinstance(noise, (RelativeNoise, PhotonNoise)):
             raise ConfigError(f"noise={noise!r}: expected RelativeNoise(fraction) or PhotonNoise(photons).")
-        self.seed, self.block = seed, whole_number(block, "TomographyPairs(block)")
-        named = named_images(images, "TomographyPairs(images)")
-        if not named:
-            raise DataError("there are no images to measure.", hint="Pass at least one image.")
-        self.names = list(named)
-        self.images = [_check_image(name, image, operator) for name, image in named.items()]
-        self._measured: dict[int, Tensor] = {}
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        index = item_index(index, len(self.images))
-        if index not in self._measured:
-            self._measure(index - index % self.block)
-        return self._measured[index], self.images[index]
-
-    def _measure(self, first: int) -> None:
-        members = range(first, min(first + self.block, len(self.images)))
-        with torch.no_grad():
-            clean = self.operator(torch.stack([self.images[i] for i in members])).to("cpu", torch.float32)
-        for i, p in zip(members, clean, strict=True):
-            self._measured[i] = self.noise.apply(p, item_generator("noise", self.seed, i))
-
-
-def _check_image(name: str, image: Tensor, operator: LinearOperator) -> Tensor:
-    check_real(image, name, f"{tuple(operator.domain_shape)}")
-    if tuple(image.shape) != tuple(operator.domain_shape):
-        raise ShapeError(
-            f"{name} has shape {tuple(image.shape)}, {type(operator).__name__} takes {tuple(operator.domain_shape)}. "
-            "Resize images with learnreg.datasets.resize_slice(image, size)."
-        )
-    if not bool(torch.isfinite(image).all()):
-        raise DataError("the image holds NaN or infinite values.", name, "Replace them before using the image.")
-    return image.detach().to("cpu", torch.float32)
+        super().__init__(operator, images, noise, seed, block)

@@ -1,0 +1,1 @@
+"""Magnetic resonance imaging: sampling masks, coils, complex phantoms, simulated and stored k-space."""

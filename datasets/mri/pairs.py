@@ -1,0 +1,71 @@
+"""Simulated k-space of complex images as pairs (k-space, ground truth)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from learnreg.datasets.measured_pairs import MeasuredPairs
+from learnreg.linear.arguments import check_type, real_number
+from learnreg.operators.mri import CartesianMRI
+
+__all__ = ["KSpaceNoise", "KSpacePairs"]
+
+
+@dataclass(frozen=True)
+class KSpaceNoise:
+    """Gaussian noise of the measured points of k-space, the same standard deviation ``sigma`` for real and imaginary
+    part, in units of the image (the Fourier transform is orthonormal).
+
+    Raises
+    ------
+    ConfigError: a negative sigma.
+    """
+
+    sigma: float = 0.01
+
+    def __post_init__(self) -> None:
+        real_number(self.sigma, "KSpaceNoise(sigma)", least=0.0)
+
+    def apply(self, clean: Tensor, generator: torch.Generator) -> Tensor:
+        """``clean`` plus noise drawn on the CPU in float32."""
+        return clean + self.sigma * torch.randn(clean.shape, generator=generator).to(clean)
+
+
+class KSpacePairs(MeasuredPairs):
+    """Item i is (b, x_true): b = A x_true + noise where k-space is measured and 0 elsewhere, as
+    :class:`learnreg.datasets.MeasuredPairs` says.
+
+    Parameters
+    ----------
+    operator: a ``CartesianMRI``.
+    images: complex images (2, H, W), such as ``with_smooth_phase(image)``.
+    noise: the default is sigma = 0.01.
+    seed, block: as there.
+
+    Raises
+    ------
+    ShapeError, DataError, ConfigError: as there.
+    """
+
+    operator: CartesianMRI
+
+    def __init__(
+        self,
+        operator: CartesianMRI,
+        images: Mapping[str, Tensor] | Sequence[Tensor] | Tensor,
+        noise: KSpaceNoise | None = None,
+        seed: int = 0,
+        block: int = 16,
+    ) -> None:
+        check_type(operator, CartesianMRI, "KSpacePairs(operator)", "a CartesianMRI")
+        noise = KSpaceNoise() if noise is None else noise
+        check_type(noise, KSpaceNoise, "KSpacePairs(noise)", "KSpaceNoise(sigma)")
+        super().__init__(operator, images, noise, seed, block)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        b, x_true = super().__getitem__(index)
+        return torch.where(self.operator.mask.detach().cpu() != 0, b, 0.0), x_true

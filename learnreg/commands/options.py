@@ -112,6 +112,10 @@ class DenoiseConfig(TrainingConfig):
 
     data: str = _main("natural", "'natural', photographs installed with scikit-image, or a folder of clean images")
     sigma: str = _main("25/255", "noise level, the standard deviation for images in [0, 1]", numeric_text=True)
+    channels: str = _main("grey", "of the images: colour is red, green and blue", choices=("grey", "colour"))
+    coupling: str = option(
+        "joint", "of colours: filters across them, or the same ones for each", choices=("joint", "separate")
+    )
     patch: int = option(64, "side of the training patches in pixels", at_least=8, at_most=4096)
     patches: int = option(512, "number of training patches", at_least=1, at_most=10**7)
     size: int = option(5, "side of the filters", at_least=2, at_most=64)
@@ -125,6 +129,16 @@ class DenoiseConfig(TrainingConfig):
     @property
     def filter_side(self) -> int:
         return self.size
+
+    @property
+    def images(self) -> dict[str, Any]:
+        return {"channels": 3, "coupling": self.coupling} if self.channels == "colour" else {}
+
+    def idle(self) -> dict[str, str]:
+        found = super().idle()
+        if self.channels == "grey":
+            found["coupling"] = "it is for colours; set channels=colour too"
+        return found
 
     @property
     def noise_level(self) -> float:

@@ -78,4 +78,5 @@ class ConvolutionChain(LinearOperator):
     def stencil(self) -> Stencil | None:
         filters = compose(self.kernels)[:, 0]
         squares = FilterBank(filters.square(), (1, self.domain_shape[1], self.domain_shape[2]), "zero")
-        return Stencil(filters, False, squares.adjoint)
+        means = lambda w: w.mean((-2, -1))[:, None]  # noqa: E731
+        return Stencil(filters[:, None], False, squares.adjoint, means)

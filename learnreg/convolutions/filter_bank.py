@@ -1,6 +1,6 @@
-"""Convolutions as linear operators: a bank of small filters on one image channel, with the boundary of choice.
+"""Convolutions as linear operators: a bank of small filters on images, with the boundary of choice.
 
-"Convolution" is correlation, as in torch's conv2d; its kernels are in ``correlation``. Padding is an operator of its
+"Convolution" is correlation, as in torch's conv2d; its kernels are in ``correlation`` and ``joint_correlation``. Padding is an operator of its
 own with an exact adjoint, so every boundary is the valid correlation of a padded image.
 """
 
@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import cast
 
 import torch
 from torch import Tensor
 
-from learnreg.convolutions.correlation import correlate, correlate_adjoint
+from learnreg.convolutions.channel_layout import ChannelLayout, PatchSource
 from learnreg.convolutions.filter_pairing import FilterPairing
+from learnreg.convolutions.joint_correlation import correlate_any, correlate_any_adjoint
 from learnreg.convolutions.local_gram import local_gram
 from learnreg.convolutions.local_norm import local_norm_bound
 from learnreg.convolutions.padding import BOUNDARIES, Boundary, margins, pad, pad_adjoint, source_index
@@ -32,7 +32,7 @@ from learnreg.linear.norms import (
 )
 from learnreg.linear.operator import LinearOperator
 from learnreg.linear.parameter_groups import Pairing
-from learnreg.linear.shapes import check_one_channel
+from learnreg.linear.shapes import checked_shape
 from learnreg.linear.stencil import Stencil
 
 __all__ = ["FilterBank", "padding_norm", "weighted_norm_bound"]
@@ -43,16 +43,20 @@ _LOOSE = 1.45
 
 
 class FilterBank(LinearOperator):
-    """Correlation of a one-channel image with n filters.
+    """Correlation of images, signals or volumes with n filters.
 
     Parameters
     ----------
-    filters: (n, k, l); an nn.Parameter makes the operator learnable.
-    domain_shape: (1, H, W).
-    boundary: "valid" (responses only where the filter fits, range (n, H-k+1, W-l+1)), or "zero", "circular",
-        "reflect", "replicate" (range (n, H, W)).
-    zero_mean: the filters come from a parametrisation that subtracts their means, so that gradients with respect to its
-        raw filters have zero means; certificates use it.
+    filters: (n, *filter sides), each applied to every channel, or (n, channels, *filter sides), across channels; an
+        nn.Parameter makes the operator learnable.
+    domain_shape: (channels, *sides), of one to three sides.
+    boundary: "valid" (responses only where the filter fits), or "zero", "circular", "reflect", "replicate" (as many
+        responses as pixels).
+    zero_mean: the filters come from a parametrisation that subtracts their means, in each channel, so that gradients
+        with respect to its raw filters have zero means; certificates use it.
+
+    The range is (n, rows, columns): (n, H-k+1, W-l+1) for one channel and "valid". Planes of a volume lie below each
+    other, and so do the responses of channels that a filter sees one at a time; those to a signal are one row.
 
     Raises
     ------
@@ -64,7 +68,7 @@ class FilterBank(LinearOperator):
     def __init__(
         self,
         filters: Tensor,
-        domain_shape: tuple[int, int, int],
+        domain_shape: tuple[int, ...],
         boundary: Boundary = "valid",
         zero_mean: bool = False,
     ) -> None:
@@ -75,66 +79,95 @@ class FilterBank(LinearOperator):
                 "FilterBank(zero_mean=True): the filters are parameters themselves, so nothing subtracts their means; "
                 "pass filters computed from parameters, or zero_mean=False."
             )
-        if filters.dim() != 3:
-            raise ShapeError(f"filters: got shape {tuple(filters.shape)}, expected (n, k, k).")
-        check_one_channel(domain_shape, type(self).__name__)
-        (n, k, l), (_, height, width) = filters.shape, domain_shape
-        if boundary == "valid" and (height < k or width < l):
-            raise ShapeError(f"image {height}x{width} is smaller than the {k}x{l} filters; use smaller filters.")
-        if boundary == "reflect" and (height <= k // 2 or width <= l // 2):
-            raise ShapeError(f"image {height}x{width} is too small to reflect at the margin of {k}x{l} filters.")
-        sides = (height - k + 1, width - l + 1) if boundary == "valid" else (height, width)
-        super().__init__(domain_shape, (n, *sides))
+        channels, *sides = domain_shape = checked_shape(domain_shape, "domain_shape")
+        across = filters.dim() == len(sides) + 2
+        known = 1 <= len(sides) <= 3 and (filters.dim() == len(sides) + 1 or (across and filters.shape[1] == channels))
+        if not known:
+            raise ShapeError(
+                f"filters: got shape {tuple(filters.shape)} for images of shape {domain_shape}, expected (n, k, k) for "
+                "images (channels, height, width), (n, channels, k, k) across channels, one k for signals, three for "
+                "volumes."
+            )
+        shape, size = filters.shape[-len(sides) :], "x".join(map(str, sides))
+        of_filters = "x".join(map(str, shape))
+        if boundary == "valid" and any(n < k for n, k in zip(sides, shape, strict=True)):
+            raise ShapeError(f"image {size} is smaller than the {of_filters} filters; use smaller filters.")
+        if boundary == "reflect" and any(n <= k // 2 for n, k in zip(sides, shape, strict=True)):
+            raise ShapeError(f"image {size} is too small to reflect at the margin of {of_filters} filters.")
+        rest = [n - k + 1 for n, k in zip(sides, shape, strict=True)] if boundary == "valid" else sides
+        n, copies = int(filters.shape[0]), 1 if across else channels
+        super().__init__(domain_shape, (n, copies * math.prod(rest[:-1]), rest[-1]))
         self.filters, self.boundary, self.zero_mean = filters, boundary, zero_mean
-        self.groups = int(n)
+        self.groups, self.layout = n, ChannelLayout(channels // copies, copies, n)
+        self.response_sides = tuple(rest)
 
     def forward(self, x: Tensor) -> Tensor:
-        return correlate(pad(x, self.filter_shape, self.boundary), self.filters.to(x.dtype))
+        return self.layout.arranged(correlate_any(self._padded(x), self._kernels(x)), self.range_shape)
 
     def forward_into(self, x: Tensor, out: Tensor) -> Tensor:
-        return correlate(pad(x, self.filter_shape, self.boundary), self.filters.to(x.dtype), out)
+        if self.layout.copies > 1 and not self.layout.as_members:
+            return out.copy_(self.forward(x))
+        memory = out.view(-1, self.layout.filters, *self.response_sides)
+        correlate_any(self._padded(x), self._kernels(x), memory)
+        return out
 
     def adjoint(self, y: Tensor) -> Tensor:
-        padded = correlate_adjoint(y, self.filters.to(y.dtype))
-        return pad_adjoint(padded, self.filter_shape, self.boundary, self._sides)
+        responses = self.layout.taken_apart(y, self.response_sides)
+        return self._unpadded(correlate_any_adjoint(responses, self._kernels(y)))
+
+    def _kernels(self, like: Tensor) -> Tensor:
+        """(n, channels that a filter sees, *filter sides)."""
+        filters = self.filters.to(like.dtype)
+        return filters if filters.dim() == len(self.domain_shape) + 1 else filters[:, None]
+
+    def _padded(self, x: Tensor) -> Tensor:
+        return pad(self.layout.images(x), self.filter_shape, self.boundary)
+
+    def _unpadded(self, padded: Tensor) -> Tensor:
+        return self.layout.joined(pad_adjoint(padded, self.filter_shape, self.boundary, self._sides))
 
     @property
-    def filter_shape(self) -> tuple[int, int]:
+    def filter_shape(self) -> tuple[int, ...]:
         """Sides (k, l) of the filters."""
-        return int(self.filters.shape[1]), int(self.filters.shape[2])
+        return tuple(self.filters.shape[1 - len(self.domain_shape) :])
 
     def per_filter(self, values: Tensor) -> Tensor:
         """Numbers that belong to the ``groups`` of filters, here to each filter, as (n,)."""
         return values.flatten()
 
     @property
-    def _sides(self) -> tuple[int, int]:
-        return self.domain_shape[1], self.domain_shape[2]
+    def _sides(self) -> tuple[int, ...]:
+        return self.domain_shape[1:]
+
+    def alone(self, filters: Tensor, sides: tuple[int, ...] | None = None) -> FilterBank:
+        """A bank of these filters, of one shape with its own, on images of those channels that a filter sees, of
+        other sides perhaps: applied to several copies of them a bank has the same norms."""
+        return FilterBank(filters, (self.layout.inputs, *(sides or self._sides)), self.boundary)  # type: ignore[arg-type]
 
     def _find_norm(self) -> NormBound:
         """The torus bound, unless it may be loose (repeated pixels, narrow images) and a power iteration cannot show
         that it is not: then for repeated pixels that of a small image; if it is loose, too, the dense Gram matrix, or
         beyond 4,096 pixels the randomised bound."""
         bound = weighted_norm_bound(self, torch.ones(self.filters.shape[0]))
-        pixels, narrow = math.prod(self._sides), min(self._sides) < 4 * max(self.filter_shape)
+        bank = self.alone(self.filters.detach().double())
+        pixels, narrow = math.prod(bank.domain_shape), min(self._sides) < 4 * max(self.filter_shape)
         repeating = self.boundary in _REPEATING
         if self.boundary == "circular" or pixels <= _DENSE_PIXELS or not (narrow or repeating):
             return NormBound(bound)
-        bank = FilterBank(self.filters.detach().double(), (1, *self._sides), self.boundary)
         device = self.filters.device
 
         def gram(v: Tensor) -> Tensor:
             return bank.adjoint(bank(v))
 
-        tight = _LOOSE * power_estimate(gram, self.domain_shape, device=device, steps=20)
+        tight = _LOOSE * power_estimate(gram, bank.domain_shape, device=device, steps=20)
         if bound > tight and repeating:
-            build = lambda sides: FilterBank(bank.filters, (1, *sides), bank.boundary)  # noqa: E731
+            build = lambda sides: bank.alone(bank.filters, sides)  # noqa: E731
             bound = min(bound, local_norm_bound(build, self.filter_shape, self._sides, device))
         if bound <= tight:
             return NormBound(bound)
         if pixels <= GRAM_LIMIT:
             return NormBound(min(bound, gram_norm_bound(local_gram(bank, self.filter_shape, device))))
-        random = probabilistic_norm_bound(gram, self.domain_shape, device=device)
+        random = probabilistic_norm_bound(gram, bank.domain_shape, device=device)
         return NormBound(random, "probabilistic", FAILURE_PROBABILITY).at_most(bound)
 
     def norm_near(self, other: Normed) -> NormBound | None:
@@ -154,8 +187,9 @@ class FilterBank(LinearOperator):
     def gram_lower_bound(self) -> float:
         if self.boundary != "circular":
             return 0.0
-        lowest = circulant_bound(self.filters, self._sides)[1]
-        return max(0.0, lowest * (1.0 - 1e-12) - 1e-15)
+        largest, lowest = circulant_bound(self.filters, self._sides)
+        rounding = 1e-13 * largest if self.layout.inputs > 1 else 0.0  # of eigenvalues
+        return max(0.0, lowest * (1.0 - 1e-12) - 1e-15 - rounding)
 
     def row_norms(self, grouped: bool) -> Tensor | float:
         if grouped:
@@ -169,17 +203,26 @@ class FilterBank(LinearOperator):
 
     def stencil(self) -> Stencil | None:
         filters = self.filters.detach()
-        squares = FilterBank(filters.square(), (1, *self._sides), self.boundary)
-        return Stencil(filters, self.boundary == "circular", squares.adjoint, inside=self.boundary == "valid")
+        squares = FilterBank(filters.square(), self.domain_shape, self.boundary)  # type: ignore[arg-type]
+        squares.layout = self.layout
+        return Stencil(
+            self._kernels(filters).detach(),
+            self.boundary == "circular",
+            squares.adjoint,
+            lambda weights: self.layout.apart(weights).mean(-1),
+            inside=self.boundary == "valid",
+        )
 
     def bands(self) -> Bands | None:
-        filters = self.filters.detach()
+        if self.layout.copies > 1 or len(self._sides) != 2:
+            return None
+        filters = self._kernels(self.filters).detach()
         return Bands(
-            extend=lambda x: pad(x, self.filter_shape, self.boundary),
-            contract=lambda z: pad_adjoint(z, self.filter_shape, self.boundary, self._sides),
-            respond=lambda z: correlate(z, filters.to(z.dtype)),
-            pull=lambda y: correlate_adjoint(y, filters.to(y.dtype)),
-            pull_diagonal=lambda w: correlate_adjoint(w, filters.square().to(w.dtype)),
+            extend=self._padded,
+            contract=self._unpadded,
+            respond=lambda z: correlate_any(z, filters.to(z.dtype)),
+            pull=lambda y: correlate_any_adjoint(y.contiguous(), filters.to(y.dtype)),
+            pull_diagonal=lambda w: correlate_any_adjoint(w.contiguous(), filters.square().to(w.dtype)),
             overlap=self.filter_shape[0] - 1,
         )
 
@@ -188,16 +231,16 @@ class FilterBank(LinearOperator):
         return padding_lipschitz(self)
 
     def parameter_groups(self) -> tuple[Pairing, ...]:
-        repeat = padding_norm(self)
-        return (FilterPairing(padding_lipschitz(self), self.filter_shape, self.boundary, repeat, self.zero_mean),)
+        source = PatchSource(self.filter_shape, self.response_sides, self.boundary, self.layout, self.zero_mean)  # type: ignore[arg-type]
+        return (FilterPairing(padding_lipschitz(self), source, padding_norm(self)),)
 
     def group_images(self, p: Tensor, shape: tuple[int, ...]) -> Tensor | None:
         """Of each group of filters that shares a number."""
         if shape != (self.groups, 1, 1):
             return None
-        p, filters = p.flatten(1, -3), self.filters.to(p.dtype)
-        parts = [correlate_adjoint(p[:, c : c + 1], filters[c : c + 1]) for c in range(filters.shape[0])]
-        images = pad_adjoint(torch.cat(parts, dim=1), self.filter_shape, self.boundary, self._sides).flatten(2)
+        p, filters = self.layout.taken_apart(p, self.response_sides), self._kernels(p)
+        parts = [correlate_any_adjoint(p[:, c : c + 1], filters[c : c + 1]) for c in range(filters.shape[0])]
+        images = torch.stack([self._unpadded(part).flatten(1) for part in parts], 1)
         return images.reshape(images.shape[0], -1, self.groups, images.shape[2]).sum(1)
 
 
@@ -206,15 +249,14 @@ def weighted_norm_bound(bank: FilterBank, channel_weights: Tensor, tight: bool =
 
     ``tight=False`` leaves out the dense matrix of small images, where the bound is then looser, but cheap."""
     scale = channel_weights.detach().to(dtype=torch.float64, device=bank.filters.device).sqrt()
-    filters = bank.filters.detach().to(torch.float64) * scale[:, None, None]
+    filters = bank.filters.detach().to(torch.float64) * scale.reshape(-1, *(1,) * (bank.filters.dim() - 1))
     if bank.boundary == "circular":
         return _torus_bound(filters, bank) * (1.0 + 1e-12)
-    if tight and math.prod(bank._sides) <= _DENSE_PIXELS:
+    if tight and bank.layout.inputs * math.prod(bank._sides) <= _DENSE_PIXELS:
         size = float(filters.abs().max())
         if size == 0.0 or not math.isfinite(size):
             return size
-        scaled = FilterBank(filters / size, cast(tuple[int, int, int], bank.domain_shape), bank.boundary)
-        return size * gram_norm_bound(local_gram(scaled, bank.filter_shape, filters.device))
+        return size * gram_norm_bound(local_gram(bank.alone(filters / size), bank.filter_shape, filters.device))
     bound = _torus_bound(filters, bank)
     if bank.boundary in _REPEATING:
         bound = min(bound * padding_norm(bank), _schur_bound(filters, bank))
@@ -226,8 +268,8 @@ def weighted_norm_bound(bank: FilterBank, channel_weights: Tensor, tight: bool =
 def _torus_bound(filters: Tensor, bank: FilterBank) -> float:
     """Of filters in float64 on padded images of the bank."""
     around = 0 if bank.boundary == "circular" else 1
-    height, width = (n + around * (k - 1) for n, k in zip(bank._sides, bank.filter_shape, strict=True))
-    return math.sqrt(circulant_bound(filters, (height, width))[0])
+    sides = tuple(n + around * (k - 1) for n, k in zip(bank._sides, bank.filter_shape, strict=True))
+    return math.sqrt(max(circulant_bound(filters, sides)[0], 0.0))
 
 
 def padding_norm(bank: FilterBank) -> float:
@@ -244,7 +286,7 @@ def padding_norm(bank: FilterBank) -> float:
 
 def _schur_bound(filters: Tensor, bank: FilterBank) -> float:
     """‖M‖² <= (largest absolute row sum)(largest absolute column sum), both exact: |M| applied to ones."""
-    absolute = FilterBank(filters.abs(), cast(tuple[int, int, int], bank.domain_shape), bank.boundary)
+    absolute = bank.alone(filters.abs())
     ones = torch.ones(1, *absolute.domain_shape, dtype=torch.float64, device=filters.device)
     rows = absolute(ones)
     return math.sqrt(float(rows.max()) * float(absolute.adjoint(torch.ones_like(rows)).max()))
@@ -256,11 +298,10 @@ def padding_lipschitz(bank: FilterBank) -> float:
     The gradient's entry (c, i, j) is the inner product of p_c with one shifted window of the padded image; a window of
     a circular padding is a permutation of the image, so the factor is needed for repeated pixels alone.
     """
-    k, l = bank.filter_shape
     repeat = 1.0
     if bank.boundary in _REPEATING:
-        for n, side in zip(bank._sides, (k, l), strict=True):
+        for n, side in zip(bank._sides, bank.filter_shape, strict=True):
             index = source_index(n, *margins(side), bank.boundary, torch.device("cpu"))
             windows = index.unfold(0, n, 1)
             repeat *= max(float(torch.bincount(w, minlength=n).max()) for w in windows)
-    return math.sqrt(k * l * repeat)
+    return math.sqrt(math.prod(bank.filter_shape) * repeat)

@@ -7,62 +7,76 @@ import math
 import torch
 from torch import Tensor
 
+from learnreg.errors import ShapeError
 from learnreg.linear.norms import NormBound
 from learnreg.linear.operator import LinearOperator
-from learnreg.linear.shapes import check_one_channel
+from learnreg.linear.shapes import checked_shape
 from learnreg.linear.stencil import Stencil
 
 __all__ = ["Gradient"]
 
 
 class Gradient(LinearOperator):
-    """Forward differences of (1, H, W): range (2, H, W), vertical then horizontal, zero at the last row and column."""
+    """Forward differences of (channels, *sides) along each of one to three sides, zero at the last places.
 
-    def __init__(self, domain_shape: tuple[int, ...]) -> None:
-        check_one_channel(domain_shape, "Gradient")
-        super().__init__(domain_shape, (2, *domain_shape[1:]))
+    Range (2, H, W) for an image of one channel, vertical then horizontal, and likewise (1, N) and (3, D, H, W). The
+    first axis holds what belongs to a place: with several channels the differences of one of them, range (sides,
+    channels, *sides), or with ``over_channels`` those of all, range (sides · channels, *sides).
+    """
+
+    def __init__(self, domain_shape: tuple[int, ...], over_channels: bool = False) -> None:
+        channels, *sides = domain_shape = checked_shape(domain_shape, "domain_shape")
+        if not 1 <= len(sides) <= 3:
+            raise ShapeError(f"Gradient: got images of shape {domain_shape}, expected (channels, *one to three sides).")
+        count = len(sides)
+        apart = channels > 1 and not over_channels
+        super().__init__(domain_shape, (count, *domain_shape) if apart else (count * channels, *sides))
 
     def forward(self, x: Tensor) -> Tensor:
-        image = x[:, 0]
-        result = x.new_zeros(x.shape[0], *self.range_shape)
-        result[:, 0, :-1] = image[:, 1:] - image[:, :-1]
-        result[:, 1, :, :-1] = image[:, :, 1:] - image[:, :, :-1]
-        return result
+        return self._into(x, x.new_zeros(x.shape[0], *self.range_shape))
 
     def forward_into(self, x: Tensor, out: Tensor) -> Tensor:
-        image = x[:, 0]
-        torch.sub(image[:, 1:], image[:, :-1], out=out[:, 0, :-1])
-        torch.sub(image[:, :, 1:], image[:, :, :-1], out=out[:, 1, :, :-1])
-        out[:, 0, -1].zero_()
-        out[:, 1, :, -1].zero_()
+        by_axis = self._by_axis(out)
+        for axis in range(by_axis.shape[1]):
+            by_axis[:, axis].select(axis + 2, -1).zero_()
+        return self._into(x, out)
+
+    def _into(self, x: Tensor, out: Tensor) -> Tensor:
+        """The differences, in zeros."""
+        for axis, place in enumerate(self._by_axis(out).unbind(1), 2):
+            n = x.shape[axis] - 1
+            place.narrow(axis, 0, n).copy_(x.narrow(axis, 1, n)).sub_(x.narrow(axis, 0, n))
         return out
 
     def adjoint(self, y: Tensor) -> Tensor:
-        vertical, horizontal = y[:, 0, :-1], y[:, 1, :, :-1]
+        return self._pulled(y, -1)
+
+    def _pulled(self, y: Tensor, sign: int) -> Tensor:
         result = y.new_zeros(y.shape[0], *self.domain_shape)
-        result[:, 0, 1:] += vertical
-        result[:, 0, :-1] -= vertical
-        result[:, 0, :, 1:] += horizontal
-        result[:, 0, :, :-1] -= horizontal
+        for axis, part in enumerate(self._by_axis(y).unbind(1), 2):
+            n = part.shape[axis] - 1
+            difference = part.narrow(axis, 0, n)
+            result.narrow(axis, 1, n).add_(difference)
+            result.narrow(axis, 0, n).add_(difference, alpha=sign)
         return result
 
+    def _by_axis(self, y: Tensor) -> Tensor:
+        """(batch, sides, channels, *sides)."""
+        return y.reshape(y.shape[0], -1, *self.domain_shape)
+
     def _find_norm(self) -> NormBound:
-        _, height, width = self.domain_shape
-        square = sum(4.0 * math.cos(math.pi / (2 * n)) ** 2 for n in (height, width))
+        square = sum(4.0 * math.cos(math.pi / (2 * n)) ** 2 for n in self.domain_shape[1:])
         return NormBound(math.sqrt(square) * (1.0 + 1e-12))
 
     def row_norms(self, grouped: bool) -> Tensor | float:
-        return math.sqrt(3.0) * (1.0 + 1e-12) if grouped else math.sqrt(2.0) * (1.0 + 1e-12)
+        sides = len(self.domain_shape) - 1
+        return math.sqrt(sides + 1.0 if grouped else 2.0) * (1.0 + 1e-12)
 
     def stencil(self) -> Stencil | None:
-        filters = torch.tensor([[[-1.0, 0.0], [1.0, 0.0]], [[-1.0, 1.0], [0.0, 0.0]]], dtype=torch.float64)
-        return Stencil(filters, False, self._gram_diagonal, inside=True)
-
-    def _gram_diagonal(self, weights: Tensor) -> Tensor:
-        vertical, horizontal = weights[:, 0, :-1], weights[:, 1, :, :-1]
-        result = weights.new_zeros(weights.shape[0], *self.domain_shape)
-        result[:, 0, 1:] += vertical
-        result[:, 0, :-1] += vertical
-        result[:, 0, :, 1:] += horizontal
-        result[:, 0, :, :-1] += horizontal
-        return result
+        sides = len(self.domain_shape) - 1
+        filters = torch.zeros(sides, 1, *(2,) * sides, dtype=torch.float64)
+        for axis in range(sides):
+            filters[(axis, 0, *(0,) * sides)] = -1.0
+            filters[(axis, 0, *(int(other == axis) for other in range(sides)))] = 1.0
+        means = lambda w: self._by_axis(w).flatten(3).mean(3).transpose(1, 2)  # noqa: E731
+        return Stencil(filters, False, lambda w: self._pulled(w, 1), means, inside=True, taps=2 * sides)

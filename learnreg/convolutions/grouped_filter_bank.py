@@ -22,54 +22,53 @@ class GroupedFilterBank(FilterBank):
 
     Parameters
     ----------
-    filters: (s, G, k, l). The others are those of :class:`FilterBank`.
+    filters: (s, G, *filter sides), or (s, G, channels, *filter sides) across channels. The others are those of
+        :class:`FilterBank`.
+    over_channels: the responses of all channels that a filter sees one at a time are members of its group, range
+        (channels · s, G, rows, columns): potentials see their modulus.
     """
 
     def __init__(
         self,
         filters: Tensor,
-        domain_shape: tuple[int, int, int],
+        domain_shape: tuple[int, ...],
         boundary: Boundary = "valid",
         zero_mean: bool = False,
+        over_channels: bool = False,
     ) -> None:
-        if filters.dim() != 4:
+        if filters.dim() < 3:
             raise ShapeError(f"filters: got shape {tuple(filters.shape)}, expected (members, groups, k, k).")
         super().__init__(filters.flatten(0, 1), domain_shape, boundary, zero_mean)
-        self.members, self.groups = int(filters.shape[0]), int(filters.shape[1])
-        self.range_shape = (self.members, self.groups, *self.range_shape[1:])
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self._in_groups(super().forward(x))
-
-    def forward_into(self, x: Tensor, out: Tensor) -> Tensor:
-        super().forward_into(x, out.flatten(1, 2))
-        return out
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        return super().adjoint(y.flatten(1, 2))
+        members, self.groups = int(filters.shape[0]), int(filters.shape[1])
+        self.layout = replace(self.layout, as_members=over_channels)
+        copies = self.layout.copies
+        self.members = members * copies if over_channels else members
+        rows, columns = self.range_shape[1:]
+        self.range_shape = (self.members, self.groups, rows // copies if over_channels else rows, columns)
 
     def bands(self) -> Bands | None:
         flat = super().bands()
-        assert flat is not None
+        if flat is None:
+            return None
         return replace(
             flat,
-            respond=lambda z: self._in_groups(flat.respond(z)),
+            respond=lambda z: flat.respond(z).unflatten(1, (self.members, self.groups)),
             pull=lambda y: flat.pull(y.flatten(1, 2)),
             pull_diagonal=lambda w: flat.pull_diagonal(w.flatten(1, 2)),
         )
 
-    def _in_groups(self, responses: Tensor) -> Tensor:
-        return responses.reshape(-1, self.members, self.groups, *responses.shape[-2:])
-
     def per_filter(self, values: Tensor) -> Tensor:
         """Numbers of groups, G of them, as numbers of filters, (s G,)."""
-        return values.flatten().repeat(self.members)
+        return values.flatten().repeat(self.layout.filters // self.groups)
 
     def row_norms(self, grouped: bool) -> Tensor | float:
+        members = self.layout.filters // self.groups
         if not grouped:
-            return torch.as_tensor(super().row_norms(False)).reshape(self.members, self.groups, 1, 1)
-        windows = self.filters.detach().to(torch.float64).reshape(self.members, self.groups, -1)
-        norms: Tensor = torch.linalg.matrix_norm(windows.transpose(0, 1), 2) * padding_norm(self)
+            norms = torch.as_tensor(super().row_norms(False)).reshape(members, self.groups, 1, 1)
+            return norms.repeat(self.members // members, 1, 1, 1)
+        # the rows of different channels see different pixels
+        windows = self.filters.detach().to(torch.float64).reshape(members, self.groups, -1)
+        norms = torch.linalg.matrix_norm(windows.transpose(0, 1), 2) * padding_norm(self)
         if self.boundary == "circular":  # entries that fall on the same pixel add up
             folds = zip(self.filter_shape, self.domain_shape[1:], strict=True)
             norms = norms * math.sqrt(math.prod(math.ceil(k / n) for k, n in folds))

@@ -17,9 +17,9 @@ _LARGEST_MATRIX = 1600
 
 
 def local_norm_bound(
-    build: Callable[[tuple[int, int]], LinearOperator],
-    filter_shape: tuple[int, int],
-    sides: tuple[int, int],
+    build: Callable[[tuple[int, ...]], LinearOperator],
+    filter_shape: tuple[int, ...],
+    sides: tuple[int, ...],
     device: torch.device | str | None = None,
 ) -> float:
     """Bound of ‖W‖ for filters on images of one or more channels, ``build`` on images of given sides. *Rigorous bound.*
@@ -30,8 +30,7 @@ def local_norm_bound(
     """
     for power in _POWERS:
         reaches = [power * (k - 1) + k for k in filter_shape]
-        reduced = (min(sides[0], 2 * reaches[0] + 1), min(sides[1], 2 * reaches[1] + 1))
-        operator = build(reduced)
+        operator = build(tuple(min(n, 2 * reach + 1) for n, reach in zip(sides, reaches, strict=True)))
         if math.prod(operator.domain_shape) <= _LARGEST_MATRIX:
             break
     else:

@@ -26,35 +26,38 @@ _KERNELS: dict[str, tuple[str, _Transpose]] = {
 """torch's own padding and its transpose, on the CPU alone: on a GPU the transposes sum in no fixed order."""
 
 
-def pad(x: Tensor, filter_shape: tuple[int, int], boundary: Boundary) -> Tensor:
-    """Extend (batch, 1, H, W) so that a valid correlation has H x W responses; nothing to do for "valid"."""
+def pad(x: Tensor, filter_shape: tuple[int, ...], boundary: Boundary) -> Tensor:
+    """Extend (batch, channels, *sides) so that a valid correlation has as many responses; nothing to do for "valid"."""
     if boundary == "valid":
         return x
-    (top, bottom), (left, right) = (margins(k) for k in filter_shape)
+    ends = [margins(k) for k in filter_shape]
+    around = [n for end in reversed(ends) for n in end]
+    planar, sides = len(ends) == 2, x.shape[2:]
     if boundary == "zero":
-        return F.pad(x, (left, right, top, bottom))
-    if boundary in _KERNELS and x.device.type == "cpu":
-        return F.pad(x, (left, right, top, bottom), _KERNELS[boundary][0])
-    if boundary == "circular" and bottom <= x.shape[-2] and right <= x.shape[-1]:
-        return F.pad(x, (left, right, top, bottom), "circular")
-    rows = source_index(x.shape[-2], top, bottom, boundary, x.device)
-    cols = source_index(x.shape[-1], left, right, boundary, x.device)
-    return x.index_select(-2, rows).index_select(-1, cols)
+        return F.pad(x, around)
+    if boundary in _KERNELS and planar and x.device.type == "cpu":
+        return F.pad(x, around, _KERNELS[boundary][0])
+    if boundary == "circular" and planar and all(after <= n for (_, after), n in zip(ends, sides, strict=True)):
+        return F.pad(x, around, "circular")
+    for axis, (n, end) in enumerate(zip(sides, ends, strict=True), 2):
+        x = x.index_select(axis, source_index(n, *end, boundary, x.device))
+    return x
 
 
-def pad_adjoint(y: Tensor, filter_shape: tuple[int, int], boundary: Boundary, shape: tuple[int, int]) -> Tensor:
+def pad_adjoint(y: Tensor, filter_shape: tuple[int, ...], boundary: Boundary, shape: tuple[int, ...]) -> Tensor:
     """The exact transpose of :func:`pad`, back to an image of the given sides."""
     if boundary == "valid":
         return y
-    (top, bottom), (left, right) = (margins(k) for k in filter_shape)
+    ends = [margins(k) for k in filter_shape]
     if boundary == "zero":
-        return y[..., top : top + shape[0], left : left + shape[1]]
-    if boundary in _KERNELS and y.device.type == "cpu":
-        return _KERNELS[boundary][1](y, y.new_empty(*y.shape[:-2], *shape), [left, right, top, bottom])
-    rows = source_index(shape[0], top, bottom, boundary, y.device)
-    cols = source_index(shape[1], left, right, boundary, y.device)
-    folded = y.new_zeros(*y.shape[:-2], shape[0], y.shape[-1]).index_add(-2, rows, y)
-    return folded.new_zeros(*folded.shape[:-1], shape[1]).index_add(-1, cols, folded)
+        return y[(..., *(slice(before, before + n) for (before, _), n in zip(ends, shape, strict=True)))]
+    if boundary in _KERNELS and len(ends) == 2 and y.device.type == "cpu":
+        around = [n for end in reversed(ends) for n in end]
+        return _KERNELS[boundary][1](y, y.new_empty(*y.shape[:-2], *shape), around)
+    for axis, (n, end) in enumerate(zip(shape, ends, strict=True), 2):
+        index = source_index(n, *end, boundary, y.device)
+        y = y.new_zeros(*y.shape[:axis], n, *y.shape[axis + 1 :]).index_add(axis, index, y)
+    return y
 
 
 def margins(k: int) -> tuple[int, int]:

@@ -245,22 +245,29 @@ def _random_unit(
     return unit.reshape(1, *domain_shape)
 
 
-def circulant_bound(filters: Tensor, shape: tuple[int, int]) -> tuple[float, float]:
-    """Largest and smallest value of sum_c |w^_c|^2 over the frequencies of a torus of the given size.
+def circulant_bound(filters: Tensor, shape: tuple[int, ...]) -> tuple[float, float]:
+    """Largest and smallest value of sum_c |w^_c|^2 over the frequencies of a torus of the given sides; for filters of
+    several channels, the extreme eigenvalues of the Gram matrices of their transforms.
 
     The largest is the squared norm of the circular filter bank on that torus, and a rigorous bound for every sub-block
     of it (zero-padded and valid correlation: torus sides >= image + filter - 1).
 
     Parameters
     ----------
-    filters: (n, k, l), one input channel; folded around the torus if larger than it.
-    shape: torus sides (H, W).
+    filters: (n, *filter sides), of one channel, or (n, channels, *filter sides); folded around the torus if larger.
+    shape: torus sides.
     """
     w = filters.detach().to(torch.float64)
-    folded = torch.zeros(w.shape[0], *shape, dtype=w.dtype, device=w.device)
-    rows = torch.arange(w.shape[1], device=w.device) % shape[0]
-    cols = torch.arange(w.shape[2], device=w.device) % shape[1]
-    index = (rows[:, None] * shape[1] + cols[None, :]).reshape(-1)
-    folded.view(w.shape[0], -1).index_add_(1, index, w.reshape(w.shape[0], -1))
-    power = torch.fft.rfft2(folded).abs().square().sum(0)
+    w = w[:, None] if w.dim() == len(shape) + 1 else w
+    index = torch.zeros((), dtype=torch.int64, device=w.device)
+    for side, n in zip(w.shape[2:], shape, strict=True):
+        index = index[..., None] * n + torch.arange(side, device=w.device) % n
+    folded = torch.zeros(*w.shape[:2], math.prod(shape), dtype=w.dtype, device=w.device)
+    folded.index_add_(2, index.flatten(), w.flatten(2))
+    spectrum = torch.fft.rfftn(folded.unflatten(2, shape), dim=tuple(range(2, w.dim())))
+    if w.shape[1] == 1:
+        power = spectrum.abs().square().sum(0)
+    else:
+        columns = spectrum.flatten(2).permute(2, 0, 1)
+        power = torch.linalg.eigvalsh(columns.mH @ columns)
     return float(power.max()), float(power.min())

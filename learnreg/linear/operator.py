@@ -122,12 +122,12 @@ class LinearOperator(Normed):
         filtered back-projection; None otherwise. Solvers start from it, nothing depends on it."""
         return None
 
-    def gram_symbol(self, sides: tuple[int, int], dtype: torch.dtype) -> Tensor | None:
-        """*Estimate* of the eigenvalues of A^T A for the frequencies of a torus with these sides, (rows, columns // 2 +
-        1), from its responses to a few points in this dtype; None unless the domain is one image (1, H, W).
-        Preconditioners use it, no bound does. Its applications are made once, like those of ``norm_bound``, and not
-        counted."""
-        if len(self.domain_shape) != 3 or self.domain_shape[0] != 1:
+    def gram_symbol(self, sides: tuple[int, ...], dtype: torch.dtype) -> Tensor | None:
+        """*Estimate* of the eigenvalues of A^T A for the frequencies of a torus with these sides, (*half spectrum,),
+        the same for all channels, from its responses to a few points in this dtype; None unless the domain is an image
+        (channels, *sides), of one to three sides. Preconditioners use it, no bound does. Its applications are made
+        once, like those of ``norm_bound``, and not counted."""
+        if not 2 <= len(self.domain_shape) <= 4:
             return None
         gram = lambda v: self.adjoint(self(v))  # noqa: E731
         find = lambda: point_response_symbol(gram, self.domain_shape, sides, dtype, self._device())  # noqa: E731

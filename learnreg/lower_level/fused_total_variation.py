@@ -38,7 +38,8 @@ class FusedTotalVariation:
         potential, diagonal = instance.potential, instance.quadratic.number()
         if type(instance.analysis) is not Gradient or type(potential) is not IsotropicPseudoHuber:
             return None
-        if instance.box.constrains or diagonal is None:
+        shape = instance.analysis.domain_shape
+        if instance.box.constrains or diagonal is None or len(shape) != 3 or shape[0] > 1:
             return None
         weight, smoothing = potential.weight, potential.smoothing
         if not isinstance(weight, Tensor) or weight.dim() > 0 or not isinstance(smoothing, float):

@@ -80,13 +80,13 @@ class Quadratic:
         """The number that M multiplies with, shape (); None where it takes more than one."""
         return None
 
-    def symbol(self, sides: tuple[int, int], like: Tensor) -> Tensor | None:
+    def symbol(self, sides: tuple[int, ...], like: Tensor) -> Tensor | None:
         """M for each frequency of a torus of these sides, to broadcast against the half spectrum, in the dtype of
         images such as ``like``: with the mean of the weights for all; None where A is no convolution."""
         symbol = self.forward.gram_symbol(sides, like.dtype)
         if symbol is None:
             return None
-        mean = self.weights.flatten(1).mean(1)[:, None, None, None] if self._per_sample else self.weights.mean()
+        mean = expand(self.weights.flatten(1).mean(1), like) if self._per_sample else self.weights.mean()
         return symbol.to(like.device) * mean + self.ridge
 
     def pull(self, p: Tensor) -> Tensor:
@@ -156,9 +156,10 @@ class DiagonalQuadratic(Quadratic):
     def number(self) -> Tensor | None:
         return self.diagonal if self.diagonal.dim() == 0 else None
 
-    def symbol(self, sides: tuple[int, int], like: Tensor) -> Tensor:
+    def symbol(self, sides: tuple[int, ...], like: Tensor) -> Tensor:
         """The mean of the diagonal for all frequencies."""
-        return self.diagonal if self.diagonal.dim() == 0 else self.diagonal.mean((-3, -2, -1), keepdim=True)
+        axes = tuple(range(1 - like.dim(), 0))
+        return self.diagonal if self.diagonal.dim() == 0 else self.diagonal.mean(axes, keepdim=True)
 
     def pull(self, p: Tensor) -> Tensor:
         return p if self.identity else super().pull(p)
@@ -177,7 +178,7 @@ class DiagonalQuadratic(Quadratic):
             dims = len(latent_shape)
             batch = diagonal.shape[: diagonal.dim() - dims] if diagonal.dim() > dims else ()
             image = diagonal.expand(*batch, *self.forward.domain_shape)
-            diagonal = torch.cat([image, diagonal.new_full((*batch, *latent_shape), own)], -3)
+            diagonal = torch.cat([image, diagonal.new_full((*batch, *latent_shape), own)], -dims)
         return DiagonalQuadratic(forward, weights, self.ridge, diagonal)
 
 

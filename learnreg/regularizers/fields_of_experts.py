@@ -8,16 +8,16 @@ import torch
 from torch import Tensor
 
 from learnreg.convolutions.dct import LARGEST_SIDE, MOST_FILTERS, dct_filters
-from learnreg.convolutions.filter_bank import FilterBank
 from learnreg.convolutions.padding import Boundary
 from learnreg.errors import ConfigError, ShapeError
 from learnreg.linear.arguments import check_type, is_whole, real_number, shown
-from learnreg.linear.shapes import check_one_channel
 from learnreg.lower_level.regularizer import Regularizer, positive_log
 from learnreg.lower_level.saddle_terms import Pictures, SaddleTerms
 from learnreg.potentials import potential_from_config, potential_to_config
 from learnreg.potentials.base import Potential
+from learnreg.potentials.isotropic import IsotropicPseudoHuber
 from learnreg.potentials.pseudo_huber import PseudoHuber
+from learnreg.regularizers.image_kind import Coupling, ImageKind
 from learnreg.regularizers.learned_filters import ArrayLike, LearnedFilters, filters_from
 from learnreg.regularizers.options import RegularizerOptions
 
@@ -37,10 +37,13 @@ class FieldsOfExperts(LearnedFilters, Regularizer):
     minimum_smoothing: v_c stays above it, by parametrisation. Smoothings far below the noise cost iterations and change
         no image; 0 leaves them free.
     generator: for the random filters; torch's default generator otherwise.
+    channels, dimensions: of the images (channels, *sides).
+    coupling: "separate", the same filters for every channel; "joint", filters (n, channels, k, k) across them;
+        "complex", the same filters for two channels, phi of the modulus of both responses (pseudo-Huber only).
 
     The raw parameters are ``filters`` (n, k, k), ``log_weights`` (n,) and ``log_smoothing`` (n,), the logarithm of
-    v_c - minimum_smoothing. The filters in use are the raw ones minus their means, so that R ignores constants (not in
-    :meth:`from_arrays`).
+    v_c - minimum_smoothing. The filters in use are the raw ones minus their means (of each channel), so that R ignores
+    constants (not in :meth:`from_arrays`).
     """
 
     summary = "sum of l_c phi(w_c * x), phi one of the potentials with a name"
@@ -53,8 +56,13 @@ class FieldsOfExperts(LearnedFilters, Regularizer):
         boundary: Boundary = "reflect",
         minimum_smoothing: float = 0.0,
         generator: torch.Generator | None = None,
+        *,
+        channels: int = 1,
+        coupling: Coupling = "separate",
+        dimensions: int = 2,
     ) -> None:
         super().__init__()
+        images = ImageKind.of("FieldsOfExperts", channels, coupling, dimensions)
         if not is_whole(filters, 1, MOST_FILTERS) or not is_whole(size, 2, LARGEST_SIDE):
             raise ConfigError(
                 f"FieldsOfExperts(filters={shown(filters)}, size={shown(size)}): expected integers, filters from 1 to "
@@ -65,10 +73,9 @@ class FieldsOfExperts(LearnedFilters, Regularizer):
         check_type(potential, Potential, "FieldsOfExperts(potential)", "one such as lr.PseudoHuber(0.01)")
         initial_weight = potential.weight if isinstance(potential.weight, Tensor) else potential.weight / filters
         smoothing = potential.numbers().get("smoothing")
-        self._potential = potential
-        potential_to_config(potential)
+        self._potential = _checked(potential, images)
         self._set(
-            dct_filters(filters, size, generator),
+            dct_filters(filters, size, generator, dimensions, channels if images.across else 0),
             positive_log(initial_weight, "weights", filters),
             None
             if smoothing is None
@@ -76,6 +83,7 @@ class FieldsOfExperts(LearnedFilters, Regularizer):
             boundary,
             zero_mean=True,
             minimum_smoothing=minimum_smoothing,
+            images=images,
         )
 
     @classmethod
@@ -86,9 +94,14 @@ class FieldsOfExperts(LearnedFilters, Regularizer):
         smoothing: ArrayLike | None,
         boundary: Boundary = "valid",
         potential: Potential | None = None,
+        *,
+        channels: int = 1,
+        coupling: Coupling = "separate",
+        dimensions: int = 2,
     ) -> FieldsOfExperts:
         """A Field of Experts with exactly these filters (n, k, k), weights (n,) > 0 and smoothings (n,) > 0; None
-        for a potential without smoothing.
+        for a potential without smoothing. Filters are (n, channels, k, k) where they are across channels, of as many
+        sides as ``dimensions`` says.
 
         NumPy arrays or tensors; keeps the filters' dtype, does not re-centre them, stays trainable.
 
@@ -96,17 +109,18 @@ class FieldsOfExperts(LearnedFilters, Regularizer):
         ------
         ShapeError: the shapes do not fit. ConfigError: a weight or smoothing that is not positive and finite.
         """
+        images = ImageKind.of("from_arrays", channels, coupling, dimensions)
         w = filters_from(filters)
-        if w.dim() == 4 and w.shape[1] == 1:
+        if not images.across and w.dim() == dimensions + 2 and w.shape[1] == 1:
             w = w[:, 0]
-        if w.dim() != 3:
-            raise ShapeError(f"from_arrays(filters): got shape {tuple(w.shape)}, expected (n, k, k).")
-        potential = potential if potential is not None else PseudoHuber(1.0)
-        potential_to_config(potential)
+        if w.dim() != len(images.kernel(1)) + 1 or (images.across and w.shape[1] != channels):
+            expected = ", ".join(["n", *([str(channels)] if images.across else []), *["k"] * dimensions])
+            raise ShapeError(f"from_arrays(filters): got shape {tuple(w.shape)}, expected ({expected}).")
+        potential = _checked(potential if potential is not None else PseudoHuber(1.0), images)
         if (smoothing is None) == ("smoothing" in potential.number_names):
             expected = "smoothings" if smoothing is None else "None, since the potential has no smoothing"
             raise ConfigError(f"from_arrays(smoothing, potential={type(potential).__name__}): expected {expected}.")
-        result = cls._of_arrays(w, weights, smoothing, boundary)
+        result = cls._of_arrays(w, weights, smoothing, boundary, images)
         result._potential = potential
         return result
 
@@ -126,20 +140,36 @@ class FieldsOfExperts(LearnedFilters, Regularizer):
             boundary=cast(Boundary, options.boundary),
             minimum_smoothing=options.minimum_smoothing,
             generator=generator,
+            **options.images,
         )
 
     def saddle_terms(self, image_shape: tuple[int, ...]) -> SaddleTerms:
-        shape = check_one_channel(image_shape, "FieldsOfExperts")
-        bank = FilterBank(self._exact_filters(), shape, self.boundary, self.zero_mean)
+        shape = self.images.check(image_shape, "FieldsOfExperts")
+        bank = self.images.bank(self._exact_filters(), shape, self.boundary, self.zero_mean)
+        if self.images.turns:
+            return SaddleTerms(bank, IsotropicPseudoHuber(**self._numbers()))
         return SaddleTerms(bank, self._potential.with_numbers(**self._numbers()))
 
     def config(self) -> dict[str, Any]:
         return super().config() | {"potential": potential_to_config(self._potential)}
 
     @torch.no_grad()
-    def pictures(self) -> Pictures:
-        return Pictures(self.effective_filters[:, None], self.weights, self.smoothing)
+    def pictures(self) -> Pictures | None:
+        return self.images.pictures(self.effective_filters, self.weights, self.smoothing)
 
     def extra_repr(self) -> str:
-        n, k, _ = self.filters.shape
-        return f"filters={n}, size={k}, potential={type(self._potential).__name__}, boundary={self.boundary!r}"
+        n, k = self.filters.shape[0], self.filters.shape[-1]
+        potential = type(self._potential).__name__
+        sizes = f"filters={n}, size={k}, potential={potential}, boundary={self.boundary!r}"
+        return sizes + self.images.described()
+
+
+def _checked(potential: Potential, images: ImageKind) -> Potential:
+    """ConfigError for a potential that has no name in model files, or no form for the modulus of complex images."""
+    potential_to_config(potential)
+    if images.turns and type(potential) is not PseudoHuber:
+        raise ConfigError(
+            f"FieldsOfExperts(coupling='complex', potential={type(potential).__name__}): of a modulus there is the "
+            "pseudo-Huber function alone; leave potential out, or give lr.PseudoHuber(smoothing)."
+        )
+    return potential

@@ -13,6 +13,7 @@ from learnreg.errors import ConfigError
 from learnreg.linear.arguments import check_one_of, given_tensor
 from learnreg.lower_level.regularizer import positive_log
 from learnreg.lower_level.saddle_terms import ParameterRole
+from learnreg.regularizers.image_kind import ImageKind
 
 __all__ = ["ArrayLike", "LearnedFilters", "filters_from"]
 
@@ -20,9 +21,9 @@ ArrayLike = Tensor | np.ndarray[Any, Any]
 
 
 class LearnedFilters(nn.Module):
-    """The raw parameters ``filters`` (n, ..., k, k), ``log_weights`` (n,) and, where the potential has a smoothing,
+    """The raw parameters ``filters`` (n, ..., *kernel), ``log_weights`` (n,) and, where the potential has a smoothing,
     ``log_smoothing`` (n,), the logarithm of the smoothing less ``minimum_smoothing``. Filters are used minus their
-    means with ``zero_mean``."""
+    means with ``zero_mean``, those of each channel."""
 
     log_smoothing: nn.Parameter | None
 
@@ -34,15 +35,24 @@ class LearnedFilters(nn.Module):
         boundary: Boundary,
         zero_mean: bool,
         minimum_smoothing: float = 0.0,
+        images: ImageKind | None = None,
     ) -> None:
         check_one_of(boundary, BOUNDARIES, "boundary")
+        self.images = images or ImageKind()
         self.filters = nn.Parameter(filters)
         self.log_weights = log_weights
         self.register_parameter("log_smoothing", log_smoothing)
         self.boundary, self.zero_mean, self.minimum_smoothing = boundary, zero_mean, float(minimum_smoothing)
 
     @classmethod
-    def _of_arrays(cls, filters: Tensor, weights: ArrayLike, smoothing: ArrayLike | None, boundary: Boundary) -> Self:
+    def _of_arrays(
+        cls,
+        filters: Tensor,
+        weights: ArrayLike,
+        smoothing: ArrayLike | None,
+        boundary: Boundary,
+        images: ImageKind | None = None,
+    ) -> Self:
         """With exactly these numbers; ConfigError where weights or smoothings are not positive and finite."""
         result = cls.__new__(cls)
         nn.Module.__init__(result)
@@ -54,6 +64,7 @@ class LearnedFilters(nn.Module):
             _log_smoothing(smoothing, filters),
             boundary,
             zero_mean=False,
+            images=images,
         )
         return result
 
@@ -70,6 +81,7 @@ class LearnedFilters(nn.Module):
             config["boundary"],
             zero_mean=bool(config["zero_mean"]),
             minimum_smoothing=float(config.get("minimum_smoothing", 0.0)),
+            images=ImageKind.from_config(config),
         )
         return result
 
@@ -91,8 +103,8 @@ class LearnedFilters(nn.Module):
     def _exact_filters(self) -> Tensor:
         """In float64, so that the gradient of the raw filters is rounded once, at the end: the mean that is projected
         out of it can be far larger than what remains."""
-        filters = self.filters.double()
-        return filters - filters.mean((-2, -1), keepdim=True) if self.zero_mean else filters
+        filters, sides = self.filters.double(), tuple(range(-self.images.dimensions, 0))
+        return filters - filters.mean(sides, keepdim=True) if self.zero_mean else filters
 
     def _numbers(self) -> dict[str, float | Tensor]:
         """Weights and smoothings in float64, (n, 1, 1) each, by the keywords of the potential."""
@@ -107,8 +119,8 @@ class LearnedFilters(nn.Module):
 
     def config(self) -> dict[str, Any]:
         smoothing = {} if self.log_smoothing is None else {"minimum_smoothing": self.minimum_smoothing}
-        filters = list(self.filters.shape)
-        return {"filters": filters, "boundary": self.boundary, "zero_mean": self.zero_mean, **smoothing}
+        filters, images = list(self.filters.shape), self.images.config()
+        return {"filters": filters, "boundary": self.boundary, "zero_mean": self.zero_mean, **smoothing, **images}
 
 
 def _log_smoothing(smoothing: ArrayLike | None, filters: Tensor) -> nn.Parameter | None:

@@ -3,7 +3,7 @@ variation", SIAM J. Imaging Sci. 14, 2021)."""
 
 from __future__ import annotations
 
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +20,11 @@ from learnreg.convolutions.interpolation import (
     sum_to_one,
 )
 from learnreg.convolutions.padding import Boundary
-from learnreg.linear.shapes import check_one_channel
+from learnreg.errors import ConfigError
 from learnreg.lower_level.regularizer import Regularizer, positive_log
 from learnreg.lower_level.saddle_terms import ParameterRole, Pictures, SaddleTerms
 from learnreg.potentials.isotropic import IsotropicPseudoHuber
+from learnreg.regularizers.image_kind import Coupling, ImageKind
 from learnreg.regularizers.options import RegularizerOptions
 
 __all__ = ["LearnedTotalVariation"]
@@ -48,6 +49,9 @@ class LearnedTotalVariation(Regularizer):
     smoothing: v, fixed, in image units.
     boundary: "replicate", or as in :class:`FieldsOfExperts`.
     generator: for the random positions; torch's default generator otherwise.
+    channels: of the images (channels, height, width). dimensions: 2.
+    coupling: "separate", the sum over the channels; "joint", the square root is taken of the squares of all channels
+        together; "complex", the same for two channels. Kernels are the same for all channels.
 
     The raw parameter ``kernels``, (2, m, k, k), has the kernels for vertical differences, then for horizontal ones;
     those in use are the raw ones plus the constant that makes them sum to one.
@@ -63,8 +67,18 @@ class LearnedTotalVariation(Regularizer):
         smoothing: float = 1e-3,
         boundary: Boundary = "replicate",
         generator: torch.Generator | None = None,
+        *,
+        channels: int = 1,
+        coupling: Coupling = "separate",
+        dimensions: int = 2,
     ) -> None:
         super().__init__()
+        self.images = ImageKind.of("LearnedTotalVariation", channels, coupling, dimensions)
+        if dimensions != 2:
+            raise ConfigError(
+                f"LearnedTotalVariation(dimensions={dimensions}): its positions lie in pixels of images, dimensions=2; "
+                "for signals and volumes take TotalVariation, or MultivariateExperts, whose filters can learn it."
+            )
         check_interpolation("LearnedTotalVariation", positions, size, boundary, weight=weight, smoothing=smoothing)
         self.kernels = nn.Parameter(_initial_kernels(positions, size, generator))
         self.log_weights: nn.Parameter = positive_log(weight / positions, "LearnedTotalVariation weight", positions)
@@ -78,6 +92,7 @@ class LearnedTotalVariation(Regularizer):
             weight=options.variation_weight,
             smoothing=options.smoothing,
             generator=generator,
+            **options.images,
         )
 
     @property
@@ -97,9 +112,10 @@ class LearnedTotalVariation(Regularizer):
         return _differences(self.kernels).transpose(0, 1).to(self.kernels.dtype)
 
     def saddle_terms(self, image_shape: tuple[int, ...]) -> SaddleTerms:
-        shape = check_one_channel(image_shape, "LearnedTotalVariation")
+        shape = self.images.check(image_shape, "LearnedTotalVariation")
         # Differences of kernels do not see a constant in the gradient of the filters: zero_mean holds.
-        bank = GroupedFilterBank(_differences(self.kernels), shape, self.boundary, zero_mean=True)
+        filters, together = _differences(self.kernels), self.images.coupling != "separate"
+        bank = GroupedFilterBank(filters, shape, self.boundary, zero_mean=True, over_channels=together)
         return SaddleTerms(bank, IsotropicPseudoHuber(self.smoothing, self.log_weights.double().exp()[:, None, None]))
 
     def parameter_roles(self) -> dict[str, ParameterRole]:
@@ -111,15 +127,13 @@ class LearnedTotalVariation(Regularizer):
 
     def config(self) -> dict[str, Any]:
         _, positions, size, _ = self.kernels.shape
-        return {"positions": positions, "size": size, "smoothing": self.smoothing, "boundary": self.boundary}
+        own = {"positions": positions, "size": size, "smoothing": self.smoothing, "boundary": self.boundary}
+        return own | self.images.config()
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
         return cls(
-            int(config["positions"]),
-            int(config["size"]),
-            smoothing=float(config["smoothing"]),
-            boundary=cast(Boundary, config["boundary"]),
+            **{**config, "smoothing": float(config["smoothing"])},
             generator=torch.Generator().manual_seed(0),
         )
 
@@ -130,7 +144,8 @@ class LearnedTotalVariation(Regularizer):
 
     def extra_repr(self) -> str:
         _, positions, size, _ = self.kernels.shape
-        return f"positions={positions}, size={size}, smoothing={self.smoothing:g}, boundary={self.boundary!r}"
+        sizes = f"positions={positions}, size={size}, smoothing={self.smoothing:g}, boundary={self.boundary!r}"
+        return sizes + self.images.described()
 
 
 def _differences(kernels: Tensor) -> Tensor:

@@ -8,14 +8,13 @@ import torch
 from torch import Tensor
 
 from learnreg.convolutions.dct import LARGEST_SIDE, MOST_FILTERS, dct_filters
-from learnreg.convolutions.grouped_filter_bank import GroupedFilterBank
 from learnreg.convolutions.padding import Boundary
 from learnreg.errors import ConfigError, ShapeError
 from learnreg.linear.arguments import is_whole, model_scale, real_number, shown
-from learnreg.linear.shapes import check_one_channel
 from learnreg.lower_level.regularizer import Regularizer, positive_log
 from learnreg.lower_level.saddle_terms import Pictures, SaddleTerms
 from learnreg.potentials.isotropic import IsotropicPseudoHuber
+from learnreg.regularizers.image_kind import Coupling, ImageKind
 from learnreg.regularizers.learned_filters import ArrayLike, LearnedFilters, filters_from
 from learnreg.regularizers.options import RegularizerOptions
 
@@ -41,6 +40,9 @@ class MultivariateExperts(LearnedFilters, Regularizer):
         "circular" or "replicate".
     minimum_smoothing: v_g stays above it, by parametrisation; 0 leaves it free.
     generator: for the random filters; torch's default generator otherwise.
+    channels, dimensions: of the images (channels, *sides).
+    coupling: "separate", the same filters for every channel; "joint", filters (G, s, channels, k, k) across them;
+        "complex", the same filters for two channels, whose responses are all in the group.
 
     The raw parameters are ``filters`` (G, s, k, k), ``log_weights`` (G,) and ``log_smoothing`` (G,), the logarithm of
     v_g - minimum_smoothing. The filters in use are the raw ones minus their means, so that R ignores constants (not in
@@ -59,8 +61,13 @@ class MultivariateExperts(LearnedFilters, Regularizer):
         boundary: Boundary = "reflect",
         minimum_smoothing: float = 0.0,
         generator: torch.Generator | None = None,
+        *,
+        channels: int = 1,
+        coupling: Coupling = "separate",
+        dimensions: int = 2,
     ) -> None:
         super().__init__()
+        images = ImageKind.of("MultivariateExperts", channels, coupling, dimensions)
         counts = is_whole(groups, 1, MOST_FILTERS) and is_whole(group_size, 1, MOST_FILTERS)
         if not counts or not is_whole(size, 2, LARGEST_SIDE) or groups * group_size > MOST_FILTERS:
             raise ConfigError(
@@ -72,29 +79,41 @@ class MultivariateExperts(LearnedFilters, Regularizer):
         smoothing = model_scale(smoothing, "MultivariateExperts(smoothing)")
         minimum_smoothing = real_number(minimum_smoothing, "MultivariateExperts(minimum_smoothing)", least=0.0)
         self._set(
-            _paired_filters(groups * group_size, size, generator).reshape(groups, group_size, size, size),
+            _paired_filters(groups * group_size, size, generator, images).unflatten(0, (groups, group_size)),
             positive_log(weight / groups, "weight", groups),
             positive_log(smoothing - minimum_smoothing, "smoothing - minimum_smoothing", groups),
             boundary,
             zero_mean=True,
             minimum_smoothing=minimum_smoothing,
+            images=images,
         )
 
     @classmethod
     def from_arrays(
-        cls, filters: ArrayLike, weights: ArrayLike, smoothing: ArrayLike, boundary: Boundary = "valid"
+        cls,
+        filters: ArrayLike,
+        weights: ArrayLike,
+        smoothing: ArrayLike,
+        boundary: Boundary = "valid",
+        *,
+        channels: int = 1,
+        coupling: Coupling = "separate",
+        dimensions: int = 2,
     ) -> MultivariateExperts:
-        """Exactly these filters (G, s, k, k), weights (G,) > 0 and smoothings (G,) > 0, NumPy arrays or tensors; keeps
-        the filters' dtype, does not re-centre them, stays trainable.
+        """Exactly these filters (G, s, k, k), or (G, s, channels, k, k) across channels, of as many sides as
+        ``dimensions`` says, weights (G,) > 0 and smoothings (G,) > 0, NumPy arrays or tensors; keeps the filters'
+        dtype, does not re-centre them, stays trainable.
 
         Raises
         ------
         ShapeError: the shapes do not fit. ConfigError: a weight or smoothing that is not positive and finite.
         """
+        images = ImageKind.of("from_arrays", channels, coupling, dimensions)
         w = filters_from(filters)
-        if w.dim() != 4 or 0 in w.shape:
-            raise ShapeError(f"from_arrays(filters): got shape {tuple(w.shape)}, expected (groups, group_size, k, k).")
-        return cls._of_arrays(w, weights, smoothing, boundary)
+        if w.dim() != len(images.kernel(1)) + 2 or 0 in w.shape or (images.across and w.shape[2] != channels):
+            expected = ", ".join(["groups, group_size", *([str(channels)] if images.across else []), *"k" * dimensions])
+            raise ShapeError(f"from_arrays(filters): got shape {tuple(w.shape)}, expected ({expected}).")
+        return cls._of_arrays(w, weights, smoothing, boundary, images)
 
     @classmethod
     def from_options(cls, options: RegularizerOptions, generator: torch.Generator) -> Self:
@@ -111,26 +130,34 @@ class MultivariateExperts(LearnedFilters, Regularizer):
             boundary=cast(Boundary, options.boundary),
             minimum_smoothing=options.minimum_smoothing,
             generator=generator,
+            **options.images,
         )
 
     def saddle_terms(self, image_shape: tuple[int, ...]) -> SaddleTerms:
-        shape = check_one_channel(image_shape, "MultivariateExperts")
-        bank = GroupedFilterBank(self._exact_filters().transpose(0, 1), shape, self.boundary, self.zero_mean)
+        shape = self.images.check(image_shape, "MultivariateExperts")
+        bank = self.images.grouped_bank(self._exact_filters().transpose(0, 1), shape, self.boundary, self.zero_mean)
         return SaddleTerms(bank, IsotropicPseudoHuber(**self._numbers()))
 
     @torch.no_grad()
-    def pictures(self) -> Pictures:
+    def pictures(self) -> Pictures | None:
+        if self.images.dimensions != 2 or self.images.across:
+            return None
         return Pictures(self.effective_filters, self.weights, self.smoothing)
 
     def extra_repr(self) -> str:
-        groups, members, size, _ = self.filters.shape
-        return f"groups={groups}, group_size={members}, size={size}, boundary={self.boundary!r}"
+        groups, members, size = *self.filters.shape[:2], self.filters.shape[-1]
+        sizes = f"groups={groups}, group_size={members}, size={size}, boundary={self.boundary!r}"
+        return sizes + self.images.described()
 
 
-def _paired_filters(count: int, size: int, generator: torch.Generator | None) -> Tensor:
-    """DCT filters by increasing frequency, each next to its transpose; then those that are their own transpose, then
-    random ones. Shape (count, size, size)."""
-    filters = dct_filters(max(count, size * size - 1), size, generator)
-    basis, drawn = filters[: size * size - 1], filters[size * size - 1 :]
-    own = torch.tensor([torch.allclose(w, w.T) for w in basis])
+def _paired_filters(count: int, size: int, generator: torch.Generator | None, images: ImageKind) -> Tensor:
+    """DCT filters by increasing frequency, each next to its transpose in the last two axes; then those that are their
+    own transpose, then random ones. Shape (count, *kernel)."""
+    dimensions, channels = images.dimensions, images.channels if images.across else 0
+    known = max(channels, 1) * (size**dimensions - 1)
+    filters = dct_filters(max(count, known), size, generator, dimensions, channels)
+    if dimensions == 1:
+        return filters[:count]
+    basis, drawn = filters[:known], filters[known:]
+    own = torch.tensor([torch.allclose(w, w.mT) for w in basis])
     return torch.cat([basis[~own], basis[own], drawn])[:count]

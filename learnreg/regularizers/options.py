@@ -86,6 +86,11 @@ class RegularizerOptions:
         raise NotImplementedError
 
     @property
+    def images(self) -> dict[str, Any]:
+        """Channels and coupling of the images, as keywords of a regularizer: none for grey ones."""
+        return {}
+
+    @property
     def variation_weight(self) -> float:
         """Weight of a total variation that smooths as much as filters of these initial weights: measured, a third."""
         return self.weight / 3.0

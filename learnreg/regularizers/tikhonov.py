@@ -10,10 +10,10 @@ from learnreg.convolutions.dct import LARGEST_SIDE, MOST_FILTERS, dct_filters
 from learnreg.convolutions.filter_bank import FilterBank
 from learnreg.convolutions.padding import Boundary
 from learnreg.linear.arguments import model_scale, whole_number
-from learnreg.linear.shapes import check_one_channel
 from learnreg.lower_level.regularizer import Regularizer, positive_log
 from learnreg.lower_level.saddle_terms import Pictures, SaddleTerms
 from learnreg.potentials.square import Square
+from learnreg.regularizers.image_kind import Coupling, ImageKind
 from learnreg.regularizers.learned_filters import LearnedFilters
 from learnreg.regularizers.options import RegularizerOptions
 
@@ -23,7 +23,11 @@ __all__ = ["GeneralisedTikhonov"]
 class GeneralisedTikhonov(LearnedFilters, Regularizer):
     """R(x) = sum_c l_c/2 ‖w_c * x‖² with n filters w_c of side ``size``, minus their means, and weights l_c, raw
     ``filters`` and ``log_weights``; initially the DCT basis without the constant, weights of this sum. The lower level
-    is one linear system."""
+    is one linear system.
+
+    ``channels``, ``coupling`` and ``dimensions`` are those of :class:`FieldsOfExperts`; the squares of both parts of
+    complex images add up to those of their modulus.
+    """
 
     summary = "sum of l_c/2 (w_c * x)²"
 
@@ -34,24 +38,30 @@ class GeneralisedTikhonov(LearnedFilters, Regularizer):
         weight: float = 10.0,
         boundary: Boundary = "reflect",
         generator: torch.Generator | None = None,
+        *,
+        channels: int = 1,
+        coupling: Coupling = "separate",
+        dimensions: int = 2,
     ) -> None:
         super().__init__()
+        images = ImageKind.of("GeneralisedTikhonov", channels, coupling, dimensions)
         whole_number(filters, "GeneralisedTikhonov(filters)", most=MOST_FILTERS)
         whole_number(size, "GeneralisedTikhonov(size)", least=2, most=LARGEST_SIDE)
         weight = model_scale(weight, "GeneralisedTikhonov(weight)")
         weights = positive_log(weight / filters, "GeneralisedTikhonov weight", filters)
-        self._set(dct_filters(filters, size, generator), weights, None, boundary, zero_mean=True)
+        start = dct_filters(filters, size, generator, dimensions, channels if images.across else 0)
+        self._set(start, weights, None, boundary, zero_mean=True, images=images)
 
     @classmethod
     def from_options(cls, options: RegularizerOptions, generator: torch.Generator) -> Self:
         boundary = cast(Boundary, options.boundary)
-        return cls(options.filters, options.filter_side, boundary=boundary, generator=generator)
+        return cls(options.filters, options.filter_side, boundary=boundary, generator=generator, **options.images)
 
     def saddle_terms(self, image_shape: tuple[int, ...]) -> SaddleTerms:
-        shape = check_one_channel(image_shape, "GeneralisedTikhonov")
+        shape = self.images.check(image_shape, "GeneralisedTikhonov")
         bank = FilterBank(self._exact_filters(), shape, self.boundary, self.zero_mean)
         return SaddleTerms(bank, Square(**self._numbers()))
 
     @torch.no_grad()
-    def pictures(self) -> Pictures:
-        return Pictures(self.effective_filters[:, None], self.weights, self.smoothing)
+    def pictures(self) -> Pictures | None:
+        return self.images.pictures(self.effective_filters, self.weights, self.smoothing)

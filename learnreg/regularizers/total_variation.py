@@ -7,12 +7,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from learnreg.convolutions.gradient import Gradient
 from learnreg.linear.arguments import model_scale
-from learnreg.linear.shapes import check_one_channel
 from learnreg.lower_level.regularizer import Regularizer, positive_log
 from learnreg.lower_level.saddle_terms import ParameterRole, SaddleTerms
 from learnreg.potentials.isotropic import IsotropicPseudoHuber
+from learnreg.regularizers.image_kind import Coupling, ImageKind
 from learnreg.regularizers.options import RegularizerOptions
 
 __all__ = ["TotalVariation"]
@@ -25,18 +24,30 @@ class TotalVariation(Regularizer):
     ----------
     weight: initial weight; learnable through the raw parameter ``log_weight``.
     smoothing: fixed, in image units.
+    channels, dimensions: of the images (channels, *sides).
+    coupling: "separate", the sum of the variations of all channels; "joint", |Dx|_i is the length of the differences of
+        all channels along all directions (vectorial total variation); "complex", the same for two channels.
     """
 
     summary = "isotropic, smoothed, forward differences"
 
-    def __init__(self, weight: float = 0.1, smoothing: float = 1e-3) -> None:
+    def __init__(
+        self,
+        weight: float = 0.1,
+        smoothing: float = 1e-3,
+        *,
+        channels: int = 1,
+        coupling: Coupling = "separate",
+        dimensions: int = 2,
+    ) -> None:
         super().__init__()
+        self.images = ImageKind.of("TotalVariation", channels, coupling, dimensions)
         self.smoothing = model_scale(smoothing, "TotalVariation(smoothing)")
         self.log_weight: nn.Parameter = positive_log(model_scale(weight, "TotalVariation(weight)"), "weight")
 
     @classmethod
     def from_options(cls, options: RegularizerOptions, generator: torch.Generator) -> Self:
-        return cls(weight=options.variation_weight)
+        return cls(options.variation_weight, **options.images)
 
     @property
     def weight(self) -> Tensor:
@@ -44,18 +55,20 @@ class TotalVariation(Regularizer):
         return self.log_weight.exp()
 
     def saddle_terms(self, image_shape: tuple[int, ...]) -> SaddleTerms:
-        check_one_channel(image_shape, "TotalVariation")
-        return SaddleTerms(Gradient(image_shape), IsotropicPseudoHuber(self.smoothing, self.log_weight.double().exp()))
+        shape = self.images.check(image_shape, "TotalVariation")
+        potential = IsotropicPseudoHuber(self.smoothing, self.log_weight.double().exp())
+        return SaddleTerms(self.images.gradient(shape), potential)
 
     def parameter_roles(self) -> dict[str, ParameterRole]:
         return {"log_weight": "log_weight"}
 
     def config(self) -> dict[str, Any]:
-        return {"smoothing": self.smoothing}
+        return {"smoothing": self.smoothing, **self.images.config()}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
-        return cls(smoothing=float(config["smoothing"]))
+        return cls(**{**config, "smoothing": float(config["smoothing"])})
 
     def extra_repr(self) -> str:
-        return f"weight={float(torch.exp(self.log_weight.detach())):.4g}, smoothing={self.smoothing:g}"
+        weight = float(torch.exp(self.log_weight.detach()))
+        return f"weight={weight:.4g}, smoothing={self.smoothing:g}{self.images.described()}"

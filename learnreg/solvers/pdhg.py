@@ -200,7 +200,7 @@ def _newton_now(state: PDHGState) -> int:
 
 def newton_steps(instance: Instance, sizes: StepSizes, tau: Tensor) -> int:
     """Newton steps of the proximal map, from its stiffness."""
-    stiffness = float((instance.potential.curvature_limit / sizes.sigma(tau, instance.q)).max())
+    stiffness = sizes.curvature / float(sizes.level(tau).min())
     return next((count for limit, count in _NEWTON_STEPS if stiffness <= limit), _NEWTON_STEPS[-1][1])
 
 

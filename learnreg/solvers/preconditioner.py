@@ -5,7 +5,8 @@ inverts. M = A^T A + ridge is taken for the convolution that its point responses
 by orders of magnitude between flat regions and edges, mostly by a common factor: with s(pixel) its local size over its
 mean, the Hessian acts near a pixel like m + s T. The preconditioner interpolates between the inverses at a low and a
 high level of s: sum_k sqrt(u_k) (m + s_k T)^-1 sqrt(u_k), with non-negative shares u_k(pixel) that sum to one, linear
-in log s. It is symmetric and positive definite whatever the data.
+in log s. It is symmetric and positive definite whatever the data. Channels that filters see together make T a matrix
+for each frequency.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ __all__ = [
     "padded_sides",
     "preconditioned",
     "preconditioner_of",
+    "spectral_product",
 ]
 
 _LEVELS = (0.01, 0.99)
@@ -42,7 +44,7 @@ _LEVELS = (0.01, 0.99)
 
 _SAMPLED_PIXELS = 2048
 _DEAR_FILTERS = 16
-"""Coefficients of a filter bank that is dearer than the FFTs. Differences (8) are not: conjugate gradients for the
+"""Coefficients of a filter bank that is dearer than the FFTs. Differences are not: conjugate gradients for the
 total variation of denoised images take .6 to .9 of the steps with the preconditioner, and 1.2 to 2 times the time."""
 
 _SMALLEST_SIZE, _SMALLEST_MASS = 1e-6, 1e-4
@@ -53,14 +55,14 @@ def can_precondition(instance: Instance) -> bool:
     """The preconditioner knows this Hessian, and costs less than the steps it saves: the analysis operator is a
     convolution whose filters fit the image, and either it or the forward operator is dearer than a few FFTs."""
     stencil = instance.analysis.stencil()
-    if stencil is None or (instance.quadratic.is_diagonal and stencil.filters.numel() < _DEAR_FILTERS):
+    if stencil is None or (instance.quadratic.is_diagonal and stencil.coefficients < _DEAR_FILTERS):
         return False
     return _fits(stencil, instance.analysis)
 
 
 def _fits(stencil: Stencil, analysis: LinearOperator) -> bool:
     """Whether the filters' autocorrelations fit the image."""
-    sides, filter_shape = analysis.domain_shape[1:], stencil.filters.shape[1:]
+    sides, filter_shape = analysis.domain_shape[1:], stencil.filters.shape[2:]
     return all(n >= 2 * k - 1 for n, k in zip(sides, filter_shape, strict=True))
 
 
@@ -93,12 +95,13 @@ class DiagonalPreconditioner(SolverState):
 
 @dataclass(frozen=True)
 class SpectralPreconditioner(SolverState):
-    """An approximate inverse Hessian, per sample. shares: sqrt(u_k), (batch, 2, H, W); inverses: 1/(m + s_k T) on the
-    half spectrum of the padded image, (batch, 2, rows, columns // 2 + 1)."""
+    """An approximate inverse Hessian, per sample. shares: sqrt(u_k), (batch, 2, channels, *sides); inverses: 1/(m + s_k
+    T) on the half spectrum of the padded image, (batch, 2, channels, *frequencies), or matrices (batch, 2,
+    *frequencies, channels, channels) where filters see several channels."""
 
     shares: Tensor
     inverses: Tensor
-    sides: tuple[int, int]
+    sides: tuple[int, ...]
 
     @classmethod
     def of(cls, instance: Instance, curvature: Tensor) -> SpectralPreconditioner | None:
@@ -112,46 +115,39 @@ class SpectralPreconditioner(SolverState):
         m = instance.quadratic.symbol(sides, instance.q)
         if m is None:
             return None
-        curvature = curvature.flatten(1, -3)
         if not instance.potential.convex:
             curvature = curvature.clamp_min(0.0)  # negative curvature is small, and would spoil definiteness
-        filters = stencil.filters.to(curvature)
         instance.counter.applications += 1
-        local = stencil.gram_diagonal(curvature)
-        mean = curvature.mean((2, 3))
-        total = (mean @ filters.square().flatten(1).sum(1))[:, None, None, None]
+        local, mean = stencil.gram_diagonal(curvature), stencil.means(curvature)
+        total = _mean_size(stencil, mean, local)
         size = (local / total.clamp_min(torch.finfo(total.dtype).tiny)).clamp_min(_SMALLEST_SIZE).log()
         low, high = _quantiles(size)
         share = ((size - low) / (high - low).clamp_min(1e-3)).clamp(0.0, 1.0)
-        symbol = filter_symbol(filters, mean, sides)
+        symbol = filter_symbol(stencil.filters.to(curvature), mean, sides)
         mass = torch.maximum(m, _SMALLEST_MASS * total)
-        levels = torch.cat([low, high], 1).exp()
-        shares = torch.cat([1.0 - share, share], 1).sqrt()
-        return cls(shares, 1.0 / (mass + levels * symbol), sides)
+        levels = [_inverse(symbol, mass, level) for level in (low.exp(), high.exp())]
+        return cls(torch.stack([1.0 - share, share], 1).sqrt(), torch.stack(levels, 1), sides)
 
     def where(self, chosen: Tensor, old: Preconditioner) -> SpectralPreconditioner:
         """This one for the samples chosen, (batch,), ``old`` for the others."""
         assert isinstance(old, SpectralPreconditioner)
-        pick = expand(chosen, self.shares)
-        shares = torch.where(pick, self.shares, old.shares)
-        return SpectralPreconditioner(shares, torch.where(pick, self.inverses, old.inverses), self.sides)
+        shares = torch.where(expand(chosen, self.shares), self.shares, old.shares)
+        inverses = torch.where(expand(chosen, self.inverses), self.inverses, old.inverses)
+        return SpectralPreconditioner(shares, inverses, self.sides)
 
     def __call__(self, r: Tensor) -> Tensor:
         """The approximate H^-1 r; no operator application."""
-        spectrum = torch.fft.rfft2(self.shares * r, s=self.sides)
-        image = torch.fft.irfft2(spectrum.mul_(self.inverses), s=self.sides)
-        rows, columns = r.shape[-2:]
-        levels: Tensor = self.shares * image[..., :rows, :columns]
-        return levels.sum(1, keepdim=True)
+        levels: Tensor = self.shares * spectral_product(self.inverses, self.shares * r[:, None], self.sides)
+        return levels.sum(1)
 
 
 @dataclass(frozen=True)
 class UniformPreconditioner(SolverState):
     """(m + T)^-1 for the mean curvature of each filter's responses: one level, in the memory of two images while it
-    works. inverse: on the half spectrum of the padded image, (batch, 1, rows, columns // 2 + 1)."""
+    works. inverse: on the half spectrum of the padded image, as in ``SpectralPreconditioner`` for each level."""
 
     inverse: Tensor
-    sides: tuple[int, int]
+    sides: tuple[int, ...]
 
     @classmethod
     def of(cls, instance: Instance, analysis: LinearOperator, mean: Tensor) -> UniformPreconditioner | None:
@@ -164,16 +160,14 @@ class UniformPreconditioner(SolverState):
         m = instance.quadratic.symbol(sides, instance.q)
         if m is None:
             return None
-        filters = stencil.filters.to(mean)
-        total = (mean @ filters.square().flatten(1).sum(1))[:, None, None, None]
-        symbol = filter_symbol(filters, mean, sides).add_(torch.maximum(m, _SMALLEST_MASS * total))
-        return cls(symbol.reciprocal_(), sides)
+        mean = mean[:, None]
+        mass = torch.maximum(m, _SMALLEST_MASS * _mean_size(stencil, mean, instance.q))
+        symbol = filter_symbol(stencil.filters.to(mean), mean, sides)
+        return cls(_inverse(symbol, mass, torch.ones_like(mean[:, :1, 0])), sides)
 
     def __call__(self, r: Tensor) -> Tensor:
         """The approximate H^-1 r; no operator application."""
-        rows, columns = r.shape[-2:]
-        image: Tensor = torch.fft.irfft2(torch.fft.rfft2(r, s=self.sides).mul_(self.inverse), s=self.sides)
-        return image[..., :rows, :columns]
+        return spectral_product(self.inverse, r, self.sides)
 
 
 Preconditioner = SpectralPreconditioner | DiagonalPreconditioner
@@ -192,31 +186,73 @@ def preconditioned(equation: AdjointEquation, preconditioner: Callable[[Tensor],
 
 
 def _quantiles(size: Tensor) -> list[Tensor]:
-    """The levels, (batch, 1, 1, 1) each, from a part of the pixels."""
+    """The levels, (batch, 1, ...) each, from a part of the pixels."""
     values = size.flatten(1)
     values = values[:, :: max(1, values.shape[1] // _SAMPLED_PIXELS)].sort(dim=1).values
-    return [values[:, round(q * (values.shape[1] - 1)), None, None, None] for q in _LEVELS]
+    return [expand(values[:, round(q * (values.shape[1] - 1))], size) for q in _LEVELS]
 
 
-def filter_symbol(filters: Tensor, channel_weights: Tensor, sides: tuple[int, int]) -> Tensor:
-    """sum_c weight_c |w^_c|² >= 0, (batch, 1, rows, columns // 2 + 1): the transform of the filters' autocorrelation,
-    which is so small that it costs next to nothing."""
-    n, k, l = filters.shape
-    pairs = F.conv2d(F.pad(filters[None], (l - 1, l - 1, k - 1, k - 1)), filters[:, None], groups=n)[0]
-    kernel = torch.einsum("bn,nkl->bkl", channel_weights, pairs)[:, None]
-    kernel = F.pad(kernel, (0, sides[1] - kernel.shape[-1], 0, sides[0] - kernel.shape[-2]))
-    spectrum: Tensor = torch.fft.rfft2(kernel.roll((1 - k, 1 - l), (-2, -1)))
-    return spectrum.real.clamp_min(0.0)
+def _mean_size(stencil: Stencil, mean: Tensor, image: Tensor) -> Tensor:
+    """The diagonal of T in each channel, (batch, channels, 1, ...), for the mean curvatures (batch, copies, n)."""
+    squares = stencil.filters.to(mean).square().flatten(2).sum(2)
+    found = (mean @ squares).flatten(1)
+    return found.reshape(*found.shape, *(1,) * (image.dim() - 2))
 
 
-def padded_sides(stencil: Stencil, image_shape: tuple[int, ...]) -> tuple[int, int]:
+def _inverse(symbol: Tensor, mass: Tensor, level: Tensor) -> Tensor:
+    """1/(m + s T) for the symbol of T, m that broadcasts against images, and a level (batch, 1, ...)."""
+    if not symbol.is_complex():
+        return 1.0 / (mass + level * symbol)
+    mass = mass.expand(*torch.broadcast_shapes(mass.shape, (1, symbol.shape[-1], *symbol.shape[1:-2])))
+    H = torch.diag_embed(mass.movedim(1, -1)) + level[..., None] * symbol
+    return torch.linalg.inv(H)
+
+
+def spectral_product(factors: Tensor, images: Tensor, sides: tuple[int, ...]) -> Tensor:
+    """Images (..., channels, *their sides), padded by zeros to a torus of these sides, times numbers or matrices for
+    each frequency, and cut again."""
+    axes = tuple(range(-len(sides), 0))
+    spectrum = torch.fft.rfftn(images, s=sides, dim=axes)
+    if factors.is_complex():
+        columns = spectrum.movedim(-len(sides) - 1, -1)[..., None]
+        spectrum = (factors @ columns)[..., 0].movedim(-1, -len(sides) - 1)
+    else:
+        spectrum = spectrum.mul_(factors)
+    whole: Tensor = torch.fft.irfftn(spectrum, s=sides, dim=axes)
+    return whole[(..., *(slice(0, n) for n in images.shape[-len(sides) :]))]
+
+
+def filter_symbol(filters: Tensor, weights: Tensor, sides: tuple[int, ...]) -> Tensor:
+    """sum_c weight_c |w^_c|² >= 0 for filters (n, channels, *filter sides) and weights (batch, copies, n) that are not
+    negative, (batch, copies, *frequencies); Hermitian matrices sum_c weight_c w^_c w^_c^*, (batch, *frequencies,
+    channels, channels), where filters see several channels, in one copy."""
+    n, channels, *shape = filters.shape
+    axes = tuple(range(-len(sides), 0))
+    if channels == 1:
+        kernel = torch.einsum("bcn,n...->bc...", weights, _autocorrelations(filters[:, 0]))
+        around = [pair for m, k in zip(reversed(sides), reversed(shape), strict=True) for pair in (0, m - 2 * k + 1)]
+        kernel = F.pad(kernel, around).roll([1 - k for k in shape], axes)
+        return torch.fft.rfftn(kernel, dim=axes).real.clamp_min(0.0)
+    spectrum = torch.fft.rfftn(filters, s=sides, dim=axes).conj()  # of a correlation
+    return torch.einsum("bn,nc...,nd...->b...cd", weights[:, 0].to(spectrum), spectrum.conj(), spectrum)
+
+
+def _autocorrelations(filters: Tensor) -> Tensor:
+    """Of each filter (n, *sides) at all lags, (n, *(2 sides - 1)): so small that they cost next to nothing."""
+    sides = filters.shape[1:]
+    axes, doubled = tuple(range(1, filters.dim())), [2 * k - 1 for k in sides]
+    spectrum = torch.fft.rfftn(filters, s=doubled, dim=axes)
+    lags = torch.fft.irfftn(spectrum.abs().square(), s=doubled, dim=axes)
+    return lags.roll([k - 1 for k in sides], axes)
+
+
+def padded_sides(stencil: Stencil, image_shape: tuple[int, ...]) -> tuple[int, ...]:
     """The torus: the image itself for circular boundaries, else with a margin that keeps opposite borders apart, of
     sides that the FFT likes."""
-    rows, columns = image_shape[1:]
+    sides = tuple(image_shape[1:])
     if stencil.circular:
-        return rows, columns
-    k, l = stencil.filters.shape[1:]
-    return _smooth_at_least(rows + k - 1), _smooth_at_least(columns + l - 1)
+        return sides
+    return tuple(_smooth_at_least(n + k - 1) for n, k in zip(sides, stencil.filters.shape[2:], strict=True))
 
 
 def _smooth_at_least(n: int) -> int:

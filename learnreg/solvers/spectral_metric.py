@@ -9,7 +9,7 @@ from torch import Tensor
 
 from learnreg.linear.samples import expand, inner_samples
 from learnreg.lower_level.instance import Instance
-from learnreg.solvers.preconditioner import can_precondition, filter_symbol, padded_sides
+from learnreg.solvers.preconditioner import can_precondition, filter_symbol, padded_sides, spectral_product
 
 __all__ = ["SpectralMetric", "can_measure"]
 
@@ -19,7 +19,9 @@ _MARGIN = 1.001
 def can_measure(instance: Instance) -> bool:
     """There is a metric for this problem, and it saves more steps than its FFTs cost."""
     stencil = instance.analysis.stencil()
-    if stencil is None or not (stencil.circular or stencil.inside) or not can_precondition(instance):
+    if stencil is None or not (stencil.circular or stencil.inside) or stencil.filters.shape[1] > 1:
+        return False
+    if not can_precondition(instance):
         return False
     return instance.quadratic.number() is not None and not instance.box.constrains
 
@@ -37,12 +39,12 @@ class SpectralMetric:
     ‖Sigma^1/2 K x‖² is less than or equal to every ‖Sigma^1/2 C (x, z)‖². A margin in S makes it strict. On boundaries
     that reflect or continue the image rows of K are no rows of C, and there is no such metric.
 
-    symbol: S, (1, 1, rows, columns // 2 + 1).
+    symbol: S, (1, 1, *half spectrum), that of every channel: filters that see several of them have no metric here.
     """
 
     symbol: Tensor
     mass: float
-    sides: tuple[int, int]
+    sides: tuple[int, ...]
 
     @classmethod
     def of(cls, instance: Instance, scaling: Tensor) -> SpectralMetric | None:
@@ -53,21 +55,16 @@ class SpectralMetric:
             return None
         sides = padded_sides(stencil, instance.analysis.domain_shape)
         filters = stencil.filters.to(instance.q)
-        weights = scaling.to(instance.q).expand(*instance.analysis.range_shape[:-2], 1, 1).reshape(1, -1)
+        weights = scaling.to(instance.q).expand(*instance.analysis.range_shape[:-2], 1, 1).reshape(1, 1, -1)
+        weights = weights[..., : len(filters)]  # the same for all channels, whose responses follow each other
         return cls(_MARGIN * filter_symbol(filters, weights, sides), float(mass), sides)
 
     def step(self, gradient: Tensor, size: Tensor) -> Tensor:
         """(d + T^-1(s))^-1 of an image; size: s, (batch,)."""
-        spectrum = torch.fft.rfft2(gradient, s=self.sides)
         bend = torch.addcmul(torch.full_like(self.symbol, self.mass), expand(size, gradient), self.symbol)
-        return self._image(spectrum.div_(bend), gradient)
+        return spectral_product(bend.reciprocal_(), gradient, self.sides)
 
     def norm(self, image: Tensor) -> Tensor:
         """‖x‖_S, (batch,)."""
-        turned = self._image(torch.fft.rfft2(image, s=self.sides).mul_(self.symbol), image)
+        turned = spectral_product(self.symbol, image, self.sides)
         return inner_samples(image, turned).clamp_min(0.0).sqrt()
-
-    def _image(self, spectrum: Tensor, like: Tensor) -> Tensor:
-        rows, columns = like.shape[-2:]
-        whole: Tensor = torch.fft.irfft2(spectrum, s=self.sides)
-        return whole[..., :rows, :columns]

@@ -1,0 +1,128 @@
+"""What images a regularizer takes: how many channels, what couples them, and how many dimensions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, Self, get_args
+
+from torch import Tensor
+
+from learnreg.convolutions.filter_bank import FilterBank
+from learnreg.convolutions.gradient import Gradient
+from learnreg.convolutions.grouped_filter_bank import GroupedFilterBank
+from learnreg.convolutions.padding import Boundary
+from learnreg.errors import ConfigError, ShapeError
+from learnreg.linear.arguments import check_one_of, is_whole, shown
+from learnreg.lower_level.saddle_terms import Pictures
+
+__all__ = ["COUPLINGS", "Coupling", "ImageKind"]
+
+Coupling = Literal["separate", "joint", "complex"]
+
+COUPLINGS: tuple[str, ...] = get_args(Coupling)
+
+_MOST_CHANNELS = 1024
+_SIDES = {1: "length", 2: "height, width", 3: "depth, height, width"}
+
+
+@dataclass(frozen=True)
+class ImageKind:
+    """Images (channels, *sides), of one to three sides.
+
+    coupling: "separate", the same model for every channel; "joint", filters across channels, or one modulus of all of
+    them where groups of differences have one; "complex", two channels, real and imaginary parts, that the same real
+    filters see and whose modulus the potential sees, so that turning the phase of an image changes nothing.
+
+    A regularizer makes its operator here, and has all couplings and dimensions thereby.
+    """
+
+    channels: int = 1
+    coupling: Coupling = "separate"
+    dimensions: int = 2
+
+    @classmethod
+    def of(cls, who: str, channels: int, coupling: str, dimensions: int) -> Self:
+        """ConfigError where they do not fit together."""
+        check_one_of(coupling, COUPLINGS, f"{who}(coupling)")
+        if not is_whole(channels, 1, _MOST_CHANNELS) or not is_whole(dimensions, 1, 3):
+            raise ConfigError(
+                f"{who}(channels={shown(channels)}, dimensions={shown(dimensions)}): expected integers, channels from "
+                f"1 to {_MOST_CHANNELS:,}, dimensions 1 for signals, 2 for images or 3 for volumes."
+            )
+        if coupling == "complex" and channels != 2:
+            raise ConfigError(
+                f"{who}(coupling='complex', channels={channels}): expected channels=2, real and imaginary parts."
+            )
+        return cls(channels, coupling, dimensions)  # type: ignore[arg-type]
+
+    def check(self, image_shape: tuple[int, ...], who: str) -> tuple[int, ...]:
+        """The shape, or ShapeError unless it is that of such images."""
+        if len(image_shape) == self.dimensions + 1 and image_shape[0] == self.channels:
+            return tuple(image_shape)
+        found, sides = tuple(image_shape), len(image_shape) - 1
+        fits = 1 <= sides <= 3
+        options = f"channels={found[0]}" if fits else "channels=..."
+        options += f", dimensions={sides}" if fits and sides != self.dimensions else ""
+        couplings = "'separate' for one model of every channel, 'joint' across them, 'complex' for two"
+        raise ShapeError(
+            f"{who}: got images of shape {found}, expected ({self.channels}, {_SIDES[self.dimensions]}). "
+            f"{who}({options}, coupling=...) takes such images, where it is offered: {couplings}."
+        )
+
+    @property
+    def default(self) -> bool:
+        """Whether these are grey images."""
+        return self == ImageKind()
+
+    @property
+    def turns(self) -> bool:
+        """Whether potentials see the modulus of both channels."""
+        return self.coupling == "complex"
+
+    @property
+    def across(self) -> bool:
+        """Whether filters have an axis of channels."""
+        return self.coupling == "joint" and self.channels > 1
+
+    def kernel(self, size: int) -> tuple[int, ...]:
+        """The shape of a filter of this side."""
+        return (*((self.channels,) if self.across else ()), *(size,) * self.dimensions)
+
+    def bank(self, filters: Tensor, shape: tuple[int, ...], boundary: Boundary, zero_mean: bool = False) -> FilterBank:
+        """Of filters (n, *kernel); for complex images grouped, one filter in each group."""
+        if self.turns:
+            return GroupedFilterBank(filters[None], shape, boundary, zero_mean, over_channels=True)
+        return FilterBank(filters, shape, boundary, zero_mean)
+
+    def grouped_bank(
+        self, filters: Tensor, shape: tuple[int, ...], boundary: Boundary, zero_mean: bool = False
+    ) -> GroupedFilterBank:
+        """Of groups of filters (members, groups, *kernel)."""
+        return GroupedFilterBank(filters, shape, boundary, zero_mean, over_channels=self.turns)
+
+    def gradient(self, shape: tuple[int, ...]) -> Gradient:
+        """Forward differences, those of all channels together unless they are separate."""
+        return Gradient(shape, over_channels=self.coupling != "separate")
+
+    def pictures(self, filters: Tensor, weights: Tensor, smoothing: Tensor | None, **curves: Tensor) -> Pictures | None:
+        """Of filters (n, *kernel), the channels of one side by side; None for those of volumes."""
+        if self.dimensions == 3:
+            return None
+        filters = filters if self.across else filters[:, None]
+        return Pictures(filters[..., None, :] if self.dimensions == 1 else filters, weights, smoothing, **curves)
+
+    def config(self) -> dict[str, Any]:
+        """For model files: nothing for grey images, as files of earlier versions have it."""
+        if self.default:
+            return {}
+        return {"channels": self.channels, "coupling": self.coupling, "dimensions": self.dimensions}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """What ``config`` says, among other entries."""
+        own = {name: config[name] for name in ("channels", "coupling", "dimensions") if name in config}
+        return cls(**own)
+
+    def described(self) -> str:
+        """For ``extra_repr``, behind other options."""
+        return "".join(f", {name}={value!r}" for name, value in self.config().items())

@@ -43,8 +43,9 @@ class Gradient(LinearOperator):
 
     def _into(self, x: Tensor, out: Tensor) -> Tensor:
         """The differences, in zeros."""
-        for axis, place in enumerate(self._by_axis(out).unbind(1), 2):
-            n = x.shape[axis] - 1
+        by_axis = self._by_axis(out)
+        for axis in range(2, x.dim()):
+            place, n = by_axis[:, axis - 2], x.shape[axis] - 1
             place.narrow(axis, 0, n).copy_(x.narrow(axis, 1, n)).sub_(x.narrow(axis, 0, n))
         return out
 
@@ -53,9 +54,10 @@ class Gradient(LinearOperator):
 
     def _pulled(self, y: Tensor, sign: int) -> Tensor:
         result = y.new_zeros(y.shape[0], *self.domain_shape)
-        for axis, part in enumerate(self._by_axis(y).unbind(1), 2):
-            n = part.shape[axis] - 1
-            difference = part.narrow(axis, 0, n)
+        by_axis = self._by_axis(y)
+        for axis in range(2, result.dim()):
+            n = result.shape[axis] - 1
+            difference = by_axis[:, axis - 2].narrow(axis, 0, n)
             result.narrow(axis, 1, n).add_(difference)
             result.narrow(axis, 0, n).add_(difference, alpha=sign)
         return result

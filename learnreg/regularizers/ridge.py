@@ -13,15 +13,14 @@ from torch import Tensor, nn
 
 from learnreg.convolutions.composition import fine_grid, jacobian_bound, normalised
 from learnreg.convolutions.dct import LARGEST_SIDE, MOST_FILTERS
-from learnreg.convolutions.filter_bank import FilterBank
 from learnreg.convolutions.padding import BOUNDARIES, Boundary
 from learnreg.errors import ConfigError
 from learnreg.linear.arguments import check_flag, check_generator, check_one_of, is_whole, model_scale, shown
-from learnreg.linear.shapes import check_one_channel
 from learnreg.lower_level.regularizer import Regularizer
 from learnreg.lower_level.saddle_terms import ParameterRole, Pictures, SaddleTerms
 from learnreg.potentials.spline import Spline, initial_coefficients
 from learnreg.potentials.weakly_convex_spline import WeaklyConvexSpline
+from learnreg.regularizers.image_kind import Coupling, ImageKind
 from learnreg.regularizers.options import RegularizerOptions
 
 __all__ = ["RidgeRegularizer"]
@@ -33,7 +32,7 @@ _KNOTS_OF_EXPERTS = 2.0  # distance over the smoothing of such a field: with ten
 _REFERENCE_NOISE = 25.0 / 255.0
 _SPREAD = 1.0  # twice the variance of the window of initial kernels, in pixels
 _INITIAL_DEPTH = 0.5  # of the largest
-_REFLECTIONS = 9.0  # how often "reflect" repeats a pixel at most
+_REFLECTIONS = 3.0  # how often "reflect" repeats a place at most, along an axis
 
 
 class RidgeRegularizer(Regularizer):
@@ -43,7 +42,7 @@ class RidgeRegularizer(Regularizer):
     Parameters
     ----------
     channels: channels after each convolution; the last number is that of the filters. Filters have the side
-        len(channels) · (size - 1) + 1, 13 by default, and the bank is scaled to a norm of 1 on large images.
+        len(channels) · (size - 1) + 1, 13 by default, and the bank is scaled to a norm of 1 on large images (at most 1 across channels of the images).
     size: side of the small kernels.
     knots: of f'' on [-r, r], odd; f grows linearly beyond.
     convexity: "convex", or "convex-nonconvex": potentials with learned concave parts, so small that R(x) +
@@ -59,6 +58,9 @@ class RidgeRegularizer(Regularizer):
         learned exponents that start at 1, where denoising does not depend on the units of images.
     noise_level: sigma_0, at which weights and smoothings are as stored.
     generator: for the random kernels; torch's default generator otherwise.
+    image_channels, dimensions: of the images (channels, *sides).
+    coupling: "separate", the same filters for every channel of the images; "joint", filters across them. Complex images
+        are refused: splines see no modulus.
 
     The raw parameters are ``factors.0``, ``factors.1`` ... (channels, channels before, size, size), ``log_weights``,
     ``log_smoothing`` (n,), ``log_curvature`` (n or 1, (knots - 1)/2), the logarithms of f'' at the knots that are not
@@ -88,9 +90,18 @@ class RidgeRegularizer(Regularizer):
         noise_conditioned: bool = False,
         noise_level: float = _REFERENCE_NOISE,
         generator: torch.Generator | None = None,
+        image_channels: int = 1,
+        coupling: Coupling = "separate",
+        dimensions: int = 2,
     ) -> None:
         super().__init__()
         self.channels = _check_sizes(channels, size)
+        self.images = ImageKind.of("RidgeRegularizer", image_channels, coupling, dimensions)
+        if self.images.turns:
+            raise ConfigError(
+                "RidgeRegularizer(coupling='complex'): splines see responses, not their modulus; take FieldsOfExperts, "
+                "MultivariateExperts or TotalVariation for complex images, or coupling='separate' or 'joint'."
+            )
         check_one_of(convexity, ("convex", "convex-nonconvex"), "RidgeRegularizer(convexity)")
         check_one_of(boundary, BOUNDARIES, "boundary")
         positive = {"weight": weight, "smoothing": smoothing, "noise_level": noise_level, "nonconvexity": nonconvexity}
@@ -104,7 +115,7 @@ class RidgeRegularizer(Regularizer):
         self.noise_conditioned, self.noise_level = noise_conditioned, float(noise_level)
         self._sigma: float | None = None
         dtype, n = torch.get_default_dtype(), self.channels[-1]
-        self.factors = nn.ParameterList(_initial_factors(self.channels, size, generator))
+        self.factors = nn.ParameterList(_initial_factors(self.channels, size, generator, self.images))
         norms = self._exact_filters().detach().flatten(1).norm(dim=1)
         self.log_weights = nn.Parameter((weight / n / norms).log().to(dtype))
         self.log_smoothing = nn.Parameter((smoothing * norms).log().to(dtype))
@@ -125,11 +136,14 @@ class RidgeRegularizer(Regularizer):
             weight=_WEIGHT_OF_EXPERTS * options.weight,
             smoothing=_KNOTS_OF_EXPERTS * options.smoothing,
             generator=generator,
+            image_channels=options.images.get("channels", 1),
+            coupling=options.images.get("coupling", "separate"),
         )
 
     @property
     def effective_filters(self) -> Tensor:
-        """w_c as applied to images, shape (n, k, k), in the dtype of the parameters."""
+        """w_c as applied to images, shape (n, k, k), or (n, channels, k, k) across channels, in the dtype of the
+        parameters."""
         return self._exact_filters().to(self.log_weights.dtype)
 
     @property
@@ -152,8 +166,8 @@ class RidgeRegularizer(Regularizer):
         return WeaklyConvexSpline(smoothing, weights, coefficients, depths)
 
     def saddle_terms(self, image_shape: tuple[int, ...]) -> SaddleTerms:
-        shape = check_one_channel(image_shape, "RidgeRegularizer")
-        bank = FilterBank(self._exact_filters(), shape, self.boundary, zero_mean=True)
+        shape = self.images.check(image_shape, "RidgeRegularizer")
+        bank = self.images.bank(self._exact_filters(), shape, self.boundary, zero_mean=True)
         return SaddleTerms(bank, self.potential())
 
     def conditioned(self, sigma: float) -> Self:
@@ -198,6 +212,8 @@ class RidgeRegularizer(Regularizer):
             "boundary": self.boundary,
             "noise_conditioned": self.noise_conditioned,
             "noise_level": self.noise_level,
+            **({} if self.images.default else {"image_channels": self.images.channels}),
+            **{name: value for name, value in self.images.config().items() if name != "channels"},
         }
 
     @classmethod
@@ -205,7 +221,7 @@ class RidgeRegularizer(Regularizer):
         return cls(**{**config, "channels": tuple(config["channels"])}, generator=torch.Generator().manual_seed(0))
 
     @torch.no_grad()
-    def pictures(self) -> Pictures:
+    def pictures(self) -> Pictures | None:
         """Potentials over responses to filters of unit norm."""
         filters, smoothing = self.effective_filters, self.smoothing
         norms = filters.double().flatten(1).norm(dim=1)
@@ -213,17 +229,18 @@ class RidgeRegularizer(Regularizer):
         t = torch.linspace(-reach, reach, 401, dtype=torch.float64)
         slopes = self.potential().detached().grad(norms[None, :, None, None] * t[None, None, :, None])[0, :, :, 0]
         relative = slopes / slopes.abs().amax(1, keepdim=True).clamp_min(1e-30)
-        return Pictures(filters[:, None], self.weights, smoothing, t, relative)
+        return self.images.pictures(filters, self.weights, smoothing, responses=t, slopes=relative)
 
     def extra_repr(self) -> str:
         kind = "shared" if self.shared else "per channel"
         convexity = self.convexity if self.convexity == "convex" else f"nonconvexity={self.nonconvexity:g}"
         sizes = f"channels={self.channels}, size={self.size}, knots={self.knots} ({kind})"
-        return f"{sizes}, {convexity}, boundary={self.boundary!r}"
+        return f"{sizes}, {convexity}, boundary={self.boundary!r}{self.images.described()}"
 
     def _exact_filters(self) -> Tensor:
         """In float64, so that gradients of the factors are rounded once, at the end."""
-        return normalised([factor.double() for factor in self.factors], self._grid)
+        filters = normalised([factor.double() for factor in self.factors], self._grid)
+        return filters if self.images.across else filters[:, 0]
 
     @property
     def _filter_side(self) -> int:
@@ -232,14 +249,15 @@ class RidgeRegularizer(Regularizer):
     @property
     def _grid(self) -> int | None:
         """Frequencies on which the filters are normalised: many where a bound of their norm has to hold."""
-        return None if self.convexity == "convex" else fine_grid(self._filter_side)[0]
+        return None if self.convexity == "convex" else fine_grid(self._filter_side, self.images.dimensions)[0]
 
     @property
     def _largest_depth(self) -> float:
         """With depths below it, ‖√depth W‖² <= nonconvexity on images of all sizes: W is a block of a circulant whose
         spectrum on a fine grid of frequencies is at most 1."""
-        repeated = _REFLECTIONS if self.boundary == "reflect" else 1.0
-        return self.nonconvexity / (repeated * fine_grid(self._filter_side)[1])
+        dimensions = self.images.dimensions
+        repeated = _REFLECTIONS**dimensions if self.boundary == "reflect" else 1.0
+        return self.nonconvexity / (repeated * fine_grid(self._filter_side, dimensions)[1])
 
     def _log_noise(self) -> float:
         return 0.0 if self._sigma is None else math.log(self._sigma / self.noise_level)
@@ -263,18 +281,31 @@ def _check_sizes(channels: Sequence[int], size: int) -> tuple[int, ...]:
     return tuple(channels)
 
 
-def _initial_factors(channels: tuple[int, ...], size: int, generator: torch.Generator | None) -> list[nn.Parameter]:
-    """First differences of neighbours, then random kernels concentrated in the middle: compact filters that let noise
-    through. Entries are of the size that steps of training have; the norm of the bank does not depend on it."""
-    distance = torch.arange(size, dtype=torch.float64) - (size - 1) / 2.0
-    window = torch.exp(-(distance[:, None] ** 2 + distance[None, :] ** 2) / _SPREAD)
+def _initial_factors(
+    channels: tuple[int, ...], size: int, generator: torch.Generator | None, images: ImageKind
+) -> list[nn.Parameter]:
+    """First differences of neighbours, in one channel after the other, then random kernels concentrated in the middle:
+    compact filters that let noise through. Entries are of the size that steps of training have; the norm of the bank
+    does not depend on it."""
+    distance, dimensions = torch.arange(size, dtype=torch.float64) - (size - 1) / 2.0, images.dimensions
+    square = sum(axis**2 for axis in torch.meshgrid(*[distance] * dimensions, indexing="ij"))
+    window = torch.exp(-torch.as_tensor(square) / _SPREAD)
     found = []
-    for before, after in itertools.pairwise((1, *channels)):
-        drawn = torch.randn(after, before, size, size, dtype=torch.float64, generator=generator)
+    inputs = images.channels if images.across else 1
+    for before, after in itertools.pairwise((inputs, *channels)):
+        drawn = torch.randn(after, before, *(size,) * dimensions, dtype=torch.float64, generator=generator)
         found.append(0.5 * window * drawn)
     middle = (size - 1) // 2
-    for kernel, (dy, dx) in zip(found[0][:, 0], ((0, 1), (1, 0), (1, 1), (1, -1)), strict=False):
-        column = max(middle, -dx)
-        kernel.zero_()
-        kernel[middle, column], kernel[middle + dy, column + dx] = -0.5, 0.5
+    steps = _neighbours(dimensions)
+    for c, (kernels, step) in enumerate(zip(found[0], [s for s in steps for _ in range(inputs)], strict=False)):
+        kernels.zero_()
+        first = (*[middle] * (dimensions - 1), max(middle, -step[-1]))
+        kernel = kernels[c % inputs]
+        kernel[first], kernel[tuple(a + d for a, d in zip(first, step, strict=True))] = -0.5, 0.5
     return [nn.Parameter(kernels.to(torch.get_default_dtype())) for kernels in found]
+
+
+def _neighbours(dimensions: int) -> list[tuple[int, ...]]:
+    """Steps to neighbours: along each axis, the last first, and the diagonals of images."""
+    along = [tuple(int(a == axis) for a in range(dimensions)) for axis in reversed(range(dimensions))]
+    return [*along, (1, 1), (1, -1)] if dimensions == 2 else along

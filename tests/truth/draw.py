@@ -15,7 +15,7 @@ DOUBLE = torch.float64
 
 @dataclass(frozen=True)
 class Ranges:
-    """What problems are drawn from."""
+    """What problems are drawn from. kinds: images of several channels and of one to three dimensions."""
 
     smoothing: tuple[float, float] = (1e-4, 1.0)
     scale: tuple[float, float] = (1e-2, 2.0)
@@ -26,9 +26,12 @@ class Ranges:
     ridged: float = 0.3
     dtypes: tuple[torch.dtype, ...] = (DOUBLE,)
     scans: bool = False
+    kinds: bool = False
     sides: tuple[int, int] = (3, 9)
     regularizers: tuple[str, ...] = ("FieldsOfExperts", "TotalVariation", "AnalysisOperator", "FieldsOfExperts")
 
+
+_KINDS = ("ExpertsOfKinds", "ExpertsOfKinds", "GroupsOfKinds", "VariationOfKinds", "SquaresOfKinds", "RidgeOfKinds")
 
 RANGES = {
     "ordinary": Ranges(),
@@ -53,6 +56,10 @@ RANGES = {
     "lifted": Ranges((1e-3, 1.0), (1e-2, 1.0), sides=(3, 7), regularizers=("LiftedNetwork",)),
     "networks": Ranges((1e-3, 1.0), (1e-2, 1.0), sides=(8, 12), regularizers=("InputConvexNetwork",)),
     "large-ridge": Ranges(regularizers=("RidgeRegularizer",), sides=(8, 16)),
+    "channels": Ranges((1e-3, 1.0), (1e-2, 1.0), kinds=True, regularizers=_KINDS),
+    "channels-extreme": Ranges(
+        (1e-4, 1e2), (1e-4, 1e2), (1e-4, 1e2), 100.0, 0.2, dtypes=(DOUBLE, torch.float32), kinds=True, regularizers=_KINDS
+    ),
     "quadratic": Ranges(regularizers=("Quadratic",)),
     "nonconvex": Ranges(regularizers=("WeaklyConvexRidge",)),
     "large-nonconvex": Ranges(regularizers=("WeaklyConvexRidge",), sides=(8, 16)),

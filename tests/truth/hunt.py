@@ -239,16 +239,17 @@ def _compare_judgement(case: Case, draw: Draw, summary: Summary, truth: Truth) -
         slope = case.loss.gradient(truth.x.reshape(shape)).flatten(1).norm(dim=1)
         slack = 1e-13 * (1.0 + abs(truth.loss)) + float((slope * truth.x_slack).sum())
         summary.compare("loss by the adjoint state", abs(truth.loss - middle), half, slack, case.label)
+    channels = case.problem.operator.domain_shape[0]  # of the image, before those of latent variables
     for kind in ("published", "frobenius", "sharp"):
         judged = judge(point, kind)
         if not judged.reason:
             error = distance(judged.gradient, truth.gradient)
             summary.compare(f"{kind} certificate", error, judged.error_bound, truth.gradient_slack, case.label)
         for sample in range(x.shape[0]):
-            error = float((x[sample, :1].flatten() - truth.x[sample]).norm())
+            error = float((x[sample, :channels].flatten() - truth.x[sample]).norm())
             bound = float(judged.state_error[sample])
             summary.compare(f"{kind} certificate x", error, bound, float(truth.x_slack[sample]), case.label)
-            error = float((X[sample, :1].flatten() - truth.X[sample]).norm())
+            error = float((X[sample, :channels].flatten() - truth.X[sample]).norm())
             bound = float(judged.adjoint_error[sample])
             summary.compare(f"{kind} certificate X", error, bound, float(truth.X_slack[sample]), case.label)
 

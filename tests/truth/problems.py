@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from truth import image_kinds
 from truth.draw import DOUBLE, Draw
 from truth.groups import learned_generalized_variation, learned_total_variation, multivariate_experts
 from truth.networks import input_convex_network, lifted_network
@@ -62,7 +63,7 @@ class DenseMatrix(LinearOperator):
         return 1.0 if self.matrix.requires_grad else 0.0
 
 
-def random_matrix(draw: Draw, shape: tuple[int, int, int], scale: float) -> DenseMatrix:
+def random_matrix(draw: Draw, shape: tuple[int, ...], scale: float) -> DenseMatrix:
     columns = math.prod(shape)
     rows = draw.integer(max(1, columns // 3), 2 * columns)
     return DenseMatrix(scale / math.sqrt(columns) * draw.normal(rows, columns), shape, draw.chance(0.4))
@@ -121,7 +122,7 @@ def quadratic(draw: Draw, shape: tuple[int, int, int], smoothing: float) -> Regu
     return result
 
 
-REGULARIZERS: dict[str, Callable[[Draw, tuple[int, int, int], float], Regularizer]] = {
+REGULARIZERS: dict[str, Callable[[Draw, Any, float], Regularizer]] = {
     "FieldsOfExperts": fields_of_experts,
     "TotalVariation": total_variation,
     "AnalysisOperator": analysis_operator,
@@ -133,6 +134,11 @@ REGULARIZERS: dict[str, Callable[[Draw, tuple[int, int, int], float], Regularize
     "WeaklyConvexRidge": weakly_convex_ridge,
     "LiftedNetwork": lifted_network,
     "Quadratic": quadratic,
+    "ExpertsOfKinds": image_kinds.experts,
+    "GroupsOfKinds": image_kinds.groups,
+    "VariationOfKinds": image_kinds.variation,
+    "SquaresOfKinds": image_kinds.squares,
+    "RidgeOfKinds": image_kinds.ridge,
 }
 
 
@@ -163,10 +169,12 @@ def scan(draw: Draw, side: int) -> LinearOperator:
         return built
 
 
-def forward_operator(draw: Draw, shape: tuple[int, int, int]) -> LinearOperator:
+def forward_operator(draw: Draw, shape: Any) -> LinearOperator:
     if draw.ranges.scans:
         return scan(draw, shape[1])
     kind = draw.integer(0, 5)
+    if kind in (3, 4) and len(shape) != 3:  # a blur is of images
+        kind = draw.integer(0, 2)
     if kind <= 1:
         return Identity(shape)
     if kind == 5:
@@ -200,7 +208,9 @@ def upper_loss(draw: Draw, x_true: Tensor) -> tuple[lr.UpperLoss, bool]:
     return lr.UpperLoss(lambda x: 0.5 * ((x - x_true).mean(0) ** 2).sum(), 1.0 / x_true.shape[0]), True
 
 
-def image_shape(draw: Draw) -> tuple[int, int, int]:
+def image_shape(draw: Draw) -> tuple[int, ...]:
+    if draw.ranges.kinds:
+        return image_kinds.draw_shape(draw)
     if draw.ranges.scans:
         side = draw.integer(6, 12)
         return 1, side, side
@@ -247,7 +257,7 @@ def draw_case(draw: Draw) -> Case:
     loss, coupled = upper_loss(draw, x_true)
     kind = type(problem.saddle_terms(DOUBLE).potential).__name__
     label = (
-        f"{name}/{kind}/{type(operator).__name__}/{type(data_term).__name__}/{batch}x{shape[1]}x{shape[2]}"
+        f"{name}/{kind}/{type(operator).__name__}/{type(data_term).__name__}/{'x'.join(map(str, (batch, *(shape if shape[0] > 1 else shape[1:]))))}"
         f"/smoothing={smoothing:.2g}/mu={problem.strong_convexity:.2g}"
         f"{'' if constraint is None else '/' + type(constraint).__name__}"
         f"{'' if dtype == DOUBLE else '/' + str(dtype).removeprefix('torch.')}"

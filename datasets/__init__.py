@@ -21,6 +21,7 @@ from learnreg.datasets.measured_pairs import MeasuredPairs
 from learnreg.datasets.mri.coil_maps import estimate_coil_maps, simulate_coil_maps
 from learnreg.datasets.mri.kspace_files import KSpace, read_kspace
 from learnreg.datasets.mri.masks import cartesian_mask
+from learnreg.datasets.mri.mri_images import combined_images, load_mri_images
 from learnreg.datasets.mri.pairs import KSpaceNoise, KSpacePairs
 from learnreg.datasets.mri.phantoms import with_smooth_phase
 from learnreg.datasets.photographs.bsds import BSDS500, load_training_images
@@ -53,6 +54,7 @@ __all__ = [
     "TomographyPairs",
     "add_noise",
     "cartesian_mask",
+    "combined_images",
     "ellipse_phantom",
     "ellipse_phantoms",
     "estimate_coil_maps",
@@ -60,6 +62,7 @@ __all__ = [
     "line_integrals",
     "list_images",
     "load_ct_images",
+    "load_mri_images",
     "load_training_images",
     "natural_images",
     "parse_sigma",

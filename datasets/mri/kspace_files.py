@@ -16,7 +16,7 @@ from learnreg.datasets.files.sinograms import map_npy
 from learnreg.datasets.mri.ismrmrd import read_ismrmrd
 from learnreg.errors import DataError, ShapeError
 
-__all__ = ["KSpace", "read_kspace"]
+__all__ = ["KSpace", "is_kspace_file", "read_kspace"]
 
 _HDF5_SUFFIXES = frozenset({".h5", ".hdf5", ".hdf", ".mrd"})
 
@@ -26,7 +26,7 @@ class KSpace:
     """Measured k-space.
 
     data: complex (slices, coils, H, W), frequency zero at (H // 2, W // 2), 0 where nothing was measured.
-    mask: boolean (W,), the lines that were measured.
+    mask: boolean (H, W), where it was measured: where a slice or coil is not 0.
     image_sides: (h, w) of the middle of the image that the scanner means, where the file tells; else (H, W).
     """
 
@@ -34,13 +34,18 @@ class KSpace:
     mask: Tensor
     image_sides: tuple[int, int]
 
+    @property
+    def lines(self) -> Tensor:
+        """Boolean (W,): the lines of which something was measured."""
+        return self.mask.any(0)
+
 
 def read_kspace(path: str | Path, select: Mapping[str, int] | None = None) -> KSpace:
     """K-space of Cartesian lines, unscaled.
 
     A .npy file holds a complex array (H, W), (coils, H, W) or (slices, coils, H, W). HDF5 files are those of fastMRI
     (a data set "kspace", (slices, H, W) or (slices, coils, H, W)) or of ISMRMRD (a group "dataset" with "data" and
-    "xml"). Lines that are 0 in all slices and coils count as not measured.
+    "xml"). Points that are 0 in all slices and coils count as not measured.
 
     Parameters
     ----------
@@ -72,6 +77,11 @@ def read_kspace(path: str | Path, select: Mapping[str, int] | None = None) -> KS
     )
 
 
+def is_kspace_file(path: Path) -> bool:
+    """Whether ``read_kspace`` reads files of that name."""
+    return path.suffix.lower() in _HDF5_SUFFIXES | {".npy"} and not path.name.startswith(".")
+
+
 def _of_array(values: np.ndarray, path: Path, three: tuple[str, str, str]) -> KSpace:  # type: ignore[type-arg]
     """Checked; three: what the axes of an array of three axes are."""
     if values.dtype.kind != "c":
@@ -89,7 +99,7 @@ def _of_array(values: np.ndarray, path: Path, three: tuple[str, str, str]) -> KS
         data = data[None] if three[0] == "coils" else data[:, None]
     elif data.dim() == 2:
         data = data[None, None]
-    mask = (data != 0).any(2).any(0).any(0)
+    mask = (data != 0).flatten(0, 1).any(0)
     if not bool(mask.any()):
         raise DataError("all values are 0: nothing was measured.", path, "Copy or export it again.")
     return KSpace(data, mask, (data.shape[-2], data.shape[-1]))

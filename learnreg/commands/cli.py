@@ -158,7 +158,8 @@ def reconstruct(
     inputs: Annotated[
         list[Path],
         typer.Argument(
-            metavar="INPUT...", help="images, .npy arrays, folders of them; for CT sinograms: .npy, HDF5, TIFF"
+            metavar="INPUT...",
+            help="images, .npy arrays, folders of them; for CT sinograms: .npy, HDF5, TIFF; for MRI: .npy, HDF5",
         ),
     ],
     out: Annotated[Path, typer.Option(help="folder of the reconstructions")],
@@ -198,37 +199,38 @@ def reconstruct(
     dead_detectors: Annotated[
         str | None, typer.Option(help="CT: detectors that measure nothing, counted from 0, such as 40,101-103")
     ] = None,
+    coil_maps: Annotated[
+        Path | None,
+        typer.Option(help="MRI: .npy file of complex sensitivities", show_default="estimated from the middle"),
+    ] = None,
+    select: Annotated[
+        list[str] | None,
+        typer.Option(help="MRI: of ISMRMRD files, NAME=NUMBER of a contrast, phase, repetition or set; repeatable"),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Reconstruct files: INPUT becomes OUT/<name>.png, of 16 bits where INPUT has more than 8, and for .npy and TIFF
     inputs <name>.npy in float32, too. Each file is written when it is finished.
 
     Models for CT reconstruct sinograms: <name>.npy in attenuation per unit of length, <name>.png the model's range
-    [0, 1]; several sinograms in a file become <name>_000 and so on.
+    [0, 1]; several sinograms in a file become <name>_000 and so on. Models for MRI reconstruct k-space, with whatever
+    lines and coils it was measured: <name>.npy complex, <name>.png its magnitude.
 
     Printed is how far the numbers in each file are at most from the model's minimiser (root mean square), with all
     that storing rounds and cuts off: not from the unknown clean image. Inputs that do not look like what the model was
     learned for are warned of.
     """
-    from learnreg.commands.reconstruct_images import Denoiser
-    from learnreg.commands.reconstruct_scans import Reconstructor, ScanOptions
+    from learnreg.commands.reconstruct import reconstructions
+    from learnreg.commands.reconstruct_scans import ScanOptions
     from learnreg.commands.waiting import Waiting
     from learnreg.models.model import load
     from learnreg.models.tensor_files import dumps
 
     _check_order(model, inputs)
     options = ScanOptions(geometry, key, attenuation, data_weight, counts, flat, dark, dead_detectors)
-    loaded, notes = load(model), []
-    if loaded.denoises and geometry is None:
-        if options.given:
-            raise ConfigError(f"{', '.join(options.given)}: this model denoises images; the option is for CT.")
-        examined, found = Denoiser(loaded, tolerance, sigma).run(inputs, out)
-    else:
-        if sigma is not None:
-            raise ConfigError(f"--sigma {sigma}: it is for denoising images; for scans there is --data-weight.")
-        reconstructor = Reconstructor.of(loaded, options)
-        examined, found = reconstructor.run(inputs, out, tolerance)
-        notes = [*reconstructor.notes, reconstructor.units]
+    examined, found, notes = reconstructions(
+        load(model), inputs, out, tolerance, sigma, options, coil_maps, select or ()
+    )
     for known in examined:
         for line in (*known.notes, *(f"warning: {warning}" for warning in known.warnings)):
             typer.echo(f"{known.path}: {line}", err=True)

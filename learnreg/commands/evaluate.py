@@ -9,18 +9,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
+import torch
 from torch import Tensor
 
 from learnreg.commands.fitness import in_grey_levels
+from learnreg.commands.kspace_scenes import kspace_scenes
 from learnreg.commands.scenes import measured_scenes, noise_model, noisy_scenes
-from learnreg.datasets import PhotonNoise, RelativeNoise, list_images, read_image, resize_slice
+from learnreg.datasets import (
+    KSpaceNoise,
+    PhotonNoise,
+    RelativeNoise,
+    list_images,
+    read_image,
+    resize_slice,
+    with_smooth_phase,
+)
 from learnreg.errors import ConfigError
 from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.models.extras import require
 from learnreg.models.model import Model
-from learnreg.operators import FanBeam2D, Identity, ParallelBeam2D
+from learnreg.operators import CartesianMRI, FanBeam2D, Identity, ParallelBeam2D
 from learnreg.regularizers import Regularizer
-from learnreg.report.comparison import Scene, quality
+from learnreg.report.comparison import Scene, magnitude, quality
 from learnreg.result import Solution
 from learnreg.solvers.solve import check_tolerance, solve
 
@@ -78,7 +88,8 @@ def evaluate(
     The images are taken in the order of their names; the noise of image i has the seed ``seed + i``. Denoisers get them
     at full size with noise of level ``sigma``, by default that of the model (25/255 where its file does not say any);
     one that adapts to the noise is told the level. A model for CT gets them in its size, with its own geometry and
-    noise (of level ``sigma``, if given).
+    noise (of level ``sigma``, if given). A model for MRI gets them as magnitudes, resized, with a synthetic smooth
+    phase of the seed ``seed + i``; magnitudes are compared.
 
     Raises
     ------
@@ -89,13 +100,17 @@ def evaluate(
     require("skimage.metrics", "measuring SSIM", "scikit-image")  # now, not after the first reconstruction
     paths = list_images(folder)
     images = ((str(path), read_image(path)) for path in paths)
-    tomography, noise_level = not model.denoises, None
+    noise_level = None
+    tomography = not model.denoises and not model.for_mri
     notes: list[str] = []
     if tomography:
         level = float(model.config.get("noise", 0.01)) if sigma is None else sigma
         photons = float(model.config.get("photons", 0.0)) if sigma is None else 0.0
         attenuation = float(model.config.get("attenuation", PhotonNoise().attenuation))
         scenes = _tomography_scenes(model, images, noise_model(level, photons, attenuation), seed)
+    elif model.for_mri:
+        level = float(model.config.get("noise", KSpaceNoise().sigma)) if sigma is None else sigma
+        scenes = _kspace_scenes(model, images, KSpaceNoise(level), seed)
     else:
         level, notes = _noise_level(model, sigma)
         noise_level = level if model.conditioned else None
@@ -142,12 +157,23 @@ def _tomography_scenes(
     return measured_scenes(operator, resized, noise, seed)
 
 
+def _kspace_scenes(
+    model: Model, images: Iterator[tuple[str, Tensor]], noise: KSpaceNoise, seed: int
+) -> Iterator[Scene]:
+    operator = model.operator
+    assert isinstance(operator, CartesianMRI)
+    size = operator.domain_shape[-1]
+    resized = ((name, with_smooth_phase(resize_slice(image, size), seed + i)) for i, (name, image) in enumerate(images))
+    return kspace_scenes(operator, resized, noise, seed)
+
+
 def _measure(scene: Scene, model: Model, tolerance: float, noise_level: float | None) -> EvaluatedImage:
-    before = quality(scene.input, scene.clean, scene.name)
+    shown = magnitude if scene.clean.shape[0] == 2 else torch.Tensor.detach  # of complex images
+    before = quality(shown(scene.input), shown(scene.clean), scene.name)
     started = time.perf_counter()
     solution = model.solve(scene.b[None], tolerance, noise_level=noise_level)
     seconds = time.perf_counter() - started
-    after = quality(solution.x[0], scene.clean, scene.name)
+    after = quality(shown(solution.x[0]), shown(scene.clean), scene.name)
     return EvaluatedImage(
         name=Path(scene.name).name,
         psnr=after.psnr,

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DenoiseConfig",
+    "MriConfig",
     "TomographyConfig",
     "TrainingConfig",
     "check_options",
@@ -205,6 +206,41 @@ class TomographyConfig(TrainingConfig):
         else:
             found |= dict.fromkeys(("attenuation", "statistical"), "it is for photons; set photons too")
         return found
+
+
+@dataclass(frozen=True)
+class MriConfig(TrainingConfig):
+    """Options of ``learnreg train mri``. Raises ConfigError for a value of the wrong type or out of range."""
+
+    data: str = _main(
+        "phantoms", "'phantoms', or a folder: fully sampled k-space (npy, HDF5), or grey images, with synthetic phase"
+    )
+    acceleration: float = _main(4.0, "lines of k-space over measured ones", at_least=1.0, at_most=1e3)
+    coils: int = _main(1, "receiver coils, simulated around the image; 1: it sees all alike", at_least=1, at_most=256)
+    size: int = _main(128, "side of the images in pixels; others are resized to it", at_least=16, at_most=2048)
+    noise: float = _main(
+        0.01, "standard deviation of the noise of k-space, for magnitudes in [0, 1]", at_least=0.0, at_most=1e3
+    )
+    center_fraction: float = option(
+        0.08, "share of the lines, in the middle, that are all measured", at_least=0.0, at_most=1.0
+    )
+    lines: str = option("random", "the others: drawn once, or spread evenly", choices=("random", "equispaced"))
+    images_at_most: int = option(64, "training images at most", at_least=1, at_most=10**6)
+    ridge: float = option(
+        1e-3, "r/2 ‖x‖² makes reconstructions unique and certifiable; more of it biases", above=0.0, at_most=1e6
+    )
+    filter_size: int = option(5, "side of the filters", at_least=2, at_most=64)
+    out: str = again(TrainingConfig, "out", "runs/mri")
+    batch_size: int = again(TrainingConfig, "batch_size", 8)
+    weight: float = again(TrainingConfig, "weight", 2e-2)
+
+    @property
+    def filter_side(self) -> int:
+        return self.filter_size
+
+    @property
+    def images(self) -> dict[str, Any]:
+        return {"channels": 2, "coupling": "complex"}
 
 
 def regularizers_with(kind: type[TrainingConfig], name: str) -> tuple[str, ...]:

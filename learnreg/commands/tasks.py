@@ -61,6 +61,15 @@ TASKS = {
 
             Run folder and options as for `learnreg train denoise`.""",
         ),
+        Task(
+            "mri",
+            "mri",
+            "MriConfig",
+            """Learn a regularizer of complex images for magnetic resonance imaging.
+
+            K-space of Cartesian lines, one coil or several, is simulated from the images. Run folder and options as for
+            `learnreg train denoise`.""",
+        ),
     )
 }
 

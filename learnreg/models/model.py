@@ -64,6 +64,11 @@ class Model:
         return bool(self.config["operator"].get("name") == "identity")
 
     @property
+    def for_mri(self) -> bool:
+        """Whether the stored forward operator measures k-space."""
+        return bool(self.config["operator"].get("name") == "cartesian-mri")
+
+    @property
     def noise_level(self) -> float | None:
         """The standard deviation of the noise that a denoiser was learned for; None where the file does not say it, or
         says several."""

@@ -12,7 +12,7 @@ from learnreg.errors import DataError
 from learnreg.models.extras import require
 from learnreg.result import Solution
 
-__all__ = ["Compared", "Comparison", "Quality", "Scene", "compare", "quality"]
+__all__ = ["Compared", "Comparison", "Quality", "Scene", "compare", "magnitude", "quality"]
 
 _SSIM_WINDOW = 7  # the default of skimage.metrics.structural_similarity
 
@@ -29,8 +29,9 @@ class Quality:
 
 @dataclass(frozen=True)
 class Scene:
-    """A clean image (1, height, width), its measurement b without batch axis, and the ``input`` image that a
-    reconstruction has to beat: the noisy image, or a filtered back-projection."""
+    """A clean image (1, height, width), or a complex one (2, height, width), its measurement b without batch axis, and
+    the ``input`` image that a reconstruction has to beat: the noisy image, a filtered back-projection or a zero-filled
+    inverse transform."""
 
     name: str
     clean: Tensor
@@ -95,6 +96,15 @@ def quality(x: Tensor, clean: Tensor, name: str = "image") -> Quality:
     )
 
 
+def magnitude(x: Tensor) -> Tensor:
+    """Of a complex image (2, height, width): (1, height, width)."""
+    return x.square().sum(0, keepdim=True).sqrt()
+
+
+def _as_they_are(x: Tensor) -> Tensor:
+    return x
+
+
 def compare(
     learned: Reconstruct,
     tv: Reconstruct,
@@ -104,29 +114,30 @@ def compare(
     setting: str = "",
     seed: int = 0,
     tolerance: float = 1e-4,
+    shown: Callable[[Tensor], Tensor] = _as_they_are,
 ) -> Comparison:
     """Reconstruct each scene by two methods, which map a batch of measurements to a Solution, such as
     ``functools.partial(solve, problem, tolerance=...)``. ``seed`` and ``tolerance`` are what the scenes and methods
-    were made with.
+    were made with. ``shown``: what of an image is drawn and measured, :func:`magnitude` for complex ones.
 
     Raises
     ------
     DataError: no scenes.
     """
-    compared = [_compare(learned, tv, scene) for scene in scenes]
+    compared = [_compare(learned, tv, scene, shown) for scene in scenes]
     if not compared:
         raise DataError("there are no images to compare on.", hint="Pass at least one image.")
     return Comparison(tuple(compared), input_name, setting, seed, tolerance)
 
 
-def _compare(learned: Reconstruct, tv: Reconstruct, scene: Scene) -> Compared:
-    solution, baseline = learned(scene.b[None]), tv(scene.b[None]).x[0]
-    results = {"input": scene.input, "tv": baseline, "learned": solution.x[0]}
+def _compare(learned: Reconstruct, tv: Reconstruct, scene: Scene, shown: Callable[[Tensor], Tensor]) -> Compared:
+    solution, baseline, clean = learned(scene.b[None]), tv(scene.b[None]).x[0], shown(scene.clean)
+    results = {"input": shown(scene.input), "tv": shown(baseline), "learned": shown(solution.x[0])}
     return Compared(
         name=scene.name,
-        clean=scene.clean,
+        clean=clean,
         **results,
-        quality={what: quality(x, scene.clean, scene.name) for what, x in results.items()},
+        quality={what: quality(x, clean, scene.name) for what, x in results.items()},
         error_bound=float(solution.error_bound[0]),
         certified=solution.certified,
     )

@@ -122,7 +122,8 @@ def test_arrays_of_k_space(
     values[..., 1] = 0.0
     found = read_kspace(write(tmp_path, values))
     assert torch.equal(found.data, values.reshape(expected))
-    assert found.mask.tolist() == [True, False, True, True, True, True]
+    assert torch.equal(found.mask, found.lines.expand(8, 6))
+    assert found.lines.tolist() == [True, False, True, True, True, True]
     assert found.image_sides == (8, 6)
 
 
@@ -158,7 +159,7 @@ def test_lines_of_ismrmrd_files(tmp_path: Path) -> None:
     expected = NUMBERS.reshape(2, 3, 8, 6).clone()
     expected[..., [1, 5]] = 0.0
     assert torch.equal(found.data, expected)
-    assert found.mask.tolist() == [True, False, True, True, True, False]
+    assert found.lines.tolist() == [True, False, True, True, True, False]
     assert found.image_sides == (4, 6)
 
 
@@ -190,7 +191,7 @@ def test_several_repetitions_are_chosen_from(tmp_path: Path) -> None:
         file["dataset/data"][1] = row
     with pytest.raises(lr.DataError, match=r"it holds 2 of repetition: 0, 2.*select=\{'repetition': 0\}"):
         read_kspace(path)
-    assert read_kspace(path, {"repetition": 2}).mask.tolist() == [True] + [False] * 5
+    assert read_kspace(path, {"repetition": 2}).lines.tolist() == [True] + [False] * 5
     with pytest.raises(lr.DataError, match="it holds 0, 2"):
         read_kspace(path, {"repetition": 1})
     with pytest.raises(lr.DataError, match="Known: contrast, phase, repetition, set"):

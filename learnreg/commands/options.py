@@ -131,7 +131,7 @@ class DenoiseConfig(TrainingConfig):
         return self.size
 
     @property
-    def images(self) -> dict[str, Any]:
+    def image_kind(self) -> dict[str, Any]:
         return {"channels": 3, "coupling": self.coupling} if self.channels == "colour" else {}
 
     def idle(self) -> dict[str, str]:

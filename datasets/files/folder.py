@@ -32,7 +32,8 @@ def list_images(folder: str | Path) -> list[Path]:
 
 
 class ImageFolder(Dataset[Tensor]):
-    """The images of a folder in the order of their names; item i is a tensor (1, height, width) in [0, 1].
+    """The images of a folder in the order of their names; item i is a tensor (1, height, width) in [0, 1], or
+    with ``colour`` (3, height, width).
 
     Images are read when they are asked for, see `learnreg.datasets.read_image`.
 
@@ -41,7 +42,8 @@ class ImageFolder(Dataset[Tensor]):
     DataError: the folder is missing, is a file, or holds no images.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, colour: bool = False) -> None:
+        self.colour = colour
         self.folder = given_path(folder, "ImageFolder(folder)")
         self.paths = list_images(self.folder)
 
@@ -54,11 +56,11 @@ class ImageFolder(Dataset[Tensor]):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Tensor:
-        return read_image(self.paths[index])
+        return read_image(self.paths[index], colour=self.colour)
 
     def images(self) -> dict[str, Tensor]:
         """All images in memory, by file name."""
-        return {path.name: read_image(path) for path in self.paths}
+        return {path.name: read_image(path, colour=self.colour) for path in self.paths}
 
 
 def _check_folder(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Reading one image file as a grey tensor in [0, 1]."""
+"""Reading one image file as a tensor in [0, 1], grey or coloured."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from learnreg.datasets.files.bitmaps import decode_bitmap
 from learnreg.datasets.files.checks import check_file
-from learnreg.datasets.files.pixels import Picture, luminance
+from learnreg.datasets.files.pixels import Picture, colours, luminance
 from learnreg.datasets.files.tiff import decode_tiff, is_tiff
 from learnreg.errors import DataError
 from learnreg.linear.arguments import given_path
@@ -26,7 +26,7 @@ _INSTALL_HINT = "Install it with: pip install 'learnreg[images]'"
 _JPEG = b"\xff\xd8"
 
 
-def read_image(path: str | Path, noisy: bool = False) -> Tensor:
+def read_image(path: str | Path, noisy: bool = False, colour: bool = False) -> Tensor:
     """Read an image file as a float32 tensor of shape (1, height, width) with values in [0, 1].
 
     Integer images are divided by the largest value of their bits (255, 4095, 65535), and inverted where 0 stands for
@@ -39,6 +39,7 @@ def read_image(path: str | Path, noisy: bool = False) -> Tensor:
     Parameters
     ----------
     noisy: float images may have any values, as those have whose noise is not cut off.
+    colour: red, green and blue, (3, height, width), in place of luma; grey images have three equal channels.
 
     Raises
     ------
@@ -54,6 +55,8 @@ def read_image(path: str | Path, noisy: bool = False) -> Tensor:
             "a background if that is to be seen.",
             stacklevel=2,
         )
+    if colour:
+        return torch.from_numpy(colours(picture.pixels, path, noisy))
     return torch.from_numpy(luminance(picture.pixels, path, noisy)).unsqueeze(0)
 
 

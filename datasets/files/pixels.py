@@ -10,7 +10,7 @@ import numpy as np
 
 from learnreg.errors import DataError
 
-__all__ = ["LUMA", "Alpha", "Picture", "check_size", "luminance", "oriented", "split_alpha"]
+__all__ = ["LUMA", "Alpha", "Picture", "check_size", "colours", "luminance", "oriented", "split_alpha"]
 
 #: Weights of red, green and blue in the grey value (ITU-R BT.601).
 LUMA = (0.299, 0.587, 0.114)
@@ -87,12 +87,7 @@ def luminance(pixels: np.ndarray[Any, Any], path: Path, noisy: bool = False) -> 
     ------
     DataError: the type has no white, values are not finite or outside [0, 1], or the channels are not 1 or 3.
     """
-    white = _white(pixels, path, noisy)
-    channels = pixels.shape[2] if pixels.ndim == 3 else 1
-    if pixels.ndim not in {2, 3} or pixels.size == 0 or channels not in {1, 3}:
-        raise DataError(
-            f"expected a grey or RGB picture, got an array of shape {pixels.shape}.", path, "Save it as grey or RGB."
-        )
+    white, channels = _white(pixels, path, noisy), _channels(pixels, path)
     grey = np.empty(pixels.shape[:2], np.float32)
     rows = max(1, _BLOCK // pixels[0].size)
     for start in range(0, len(grey), rows):
@@ -102,6 +97,26 @@ def luminance(pixels: np.ndarray[Any, Any], path: Path, noisy: bool = False) -> 
             values = values if noisy else np.clip(values, 0.0, 1.0)  # rounded weights can sum to one plus an ulp
         grey[start : start + rows] = values.reshape(values.shape[:2])
     return grey
+
+
+def colours(pixels: np.ndarray[Any, Any], path: Path, noisy: bool = False) -> np.ndarray[Any, Any]:
+    """Red, green and blue, (3, height, width), otherwise as ``luminance``; those of a grey picture are equal."""
+    white, channels = _white(pixels, path, noisy), _channels(pixels, path)
+    found = np.empty((3, *pixels.shape[:2]), np.float32)
+    rows = max(1, _BLOCK // pixels[0].size)
+    for start in range(0, found.shape[1], rows):
+        values = pixels[start : start + rows] / white
+        found[:, start : start + rows] = values.reshape(*values.shape[:2], channels).transpose(2, 0, 1)
+    return found
+
+
+def _channels(pixels: np.ndarray[Any, Any], path: Path) -> int:
+    channels = pixels.shape[2] if pixels.ndim == 3 else 1
+    if pixels.ndim not in {2, 3} or pixels.size == 0 or channels not in {1, 3}:
+        raise DataError(
+            f"expected a grey or RGB picture, got an array of shape {pixels.shape}.", path, "Save it as grey or RGB."
+        )
+    return channels
 
 
 def _white(pixels: np.ndarray[Any, Any], path: Path, noisy: bool) -> float:

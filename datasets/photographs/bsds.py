@@ -22,7 +22,8 @@ _LAYOUTS = (Path("BSDS500/data/images"), Path("data/images"), Path("images"), Pa
 
 
 class BSDS500(Dataset[Tensor]):
-    """The images of BSDS500; item i is a tensor (1, height, width) in [0, 1], luma of the colour image.
+    """The images of BSDS500; item i is a tensor (1, height, width) in [0, 1], luma of the colour image, or with
+    ``colour`` (3, height, width), the image itself.
 
     ``root`` is the folder that holds BSDS500/data/images, or any folder further down that path. Only the folders of
     the splits asked for have to exist. The split "val" contains most of the usual test images BSD68 and is therefore
@@ -36,7 +37,8 @@ class BSDS500(Dataset[Tensor]):
     DataError: no known layout below ``root``, or a split without images.
     """
 
-    def __init__(self, root: str | Path, splits: Sequence[str] = ("train", "test")) -> None:
+    def __init__(self, root: str | Path, splits: Sequence[str] = ("train", "test"), colour: bool = False) -> None:
+        self.colour = colour
         root = given_path(root, "BSDS500(root)")
         self.splits = tuple(splits) if isinstance(splits, (tuple, list)) else (splits,)
         for split in self.splits:
@@ -53,7 +55,7 @@ class BSDS500(Dataset[Tensor]):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Tensor:
-        return read_image(self.paths[index])
+        return read_image(self.paths[index], colour=self.colour)
 
     def images(self, split: str | None = None) -> dict[str, Tensor]:
         """The images of one split, or of all splits of this object, in memory by name."""
@@ -63,11 +65,11 @@ class BSDS500(Dataset[Tensor]):
                 raise ConfigError(f"split={split!r} was not opened, BSDS500(splits={self.splits!r}) was.")
         wanted = self.splits if split is None else (split,)
         chosen = zip(self.names, self.paths, strict=True)
-        return {name: read_image(path) for name, path in chosen if path.parent.name in wanted}
+        return {name: read_image(path, colour=self.colour) for name, path in chosen if path.parent.name in wanted}
 
 
-def load_training_images(source: str | Path) -> dict[str, Tensor]:
-    """Images to train on, each (1, height, width) in [0, 1], by name.
+def load_training_images(source: str | Path, colour: bool = False) -> dict[str, Tensor]:
+    """Images to train on, each (1, height, width) in [0, 1], or with ``colour`` (3, height, width), by name.
 
     ``source`` is "natural" (photographs installed with scikit-image), a folder with BSDS500 in its original layout
     (its train and test images), or a folder of image files.
@@ -77,11 +79,11 @@ def load_training_images(source: str | Path) -> dict[str, Tensor]:
     DataError: the folder or the images in it are missing or unreadable.
     """
     if str(source) == "natural":
-        return natural_images("train")
+        return natural_images("train", colour)
     root = given_path(source, "load_training_images(source)")
     if _is_bsds500(root):
-        return BSDS500(root).images()
-    return ImageFolder(root).images()
+        return BSDS500(root, colour=colour).images()
+    return ImageFolder(root, colour).images()
 
 
 def _check_split(split: str) -> None:

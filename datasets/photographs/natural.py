@@ -45,8 +45,14 @@ NATURAL_SPLITS: dict[str, tuple[str, ...]] = {
 }
 
 
-def natural_images(split: str = "train") -> dict[str, Tensor]:
-    """Photographs (1, height, width) in [0, 1] by name: "train" (12 images) or the held-out "test" (3 images).
+_COLOURED = frozenset(
+    {"astronaut", "chelsea", "ihc", "motorcycle_left", "motorcycle_right", "coffee", "rocket"}
+)
+
+
+def natural_images(split: str = "train", colour: bool = False) -> dict[str, Tensor]:
+    """Photographs (1, height, width) in [0, 1] by name: "train" (12 images) or the held-out "test" (3 images); with
+    ``colour`` (3, height, width), those that have colours: 5 images, and 2 held out.
 
     Raises
     ------
@@ -55,14 +61,17 @@ def natural_images(split: str = "train") -> dict[str, Tensor]:
     """
     check_one_of(split, tuple(_SHA256), "split")
     folder = _data_folder()
-    return {Path(file).stem: _read_pinned(folder / file, digest) for file, digest in _SHA256[split].items()}
+    chosen = {Path(file).stem: (folder / file, digest) for file, digest in _SHA256[split].items()}
+    return {
+        name: _read_pinned(*entry, colour) for name, entry in chosen.items() if not colour or name in _COLOURED
+    }
 
 
 def natural_split(
-    size: int = 128, count: int | None = None, seed: int = 0
+    size: int = 128, count: int | None = None, seed: int = 0, colour: bool = False
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Both splits of ``natural_images``, the first ``count`` of the training images; their sizes are their own."""
-    return dict(list(natural_images("train").items())[:count]), natural_images("test")
+    return dict(list(natural_images("train", colour).items())[:count]), natural_images("test", colour)
 
 
 def _data_folder() -> Path:
@@ -76,12 +85,12 @@ def _data_folder() -> Path:
     return Path(spec.submodule_search_locations[0]) / "data"
 
 
-def _read_pinned(path: Path, digest: str) -> Tensor:
+def _read_pinned(path: Path, digest: str, colour: bool) -> Tensor:
     if not path.is_file():
         raise DataError(f"missing from scikit-image {_scikit_image_version()}.", path, _hint())
     if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
         raise DataError(f"differs from the pinned image in scikit-image {_scikit_image_version()}.", path, _hint())
-    return read_image(path)
+    return read_image(path, colour=colour)
 
 
 def _scikit_image_version() -> str:

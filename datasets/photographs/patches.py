@@ -47,7 +47,7 @@ def add_noise(image: Tensor, sigma: float, seed: int) -> Tensor:
 
 
 class DenoisingPatches(Dataset[tuple[Tensor, Tensor] | tuple[Tensor, Tensor, float]]):
-    """Item i is (b, x_true), both (1, patch, patch) float32: a random patch of the images, and b = x_true + noise; with
+    """Item i is (b, x_true), both (channels, patch, patch) float32: a random patch of the images, and b = x_true + noise; with
     a range of noise levels (b, x_true, sigma), sigma uniform in it, for noise-conditioned regularizers.
 
     Positions are uniform over all patches of all images, each patch is flipped and transposed at random, and the noise
@@ -56,7 +56,7 @@ class DenoisingPatches(Dataset[tuple[Tensor, Tensor] | tuple[Tensor, Tensor, flo
 
     Parameters
     ----------
-    images: tensors (1, height, width) in [0, 1], in a sequence or by name.
+    images: tensors (channels, height, width) in [0, 1], in a sequence or by name: one channel, or three of colours.
     sigma: noise level in (0, 1], or a range (lowest, highest) of them.
     patch: side of a patch in pixels.
     count: number of items.
@@ -84,6 +84,8 @@ class DenoisingPatches(Dataset[tuple[Tensor, Tensor] | tuple[Tensor, Tensor, flo
         if not named:
             raise DataError("there are no images to take patches from.", hint="Pass at least one image.")
         self.images = [_check_image(name, image, patch) for name, image in named.items()]
+        if len({image.shape[0] for image in self.images}) > 1:
+            raise DataError("some of the images are grey and some coloured.", hint="Read all of them alike.")
         self._ends = list(accumulate(_positions(image, patch) for image in self.images))
 
     def __len__(self) -> int:
@@ -139,9 +141,13 @@ def _fraction_hint(sigma: object) -> str:
 
 
 def _check_image(name: str, image: Tensor, patch: int) -> Tensor:
-    check_real(image, name, "(1, height, width)")
-    if image.ndim != 3 or image.shape[0] != 1:
-        raise DataError(f"expected an image of shape (1, height, width), got {tuple(image.shape)}.", name)
+    check_real(image, name, "(channels, height, width)")
+    if image.ndim != 3 or image.shape[0] not in (1, 3):
+        raise DataError(
+            f"expected an image of shape (1, height, width), or (3, height, width) of colours, got "
+            f"{tuple(image.shape)}.",
+            name,
+        )
     height, width = image.shape[1:]
     if min(height, width) < patch:
         raise DataError(

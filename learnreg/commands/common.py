@@ -83,7 +83,7 @@ def run_scenario(scenario: Scenario, resume: bool = False) -> dict[str, Any]:
             folder.discard()
         raise
     problem.to("cpu")
-    baseline = scenario.problem(TotalVariation(weight=scenario.tv_weight, **config.images))
+    baseline = scenario.problem(TotalVariation(scenario.tv_weight, **config.image_kind))
     announce(f"tuning the weight of total variation on {scenario.tv_samples} samples, for comparison")
     tv_weight = tune_total_variation(baseline, scenario.pairs, scenario.tv_samples, scenario.tv_tolerance)
     announce("reconstructing the held-out images")

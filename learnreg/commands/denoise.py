@@ -12,7 +12,7 @@ from learnreg.commands.common import Scenario, announce
 from learnreg.commands.evaluate import denoise
 from learnreg.commands.options import DenoiseConfig
 from learnreg.commands.scenes import noisy_scenes, warn_of_overlap
-from learnreg.datasets import DATASETS, DenoisingPatches, add_noise, load_training_images
+from learnreg.datasets import DATASETS, DenoisingPatches, add_noise, load_training_images, natural_split
 from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.operators import Identity
 from learnreg.report.comparison import Comparison, compare
@@ -25,12 +25,12 @@ _COMPARISON_TOLERANCE = 5e-4
 _BASELINE_TOLERANCE = 1e-3
 
 
-def split_images(data: str, seed: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Training and held-out images: those of a data set by its name, or of a folder, where some of a seeded order are
+def split_images(data: str, seed: int, colour: bool = False) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Training and held-out images, grey or coloured: those of a data set by its name, or of a folder, where some of a seeded order are
     held out, at most four and at most a quarter; a folder of one image is split into its left and right halves."""
     if data in DATASETS:
-        return DATASETS[data](seed=seed)
-    images = load_training_images(data)
+        return natural_split(seed=seed, colour=True) if colour and data == "natural" else DATASETS[data](seed=seed)
+    images = load_training_images(data, colour)
     names = sorted(images)
     if len(names) == 1:
         whole = images[names[0]]
@@ -50,9 +50,9 @@ def scenario(config: DenoiseConfig) -> Scenario:
     DataError, ConfigError: bad data.
     """
     announce(f"reading {config.data}")
-    training, held_out = split_images(config.data, config.seed)
+    training, held_out = split_images(config.data, config.seed, config.channels == "colour")
     warn_of_overlap(training, held_out)
-    sigma, shape = config.noise_level, (1, config.patch, config.patch)
+    sigma, shape = config.noise_level, (config.image_kind.get("channels", 1), config.patch, config.patch)
     patches = DenoisingPatches(training, sigma, patch=config.patch, count=config.patches, seed=config.seed)
     return Scenario(
         config=config,

@@ -76,7 +76,7 @@ class Evaluation:
 
 
 def denoise(regularizer: Regularizer, noisy: Tensor, tolerance: float = 1e-4) -> Solution:
-    """argmin ½‖x - noisy‖² + R(x) for noisy images (batch, 1, height, width)."""
+    """argmin ½‖x - noisy‖² + R(x) for noisy images (batch, channels, height, width)."""
     return solve(LowerLevelProblem(Identity(tuple(noisy.shape[1:])), regularizer), noisy, tolerance=tolerance)
 
 
@@ -86,8 +86,8 @@ def evaluate(
     """Measure the clean images of a folder, reconstruct them in float32, and compare.
 
     The images are taken in the order of their names; the noise of image i has the seed ``seed + i``. Denoisers get them
-    at full size with noise of level ``sigma``, by default that of the model (25/255 where its file does not say any);
-    one that adapts to the noise is told the level. A model for CT gets them in its size, with its own geometry and
+    at full size, in colour where the model is for three channels and as luma otherwise, with noise of level ``sigma``,
+    by default that of the model (25/255 where its file does not say any); one that adapts to the noise is told the level. A model for CT gets them in its size, with its own geometry and
     noise (of level ``sigma``, if given). A model for MRI gets them as magnitudes, resized, with a synthetic smooth
     phase of the seed ``seed + i``; magnitudes are compared.
 
@@ -99,7 +99,7 @@ def evaluate(
     check_tolerance(tolerance)
     require("skimage.metrics", "measuring SSIM", "scikit-image")  # now, not after the first reconstruction
     paths = list_images(folder)
-    images = ((str(path), read_image(path)) for path in paths)
+    images = ((str(path), read_image(path, colour=model.regularizer.image_channels == 3)) for path in paths)
     noise_level = None
     tomography = not model.denoises and not model.for_mri
     notes: list[str] = []

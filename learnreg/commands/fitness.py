@@ -27,15 +27,15 @@ def in_grey_levels(sigma: float) -> str:
 
 
 def estimated_noise(image: Tensor) -> float | None:
-    """*Estimate* of the standard deviation of white noise in an image (1, height, width); None where too few pixels
-    tell it. Blocks with pixels at 0 or 1 are left out: noise is cut off there.
+    """*Estimate* of the standard deviation of white noise in an image (channels, height, width); None where too few
+    pixels tell it. Blocks with pixels at 0 or 1 are left out: noise is cut off there.
 
     Source: Donoho and Johnstone, Biometrika 81 (1994): the median absolute diagonal wavelet coefficient, here Haar's,
     over that of a normal variable.
     """
     height, width = (n - n % 2 for n in image.shape[-2:])
-    blocks = image[0, :height, :width].reshape(height // 2, 2, width // 2, 2).movedim(2, 1).flatten(2)
-    inside = ((blocks > 0.0) & (blocks < 1.0)).all(2) | (blocks < -1e-6).any(2) | (blocks > 1.0 + 1e-6).any(2)
+    blocks = image[:, :height, :width].reshape(len(image), height // 2, 2, width // 2, 2).movedim(3, 2).flatten(3)
+    inside = ((blocks > 0.0) & (blocks < 1.0)).all(3) | (blocks < -1e-6).any(3) | (blocks > 1.0 + 1e-6).any(3)
     detail = 0.5 * (blocks[..., 0] - blocks[..., 1] - blocks[..., 2] + blocks[..., 3])[inside]
     if detail.numel() < _FEWEST_BLOCKS:
         return None
@@ -43,7 +43,7 @@ def estimated_noise(image: Tensor) -> float | None:
 
 
 def unfit_image(image: Tensor, sigma: float | None, conditioned: bool) -> list[str]:
-    """What speaks against denoising an image (1, height, width) with a model for noise of level sigma, None if that is
+    """What speaks against denoising an image (channels, height, width) with a model for noise of level sigma, None if that is
     not known. conditioned: the model adapts to others."""
     if problem := _unfit_range(image, sigma or 0.0):
         return [problem]

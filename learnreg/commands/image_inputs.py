@@ -29,7 +29,7 @@ _INSTEAD = {
 
 @dataclass(frozen=True)
 class ImageInput:
-    """An image (1, height, width) in float32. bits: of its pixels, 8 or 16; None for floating-point numbers. rounding:
+    """An image (1, height, width), or (3, height, width) of colours, in float32. bits: of its pixels, 8 or 16; None for floating-point numbers. rounding:
     root-mean-square difference to the file's numbers. notes: what was done to it."""
 
     values: Tensor
@@ -65,9 +65,9 @@ def _files_in(folder: Path, suffixes: frozenset[str]) -> list[Path]:
 
 
 def read_measurement(path: Path) -> Tensor:
-    """An image file, see ``learnreg.datasets.read_image``, or a .npy array (height, width) or (1, height, width) of
-    floating-point numbers; these and float images may have values outside [0, 1]. Shape (1, height, width),
-    float32."""
+    """An image file, see ``learnreg.datasets.read_image``, or a .npy array (height, width), (1, height, width) or (3,
+    height, width) of floating-point numbers; these and float images may have values outside [0, 1]. Shape (1, height,
+    width), or (3, height, width) of colours, float32."""
     return read_input(path).values
 
 
@@ -86,11 +86,22 @@ def read_input(path: Path) -> ImageInput:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of transparency, which the notes tell
         values = read_image(path, noisy=True)
-    bits, notes = _describe(path)
+        bits, coloured, transparent = _describe(path)
+        values = _with_colours(path, values) if coloured else values
+    notes = ("its transparency (alpha) is dropped",) if transparent else ()
+    if coloured and len(values) == 1:
+        notes = ("its three channels are equal: it is taken for a grey image", *notes)
     low, high = float(values.min()), float(values.max())
     if low < 0.0 or high > 1.0:
         notes += (f"its values span [{low:.4g}, {high:.4g}]; they are taken as they are, white being 1",)
     return ImageInput(values, bits, 2.0**-24 * _rms(values), notes)
+
+
+def _with_colours(path: Path, grey: Tensor) -> Tensor:
+    """Red, green and blue, or ``grey``, if they are equal."""
+    values = read_image(path, noisy=True, colour=True)
+    equal = torch.equal(values[0], values[1]) and torch.equal(values[0], values[2])
+    return grey if equal else values
 
 
 def _read_array(path: Path) -> ImageInput:
@@ -105,8 +116,9 @@ def _read_array(path: Path) -> ImageInput:
         raise DataError(f"its type is {found}.", path, "Save an array of floating-point numbers, white being 1.")
     if array.ndim == 2:
         array = array[None]
-    if array.ndim != 3 or array.shape[0] != 1 or array.size == 0:
-        raise DataError(f"its shape is {array.shape}, expected (height, width) or (1, height, width).", path)
+    if array.ndim != 3 or array.shape[0] not in (1, 3) or array.size == 0:
+        expected = "(height, width), (1, height, width), or (3, height, width) of colours"
+        raise DataError(f"its shape is {array.shape}, expected {expected}.", path)
     with np.errstate(over="ignore"):  # checked below
         values = np.array(array, dtype=np.float32, order="C")
     if not np.isfinite(values).all():
@@ -118,8 +130,9 @@ def _read_array(path: Path) -> ImageInput:
     return ImageInput(torch.from_numpy(values), None, rounding)
 
 
-def _describe(path: Path) -> tuple[int | None, tuple[str, ...]]:
-    """Bits of the pixels of an image that could be read, None for floating-point numbers, and what is lost of it."""
+def _describe(path: Path) -> tuple[int | None, bool, bool]:
+    """Bits of the pixels of an image that could be read, None for floating-point numbers; whether it is coloured, and
+    transparent."""
     image = require("PIL.Image", "reading images", "pillow")
     try:
         with image.open(path) as opened:
@@ -132,7 +145,7 @@ def _describe(path: Path) -> tuple[int | None, tuple[str, ...]]:
     deep = deep or _png_bits(path) > 8
     bits = max(_numbers(tags.get(_BITS, 16 if deep else 8)))
     floating = mode == "F" or _FLOAT in _numbers(tags.get(_SAMPLE_FORMAT, 1))
-    return None if floating else (16 if bits > 8 else 8), _losses(coloured, transparent)
+    return None if floating else (16 if bits > 8 else 8), coloured, transparent
 
 
 def _png_bits(path: Path) -> int:
@@ -142,18 +155,13 @@ def _png_bits(path: Path) -> int:
     return head[24] if head.startswith(b"\x89PNG") and len(head) == 25 else 8
 
 
-def _describe_tiff(path: Path) -> tuple[int | None, tuple[str, ...]]:
+def _describe_tiff(path: Path) -> tuple[int | None, bool, bool]:
     tifffile = require("tifffile", "reading this TIFF file", "tifffile")
     with tifffile.TiffFile(path) as tiff:
         page = tiff.pages.first
         dtype, samples = page.dtype, page.samplesperpixel
     bits = None if dtype.kind == "f" else (16 if dtype.itemsize > 1 else 8)
-    return bits, _losses(samples >= 3, samples in (2, 4))
-
-
-def _losses(coloured: bool, transparent: bool) -> tuple[str, ...]:
-    notes = ("its colours become grey (luma), as the model is for grey images",) if coloured else ()
-    return (*notes, "its transparency (alpha) is dropped") if transparent else notes
+    return bits, samples >= 3, samples in (2, 4)
 
 
 def _numbers(value: object) -> tuple[int, ...]:

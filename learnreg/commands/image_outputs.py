@@ -114,7 +114,8 @@ def sensitivity(problem: LowerLevelProblem, data_term: LeastSquares) -> float:
 
 
 def png_bytes(x: Tensor, bits: int = 8) -> bytes:
-    """An image (1, height, width) as grey PNG of 8 or 16 bits, values clipped to [0, 1]."""
+    """An image (1, height, width) as grey PNG of 8 or 16 bits, or (3, height, width) as RGB of 8, values clipped to
+    [0, 1]."""
     image = require("PIL.Image", "writing PNG files", "pillow")
     buffer = io.BytesIO()
     image.fromarray(_pixels(x, bits)).save(buffer, format="PNG")
@@ -125,14 +126,14 @@ def write_png(path: Path, x: Tensor, bits: int, error_bound: float) -> Written:
     """x as PNG, whose white is 1."""
     write_atomically(path, png_bytes(x, bits), DataError)
     read = torch.from_numpy(_pixels(x, bits).astype(np.float64)) / (2**bits - 1)
-    return Written(str(path), _stored_bound(error_bound, read, x[0]) + _SINGLE)
+    return Written(str(path), _stored_bound(error_bound, read, _as_stored(x)) + _SINGLE)
 
 
 def write_array(output: Path, x: Tensor, error_bound: float, unit: float = 1.0) -> Written:
-    """unit · x, (1, height, width), as a .npy array (height, width) in float32, beside a .png of that name;
-    ``error_bound`` is that of x."""
+    """unit · x, (1, height, width), as a .npy array (height, width) in float32, or (3, height, width) as it is, beside
+    a .png of that name; ``error_bound`` is that of x."""
     path, buffer = output.with_suffix(".npy"), io.BytesIO()
-    exact = unit * x[0].detach().cpu().double()
+    exact = unit * (x[0] if len(x) == 1 else x).detach().cpu().double()
     stored = exact.float()
     np.save(buffer, stored.numpy())
     write_atomically(path, buffer.getvalue(), DataError)
@@ -140,9 +141,14 @@ def write_array(output: Path, x: Tensor, error_bound: float, unit: float = 1.0) 
 
 
 def _pixels(x: Tensor, bits: int) -> np.ndarray[Any, Any]:
-    scaled = (x.detach()[0].double().clamp(0, 1) * (2**bits - 1)).round()
+    scaled = (_as_stored(x.detach()).double().clamp(0, 1) * (2**bits - 1)).round()
     pixels: np.ndarray[Any, Any] = scaled.cpu().numpy().astype(np.uint8 if bits == 8 else np.uint16)
     return pixels
+
+
+def _as_stored(x: Tensor) -> Tensor:
+    """(height, width), or with colours last."""
+    return x[0] if len(x) == 1 else x.movedim(0, -1)
 
 
 def _stored_bound(error_bound: float, stored: Tensor, x: Tensor) -> float:

@@ -31,7 +31,7 @@ def scenario(config: MriConfig) -> Scenario:
     DataError, ConfigError: bad data or options.
     """
     announce(f"reading {config.data}")
-    training, held_out = load_mri_images(config.data, config.size, config.images_at_most, config.seed)
+    training, held_out = load_mri_images(config.data, config.size, config.images, config.seed)
     warn_of_overlap(training, held_out)
     operator, noise = _operator(config), KSpaceNoise(config.noise)
     pairs = KSpacePairs(operator, training, noise, config.seed)

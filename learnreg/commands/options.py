@@ -132,7 +132,7 @@ class DenoiseConfig(TrainingConfig):
         return self.size
 
     @property
-    def images(self) -> dict[str, Any]:
+    def image_kind(self) -> dict[str, Any]:
         return {"channels": 3, "coupling": self.coupling} if self.channels == "colour" else {}
 
     def idle(self) -> dict[str, str]:
@@ -225,7 +225,7 @@ class MriConfig(TrainingConfig):
         0.08, "share of the lines, in the middle, that are all measured", at_least=0.0, at_most=1.0
     )
     lines: str = option("random", "the others: drawn once, or spread evenly", choices=("random", "equispaced"))
-    images_at_most: int = option(64, "training images at most", at_least=1, at_most=10**6)
+    images: int = option(64, "training images at most", at_least=1, at_most=10**6)
     ridge: float = option(
         1e-3, "r/2 ‖x‖² makes reconstructions unique and certifiable; more of it biases", above=0.0, at_most=1e6
     )
@@ -239,7 +239,7 @@ class MriConfig(TrainingConfig):
         return self.filter_size
 
     @property
-    def images(self) -> dict[str, Any]:
+    def image_kind(self) -> dict[str, Any]:
         return {"channels": 2, "coupling": "complex"}
 
 

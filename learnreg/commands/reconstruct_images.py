@@ -20,7 +20,7 @@ from learnreg.commands.image_outputs import (
     write_png,
 )
 from learnreg.datasets import parse_sigma
-from learnreg.errors import ConfigError, ShapeError
+from learnreg.errors import ConfigError, DataError, ShapeError
 from learnreg.models.extras import require
 from learnreg.models.model import Model
 from learnreg.solvers.solve import check_tolerance, solve
@@ -78,12 +78,21 @@ class Denoiser:
         return examined, map(self._one, examined, outputs)
 
     def _examine(self, path: Path) -> Examined:
-        found = read_input(path)
+        found, channels = read_input(path), self.model.regularizer.image_channels
+        if len(found.values) < channels:
+            raise DataError(
+                f"it is grey, and the model is for images of {channels} channels.",
+                path,
+                "Use a model for grey images, such as denoise-foe; what this one knows of colours does not fit.",
+            )
+        batch = self._batch(found.values)
         try:
-            self.model.problem(tuple(found.values.shape)).saddle_terms(found.values.dtype)
+            self.model.problem(tuple(batch.shape[1:])).saddle_terms(found.values.dtype)
         except ShapeError as error:  # smaller than the filters
             raise ShapeError(f"{path}: {error}") from error
         notes, sigma = list(found.notes), self.sigma
+        if len(batch) > 1:
+            notes.append("its channels are denoised one by one, as the model is for grey images")
         if self.automatic:
             estimate = estimated_noise(found.values)
             sigma = estimate or sigma
@@ -99,15 +108,23 @@ class Denoiser:
         found = read_input(known.path)
         image, level = found.values, known.sigma if self.model.conditioned else None
         tolerance = self.tolerance or (_COARSE if found.bits == 8 else _FINE)
-        problem = self.model.problem(tuple(image.shape), noise_level=level)
+        batch = self._batch(image)
+        problem = self.model.problem(tuple(batch.shape[1:]), noise_level=level)
         started = time.perf_counter()
-        solution = solve(problem, image[None], tolerance)
+        solution = solve(problem, batch, tolerance)
         seconds = time.perf_counter() - started
-        bound = float(solution.error_bound[0]) + sensitivity(problem, problem.data_term) * found.rounding
-        files = self._write(known.path, output, found.bits, solution.x[0], bound)
+        # of all channels together: each has as many pixels
+        bound = float(solution.error_bound.square().mean().sqrt())
+        bound += sensitivity(problem, problem.data_term) * found.rounding
+        files = self._write(known.path, output, found.bits, solution.x.reshape(image.shape), bound)
         return Reconstructed.of(known, files, solution, seconds, tolerance)
 
+    def _batch(self, image: Tensor) -> Tensor:
+        """As the model takes it: the channels of colours one by one, where it is for grey images."""
+        return image[:, None] if self.model.regularizer.image_channels == 1 else image[None]
+
     def _write(self, path: Path, output: Path, bits: int | None, x: Tensor, bound: float) -> list[Written]:
-        """The most accurate file first."""
-        files = [write_array(output, x, bound)] if path.suffix.lower() in _EXACT_SUFFIXES else []
-        return [*files, write_png(output, x, bits or 8, bound)]
+        """The most accurate file first. PNG files of colours have 8 bits, beside which deeper ones have an array."""
+        deep = len(x) > 1 and bits == 16
+        files = [write_array(output, x, bound)] if deep or path.suffix.lower() in _EXACT_SUFFIXES else []
+        return [*files, write_png(output, x, 8 if deep else bits or 8, bound)]

@@ -96,6 +96,12 @@ class Regularizer(nn.Module):
                 raise ConfigError(f"{name}.{n} = {value!r}: expected None or a finite number >= {least:g}.")
         return Declared(name, modulus, **numbers, examined=self.examine)
 
+    image_channels: int = 1
+    """Channels of the images that it is for."""
+
+    image_dimensions: int = 2
+    """Their sides: 1 of signals, 2 of images, 3 of volumes."""
+
     def parameter_roles(self) -> dict[str, ParameterRole]:
         """The group of each parameter by name. A parameter that is not named here has no certified gradient. By default
         all of a regularizer that says its value alone form one group."""
@@ -237,6 +243,7 @@ class Combination(Regularizer):
         for k, (part, _) in enumerate(flat):
             self.add_module(str(k), part)
         self.factors = tuple(f for _, f in flat)
+        self.image_channels, self.image_dimensions = flat[0][0].image_channels, flat[0][0].image_dimensions
 
     @property
     def parts(self) -> list[Regularizer]:

@@ -133,7 +133,7 @@ class Model:
         ShapeError: b has no batch axis, or another shape or dtype. DataError: NaN. ConfigError: tolerance <= 0.
         """
         if operator is None and self.denoises:
-            _check_noisy(b)
+            _check_noisy(b, self.regularizer)
         return solve(self.problem(tuple(b.shape[1:]), operator, data_term, noise_level), b, tolerance=tolerance)
 
     @overload
@@ -332,11 +332,21 @@ def _check_rebuilt(regularizer: Regularizer, description: Mapping[str, Any]) -> 
         )
 
 
-def _check_noisy(b: Tensor) -> None:
-    check_dense(b, "reconstruct(b)", "(batch, 1, height, width)")
-    if b.dim() != 4 or b.shape[1] != 1:
-        hint = {2: " Write b[None, None].", 3: " Add the missing axis with b[None] or b[:, None]."}.get(b.dim(), "")
-        raise ShapeError(f"reconstruct(b): got shape {tuple(b.shape)}, expected (batch, 1, height, width).{hint}")
+_SIDES = {1: "length", 2: "height, width", 3: "depth, height, width"}
+
+
+def _check_noisy(b: Tensor, regularizer: Regularizer) -> None:
+    channels, axes = regularizer.image_channels, regularizer.image_dimensions + 2
+    expected = f"(batch, {channels}, {_SIDES[regularizer.image_dimensions]})"
+    check_dense(b, "reconstruct(b)", expected)
+    if b.dim() == axes and b.shape[1] == channels:
+        return
+    hint = {axes - 2: " Write b[None, None].", axes - 1: " Add the missing axis with b[None] or b[:, None]."}.get(
+        b.dim() if channels == 1 else 0, ""
+    )
+    if b.dim() == axes and channels == 1:
+        hint = " To denoise its channels one by one write b.flatten(0, 1)[:, None]."
+    raise ShapeError(f"reconstruct(b): got shape {tuple(b.shape)}, expected {expected}.{hint}")
 
 
 def _check_state(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], file: Path) -> None:

@@ -140,7 +140,7 @@ class FieldsOfExperts(LearnedFilters, Regularizer):
             boundary=cast(Boundary, options.boundary),
             minimum_smoothing=options.minimum_smoothing,
             generator=generator,
-            **options.images,
+            **options.image_kind,
         )
 
     def saddle_terms(self, image_shape: tuple[int, ...]) -> SaddleTerms:

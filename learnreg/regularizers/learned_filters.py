@@ -39,6 +39,7 @@ class LearnedFilters(nn.Module):
     ) -> None:
         check_one_of(boundary, BOUNDARIES, "boundary")
         self.images = images or ImageKind()
+        self.image_channels, self.image_dimensions = self.images.channels, self.images.dimensions
         self.filters = nn.Parameter(filters)
         self.log_weights = log_weights
         self.register_parameter("log_smoothing", log_smoothing)

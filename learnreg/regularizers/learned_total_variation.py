@@ -74,6 +74,7 @@ class LearnedTotalVariation(Regularizer):
     ) -> None:
         super().__init__()
         self.images = ImageKind.of("LearnedTotalVariation", channels, coupling, dimensions)
+        self.image_channels, self.image_dimensions = self.images.channels, self.images.dimensions
         if dimensions != 2:
             raise ConfigError(
                 f"LearnedTotalVariation(dimensions={dimensions}): its positions lie in pixels of images, dimensions=2; "
@@ -92,7 +93,7 @@ class LearnedTotalVariation(Regularizer):
             weight=options.variation_weight,
             smoothing=options.smoothing,
             generator=generator,
-            **options.images,
+            **options.image_kind,
         )
 
     @property

@@ -130,7 +130,7 @@ class MultivariateExperts(LearnedFilters, Regularizer):
             boundary=cast(Boundary, options.boundary),
             minimum_smoothing=options.minimum_smoothing,
             generator=generator,
-            **options.images,
+            **options.image_kind,
         )
 
     def saddle_terms(self, image_shape: tuple[int, ...]) -> SaddleTerms:

@@ -87,7 +87,7 @@ class RegularizerOptions:
         raise NotImplementedError
 
     @property
-    def images(self) -> dict[str, Any]:
+    def image_kind(self) -> dict[str, Any]:
         """Channels and coupling of the images, as keywords of a regularizer: none for grey ones."""
         return {}
 

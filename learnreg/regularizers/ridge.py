@@ -97,6 +97,7 @@ class RidgeRegularizer(Regularizer):
         super().__init__()
         self.channels = _check_sizes(channels, size)
         self.images = ImageKind.of("RidgeRegularizer", image_channels, coupling, dimensions)
+        self.image_channels, self.image_dimensions = self.images.channels, self.images.dimensions
         if self.images.turns:
             raise ConfigError(
                 "RidgeRegularizer(coupling='complex'): splines see responses, not their modulus; take FieldsOfExperts, "
@@ -136,8 +137,8 @@ class RidgeRegularizer(Regularizer):
             weight=_WEIGHT_OF_EXPERTS * options.weight,
             smoothing=_KNOTS_OF_EXPERTS * options.smoothing,
             generator=generator,
-            image_channels=options.images.get("channels", 1),
-            coupling=options.images.get("coupling", "separate"),
+            image_channels=options.image_kind.get("channels", 1),
+            coupling=options.image_kind.get("coupling", "separate"),
         )
 
     @property

@@ -42,6 +42,7 @@ class Scaled(Regularizer):
             raise ConfigError(f"Scaled(factor={factor!r}): expected a positive finite number.")
         self.base = copy.deepcopy(regularizer).requires_grad_(False)
         self.log_factor: nn.Parameter = positive_log(float(factor), "Scaled factor")
+        self.image_channels, self.image_dimensions = self.base.image_channels, self.base.image_dimensions
 
     @property
     def factor(self) -> Tensor:

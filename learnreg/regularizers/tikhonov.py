@@ -55,7 +55,7 @@ class GeneralisedTikhonov(LearnedFilters, Regularizer):
     @classmethod
     def from_options(cls, options: RegularizerOptions, generator: torch.Generator) -> Self:
         boundary = cast(Boundary, options.boundary)
-        return cls(options.filters, options.filter_side, boundary=boundary, generator=generator, **options.images)
+        return cls(options.filters, options.filter_side, boundary=boundary, generator=generator, **options.image_kind)
 
     def saddle_terms(self, image_shape: tuple[int, ...]) -> SaddleTerms:
         shape = self.images.check(image_shape, "GeneralisedTikhonov")

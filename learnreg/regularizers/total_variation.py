@@ -42,12 +42,13 @@ class TotalVariation(Regularizer):
     ) -> None:
         super().__init__()
         self.images = ImageKind.of("TotalVariation", channels, coupling, dimensions)
+        self.image_channels, self.image_dimensions = self.images.channels, self.images.dimensions
         self.smoothing = model_scale(smoothing, "TotalVariation(smoothing)")
         self.log_weight: nn.Parameter = positive_log(model_scale(weight, "TotalVariation(weight)"), "weight")
 
     @classmethod
     def from_options(cls, options: RegularizerOptions, generator: torch.Generator) -> Self:
-        return cls(options.variation_weight, **options.images)
+        return cls(options.variation_weight, **options.image_kind)
 
     @property
     def weight(self) -> Tensor:

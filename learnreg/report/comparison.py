@@ -29,9 +29,9 @@ class Quality:
 
 @dataclass(frozen=True)
 class Scene:
-    """A clean image (1, height, width), or a complex one (2, height, width), its measurement b without batch axis, and
-    the ``input`` image that a reconstruction has to beat: the noisy image, a filtered back-projection or a zero-filled
-    inverse transform."""
+    """A clean image (channels, height, width), complex ones having two channels, its measurement b without batch axis,
+    and the ``input`` image that a reconstruction has to beat: the noisy image, a filtered back-projection or a
+    zero-filled inverse transform."""
 
     name: str
     clean: Tensor
@@ -41,7 +41,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Compared:
-    """One image, (1, height, width) each, and its quality by "input", "tv", "learned".
+    """One image, (channels, height, width) each, and its quality by "input", "tv", "learned".
 
     error_bound: root-mean-square error bound of the learned reconstruction; certified: whether it is rigorous.
     """
@@ -74,7 +74,8 @@ class Comparison:
 
 
 def quality(x: Tensor, clean: Tensor, name: str = "image") -> Quality:
-    """PSNR and SSIM of x against the clean image, (1, height, width) each, data range 1, not clipped.
+    """PSNR and SSIM of x against the clean image, (channels, height, width) each, data range 1, not clipped; of several
+    channels the PSNR of them together, and the mean of their SSIM.
 
     Raises
     ------
@@ -87,12 +88,12 @@ def quality(x: Tensor, clean: Tensor, name: str = "image") -> Quality:
             name,
         )
     metrics = require("skimage.metrics", "measuring SSIM", "scikit-image")
-    reference, image = clean[0].double().numpy(), x.detach()[0].double().cpu().numpy()
+    reference, image = clean.double().numpy(), x.detach().double().cpu().numpy()
     if not (reference != image).any():
         return Quality(float("inf"), 1.0)
     return Quality(
         float(metrics.peak_signal_noise_ratio(reference, image, data_range=1.0)),
-        float(metrics.structural_similarity(reference, image, data_range=1.0)),
+        float(metrics.structural_similarity(reference, image, data_range=1.0, channel_axis=0)),
     )
 
 

@@ -125,7 +125,9 @@ def _figure(width: float, height: float) -> Any:
 
 
 def _draw_image(axes: Any, pixels: Tensor) -> None:
-    axes.imshow(pixels[0].detach().cpu().numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    shown = pixels.detach().cpu()
+    shown = shown[0] if len(shown) == 1 else shown.clamp(0.0, 1.0).movedim(0, -1)
+    axes.imshow(shown.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axes.set_axis_off()
 
 

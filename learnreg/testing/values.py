@@ -34,7 +34,11 @@ __all__ = [
 ]
 
 _SCALES = (0.0, 1e-2, 1e-1, 1.0, 30.0)
-_FAR, _DENSE_PIXELS, _DEFAULT_SIDES = 1e4, 400, ((12, 13), (32, 33), (96, 97))
+_FAR, _DENSE_PIXELS, _DEFAULT_SIDES = (
+    1e4,
+    400,
+    {1: ((24,), (97,)), 2: ((12, 13), (32, 33), (96, 97)), 3: ((5, 6, 7), (9, 10, 11))},
+)
 
 
 @dataclass
@@ -111,15 +115,19 @@ def _some_shape(regularizer: nn.Module) -> tuple[int, ...]:
     for module in regularizer.modules():
         if isinstance(module, LinearOperator):
             return tuple(module.domain_shape)
-    for sides in _DEFAULT_SIDES:
+    channels, dimensions = (
+        getattr(regularizer, f"image_{name}", n) for name, n in (("channels", 1), ("dimensions", 2))
+    )
+    shapes = [(channels, *sides) for sides in _DEFAULT_SIDES[dimensions]]
+    for shape in shapes:
         try:
-            regularizer.value(torch.zeros(1, 1, *sides))  # type: ignore[operator]
+            regularizer.value(torch.zeros(1, *shape))  # type: ignore[operator]
         except LearnregError:
             continue
         except Exception:
             break
-        return (1, *sides)
-    return (1, *_DEFAULT_SIDES[0])
+        return shape
+    return shapes[0]
 
 
 # ---- the value -------------------------------------------------------------------------------------------------------

@@ -24,8 +24,7 @@ Image = pytest.importorskip("PIL.Image")
 
 TINY = ("--size", 16, "--minutes", 3.0)
 SMALL = [
-    f"--set={key}"
-    for key in ("images_at_most=4", "filters=4", "filter_size=3", "batch_size=2", "updates=2", "ridge=0.05")
+    f"--set={key}" for key in ("images=4", "filters=4", "filter_size=3", "batch_size=2", "updates=2", "ridge=0.05")
 ]
 LOOSE = ("--tolerance", 1e-2)
 

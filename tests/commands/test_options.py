@@ -147,14 +147,23 @@ def test_options_in_force_are_those_that_are_read(kind: type[TrainingConfig], re
     kept = config.in_force()
     assert kept["regularizer"] == regularizer
     assert kind(**kept) == config
-    side = "size" if kind is DenoiseConfig else "filter_size"
-    of_regularizers = {field.name for field in dataclasses.fields(RegularizerOptions)} | {side}
+    own = {"size", "channels"} if kind is DenoiseConfig else {"filter_size"}
+    of_regularizers = {field.name for field in dataclasses.fields(RegularizerOptions)} | own
     read = options_of(REGULARIZERS[regularizer], kind)
     assert of_regularizers & kept.keys() == read
     for name in of_regularizers - read:
         with pytest.raises(lr.ConfigError, match=f"{regularizer} has no such option; .*ha(s|ve) it"):
             refuse_idle(config, [name])
     refuse_idle(config, kept)
+
+
+def test_the_coupling_of_colours_is_one_of_colours() -> None:
+    assert "coupling" in DenoiseConfig(channels="colour").in_force()
+    assert "coupling" not in DenoiseConfig().in_force()
+    with pytest.raises(lr.ConfigError, match="set channels=colour too"):
+        refuse_idle(DenoiseConfig(), ["coupling"])
+    with pytest.raises(lr.ConfigError, match="learned-tgv has no such option"):
+        refuse_idle(DenoiseConfig(regularizer="learned-tgv", channels="colour"), ["channels"])
 
 
 def test_a_regularizer_of_your_own_brings_its_options(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,10 +120,9 @@ def test_wrong_arguments() -> None:
     filters = torch.zeros(2, 3, 3)
     with pytest.raises(ConfigError, match=r"boundary='same': expected one of valid, zero, circular, reflect"):
         FilterBank(filters, (1, 4, 4), "same")
-    with pytest.raises(ShapeError, match=r"\(2, 1, 3, 3\), expected \(n, k, k\)"):
-        FilterBank(filters[:, None], (1, 4, 4))
-    with pytest.raises(ShapeError, match="one channel"):
-        FilterBank(filters, (3, 4, 4))
+    for shape, image in (((2, 2, 3, 3), (1, 4, 4)), ((2, 3), (1, 4, 4)), ((2, 3, 3), (1, 4, 4, 4)), ((2, 3), (4,))):
+        with pytest.raises(ShapeError, match=r"for images of shape .*, expected \(n, k, k\)"):
+            FilterBank(torch.zeros(shape), image)
     with pytest.raises(ShapeError, match="image 2x9 is smaller than the 3x3 filters"):
         FilterBank(filters, (1, 2, 9))
     with pytest.raises(ShapeError, match="too small to reflect"):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import learnreg as lr
 from learnreg.convolutions.chain import ConvolutionChain
+from learnreg.convolutions.filter_bank import FilterBank
 from learnreg.convolutions.gradient import Gradient
 from learnreg.convolutions.grouped_filter_bank import GroupedFilterBank
 from learnreg.convolutions.lifted import LiftedOperator
@@ -68,10 +69,35 @@ OPERATORS: dict[str, Callable[[], LinearOperator]] = {
     "GroupedFilterBank-circular-larger": lambda: GroupedFilterBank(randn(3, 2, 6, 8, seed=9), SHAPE, "circular"),
     "FilterBank-as-large-as-the-image": lambda: bank("valid", 5, 6),
     "FilterBank-circular-larger": lambda: bank("circular", 7, 8),
+    **{
+        f"FilterBank-{name}-{boundary}": lambda filters=filters, shape=shape, boundary=boundary: FilterBank(  # type: ignore[misc]
+            nn.Parameter(randn(*filters, seed=9)), shape, boundary
+        )
+        for name, filters, shape in (
+            ("colours", (3, 3, 3, 2), (3, 5, 4)),
+            ("each-channel", (3, 3, 2), (2, 5, 4)),
+            ("signals", (3, 4), (1, 9)),
+            ("signals-across", (3, 2, 3), (2, 7)),
+            ("volumes", (2, 3, 2, 2), (1, 4, 3, 3)),
+            ("volumes-across", (2, 2, 2, 3, 2), (2, 3, 4, 3)),
+        )
+        for boundary in ("valid", "circular", "reflect")
+    },
+    "GroupedFilterBank-over-channels": lambda: GroupedFilterBank(
+        randn(2, 3, 3, 2, seed=9), (2, 5, 4), "reflect", over_channels=True
+    ),
+    "GroupedFilterBank-colours": lambda: GroupedFilterBank(randn(2, 3, 3, 3, 2, seed=9), (3, 5, 4), "zero"),
+    "GroupedFilterBank-volumes": lambda: GroupedFilterBank(
+        randn(1, 3, 2, 2, 2, seed=9), (2, 3, 4, 3), over_channels=True
+    ),
     "ConvolutionChain": lambda: ConvolutionChain([randn(2, 1, 3, 3), randn(3, 2, 5, 3)], SHAPE),
     "ConvolutionChain-one-row": lambda: ConvolutionChain([randn(2, 1, 3, 3), randn(1, 2, 3, 3)], (1, 1, 7)),
     "Gradient": lambda: Gradient(SHAPE),
     "Gradient-one-row": lambda: Gradient((1, 1, 7)),
+    "Gradient-colours": lambda: Gradient((3, 4, 5)),
+    "Gradient-over-channels": lambda: Gradient((2, 4, 5), over_channels=True),
+    "Gradient-signals": lambda: Gradient((1, 7)),
+    "Gradient-volumes": lambda: Gradient((2, 3, 4, 3), over_channels=True),
     "FourierSampling": lambda: FourierSampling(rand(5, 6) > 0.4),
     "FourierSampling-weights": lambda: FourierSampling(nn.Parameter(0.2 + randn(5, 6)), SHAPE),
     "FourierSampling-complex": lambda: FourierSampling(nn.Parameter(1 + rand(6, 4)), (2, 6, 4)),

@@ -65,9 +65,9 @@ TASKS = {
             "mri",
             "mri",
             "MriConfig",
-            """Learn a regularizer of complex images for magnetic resonance imaging.
+            """Learn a regularizer for magnetic resonance imaging.
 
-            K-space of Cartesian lines, one coil or several, is simulated from the images. Run folder and options as for
+            K-space of Cartesian lines, one coil or several, is simulated from complex images. Run folder and options as for
             `learnreg train denoise`.""",
         ),
     )

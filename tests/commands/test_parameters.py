@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import inspect
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -79,7 +80,8 @@ def test_each_option_reaches_its_field(task: Task, monkeypatch: pytest.MonkeyPat
         elif isinstance(field.default, bool):
             changed[field.name] = not field.default
         elif isinstance(field.default, int | float):
-            changed[field.name] = type(field.default)(2 * field.default + 1) if field.name != "noise" else 0.5
+            most = field.metadata["at_most"]
+            changed[field.name] = type(field.default)(min(2 * field.default + 1, math.inf if most is None else most))
     names = {field.name for field in dataclasses.fields(task.config)}
     changed = {name: value for name, value in (changed | {"smoothing": 9.0}).items() if name in names}
     reached: set[str] = set()

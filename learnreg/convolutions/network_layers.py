@@ -31,7 +31,7 @@ _FAINT = 0.05
 class Network:
     """The numbers of a network with L layers of n features.
 
-    filters: W_0 ... W_{L-1}, (L, n, k, k), each with zero mean, so that R ignores constants away from the boundary.
+    filters: W_0 ... W_{L-1}, (L, n, *kernel), each with zero mean in each channel of the image, so that R ignores constants away from the boundary.
     mixing: U_1 ... U_{L-1}, (L - 1, n, n, m, m), from the second axis 2 to axis 1, all > 0, m odd.
     biases: b_1 ... b_L, (L, n). weights: c, (n,), all > 0.
     """
@@ -50,19 +50,26 @@ class Network:
         return int(self.filters.shape[1])
 
 
-def network_of(parameters: Mapping[str, Tensor]) -> Network:
+def network_of(parameters: Mapping[str, Tensor], dimensions: int = 2) -> Network:
     """The network of raw parameters named as by :func:`initial_parameters`, in float64; differentiable. W are the raw
-    filters minus their means, U and c exponentials."""
+    filters minus their means, over so many sides, U and c exponentials."""
     raw = {name: p.double() for name, p in parameters.items()}
     filters, biases = raw["filters"], raw["biases"] + 0.0  # a parameter in float64 would be returned itself
     layers, n = biases.shape
     none = filters.new_empty(0, n, n, 1, 1)
     mixing = raw["log_mixing"].exp() if layers > 1 else none
-    return Network(filters - filters.mean((-2, -1), keepdim=True), mixing, biases, raw["log_weights"].exp())
+    return Network(filters - filters.mean(tuple(range(-dimensions, 0)), keepdim=True), mixing, biases, raw["log_weights"].exp())
 
 
 def initial_parameters(
-    features: int, layers: int, size: int, mixing_size: int, weight: float, generator: torch.Generator | None = None
+    features: int,
+    layers: int,
+    size: int,
+    mixing_size: int,
+    weight: float,
+    generator: torch.Generator | None = None,
+    dimensions: int = 2,
+    channels: int = 0,
 ) -> dict[str, Tensor]:
     """Raw parameters that start as a sensible regularizer, about weight/n times the sum of |w * x| over n L/2 filters.
 
@@ -84,7 +91,7 @@ def initial_parameters(
             f"{shown(mixing_size)}): expected positive integers up to {LARGEST_SIDE:,}, size >= 2, mixing_size odd."
         )
     pairs = (features + 1) // 2
-    halves = dct_filters(layers * pairs, size, generator).reshape(layers, pairs, size, size)
+    halves = dct_filters(layers * pairs, size, generator, dimensions, channels).unflatten(0, (layers, pairs))
     filters = torch.stack([halves, -halves], 2).flatten(1, 2)[:, :features]
     dtype = torch.get_default_dtype()
     found = {"filters": filters.clone(), "biases": torch.zeros(layers, features, dtype=dtype)}

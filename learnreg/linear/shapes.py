@@ -31,8 +31,8 @@ def check_one_channel(shape: tuple[int, ...], who: str) -> tuple[int, int, int]:
     if len(shape) != 3 or shape[0] != 1:
         raise ShapeError(
             f"{who}: got images of shape {tuple(shape)}, expected one channel, (1, height, width). Colour, complex "
-            "numbers as two channels, signals, volumes: AnalysisOperator(W, potential) with a LinearOperator W of your "
-            "own is certified alike, and a Regularizer that defines value(x) takes any shape (docs/regularizers.md)."
+            "numbers as two channels, signals, volumes: FieldsOfExperts, TotalVariation and others take channels=, "
+            "coupling= and dimensions=, and AnalysisOperator(W, potential) any shape (docs/regularizers.md)."
         )
     return shape[0], shape[1], shape[2]
 

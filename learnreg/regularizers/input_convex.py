@@ -8,15 +8,14 @@ from typing import Any, Literal, Self, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from learnreg.convolutions.filter_bank import FilterBank
 from learnreg.convolutions.network_layers import Network, initial_parameters, network_of
 from learnreg.errors import ConfigError
-from learnreg.linear.arguments import check_images, check_one_of, is_whole, model_scale, real_number, shown
+from learnreg.linear.arguments import check_images, check_one_of, model_scale, real_number, shown
 from learnreg.linear.grad_mode import full_precision
-from learnreg.linear.shapes import check_one_channel
 from learnreg.lower_level.regularizer import Regularizer
 from learnreg.lower_level.saddle_terms import ParameterRole, SaddleTerms
 from learnreg.potentials.network import NetworkPotential
+from learnreg.regularizers.image_kind import Coupling, ImageKind
 from learnreg.regularizers.lifted_network import (
     LIFTED_ROLES,
     check_delta,
@@ -41,13 +40,15 @@ class InputConvexNetwork(Regularizer):
 
     Parameters
     ----------
-    channels: of the images; 1.
+    channels, dimensions: of the images (channels, *sides).
+    coupling: "separate", the same network for every channel; "joint", filters W_l across them. Complex images are
+        refused: a network sees no modulus. The lifted form is for grey images.
     features: n, of each layer. Filters start in pairs ±w, n/2 of them for each layer.
     layers: L.
     size: side of the filters W_l, which have zero means: R does not see constants, but at the boundary.
     form: "smooth", or "lifted": the ReLU network as the value of a lower level of its own, smoothed by two quadratic
         terms (``lifted_network``), which primal-dual methods solve together with that of the image.
-    mixing_size: side of the kernels U_l, odd.
+    mixing_size: side of the kernels U_l, odd; 1 unless the images are grey or joint colours, in two dimensions.
     weight: sum of the initial c.
     smoothing: initial v, in image units; learned, for each feature of each layer.
     delta: (delta_y, delta_z) of the lifted form, not learned. The kinks of the last layer have the width delta_y c in
@@ -56,7 +57,7 @@ class InputConvexNetwork(Regularizer):
     minimum_smoothing: v stays above it, by parametrisation.
     generator: for the random part of the start; torch's default generator otherwise.
 
-    The raw parameters are ``filters`` (L, n, k, k), from which means are subtracted, ``log_mixing`` (L - 1, n, n, m, m;
+    The raw parameters are ``filters`` (L, n, k, k), or (L, n, channels, k, k) across channels, from which means are subtracted, ``log_mixing`` (L - 1, n, n, m, m;
     not for L = 1), ``biases`` (L, n), ``log_weights`` (n,), and, unless lifted, ``log_smoothing`` (L, n), the logarithm
     of v - minimum_smoothing.
 
@@ -83,10 +84,13 @@ class InputConvexNetwork(Regularizer):
         minimum_smoothing: float = 0.0,
         delta: tuple[float, float] | None = None,
         generator: torch.Generator | None = None,
+        coupling: Coupling = "separate",
+        dimensions: int = 2,
     ) -> None:
         super().__init__()
-        if not is_whole(channels, 1, 1):
-            raise ConfigError(f"InputConvexNetwork(channels={shown(channels)}): expected 1, images with one channel.")
+        self.images = ImageKind.of("InputConvexNetwork", channels, coupling, dimensions)
+        self.image_channels, self.image_dimensions = channels, dimensions
+        _check_kind(self.images, form, mixing_size)
         check_one_of(form, get_args(Form), "InputConvexNetwork(form)")
         if delta is not None and form != "lifted":
             raise ConfigError(f"InputConvexNetwork(delta={delta!r}): the {form} form has none; set smoothing.")
@@ -94,7 +98,9 @@ class InputConvexNetwork(Regularizer):
         smoothing = model_scale(smoothing, "InputConvexNetwork(smoothing)")
         minimum_smoothing = real_number(minimum_smoothing, "InputConvexNetwork(minimum_smoothing)", least=0.0)
         real_number(smoothing - minimum_smoothing, "InputConvexNetwork(smoothing - minimum_smoothing)", above=0.0)
-        start = initial_parameters(features, layers, size, mixing_size, weight, generator)
+        start = initial_parameters(
+            features, layers, size, mixing_size, weight, generator, dimensions, channels if self.images.across else 0
+        )
         for name, numbers in start.items():
             self.register_parameter(name, nn.Parameter(numbers))
         delta = delta or (2.0 * smoothing * features / weight, 0.03 * weight / features)
@@ -116,11 +122,12 @@ class InputConvexNetwork(Regularizer):
             smoothing=options.smoothing,
             minimum_smoothing=options.minimum_smoothing,
             generator=generator,
+            **options.image_kind,
         )
 
     def network(self) -> Network:
         """The numbers of the network, in float64, so that gradients of raw parameters are rounded once, at the end."""
-        return network_of({name: getattr(self, name) for name in self._names})
+        return network_of({name: getattr(self, name) for name in self._names}, self.images.dimensions)
 
     @property
     def smoothing(self) -> Tensor:
@@ -128,12 +135,12 @@ class InputConvexNetwork(Regularizer):
         return self.minimum_smoothing + self.log_smoothing.exp()
 
     def saddle_terms(self, image_shape: tuple[int, ...]) -> SaddleTerms:
-        shape = check_one_channel(image_shape, "InputConvexNetwork")
+        shape = self.images.check(image_shape, "InputConvexNetwork")
         network = self.network()
         if self.form == "lifted":
             return lifted_terms(network, image_shape, self.delta)
         smoothing = self.minimum_smoothing + self.log_smoothing.double().exp()
-        bank = FilterBank(network.filters.flatten(0, 1), shape, "zero", zero_mean=True)
+        bank = self.images.bank(network.filters.flatten(0, 1), shape, "zero", zero_mean=True)
         columns = (smoothing.reshape(-1, 1, 1), network.weights[:, None, None])
         return SaddleTerms(bank, NetworkPotential(*columns, network.mixing, network.biases))
 
@@ -159,7 +166,7 @@ class InputConvexNetwork(Regularizer):
         return [self.get_parameter("log_weights")]
 
     def config(self) -> dict[str, Any]:
-        layers, features, size, _ = self.filters.shape
+        layers, features, *_, size = self.filters.shape
         return {
             "channels": 1,
             "features": features,
@@ -169,7 +176,7 @@ class InputConvexNetwork(Regularizer):
             "mixing_size": self.mixing_size,
             "minimum_smoothing": self.minimum_smoothing,
             "delta": list(self.delta) if self.form == "lifted" else None,
-        }
+        } | self.images.config()
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
@@ -182,5 +189,26 @@ class InputConvexNetwork(Regularizer):
         )
 
     def extra_repr(self) -> str:
-        layers, features, size, _ = self.filters.shape
-        return f"features={features}, layers={layers}, size={size}, mixing_size={self.mixing_size}, form={self.form!r}"
+        layers, features, *_, size = self.filters.shape
+        sizes = f"features={features}, layers={layers}, size={size}, mixing_size={self.mixing_size}, form={self.form!r}"
+        return sizes + self.images.described()
+
+
+def _check_kind(images: ImageKind, form: str, mixing_size: int) -> None:
+    """ConfigError for images that the network does not take."""
+    if images.turns:
+        raise ConfigError(
+            "InputConvexNetwork(coupling='complex'): its activations see no modulus; take FieldsOfExperts, "
+            "MultivariateExperts or TotalVariation for complex images, or coupling='separate' or 'joint'."
+        )
+    if form == "lifted" and not images.default:
+        raise ConfigError(
+            f"InputConvexNetwork(form='lifted'{images.described()}): the lifted form is for grey images; take "
+            "form='smooth'."
+        )
+    natural = images.dimensions == 2 and (images.channels == 1 or images.across)
+    if mixing_size != 1 and not natural:
+        raise ConfigError(
+            f"InputConvexNetwork(mixing_size={shown(mixing_size)}{images.described()}): kernels between features are "
+            "of images, one channel or joint ones; take mixing_size=1."
+        )

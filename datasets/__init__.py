@@ -22,8 +22,9 @@ from learnreg.datasets.mri.coil_maps import estimate_coil_maps, simulate_coil_ma
 from learnreg.datasets.mri.kspace_files import KSpace, read_kspace
 from learnreg.datasets.mri.masks import cartesian_mask
 from learnreg.datasets.mri.mri_images import combined_images, load_mri_images
-from learnreg.datasets.mri.pairs import KSpaceNoise, KSpacePairs
+from learnreg.datasets.mri.pairs import KSpacePairs
 from learnreg.datasets.mri.phantoms import with_smooth_phase
+from learnreg.datasets.noise import GaussianNoise
 from learnreg.datasets.photographs.bsds import BSDS500, load_training_images
 from learnreg.datasets.photographs.natural import natural_images, natural_split
 from learnreg.datasets.photographs.patches import DenoisingPatches, add_noise, parse_sigma
@@ -42,9 +43,9 @@ __all__ = [
     "DenoisingPatches",
     "DicomSeries",
     "DicomSlice",
+    "GaussianNoise",
     "ImageFolder",
     "KSpace",
-    "KSpaceNoise",
     "KSpacePairs",
     "LineIntegrals",
     "LoDoPaB",

@@ -3,36 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from learnreg.datasets.measured_pairs import MeasuredPairs
-from learnreg.linear.arguments import check_type, real_number
+from learnreg.datasets.noise import GaussianNoise
+from learnreg.linear.arguments import check_type
 from learnreg.operators.mri import CartesianMRI
 
-__all__ = ["KSpaceNoise", "KSpacePairs"]
-
-
-@dataclass(frozen=True)
-class KSpaceNoise:
-    """Gaussian noise of the measured points of k-space, the same standard deviation ``sigma`` for real and imaginary
-    part, in units of the image (the Fourier transform is orthonormal).
-
-    Raises
-    ------
-    ConfigError: a negative sigma.
-    """
-
-    sigma: float = 0.01
-
-    def __post_init__(self) -> None:
-        real_number(self.sigma, "KSpaceNoise(sigma)", least=0.0)
-
-    def apply(self, clean: Tensor, generator: torch.Generator) -> Tensor:
-        """``clean`` plus noise drawn on the CPU in float32."""
-        return clean + self.sigma * torch.randn(clean.shape, generator=generator).to(clean)
+__all__ = ["KSpacePairs"]
 
 
 class KSpacePairs(MeasuredPairs):
@@ -57,13 +37,13 @@ class KSpacePairs(MeasuredPairs):
         self,
         operator: CartesianMRI,
         images: Mapping[str, Tensor] | Sequence[Tensor] | Tensor,
-        noise: KSpaceNoise | None = None,
+        noise: GaussianNoise | None = None,
         seed: int = 0,
         block: int = 16,
     ) -> None:
         check_type(operator, CartesianMRI, "KSpacePairs(operator)", "a CartesianMRI")
-        noise = KSpaceNoise() if noise is None else noise
-        check_type(noise, KSpaceNoise, "KSpacePairs(noise)", "KSpaceNoise(sigma)")
+        noise = GaussianNoise() if noise is None else noise
+        check_type(noise, GaussianNoise, "KSpacePairs(noise)", "GaussianNoise(sigma)")
         super().__init__(operator, images, noise, seed, block)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:

@@ -45,9 +45,7 @@ NATURAL_SPLITS: dict[str, tuple[str, ...]] = {
 }
 
 
-_COLOURED = frozenset(
-    {"astronaut", "chelsea", "ihc", "motorcycle_left", "motorcycle_right", "coffee", "rocket"}
-)
+_COLOURED = frozenset({"astronaut", "chelsea", "ihc", "motorcycle_left", "motorcycle_right", "coffee", "rocket"})
 
 
 def natural_images(split: str = "train", colour: bool = False) -> dict[str, Tensor]:
@@ -62,9 +60,7 @@ def natural_images(split: str = "train", colour: bool = False) -> dict[str, Tens
     check_one_of(split, tuple(_SHA256), "split")
     folder = _data_folder()
     chosen = {Path(file).stem: (folder / file, digest) for file, digest in _SHA256[split].items()}
-    return {
-        name: _read_pinned(*entry, colour) for name, entry in chosen.items() if not colour or name in _COLOURED
-    }
+    return {name: _read_pinned(*entry, colour) for name, entry in chosen.items() if not colour or name in _COLOURED}
 
 
 def natural_split(

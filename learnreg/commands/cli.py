@@ -14,8 +14,10 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from learnreg.commands import tasks
+from learnreg.commands.adapt_command import adapt
 from learnreg.commands.outcome import DEBUG_VARIABLE, CommandGroup, command
 from learnreg.commands.tasks import TASKS, Task, tasks_with
+from learnreg.commands.terminal import Json, ModelName, Tolerance, check_folder, check_seed, say
 from learnreg.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -83,26 +85,6 @@ train_app = typer.Typer(
 app.add_typer(train_app)
 
 
-def _say(message: str, json: bool) -> None:
-    """A line for people: on stdout, or on stderr where stdout belongs to JSON."""
-    typer.echo(message.encode(errors="replace").decode(), err=json)  # names of files may be no text
-
-
-def _check_seed(seed: int) -> None:
-    if not 0 <= seed <= 2**62:
-        raise ConfigError(f"seed={seed}: expected an integer between 0 and 2^62.")
-
-
-def _check_folder(out: Path | None) -> None:
-    if out is not None and out.exists() and not out.is_dir():
-        raise ConfigError(f"--out {out}: expected a folder, this is a file.")
-
-
-Json = Annotated[bool, typer.Option("--json", help="print one JSON object as the last line of stdout")]
-Tolerance = Annotated[float, typer.Option(help="certified root-mean-square error of each reconstruction")]
-ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="a .safetensors file")]
-
-
 def _show_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"learnreg {version('learnreg')}")
@@ -146,7 +128,7 @@ def _say_summary(summary: Mapping[str, Any], json: bool) -> None:
 
     for key, value in summary.items():
         unaudited = value is None and key.startswith("hypergradient")
-        _say(f"{key}: {'not audited, the run was too short' if unaudited else in_words(value)}", json)
+        say(f"{key}: {'not audited, the run was too short' if unaudited else in_words(value)}", json)
     if json:
         typer.echo(dumps(summary))
 
@@ -239,7 +221,7 @@ def reconstruct(
         for row in found:
             rows.append(row)
             with waiting.finished():
-                _say(f"{row.input} -> {_described(row)}  {row.status}  {row.seconds:.2f} s", json)
+                say(f"{row.input} -> {_described(row)}  {row.status}  {row.seconds:.2f} s", json)
     for note in notes:
         typer.echo(note, err=True)
     if json:
@@ -282,21 +264,21 @@ def evaluate(
     from learnreg.models.model import load
     from learnreg.models.tensor_files import dumps
 
-    _check_seed(seed)
+    check_seed(seed)
     level = None if sigma is None else parse_sigma(sigma)
     result = run_evaluation(load(model), data, level, seed, tolerance)
     tomography = result.psnr_fbp is not None
     noise = f"noise {100 * result.sigma:.4g} %" if tomography else f"sigma {result.sigma * 255:.4g}/255"
     for note in result.notes:
         typer.echo(f"note: {note}", err=True)
-    _say(
+    say(
         f"{result.n} images, {noise}, seed {seed}: PSNR {result.psnr:.3f} dB "
         f"({'FBP' if tomography else 'noisy'} {result.psnr_input:.3f} dB), SSIM {result.ssim:.4f}, "
         f"{result.seconds_per_image:.2f} s per image",
         json,
     )
     kind = "certified" if result.certified else "NOT certified"
-    _say(f"largest error bound {result.error_bound:.2e}, tolerance {tolerance:.0e}: {kind}", json)
+    say(f"largest error bound {result.error_bound:.2e}, tolerance {tolerance:.0e}: {kind}", json)
     if json:
         figures = dataclasses.asdict(result)
         figures = {key: value for key, value in figures.items() if key != "psnr_fbp" or tomography}
@@ -335,22 +317,25 @@ def accuracy(
     from learnreg.models.tensor_files import dumps
 
     wanted, levels = parse_methods(methods), parse_tolerances(tolerances)
-    _check_seed(seed)
-    _check_folder(out)
+    check_seed(seed)
+    check_folder(out)
     if out is not None:
         require("matplotlib", "drawing the figure", "matplotlib")  # now, not after the work
     problems = builtin_problems(seed) if model is None else model_problem(load(model), model, seed)
     with process.threads(threads):
         report = measure(problems, wanted, levels, seed)
     for line in describe(report):
-        _say(line, json)
+        say(line, json)
     if json:
         typer.echo(dumps(report.as_dict()))
     try:
         for path in write_accuracy(report, out) if out else ():
-            _say(f"wrote {path}", json)
+            say(f"wrote {path}", json)
     finally:
         report.check()
+
+
+app.command()(command(adapt))
 
 
 @app.command("check-operator")
@@ -370,7 +355,7 @@ def check_operator(
 
     report = check_operator_command(target, dtype)
     for line in str(report).splitlines():
-        _say(line, json)
+        say(line, json)
     if json:
         typer.echo(dumps(report_as_dict(report)))
     report.require()
@@ -385,7 +370,7 @@ def doctor(json: Json = False) -> None:
 
     facts = examine()
     for line in describe_facts(facts):
-        _say(line, json)
+        say(line, json)
     if json:
         typer.echo(dumps(facts))
     if not facts["ok"]:

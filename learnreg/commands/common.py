@@ -29,7 +29,7 @@ from learnreg.training.sources import PairedDataset
 from learnreg.training.start_tuning import least_loss
 from learnreg.training.train import Trainer, TrainResult
 
-__all__ = ["Scenario", "announce", "initial_regularizer", "run_scenario", "tune_total_variation"]
+__all__ = ["Scenario", "announce", "comparison_figures", "initial_regularizer", "run_scenario", "tune_total_variation"]
 
 _WEIGHT_STEP = 1.6
 
@@ -89,7 +89,7 @@ def run_scenario(scenario: Scenario, resume: bool = False) -> dict[str, Any]:
     announce("reconstructing the held-out images")
     comparison = scenario.compare(problem, baseline)
     summary = {
-        **_comparison_figures(comparison, scenario.input_key),
+        **comparison_figures(comparison, scenario.input_key),
         "tv_weight": tv_weight,
         "held_out": sorted(image.name for image in comparison.images),
         **_training_figures(result),
@@ -190,7 +190,7 @@ def tune_total_variation(problem: LowerLevelProblem, pairs: PairedDataset, sampl
     return float(regularizer.weight)
 
 
-def _comparison_figures(comparison: Comparison, input_key: str) -> dict[str, Any]:
+def comparison_figures(comparison: Comparison, input_key: str) -> dict[str, Any]:
     """Means of a comparison, for the summary; ``input_key`` names the PSNR of the inputs."""
     means = {what: comparison.mean(what) for what in ("input", "tv", "learned")}
     return {

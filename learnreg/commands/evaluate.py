@@ -16,7 +16,7 @@ from learnreg.commands.fitness import in_grey_levels
 from learnreg.commands.kspace_scenes import kspace_scenes
 from learnreg.commands.scenes import measured_scenes, noise_model, noisy_scenes
 from learnreg.datasets import (
-    KSpaceNoise,
+    GaussianNoise,
     PhotonNoise,
     RelativeNoise,
     list_images,
@@ -109,8 +109,8 @@ def evaluate(
         attenuation = float(model.config.get("attenuation", PhotonNoise().attenuation))
         scenes = _tomography_scenes(model, images, noise_model(level, photons, attenuation), seed)
     elif model.for_mri:
-        level = float(model.config.get("noise", KSpaceNoise().sigma)) if sigma is None else sigma
-        scenes = _kspace_scenes(model, images, KSpaceNoise(level), seed)
+        level = float(model.config.get("noise", GaussianNoise().sigma)) if sigma is None else sigma
+        scenes = _kspace_scenes(model, images, GaussianNoise(level), seed)
     else:
         level, notes = _noise_level(model, sigma)
         noise_level = level if model.conditioned else None
@@ -158,7 +158,7 @@ def _tomography_scenes(
 
 
 def _kspace_scenes(
-    model: Model, images: Iterator[tuple[str, Tensor]], noise: KSpaceNoise, seed: int
+    model: Model, images: Iterator[tuple[str, Tensor]], noise: GaussianNoise, seed: int
 ) -> Iterator[Scene]:
     operator = model.operator
     assert isinstance(operator, CartesianMRI)

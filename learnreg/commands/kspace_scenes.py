@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from learnreg.datasets import KSpaceNoise
+from learnreg.datasets import GaussianNoise
 from learnreg.operators import CartesianMRI
 from learnreg.report.comparison import Scene
 
@@ -16,7 +16,7 @@ __all__ = ["kspace_scenes", "magnitude_psnr"]
 
 @torch.no_grad()
 def kspace_scenes(
-    operator: CartesianMRI, images: Iterable[tuple[str, Tensor]], noise: KSpaceNoise, seed: int = 0
+    operator: CartesianMRI, images: Iterable[tuple[str, Tensor]], noise: GaussianNoise, seed: int = 0
 ) -> Iterator[Scene]:
     """Complex images (2, H, W) by name, with noisy k-space; that of image i has the seed ``seed + i``. The input image
     is the zero-filled inverse transform, its coils combined."""

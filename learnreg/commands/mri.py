@@ -10,7 +10,7 @@ from learnreg.commands.common import Scenario, announce
 from learnreg.commands.kspace_scenes import kspace_scenes, magnitude_psnr
 from learnreg.commands.options import MriConfig
 from learnreg.commands.scenes import warn_of_overlap
-from learnreg.datasets import KSpaceNoise, KSpacePairs, cartesian_mask, load_mri_images, simulate_coil_maps
+from learnreg.datasets import GaussianNoise, KSpacePairs, cartesian_mask, load_mri_images, simulate_coil_maps
 from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.operators import CartesianMRI
 from learnreg.report.comparison import Comparison, Scene, compare, magnitude
@@ -33,7 +33,7 @@ def scenario(config: MriConfig) -> Scenario:
     announce(f"reading {config.data}")
     training, held_out = load_mri_images(config.data, config.size, config.images, config.seed)
     warn_of_overlap(training, held_out)
-    operator, noise = _operator(config), KSpaceNoise(config.noise)
+    operator, noise = _operator(config), GaussianNoise(config.noise)
     pairs = KSpacePairs(operator, training, noise, config.seed)
     scenes = list(kspace_scenes(operator, held_out.items(), noise, config.seed + 1))
     measured = float(operator.mask.double().mean())

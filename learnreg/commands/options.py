@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 __all__ = [
+    "DeblurConfig",
     "DenoiseConfig",
     "MriConfig",
     "TomographyConfig",
@@ -206,6 +207,32 @@ class TomographyConfig(TrainingConfig):
         else:
             found |= dict.fromkeys(("attenuation", "statistical"), "it is for photons; set photons too")
         return found
+
+
+@dataclass(frozen=True)
+class DeblurConfig(TrainingConfig):
+    """Options of ``learnreg train deblur``. Raises ConfigError for a value of the wrong type or out of range."""
+
+    data: str = _main("natural", "'natural', photographs installed with scikit-image, or a folder of clean images")
+    blur: float = _main(1.6, "standard deviation of the Gaussian blur, in pixels", above=0.0, at_most=16.0)
+    noise: float = _main(0.01, "standard deviation of the noise of blurred images in [0, 1]", at_least=0.0, at_most=1e3)
+    patch: int = option(64, "side of the training patches in pixels", at_least=8, at_most=4096)
+    patches: int = option(256, "number of training patches", at_least=1, at_most=10**6)
+    ridge: float = option(
+        1e-3, "r/2 ‖x‖² makes reconstructions unique and certifiable; more of it biases", above=0.0, at_most=1e6
+    )
+    size: int = option(5, "side of the filters", at_least=2, at_most=64)
+    out: str = again(TrainingConfig, "out", "runs/deblur")
+    weight: float = again(TrainingConfig, "weight", 1e-2)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.size > self.patch:
+            raise ConfigError(f"size={self.size}: filters larger than the training patches, patch={self.patch}.")
+
+    @property
+    def filter_side(self) -> int:
+        return self.size
 
 
 @dataclass(frozen=True)

@@ -67,8 +67,16 @@ TASKS = {
             "MriConfig",
             """Learn a regularizer for magnetic resonance imaging.
 
-            K-space of Cartesian lines, one coil or several, is simulated from complex images. Run folder and options as for
-            `learnreg train denoise`.""",
+            K-space of Cartesian lines, one coil or several, is simulated from complex images. Run folder and options as
+            for `learnreg train denoise`.""",
+        ),
+        Task(
+            "deblur",
+            "deblur",
+            "DeblurConfig",
+            """Learn a regularizer for deblurring.
+
+            Photographs are blurred by a Gaussian. Run folder and options as for `learnreg train denoise`.""",
         ),
     )
 }

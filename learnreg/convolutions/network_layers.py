@@ -58,7 +58,9 @@ def network_of(parameters: Mapping[str, Tensor], dimensions: int = 2) -> Network
     layers, n = biases.shape
     none = filters.new_empty(0, n, n, 1, 1)
     mixing = raw["log_mixing"].exp() if layers > 1 else none
-    return Network(filters - filters.mean(tuple(range(-dimensions, 0)), keepdim=True), mixing, biases, raw["log_weights"].exp())
+    return Network(
+        filters - filters.mean(tuple(range(-dimensions, 0)), keepdim=True), mixing, biases, raw["log_weights"].exp()
+    )
 
 
 def initial_parameters(

@@ -182,6 +182,11 @@ class Regularizer(nn.Module):
         """What ``at`` returns for a number; a noise-conditioned regularizer overrides it."""
         return self
 
+    def stretched(self, scale: float) -> Regularizer:
+        """A copy for images ``scale`` times as bright, scale² R(x / scale); itself, where the family does not know how.
+        Override it where it does."""
+        return self
+
     def sample_groups(self) -> list[tuple[Tensor, Regularizer]]:
         """Which samples of a batch have a regularizer of their own, and which one; none: all have this one."""
         return []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from typing import Any, Self
 
 import numpy as np
@@ -113,6 +115,16 @@ class LearnedFilters(nn.Module):
         if self.log_smoothing is not None:
             found["smoothing"] = (self.minimum_smoothing + self.log_smoothing.double().exp())[:, None, None]
         return found
+
+    @torch.no_grad()
+    def stretched(self, scale: float) -> Self:
+        """scale² l phi_v(t / scale) = scale l phi_{scale v}(t) for potentials that grow like |t|; squares stay."""
+        twin = copy.deepcopy(self)
+        if twin.log_smoothing is not None:
+            twin.minimum_smoothing *= scale
+            twin.log_smoothing += math.log(scale)
+            twin.log_weights += math.log(scale)
+        return twin
 
     def parameter_roles(self) -> dict[str, ParameterRole]:
         roles = {"filters": "operator", "log_weights": "log_weight"}

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import learnreg as lr
 from learnreg.datasets import (
-    KSpaceNoise,
+    GaussianNoise,
     KSpacePairs,
     cartesian_mask,
     ellipse_phantoms,
@@ -79,13 +79,13 @@ def test_pairs_are_measured_where_the_mask_is() -> None:
     images = [with_smooth_phase(x, seed=i) for i, x in enumerate(ellipse_phantoms(3, 16, seed=0))]
     mask = cartesian_mask(16, 4.0, generator=torch.Generator().manual_seed(0))
     A = CartesianMRI(mask, simulate_coil_maps(2, 16, 16))
-    pairs = KSpacePairs(A, images, KSpaceNoise(0.1), seed=5)
+    pairs = KSpacePairs(A, images, GaussianNoise(0.1), seed=5)
     b, x_true = pairs[1]
     assert torch.equal(x_true, images[1])
     assert torch.equal(b != 0, mask.expand_as(b))
     noise = (b - A(x_true[None])[0])[..., mask]
     assert 0.08 < float(noise.std()) < 0.12
-    assert torch.equal(KSpacePairs(A, images, KSpaceNoise(0.1), seed=5)[1][0], b)
+    assert torch.equal(KSpacePairs(A, images, GaussianNoise(0.1), seed=5)[1][0], b)
     with pytest.raises(lr.LearnregError, match=r"KSpacePairs\(noise\)"):
         KSpacePairs(A, images, 0.1)  # type: ignore[arg-type]
     with pytest.raises(lr.LearnregError, match=r"KSpacePairs\(operator\)"):

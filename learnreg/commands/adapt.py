@@ -1,0 +1,243 @@
+"""``learnreg adapt``: a learned regularizer in another task, by the scalars that balance it with the data.
+
+The minimiser for the regularizer factor · scale² R(x / scale) is the one for images scale times as bright: two numbers,
+tuned on a few pairs, or the factor alone without a ground truth, so that the residual is as large as the noise. The
+scale is searched (a noise-conditioned regularizer is told a noise level instead); the factor descends by steps whose
+decrease is certified.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from learnreg.commands.common import Scenario, announce, comparison_figures, tune_total_variation
+from learnreg.commands.options import TrainingConfig
+from learnreg.errors import ConfigError
+from learnreg.losses import SquaredError
+from learnreg.lower_level.problem import LowerLevelProblem
+from learnreg.models.model import Model, save_model
+from learnreg.regularizers import Regularizer, Scaled, TotalVariation
+from learnreg.solvers.solve import solve
+from learnreg.training.start_tuning import least_loss
+from learnreg.upper_level.adaptive_descent import AdaptiveDescent
+from learnreg.upper_level.batch_objective import BatchObjective
+
+__all__ = ["CRITERIA", "Adapted", "adapt"]
+
+CRITERIA = ("pairs", "discrepancy")
+
+_STEP, _MOST = math.log(2.0), 40
+_SCALE_STEP, _MOST_SCALES = math.log(1.6), 6
+_STEPS = 8
+_HALVINGS = 30
+_FLAT = 1e-3
+"""Of the logarithm of a factor: closer it need not be known."""
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """factor and scale (None where the regularizer knows neither scales nor noise levels), noise_level: those of a
+    conditioned one. loss: at the end, the upper end of its certified interval; nan without a ground truth. certified
+    steps: of the descent in the factor."""
+
+    factor: float
+    scale: float | None
+    noise_level: float | None
+    loss: float
+    certified_steps: int
+    problem: LowerLevelProblem
+
+
+def adapt(
+    model: Model, scenario: Scenario, out: Path, pairs: int = 3, criterion: str = "pairs", noise: float | None = None
+) -> dict[str, Any]:
+    """Adapt a model to the measurements of a task, write ``out``/model.safetensors, and compare it with total variation
+    on the held-out images. Returns the figures of the summary.
+
+    Parameters
+    ----------
+    pairs: of training samples that the scalars are tuned on.
+    criterion: "pairs", the squared error of these; "discrepancy", their measurements alone, with the residual's size.
+    noise: its standard deviation in the units of the measurement, for the discrepancy; None: found from the pairs'
+        clean measurements, which the simulation knows.
+
+    Raises
+    ------
+    ConfigError: a criterion that there is not, no pairs, a model whose images are of another kind.
+    """
+    if criterion not in CRITERIA:
+        raise ConfigError(f"--criterion {criterion}: expected one of {', '.join(CRITERIA)}.")
+    if not 1 <= pairs <= len(scenario.pairs):
+        raise ConfigError(f"--pairs {pairs}: expected from 1 to the {len(scenario.pairs)} training samples there are.")
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out}: expected a folder, this is a file.")
+    regularizer = _for_images(model.regularizer, scenario.config)
+    b, x_true = (torch.stack(column) for column in zip(*(scenario.pairs[i] for i in range(pairs)), strict=True))
+    announce(f"tuning the balance on {pairs} samples")
+    tuning = _Tuning(scenario, b, x_true, _rough(scenario, x_true))
+    if criterion == "pairs":
+        found = tuning.by_pairs(regularizer, model.noise_level)
+    else:
+        found = tuning.by_discrepancy(regularizer, noise)
+    path = out / "model.safetensors"
+    save_model(path, found.problem, {**scenario.described, "adapted": {"pairs": pairs, "criterion": criterion}})
+    announce("tuning the weight of total variation, for comparison")
+    baseline = scenario.problem(TotalVariation(scenario.tv_weight, **scenario.config.image_kind))
+    tv_weight = tune_total_variation(baseline, scenario.pairs, pairs, scenario.tv_tolerance)
+    announce("reconstructing the held-out images")
+    comparison = scenario.compare(found.problem, baseline)
+    own = {field.name: getattr(found, field.name) for field in dataclasses.fields(found) if field.name != "problem"}
+    return {**comparison_figures(comparison, scenario.input_key), **own, "tv_weight": tv_weight, "model": str(path)}
+
+
+def _rough(scenario: Scenario, x_true: Tensor) -> float:
+    """How accurately the search solves."""
+    return scenario.tv_tolerance * max(float(x_true.double().square().mean().sqrt()), 1e-30)
+
+
+def _for_images(regularizer: Regularizer, config: TrainingConfig) -> Regularizer:
+    """The regularizer on images of the task: one of grey images on complex ones sees their modulus.
+
+    Raises
+    ------
+    ConfigError: the family has no such form.
+    """
+    wanted = config.image_kind
+    channels = wanted.get("channels", 1)
+    if regularizer.image_channels == channels:
+        return regularizer
+    if regularizer.image_channels != 1:
+        raise ConfigError(
+            f"this model is for images of {regularizer.image_channels} channels, the task's have {channels}; take one "
+            "of grey images, or one of that many channels."
+        )
+    described = regularizer.config()
+    try:
+        again = type(regularizer).from_config({**described, **wanted, "dimensions": 2})
+        again.load_state_dict(regularizer.state_dict())
+    except (TypeError, RuntimeError) as error:
+        name = type(regularizer).__name__
+        raise ConfigError(f"{name} has no form for {channels} channels; train one for this task.") from error
+    return again
+
+
+@dataclass
+class _Tuning:
+    """Searches on one batch; solves start from the last solution."""
+
+    scenario: Scenario
+    b: Tensor
+    x_true: Tensor
+    tolerance: float
+    start: Tensor | None = None
+
+    def by_pairs(self, regularizer: Regularizer, noise_level: float | None) -> Adapted:
+        """The least squared error over scale and factor, then certified steps in the factor."""
+        forms: dict[float, tuple[float, float]] = {}  # logarithm of the scale -> (factor, loss)
+        conditioned = regularizer.at(1.0) is not regularizer
+        level = noise_level or 1.0
+
+        def problem(log_scale: float, factor: float) -> tuple[LowerLevelProblem, Scaled]:
+            if not conditioned:
+                scaled = Scaled(regularizer.stretched(math.exp(log_scale)), factor)
+                return self.scenario.problem(scaled), scaled
+            scaled = Scaled(regularizer, factor)
+            found = self.scenario.problem(scaled)
+            found.noise_level = level * math.exp(log_scale)
+            return found, scaled
+
+        def of_scale(log_scale: float) -> float:
+            factor = forms[min(forms, key=lambda s: abs(s - log_scale))][0] if forms else 1.0
+            forms[log_scale] = self._best_factor(*problem(log_scale, factor))
+            return forms[log_scale][1]
+
+        has_scale = conditioned or regularizer.stretched(1.0) is not regularizer
+        best = least_loss(of_scale, 0.0, _SCALE_STEP, _MOST_SCALES) if has_scale else 0.0
+        if best not in forms:
+            of_scale(best)
+        final, scaled = problem(best, forms[best][0])
+        loss, steps = self._descend(final)
+        return Adapted(
+            float(scaled.factor.detach()),
+            math.exp(best) if has_scale and not conditioned else None,
+            level * math.exp(best) if conditioned else None,
+            loss,
+            steps,
+            final,
+        )
+
+    def by_discrepancy(self, regularizer: Regularizer, noise: float | None) -> Adapted:
+        """The factor whose residual is as large as the noise (Morozov, 1966): it grows with the factor, and halving
+        intervals finds it.
+
+        Raises
+        ------
+        ConfigError: no factor from 1e-12 to 1e12 makes the residual that large.
+        """
+        size = noise * math.sqrt(self.b[0].numel()) if noise is not None else self._noise_norm()
+        scaled = Scaled(regularizer)
+        problem = self.scenario.problem(scaled)
+
+        @torch.no_grad()
+        def excess(log_factor: float) -> float:
+            scaled.log_factor.fill_(log_factor)
+            x = self._solution(problem)
+            residual = (problem.operator(x) - self.b).double().flatten(1).norm(dim=1).square().mean().sqrt()
+            return float(residual) - size
+
+        low, high = 0.0, 0.0
+        while excess(low) > 0.0 and low > -_MOST * _STEP:
+            low -= 4.0 * _STEP
+        while excess(high) < 0.0 and high < _MOST * _STEP:
+            high += 4.0 * _STEP
+        if not excess(low) <= 0.0 <= excess(high):
+            raise ConfigError(
+                f"no factor makes residuals as large as the noise, {size / math.sqrt(self.b[0].numel()):.3g} for each "
+                "number: check --noise."
+            )
+        for _ in range(_HALVINGS):
+            middle = 0.5 * (low + high)
+            low, high = (middle, high) if excess(middle) < 0.0 else (low, middle)
+            if high - low < _FLAT:
+                break
+        scaled.log_factor.data.fill_(0.5 * (low + high))
+        return Adapted(float(scaled.factor.detach()), None, None, math.nan, 0, problem)
+
+    @torch.no_grad()
+    def _noise_norm(self) -> float:
+        clean = self.scenario.problem(TotalVariation(1.0, **self.scenario.config.image_kind)).operator(self.x_true)
+        return float((clean - self.b).double().flatten(1).norm(dim=1).square().mean().sqrt())
+
+    @torch.no_grad()
+    def _best_factor(self, problem: LowerLevelProblem, scaled: Scaled) -> tuple[float, float]:
+        """The factor with the least squared error, and that error."""
+
+        def loss(log_factor: float) -> float:
+            scaled.log_factor.fill_(log_factor)
+            return float(SquaredError(self.x_true).value(self._solution(problem)))
+
+        best = least_loss(loss, float(scaled.log_factor), _STEP, _MOST)
+        return math.exp(best), loss(best)
+
+    def _solution(self, problem: LowerLevelProblem) -> Tensor:
+        self.start = solve(problem, self.b, self.tolerance, start=self.start).x
+        return self.start
+
+    def _descend(self, problem: LowerLevelProblem) -> tuple[float, int]:
+        """A few certified steps in the factor; the upper end of the loss, and how many decreased it for certain."""
+        objective, descent = BatchObjective(problem, self.b, SquaredError(self.x_true)), AdaptiveDescent(audit_every=1)
+        loss, steps = math.nan, 0
+        for _ in range(_STEPS):
+            step = descent.step(objective)
+            loss = step.loss_interval[1]
+            if not step.accepted:
+                break
+            steps += 1
+        return loss, steps

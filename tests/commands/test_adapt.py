@@ -1,0 +1,97 @@
+"""``learnreg adapt``: a denoiser's regularizer balanced with other measurements."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from support.command_line import refuse, succeed
+
+import learnreg as lr
+from learnreg.commands import adapt as adapting
+from learnreg.commands import deblur, mri
+from learnreg.models.model import load, save_model
+from learnreg.regularizers import FieldsOfExperts, RidgeRegularizer, Scaled
+
+pytest.importorskip("skimage.metrics")
+
+DEBLUR = [f"--set={key}" for key in ("patch=12", "patches=3", "ridge=0.05", "blur=0.8")]
+MRI = [f"--set={key}" for key in ("size=16", "images=3", "ridge=0.05")]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Searches and comparisons that need not be good."""
+    monkeypatch.setattr(adapting, "_MOST", 3)
+    monkeypatch.setattr(adapting, "_MOST_SCALES", 1)
+    monkeypatch.setattr(adapting, "_STEPS", 1)
+    for task in (deblur, mri):
+        monkeypatch.setattr(task, "_COMPARISON_TOLERANCE", 5e-2)
+    monkeypatch.setattr(deblur, "_CROP", 16)
+
+
+@pytest.fixture
+def experts(tmp_path: Path) -> Path:
+    path = tmp_path / "experts.safetensors"
+    save_model(path, FieldsOfExperts(3, 3, lr.PseudoHuber(0.02, 0.1)))
+    return path
+
+
+def test_a_denoiser_is_adapted_to_blur_by_pairs(experts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    summary = succeed("adapt", experts, "--task", "deblur", "--out", out, "--pairs", 2, *DEBLUR)
+    assert {"psnr_blurred", "psnr_tv", "psnr_learned", "factor", "scale", "loss", "certified_steps"} <= set(summary)
+    assert summary["certified_steps"] == 1
+    found = load(out / "model.safetensors")
+    assert isinstance(found.regularizer, Scaled)
+    assert float(found.regularizer.factor.detach()) == pytest.approx(summary["factor"])
+    own, adapted = load(experts).regularizer, found.regularizer.base
+    assert isinstance(own, FieldsOfExperts)
+    x, scale = torch.rand(2, 1, 9, 8), summary["scale"]
+    expected = scale**2 * own.value(x / scale)
+    torch.testing.assert_close(adapted.value(x), expected, rtol=1e-5, atol=1e-5)
+    assert found.operator.range_shape == (1, 12, 12)
+
+
+def test_the_size_of_the_residual_chooses_without_a_ground_truth(
+    experts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapting, "_MOST", 40)
+    arguments = ("adapt", experts, "--task", "deblur", "--out", tmp_path / "out", *DEBLUR, "--criterion", "discrepancy")
+    summary = succeed(*arguments, "--pairs", 3, "--noise", 0.02)
+    assert math.isnan(summary["loss"]) or summary["loss"] is None
+    problem = load(tmp_path / "out" / "model.safetensors").problem()
+    from learnreg.commands.options import DeblurConfig
+
+    pairs = deblur.scenario(DeblurConfig(patch=12, patches=3, ridge=0.05, blur=0.8)).pairs
+    b = torch.stack([pairs[i][0] for i in range(3)])
+    residual = problem.operator(lr.solve(problem, b, 1e-4).x) - b
+    assert float(residual.square().mean().sqrt()) == pytest.approx(0.02, rel=0.05)
+    assert "check --noise" in refuse(2, *arguments, "--noise", 30.0)
+
+
+def test_a_model_of_grey_images_sees_the_modulus_of_complex_ones(experts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    succeed("adapt", experts, "--task", "mri", "--out", out, "--pairs", 1, *MRI)
+    adapted = load(out / "model.safetensors")
+    assert adapted.for_mri
+    x = torch.rand(1, 2, 16, 16)
+    turned = torch.stack([-x[:, 1], x[:, 0]], dim=1)  # times the imaginary unit
+    torch.testing.assert_close(adapted.regularizer.value(turned), adapted.regularizer.value(x))
+
+
+def test_what_cannot_be_adapted_is_refused(experts: Path, tmp_path: Path) -> None:
+    out = ("--out", tmp_path / "out")
+    ridge = tmp_path / "ridge.safetensors"
+    save_model(ridge, RidgeRegularizer((2,), 3, 11))
+    cases = [
+        ((experts, "--task", "denoising"), "expected one of denoise, ct, mri, deblur"),
+        ((experts, "--task", "deblur", "--criterion", "luck", *DEBLUR), "expected one of pairs, discrepancy"),
+        ((experts, "--task", "deblur", "--pairs", 4, *DEBLUR), "from 1 to the 3 training samples"),
+        ((experts, "--task", "mri", "--set", "angles=3"), "learnreg train ct has it"),
+        ((ridge, "--task", "mri", *MRI), "coupling='complex'"),
+    ]
+    for arguments, message in cases:
+        assert message in refuse(2, "adapt", *arguments, *out)

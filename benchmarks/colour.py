@@ -140,9 +140,11 @@ def main() -> None:
         f"Noise 25/255 in every channel of colour images, {given.minutes:g} minutes of training each; central crops of "
         f"{CROP}² of {len(test)} {source} images. PSNR of all channels together."
     )
-    command = "python benchmarks/colour.py --data DIR --record" if given.data else "python benchmarks/colour.py --record"
+    command = (
+        "python benchmarks/colour.py --data DIR --record" if given.data else "python benchmarks/colour.py --record"
+    )
     finish(Table("colour", "Colour: filters across channels", command, text, rows, order=46), given)
-    text = f"A volume of {SIDE}³ with noise of 0.1, denoised to a certified root-mean-square error of {VOLUME_TOLERANCE:g}."
+    text = f"A volume of {SIDE}³, noise 0.1, denoised to a certified root-mean-square error of {VOLUME_TOLERANCE:g}."
     finish(Table("volume", "A volume, denoised", command, text, volumes, order=47), given)
 
 

@@ -45,9 +45,7 @@ NATURAL_SPLITS: dict[str, tuple[str, ...]] = {
 }
 
 
-_COLOURED = frozenset(
-    {"astronaut", "chelsea", "ihc", "motorcycle_left", "motorcycle_right", "coffee", "rocket"}
-)
+_COLOURED = frozenset({"astronaut", "chelsea", "ihc", "motorcycle_left", "motorcycle_right", "coffee", "rocket"})
 
 
 def natural_images(split: str = "train", colour: bool = False) -> dict[str, Tensor]:
@@ -62,16 +60,14 @@ def natural_images(split: str = "train", colour: bool = False) -> dict[str, Tens
     check_one_of(split, tuple(_SHA256), "split")
     folder = _data_folder()
     chosen = {Path(file).stem: (folder / file, digest) for file, digest in _SHA256[split].items()}
-    return {
-        name: _read_pinned(*entry, colour) for name, entry in chosen.items() if not colour or name in _COLOURED
-    }
+    return {name: _read_pinned(*entry, colour) for name, entry in chosen.items() if not colour or name in _COLOURED}
 
 
 def natural_split(
-    size: int = 128, count: int | None = None, seed: int = 0, colour: bool = False
+    size: int = 128, count: int | None = None, seed: int = 0
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Both splits of ``natural_images``, the first ``count`` of the training images; their sizes are their own."""
-    return dict(list(natural_images("train", colour).items())[:count]), natural_images("test", colour)
+    return dict(list(natural_images("train").items())[:count]), natural_images("test")
 
 
 def _data_folder() -> Path:

@@ -112,7 +112,9 @@ def _some_shape(regularizer: nn.Module) -> tuple[int, ...]:
     for module in regularizer.modules():
         if isinstance(module, LinearOperator):
             return tuple(module.domain_shape)
-    channels, dimensions = (getattr(regularizer, f"image_{name}", n) for name, n in (("channels", 1), ("dimensions", 2)))
+    channels, dimensions = (
+        getattr(regularizer, f"image_{name}", n) for name, n in (("channels", 1), ("dimensions", 2))
+    )
     shapes = [(channels, *sides) for sides in _DEFAULT_SIDES[dimensions]]
     for shape in shapes:
         try:

@@ -43,7 +43,9 @@ def gradients(bank: FilterBank, kind: Any, fixed: Tensor, side: str) -> Tensor:
 @pytest.mark.parametrize("boundary", ["valid", "circular", "reflect"])
 @pytest.mark.parametrize("zero_mean", [False, True])
 @pytest.mark.sampled(share=0.5, by=("name", "boundary"))
-def test_norms_hold_and_are_close(name: str, boundary: str, zero_mean: bool, rotating_generator: torch.Generator) -> None:
+def test_norms_hold_and_are_close(
+    name: str, boundary: str, zero_mean: bool, rotating_generator: torch.Generator
+) -> None:
     kind = build, filters, shape, options = BANKS[name]
     randn = lambda *sides: torch.randn(sides, dtype=torch.float64, generator=rotating_generator)  # noqa: E731
     bank = build(randn(*filters), shape, boundary, zero_mean, **options)

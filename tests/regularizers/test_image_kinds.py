@@ -13,7 +13,6 @@ import pytest
 import registry
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 from truth.dense import distance, norm, truth_of
 from truth.draw import RANGES
 from truth.hunt import hunt
@@ -138,7 +137,8 @@ def test_complex_images_have_no_preferred_phase(name: str, dimensions: int) -> N
     R, shape = build(name, 2, "complex", dimensions), (2, *SIDES[dimensions])
     x, angle = registry.randn(1, *shape, seed=4), 0.7
     turn = lambda u: torch.stack(  # noqa: E731
-        [math.cos(angle) * u[:, 0] - math.sin(angle) * u[:, 1], math.sin(angle) * u[:, 0] + math.cos(angle) * u[:, 1]], 1
+        [math.cos(angle) * u[:, 0] - math.sin(angle) * u[:, 1], math.sin(angle) * u[:, 0] + math.cos(angle) * u[:, 1]],
+        1,
     )
     torch.testing.assert_close(R.value(turn(x)), R.value(x), rtol=1e-12, atol=0)
     problem = lr.LowerLevelProblem(Identity(shape), R)
@@ -211,7 +211,9 @@ def test_refused_with_advice(what: str) -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_other_images_are_refused_with_what_takes_them(name: str) -> None:
     R = build(name, 1, "separate", 2)
-    with pytest.raises(lr.ShapeError, match=r"got images of shape \(3, 8, 8\), expected \(1, height, width\).*channels=3"):
+    with pytest.raises(
+        lr.ShapeError, match=r"got images of shape \(3, 8, 8\), expected \(1, height, width\).*channels=3"
+    ):
         R.value(torch.zeros(1, 3, 8, 8).double())
     with pytest.raises(lr.ShapeError, match=r"channels=1, dimensions=3"):
         R.value(torch.zeros(1, 1, 8, 8, 8).double())

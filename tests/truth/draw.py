@@ -58,7 +58,14 @@ RANGES = {
     "large-ridge": Ranges(regularizers=("RidgeRegularizer",), sides=(8, 16)),
     "channels": Ranges((1e-3, 1.0), (1e-2, 1.0), kinds=True, regularizers=_KINDS),
     "channels-extreme": Ranges(
-        (1e-4, 1e2), (1e-4, 1e2), (1e-4, 1e2), 100.0, 0.2, dtypes=(DOUBLE, torch.float32), kinds=True, regularizers=_KINDS
+        (1e-4, 1e2),
+        (1e-4, 1e2),
+        (1e-4, 1e2),
+        100.0,
+        0.2,
+        dtypes=(DOUBLE, torch.float32),
+        kinds=True,
+        regularizers=_KINDS,
     ),
     "quadratic": Ranges(regularizers=("Quadratic",)),
     "nonconvex": Ranges(regularizers=("WeaklyConvexRidge",)),

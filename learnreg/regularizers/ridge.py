@@ -168,7 +168,7 @@ class RidgeRegularizer(Regularizer):
         return WeaklyConvexSpline(smoothing, weights, coefficients, depths)
 
     def saddle_terms(self, image_shape: tuple[int, ...]) -> SaddleTerms:
-        shape = self.images.check(image_shape, "RidgeRegularizer")
+        shape = self.images.check(image_shape, "RidgeRegularizer", "image_channels")
         bank = self.images.bank(self._exact_filters(), shape, self.boundary, zero_mean=True)
         return SaddleTerms(bank, self.potential())
 

@@ -144,7 +144,7 @@ def main() -> None:
         "python benchmarks/colour.py --data DIR --record" if given.data else "python benchmarks/colour.py --record"
     )
     finish(Table("colour", "Colour: filters across channels", command, text, rows, order=46), given)
-    text = f"A volume of {SIDE}³ with noise of 0.1, denoised to a certified root-mean-square error of {VOLUME_TOLERANCE:g}."
+    text = f"A volume of {SIDE}³, noise 0.1, denoised to a certified root-mean-square error of {VOLUME_TOLERANCE:g}."
     finish(Table("volume", "A volume, denoised", command, text, volumes, order=47), given)
 
 

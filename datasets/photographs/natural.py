@@ -64,10 +64,10 @@ def natural_images(split: str = "train", colour: bool = False) -> dict[str, Tens
 
 
 def natural_split(
-    size: int = 128, count: int | None = None, seed: int = 0, colour: bool = False
+    size: int = 128, count: int | None = None, seed: int = 0
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Both splits of ``natural_images``, the first ``count`` of the training images; their sizes are their own."""
-    return dict(list(natural_images("train", colour).items())[:count]), natural_images("test", colour)
+    return dict(list(natural_images("train").items())[:count]), natural_images("test")
 
 
 def _data_folder() -> Path:

@@ -47,8 +47,8 @@ def add_noise(image: Tensor, sigma: float, seed: int) -> Tensor:
 
 
 class DenoisingPatches(Dataset[tuple[Tensor, Tensor] | tuple[Tensor, Tensor, float]]):
-    """Item i is (b, x_true), both (channels, patch, patch) float32: a random patch of the images, and b = x_true + noise; with
-    a range of noise levels (b, x_true, sigma), sigma uniform in it, for noise-conditioned regularizers.
+    """Item i is (b, x_true), both (channels, patch, patch) float32: a random patch of the images, and b = x_true +
+    noise; with a range of noise levels (b, x_true, sigma), sigma uniform in it, for noise-conditioned regularizers.
 
     Positions are uniform over all patches of all images, each patch is flipped and transposed at random, and the noise
     is Gaussian with standard deviation ``sigma``, not clipped. Item i depends on ``seed`` and i alone, so that neither

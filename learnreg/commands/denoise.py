@@ -12,7 +12,7 @@ from learnreg.commands.common import Scenario, announce
 from learnreg.commands.evaluate import denoise
 from learnreg.commands.options import DenoiseConfig
 from learnreg.commands.scenes import noisy_scenes, warn_of_overlap
-from learnreg.datasets import DATASETS, DenoisingPatches, add_noise, load_training_images, natural_split
+from learnreg.datasets import DATASETS, DenoisingPatches, add_noise, load_training_images, natural_images
 from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.operators import Identity
 from learnreg.report.comparison import Comparison, compare
@@ -26,10 +26,13 @@ _BASELINE_TOLERANCE = 1e-3
 
 
 def split_images(data: str, seed: int, colour: bool = False) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Training and held-out images, grey or coloured: those of a data set by its name, or of a folder, where some of a seeded order are
-    held out, at most four and at most a quarter; a folder of one image is split into its left and right halves."""
+    """Training and held-out images, grey or coloured: those of a data set by its name, or of a folder, where some of a
+    seeded order are held out, at most four and at most a quarter; a folder of one image is split into its left and
+    right halves."""
     if data in DATASETS:
-        return natural_split(seed=seed, colour=True) if colour and data == "natural" else DATASETS[data](seed=seed)
+        if colour and data == "natural":
+            return natural_images("train", colour=True), natural_images("test", colour=True)
+        return DATASETS[data](seed=seed)
     images = load_training_images(data, colour)
     names = sorted(images)
     if len(names) == 1:

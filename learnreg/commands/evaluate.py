@@ -87,9 +87,10 @@ def evaluate(
 
     The images are taken in the order of their names; the noise of image i has the seed ``seed + i``. Denoisers get them
     at full size, in colour where the model is for three channels and as luma otherwise, with noise of level ``sigma``,
-    by default that of the model (25/255 where its file does not say any); one that adapts to the noise is told the level. A model for CT gets them in its size, with its own geometry and
-    noise (of level ``sigma``, if given). A model for MRI gets them as magnitudes, resized, with a synthetic smooth
-    phase of the seed ``seed + i``; magnitudes are compared.
+    by default that of the model (25/255 where its file does not say any); one that adapts to the noise is told the
+    level. A model for CT gets them in its size, with its own geometry and noise (of level ``sigma``, if given). A model
+    for MRI gets them as magnitudes, resized, with a synthetic smooth phase of the seed ``seed + i``; magnitudes are
+    compared.
 
     Raises
     ------

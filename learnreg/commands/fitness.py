@@ -43,8 +43,8 @@ def estimated_noise(image: Tensor) -> float | None:
 
 
 def unfit_image(image: Tensor, sigma: float | None, conditioned: bool) -> list[str]:
-    """What speaks against denoising an image (channels, height, width) with a model for noise of level sigma, None if that is
-    not known. conditioned: the model adapts to others."""
+    """What speaks against denoising an image (channels, height, width) with a model for noise of level sigma, None if
+    that is not known. conditioned: the model adapts to others."""
     if problem := _unfit_range(image, sigma or 0.0):
         return [problem]
     found = estimated_noise(image)

@@ -29,7 +29,8 @@ _INSTEAD = {
 
 @dataclass(frozen=True)
 class ImageInput:
-    """An image (1, height, width), or (3, height, width) of colours, in float32. bits: of its pixels, 8 or 16; None for floating-point numbers. rounding:
+    """An image (1, height, width), or (3, height, width) of colours, in float32. bits: of its pixels, 8 or 16; None for
+    floating-point numbers. rounding:
     root-mean-square difference to the file's numbers. notes: what was done to it."""
 
     values: Tensor
@@ -88,7 +89,7 @@ def read_input(path: Path) -> ImageInput:
         values = read_image(path, noisy=True)
         bits, coloured, transparent = _describe(path)
         values = _with_colours(path, values) if coloured else values
-    notes = ("its transparency (alpha) is dropped",) if transparent else ()
+    notes: tuple[str, ...] = ("its transparency (alpha) is dropped",) if transparent else ()
     if coloured and len(values) == 1:
         notes = ("its three channels are equal: it is taken for a grey image", *notes)
     low, high = float(values.min()), float(values.max())

@@ -138,7 +138,7 @@ class DenoiseConfig(TrainingConfig):
 
     def idle(self) -> dict[str, str]:
         found = super().idle()
-        if self.channels == "grey":
+        if self.channels == "grey" or "channels" in found:
             found["coupling"] = "it is for colours; set channels=colour too"
         return found
 

@@ -38,7 +38,7 @@ class ChannelLayout:
     def arranged(self, responses: Tensor, range_shape: tuple[int, ...]) -> Tensor:
         """Responses (batch · copies, filters, *sides) as they lie, (batch, *range_shape)."""
         if self.copies > 1 and not self.as_members:
-            responses = responses.unflatten(0, (-1, self.copies)).transpose(1, 2)
+            responses = responses.reshape(-1, self.copies, *responses.shape[1:]).transpose(1, 2)
         return responses.reshape(-1, *range_shape)
 
     def taken_apart(self, responses: Tensor, sides: tuple[int, ...]) -> Tensor:
@@ -54,12 +54,12 @@ class ChannelLayout:
     def places(self, bounds: Tensor) -> Tensor:
         """Numbers that broadcast against responses, as (batch, filters or groups, copies · pixels): of each filter, or
         of each group of them that one number serves."""
-        flat = bounds.flatten(1, -3).flatten(2)
+        flat: Tensor = bounds.flatten(1, -3).flatten(2)
         if not self.as_members or self.copies == 1 or flat.shape[2] == 1:
             return flat
         if self.grouped(bounds):
             return flat.repeat(1, 1, self.copies)
-        return flat.unflatten(1, (self.copies, -1)).transpose(1, 2).flatten(2)
+        return flat.reshape(len(flat), self.copies, -1, flat.shape[2]).transpose(1, 2).flatten(2)
 
     def grouped(self, bounds: Tensor) -> bool:
         """Whether these numbers belong to groups that all copies are members of."""

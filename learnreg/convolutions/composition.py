@@ -71,7 +71,7 @@ def fine_grid(side: int, dimensions: int = 2) -> tuple[int, float]:
 
 def _overshoot(side: int, grid: int, dimensions: int) -> float:
     lowest = math.cos(min(math.pi * (side - 1) / grid, 0.5 * math.pi))
-    return lowest**-dimensions if lowest > 1e-3 else math.inf
+    return math.pow(lowest, -dimensions) if lowest > 1e-3 else math.inf
 
 
 @torch.no_grad()
@@ -118,7 +118,8 @@ def _largest(spectrum: Tensor) -> Tensor:
 def _transform(kernels: Tensor, side: int) -> Tensor:
     """On the half spectrum of a torus of this side."""
     sides = _sides(kernels)
-    return torch.fft.rfftn(kernels, s=[side] * len(sides), dim=sides)
+    spectrum: Tensor = torch.fft.rfftn(kernels, s=[side] * len(sides), dim=sides)
+    return spectrum
 
 
 def _sides(kernels: Tensor) -> tuple[int, ...]:

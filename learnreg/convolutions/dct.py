@@ -46,4 +46,5 @@ def _basis(size: int) -> Tensor:
     """The orthonormal DCT-II basis, a function in each row."""
     n = torch.arange(size, dtype=torch.float64)
     basis = torch.cos(math.pi * (n[None, :] + 0.5) * n[:, None] / size)
-    return basis / basis.norm(dim=1, keepdim=True)
+    unit: Tensor = basis / basis.norm(dim=1, keepdim=True)
+    return unit

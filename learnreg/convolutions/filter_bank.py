@@ -1,7 +1,7 @@
 """Convolutions as linear operators: a bank of small filters on images, with the boundary of choice.
 
-"Convolution" is correlation, as in torch's conv2d; its kernels are in ``correlation`` and ``joint_correlation``. Padding is an operator of its
-own with an exact adjoint, so every boundary is the valid correlation of a padded image.
+"Convolution" is correlation, as in torch's conv2d; its kernels are in ``correlation`` and ``joint_correlation``.
+Padding is an operator of its own with an exact adjoint, so every boundary is the valid correlation of a padded image.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ class FilterBank(LinearOperator):
     def alone(self, filters: Tensor, sides: tuple[int, ...] | None = None) -> FilterBank:
         """A bank of these filters, of one shape with its own, on images of those channels that a filter sees, of
         other sides perhaps: applied to several copies of them a bank has the same norms."""
-        return FilterBank(filters, (self.layout.inputs, *(sides or self._sides)), self.boundary)  # type: ignore[arg-type]
+        return FilterBank(filters, (self.layout.inputs, *(sides or self._sides)), self.boundary)
 
     def _find_norm(self) -> NormBound:
         """The torus bound, unless it may be loose (repeated pixels, narrow images) and a power iteration cannot show
@@ -203,7 +203,7 @@ class FilterBank(LinearOperator):
 
     def stencil(self) -> Stencil | None:
         filters = self.filters.detach()
-        squares = FilterBank(filters.square(), self.domain_shape, self.boundary)  # type: ignore[arg-type]
+        squares = FilterBank(filters.square(), self.domain_shape, self.boundary)
         squares.layout = self.layout
         return Stencil(
             self._kernels(filters).detach(),
@@ -231,7 +231,7 @@ class FilterBank(LinearOperator):
         return padding_lipschitz(self)
 
     def parameter_groups(self) -> tuple[Pairing, ...]:
-        source = PatchSource(self.filter_shape, self.response_sides, self.boundary, self.layout, self.zero_mean)  # type: ignore[arg-type]
+        source = PatchSource(self.filter_shape, self.response_sides, self.boundary, self.layout, self.zero_mean)
         return (FilterPairing(padding_lipschitz(self), source, padding_norm(self)),)
 
     def group_images(self, p: Tensor, shape: tuple[int, ...]) -> Tensor | None:

@@ -61,7 +61,8 @@ class FilterPairing(Pairing):
         size = self.source.coefficients
         if self.layout.filters * size > _LARGEST_GRAM:
             return self.lipschitz * norm_samples(p)
-        apart = self.layout.apart(p).unflatten(-1, self.source.response_sides)
+        apart = self.layout.apart(p)
+        apart = apart.reshape(*apart.shape[:3], *self.source.response_sides)
         gram = torch.stack([self._gram(sum(map(self._lags, sample))) for sample in apart])  # type: ignore[arg-type]
         # the means are projected out of a rounded Gram matrix, of which little may remain
         lost = _CANCELLED * size * norm_samples(p) ** 2 if self.source.zero_mean else 0.0
@@ -123,7 +124,7 @@ class FilterPairing(Pairing):
         U = self.patches(u)
         sizes, flat = U.abs(), self.layout.places(bent)
         if self.layout.grouped(bent):  # of the copies together: |sum_j U_kjp q_jp| <= |U_k.p| |q_.p|
-            sizes = U.unflatten(2, (self.layout.copies, -1)).norm(dim=2)
+            sizes = U.reshape(*U.shape[:2], self.layout.copies, -1).norm(dim=2)
             flat = bent.flatten(1, -3).flatten(2)
         # for groups, too: ‖sum_p U_kp q_p‖ <= sum_p |U_kp| |q_p| for the vectors q_p
         by_sum = torch.einsum("bkp,bcp->bck", sizes, flat).flatten(1).norm(dim=1)

@@ -52,10 +52,13 @@ class GroupedFilterBank(FilterBank):
             return None
         return replace(
             flat,
-            respond=lambda z: flat.respond(z).unflatten(1, (self.members, self.groups)),
+            respond=lambda z: self._in_groups(flat.respond(z)),
             pull=lambda y: flat.pull(y.flatten(1, 2)),
             pull_diagonal=lambda w: flat.pull_diagonal(w.flatten(1, 2)),
         )
+
+    def _in_groups(self, responses: Tensor) -> Tensor:
+        return responses.reshape(-1, self.members, self.groups, *responses.shape[-2:])
 
     def per_filter(self, values: Tensor) -> Tensor:
         """Numbers of groups, G of them, as numbers of filters, (s G,)."""
@@ -64,11 +67,11 @@ class GroupedFilterBank(FilterBank):
     def row_norms(self, grouped: bool) -> Tensor | float:
         members = self.layout.filters // self.groups
         if not grouped:
-            norms = torch.as_tensor(super().row_norms(False)).reshape(members, self.groups, 1, 1)
-            return norms.repeat(self.members // members, 1, 1, 1)
+            each = torch.as_tensor(super().row_norms(False)).reshape(members, self.groups, 1, 1)
+            return each.repeat(self.members // members, 1, 1, 1)
         # the rows of different channels see different pixels
         windows = self.filters.detach().to(torch.float64).reshape(members, self.groups, -1)
-        norms = torch.linalg.matrix_norm(windows.transpose(0, 1), 2) * padding_norm(self)
+        norms: Tensor = torch.linalg.matrix_norm(windows.transpose(0, 1), 2) * padding_norm(self)
         if self.boundary == "circular":  # entries that fall on the same pixel add up
             folds = zip(self.filter_shape, self.domain_shape[1:], strict=True)
             norms = norms * math.sqrt(math.prod(math.ceil(k / n) for k, n in folds))

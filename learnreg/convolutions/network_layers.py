@@ -31,7 +31,8 @@ _FAINT = 0.05
 class Network:
     """The numbers of a network with L layers of n features.
 
-    filters: W_0 ... W_{L-1}, (L, n, *kernel), each with zero mean in each channel of the image, so that R ignores constants away from the boundary.
+    filters: W_0 ... W_{L-1}, (L, n, *kernel), each with zero mean in each channel of the image, so that R ignores
+    constants away from the boundary.
     mixing: U_1 ... U_{L-1}, (L - 1, n, n, m, m), from the second axis 2 to axis 1, all > 0, m odd.
     biases: b_1 ... b_L, (L, n). weights: c, (n,), all > 0.
     """
@@ -93,7 +94,8 @@ def initial_parameters(
             f"{shown(mixing_size)}): expected positive integers up to {LARGEST_SIDE:,}, size >= 2, mixing_size odd."
         )
     pairs = (features + 1) // 2
-    halves = dct_filters(layers * pairs, size, generator, dimensions, channels).unflatten(0, (layers, pairs))
+    halves = dct_filters(layers * pairs, size, generator, dimensions, channels)
+    halves = halves.reshape(layers, pairs, *halves.shape[1:])
     filters = torch.stack([halves, -halves], 2).flatten(1, 2)[:, :features]
     dtype = torch.get_default_dtype()
     found = {"filters": filters.clone(), "biases": torch.zeros(layers, features, dtype=dtype)}

@@ -50,7 +50,9 @@ def pad_adjoint(y: Tensor, filter_shape: tuple[int, ...], boundary: Boundary, sh
         return y
     ends = [margins(k) for k in filter_shape]
     if boundary == "zero":
-        return y[(..., *(slice(before, before + n) for (before, _), n in zip(ends, shape, strict=True)))]
+        for axis, ((before, _), n) in enumerate(zip(ends, shape, strict=True), 2):
+            y = y.narrow(axis, before, n)
+        return y
     if boundary in _KERNELS and len(ends) == 2 and y.device.type == "cpu":
         around = [n for end in reversed(ends) for n in end]
         return _KERNELS[boundary][1](y, y.new_empty(*y.shape[:-2], *shape), around)

@@ -45,7 +45,7 @@ class SecondOrderOperator(LinearOperator):
         first: Tensor,
         second: Tensor,
         mixed: Tensor,
-        image_shape: tuple[int, int, int],
+        image_shape: tuple[int, ...],
         boundary: Boundary,
         scale: float = 1.0,
     ) -> None:
@@ -123,7 +123,7 @@ class SecondOrderOperator(LinearOperator):
                 bound = min(bound, math.hypot(*(column.value for column in columns)))
         return NormBound(bound)
 
-    def _resized(self, sides: tuple[int, int]) -> SecondOrderOperator:
+    def _resized(self, sides: tuple[int, ...]) -> SecondOrderOperator:
         """On images of other sides, in float64 and without parameters."""
         image, first, second, mixed = (f.detach().double() for f in self._filters)
         return SecondOrderOperator(image, first, second, mixed, (1, *sides), self.image.boundary, self.scale)
@@ -166,7 +166,7 @@ class SecondOrderOperator(LinearOperator):
         found = []
         factors = (1.0, self.scale**2, self.scale**2)
         for bank, part, factor in zip(self._banks(), columns, factors, strict=True):
-            squares = FilterBank(bank.filters.detach().square(), self.image.domain_shape, bank.boundary)  # type: ignore[arg-type]
+            squares = FilterBank(bank.filters.detach().square(), self.image.domain_shape, bank.boundary)
             found.append(factor * squares.adjoint(part))
         return torch.cat(found, 1)
 

@@ -264,7 +264,7 @@ def circulant_bound(filters: Tensor, shape: tuple[int, ...]) -> tuple[float, flo
         index = index[..., None] * n + torch.arange(side, device=w.device) % n
     folded = torch.zeros(*w.shape[:2], math.prod(shape), dtype=w.dtype, device=w.device)
     folded.index_add_(2, index.flatten(), w.flatten(2))
-    spectrum = torch.fft.rfftn(folded.unflatten(2, shape), dim=tuple(range(2, w.dim())))
+    spectrum = torch.fft.rfftn(folded.reshape(*w.shape[:2], *shape), dim=tuple(range(2, w.dim())))
     if w.shape[1] == 1:
         power = spectrum.abs().square().sum(0)
     else:

@@ -55,18 +55,18 @@ class ImageKind:
             )
         return cls(channels, coupling, dimensions)  # type: ignore[arg-type]
 
-    def check(self, image_shape: tuple[int, ...], who: str) -> tuple[int, ...]:
-        """The shape, or ShapeError unless it is that of such images."""
+    def check(self, image_shape: tuple[int, ...], who: str, option: str = "channels") -> tuple[int, ...]:
+        """The shape, or ShapeError unless it is that of such images; ``option``: what says their channels."""
         if len(image_shape) == self.dimensions + 1 and image_shape[0] == self.channels:
             return tuple(image_shape)
         found, sides = tuple(image_shape), len(image_shape) - 1
-        fits = 1 <= sides <= 3
-        options = f"channels={found[0]}" if fits else "channels=..."
-        options += f", dimensions={sides}" if fits and sides != self.dimensions else ""
-        couplings = "'separate' for one model of every channel, 'joint' across them, 'complex' for two"
+        options = f"{option}={found[0]}" if 1 <= sides <= 3 else f"{option}=..."
+        options += f", dimensions={sides}" if 1 <= sides <= 3 and sides != self.dimensions else ""
+        couplings = ", coupling='separate' or 'joint'" if sides >= 1 and found[0] > 1 else ""
         raise ShapeError(
-            f"{who}: got images of shape {found}, expected ({self.channels}, {_SIDES[self.dimensions]}). "
-            f"{who}({options}, coupling=...) takes such images, where it is offered: {couplings}."
+            f"{who}: got images of shape {found}, expected ({self.channels}, {_SIDES[self.dimensions]}). Build it with "
+            f"{options}{couplings}, or take AnalysisOperator(W, potential), which takes any shape "
+            "(docs/regularizers.md)."
         )
 
     @property

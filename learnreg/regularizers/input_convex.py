@@ -57,9 +57,9 @@ class InputConvexNetwork(Regularizer):
     minimum_smoothing: v stays above it, by parametrisation.
     generator: for the random part of the start; torch's default generator otherwise.
 
-    The raw parameters are ``filters`` (L, n, k, k), or (L, n, channels, k, k) across channels, from which means are subtracted, ``log_mixing`` (L - 1, n, n, m, m;
-    not for L = 1), ``biases`` (L, n), ``log_weights`` (n,), and, unless lifted, ``log_smoothing`` (L, n), the logarithm
-    of v - minimum_smoothing.
+    The raw parameters are ``filters`` (L, n, k, k), or (L, n, channels, k, k) across channels, from which means are
+    subtracted, ``log_mixing`` (L - 1, n, n, m, m; not for L = 1), ``biases`` (L, n), ``log_weights`` (n,), and, unless
+    lifted, ``log_smoothing`` (L, n), the logarithm of v - minimum_smoothing.
 
     In operator applications, W, which stacks the convolutions of the image, and W^T count; those of the network behind
     it do not.

@@ -78,8 +78,9 @@ class MultivariateExperts(LearnedFilters, Regularizer):
         weight = model_scale(weight, "MultivariateExperts(weight)")
         smoothing = model_scale(smoothing, "MultivariateExperts(smoothing)")
         minimum_smoothing = real_number(minimum_smoothing, "MultivariateExperts(minimum_smoothing)", least=0.0)
+        start = _paired_filters(groups * group_size, size, generator, images)
         self._set(
-            _paired_filters(groups * group_size, size, generator, images).unflatten(0, (groups, group_size)),
+            start.reshape(groups, group_size, *start.shape[1:]),
             positive_log(weight / groups, "weight", groups),
             positive_log(smoothing - minimum_smoothing, "smoothing - minimum_smoothing", groups),
             boundary,

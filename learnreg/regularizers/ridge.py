@@ -42,7 +42,8 @@ class RidgeRegularizer(Regularizer):
     Parameters
     ----------
     channels: channels after each convolution; the last number is that of the filters. Filters have the side
-        len(channels) · (size - 1) + 1, 13 by default, and the bank is scaled to a norm of 1 on large images (at most 1 across channels of the images).
+        len(channels) · (size - 1) + 1, 13 by default, and the bank is scaled to a norm of 1 on large images (at
+        most 1 across their channels).
     size: side of the small kernels.
     knots: of f'' on [-r, r], odd; f grows linearly beyond.
     convexity: "convex", or "convex-nonconvex": potentials with learned concave parts, so small that R(x) +
@@ -167,7 +168,7 @@ class RidgeRegularizer(Regularizer):
         return WeaklyConvexSpline(smoothing, weights, coefficients, depths)
 
     def saddle_terms(self, image_shape: tuple[int, ...]) -> SaddleTerms:
-        shape = self.images.check(image_shape, "RidgeRegularizer")
+        shape = self.images.check(image_shape, "RidgeRegularizer", "image_channels")
         bank = self.images.bank(self._exact_filters(), shape, self.boundary, zero_mean=True)
         return SaddleTerms(bank, self.potential())
 

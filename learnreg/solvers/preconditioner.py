@@ -203,9 +203,9 @@ def _inverse(symbol: Tensor, mass: Tensor, level: Tensor) -> Tensor:
     """1/(m + s T) for the symbol of T, m that broadcasts against images, and a level (batch, 1, ...)."""
     if not symbol.is_complex():
         return 1.0 / (mass + level * symbol)
-    mass = mass.expand(*torch.broadcast_shapes(mass.shape, (1, symbol.shape[-1], *symbol.shape[1:-2])))
-    H = torch.diag_embed(mass.movedim(1, -1)) + level[..., None] * symbol
-    return torch.linalg.inv(H)
+    mass = mass.expand(-1, -1, *symbol.shape[1:-2])
+    inverse: Tensor = torch.linalg.inv(torch.diag_embed(mass.movedim(1, -1)) + level[..., None] * symbol)
+    return inverse
 
 
 def spectral_product(factors: Tensor, images: Tensor, sides: tuple[int, ...]) -> Tensor:
@@ -219,20 +219,23 @@ def spectral_product(factors: Tensor, images: Tensor, sides: tuple[int, ...]) ->
     else:
         spectrum = spectrum.mul_(factors)
     whole: Tensor = torch.fft.irfftn(spectrum, s=sides, dim=axes)
-    return whole[(..., *(slice(0, n) for n in images.shape[-len(sides) :]))]
+    for axis in axes:
+        whole = whole.narrow(axis, 0, images.shape[axis])
+    return whole
 
 
 def filter_symbol(filters: Tensor, weights: Tensor, sides: tuple[int, ...]) -> Tensor:
     """sum_c weight_c |w^_c|² >= 0 for filters (n, channels, *filter sides) and weights (batch, copies, n) that are not
     negative, (batch, copies, *frequencies); Hermitian matrices sum_c weight_c w^_c w^_c^*, (batch, *frequencies,
     channels, channels), where filters see several channels, in one copy."""
-    n, channels, *shape = filters.shape
+    _, channels, *shape = filters.shape
     axes = tuple(range(-len(sides), 0))
     if channels == 1:
         kernel = torch.einsum("bcn,n...->bc...", weights, _autocorrelations(filters[:, 0]))
         around = [pair for m, k in zip(reversed(sides), reversed(shape), strict=True) for pair in (0, m - 2 * k + 1)]
         kernel = F.pad(kernel, around).roll([1 - k for k in shape], axes)
-        return torch.fft.rfftn(kernel, dim=axes).real.clamp_min(0.0)
+        found: Tensor = torch.fft.rfftn(kernel, dim=axes).real.clamp_min(0.0)
+        return found
     spectrum = torch.fft.rfftn(filters, s=sides, dim=axes).conj()  # of a correlation
     return torch.einsum("bn,nc...,nd...->b...cd", weights[:, 0].to(spectrum), spectrum.conj(), spectrum)
 
@@ -242,7 +245,7 @@ def _autocorrelations(filters: Tensor) -> Tensor:
     sides = filters.shape[1:]
     axes, doubled = tuple(range(1, filters.dim())), [2 * k - 1 for k in sides]
     spectrum = torch.fft.rfftn(filters, s=doubled, dim=axes)
-    lags = torch.fft.irfftn(spectrum.abs().square(), s=doubled, dim=axes)
+    lags: Tensor = torch.fft.irfftn(spectrum.abs().square(), s=doubled, dim=axes)
     return lags.roll([k - 1 for k in sides], axes)
 
 

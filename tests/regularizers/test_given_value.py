@@ -233,7 +233,7 @@ class Differences(LinearOperator):
 @pytest.mark.parametrize("shape", [(3, 5, 6), (2, 4, 4), (1, 3, 4, 5), (1, 12)], ids=str)
 def test_other_images_are_certified_with_an_operator_of_your_own(shape: tuple[int, ...]) -> None:
     operator = Identity(shape)
-    with pytest.raises(lr.ShapeError, match=r"one channel, .*AnalysisOperator\(W, potential\)"):
+    with pytest.raises(lr.ShapeError, match=r"expected \(1, height, width\).*AnalysisOperator\(W, potential\)"):
         lr.solve(lr.LowerLevelProblem(operator, lr.regularizers.TotalVariation()), registry.rand(2, *shape))
     R = lr.regularizers.AnalysisOperator(Differences(shape), lr.PseudoHuber(0.1, 0.2)).double()
     problem = lr.LowerLevelProblem(operator, R)

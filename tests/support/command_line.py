@@ -34,6 +34,6 @@ def refuse(code: int, *arguments: object) -> str:
 def complaint(stderr: str) -> str:
     """The one line that a command ends with, after those that say what it does."""
     *before, last = stderr.splitlines()
-    assert all(line.startswith(("reading ", "training: ")) for line in before), stderr
+    assert all(line.startswith(("reading ", "training: ", "tuning ")) for line in before), stderr
     assert last.startswith("learnreg: "), stderr
     return last

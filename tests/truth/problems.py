@@ -256,8 +256,9 @@ def draw_case(draw: Draw) -> Case:
     problem, x_true, b = problem.to(dtype), x_true.to(dtype), b.to(dtype)
     loss, coupled = upper_loss(draw, x_true)
     kind = type(problem.saddle_terms(DOUBLE).potential).__name__
+    size = "x".join(map(str, (batch, *(shape if shape[0] > 1 else shape[1:]))))
     label = (
-        f"{name}/{kind}/{type(operator).__name__}/{type(data_term).__name__}/{'x'.join(map(str, (batch, *(shape if shape[0] > 1 else shape[1:]))))}"
+        f"{name}/{kind}/{type(operator).__name__}/{type(data_term).__name__}/{size}"
         f"/smoothing={smoothing:.2g}/mu={problem.strong_convexity:.2g}"
         f"{'' if constraint is None else '/' + type(constraint).__name__}"
         f"{'' if dtype == DOUBLE else '/' + str(dtype).removeprefix('torch.')}"

@@ -31,7 +31,7 @@ from learnreg.operators import Blur, Identity, ParallelBeam2D
 from learnreg.regularizers import FieldsOfExperts, InputConvexNetwork, TotalVariation
 
 SIDE, CT_SIDE, VIEWS = 64, 128, 60
-BATCHES, TARGETS = (1, 4, 16), (0.5, 0.1, 0.01)
+BATCHES, TARGETS = (1, 4), (0.5, 0.1, 0.01)
 STATES = [10.0 ** (-k / 2) for k in range(2, 11)]
 ADJOINTS = [1.0, 0.3, 0.1, 0.03, 0.01, 1e-3, 1e-4]
 MOVED = 1e-3
@@ -79,6 +79,8 @@ def problems(batch: int) -> Iterator[Problem]:
     yield Problem("Fields of Experts, blur", lr.LowerLevelProblem(blur, FieldsOfExperts(), ridge=1e-2), blurred, x)
     yield Problem("total variation", lr.LowerLevelProblem(Identity(shape), TotalVariation(0.07, 1e-3)), noisy, x)
     yield Problem("input-convex network", lr.LowerLevelProblem(Identity(shape), InputConvexNetwork()), noisy, x)
+    if batch > 1:
+        return  # the exact hypergradient of several scans takes tens of minutes
     x = crops(batch, CT_SIDE)
     scan = ParallelBeam2D(CT_SIDE, VIEWS)
     measured = scan(x) + 0.01 * torch.randn(batch, *scan.range_shape)

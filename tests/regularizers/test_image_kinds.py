@@ -93,7 +93,8 @@ def padded(x: np.ndarray, k: int, dimensions: int) -> np.ndarray:
 @pytest.mark.parametrize(("channels", "coupling", "dimensions"), KINDS)
 def test_energy_of_experts_is_the_formula(channels: int, coupling: str, dimensions: int) -> None:
     R = build("FieldsOfExperts", channels, coupling, dimensions)
-    assert isinstance(R, FieldsOfExperts) and R.smoothing is not None
+    assert isinstance(R, FieldsOfExperts)
+    assert R.smoothing is not None
     x = registry.randn(2, channels, *SIDES[dimensions], seed=4)
     image, w, apply = torch.from_numpy(padded(x.numpy(), 3, dimensions)), R.effective_filters, CORRELATIONS[dimensions]
     if coupling == "joint":

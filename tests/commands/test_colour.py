@@ -101,7 +101,9 @@ def test_images_are_read_in_colour(tmp_path: Path) -> None:
     torch.testing.assert_close(image, torch.from_numpy(levels).movedim(2, 0).float())
     assert torch.equal(ImageFolder(tmp_path, colour=True)[0], image)
     Image.fromarray((255 * levels[..., 0]).astype(np.uint8)).save(tmp_path / "grey.png")
-    assert torch.equal(read_image(tmp_path / "grey.png", colour=True), read_image(tmp_path / "grey.png").expand(3, -1, -1))
+    assert torch.equal(
+        read_image(tmp_path / "grey.png", colour=True), read_image(tmp_path / "grey.png").expand(3, -1, -1)
+    )
     with pytest.raises(lr.DataError, match="some of the images are grey and some coloured"):
         DenoisingPatches([image, image[:1]], 0.1, patch=4)
 

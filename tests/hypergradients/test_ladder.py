@@ -23,7 +23,9 @@ REGULARIZERS = [name for name in registry.REGULARIZERS if "value" not in name]
 
 
 def problem_of(regularizer: str) -> tuple[lr.LowerLevelProblem, torch.Tensor, lr.SquaredError]:
-    problem = lr.LowerLevelProblem(Identity(SHAPE), registry.REGULARIZERS[regularizer]())
+    problem = lr.LowerLevelProblem(
+        Identity(registry.REGULARIZERS[regularizer].shape), registry.REGULARIZERS[regularizer]()
+    )
     x_true, b = registry.measure(problem)
     return problem, b, lr.SquaredError(x_true)
 

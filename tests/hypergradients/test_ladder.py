@@ -9,7 +9,6 @@ import pytest
 import registry
 import torch
 import truth.dense as dense_truth
-from registry import SHAPE
 
 import learnreg as lr
 from learnreg.certificates.frobenius import FrobeniusBound

@@ -29,27 +29,31 @@ class ChannelLayout:
 
     def images(self, x: Tensor) -> Tensor:
         """(batch, channels, *sides) as images that one filter sees: (batch · copies, inputs, *sides)."""
-        return x if self.copies == 1 else x.reshape(-1, self.inputs, *x.shape[2:])
+        return x if self.copies == 1 else x.reshape(len(x) * self.copies, self.inputs, *x.shape[2:])
 
     def joined(self, images: Tensor) -> Tensor:
         """The transpose of ``images``."""
-        return images if self.copies == 1 else images.reshape(-1, self.copies * self.inputs, *images.shape[2:])
+        if self.copies == 1:
+            return images
+        return images.reshape(len(images) // self.copies, self.copies * self.inputs, *images.shape[2:])
 
     def arranged(self, responses: Tensor, range_shape: tuple[int, ...]) -> Tensor:
         """Responses (batch · copies, filters, *sides) as they lie, (batch, *range_shape)."""
+        batch = len(responses) // self.copies
         if self.copies > 1 and not self.as_members:
-            responses = responses.reshape(-1, self.copies, *responses.shape[1:]).transpose(1, 2)
-        return responses.reshape(-1, *range_shape)
+            responses = responses.reshape(batch, self.copies, *responses.shape[1:]).transpose(1, 2)
+        return responses.reshape(batch, *range_shape)
 
     def taken_apart(self, responses: Tensor, sides: tuple[int, ...]) -> Tensor:
         """The transpose of ``arranged``."""
-        return self.apart(responses).reshape(-1, self.filters, *sides)
+        return self.apart(responses).reshape(len(responses) * self.copies, self.filters, *sides)
 
     def apart(self, responses: Tensor) -> Tensor:
         """Responses as they lie, (batch, ...), by copies and filters: (batch, copies, filters, pixels)."""
+        pixels = responses.shape[1:].numel() // (self.copies * self.filters)
         if self.as_members:
-            return responses.reshape(responses.shape[0], self.copies, self.filters, -1)
-        return responses.reshape(responses.shape[0], self.filters, self.copies, -1).transpose(1, 2)
+            return responses.reshape(len(responses), self.copies, self.filters, pixels)
+        return responses.reshape(len(responses), self.filters, self.copies, pixels).transpose(1, 2)
 
     def places(self, bounds: Tensor) -> Tensor:
         """Numbers that broadcast against responses, as (batch, filters or groups, copies · pixels): of each filter, or

@@ -107,7 +107,7 @@ class FilterBank(LinearOperator):
     def forward_into(self, x: Tensor, out: Tensor) -> Tensor:
         if self.layout.copies > 1 and not self.layout.as_members:
             return out.copy_(self.forward(x))
-        memory = out.view(-1, self.layout.filters, *self.response_sides)
+        memory = out.view(len(out) * self.layout.copies, self.layout.filters, *self.response_sides)
         correlate_any(self._padded(x), self._kernels(x), memory)
         return out
 

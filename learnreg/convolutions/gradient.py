@@ -64,7 +64,7 @@ class Gradient(LinearOperator):
 
     def _by_axis(self, y: Tensor) -> Tensor:
         """(batch, sides, channels, *sides)."""
-        return y.reshape(y.shape[0], -1, *self.domain_shape)
+        return y.reshape(y.shape[0], len(self.domain_shape) - 1, *self.domain_shape)
 
     def _find_norm(self) -> NormBound:
         square = sum(4.0 * math.cos(math.pi / (2 * n)) ** 2 for n in self.domain_shape[1:])

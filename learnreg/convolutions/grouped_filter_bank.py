@@ -58,7 +58,7 @@ class GroupedFilterBank(FilterBank):
         )
 
     def _in_groups(self, responses: Tensor) -> Tensor:
-        return responses.reshape(-1, self.members, self.groups, *responses.shape[-2:])
+        return responses.reshape(len(responses), self.members, self.groups, *responses.shape[-2:])
 
     def per_filter(self, values: Tensor) -> Tensor:
         """Numbers of groups, G of them, as numbers of filters, (s G,)."""

@@ -54,11 +54,11 @@ def correlate_any_adjoint(y: Tensor, filters: Tensor) -> Tensor:
         return cast(Tensor, _CorrelateAdjoint.apply(y, filters))  # type: ignore[no-untyped-call]
     if not _eager(y):
         return _TRANSPOSES[filters.dim() - 2](y, filters)
-    (n, channels, *sides), (batch, _, *rest) = filters.shape, y.shape
+    (_, channels, *sides), (batch, _, *rest) = filters.shape, y.shape
     out = y.new_zeros(batch, channels, *(r + k - 1 for r, k in zip(rest, sides, strict=True)))
     matrix, slab = filters.flatten(1).T, math.prod(rest[1:])
     block = _block(matrix.shape[0] * slab * y.element_size(), rest[0])
-    for image, responses in zip(out, y.reshape(batch, n, -1), strict=True):
+    for image, responses in zip(out, y.flatten(2), strict=True):
         for first in range(0, rest[0], block):
             count = min(block, rest[0] - first)
             taps = torch.mm(matrix, responses[:, first * slab : (first + count) * slab])

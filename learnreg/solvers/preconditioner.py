@@ -163,7 +163,7 @@ class UniformPreconditioner(SolverState):
         mean = mean[:, None]
         mass = torch.maximum(m, _SMALLEST_MASS * _mean_size(stencil, mean, instance.q))
         symbol = filter_symbol(stencil.filters.to(mean), mean, sides)
-        return cls(_inverse(symbol, mass, torch.ones_like(mean[:, :1, 0])), sides)
+        return cls(_inverse(symbol, mass, expand(torch.ones_like(mean[:, 0, 0]), instance.q)), sides)
 
     def __call__(self, r: Tensor) -> Tensor:
         """The approximate H^-1 r; no operator application."""

@@ -138,7 +138,7 @@ def test_patches_reject_images() -> None:
     with pytest.raises(DataError, match="Rescale"):
         DenoisingPatches([255 * ramp(64, 64)], 0.1)
     with pytest.raises(DataError, match="shape"):
-        DenoisingPatches([torch.zeros(3, 64, 64)], 0.1)
+        DenoisingPatches([torch.zeros(2, 64, 64)], 0.1)
     with pytest.raises(DataError, match="no images"):
         DenoisingPatches([], 0.1)
 

@@ -9,7 +9,6 @@ import pytest
 import registry
 import torch
 import truth.dense as dense_truth
-from registry import SHAPE
 
 import learnreg as lr
 from learnreg.certificates.frobenius import FrobeniusBound
@@ -23,7 +22,9 @@ REGULARIZERS = [name for name in registry.REGULARIZERS if "value" not in name]
 
 
 def problem_of(regularizer: str) -> tuple[lr.LowerLevelProblem, torch.Tensor, lr.SquaredError]:
-    problem = lr.LowerLevelProblem(Identity(SHAPE), registry.REGULARIZERS[regularizer]())
+    problem = lr.LowerLevelProblem(
+        Identity(registry.REGULARIZERS[regularizer].shape), registry.REGULARIZERS[regularizer]()
+    )
     x_true, b = registry.measure(problem)
     return problem, b, lr.SquaredError(x_true)
 

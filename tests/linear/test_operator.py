@@ -155,11 +155,11 @@ def test_gradient_is_the_difference_and_its_norm_exact() -> None:
     torch.testing.assert_close(result[:, 1, :, :-1], x[:, 0].diff(dim=2))
     assert float(result[:, 0, -1].abs().max()) == 0.0
     assert float(result[:, 1, :, -1].abs().max()) == 0.0
-    for shape in ((1, 4, 5), (1, 1, 6), (1, 8, 8)):
+    for shape in ((1, 4, 5), (1, 1, 6), (1, 8, 8), (1, 7), (3, 4, 4), (2, 3, 4, 3)):
         norm = float(torch.linalg.matrix_norm(matrix(Gradient(shape)), 2))
         assert Gradient(shape).norm_bound() == pytest.approx(norm, rel=1e-11)
-    with pytest.raises(lr.ShapeError, match=r"one channel"):
-        Gradient((3, 4, 4))
+    with pytest.raises(lr.ShapeError, match=r"one to three sides"):
+        Gradient((3,))
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # by torch's own import of decompositions

@@ -52,7 +52,7 @@ class RegularizerEntry:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return (self.channels, *SHAPE[-self.dimensions :])
+        return (self.channels, *(4, *SHAPE[1:])[-self.dimensions :])
 
 
 def bank(boundary: str, k: int, l: int, n: int = 3) -> FilterBank:
@@ -119,6 +119,14 @@ def network(seed: int = 0, **options: object) -> InputConvexNetwork:
             p.add_(0.3 * randn(*p.shape, seed=seed + 50 + i))
         result.biases.mul_(0.3)
     return result
+
+
+def _moved(regularizer: Regularizer) -> Regularizer:
+    """Away from its start."""
+    with torch.no_grad():
+        for i, p in enumerate(regularizer.double().parameters()):
+            p.copy_(p + 0.2 * randn(*p.shape, seed=80 + i) if p.dim() < 3 else 0.4 * randn(*p.shape, seed=80 + i))
+    return regularizer
 
 
 def _imported() -> ImportedRidge:
@@ -191,6 +199,26 @@ REGULARIZERS: dict[str, RegularizerEntry] = {
         lambda: 0.5 * Entropic(0.3, 0.4, 30).double() + _multivariate("reflect"), proximal=False, dense=False
     ),
     "given-by-value": RegularizerEntry(lambda: Entropic(0.3, 0.4, 30).double(), proximal=False, dense=False),
+    "FieldsOfExperts-colours": RegularizerEntry(
+        lambda: _moved(FieldsOfExperts(3, 3, lr.PseudoHuber(0.15, 0.6), "valid", channels=3, coupling="joint")),
+        channels=3,
+    ),
+    "FieldsOfExperts-complex": RegularizerEntry(
+        lambda: _moved(FieldsOfExperts(3, 3, lr.PseudoHuber(0.15, 0.6), channels=2, coupling="complex")), channels=2
+    ),
+    "MultivariateExperts-volumes": RegularizerEntry(
+        lambda: _moved(MultivariateExperts(2, 2, 2, 0.6, 0.15, "zero", dimensions=3)), dimensions=3
+    ),
+    "RidgeRegularizer-signals": RegularizerEntry(
+        lambda: _moved(RidgeRegularizer((2, 3), 2, 9, weight=0.5, smoothing=0.15, image_channels=2, dimensions=1)),
+        channels=2,
+        dimensions=1,
+    ),
+    "TotalVariation-volumes": RegularizerEntry(
+        lambda: TotalVariation(0.2, 0.05, channels=2, coupling="joint", dimensions=3).double(),
+        channels=2,
+        dimensions=3,
+    ),
     "ImportedRidge": RegularizerEntry(_imported, smooth=False, learnable=False),
     "InputConvexNetwork-lifted": RegularizerEntry(lambda: network(form="lifted"), smooth=False, latent=True),
     "LearnedTotalGeneralizedVariation": RegularizerEntry(generalized_variation, latent=True),
@@ -198,8 +226,11 @@ REGULARIZERS: dict[str, RegularizerEntry] = {
 
 
 def regularizers(**properties: object) -> list[str]:
-    """The names of those with these properties; learnable and without latent variables, unless said otherwise."""
-    wanted = {"learnable": True, "latent": False, **properties}
+    """The names of those with these properties, None for any; learnable, without latent variables and of grey images,
+    unless said otherwise."""
+    wanted = {"learnable": True, "latent": False, "channels": 1, "dimensions": 2, **properties}
     return [
-        name for name, entry in REGULARIZERS.items() if all(getattr(entry, p) == value for p, value in wanted.items())
+        name
+        for name, entry in REGULARIZERS.items()
+        if all(value is None or getattr(entry, p) == value for p, value in wanted.items())
     ]

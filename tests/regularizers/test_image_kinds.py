@@ -18,6 +18,7 @@ from truth.draw import RANGES
 from truth.hunt import hunt
 
 import learnreg as lr
+from learnreg.convolutions.composition import compose, jacobian_bound, normalised
 from learnreg.operators import Identity
 from learnreg.regularizers import (
     FieldsOfExperts,
@@ -130,6 +131,22 @@ def test_total_variation_against_scikit_image() -> None:
     R = TotalVariation(0.2, 1e-4, channels=2, dimensions=3).double()
     x = lr.solve(lr.LowerLevelProblem(Identity(b.shape), R), torch.from_numpy(b)[None], 1e-4).x[0]
     np.testing.assert_allclose(x.numpy(), expected, atol=4e-3)
+
+
+@pytest.mark.parametrize(("inputs", "dimensions"), [(3, 2), (1, 1), (2, 3)])
+def test_compositions_of_all_kinds(inputs: int, dimensions: int) -> None:
+    """One bank for all convolutions, at most of norm one; the bound of its Jacobian holds."""
+    kernels = [registry.randn(3, inputs, *(2,) * dimensions), registry.randn(2, 3, *(2,) * dimensions, seed=1)]
+    x = registry.randn(1, inputs, *(6,) * dimensions, seed=2)
+    apply = CORRELATIONS[dimensions]
+    torch.testing.assert_close(apply(x, compose(kernels)), apply(apply(x, kernels[0]), kernels[1]))
+    filters = normalised(kernels)
+    spectrum = torch.fft.fftn(filters, s=[32] * dimensions, dim=tuple(range(2, 2 + dimensions)))
+    assert float(torch.linalg.matrix_norm(spectrum.movedim((0, 1), (-2, -1)), 2).max()) <= 1.0 + 1e-2
+    jacobians = torch.autograd.functional.jacobian(lambda *k: normalised(k), tuple(kernels))
+    dense = torch.cat([j.flatten(filters.dim()).flatten(0, filters.dim() - 1) for j in jacobians], 1)
+    exact = float(torch.linalg.matrix_norm(dense, 2))
+    assert exact <= jacobian_bound(kernels) <= 6.0 * exact
 
 
 @pytest.mark.parametrize("name", ["FieldsOfExperts", "TotalVariation", "MultivariateExperts", "GeneralisedTikhonov"])

@@ -367,7 +367,7 @@ def test_configuration_rebuilds_it(name: str) -> None:
     ("options", "message"),
     [
         ({"form": "none"}, "'smooth' or 'lifted'"),
-        ({"channels": 3}, "one channel"),
+        ({"channels": 0}, "channels from 1"),
         ({"features": 0}, "positive integers"),
         ({"layers": 1.5}, "positive integers"),
         ({"size": 1}, "size >= 2"),

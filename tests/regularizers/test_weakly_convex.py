@@ -117,7 +117,7 @@ def test_a_fine_grid_sees_all_frequencies(rotating_seed: int) -> None:
         grid, overshoot = fine_grid(side)
         assert overshoot <= 1.1
         for _ in range(3):
-            filters = torch.randn(2, side, side, dtype=DOUBLE, generator=generator)
+            filters = torch.randn(2, 1, side, side, dtype=DOUBLE, generator=generator)
             squares = [float(spectral_norm(filters, count)) ** 2 for count in (grid, 4 * grid + 1)]
             assert squares[1] <= squares[0] * overshoot
 

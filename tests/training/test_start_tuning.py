@@ -27,7 +27,7 @@ def blocks(count: int, side: int, sigma: float, scale: float = 1.0) -> tuple[Ten
     return scale * (x + sigma * torch.randn(x.shape, generator=generator)), scale * x
 
 
-@pytest.mark.parametrize("name", registry.regularizers(learnable=True))
+@pytest.mark.parametrize("name", registry.regularizers(channels=None, dimensions=None))
 def test_scale_parameters_multiply_the_regularizer(name: str) -> None:
     entry = registry.REGULARIZERS[name]
     regularizer: Regularizer = entry().double()

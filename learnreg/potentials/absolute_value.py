@@ -53,10 +53,6 @@ class AbsoluteValue(Elementwise):
         limit = torch.as_tensor(self.weight, dtype=v.dtype, device=v.device)
         return torch.minimum(torch.maximum(v, -limit), limit)
 
-    def active_gradient(self, t: Tensor) -> Tensor:
-        """l sign(t): f' where t is not 0, and 0 there; differentiable in the weight."""
-        return self.weight * t.sign()
-
     def conjugate_at_gradient(self, t: Tensor) -> Tensor:
         return t.new_zeros(t.shape[0])
 

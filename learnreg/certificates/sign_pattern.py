@@ -43,21 +43,20 @@ class _Errors:
 
 @torch.no_grad()
 def judge_pattern(point: Point, duals: SignedDuals, systems: Sequence[ReducedSystem], y: Tensor) -> Verdict:
-    """The hypergradient of a sign pattern at x and X, its dual points and its reduced systems, with its error bound; an
-    infinite one where the pattern is not certified. ``y``: another dual point, to bound the error of x by then. The
-    point's instance is in float64."""
-    instance, loss, x = point.instance, point.loss, point.x
+    """The hypergradient of a sign pattern at x and X, its dual points and its reduced systems, with its error bound: an
+    infinite one where the pattern is not certified, an *estimate* where something else is the hindrance. ``y``: another
+    dual point, to bound the error of x by then. The point's instance is in float64."""
+    instance, loss, x, mu = point.instance, point.loss, point.x, point.instance.strong_convexity
     gradient, responses = evaluate_pairing(point, duals)
-    hindrance = missing_assumption(point.frozen, instance, loss, x)
     state = _errors(point, x, duals.y, -instance.q, systems)
-    hindrance = hindrance or _undecided(point, duals, systems, responses, state)
-    change = loss.gradient_change(x, state.x) if hindrance is None else torch.zeros_like(state.x)
-    assert change is not None  # missing_assumption() has seen to it
-    adjoint = _errors(point, point.X, duals.Y, point.loss_gradient, systems, change)
-    if hindrance is None:
-        e, E, bound = state.x, adjoint.x, _gradient_bound(point, duals, responses, state, adjoint, gradient)
+    undecided = _undecided(point, duals, systems, responses, state) if mu > 0 else None
+    hindrance = undecided or missing_assumption(point.frozen, instance, loss, x)
+    if undecided is None and mu > 0:
+        e, change = state.x, loss.gradient_change(x, state.x)
+        adjoint = _errors(point, point.X, duals.Y, point.loss_gradient, systems, 0.0 if change is None else change)
+        E, bound = adjoint.x, _gradient_bound(point, duals, responses, state, adjoint, gradient)
     else:
-        mu = instance.strong_convexity
+        adjoint = _errors(point, point.X, duals.Y, point.loss_gradient, systems)
         e = torch.minimum(*(FenchelGap.of(instance, x, _inside(point, v)).bound(mu) for v in (duals.y, y)))
         E, bound = torch.full_like(e, math.inf), math.inf
     return Verdict(
@@ -66,7 +65,7 @@ def judge_pattern(point: Point, duals: SignedDuals, systems: Sequence[ReducedSys
         error_bound=bound,
         hindrance=hindrance,
         loss=float(loss.value(x)),
-        loss_interval=loss.interval(x, e),
+        loss_interval=(-math.inf, math.inf) if hindrance and hindrance.obstacle.hides_loss else loss.interval(x, e),
         state_error=e,
         adjoint_error=E,
         state_residual=state.residual,

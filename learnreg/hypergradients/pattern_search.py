@@ -57,8 +57,11 @@ class PatternSearch(Search):
         verdict = judge_pattern(point, self.found.duals, self.found.systems, self.found.y)
         if not self.request.rungs:
             return self.result(verdict, math.inf, "none", Status.ESTIMATED, "no certificate was asked for")
+        reached = verdict.error_bound <= self.target(verdict)
         if verdict.hindrance is None:
-            reached = verdict.error_bound <= self.target(verdict)
             return self.certified(verdict, Status.CONVERGED if reached else Status.PRECISION)
+        if math.isfinite(verdict.error_bound):
+            ended = Status.ESTIMATED if reached else Status.PRECISION
+            return self.result(verdict, verdict.error_bound, "estimate", ended, verdict.reason)
         ended = outcome.status if outcome.status is not Status.CONVERGED else Status.STAGNATED
         return self.result(verdict, math.inf, "none", ended, verdict.reason)

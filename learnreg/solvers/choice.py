@@ -99,6 +99,8 @@ def _nonsmooth(solver: SolverName | Solver[Any]) -> Solver[Any]:
 
 
 def _fitting(solver: Solver[Any], instance: Instance) -> Solver[Any]:
+    if isinstance(solver, NonsmoothPDHG):
+        raise ConfigError("solver=NonsmoothPDHG(): it is for the potential AbsoluteValue alone; use PDHG().")
     if isinstance(solver, PDHG):
         check_proximal(instance, "solver=PDHG()", "LBFGS(), ProjectedLBFGS() or NewtonCG()")
     if isinstance(solver, LBFGS) and instance.box.constrains:

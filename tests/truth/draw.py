@@ -54,6 +54,9 @@ RANGES = {
     "networks": Ranges((1e-3, 1.0), (1e-2, 1.0), sides=(8, 12), regularizers=("InputConvexNetwork",)),
     "large-ridge": Ranges(regularizers=("RidgeRegularizer",), sides=(8, 16)),
     "quadratic": Ranges(regularizers=("Quadratic",)),
+    "analysis-l1": Ranges(
+        scale=(3e-3, 1.0), constrained=0.0, dtypes=(DOUBLE, DOUBLE, torch.float32), regularizers=("AbsoluteValue",)
+    ),
     "nonconvex": Ranges(regularizers=("WeaklyConvexRidge",)),
     "large-nonconvex": Ranges(regularizers=("WeaklyConvexRidge",), sides=(8, 16)),
 }

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
 
 import torch
@@ -24,7 +25,9 @@ _MOST_UNKNOWNS, _MOST_ENTRIES = 1024, 2**24
 _RANK = 1e-9
 """Singular values below this share of the largest are taken for 0 to begin with; what is certified asks for more."""
 
-_LARGEST_INTEGER = 2.0**53
+_KINDS, _DENOMINATORS, _LARGEST_INTEGER = 64, 12, 2.0**53
+"""Sizes of entries at most that are looked at for a common unit; the largest denominator of a combination; and what
+float64 counts to."""
 
 
 @dataclass(frozen=True)
@@ -115,17 +118,34 @@ class ReducedSystem:
 
     def dependent(self) -> bool:
         """Whether the rows D are combinations of the rows B *exactly*: all entries are integer multiples of one number,
-        and so are the combinations. Without rows D they are."""
+        and the combinations are fractions of a small denominator. Without rows D they are."""
         if not len(self.rest):
             return True
         B, D = self.dense.K[self.basis], self.dense.K[self.rest]
-        both = torch.cat([B, D])
-        unit = both[both != 0].abs().min() if bool((both != 0).any()) else both.new_ones(())
-        whole = (both / unit).round()
-        factors = torch.linalg.lstsq(B.T, D.T).solution.T.round()
-        largest = factors.abs().sum(1).amax() * whole.abs().amax()
-        exact = bool((whole * unit == both).all()) and float(largest) < _LARGEST_INTEGER
-        return exact and bool((factors @ whole[: len(B)] == whole[len(B) :]).all())
+        whole = _integers(torch.cat([B, D]))
+        if whole is None:
+            return False
+        factors = torch.linalg.lstsq(B.T, D.T).solution.T
+        for denominator in range(1, _DENOMINATORS + 1):
+            numerators = (denominator * factors).round()
+            largest = (numerators.abs().sum(1).amax() + denominator) * whole.abs().amax()
+            same = (numerators @ whole[: len(B)] == denominator * whole[len(B) :]).all()
+            if float(largest) < _LARGEST_INTEGER and bool(same):  # no product or sum is rounded
+                return True
+        return False
+
+
+def _integers(entries: Tensor) -> Tensor | None:
+    """The integers that the entries are, times one number, exactly; None where they are none, or of too many kinds."""
+    sizes = entries.abs().unique()
+    sizes = sizes[sizes > 0]
+    if not len(sizes):
+        return torch.zeros_like(entries)
+    if len(sizes) > _KINDS:
+        return None
+    unit = Fraction(float(sizes[0]))
+    exact = all((Fraction(float(size)) / unit).denominator == 1 for size in sizes)
+    return (entries / sizes[0]).round() if exact else None
 
 
 def independent_rows(rows: Tensor, rank: int) -> Tensor:

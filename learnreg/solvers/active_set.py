@@ -14,8 +14,8 @@ from learnreg.lower_level.sign_pattern import DenseAnalysis, ReducedSystem
 
 __all__ = ["PatternState", "settle"]
 
-_ROUNDS, _PROJECTIONS = 30, 400
-_AT_LIMIT, _WITHIN = 1.0 - 1e-9, (0.9, 0.99, 0.999)
+_ROUNDS, _PROJECTIONS = 30, 1000
+_AT_LIMIT, _WITHIN = 1.0 - 1e-9, (0.9, 0.99, 0.9999)
 """Shares of the weight: above the first dual entries count as touching it; within the others they are looked for where
 several dual points belong to one solution."""
 

@@ -7,7 +7,6 @@ import math
 
 import numpy as np
 import torch
-from scipy.optimize import lsq_linear
 from torch import Tensor
 from truth.dense import Truth, norm
 from truth.draw import DOUBLE
@@ -39,6 +38,8 @@ class _Matrices:
 
 def box_dual(M: Tensor, q: Tensor, K: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """x and one dual point y, by bounded least squares."""
+    from scipy.optimize import lsq_linear  # noqa: PLC0415  # hunts of other problems do without
+
     R = torch.linalg.cholesky(M, upper=True)
     left, right = (torch.linalg.solve_triangular(R.T, v, upper=False) for v in (K.T, q[:, None]))
     bound = weight.numpy()

@@ -20,7 +20,7 @@ from learnreg.certificates.groups import GroupBound, group_norm
 from learnreg.certificates.judgement import Verdict, gradient_norm
 from learnreg.certificates.obstacle import Hindrance, Obstacle
 from learnreg.certificates.state import rounding_floor
-from learnreg.linear.parameter_groups import ParameterGroup, Pairing, shape_of
+from learnreg.linear.parameter_groups import Pairing, ParameterGroup, shape_of
 from learnreg.linear.samples import norm_samples
 from learnreg.lower_level.pairing import Responses, SignedDuals, evaluate_pairing
 from learnreg.lower_level.point import Point

@@ -68,7 +68,8 @@ class DenseAnalysis:
     @cached_property
     def row_norms(self) -> Tensor:
         """‖k_i‖."""
-        return self.K.norm(dim=1)
+        sizes: Tensor = self.K.norm(dim=1)
+        return sizes
 
 
 class ReducedSystem:
@@ -114,7 +115,8 @@ class ReducedSystem:
 
     def _solve(self, rhs: Tensor) -> Tensor:
         LU, pivots, _ = self._factors
-        return torch.linalg.lu_solve(LU, pivots, rhs[:, None])[:, 0]
+        solved: Tensor = torch.linalg.lu_solve(LU, pivots, rhs[:, None])
+        return solved[:, 0]
 
     def dependent(self) -> bool:
         """Whether the rows D are combinations of the rows B *exactly*: all entries are integer multiples of one number,
@@ -137,7 +139,7 @@ class ReducedSystem:
 
 def _integers(entries: Tensor) -> Tensor | None:
     """The integers that the entries are, times one number, exactly; None where they are none, or of too many kinds."""
-    sizes = entries.abs().unique()
+    sizes = torch.unique(entries.abs())
     sizes = sizes[sizes > 0]
     if not len(sizes):
         return torch.zeros_like(entries)

@@ -23,8 +23,7 @@ __all__ = ["NonsmoothPDHG", "NonsmoothPDHGState"]
 
 @dataclass(frozen=True)
 class NonsmoothPDHGState(SolverState):
-    """Relaxed iterates x, y; the prox outputs x_hat, y_hat, the latter in memory that every ``step`` overwrites; tau per
-    sample."""
+    """Relaxed iterates x, y; the prox outputs x_hat and y_hat, which every ``step`` overwrites; tau per sample."""
 
     x: Tensor = field(metadata=OWNED)
     y: Tensor = field(metadata=OWNED)

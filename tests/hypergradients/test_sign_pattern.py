@@ -1,5 +1,5 @@
-"""Lower levels with an l1-norm of responses: ClosedForm by a certified sign pattern, against closed forms, taut strings,
-bounded least squares and cone programs; and what refuses them."""
+"""Lower levels with an l1-norm of responses: ClosedForm by a certified sign pattern, against closed forms, taut
+strings, bounded least squares and cone programs; and what refuses them."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def taut_string(b: np.ndarray, weight: float) -> np.ndarray:
                 ceiling, at_ceiling = up, j
             if down >= floor:
                 floor, at_floor = down, j
-        end, slope = (at_floor, floor) if up < floor or down >= ceiling and at_floor == len(b) else (at_ceiling, ceiling)
+        end, slope = (at_floor, floor) if up < floor else (at_ceiling, ceiling)
         slopes[start:end], level, start = slope, level + slope * (end - start), end
     return slopes
 
@@ -180,7 +180,7 @@ def test_a_response_at_its_threshold_is_not_certified() -> None:
 def test_learned_rows_that_depend_on_each_other_are_not_certified() -> None:
     matrix = registry.randn(6, 20, seed=8)
     matrix[1] = matrix[0]  # any other matrix nearby has a smaller kernel
-    problem, b, loss = posed("learned-matrix")
+    _, b, loss = posed("learned-matrix")
     for learned in (True, False):
         R = AnalysisOperator(DenseMatrix(matrix.clone(), SHAPE, learned), lr.AbsoluteValue(2.0)).double()
         found = lr.hypergradient(lr.LowerLevelProblem(Identity(SHAPE), R), b, loss)

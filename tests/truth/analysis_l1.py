@@ -38,7 +38,7 @@ class _Matrices:
 
 def box_dual(M: Tensor, q: Tensor, K: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """x and one dual point y, by bounded least squares."""
-    from scipy.optimize import lsq_linear  # noqa: PLC0415  # hunts of other problems do without
+    from scipy.optimize import lsq_linear  # hunts of other problems do without
 
     R = torch.linalg.cholesky(M, upper=True)
     left, right = (torch.linalg.solve_triangular(R.T, v, upper=False) for v in (K.T, q[:, None]))
@@ -111,5 +111,3 @@ def _slack(M: Tensor, rows: Tensor) -> float:
         sizes = sizes[sizes > 1e-9 * sizes[0]]
         condition *= float(sizes[0] / sizes[-1])
     return 1e-14 * condition
-
-

@@ -43,8 +43,8 @@ class PatternSearch(Search):
         self.method.check(self.exact_instance)
 
     def first_goal(self, point: Point) -> Goal:
-        any_ = torch.full((self.instance.batch,), math.inf, dtype=self.instance.q.dtype)
-        return Goal(any_, any_)
+        whatever = self.instance.q.new_full((self.instance.batch,), math.inf)
+        return Goal(whatever, whatever)
 
     def improve(self, point: Point, goal: Goal, method: HypergradientMethod | None = None) -> tuple[Point, Outcome]:
         limited = Goal(goal.state, goal.adjoint, self.request.max_steps, self.request.max_steps)

@@ -73,9 +73,10 @@ def _patterns(
     solver = make_solver("auto", instance)
     x, y, steps = point.x, point.t, 0
     found: dict[int, PatternState] = {}
-    duals = torch.zeros(instance.batch, *instance.analysis.range_shape, dtype=x.dtype)
+    duals = x.new_zeros(instance.batch, *instance.analysis.range_shape)
     for accuracy in _ACCURACIES:
-        index = torch.tensor([i for i in range(instance.batch) if i not in found or not found[i].settled])
+        open_ = [i for i in range(instance.batch) if i not in found or not found[i].settled]
+        index = torch.tensor(open_, device=x.device)
         part, left = instance.select(index), None if max_steps is None else max(max_steps - steps, 1)
         error = accuracy * norm_samples(x[index]).clamp_min(1e-6)
         result = run_state_solver(solver, part, x[index], error, left, None if y is None else y[index])
@@ -83,8 +84,8 @@ def _patterns(
         assert result.t is not None  # the dual point of a solver that has one
         duals[index] = result.t
         x, y = x.index_copy(0, index, result.x), duals
-        for k, i in enumerate(index.tolist()):
-            found[i] = settle(dense[i], result.x[k].flatten(), result.t[k].flatten())
+        for k, i in enumerate(open_):
+            found[i] = settle(dense[i], result.t[k].flatten())
         if all(state.settled for state in found.values()):
             return [found[i] for i in range(instance.batch)], duals, Status.CONVERGED, steps
         if result.status is not Status.CONVERGED or steps == max_steps:

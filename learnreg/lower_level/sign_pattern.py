@@ -87,16 +87,16 @@ class ReducedSystem:
         rows = dense.K[index]
         sizes = torch.linalg.svdvals(rows)
         rank = int((sizes > _RANK * sizes[:1].amax()).sum()) if len(index) else 0
-        chosen = torch.arange(len(index)) if rank == len(index) else independent_rows(rows, rank)
-        kept = torch.zeros(len(index), dtype=torch.bool)
-        kept[chosen] = True
+        kept = torch.ones_like(index, dtype=torch.bool)
+        if rank < len(index):
+            kept = torch.zeros_like(kept).index_fill(0, independent_rows(rows, rank), True)
         self.basis, self.rest = index[kept], index[~kept]
         if rank == len(index):
             self.smallest = _lower(sizes, rows)
         else:
             self.smallest = _lower(torch.linalg.svdvals(dense.K[self.basis]), dense.K[self.basis])
         n, K_B = dense.q.numel(), dense.K[self.basis]
-        whole = torch.zeros(n + rank, n + rank, dtype=dense.K.dtype)
+        whole = dense.K.new_zeros(n + rank, n + rank)
         whole[:n, :n], whole[n:, :n], whole[:n, n:] = dense.M, K_B, K_B.T
         self._matrix = whole
         self._factors = torch.linalg.lu_factor_ex(whole)
@@ -152,12 +152,12 @@ def _integers(entries: Tensor) -> Tensor | None:
 
 def independent_rows(rows: Tensor, rank: int) -> Tensor:
     """Indices of so many independent rows, each the one with the largest part orthogonal to those before."""
-    left, chosen = rows.clone(), torch.zeros(rank, dtype=torch.int64)
-    for k in range(rank):
-        chosen[k] = left.square().sum(1).argmax()
-        direction = left[chosen[k]] / left[chosen[k]].norm()
+    left, chosen = rows.clone(), []
+    for _ in range(rank):
+        chosen.append(int(left.square().sum(1).argmax()))
+        direction = left[chosen[-1]] / left[chosen[-1]].norm()
         left.addr_(left @ direction, direction, alpha=-1.0)
-    return chosen
+    return torch.tensor(chosen, dtype=torch.int64, device=rows.device)
 
 
 def _lower(sizes: Tensor, rows: Tensor) -> float:

@@ -14,7 +14,7 @@ from learnreg.lower_level.sign_pattern import DenseAnalysis, ReducedSystem
 
 __all__ = ["PatternState", "settle"]
 
-_ROUNDS, _PROJECTIONS = 30, 1000
+_ROUNDS, _PROJECTIONS, _ROUGH_PROJECTIONS = 30, 1000, 50
 _AT_LIMIT, _WITHIN = 1.0 - 1e-9, (0.9, 0.99, 0.9999)
 """Shares of the weight: above the first dual entries count as touching it; within the others they are looked for where
 several dual points belong to one solution."""
@@ -32,9 +32,9 @@ class PatternState:
     settled: bool
 
 
-def settle(dense: DenseAnalysis, x: Tensor, y: Tensor) -> PatternState:
-    """The pattern, from that of a pair of points (n,), (m,): what contradicts it changes sides, all at once, until
-    nothing does or a pattern comes back."""
+def settle(dense: DenseAnalysis, y: Tensor) -> PatternState:
+    """The pattern, from that of a dual point (m,): what contradicts it changes sides, all at once, until nothing does or
+    a pattern comes back."""
     touching = y.abs() >= _AT_LIMIT * dense.weight
     signs = torch.where(touching, y.sign(), 0.0)
     seen: set[bytes] = set()
@@ -43,7 +43,7 @@ def settle(dense: DenseAnalysis, x: Tensor, y: Tensor) -> PatternState:
         signs, y = state.signs, state.y
         wrong = (signs != 0) & ~(signs * (dense.K @ state.x) > 0)
         beyond = (signs == 0) & ~(y.abs() < dense.weight)
-        key = signs.to(torch.int8).numpy().tobytes()
+        key = signs.to(torch.int8).cpu().numpy().tobytes()
         if state.settled or key in seen or len(seen) >= _ROUNDS:
             return state
         seen.add(key)
@@ -57,22 +57,24 @@ def _state(dense: DenseAnalysis, signs: Tensor, y: Tensor) -> PatternState:
     y_A = dense.weight * signs
     rhs = dense.q - dense.K.T @ y_A
     x, y_B = system.solve(rhs)
-    y_I = y_B if not len(system.rest) else _spread(dense, zero, rhs - dense.M @ x, y)
+    wrong = ~zero & ~(signs * (dense.K @ x) > 0)
+    effort = _ROUGH_PROJECTIONS if bool(wrong.any()) else _PROJECTIONS
+    y_I = y_B if not len(system.rest) else _spread(dense, zero, rhs - dense.M @ x, y, effort)
     y = torch.where(zero, y_I, y_A)
-    contradicted = torch.where(zero, ~(y.abs() < dense.weight), ~(signs * (dense.K @ x) > 0))
+    contradicted = wrong | (zero & ~(y.abs() < dense.weight))
     return PatternState(system, signs, x, y, not bool(contradicted.any()))
 
 
-def _spread(dense: DenseAnalysis, zero: Tensor, force: Tensor, y: Tensor) -> Tensor:
-    """y with K_I^T y_I = force, one of several, far from the weight: alternating projections onto these and onto a
-    smaller box, from a guess."""
+def _spread(dense: DenseAnalysis, zero: Tensor, force: Tensor, y: Tensor, effort: int) -> Tensor:
+    """y with K_I^T y_I = force, one of several, far from the weight: so many alternating projections onto these and
+    onto each of a few smaller boxes, from a guess."""
     rows, limit = dense.K[zero], dense.weight[zero]
     U, sizes, Vh = torch.linalg.svd(rows, full_matrices=False)
     kept = sizes > 1e-9 * sizes[0]
     inverse = (U[:, kept] / sizes[kept]) @ Vh[kept]
     best = point = y[zero] + inverse @ (force - rows.T @ y[zero])
     for share in _WITHIN:
-        for _ in range(_PROJECTIONS):
+        for _ in range(effort):
             point = torch.minimum(torch.maximum(point, -share * limit), share * limit)
             point = point + inverse @ (force - rows.T @ point)
             if bool((point.abs() < 0.5 * (1.0 + share) * limit).all()):

@@ -26,7 +26,7 @@ from learnreg.solvers.solve import run_state_solver
 
 __all__ = ["SignedStates", "signed_states"]
 
-_ACCURACIES = (1e-2, 1e-4, 1e-6)
+_ACCURACIES = (1e-3, 1e-5, 1e-7)
 """Relative ones of the state, from which the pattern is looked for, one after the other."""
 
 

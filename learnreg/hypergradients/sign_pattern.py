@@ -15,6 +15,7 @@ from torch import Tensor
 
 from learnreg.hypergradients.base import Goal
 from learnreg.linear.samples import norm_samples
+from learnreg.lower_level.blame import blame_operators
 from learnreg.lower_level.instance import Instance
 from learnreg.lower_level.pairing import SignedDuals
 from learnreg.lower_level.point import Point
@@ -32,8 +33,9 @@ _ACCURACIES = (1e-3, 1e-5, 1e-7)
 
 @dataclass(frozen=True)
 class SignedStates:
-    """point: x and X to rounding, in float64, for the signs and dual points of ``duals``. systems: (1) for each sample.
-    y: the dual point of the solver that led there. status: CONVERGED where the patterns contradict nothing."""
+    """point: x and X to rounding, in float64, for the signs and dual points of ``duals``; where something contradicts
+    the pattern the solver's x. systems: (1) for each sample. y: the dual point of the solver that led there. status:
+    CONVERGED where nothing contradicts any pattern."""
 
     point: Point
     duals: SignedDuals
@@ -51,8 +53,9 @@ def signed_states(start: Point, goal: Goal) -> SignedStates:
         instance = start.frozen.at(start.b.double(), instance.counter)
     point = start.on(instance)
     dense = DenseAnalysis.of(instance)
-    states, y, status, steps = _patterns(instance, dense, point, goal.max_state_steps)
-    x = torch.stack([state.x for state in states]).reshape(point.x.shape)
+    states, rough, y, status, steps = _patterns(instance, dense, point, goal.max_state_steps)
+    best = [state.x if state.settled else near.flatten() for state, near in zip(states, rough, strict=True)]
+    x = torch.stack(best).reshape(point.x.shape)
     point = point.at(x, point.X)
     slope = point.loss_gradient.flatten(1)
     solved = [state.system.solve(-g) for state, g in zip(states, slope, strict=True)]
@@ -68,8 +71,8 @@ def signed_states(start: Point, goal: Goal) -> SignedStates:
 
 def _patterns(
     instance: Instance, dense: list[DenseAnalysis], point: Point, max_steps: int | None
-) -> tuple[list[PatternState], Tensor, Status, int]:
-    """Those of all samples, the last dual points, how it ended and the steps that took."""
+) -> tuple[list[PatternState], Tensor, Tensor, Status, int]:
+    """Those of all samples, the solver's last pairs of points, how it ended and the steps that took."""
     solver = make_solver("auto", instance)
     x, y, steps = point.x, point.t, 0
     found: dict[int, PatternState] = {}
@@ -81,14 +84,16 @@ def _patterns(
         error = accuracy * norm_samples(x[index]).clamp_min(1e-6)
         result = run_state_solver(solver, part, x[index], error, left, None if y is None else y[index])
         steps += result.steps
-        assert result.t is not None  # the dual point of a solver that has one
-        duals[index] = result.t
+        if result.t is None:  # nothing finite
+            blame_operators(instance, x)
+        else:
+            duals[index] = result.t
         x, y = x.index_copy(0, index, result.x), duals
-        for k, i in enumerate(open_):
-            found[i] = settle(dense[i], result.t[k].flatten())
+        for i in open_:
+            found[i] = settle(dense[i], duals[i].flatten())
         if all(state.settled for state in found.values()):
-            return [found[i] for i in range(instance.batch)], duals, Status.CONVERGED, steps
+            return [found[i] for i in range(instance.batch)], x, duals, Status.CONVERGED, steps
         if result.status is not Status.CONVERGED or steps == max_steps:
             break
     status = Status.MAX_STEPS if max_steps is not None and steps >= max_steps else Status.STAGNATED
-    return [found[i] for i in range(instance.batch)], duals, status, steps
+    return [found[i] for i in range(instance.batch)], x, duals, status, steps

@@ -33,8 +33,8 @@ class PatternState:
 
 
 def settle(dense: DenseAnalysis, y: Tensor) -> PatternState:
-    """The pattern, from that of a dual point (m,): what contradicts it changes sides, all at once, until nothing does or
-    a pattern comes back."""
+    """The pattern, from that of a dual point (m,): what contradicts it changes sides, all at once, until nothing does
+    or a pattern comes back."""
     touching = y.abs() >= _AT_LIMIT * dense.weight
     signs = torch.where(touching, y.sign(), 0.0)
     seen: set[bytes] = set()

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from learnreg.lower_level.problem import LowerLevelProblem
     from learnreg.lower_level.regularizer import Regularizer
     from learnreg.models.model import Model, load, pretrained, save_model
+    from learnreg.potentials.absolute_value import AbsoluteValue
     from learnreg.potentials.huber import Huber
     from learnreg.potentials.log_cosh import LogCosh
     from learnreg.potentials.pseudo_huber import PseudoHuber
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _LAZY = {
+    "AbsoluteValue": "learnreg.potentials.absolute_value",
     "AdaptiveDescent": "learnreg.upper_level.adaptive_descent",
     "AssumptionError": "learnreg.errors",
     "BSG1": "learnreg.hypergradients.stochastic",
@@ -122,6 +124,7 @@ _ROOMS = (
 __all__ = [
     "BSG1",
     "MAID",
+    "AbsoluteValue",
     "AdaptiveDescent",
     "AssumptionError",
     "BSGHessian",

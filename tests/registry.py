@@ -23,6 +23,7 @@ from learnreg.solvers import (
     ConjugateGradient,
     Neumann,
     NewtonCG,
+    NonsmoothPDHG,
     Nystrom,
     ProjectedLBFGS,
 )
@@ -86,4 +87,6 @@ BOX_SOLVERS = {**SOLVERS, "lbfgs": ProjectedLBFGS}
 ADJOINT_SOLVERS = {
     "piggyback": AdjointPDHG, "cg": ConjugateGradient, "minres": MINRES, "neumann": Neumann, "nystrom": Nystrom,
 }  # fmt: skip
-OTHER_ITERATIONS = {"piggyback-interleaved": InterleavedPDHG, "large images": BandedLBFGS}
+OTHER_ITERATIONS = {
+    "piggyback-interleaved": InterleavedPDHG, "large images": BandedLBFGS, "without a gradient": NonsmoothPDHG,
+}  # fmt: skip

@@ -26,6 +26,7 @@ class Obstacle(Enum):
     PROBABLE_NORM = "the norm of the {operator} operator is only known with high probability"
     PARAMETER_CONSTANT = "the {operator} operator does not declare parameter_lipschitz"
     KINK = "a kink of the potential lies within the error of x; solve more accurately or use a smooth potential"
+    SIGN_PATTERN = "the sign pattern of the solution is undecided: {sentence}"
     ACTIVE_SET = "the active set of the constraint is undecided within the error of x; solve more accurately"
 
     @property

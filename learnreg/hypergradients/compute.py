@@ -14,6 +14,7 @@ from learnreg.hypergradients.given import of_own_gradient
 from learnreg.hypergradients.implicit import chosen_method
 from learnreg.hypergradients.ladder_search import LadderSearch
 from learnreg.hypergradients.noise_levels import hypergradient_over_levels
+from learnreg.hypergradients.pattern_search import PatternSearch
 from learnreg.hypergradients.plain_search import PlainSearch
 from learnreg.hypergradients.published_search import PublishedSearch
 from learnreg.hypergradients.search import Request, Search, Start
@@ -89,11 +90,12 @@ def hypergradient(
     def find(
         frozen: FrozenProblem, b: Tensor, loss: UpperLoss, start: Start | None, relative: float, absolute: float
     ) -> Hypergradient:
-        return _find(kind(frozen, b, loss, chosen, Request(relative, absolute, max_steps, rungs)), start)
+        search = kind if frozen.fixed.potential.differentiable else _without_gradient(certificate)
+        return _find(search(frozen, b, loss, chosen, Request(relative, absolute, max_steps, rungs)), start)
 
     parts = freeze(problem).parts(b)
     if len(parts) == 1:
-        result = _find(kind(parts[0][1], b, loss, chosen, Request(*goal, max_steps, rungs)), start)
+        result = find(parts[0][1], b, loss, start, *goal)
     else:
         result = hypergradient_over_levels(parts, b, check_loss(loss), start, goal, find)
     if on_failure == "raise" and not result.status.converged:
@@ -115,6 +117,16 @@ def _find(search: Search, start: Start | None) -> Hypergradient:
     if search.method is None or outcome.gradient is None or not search.request.rungs:
         return search.follow(point, outcome, goal)
     return of_own_gradient(search, search.method, point, outcome, goal)
+
+
+def _without_gradient(certificate: CertificateName) -> type[Search]:
+    """The search for potentials that are not differentiable."""
+    if certificate == "published":
+        raise ConfigError(
+            "certificate='published': it needs a derivative of the potential, which AbsoluteValue does not have at 0; "
+            "use 'auto', or lr.PseudoHuber with a small smoothing."
+        )
+    return PatternSearch
 
 
 def check_certificate(certificate: CertificateName) -> CertificateName:

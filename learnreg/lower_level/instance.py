@@ -15,6 +15,7 @@ from learnreg.linear.parameter_groups import ParameterGroup
 from learnreg.lower_level.constraints import Box
 from learnreg.lower_level.latent import Latent, NoLatent
 from learnreg.lower_level.quadratic import Quadratic
+from learnreg.potentials.absolute_value import AbsoluteValue
 from learnreg.potentials.base import Potential
 from learnreg.potentials.proximal import ProximalPotential
 from learnreg.result import Brief
@@ -68,6 +69,11 @@ class Instance(Brief):
     def proximal(self) -> ProximalPotential:
         """The potential, for iterations that take its proximal maps: only where ``prox_obstacle`` is empty."""
         return cast(ProximalPotential, self.potential)
+
+    @property
+    def nonsmooth(self) -> AbsoluteValue:
+        """The potential, where it is not ``differentiable``."""
+        return cast(AbsoluteValue, self.potential)
 
     def parameter_groups(self) -> tuple[ParameterGroup, ...]:
         """All that operator, potential and latent variables say, in this order."""

@@ -19,6 +19,7 @@ from learnreg.lower_level.point import Point
 
 __all__ = [
     "Responses",
+    "SignedDuals",
     "cross_derivatives",
     "energy_gradient",
     "evaluate_pairing",
@@ -51,8 +52,19 @@ def sum_gradients(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.stack([g[name].double() for g in parts]).sum(0).to(g) for name, g in parts[0].items()}
 
 
-def evaluate_pairing(point: Point) -> tuple[dict[str, Tensor], Responses]:
-    """The hypergradient formed from exactly the point's x and X, in their dtype, with the responses it used.
+@dataclass(frozen=True)
+class SignedDuals:
+    """What stands for f'(K x) and f''(K x) K X where f is an l1-norm: the signs of the responses, 0 where they vanish,
+    and the dual points y and Y."""
+
+    signs: Tensor
+    y: Tensor
+    Y: Tensor
+
+
+def evaluate_pairing(point: Point, duals: SignedDuals | None = None) -> tuple[dict[str, Tensor], Responses]:
+    """The hypergradient formed from exactly the point's x and X, in their dtype, with the responses it used; ``duals``
+    of potentials that are not differentiable.
 
     Counts K x, K X and, when K has learnable parameters, the two applications of its backward pass.
     """
@@ -68,10 +80,14 @@ def evaluate_pairing(point: Point) -> tuple[dict[str, Tensor], Responses]:
         t, V = terms.operator(torch.cat([x, X])).split(x.shape[0])
         counter.applications += 2
         t_fixed, V_fixed = t.detach().contiguous(), V.detach().contiguous()
-        with torch.no_grad():
-            y = fixed.grad_into(t_fixed, torch.empty_like(t_fixed))
-            Y = fixed.bent(fixed.linearised(t_fixed), V_fixed)
-        outputs, weights = [potential.grad(t_fixed)], [V_fixed]
+        if duals is None:
+            with torch.no_grad():
+                y = fixed.grad_into(t_fixed, torch.empty_like(t_fixed))
+                Y = fixed.bent(fixed.linearised(t_fixed), V_fixed)
+            outputs, weights = [potential.grad(t_fixed)], [V_fixed]
+        else:
+            y, Y = duals.y, duals.Y
+            outputs, weights = [potential.weight * duals.signs], [V_fixed]
         if t.requires_grad:
             outputs, weights = [*outputs, V, t], [*weights, y, Y]
             counter.applications += 2

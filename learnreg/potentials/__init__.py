@@ -1,6 +1,7 @@
 """Potentials: the functions that regularizers apply to filter responses; the table of those with a name in files."""
 
 from learnreg.errors import ConfigError
+from learnreg.potentials.absolute_value import AbsoluteValue
 from learnreg.potentials.base import Potential
 from learnreg.potentials.huber import Huber
 from learnreg.potentials.log_cosh import LogCosh
@@ -10,6 +11,7 @@ from learnreg.potentials.square import Square
 
 __all__ = [
     "POTENTIALS",
+    "AbsoluteValue",
     "Huber",
     "LogCosh",
     "Potential",
@@ -24,6 +26,7 @@ POTENTIALS: dict[str, type[ProximalPotential]] = {
     "log-cosh": LogCosh,
     "huber": Huber,
     "square": Square,
+    "absolute-value": AbsoluteValue,
 }
 """By the name in configuration files."""
 

@@ -51,7 +51,8 @@ class Potential(Function):
     |f'| at one place, all channels together, where f' does not vanish with K^T f'; 0 elsewhere. cheap_lines: values
     along a line of responses cost much less than a step of a solver. foreign: somebody else's function is in it, which
     is examined (``screen``, ``doubt``). has_modulus: the concavity is a bound, not a guess. quadratic: f(t) is
-    ½ <t, W t> with a fixed W.
+    ½ <t, W t> with a fixed W. differentiable: f has a gradient everywhere; of one that has none dual points stand where
+    others have pull-backs.
     """
 
     number_names: ClassVar[tuple[str, ...]] = ("weight",)
@@ -63,6 +64,7 @@ class Potential(Function):
     foreign: bool = False
     has_modulus: bool = True
     quadratic: bool = False
+    differentiable: bool = True
 
     # ---- its numbers -------------------------------------------------------------------------------------------------
 

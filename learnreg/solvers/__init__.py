@@ -8,6 +8,7 @@ from learnreg.solvers.loop import LoopResult, iterate
 from learnreg.solvers.minres import MINRES
 from learnreg.solvers.neumann import Neumann
 from learnreg.solvers.newton_cg import NewtonCG
+from learnreg.solvers.nonsmooth_pdhg import NonsmoothPDHG
 from learnreg.solvers.nystrom import Nystrom
 from learnreg.solvers.pdhg import PDHG
 from learnreg.solvers.projected_lbfgs import ProjectedLBFGS
@@ -23,6 +24,7 @@ __all__ = [
     "LoopResult",
     "Neumann",
     "NewtonCG",
+    "NonsmoothPDHG",
     "Nystrom",
     "ProjectedLBFGS",
     "Report",

@@ -15,6 +15,7 @@ from learnreg.solvers.lbfgs import LBFGS
 from learnreg.solvers.minres import MINRES
 from learnreg.solvers.neumann import Neumann
 from learnreg.solvers.newton_cg import NewtonCG
+from learnreg.solvers.nonsmooth_pdhg import NonsmoothPDHG
 from learnreg.solvers.nystrom import Nystrom
 from learnreg.solvers.pdhg import PDHG, proximal_obstacle
 from learnreg.solvers.preconditioner import can_precondition
@@ -61,6 +62,8 @@ def make_solver(solver: SolverName | Solver[Any], instance: Instance, warm: bool
     from a warm one L-BFGS, since a good x without its dual iterate is of little use to PDHG, or Newton-CG for free
     latent variables. With a constraint, and for potentials whose values along a line cost as much as a step, L-BFGS is
     the projected one, and for large images that by bands. PDHG needs proximal maps."""
+    if not instance.potential.differentiable:
+        return _nonsmooth(solver)
     if isinstance(solver, Solver):
         return _fitting(solver, instance)
     if not isinstance(solver, str) or solver not in ("auto", *SOLVERS):
@@ -82,7 +85,22 @@ def make_solver(solver: SolverName | Solver[Any], instance: Instance, warm: bool
     return SOLVERS[name]()
 
 
+def _nonsmooth(solver: SolverName | Solver[Any]) -> Solver[Any]:
+    """The solver for potentials without a gradient, under its own name or that of PDHG."""
+    if isinstance(solver, NonsmoothPDHG) or (isinstance(solver, str) and solver in ("auto", "pdhg")):
+        return solver if isinstance(solver, NonsmoothPDHG) else NonsmoothPDHG()
+    if type(solver) is PDHG:
+        return NonsmoothPDHG(solver.check_every)
+    shown = repr(solver) if isinstance(solver, str) else f"{type(solver).__name__}()"
+    raise ConfigError(
+        f"solver={shown}: it needs a gradient of the potential, which AbsoluteValue does not have at 0; use 'auto' or "
+        "'pdhg', or lr.PseudoHuber with a small smoothing."
+    )
+
+
 def _fitting(solver: Solver[Any], instance: Instance) -> Solver[Any]:
+    if isinstance(solver, NonsmoothPDHG):
+        raise ConfigError("solver=NonsmoothPDHG(): it is for the potential AbsoluteValue alone; use PDHG().")
     if isinstance(solver, PDHG):
         check_proximal(instance, "solver=PDHG()", "LBFGS(), ProjectedLBFGS() or NewtonCG()")
     if isinstance(solver, LBFGS) and instance.box.constrains:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from learnreg.certificates.assumptions import missing_state_assumption
+from learnreg.certificates.fenchel import dual_state_bound
 from learnreg.certificates.state import smallest_bound
 from learnreg.errors import ConfigError, SolverError
 from learnreg.linear.arguments import check_batch, check_one_of, is_whole, real_number, shown
@@ -98,7 +99,7 @@ def run_state_solver(
     residual = residual_tolerance(instance, error)
     bound = error if instance.strong_convexity > 0 else torch.zeros_like(error)
     result = iterate(solver, instance, x, residual, bound, max_steps, solver.resume(instance, x, t), record)
-    if result.status is Status.STAGNATED and why_stagnated(instance):
+    if not instance.potential.differentiable or (result.status is Status.STAGNATED and why_stagnated(instance)):
         return result
     for other in FALLBACKS:
         if other == "continuation" and instance.potential.foreign:
@@ -202,7 +203,8 @@ def _solve(
 ) -> Solution:
     """Of samples of one noise level."""
     instance = frozen.at(b)
-    by_bands = isinstance(solver, str) and solver == "auto" and is_large(instance)
+    smooth = instance.potential.differentiable
+    by_bands = isinstance(solver, str) and solver == "auto" and smooth and is_large(instance)
     instance = in_bands(instance) if by_bands else instance
     method = make_solver(solver, instance, warm=start is not None)
     x = initial_point(instance, b) if start is None else instance.started(start.detach().to(b))
@@ -282,7 +284,8 @@ def _judge(instance: Instance, x: Tensor, t: Tensor | None, dtype: torch.dtype, 
     moved = 0.0 if returned is exact else sum_samples((returned.double() - exact) ** 2).sqrt()
     bounds, duals = [], []
     for part, index in instance.parts():
-        judged = smallest_bound(part, exact[index], None if t is None else t[index])
+        judge = smallest_bound if part.potential.differentiable else dual_state_bound
+        judged = judge(part, exact[index], None if t is None else t[index])
         bounds.append(judged.bound)
         duals.append(judged.y.to(dtype))
     bound = (torch.cat(bounds) + moved) / scale
@@ -290,6 +293,8 @@ def _judge(instance: Instance, x: Tensor, t: Tensor | None, dtype: torch.dtype, 
     y = duals[0] if len(duals) == 1 else torch.cat(duals)
     hindrance = missing_state_assumption(instance, exact.double())
     by_bands = isinstance(instance.potential, BandedPotential)
+    if not instance.potential.differentiable and hindrance is not None:
+        return _Judged(returned, y, torch.full_like(bound, math.inf), "none", hindrance.reason, by_bands)
     if hindrance is None:
         return _Judged(returned, y, bound, "rigorous", "", by_bands)
     estimate, definite = _estimated_error(instance, returned, scale)

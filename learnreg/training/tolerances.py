@@ -129,7 +129,7 @@ def audit(
         frozen,
         b.double(),
         loss,
-        Implicit(),
+        Implicit() if frozen.fixed.potential.differentiable else None,
         tolerance=target,
         max_steps=max_steps,
         start=state,

@@ -68,6 +68,9 @@ RANGES = {
         regularizers=_KINDS,
     ),
     "quadratic": Ranges(regularizers=("Quadratic",)),
+    "analysis-l1": Ranges(
+        scale=(3e-3, 1.0), constrained=0.0, dtypes=(DOUBLE, DOUBLE, torch.float32), regularizers=("AbsoluteValue",)
+    ),
     "nonconvex": Ranges(regularizers=("WeaklyConvexRidge",)),
     "large-nonconvex": Ranges(regularizers=("WeaklyConvexRidge",), sides=(8, 16)),
 }

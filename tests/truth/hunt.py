@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from truth.analysis_l1 import truth_of_l1
 from truth.dense import Truth, distance, truth_of
 from truth.draw import DOUBLE, Draw, Ranges
 from truth.problems import Case, draw_case
@@ -143,6 +144,22 @@ def hunt_one(case: Case, draw: Draw, summary: Summary) -> None:
             summary.reached[key] = summary.reached.get(key, 0) + (result.status is lr.Status.CONVERGED)
 
 
+def hunt_signs(case: Case, draw: Draw, summary: Summary) -> None:
+    """Compare what is said of a lower level with an l1-norm with the truth; ``reached``: of each kind of K."""
+    truth = truth_of_l1(case.problem, case.b, case.loss)
+    summary.problems += 1
+    summary.unusable_truth += not truth.usable
+    if truth.usable:
+        _compare_solution(case, draw, summary, truth, "auto", "pdhg")
+        summary.smooth += 1
+        certified = _compare_method(case, draw, summary, truth, "closed-form", "hypergradient", ("auto", "sharp"))
+        summary.certified += certified
+        kind = type(case.problem.saddle_terms(DOUBLE).operator).__name__
+        of_kind = f"{kind}, certified", f"{kind}, all"
+        for name, count in zip(of_kind, (certified, 1), strict=True):
+            summary.reached[name] = summary.reached.get(name, 0) + count
+
+
 def hunt_methods(case: Case, draw: Draw, summary: Summary, names: Sequence[str]) -> None:
     """Compare what these methods say on one problem with the truth."""
     truth = truth_of(case.problem, case.b, case.loss)
@@ -159,11 +176,19 @@ def _fitting(case: Case, names: Iterable[str]) -> list[str]:
     return [name for name in names if METHODS[name]().fits(instance) and numbers <= FEW.get(name, numbers)]
 
 
-def _compare_method(case: Case, draw: Draw, summary: Summary, truth: Truth, name: str, what: str) -> bool:
+def _compare_method(
+    case: Case,
+    draw: Draw,
+    summary: Summary,
+    truth: Truth,
+    name: str,
+    what: str,
+    certificates: Sequence[str] = ("auto", "published", "sharp"),
+) -> bool:
     """A hypergradient by one method, to some tolerance within some steps; whether it was certified."""
     tolerance = draw_tolerance(draw)
     max_steps = draw.choice(1, 3, 30, 300, None, None)
-    method, certificate = METHODS[name](), draw.choice("auto", "published", "sharp")
+    method, certificate = METHODS[name](), draw.choice(*certificates)
     try:
         result = lr.hypergradient(
             case.problem, case.b, case.loss, method, tolerance, max_steps=max_steps, certificate=certificate
@@ -206,9 +231,9 @@ def _compare_certify(case: Case, draw: Draw, summary: Summary, truth: Truth) -> 
         summary.compare("certify X", float(error), float(bound), float(slack), case.label)
 
 
-def _compare_solution(case: Case, draw: Draw, summary: Summary, truth: Truth) -> None:
+def _compare_solution(case: Case, draw: Draw, summary: Summary, truth: Truth, *solvers: str) -> None:
     problem, b = case.problem, case.b
-    solver = draw.choice("pdhg" if _is_proximal(problem) else "auto", "lbfgs", "newton-cg")
+    solver = draw.choice(*(solvers or ("pdhg" if _is_proximal(problem) else "auto", "lbfgs", "newton-cg")))
     tolerance, max_steps = draw.log_uniform(1e-10, 1.0), draw.choice(1, 2, 5, 50, None)
     solution = lr.solve(problem, b, tolerance, solver=solver, max_steps=max_steps)
     scale = math.sqrt(truth.x.shape[1])
@@ -290,7 +315,9 @@ def hunt(
         draw = Draw(case_generator, ranges)
         case = draw_case(draw)
         case.label += f"/case={seed}"
-        if methods:
+        if not case.problem.saddle_terms(DOUBLE).potential.differentiable:
+            hunt_signs(case, draw, summary)
+        elif methods:
             hunt_methods(case, draw, summary, methods)
         else:
             hunt_one(case, draw, summary)

@@ -122,6 +122,24 @@ def quadratic(draw: Draw, shape: tuple[int, int, int], smoothing: float) -> Regu
     return result
 
 
+def analysis_l1(draw: Draw, shape: tuple[int, int, int], smoothing: float) -> Regularizer:
+    """The l1-norm of differences, of responses to learned filters, of a random matrix, or of the image itself."""
+    kind, weight = draw.integer(0, 4), lr.AbsoluteValue(draw.scale())
+    if kind == 0:
+        return AnalysisOperator(draw.uniform(0.1, 2.0) * Gradient(shape), weight).double()
+    if kind == 1:
+        both = torch.stack([torch.tensor(draw.scale(), dtype=DOUBLE) for _ in range(2)])
+        return AnalysisOperator(Gradient(shape), lr.AbsoluteValue(both[:, None, None])).double()
+    if kind == 2:
+        return AnalysisOperator(Identity(shape), lr.AbsoluteValue(draw.scale() * (0.1 + draw.rand(*shape)))).double()
+    if kind == 3:
+        return AnalysisOperator(random_matrix(draw, shape, draw.uniform(0.3, 3.0)), weight).double()
+    count, size = draw.integer(1, 3), draw.integer(2, min(3, *shape[1:]))
+    filters, weights = draw.normal(count, size, size), draw.scale() * (0.1 + draw.rand(count))
+    boundary = draw.choice("valid", "zero", "circular", "reflect")
+    return FieldsOfExperts.from_arrays(filters, weights, None, boundary, lr.AbsoluteValue())
+
+
 REGULARIZERS: dict[str, Callable[[Draw, Any, float], Regularizer]] = {
     "FieldsOfExperts": fields_of_experts,
     "TotalVariation": total_variation,
@@ -139,6 +157,7 @@ REGULARIZERS: dict[str, Callable[[Draw, Any, float], Regularizer]] = {
     "VariationOfKinds": image_kinds.variation,
     "SquaresOfKinds": image_kinds.squares,
     "RidgeOfKinds": image_kinds.ridge,
+    "AbsoluteValue": analysis_l1,
 }
 
 

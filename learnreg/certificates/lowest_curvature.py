@@ -27,7 +27,7 @@ __all__ = ["FAILURE_PROBABILITY", "LowestCurvature", "channel_weights"]
 FAILURE_PROBABILITY = 1e-12
 """Of each bound by Lanczos' method."""
 
-_DENSE_PIXELS = 1024
+_DENSE_PIXELS, _FEW_PIXELS = 1024, 144
 _BAND_NUMBERS, _BAND_WORK = 2**27, 2e11
 """Numbers in a band, and multiplications of its decomposition, that are still worth a rigorous bound."""
 
@@ -52,7 +52,10 @@ class LowestCurvature:
         return weighted_square(self.instance.analysis, negative) if bool((negative > 0).any()) else 0.0
 
     def estimate(self, s: Tensor) -> Tensor:
-        """A Ritz value: an upper bound, and so where it is negative one of the curvature of some direction, (batch,)."""
+        """The smallest eigenvalue, or for large images a Ritz value: above it, and so a curvature of some direction,
+        (batch,)."""
+        if self._pixels <= _FEW_PIXELS:
+            return torch.linalg.eigvalsh(self._matrices(s))[:, 0]
         start = torch.randn(self.instance.q.shape, dtype=torch.float64, generator=_fresh_generator())
         return lanczos_lower_bound(self._hessian(s), start.to(s), FAILURE_PROBABILITY, _RITZ_STEPS).ritz
 
@@ -61,7 +64,7 @@ class LowestCurvature:
         probability that any of them fails, 0 for a *rigorous bound*. estimate: see above."""
         instance, size = self.instance, self._size(s)
         if self._pixels <= _DENSE_PIXELS:
-            return dense_lower_bound(torch.stack([self._dense(s, k) for k in range(instance.batch)]), size), 0.0
+            return dense_lower_bound(self._matrices(s), size), 0.0
         if self._window is not None and instance.domain[0] == 1 and self._band_fits(self._window):
             values = [self._banded(s, k, float(estimate[k]), float(size[k])) for k in range(instance.batch)]
             return size.new_tensor(values), 0.0
@@ -101,9 +104,10 @@ class LowestCurvature:
         found = [part.quadratic(v) + part.adjoint(own * part.apply(v)) for v in torch.split(units, rows)]
         return torch.cat(found)
 
-    def _dense(self, s: Tensor, sample: int) -> Tensor:
+    def _matrices(self, s: Tensor) -> Tensor:
+        """Dense, (batch, n, n)."""
         units = torch.eye(self._pixels, dtype=s.dtype, device=s.device).reshape(-1, *self.instance.domain)
-        return self._images(units, s, sample).flatten(1)
+        return torch.stack([self._images(units, s, k).flatten(1) for k in range(self.instance.batch)])
 
     def _band_fits(self, window: tuple[int, int]) -> bool:
         (k, l), (height, width) = window, self.instance.domain[1:]

@@ -15,7 +15,7 @@ DOUBLE = torch.float64
 
 @dataclass(frozen=True)
 class Ranges:
-    """What problems are drawn from."""
+    """What problems are drawn from. local: energies that may have several minimisers, bounds of local ones."""
 
     smoothing: tuple[float, float] = (1e-4, 1.0)
     scale: tuple[float, float] = (1e-2, 2.0)
@@ -27,6 +27,7 @@ class Ranges:
     dtypes: tuple[torch.dtype, ...] = (DOUBLE,)
     scans: bool = False
     sides: tuple[int, int] = (3, 9)
+    local: bool = False
     regularizers: tuple[str, ...] = ("FieldsOfExperts", "TotalVariation", "AnalysisOperator", "FieldsOfExperts")
 
 
@@ -55,6 +56,10 @@ RANGES = {
     "large-ridge": Ranges(regularizers=("RidgeRegularizer",), sides=(8, 16)),
     "quadratic": Ranges(regularizers=("Quadratic",)),
     "nonconvex": Ranges(regularizers=("WeaklyConvexRidge",)),
+    "local": Ranges((1e-2, 1.0), (1e-1, 2.0), (1e-3, 0.3), constrained=0.2, regularizers=("DeepRidge",), local=True),
+    "local-extreme": Ranges(
+        (1e-4, 1e2), (1e-4, 1e2), (1e-4, 1e2), 100.0, 0.3, regularizers=("DeepRidge",), local=True
+    ),
     "large-nonconvex": Ranges(regularizers=("WeaklyConvexRidge",), sides=(8, 16)),
 }
 

@@ -65,8 +65,8 @@ def find_ball(instance: Instance, x: Tensor, t: Tensor, residual: Tensor, moved:
     t: K x. residual: ‖r‖ with its rounding, (batch,). moved: how far from x the point lies that bounds are wanted of,
         (batch,): the radius leaves room for it.
     """
-    low, _ = instance.potential.curvature_bounds(t, torch.zeros_like(t))
     none = torch.zeros_like(residual)
+    low, _ = instance.potential.curvature_bounds(t, response_radius(instance, none, t))
     ball = Ball(none, none, torch.full_like(residual, math.inf), low.expand_as(t).clone(), 0.0, None)
     if low.shape != t.shape or instance.latent.channels:
         return replace(ball, hindrance=Obstacle.NO_SPLIT.met(why=_unfit(instance)))

@@ -16,10 +16,18 @@ from truth.hunt import hunt
 import learnreg as lr
 from learnreg.certificates import lowest_curvature
 from learnreg.certificates.ball import find_ball
+from learnreg.certificates.interval import response_radius
 from learnreg.certificates.lowest_curvature import LowestCurvature
+from learnreg.certificates.point_bound import StateError
+from learnreg.certificates.published import PublishedBound
+from learnreg.certificates.sharp import SharpBound
 from learnreg.certificates.split import BallSplit
+from learnreg.certificates.state import rounding_floor, state_residual
 from learnreg.linear.operator import LinearOperator
+from learnreg.linear.samples import norm_samples
 from learnreg.linear.smallest_eigenvalue import banded_lower_bound, dense_lower_bound, lanczos_lower_bound
+from learnreg.lower_level.pairing import evaluate_pairing
+from learnreg.lower_level.point import Point
 from learnreg.operators import Blur, Identity, Inpainting, ParallelBeam2D
 from learnreg.regularizers import FieldsOfExperts, ImportedRidge, InputConvexNetwork, RidgeRegularizer, Scaled, TotalVariation
 
@@ -273,7 +281,7 @@ def test_curvatures_are_below_the_smallest_eigenvalue(
         found, failure = LowestCurvature(instance).bound(s, exact)
         assert (failure > 0) == (limit == 1 and name == "tomography")
         assert bool((found <= exact).all())
-        assert bool((found >= 0.9 * exact.clamp_min(0.0)).all() | (exact < 0).any())
+        assert bool((found >= 0.5 * exact.clamp_min(0.0)).all() | (exact < 0).any())
 
 
 def test_banded_and_dense_bounds_keep_their_margins() -> None:
@@ -309,7 +317,7 @@ def test_splits_keep_half_of_the_curvature(rotating_seed: int) -> None:
     for name, operator in OPERATORS.items():
         problem = problem_with(operator(), deep())
         _, b = registry.measure(problem)
-        x, instance, dense = near(problem, b).reshape(-1, *SHAPE), problem.instance(b), Dense(problem, b)
+        x, instance, dense = near(problem, b).reshape(len(b), 1, 7, -1), problem.instance(b), Dense(problem, b)
         residual = torch.full((len(b),), 1e-6, dtype=DOUBLE)
         ball = find_ball(instance, x, instance.apply(x), residual)
         assert ball.hindrance is None, name
@@ -322,6 +330,45 @@ def test_splits_keep_half_of_the_curvature(rotating_seed: int) -> None:
             way = torch.randn(x.flatten(1).shape, dtype=DOUBLE, generator=generator)
             z = x.flatten(1) + ball.radius[:, None] * way / way.norm(dim=1, keepdim=True)
             assert bool((torch.linalg.eigvalsh(dense.hessian(z))[:, 0] >= ball.curvature).all())
+
+
+@pytest.mark.parametrize("kind", [SharpBound, PublishedBound], ids=["sharp", "published"])
+def test_lemma_4_holds_for_the_true_errors(kind: type[SharpBound | PublishedBound], rotating_seed: int) -> None:
+    """With the errors themselves in the place of their bounds, every group of parameters for itself."""
+    generator, judged = torch.Generator().manual_seed(rotating_seed), 0
+    for trial in range(8):
+        problem = problem_with((Identity(SHAPE), mask(), blur())[trial % 3], deep(3.0, trial))
+        x_true, b = registry.measure(problem, batch=1)
+        loss, instance, roles = lr.SquaredError(x_true), problem.instance(b), problem.frozen().parameter_roles()
+        truth, dense = truth_of(problem, b, loss, near(problem, b)), Dense(problem, b)
+        size = 10.0 ** (-4.0 + 2.5 * float(torch.rand((), generator=generator)))
+        dx, dX = (size * torch.randn(truth.x.shape, generator=generator, dtype=DOUBLE) for _ in range(2))
+        if trial % 2:  # along the least curvature
+            dx = dX = size * torch.linalg.eigh(dense.hessian(truth.x)[0])[1][:, :1].T
+        x, X, e = (truth.x + dx).reshape(-1, *SHAPE), (truth.X + dX).reshape(-1, *SHAPE), dx.norm(dim=1)
+        t = instance.apply(x)
+        low, _ = instance.potential.curvature_bounds(t, response_radius(instance, e, t))
+        least = torch.linalg.eigvalsh(dense.M + torch.einsum("mi,bm,mj->bij", dense.K, low.flatten(1), dense.K))[:, 0]
+        if float(least) <= 0:
+            continue
+        known = LowestCurvature(instance)
+        split = BallSplit.of(low, least, instance.quadratic.modulus(), known.drop(low), instance.potential.concavity)
+        for role in sorted(set(roles.values())):
+            for name, p in problem.regularizer.named_parameters():
+                p.requires_grad_(roles[name] == role)
+            gradient, responses = evaluate_pairing(Point(problem.frozen(), instance, b, loss, x, X))
+            pullback = instance.adjoint(responses.y)
+            residual = norm_samples(state_residual(instance, x, pullback)) + rounding_floor(instance, x, pullback)
+            state, none = StateError(residual, e, split), torch.zeros(1, dtype=DOUBLE)
+            bound = kind(problem.frozen(), instance, x, X, responses, state, pullback, none)
+            bent = instance.potential.second(instance.apply(truth.x.reshape(-1, *SHAPE))) - split.sigma
+            V = instance.apply(dX.reshape(-1, *SHAPE))
+            energy = (bent * V * V).sum().clamp_min(0.0).sqrt().reshape(1)
+            allowed = float(bound.groups()[0].at(dX.norm(dim=1), energy))
+            error = distance(gradient, {name: truth.gradient[name] for name in gradient})
+            assert error <= allowed * (1.0 + 1e-9) + truth.gradient_slack, (role, trial)
+            judged += 1
+    assert judged >= 8
 
 
 @pytest.mark.parametrize("ranges", ["local", "local-extreme"])

@@ -218,15 +218,16 @@ def image_shape(draw: Draw) -> tuple[int, int, int]:
 
 @torch.no_grad()
 def _deepen(regularizer: Scaled, problem: lr.LowerLevelProblem) -> None:
-    """Raise the factor until M - K^T rho K is indefinite: no bound that holds everywhere is left."""
+    """More and deeper concave parts until M - K^T rho K is indefinite: no bound that holds everywhere is left."""
     dense = Dense(problem, torch.zeros(1, *problem.operator.range_shape, dtype=DOUBLE))
-    rho = torch.as_tensor(problem.saddle_terms(DOUBLE).potential.concavity).detach()
-    taken = (dense.K.T * rho.expand(dense.range_shape).flatten()) @ dense.K
-    for _ in range(20):
-        if float(torch.linalg.eigvalsh(dense.M[0] - taken)[0]) < 0:
+    parameters = dict(regularizer.base.named_parameters())
+    for _ in range(40):
+        rho = torch.as_tensor(problem.saddle_terms(DOUBLE).potential.concavity).detach().expand(dense.range_shape)
+        if float(torch.linalg.eigvalsh(dense.M[0] - (dense.K.T * rho.flatten()) @ dense.K)[0]) < 0:
             break
-        regularizer.log_factor.add_(math.log(1.5))
-        taken = 1.5 * taken
+        regularizer.log_factor.add_(0.4)
+        parameters["logit_depth"].add_(0.3)
+        parameters["log_curvature"].sub_(0.3)
 
 
 def draw_case(draw: Draw) -> Case:

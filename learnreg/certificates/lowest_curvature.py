@@ -66,8 +66,7 @@ class LowestCurvature:
         if self._pixels <= _DENSE_PIXELS:
             return dense_lower_bound(self._matrices(s), size), 0.0
         if self._window is not None and instance.domain[0] == 1 and self._band_fits(self._window):
-            values = [self._banded(s, k, float(estimate[k]), float(size[k])) for k in range(instance.batch)]
-            return size.new_tensor(values), 0.0
+            return size.new_tensor(self._banded(s, estimate.tolist(), size.tolist())), 0.0
         start = torch.randn(instance.q.shape, dtype=torch.float64, generator=_fresh_generator()).to(s)
         steps = min(_LANCZOS_STEPS, max(2, _LANCZOS_NUMBERS // start.numel()))
         found = lanczos_lower_bound(self._hessian(s), start, FAILURE_PROBABILITY, steps, size)
@@ -97,24 +96,28 @@ class LowestCurvature:
         norm = self.instance.analysis.norm_bound()
         return self.instance.quadratic.norm() + norm**2 * s.abs().flatten(1).amax(1)
 
-    def _images(self, units: Tensor, s: Tensor, sample: int) -> Tensor:
-        """What M + K^T diag(s) K of one sample makes of several images."""
-        part, own = self.instance.select(slice(sample, sample + 1)), s[sample : sample + 1]
-        rows = max(1, _BLOCK_BYTES // (8 * math.prod(part.analysis.range_shape)))
-        found = [part.quadratic(v) + part.adjoint(own * part.apply(v)) for v in torch.split(units, rows)]
-        return torch.cat(found)
+    def _images(self, units: Tensor, s: Tensor) -> Tensor:
+        """What M + K^T diag(s) K of each sample makes of several images, (batch, images, *domain)."""
+        batch = self.instance.batch
+        parts = [self.instance.select(slice(k, k + 1)) for k in range(batch)]
+        rows, found = max(1, _BLOCK_BYTES // (8 * math.prod(self.instance.analysis.range_shape))), []
+        for v in torch.split(units, rows):
+            response = self.instance.apply(v)
+            images = [part.quadratic(v) + part.adjoint(s[k : k + 1] * response) for k, part in enumerate(parts)]
+            found.append(torch.stack(images))
+        return torch.cat(found, 1)
 
     def _matrices(self, s: Tensor) -> Tensor:
         """Dense, (batch, n, n)."""
         units = torch.eye(self._pixels, dtype=s.dtype, device=s.device).reshape(-1, *self.instance.domain)
-        return torch.stack([self._images(units, s, k).flatten(1) for k in range(self.instance.batch)])
+        return self._images(units, s).flatten(2)
 
     def _band_fits(self, window: tuple[int, int]) -> bool:
         (k, l), (height, width) = window, self.instance.domain[1:]
         band = min((k - 1) * width + l, (l - 1) * height + k)
         return band * self._pixels <= _BAND_NUMBERS and band**2 * self._pixels <= _BAND_WORK
 
-    def _banded(self, s: Tensor, sample: int, estimate: float, size: float) -> float:
+    def _banded(self, s: Tensor, estimates: list[float], sizes: list[float]) -> list[float]:
         """One application serves all pixels of a grid so wide that what they are coupled to does not meet."""
         assert self._window is not None
         (k, l), (_, height, width) = self._window, self.instance.domain
@@ -123,10 +126,11 @@ class LowestCurvature:
         grid = rows[:, None] % steps[0] * steps[1] + columns % steps[1]
         units = torch.zeros(steps[0] * steps[1], 1, height, width, dtype=s.dtype, device=s.device)
         units[grid, 0, rows[:, None], columns] = 1.0
-        images = self._images(units, s, sample)[:, 0].cpu().numpy()
-        band = _lower_band(images, grid.cpu().numpy(), (k, l))
-        margin = _ENTRY_ROUNDING * (2 * k - 1) * (2 * l - 1) * size
-        return banded_lower_bound(band, estimate) - margin
+        places, margin = grid.cpu().numpy(), _ENTRY_ROUNDING * (2 * k - 1) * (2 * l - 1)
+        return [
+            banded_lower_bound(_lower_band(images, places, (k, l)), estimate) - margin * size
+            for images, estimate, size in zip(self._images(units, s)[:, :, 0].cpu().numpy(), estimates, sizes, strict=True)
+        ]
 
 
 def _lower_band(images: np.ndarray, grid: np.ndarray, window: tuple[int, int]) -> np.ndarray:

@@ -158,8 +158,8 @@ class Solution(Brief):
     ``bound_kind``. steps: iterations of the slowest sample. operator_applications: calls of K or K^T on the batch.
     solver: the algorithm that ran. reason: why the bound is an estimate, or none.
 
-    certified_scope: what ``minimiser`` the problem asked for. With "local" ``error_bound`` is about the minimiser in the
-    ball of ``radius`` around x, a 2-norm, (batch,), where there is exactly one: a rigorous bound if
+    certified_scope: what ``minimiser`` the problem asked for. With "local" ``error_bound`` is about the minimiser in
+    the ball of ``radius`` around x, a 2-norm, (batch,), where there is exactly one: a rigorous bound if
     ``locally_certified``. The radius is 0 where no ball was certified, which leaves an infinite ``error_bound``, and
     infinite where the minimiser is the global one, as always with "global".
     """
@@ -206,9 +206,9 @@ class Hypergradient(Brief):
     for others. normed: a filter bank at this theta or an earlier one whose norm was found, from which those nearby
     follow; None of other operators. ``Start.after`` hands both on.
 
-    certified_scope, radius, locally_certified: as those of ``Solution``. With "local" the gradient is that of the branch
-    of the minimiser in the ball, and so are its bound and the interval of the loss; ``certified`` is about the global
-    minimiser all the same.
+    certified_scope, radius, locally_certified: as those of ``Solution``. With "local" the gradient is that of the
+    branch of the minimiser in the ball, and so are its bound and the interval of the loss; ``certified`` is about the
+    global minimiser all the same.
     """
 
     gradient: dict[str, Tensor]

@@ -1,9 +1,9 @@
 """Lemma L: a ball around x in which the energy has exactly one critical point, a strict local minimiser, and how far x
 is from it.
 
-Let r be the gradient of E at x (the reduced one in a box), and ∇²E >= m > 0 in the ball of radius rho around x. If ‖r‖ <
-m rho, then E has exactly one critical point x* in the ball, and ‖x - x*‖ <= ‖r‖/m: E is m-strongly convex there, so that
-<∇E(z), z - x> >= m rho² - ‖r‖ rho > 0 on the sphere, which keeps the minimiser over the closed ball inside.
+Let r be the gradient of E at x (the reduced one in a box), and ∇²E >= m > 0 in the ball of radius rho around x. If ‖r‖
+< m rho, then E has exactly one critical point x* in the ball, and ‖x - x*‖ <= ‖r‖/m: E is m-strongly convex there, so
+that <∇E(z), z - x> >= m rho² - ‖r‖ rho > 0 on the sphere, which keeps the minimiser over the closed ball inside.
 
 f'' on the responses within ‖k_i‖ rho of those of x bounds the Hessian below. The ball is no larger than it has to be.
 """
@@ -20,7 +20,7 @@ from learnreg.certificates.interval import response_radius
 from learnreg.certificates.lowest_curvature import LowestCurvature
 from learnreg.certificates.obstacle import Hindrance, Obstacle
 from learnreg.certificates.split import BallSplit
-from learnreg.linear.samples import expand, norm_samples
+from learnreg.linear.samples import norm_samples
 from learnreg.lower_level.instance import Instance
 
 __all__ = ["Ball", "find_ball", "improbable"]
@@ -132,7 +132,9 @@ def improbable(failure: float) -> str:
     """What to say of bounds that fail with this probability; "" for rigorous ones."""
     if failure <= 0:
         return ""
-    return f"the smallest curvature in the ball is known from a random start, too large with a probability of {failure:.0e}"
+    return (
+        f"the curvature in the ball is known from a random start alone, too large with a probability of {failure:.0e}"
+    )
 
 
 def _hindrance(estimate: float, residual: float) -> Hindrance:

@@ -52,8 +52,8 @@ class Verdict(Brief):
     state_share, adjoint_share: the parts of ``error_bound`` that come from the error of x and from the linear residual
     of X alone; they tell which tolerance to tighten. state_residual, adjoint_residual: norms per sample, (batch,).
     outlook: *estimates* of both shares if the error of x were ``OUTLOOK`` times as large and all else the same, or
-    None. floors: what rounding may hide of both residuals, (batch,) each. rung: the bound that was taken. radius: of the
-    ball around x in which the bounds' minimiser is the only one, (batch,): infinite where that is the global one.
+    None. floors: what rounding may hide of both residuals, (batch,) each. rung: the bound that was taken. radius: of
+    the ball around x in which the bounds' minimiser is the only one, (batch,): infinite where that is the global one.
     failure: the probability that a bound is none, 0 for rigorous ones.
     """
 

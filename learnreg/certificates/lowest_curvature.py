@@ -2,8 +2,8 @@
 either sign, per sample, (batch,).
 
 The rigorous ways first: norms; the dense matrix of small images; a banded Cholesky decomposition where M and K couple
-neighbours alone (identity, masks, small blurs). Everywhere else, as for scans, Lanczos' method from a random start, with
-a stated probability of failure.
+neighbours alone (identity, masks, small blurs). Everywhere else, as for scans, Lanczos' method from a random start,
+with a stated probability of failure.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from learnreg.linear.samples import expand
 from learnreg.linear.smallest_eigenvalue import banded_lower_bound, dense_lower_bound, lanczos_lower_bound
 from learnreg.lower_level.instance import Instance
 from learnreg.potentials.base import weighted_square
@@ -55,7 +54,8 @@ class LowestCurvature:
         """The smallest eigenvalue, or for large images a Ritz value: above it, and so a curvature of some direction,
         (batch,)."""
         if self._pixels <= _FEW_PIXELS:
-            return torch.linalg.eigvalsh(self._matrices(s))[:, 0]
+            lowest: Tensor = torch.linalg.eigvalsh(self._matrices(s))[:, 0]
+            return lowest
         start = torch.randn(self.instance.q.shape, dtype=torch.float64, generator=_fresh_generator())
         return lanczos_lower_bound(self._hessian(s), start.to(s), FAILURE_PROBABILITY, _RITZ_STEPS).ritz
 
@@ -81,11 +81,8 @@ class LowestCurvature:
     @cached_property
     def _window(self) -> tuple[int, int] | None:
         """How far apart pixels are that M or K^T diag(s) K couple, and one."""
-        windows = self.instance.analysis.window(), self.instance.quadratic.window()
-        if windows[0] is None or windows[1] is None:
-            return None
-        (k, l), (m, n) = windows
-        return max(k, m), max(l, n)
+        own, data = self.instance.analysis.window(), self.instance.quadratic.window()
+        return None if own is None or data is None else (max(own[0], data[0]), max(own[1], data[1]))
 
     def _hessian(self, s: Tensor) -> Callable[[Tensor], Tensor]:
         instance = self.instance
@@ -99,7 +96,7 @@ class LowestCurvature:
     def _images(self, units: Tensor, s: Tensor) -> Tensor:
         """What M + K^T diag(s) K of each sample makes of several images, (batch, images, *domain)."""
         batch = self.instance.batch
-        parts = [self.instance.select(slice(k, k + 1)) for k in range(batch)]
+        parts = [self.instance.select(torch.tensor([k], device=s.device)) for k in range(batch)]
         rows, found = max(1, _BLOCK_BYTES // (8 * math.prod(self.instance.analysis.range_shape))), []
         for v in torch.split(units, rows):
             response = self.instance.apply(v)
@@ -129,13 +126,15 @@ class LowestCurvature:
         places, margin = grid.cpu().numpy(), _ENTRY_ROUNDING * (2 * k - 1) * (2 * l - 1)
         return [
             banded_lower_bound(_lower_band(images, places, (k, l)), estimate) - margin * size
-            for images, estimate, size in zip(self._images(units, s)[:, :, 0].cpu().numpy(), estimates, sizes, strict=True)
+            for images, estimate, size in zip(
+                self._images(units, s)[:, :, 0].cpu().numpy(), estimates, sizes, strict=True
+            )
         ]
 
 
 def _lower_band(images: np.ndarray, grid: np.ndarray, window: tuple[int, int]) -> np.ndarray:
-    """The matrix (bandwidth + 1, n) of a symmetric map by its diagonals, from its images of grids of pixels, grid saying
-    which one a pixel is part of; pixels count along the shorter side."""
+    """A symmetric matrix by its diagonals, (bandwidth + 1, n), from its images of grids of pixels; ``grid`` says which
+    one a pixel is part of. Pixels count along the shorter side."""
     if images.shape[2] > images.shape[1]:
         images, grid, window = images.transpose(0, 2, 1), grid.T, window[::-1]
     (k, l), (height, width) = window, grid.shape

@@ -21,10 +21,12 @@ class Obstacle(Enum):
     TIED = "{names} is a parameter that stands in several places, whose shares of the error do not add up as squares"
     NO_MODULUS = "no positive modulus of strong convexity is known: add a ridge, or an operator with gram_lower_bound"
     NO_BALL = (
-        "no local minimiser is certified: x has the curvature {curvature:.2g} at least, but f'' may fall too far within "
-        "the ball that its gradient of norm {residual:.2g} asks for; solve more accurately, or add a ridge"
+        "no local minimiser is certified: the smallest curvature is {curvature:.2g} at x, but may fall too far in the "
+        "ball that a gradient of norm {residual:.2g} asks for; solve more accurately, or add a ridge"
     )
-    CURVES_DOWN = "x is near no local minimiser: its energy curves by {curvature:.2g} along some direction; start elsewhere"
+    CURVES_DOWN = (
+        "x is near no local minimiser: its energy curves by {curvature:.2g} along some direction; start elsewhere"
+    )
     NO_SPLIT = (
         "minimiser='local' is for potentials of single responses, but {why}: add a ridge that makes the energy convex, "
         "and leave it out"

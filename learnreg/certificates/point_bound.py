@@ -66,7 +66,8 @@ class PointBound(ABC):
         self.pullback, self.mu, self.L = pullback, state.split.modulus, instance.analysis.norm_bound()
         t, self.radius = responses.t, response_radius(instance, self.e, responses.t)
         interval = state.split.interval(instance.potential, t, self.radius)
-        self.high, self.low, self.high_max, self.smooth = interval.high, interval.low, interval.high_max, interval.smooth
+        self.high, self.high_max, self.low = interval.high, interval.high_max, interval.low
+        self.smooth = interval.smooth
         self.slope_limit = state.split.limit(interval)
         self.rise, self.root, self.fall = state.split.bounds(instance.potential, interval)
         self.stiffness = self.high_max.sqrt() * self.L * (1.0 + 1e-12)
@@ -185,4 +186,3 @@ class PointBound(ABC):
         slope = max([self.L, *(group.lipschitz for group in self.instance.analysis.parameter_groups())])
         responses = 0.02 * slope * longest * self.high_max * x * X
         return float((size + self.own_magnitude + responses).sum()) * max([1.0, *self.jacobian.values()])
-

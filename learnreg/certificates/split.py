@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -35,8 +34,8 @@ class Split(ABC):
 
     @abstractmethod
     def bounds(self, potential: Potential, interval: CurvatureInterval) -> tuple[Tensor, Tensor, Tensor | None]:
-        """(rise, root, fall) with f'' <= rise, and |f'' dt| <= √root √(f'' - sigma) |dt| + fall |dt| for every f'' of the
-        interval; -fall <= f'' where sigma <= 0. Without fall, root = rise."""
+        """(rise, root, fall) with f'' <= rise, and |f'' dt| <= √root √(f'' - sigma) |dt| + fall |dt| for every f'' of
+        the interval; -fall <= f'' where sigma <= 0. Without fall, root = rise."""
 
     @abstractmethod
     def excess(self, group: Density, factor: Tensor) -> Tensor | float | None:
@@ -44,8 +43,8 @@ class Split(ABC):
 
     @abstractmethod
     def rate(self, slope: Tensor, factor: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        """q with |ds| <= q √(f'' - sigma) |dt|, for |ds/dt| <= slope and factor (f'' + rho), low <= f'' - sigma <= high;
-        infinite, or not a number, where none is known."""
+        """q with |ds| <= q √(f'' - sigma) |dt|, for |ds/dt| <= slope and factor (f'' + rho), low <= f'' - sigma <=
+        high; infinite, or not a number, where none is known."""
 
     @abstractmethod
     def limit(self, interval: CurvatureInterval) -> Tensor:
@@ -57,7 +56,7 @@ class GlobalSplit(Split):
     """sigma = -rho, rho the potential's concavity."""
 
     modulus: float
-    gain: ClassVar[float] = 0.0
+    gain: float = 0.0
 
     def interval(self, potential: Potential, t: Tensor, radius: Tensor) -> CurvatureInterval:
         return potential.curvature_interval(t, radius)
@@ -92,8 +91,8 @@ class BallSplit(Split):
 
     @classmethod
     def of(cls, low: Tensor, curvature: Tensor, surplus: float, drop: float, concavity: Tensor | float) -> BallSplit:
-        """low <= f'' in the ball, (batch, *range), where the Hessian is at least ``curvature``, (batch,), M - K^T low₋ K
-        >= surplus - drop.
+        """low <= f'' in the ball, (batch, *range), where the Hessian is at least ``curvature``, (batch,), and M - K^T
+        low₋ K >= surplus - drop.
 
         sigma = low where that is negative, and theta low elsewhere, with 1 - theta = m/(2 (m + c)), c = max(0, drop -
         surplus): M_sigma = theta (M + K^T low K) + (1 - theta)(M - K^T low₋ K) >= theta m - (1 - theta) c = m/2. Where

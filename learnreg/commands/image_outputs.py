@@ -66,8 +66,9 @@ class Written:
 class Reconstructed:
     """One reconstruction: ``output`` is the most accurate of the ``files``, error_bound its root-mean-square error in
     its units, which contains how it was rounded and cut off; bound_kind "rigorous" (where ``certified``), "estimate" or
-    "none"; certified_scope "local" where the bound is about a local minimiser, which leaves it not ``certified``; status is the name of a Status; tolerance what was asked of the reconstruction before it was stored; notes
-    and warnings: what a user has to know of the input."""
+    "none"; certified_scope "local" where the bound is about a local minimiser, which leaves it not ``certified``;
+    status is the name of a Status; tolerance what was asked of the reconstruction before it was stored; notes and
+    warnings: what a user has to know of the input."""
 
     input: str
     output: str

@@ -210,7 +210,8 @@ class Search(ABC):
         point, error, reason = verdict.point, math.inf, verdict.reason
         if verdict.hindrance and verdict.hindrance.obstacle.asks_for_ball:
             down = verdict.hindrance.obstacle is Obstacle.CURVES_DOWN
-            return self.result(verdict, math.inf, "none", Status.INDEFINITE if down else status or Status.STAGNATED, reason)
+            ended = Status.INDEFINITE if down else status or Status.STAGNATED
+            return self.result(verdict, math.inf, "none", ended, reason)
         for _ in range(MAX_ROUNDS):
             moved = newton_correction(point, min(_CORRECTION, 0.1 * self.request.tolerance))
             if moved is None:

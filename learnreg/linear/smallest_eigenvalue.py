@@ -43,8 +43,8 @@ def banded_lower_bound(band: np.ndarray, estimate: float) -> float:
     form of LAPACK; -inf where none above 0 was found. estimate: about the eigenvalue, from above. *Rigorous bound.*
 
     Source: Demmel (1989): where the floating-point Cholesky decomposition of A - s I runs to its end, no eigenvalue of
-    A is below s - alpha (2 b + 1) max_i |a_ii - s|, alpha = gamma_{b+2} / (1 - gamma_{b+2}), since the backward error is
-    at most alpha √(a_ii a_jj) in each of 2 b + 1 entries of a row.
+    A is below s - alpha (2 b + 1) max_i |a_ii - s|, alpha = gamma_{b+2} / (1 - gamma_{b+2}), since the backward error
+    is at most alpha √(a_ii a_jj) in each of 2 b + 1 entries of a row.
     """
     width, diagonal = band.shape[0] - 1, band[0].copy()
     if not (estimate > 0 and np.isfinite(band).all()):
@@ -82,7 +82,7 @@ def lanczos_lower_bound(
     size: Tensor | float = 0.0,
     stop_below: float = 0.0,
 ) -> LanczosBound:
-    """Of symmetric maps, one for each sample of a batch, from so many Lanczos steps with full orthogonalisation at most.
+    """Of symmetric maps, one for each sample of a batch, from so many Lanczos steps at most, fully orthogonalised.
 
     With the Lanczos polynomials p_j, q_j = p_j(A) q_0, and the component c of q_0 along the eigenvector of lambda_min,
     sum_j p_j(lambda_min)² c² <= 1. P(|c| < t) <= t √(2 n/pi) for a start that is uniform on the sphere, and the sum

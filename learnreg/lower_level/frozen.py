@@ -37,8 +37,8 @@ class FrozenProblem:
 
     operator, regularizer (at the problem's noise level), data_term, ridge, constraint: those of the problem, with
     clones of what is learned, except in foreign modules. parameters: these clones, by the names of
-    ``LowerLevelProblem.learnable``. originals: what they are clones of. minimiser: "global", or "local" where bounds may
-    be about the minimiser in a ball.
+    ``LowerLevelProblem.learnable``. originals: what they are clones of. minimiser: "global", or "local" where bounds
+    may be about the minimiser in a ball.
     """
 
     def __init__(

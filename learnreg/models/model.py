@@ -49,8 +49,8 @@ class Model:
 
     regularizer: the Regularizer, its parameters trainable. config: what the file says besides the parameters: the keys
     "regularizer", "operator", "ridge", "constraint", "noise_level", "data_term", "minimiser", and those given to
-    ``save_model`` (such as "sigma" and "training"). data_term: the one it was learned with, weights included. tensors: of the stored
-    forward operator, by their names in the file.
+    ``save_model`` (such as "sigma" and "training"). data_term: the one it was learned with, weights included. tensors:
+    of the stored forward operator, by their names in the file.
     """
 
     regularizer: Regularizer

@@ -1,4 +1,5 @@
-"""Local minimisers: balls that hold one, how little energies curve at least, what is refused, and what is said of it."""
+"""Local minimisers: balls that hold one, how little energies curve at least, what is refused, and what is said of
+it."""
 
 from __future__ import annotations
 
@@ -29,7 +30,14 @@ from learnreg.linear.smallest_eigenvalue import banded_lower_bound, dense_lower_
 from learnreg.lower_level.pairing import evaluate_pairing
 from learnreg.lower_level.point import Point
 from learnreg.operators import Blur, Identity, Inpainting, ParallelBeam2D
-from learnreg.regularizers import FieldsOfExperts, ImportedRidge, InputConvexNetwork, RidgeRegularizer, Scaled, TotalVariation
+from learnreg.regularizers import (
+    FieldsOfExperts,
+    ImportedRidge,
+    InputConvexNetwork,
+    RidgeRegularizer,
+    Scaled,
+    TotalVariation,
+)
 
 DOUBLE = torch.float64
 SHAPE = (1, 7, 6)
@@ -40,9 +48,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def deep(factor: float = 3.0, seed: int = 0, learned: bool = True) -> Scaled:
     """Concave parts that no identity makes up for."""
     generator = torch.Generator().manual_seed(seed)
-    ridge = RidgeRegularizer(
-        (2, 3), 3, 9, "convex-nonconvex", weight=0.5, smoothing=0.15, generator=generator
-    ).double()
+    ridge = RidgeRegularizer((2, 3), 3, 9, "convex-nonconvex", weight=0.5, smoothing=0.15, generator=generator).double()
     with torch.no_grad():
         for p in ridge.parameters():
             p.add_(0.3 * torch.randn(p.shape, generator=generator, dtype=DOUBLE))
@@ -90,7 +96,7 @@ def near(problem: lr.LowerLevelProblem, b: Tensor) -> Tensor:
 @pytest.mark.parametrize("name", OPERATORS)
 @pytest.mark.parametrize("boxed", [False, True], ids=["free", "box"])
 def test_local_minimisers_are_within_their_bounds(name: str, boxed: bool) -> None:
-    """Where the Hessian is indefinite elsewhere, and A singular: the solution, and all certificates of hypergradients."""
+    """Where the Hessian is indefinite elsewhere, and A singular: the solution, and certificates of hypergradients."""
     operator = OPERATORS[name]()
     problem = problem_with(operator, deep(), constraint=lr.Box(0.1, 0.8) if boxed else None)
     x_true, b = registry.measure(problem)
@@ -169,7 +175,9 @@ def test_a_convex_energy_keeps_its_global_statement() -> None:
 
 def test_singular_operators_need_no_ridge() -> None:
     """Convex experts on a mask: no modulus, but a curvature where the minimiser is."""
-    problem = problem_with(mask(), FieldsOfExperts(filters=8, size=3, generator=torch.Generator().manual_seed(0)).double())
+    problem = problem_with(
+        mask(), FieldsOfExperts(filters=8, size=3, generator=torch.Generator().manual_seed(0)).double()
+    )
     x_true, b = registry.measure(problem)
     truth = truth_of(problem, b, lr.SquaredError(x_true), near(problem, b))
     result = lr.hypergradient(problem, b, lr.SquaredError(x_true), tolerance=1e-2)
@@ -192,11 +200,13 @@ def test_float32_and_noise_levels_of_their_own() -> None:
 def double_well(weight: float = 2.0) -> lr.LowerLevelProblem:
     """½ (x - b)² of each pixel and an even potential of x itself that curves by -weight at 0, then back."""
     bends = torch.tensor([[0.0, 0.0, -1.0, -1.0, 0.0, 0.0]], dtype=DOUBLE)
-    return problem_with(Identity((1, 3, 3)), ImportedRidge([torch.ones(1, 1, 1, 1, dtype=DOUBLE)], bends, 0.5, factor=0.5 * weight))
+    return problem_with(
+        Identity((1, 3, 3)), ImportedRidge([torch.ones(1, 1, 1, 1, dtype=DOUBLE)], bends, 0.5, factor=0.5 * weight)
+    )
 
 
 def test_saddle_points_and_flat_places_are_refused() -> None:
-    """At b = 0 the gradient vanishes at x = 0, where the energy curves downwards (weight 2), or not at all (weight 1)."""
+    """At b = 0 the gradient vanishes at x = 0, where the energy curves downwards, or with weight 1 not at all."""
     b = torch.zeros(1, 1, 3, 3, dtype=DOUBLE)
     for weight, status in ((2.0, lr.Status.INDEFINITE), (1.0, None)):
         problem = double_well(weight)
@@ -241,7 +251,9 @@ def test_rough_points_are_refused_and_say_so() -> None:
 
 
 def test_potentials_that_couple_responses_are_refused() -> None:
-    problem = problem_with(Inpainting(torch.ones(1, 8, 8) * (torch.arange(8) > 0)), InputConvexNetwork(features=4, layers=1))
+    problem = problem_with(
+        Inpainting(torch.ones(1, 8, 8) * (torch.arange(8) > 0)), InputConvexNetwork(features=4, layers=1)
+    )
     found = lr.solve(problem, torch.rand(1, 1, 8, 8), max_steps=3)
     assert not found.locally_certified
     assert "add a ridge" in found.reason
@@ -270,7 +282,9 @@ def test_curvatures_are_below_the_smallest_eigenvalue(
     problem = problem_with(OPERATORS[name](), deep(), ridge=0.05)
     _, b = registry.measure(problem)
     instance = problem.instance(b)
-    s = 0.05 * torch.randn(len(b), *instance.analysis.range_shape, dtype=DOUBLE, generator=torch.Generator().manual_seed(rotating_seed))
+    s = 0.05 * torch.randn(
+        len(b), *instance.analysis.range_shape, dtype=DOUBLE, generator=torch.Generator().manual_seed(rotating_seed)
+    )
     lowest, dense = LowestCurvature(instance), Dense(problem, b)
     exact = torch.linalg.eigvalsh(dense.M + torch.einsum("mi,bm,mj->bij", dense.K, s.flatten(1), dense.K))[:, 0]
     assert lowest.by_norms(s) <= float(exact.min())
@@ -302,7 +316,9 @@ def test_banded_and_dense_bounds_keep_their_margins() -> None:
 def test_lanczos_fails_as_seldom_as_it_says(rotating_seed: int) -> None:
     """At a failure probability that can be seen, over many starts."""
     generator = torch.Generator().manual_seed(rotating_seed)
-    values = torch.cat([torch.tensor([0.3], dtype=DOUBLE), 1.0 + 9.0 * torch.rand(299, dtype=DOUBLE, generator=generator)])
+    values = torch.cat(
+        [torch.tensor([0.3], dtype=DOUBLE), 1.0 + 9.0 * torch.rand(299, dtype=DOUBLE, generator=generator)]
+    )
     starts = torch.randn(400, 300, dtype=DOUBLE, generator=generator)
     likely = lanczos_lower_bound(lambda v: v * values, starts, 0.2, 15)
     assert float((likely.lower > 0.3).double().mean()) <= 0.2 + 4.0 * math.sqrt(0.2 * 0.8 / 400)

@@ -57,9 +57,7 @@ RANGES = {
     "quadratic": Ranges(regularizers=("Quadratic",)),
     "nonconvex": Ranges(regularizers=("WeaklyConvexRidge",)),
     "local": Ranges((1e-2, 1.0), (1e-1, 2.0), (1e-3, 0.3), constrained=0.2, regularizers=("DeepRidge",), local=True),
-    "local-extreme": Ranges(
-        (1e-4, 1e2), (1e-4, 1e2), (1e-4, 1e2), 100.0, 0.3, regularizers=("DeepRidge",), local=True
-    ),
+    "local-extreme": Ranges((1e-4, 1e2), (1e-4, 1e2), (1e-4, 1e2), 100.0, 0.3, regularizers=("DeepRidge",), local=True),
     "large-nonconvex": Ranges(regularizers=("WeaklyConvexRidge",), sides=(8, 16)),
 }
 

@@ -34,8 +34,8 @@ __all__ = ["METHODS", "Summary", "draw_tolerance", "hunt", "hunt_methods", "hunt
 @dataclass
 class Summary:
     """Counts over all problems; effectivity is bound over true error where the latter exceeds the truth's own error.
-    ``indefinite``: problems whose
-    Hessian has no lower bound above 0 that holds everywhere. ``reached``: smooth problems (no Huber kinks, no constraint) certified to a tolerance, by the tolerance."""
+    ``indefinite``: problems whose Hessian has no lower bound above 0 that holds everywhere. ``reached``: smooth
+    problems (no Huber kinks, no constraint) certified to a tolerance, by the tolerance."""
 
     problems: int = 0
     unusable_truth: int = 0
@@ -227,7 +227,11 @@ def _compare_method(case: Case, draw: Draw, summary: Summary, truth: Truth, name
         return False
     label = f"{case.label}/{name}/{certificate}/tolerance={tolerance:.2g}/max_steps={max_steps}"
     _compare_hypergradient(result, truth, summary, label, f"{certificate} {what}")
-    if result.locally_certified and result.status is lr.Status.CONVERGED and result.error_bound > tolerance * result.norm:
+    if (
+        result.locally_certified
+        and result.status is lr.Status.CONVERGED
+        and result.error_bound > tolerance * result.norm
+    ):
         summary.violations.append(f"converged above the tolerance [{label}]")
     return result.locally_certified
 

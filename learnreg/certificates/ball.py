@@ -63,13 +63,16 @@ def find_ball(instance: Instance, x: Tensor, t: Tensor, residual: Tensor, moved:
     Parameters
     ----------
     t: K x. residual: ‖r‖ with its rounding, (batch,). moved: how far from x the point lies that bounds are wanted of,
-        (batch,): the radius leaves room for it.
+        (batch,): the ball leaves room for one around that point, smaller by this.
     """
-    none = torch.zeros_like(residual)
+    none, kind = torch.zeros_like(residual), instance.analysis.norm_bound_kind
+    failure = instance.analysis.norm_failure_probability if kind == "probabilistic" else 0.0
     low, _ = instance.potential.curvature_bounds(t, response_radius(instance, none, t))
-    ball = Ball(none, none, torch.full_like(residual, math.inf), low.expand_as(t).clone(), 0.0, None)
+    ball = Ball(none, none, torch.full_like(residual, math.inf), low.expand_as(t).clone(), failure, None)
     if low.shape != t.shape or instance.latent.channels:
         return replace(ball, hindrance=Obstacle.NO_SPLIT.met(why=_unfit(instance)))
+    if not bool(torch.isfinite(residual).all() & torch.isfinite(low).all()):
+        return replace(ball, hindrance=_hindrance(math.inf, math.inf))
     estimate = LowestCurvature(instance).estimate(low)
     trial = estimate.clamp_min(0.0)
     for _ in range(_TRIALS):
@@ -101,10 +104,10 @@ def _widened(
     own, smallest = residual[index], (residual / trial.clamp_min(torch.finfo(trial.dtype).tiny))[index]
     rounding = 8.0 * torch.finfo(x.dtype).eps * norm_samples(x[index])
     room = (torch.zeros_like(residual) + moved)[index]
-    radius = _ROOM * smallest + room + rounding
+    radius = _ROOM * smallest + 2.0 * room + rounding
     low, _ = part.potential.curvature_bounds(t[index], response_radius(part, radius + rounding, t[index]))
     curvature, failure = _curvature(part, low, estimate[index])
-    holds = (own < curvature * (radius - room)) & (curvature > 0) & torch.isfinite(radius)
+    holds = (own < curvature * (radius - 2.0 * room)) & (curvature > 0) & torch.isfinite(radius)
     chosen, at = index[holds], holds.nonzero()[:, 0]
     known[index] = curvature.clamp_min(0.0)
     grown = Ball(

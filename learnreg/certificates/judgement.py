@@ -277,7 +277,8 @@ def _judge_part(point: Point, known_error: Tensor, kind: type[PointBound] | None
     adjoint_residual = equation.project(instance.quadratic(X) + bent) - equation.rhs
     adjoint_floor = rounding_floor(instance, X, bent, point.loss_gradient) + hidden(x, X)
     adjoint_norm, floors = sum_samples(adjoint_residual**2).sqrt() + adjoint_floor, (floor, adjoint_floor)
-    standing = stand(instance, x, responses.t, state_norm)
+    rounded = torch.finfo(point.b.dtype).eps if point.b.dtype != torch.float64 else 0.0  # where results return x
+    standing = stand(instance, x, responses.t, state_norm, rounded * sum_samples(x * x).sqrt())
     e, radius = torch.minimum(standing.error, known_error), standing.radius
     if kind is None or standing.split is None:
         return _Part(gradient, state_norm, e, adjoint_norm, standing.hindrance, None, 0.0, floors, radius)

@@ -185,13 +185,18 @@ def test_singular_operators_need_no_ridge() -> None:
     assert distance(result.gradient, truth.gradient) <= result.error_bound + truth.gradient_slack
 
 
-def test_float32_and_noise_levels_of_their_own() -> None:
+def test_results_in_float32_are_in_their_balls() -> None:
+    """Rounded as they are."""
     problem = problem_with(Identity(SHAPE), deep().float())
-    _, b = registry.measure(problem)
+    x_true, b = registry.measure(problem)
     found = lr.solve(problem, b.float(), 1e-4)
     assert found.locally_certified
     assert found.radius.dtype == torch.float32
     assert bool((math.sqrt(42) * found.error_bound <= found.radius).all())
+    result = lr.hypergradient(problem, b.float(), lr.SquaredError(x_true.float()), tolerance=1e-2)
+    assert result.locally_certified
+    assert bool((result.state_error_bound <= result.radius).all())
+    assert float(result.radius.max()) < 1.0
 
 
 # ---- what is refused -------------------------------------------------------------------------------------------------

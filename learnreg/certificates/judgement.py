@@ -130,6 +130,7 @@ def judge(
     certificate: PointCertificate = "published",
     state_error: Tensor | None = None,
     outlook: Enough | None = None,
+    moved: Tensor | float = 0.0,
 ) -> Verdict:
     """Form the hypergradient at a point in float64 and bound its error there: at the point, but for latent variables
     that are known to be 0 exactly, where the active set hangs on them.
@@ -138,7 +139,7 @@ def judge(
     float64. The batch goes through in parts, so that the memory for responses stays bounded; only what couples its
     samples, the loss, sees all of it. ``state_error``: a rigorous bound of ‖x - x^‖ that is known already, (batch,).
     ``outlook``: estimate the shares nearer to the solution, too, where bounds exceed this function of the gradient's
-    norm.
+    norm. ``moved``: how far from the point another one is, (batch,), that is to have a ball of a minimiser, too.
     """
     instance, loss = point.instance, point.loss
     x = instance.box.exactly(point.x).double()
@@ -146,14 +147,15 @@ def judge(
     hindrance = missing_assumption(point.frozen, instance, loss, x)
     known = x.new_full((instance.batch,), math.inf) if state_error is None else state_error.double()
     kind = None if hindrance else _BOUNDS[certificate]
-    parts = [_judge_part(part, known[index], kind, outlook) for part, index in point.parts()]
+    room = torch.zeros_like(known) + moved
+    parts = [_judge_part(part, known[index], kind, outlook, room[index]) for part, index in point.parts()]
     if any(p.unsettled is not None for p in parts):
         x, X = x.clone(), point.X.clone()
         for p, (_, index) in zip(parts, instance.parts(), strict=True):
             if p.unsettled is not None:
                 x[index].masked_fill_(p.unsettled, 0.0)
                 X[index].masked_fill_(p.unsettled, 0.0)
-        return judge(replace(point, x=x, X=X), certificate, state_error, outlook)
+        return judge(replace(point, x=x, X=X), certificate, state_error, outlook, moved)
     e, state_norm = torch.cat([p.e for p in parts]), torch.cat([p.state_norm for p in parts])
     adjoint_norm = torch.cat([p.adjoint_norm for p in parts])
     if not bool(torch.isfinite(state_norm + adjoint_norm).all()):
@@ -264,7 +266,9 @@ class _Part:
     unsettled: Tensor | None = None
 
 
-def _judge_part(point: Point, known_error: Tensor, kind: type[PointBound] | None, outlook: Enough | None) -> _Part:
+def _judge_part(
+    point: Point, known_error: Tensor, kind: type[PointBound] | None, outlook: Enough | None, moved: Tensor
+) -> _Part:
     instance, x, X = point.instance, point.x, point.X
     gradient, responses = evaluate_pairing(point)
     pullback = instance.adjoint(responses.y)
@@ -278,7 +282,7 @@ def _judge_part(point: Point, known_error: Tensor, kind: type[PointBound] | None
     adjoint_floor = rounding_floor(instance, X, bent, point.loss_gradient) + hidden(x, X)
     adjoint_norm, floors = sum_samples(adjoint_residual**2).sqrt() + adjoint_floor, (floor, adjoint_floor)
     rounded = torch.finfo(point.b.dtype).eps if point.b.dtype != torch.float64 else 0.0  # where results return x
-    standing = stand(instance, x, responses.t, state_norm, rounded * sum_samples(x * x).sqrt())
+    standing = stand(instance, x, responses.t, state_norm, moved + rounded * sum_samples(x * x).sqrt())
     e, radius = torch.minimum(standing.error, known_error), standing.radius
     if kind is None or standing.split is None:
         return _Part(gradient, state_norm, e, adjoint_norm, standing.hindrance, None, 0.0, floors, radius)

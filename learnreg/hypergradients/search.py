@@ -167,9 +167,10 @@ class Search(ABC):
         self.adjoint_steps += outcome.adjoint_steps
         return outcome.after(begin), outcome
 
-    def judge(self, point: Point, outlook: Enough | None = None) -> Verdict:
+    def judge(self, point: Point, outlook: Enough | None = None, moved: Tensor | float = 0.0) -> Verdict:
         """By the certificate requested, in float64."""
-        return judge(replace(point, instance=self.exact_instance), self.request.rungs[self.rung], outlook=outlook)
+        at = replace(point, instance=self.exact_instance)
+        return judge(at, self.request.rungs[self.rung], outlook=outlook, moved=moved)
 
     @property
     def last_rung(self) -> bool:

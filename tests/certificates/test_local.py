@@ -95,6 +95,7 @@ def near(problem: lr.LowerLevelProblem, b: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("name", OPERATORS)
 @pytest.mark.parametrize("boxed", [False, True], ids=["free", "box"])
+@pytest.mark.sampled(share=0.25, by=("name", "boxed"))
 def test_local_minimisers_are_within_their_bounds(name: str, boxed: bool) -> None:
     """Where the Hessian is indefinite elsewhere, and A singular: the solution, and certificates of hypergradients."""
     operator = OPERATORS[name]()
@@ -113,7 +114,7 @@ def test_local_minimisers_are_within_their_bounds(name: str, boxed: bool) -> Non
     scale = math.sqrt(truth.x.shape[1])
     assert bool((way <= scale * found.error_bound + truth.x_slack).all())
     assert bool((scale * found.error_bound <= found.radius).all())
-    for certificate in ("auto", "published", "sharp"):
+    for certificate in ("auto", "published"):
         result = lr.hypergradient(problem, b, loss, tolerance=1e-3, certificate=certificate)  # type: ignore[arg-type]
         if boxed and not result.locally_certified:  # a pixel on the verge of its bound
             continue
@@ -280,6 +281,7 @@ def test_model_files_keep_it(tmp_path: object) -> None:
 
 
 @pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.sampled(share=0.5, by=("name",))
 def test_curvatures_are_below_the_smallest_eigenvalue(
     name: str, rotating_seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -322,9 +324,9 @@ def test_lanczos_fails_as_seldom_as_it_says(rotating_seed: int) -> None:
     """At a failure probability that can be seen, over many starts."""
     generator = torch.Generator().manual_seed(rotating_seed)
     values = torch.cat(
-        [torch.tensor([0.3], dtype=DOUBLE), 1.0 + 9.0 * torch.rand(299, dtype=DOUBLE, generator=generator)]
+        [torch.tensor([0.3], dtype=DOUBLE), 1.0 + 9.0 * torch.rand(119, dtype=DOUBLE, generator=generator)]
     )
-    starts = torch.randn(400, 300, dtype=DOUBLE, generator=generator)
+    starts = torch.randn(400, 120, dtype=DOUBLE, generator=generator)
     likely = lanczos_lower_bound(lambda v: v * values, starts, 0.2, 15)
     assert float((likely.lower > 0.3).double().mean()) <= 0.2 + 4.0 * math.sqrt(0.2 * 0.8 / 400)
     sure = lanczos_lower_bound(lambda v: v * values, starts[:20], 1e-12, 90)
@@ -335,8 +337,8 @@ def test_lanczos_fails_as_seldom_as_it_says(rotating_seed: int) -> None:
 def test_splits_keep_half_of_the_curvature(rotating_seed: int) -> None:
     """M + K^T sigma K >= m/2 with sigma <= f'' in the ball, and the ball's curvature is one at random points of it."""
     generator = torch.Generator().manual_seed(rotating_seed)
-    for name, operator in OPERATORS.items():
-        problem = problem_with(operator(), deep())
+    for name in ("identity", "inpainting", "tomography"):
+        problem = problem_with(OPERATORS[name](), deep())
         _, b = registry.measure(problem)
         x, instance, dense = near(problem, b).reshape(len(b), 1, 7, -1), problem.instance(b), Dense(problem, b)
         residual = torch.full((len(b),), 1e-6, dtype=DOUBLE)
@@ -354,10 +356,11 @@ def test_splits_keep_half_of_the_curvature(rotating_seed: int) -> None:
 
 
 @pytest.mark.parametrize("kind", [SharpBound, PublishedBound], ids=["sharp", "published"])
+@pytest.mark.sampled(share=0.5, by=("kind",))
 def test_lemma_4_holds_for_the_true_errors(kind: type[SharpBound | PublishedBound], rotating_seed: int) -> None:
     """With the errors themselves in the place of their bounds, every group of parameters for itself."""
     generator, judged = torch.Generator().manual_seed(rotating_seed), 0
-    for trial in range(8):
+    for trial in range(5):
         problem = problem_with((Identity(SHAPE), mask(), blur())[trial % 3], deep(3.0, trial))
         x_true, b = registry.measure(problem, batch=1)
         loss, instance, roles = lr.SquaredError(x_true), problem.instance(b), problem.frozen().parameter_roles()
@@ -389,10 +392,11 @@ def test_lemma_4_holds_for_the_true_errors(kind: type[SharpBound | PublishedBoun
             error = distance(gradient, {name: truth.gradient[name] for name in gradient})
             assert error <= allowed * (1.0 + 1e-9) + truth.gradient_slack, (role, trial)
             judged += 1
-    assert judged >= 8
+    assert judged >= 5
 
 
 @pytest.mark.parametrize("ranges", ["local", "local-extreme"])
+@pytest.mark.sampled(share=0.5, by=("ranges",))
 def test_hunt(ranges: str, rotating_seed: int) -> None:
     summary = hunt(1, torch.Generator().manual_seed(rotating_seed), RANGES[ranges])
     assert summary.violations == []

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from learnreg.linear.examination import foreign_operators
 from learnreg.linear.smallest_eigenvalue import banded_lower_bound, dense_lower_bound, lanczos_lower_bound
 from learnreg.lower_level.instance import Instance
 from learnreg.potentials.base import weighted_square
@@ -80,7 +81,11 @@ class LowestCurvature:
 
     @cached_property
     def _window(self) -> tuple[int, int] | None:
-        """How far apart pixels are that M or K^T diag(s) K couple, and one."""
+        """How far apart pixels are that M or K^T diag(s) K couple, and one; what other classes than this package's say
+        of themselves is not examined, and not believed."""
+        both = self.instance.analysis, self.instance.forward
+        if any(next(foreign_operators(operator), None) is not None for operator in both):
+            return None
         own, data = self.instance.analysis.window(), self.instance.quadratic.window()
         return None if own is None or data is None else (max(own[0], data[0]), max(own[1], data[1]))
 

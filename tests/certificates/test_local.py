@@ -24,6 +24,10 @@ from learnreg.certificates.published import PublishedBound
 from learnreg.certificates.sharp import SharpBound
 from learnreg.certificates.split import BallSplit
 from learnreg.certificates.state import rounding_floor, state_residual
+from learnreg.convolutions.chain import ConvolutionChain
+from learnreg.convolutions.filter_bank import FilterBank
+from learnreg.convolutions.gradient import Gradient
+from learnreg.linear.norms import dense_matrix
 from learnreg.linear.operator import LinearOperator
 from learnreg.linear.samples import norm_samples
 from learnreg.linear.smallest_eigenvalue import banded_lower_bound, dense_lower_bound, lanczos_lower_bound
@@ -303,6 +307,22 @@ def test_curvatures_are_below_the_smallest_eigenvalue(
         assert (failure > 0) == (limit == 1 and name == "tomography")
         assert bool((found <= exact).all())
         assert bool((found >= 0.5 * exact.clamp_min(0.0)).all() | (exact < 0).any())
+
+
+def test_windows_tell_which_pixels_are_coupled() -> None:
+    filters = torch.randn(2, 3, 4, dtype=DOUBLE, generator=torch.Generator().manual_seed(0))
+    banks = [FilterBank(filters, SHAPE, boundary) for boundary in ("zero", "valid", "reflect")]
+    chain = ConvolutionChain([torch.ones(2, 1, 3, 3), torch.ones(1, 2, 1, 3)], SHAPE)
+    blurs = [Blur(filters[0], SHAPE, boundary) for boundary in ("zero", "reflect")]
+    for operator in (*banks, chain, *blurs, Gradient(SHAPE)):
+        window, (_, height, width) = operator.window(), SHAPE
+        assert window is not None
+        A = dense_matrix(operator, SHAPE)
+        coupled = (A.abs().T @ A.abs()).reshape(height, width, height, width) > 0
+        rows, columns = (a.abs() for a in coupled.nonzero().T[:2] - coupled.nonzero().T[2:])
+        assert (int(rows.max()) < window[0]) & (int(columns.max()) < window[1])
+    for operator in (FilterBank(filters, SHAPE, "circular"), Blur(filters[0], SHAPE, "circular"), ParallelBeam2D(7, 5)):
+        assert operator.window() is None
 
 
 def test_banded_and_dense_bounds_keep_their_margins() -> None:

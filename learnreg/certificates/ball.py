@@ -52,8 +52,7 @@ class Ball:
     def split(self, instance: Instance) -> BallSplit:
         """For what is judged within ``error`` of x; needs a ball for every sample."""
         known, rho = LowestCurvature(instance), instance.potential.concavity
-        surplus, drop = instance.quadratic.modulus(), known.drop(self.low)
-        return BallSplit.of(self.low, self.curvature, surplus, drop, rho)
+        return BallSplit.of(self.low, self.curvature, known.by_norms(self.low), rho)
 
 
 @torch.no_grad()

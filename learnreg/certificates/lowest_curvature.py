@@ -44,7 +44,8 @@ class LowestCurvature:
 
     def by_norms(self, s: Tensor) -> float:
         """lambda_min(M) - ‖√s₋ K‖², for all samples. *Rigorous bound.*"""
-        return self.instance.quadratic.modulus() - self.drop(s)
+        own, drop = self.instance.quadratic.modulus(), self.drop(s)
+        return own - drop - 1e-14 * (own + drop)
 
     def drop(self, s: Tensor) -> float:
         """‖√s₋ K‖² for the negative parts of s, those of all samples. *Rigorous bound.*"""

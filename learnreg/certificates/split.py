@@ -90,15 +90,15 @@ class BallSplit(Split):
     gain: float
 
     @classmethod
-    def of(cls, low: Tensor, curvature: Tensor, surplus: float, drop: float, concavity: Tensor | float) -> BallSplit:
+    def of(cls, low: Tensor, curvature: Tensor, left: float, concavity: Tensor | float) -> BallSplit:
         """low <= f'' in the ball, (batch, *range), where the Hessian is at least ``curvature``, (batch,), and M - K^T
-        low₋ K >= surplus - drop.
+        low₋ K at least ``left``, of either sign.
 
-        sigma = low where that is negative, and theta low elsewhere, with 1 - theta = m/(2 (m + c)), c = max(0, drop -
-        surplus): M_sigma = theta (M + K^T low K) + (1 - theta)(M - K^T low₋ K) >= theta m - (1 - theta) c = m/2. Where
+        sigma = low where that is negative, and theta low elsewhere, with 1 - theta = m/(2 (m + c)), c = max(0, -left):
+        M_sigma = theta (M + K^T low K) + (1 - theta)(M - K^T low₋ K) >= theta m - (1 - theta) c = m/2. Where
         M - K^T low₋ K itself has more, theta = 0.
         """
-        lowest, left = 0.5 * float(curvature.min()) * (1.0 - 1e-12), surplus - drop
+        lowest = 0.5 * float(curvature.min()) * (1.0 - 1e-12)
         if left >= lowest:
             return cls(left, low.clamp_max(0.0), concavity, 0.0)
         m = curvature.reshape(-1, *(1,) * (low.dim() - 1))

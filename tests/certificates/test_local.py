@@ -396,7 +396,7 @@ def test_lemma_4_holds_for_the_true_errors(kind: type[SharpBound | PublishedBoun
         if float(least) <= 0:
             continue
         known = LowestCurvature(instance)
-        split = BallSplit.of(low, least, instance.quadratic.modulus(), known.drop(low), instance.potential.concavity)
+        split = BallSplit.of(low, least, known.by_norms(low), instance.potential.concavity)
         for role in sorted(set(roles.values())):
             for name, p in problem.regularizer.named_parameters():
                 p.requires_grad_(roles[name] == role)

@@ -335,6 +335,13 @@ def test_banded_and_dense_bounds_keep_their_margins() -> None:
     neumann[0, 0] = neumann[0, -1] = 1.0
     assert banded_lower_bound(neumann, 1e-17) == -math.inf
     assert banded_lower_bound(laplace, -1.0) == -math.inf
+    random = np.random.default_rng(0)
+    for n, width in ((57, 5), (23, 22), (40, 0)):
+        band = random.normal(size=(width + 1, n))
+        band[0] = 3.0 + 2 * width
+        matrix = sum(np.diag(band[d, : n - d], -d) + np.diag(band[d, : n - d], d) * (d > 0) for d in range(width + 1))
+        lowest = float(np.linalg.eigvalsh(matrix)[0])
+        assert 0.97 * lowest <= banded_lower_bound(band, lowest) <= lowest
     full = torch.diag(torch.full((50,), 2.0, dtype=DOUBLE)) - torch.diag(torch.ones(49, dtype=DOUBLE), 1)
     full = full - torch.diag(torch.ones(49, dtype=DOUBLE), -1)
     assert smallest - 1e-11 <= float(dense_lower_bound(full[None], torch.tensor([4.0], dtype=DOUBLE))) <= smallest

@@ -13,9 +13,28 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-__all__ = ["BoundKind", "Brief", "Certificate", "History", "Hypergradient", "Solution", "Status", "brief"]
+__all__ = [
+    "BoundKind",
+    "Brief",
+    "Certificate",
+    "History",
+    "Hypergradient",
+    "Minimiser",
+    "Solution",
+    "Status",
+    "brief",
+    "holds_globally",
+]
 
 BoundKind = Literal["rigorous", "estimate", "none"]
+
+Minimiser = Literal["global", "local"]
+"""Which minimiser bounds are about: the one of the energy, or the only one in a ball around the point computed."""
+
+
+def holds_globally(kind: BoundKind, radius: Tensor) -> bool:
+    """Whether bounds are rigorous, and about the global minimiser: the only one in a ball of infinite radius."""
+    return kind == "rigorous" and bool(torch.isinf(radius).all())
 
 
 _FEW = 4
@@ -137,7 +156,12 @@ class Solution(Brief):
     x: (batch, *domain_shape). y: the dual point f'(Kx), (batch, *K's range), of large images computed when it is asked
     for. error_bound: (batch,) root-mean-square error of x, in units of x; what kind of number it is says
     ``bound_kind``. steps: iterations of the slowest sample. operator_applications: calls of K or K^T on the batch.
-    solver: the algorithm that ran. reason: why the bound is an estimate.
+    solver: the algorithm that ran. reason: why the bound is an estimate, or none.
+
+    certified_scope: what ``minimiser`` the problem asked for. With "local" ``error_bound`` is about the minimiser in
+    the ball of ``radius`` around x, a 2-norm, (batch,), where there is exactly one: a rigorous bound if
+    ``locally_certified``. The radius is 0 where no ball was certified, which leaves an infinite ``error_bound``, and
+    infinite where the minimiser is the global one, as always with "global".
     """
 
     x: Tensor
@@ -150,6 +174,8 @@ class Solution(Brief):
     solver: str
     reason: str = ""
     history: History = field(default_factory=lambda: History.of([], 0), repr=False)
+    certified_scope: Minimiser = "global"
+    radius: Tensor = field(default_factory=lambda: torch.tensor([math.inf]))
 
     @cached_property
     def y(self) -> Tensor:
@@ -157,7 +183,12 @@ class Solution(Brief):
 
     @property
     def certified(self) -> bool:
-        """Whether ``error_bound`` is a rigorous bound, and finite for every sample."""
+        """Whether ``error_bound`` is a rigorous bound for the global minimiser, and finite for every sample."""
+        return self.locally_certified and holds_globally(self.bound_kind, self.radius)
+
+    @property
+    def locally_certified(self) -> bool:
+        """Whether ``error_bound`` is a rigorous bound for the minimiser in the ball, and finite for every sample."""
         return self.bound_kind == "rigorous" and bool(torch.isfinite(self.error_bound).all())
 
 
@@ -174,6 +205,10 @@ class Hypergradient(Brief):
     error of the state and relative residual of the adjoint equation that should satisfy a tolerance of 1, in proportion
     for others. normed: a filter bank at this theta or an earlier one whose norm was found, from which those nearby
     follow; None of other operators. ``Start.after`` hands both on.
+
+    certified_scope, radius, locally_certified: as those of ``Solution``. With "local" the gradient is that of the
+    branch of the minimiser in the ball, and so are its bound and the interval of the loss; ``certified`` is about the
+    global minimiser all the same.
     """
 
     gradient: dict[str, Tensor]
@@ -195,6 +230,13 @@ class Hypergradient(Brief):
     rung: str = ""
     accuracy: tuple[float, float] | None = field(default=None, repr=False)
     normed: Any = field(default=None, repr=False)
+    certified_scope: Minimiser = "global"
+    radius: Tensor = field(default_factory=lambda: torch.tensor([math.inf]))
+
+    @property
+    def locally_certified(self) -> bool:
+        """Whether ``error_bound`` is rigorous for the minimiser in the ball, and finite."""
+        return self.bound_kind == "rigorous" and math.isfinite(self.error_bound)
 
     @property
     def relative_error_bound(self) -> float:
@@ -220,6 +262,7 @@ class Certificate(Brief):
     gradient_error_estimate: distance to the corrected gradient, an *estimate* of the error. loss_estimate: the loss
     corrected by the dual-weighted residual <X, ∇E(x)>, an *estimate* of the loss at the exact minimiser.
     corrected_gradient and its corrected_error_bound, like gradient_error_bound: a better answer, at a corrected point.
+    certified_scope, radius, locally_certified: as those of ``Solution``.
     """
 
     error_bound: Tensor
@@ -237,3 +280,10 @@ class Certificate(Brief):
     corrected_gradient: dict[str, Tensor]
     corrected_error_bound: float
     operator_applications: int
+    certified_scope: Minimiser = "global"
+    radius: Tensor = field(default_factory=lambda: torch.tensor([math.inf]))
+
+    @property
+    def locally_certified(self) -> bool:
+        """Whether the bounds are rigorous for the minimiser in the ball, and that of the gradient finite."""
+        return self.bound_kind == "rigorous" and math.isfinite(self.gradient_error_bound)

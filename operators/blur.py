@@ -91,6 +91,9 @@ class Blur(LinearOperator):
         _, height, width = self.domain_shape
         return pad_adjoint(padded, self._sides, self.boundary, (height, width)).reshape(y.shape)
 
+    def window(self) -> tuple[int, int] | None:
+        return None if self.boundary == "circular" or self.domain_shape[0] > 1 else self._sides
+
     def _find_norm(self) -> NormBound:
         return self._bank().norm()
 

@@ -33,7 +33,7 @@ def missing_state_assumption(instance: Instance, x: Tensor) -> Hindrance | None:
         return Obstacle.DECLARATION.met(sentence=f"{instance.unexamined} was not examined (examine = False)")
     if instance.potential.foreign and (sentence := instance.potential.doubt(instance.apply(x), gradients=False)):
         return Obstacle.DECLARATION.met(sentence=sentence)
-    return None if instance.strong_convexity > 0 else Obstacle.NO_MODULUS.met()
+    return None if instance.strong_convexity > 0 or instance.local else Obstacle.NO_MODULUS.met()
 
 
 def missing_assumption(problem: FrozenProblem, instance: Instance, loss: UpperLoss, x: Tensor) -> Hindrance | None:

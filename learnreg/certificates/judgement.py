@@ -14,19 +14,21 @@ import torch
 from torch import Tensor
 
 from learnreg.certificates.assumptions import constraint_decided, missing_assumption, unsettled
+from learnreg.certificates.ball import improbable
 from learnreg.certificates.frobenius import FrobeniusBound
 from learnreg.certificates.groups import GroupBound
 from learnreg.certificates.obstacle import Hindrance, Obstacle
-from learnreg.certificates.point_bound import PointBound
+from learnreg.certificates.point_bound import PointBound, StateError
 from learnreg.certificates.published import PublishedBound
 from learnreg.certificates.sharp import SharpBound
+from learnreg.certificates.standing import stand
 from learnreg.certificates.state import rounding_floor, state_residual
 from learnreg.linear.samples import sum_samples
 from learnreg.lower_level.adjoint_equation import AdjointEquation
 from learnreg.lower_level.blame import blame_operators
 from learnreg.lower_level.pairing import evaluate_pairing, sum_gradients
 from learnreg.lower_level.point import Point
-from learnreg.result import Brief
+from learnreg.result import BoundKind, Brief
 
 __all__ = ["OUTLOOK", "RUNGS", "Enough", "PointCertificate", "Verdict", "gradient_distance", "gradient_norm", "judge"]
 
@@ -50,7 +52,9 @@ class Verdict(Brief):
     state_share, adjoint_share: the parts of ``error_bound`` that come from the error of x and from the linear residual
     of X alone; they tell which tolerance to tighten. state_residual, adjoint_residual: norms per sample, (batch,).
     outlook: *estimates* of both shares if the error of x were ``OUTLOOK`` times as large and all else the same, or
-    None. floors: what rounding may hide of both residuals, (batch,) each. rung: the bound that was taken.
+    None. floors: what rounding may hide of both residuals, (batch,) each. rung: the bound that was taken. radius: of
+    the ball around x in which the bounds' minimiser is the only one, (batch,): infinite where that is the global one.
+    failure: the probability that a bound is none, 0 for rigorous ones.
     """
 
     point: Point
@@ -67,6 +71,8 @@ class Verdict(Brief):
     adjoint_share: float
     rung: PointCertificate
     floors: tuple[Tensor, Tensor]
+    radius: Tensor
+    failure: float = 0.0
     outlook: tuple[float, float] | None = None
 
     @property
@@ -75,8 +81,15 @@ class Verdict(Brief):
 
     @property
     def reason(self) -> str:
-        """Why there is no bound; empty if there is one."""
-        return "" if self.hindrance is None else self.hindrance.reason
+        """Why there is no bound, or how likely it fails; empty if there is a rigorous one."""
+        if self.hindrance is None:
+            return improbable(self.failure)
+        return self.hindrance.reason
+
+    @property
+    def kind(self) -> BoundKind:
+        """What its bounds are."""
+        return "none" if self.hindrance else "estimate" if self.failure > 0 else "rigorous"
 
     @property
     def certifiable(self) -> bool:
@@ -117,6 +130,7 @@ def judge(
     certificate: PointCertificate = "published",
     state_error: Tensor | None = None,
     outlook: Enough | None = None,
+    moved: Tensor | float = 0.0,
 ) -> Verdict:
     """Form the hypergradient at a point in float64 and bound its error there: at the point, but for latent variables
     that are known to be 0 exactly, where the active set hangs on them.
@@ -125,7 +139,7 @@ def judge(
     float64. The batch goes through in parts, so that the memory for responses stays bounded; only what couples its
     samples, the loss, sees all of it. ``state_error``: a rigorous bound of ‖x - x^‖ that is known already, (batch,).
     ``outlook``: estimate the shares nearer to the solution, too, where bounds exceed this function of the gradient's
-    norm.
+    norm. ``moved``: how far from the point another one is, (batch,), that is to have a ball of a minimiser, too.
     """
     instance, loss = point.instance, point.loss
     x = instance.box.exactly(point.x).double()
@@ -133,14 +147,15 @@ def judge(
     hindrance = missing_assumption(point.frozen, instance, loss, x)
     known = x.new_full((instance.batch,), math.inf) if state_error is None else state_error.double()
     kind = None if hindrance else _BOUNDS[certificate]
-    parts = [_judge_part(part, known[index], kind, outlook) for part, index in point.parts()]
+    room = torch.zeros_like(known) + moved
+    parts = [_judge_part(part, known[index], kind, outlook, room[index]) for part, index in point.parts()]
     if any(p.unsettled is not None for p in parts):
         x, X = x.clone(), point.X.clone()
         for p, (_, index) in zip(parts, instance.parts(), strict=True):
             if p.unsettled is not None:
                 x[index].masked_fill_(p.unsettled, 0.0)
                 X[index].masked_fill_(p.unsettled, 0.0)
-        return judge(replace(point, x=x, X=X), certificate, state_error, outlook)
+        return judge(replace(point, x=x, X=X), certificate, state_error, outlook, moved)
     e, state_norm = torch.cat([p.e for p in parts]), torch.cat([p.state_norm for p in parts])
     adjoint_norm = torch.cat([p.adjoint_norm for p in parts])
     if not bool(torch.isfinite(state_norm + adjoint_norm).all()):
@@ -163,6 +178,8 @@ def judge(
         adjoint_share=bounds.adjoint_share,
         rung=certificate,
         floors=(torch.cat([p.floors[0] for p in parts]), torch.cat([p.floors[1] for p in parts])),
+        radius=torch.cat([p.radius for p in parts]),
+        failure=sum(p.failure for p in parts),
         outlook=bounds.outlook,
     )
 
@@ -187,43 +204,44 @@ def _bounds(point: Point, parts: list[_Part], e: Tensor, adjoint_norm: Tensor) -
     # the gradient of each part is rounded to the dtype of the parameters, and so is their sum
     rounding = sum(torch.finfo(g.dtype).eps * gradient_norm({"": g}) for p in parts for g in p.gradient.values())
     rounding += 1e-13 * sum(p.magnitude for p in parts) if parts[0].gradient else 0.0
-    change, mu = point.loss.gradient_change(point.x, e), point.instance.strong_convexity
+    change = point.loss.gradient_change(point.x, e)
     assert change is not None  # missing_assumption() has seen to it
     bounds = [p.errors for p in parts if p.errors is not None]
-    total, E = _total(mu, bounds, adjoint_norm + change)
-    without, _ = _total(mu, bounds, change)
+    total, E = _total(bounds, adjoint_norm + change)
+    without, _ = _total(bounds, change)
     nearer = [p.nearer for p in parts if p.nearer is not None]
     shares: tuple[float, float] | None = None
     if len(nearer) == len(parts):
-        near, _ = _total(mu, nearer, OUTLOOK * change)
-        shares = (near, _total(mu, nearer, adjoint_norm + OUTLOOK * change)[0] - near)
+        near, _ = _total(nearer, OUTLOOK * change)
+        shares = (near, _total(nearer, adjoint_norm + OUTLOOK * change)[0] - near)
     return _Bounds(total + rounding, E, without + rounding, total - without, shares)
 
 
 @dataclass(frozen=True)
 class _Errors:
-    """The errors of X for a vanishing residual in both norms, the largest quotient of these norms, (batch,) each, and
-    the bound of each parameter group."""
+    """The errors of X for a vanishing residual in both norms, the largest quotient of these norms, (batch,) each, the
+    modulus that they rest on, and the bound of each parameter group."""
 
     adjoint: Tensor
     energy: Tensor
     stiffness: Tensor
+    mu: float
     groups: list[GroupBound]
 
     @classmethod
     def of(cls, bound: PointBound) -> _Errors:
-        return cls(bound.adjoint_error(), bound.energy_adjoint_error(), bound.stiffness, bound.groups())
+        return cls(bound.adjoint_error(), bound.energy_adjoint_error(), bound.stiffness, bound.mu, bound.groups())
 
 
-def _total(mu: float, parts: list[_Errors], residual: Tensor) -> tuple[float, Tensor]:
+def _total(parts: list[_Errors], residual: Tensor) -> tuple[float, Tensor]:
     """Root of the sum of squares over the parameter groups, each summed over the batch, and ‖X - X^‖ (batch,), for
     residuals of the adjoint equation (batch,)."""
     sums, first, found = [0.0] * len(parts[0].groups), 0, []
     for part in parts:
         rho = residual[first : first + part.adjoint.shape[0]]
         first += part.adjoint.shape[0]
-        E = part.adjoint + rho / mu
-        E_energy = torch.minimum(part.energy + rho / (2.0 * math.sqrt(mu)), part.stiffness * E)
+        E = part.adjoint + rho / part.mu
+        E_energy = torch.minimum(part.energy + rho / (2.0 * math.sqrt(part.mu)), part.stiffness * E)
         found.append(E)
         sums = [s + float(group.at(E, E_energy).sum()) for s, group in zip(sums, part.groups, strict=True)]
     return math.sqrt(sum(s * s for s in sums)) * (1.0 + 1e-12), torch.cat(found)
@@ -242,11 +260,15 @@ class _Part:
     errors: _Errors | None
     magnitude: float
     floors: tuple[Tensor, Tensor]
+    radius: Tensor
+    failure: float = 0.0
     nearer: _Errors | None = None
     unsettled: Tensor | None = None
 
 
-def _judge_part(point: Point, known_error: Tensor, kind: type[PointBound] | None, outlook: Enough | None) -> _Part:
+def _judge_part(
+    point: Point, known_error: Tensor, kind: type[PointBound] | None, outlook: Enough | None, moved: Tensor
+) -> _Part:
     instance, x, X = point.instance, point.x, point.X
     gradient, responses = evaluate_pairing(point)
     pullback = instance.adjoint(responses.y)
@@ -259,25 +281,26 @@ def _judge_part(point: Point, known_error: Tensor, kind: type[PointBound] | None
     adjoint_residual = equation.project(instance.quadratic(X) + bent) - equation.rhs
     adjoint_floor = rounding_floor(instance, X, bent, point.loss_gradient) + hidden(x, X)
     adjoint_norm, floors = sum_samples(adjoint_residual**2).sqrt() + adjoint_floor, (floor, adjoint_floor)
-    mu = instance.strong_convexity
-    e = torch.minimum(state_norm / mu if mu > 0 else torch.full_like(state_norm, math.inf), known_error)
-    if kind is None:
-        return _Part(gradient, state_norm, e, adjoint_norm, None, None, 0.0, floors)
-    held = equation.free.held_norm(X)
-    bound = kind(point.frozen, instance, x, X, responses, state_norm, e, pullback, held)
+    rounded = torch.finfo(point.b.dtype).eps if point.b.dtype != torch.float64 else 0.0  # where results return x
+    standing = stand(instance, x, responses.t, state_norm, moved + rounded * sum_samples(x * x).sqrt())
+    e, radius = torch.minimum(standing.error, known_error), standing.radius
+    if kind is None or standing.split is None:
+        return _Part(gradient, state_norm, e, adjoint_norm, standing.hindrance, None, 0.0, floors, radius)
+    held, state = equation.free.held_norm(X), StateError(state_norm, e, standing.split)
+    bound = kind(point.frozen, instance, x, X, responses, state, pullback, held)
     hindrance, off_zero = None, None
     longest = instance.analysis.norm_bound() * (1.0 + 1e-9) * sum_samples(x * x).sqrt()
     if not bool((sum_samples(responses.t * responses.t).sqrt() <= longest).all()):
         hindrance = Obstacle.STALE_NORM.met(operator="analysis")
     elif not bool(bound.smooth.all()):
         hindrance = Obstacle.KINK.met()
-    elif not constraint_decided(instance, x, responses.t, state_norm, e, bound.high_max):
+    elif not constraint_decided(instance, x, responses.t, state_norm, e, bound.largest_curvature):
         hindrance = Obstacle.ACTIVE_SET.met()
         off_zero = unsettled(instance, x, responses.t, e)
     errors, magnitude, nearer = _Errors.of(bound), bound.magnitude(), None
-    if outlook is not None and _total(mu, [errors], adjoint_norm)[0] > outlook(gradient_norm(gradient)):
+    if outlook is not None and _total([errors], adjoint_norm)[0] > outlook(gradient_norm(gradient)):
         del bound  # before the intervals of another one
-        near = kind(point.frozen, instance, x, X, responses, OUTLOOK * state_norm, OUTLOOK * e, pullback, held)
+        near = kind(point.frozen, instance, x, X, responses, state.times(OUTLOOK), pullback, held)
         nearer = _Errors.of(near)
     return _Part(
         gradient=gradient,
@@ -288,6 +311,8 @@ def _judge_part(point: Point, known_error: Tensor, kind: type[PointBound] | None
         errors=errors,
         magnitude=magnitude,
         floors=floors,
+        radius=radius,
+        failure=standing.failure,
         nearer=nearer,
         unsettled=off_zero,
     )

@@ -20,6 +20,17 @@ class Obstacle(Enum):
     REPARAMETRIZED = "{names} is computed from other parameters in a way that certificates do not know"
     TIED = "{names} is a parameter that stands in several places, whose shares of the error do not add up as squares"
     NO_MODULUS = "no positive modulus of strong convexity is known: add a ridge, or an operator with gram_lower_bound"
+    NO_BALL = (
+        "no local minimiser is certified: the smallest curvature is {curvature:.2g} at x, but may fall too far in the "
+        "ball that a gradient of norm {residual:.2g} asks for; solve more accurately, or add a ridge"
+    )
+    CURVES_DOWN = (
+        "x is near no local minimiser: its energy curves by {curvature:.2g} along some direction; start elsewhere"
+    )
+    NO_SPLIT = (
+        "minimiser='local' is for potentials of single responses, but {why}: add a ridge that makes the energy convex, "
+        "and leave it out"
+    )
     LOSS_CONSTANT = "the upper-level loss declares no gradient_lipschitz"
     UNNAMED_PARAMETER = "parameter_roles() does not say how {names} enters the regularizer"
     UNKNOWN_ROLE = "role {role!r} is unknown; expected one of {known}"
@@ -32,12 +43,17 @@ class Obstacle(Enum):
     @property
     def curable(self) -> bool:
         """Whether a more accurate x may do away with it."""
-        return self in (Obstacle.KINK, Obstacle.ACTIVE_SET)
+        return self in (Obstacle.KINK, Obstacle.ACTIVE_SET, Obstacle.NO_BALL, Obstacle.CURVES_DOWN)
+
+    @property
+    def asks_for_ball(self) -> bool:
+        """Whether no ball around x is certified to hold a minimiser: then not even an estimate tells how far one is."""
+        return self in (Obstacle.NO_BALL, Obstacle.CURVES_DOWN, Obstacle.NO_SPLIT)
 
     @property
     def hides_loss(self) -> bool:
         """Whether it leaves the loss at the exact minimiser without an interval, too."""
-        return self in (
+        return self.asks_for_ball or self in (
             Obstacle.INEXACT_ADJOINT,
             Obstacle.UNEXAMINED,
             Obstacle.CONTRADICTION,

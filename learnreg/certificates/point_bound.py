@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,16 +11,30 @@ from torch import Tensor
 from learnreg.certificates.data_parameters import data_groups
 from learnreg.certificates.groups import GroupBound
 from learnreg.certificates.interval import response_radius
+from learnreg.certificates.split import Split
 from learnreg.certificates.state import energy_error
 from learnreg.linear.parameter_groups import Density, LinearCost, OwnBound, Pairing, ParameterBound, ResponseErrors
 from learnreg.linear.samples import sum_samples
 from learnreg.lower_level.frozen import FrozenProblem
 from learnreg.lower_level.instance import Instance
 from learnreg.lower_level.pairing import Responses
-from learnreg.potentials.base import Potential
 from learnreg.potentials.curvature import CurvatureInterval
 
-__all__ = ["PointBound"]
+__all__ = ["PointBound", "StateError"]
+
+
+@dataclass(frozen=True)
+class StateError:
+    """What is known of a state: the norm of the reduced ∇E(x) with its rounding, a bound of ‖x - x^‖, (batch,) each,
+    and the split of the energy that the bounds of hypergradients rest on."""
+
+    residual: Tensor
+    bound: Tensor
+    split: Split
+
+    def times(self, factor: float) -> StateError:
+        """Nearer to the solution."""
+        return StateError(factor * self.residual, factor * self.bound, self.split)
 
 
 class PointBound(ABC):
@@ -28,11 +43,11 @@ class PointBound(ABC):
 
     Parameters
     ----------
-    state_norm: ‖∇E(x)‖ with its rounding. e: bound of ‖x - x^‖. pullback: K^T y. active_norm: ‖X‖ on
-        active pixels of a constraint, where X^ = 0, (batch,).
+    state: what is known of x. pullback: K^T y. active_norm: ‖X‖ on active pixels of a constraint, where X^ = 0,
+        (batch,).
 
-    ``stiffness``: ‖√D K‖ is at most this for every curvature D on the interval, (batch,). For weakly convex potentials
-    D = f'' + rho, of which ``high`` is the largest; f'' <= ``rise`` and f'' >= -``fall`` (None for convex ones).
+    ``stiffness``: ‖√D K‖ is at most this for every curvature D on the interval, (batch,), D = f'' - sigma as the split
+    says, of which ``high`` is the largest; ``rise``, ``root`` and ``fall`` are bounds of f'' (``Split.bounds``).
     """
 
     def __init__(
@@ -42,22 +57,24 @@ class PointBound(ABC):
         x: Tensor,
         X: Tensor,
         responses: Responses,
-        state_norm: Tensor,
-        e: Tensor,
+        state: StateError,
         pullback: Tensor,
         active_norm: Tensor,
     ) -> None:
-        self.problem, self.instance, self.x, self.X, self.responses, self.e = problem, instance, x, X, responses, e
-        self.pullback, self.mu, self.L = pullback, instance.strong_convexity, instance.analysis.norm_bound()
-        t, self.radius = responses.t, response_radius(instance, e, responses.t)
-        interval = instance.potential.curvature_interval(t, self.radius)
-        self.high, self.high_max, self.smooth = interval.high, interval.high_max, interval.smooth
-        self.rise, self.fall = _true_curvature(instance.potential, interval)
+        self.problem, self.instance, self.x, self.X, self.responses = problem, instance, x, X, responses
+        self.e, self.split = state.bound, state.split
+        self.pullback, self.mu, self.L = pullback, state.split.modulus, instance.analysis.norm_bound()
+        t, self.radius = responses.t, response_radius(instance, self.e, responses.t)
+        interval = state.split.interval(instance.potential, t, self.radius)
+        self.high, self.high_max, self.low = interval.high, interval.high_max, interval.low
+        self.smooth = interval.smooth
+        self.slope_limit = state.split.limit(interval)
+        self.rise, self.root, self.fall = state.split.bounds(instance.potential, interval)
         self.stiffness = self.high_max.sqrt() * self.L * (1.0 + 1e-12)
-        self.energy_error = torch.minimum(energy_error(state_norm, e, self.mu), self.stiffness * e)
+        self.energy_error = torch.minimum(energy_error(state.residual, self.e, self.mu), self.stiffness * self.e)
         self.bend(interval, instance.potential.bending_size(responses.V, t, self.radius))
         self.jacobian = problem.jacobian_bounds
-        self.own_magnitude = torch.zeros_like(e)  # of gradients that groups bound themselves
+        self.own_magnitude = torch.zeros_like(self.e)  # of gradients that groups bound themselves
         self.active_norm = active_norm
 
     @abstractmethod
@@ -121,16 +138,30 @@ class PointBound(ABC):
         return found
 
     def seen(self, group: Density) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """t, y, V, the radius and the largest f'' of the responses that the group is about."""
-        r, found = self.responses, (self.responses.t, self.responses.y, self.responses.V, self.radius, self.high)
-        if group.share is None:
-            return found
-        t, y, V, radius, high = (group.share.within(b.expand(len(r.t), *b.shape[1:])) for b in found)
+        """t, y, V, the radius and the largest f'' - sigma of the responses that the group is about."""
+        r = self.responses
+        t, y, V, radius, high = (self.of_group(group, b) for b in (r.t, r.y, r.V, self.radius, self.high))
         return t, y, V, radius, high
 
+    def of_group(self, group: Density, bound: Tensor) -> Tensor:
+        """A number of each response, of those that the group is about."""
+        if group.share is None:
+            return bound
+        return group.share.within(bound.expand(len(self.responses.t), *bound.shape[1:]))
+
+    def largest_slope(self, group: Density) -> Tensor:
+        """|ds/dt| on the intervals."""
+        t, _, _, radius, _ = self.seen(group)
+        return group.largest_slope(t, radius, self.of_group(group, self.slope_limit))
+
     def data_norm(self) -> float:
-        """Bound of ‖M‖."""
-        return self.instance.quadratic.norm()
+        """Bound of ‖M_sigma‖, the quadratic part with what the split moved there."""
+        return self.instance.quadratic.norm() + self.split.gain * self.L**2
+
+    @property
+    def largest_curvature(self) -> Tensor:
+        """With which ‖H‖ <= ‖M‖ + this ‖K‖², (batch,)."""
+        return self.high_max + self.split.gain
 
     def boundary_error(self) -> Tensor:
         """Share of X on active pixels in the error of X: by the Schur complement, (1 + sqrt(‖H_AA‖/mu)) ‖X_A‖."""
@@ -155,12 +186,3 @@ class PointBound(ABC):
         slope = max([self.L, *(group.lipschitz for group in self.instance.analysis.parameter_groups())])
         responses = 0.02 * slope * longest * self.high_max * x * X
         return float((size + self.own_magnitude + responses).sum()) * max([1.0, *self.jacobian.values()])
-
-
-def _true_curvature(potential: Potential, interval: CurvatureInterval) -> tuple[Tensor, Tensor | None]:
-    """Bounds of f'' and of -f'' on the interval, which is that of f'' + rho."""
-    if potential.convex:
-        return interval.high, None
-    rho, margin = potential.concavity, 4.0 * torch.finfo(interval.high.dtype).eps
-    rise = (interval.high - rho * (1.0 - margin)).clamp_min_(0.0)
-    return rise, (rho * (1.0 + margin) - interval.low).clamp_min_(0.0)

@@ -99,9 +99,8 @@ class PublishedBound(PointBound):
         return operator_bound(terms, group.lipschitz)
 
     def of_density(self, group: Density) -> GroupBound:
-        t, y, V, radius, high = self.seen(group)
-        slope = group.largest_slope(t, radius, high)
-        return density_bound(group.size(t, y), V, slope, self.e, self.L, group.shape)
+        t, y, V, _, _ = self.seen(group)
+        return density_bound(group.size(t, y), V, self.largest_slope(group), self.e, self.L, group.shape)
 
     def of_own(self, group: OwnBound) -> GroupBound:
         own = self.own_parameters(group, self.change_norm)

@@ -143,10 +143,8 @@ class SharpBound(PointBound):
         return result
 
     def of_operator(self, group: Pairing) -> GroupBound:
-        r, high = self.responses, self.high
-        if self.fall is not None:  # f'' / √(f'' + rho) rises in f'' >= 0
-            high = self.rise * (self.rise / self.high.clamp_min(torch.finfo(self.high.dtype).tiny))
-        found = operator_bound(group, self.x, self.X, r.y, r.Y, high, self.fall, self.bent, self.e, self.energy_error)
+        r, x, X = self.responses, self.x, self.X
+        found = operator_bound(group, x, X, r.y, r.Y, self.root, self.fall, self.bent, self.e, self.energy_error)
         self._dear = found.on_energy if self._dear is None else torch.maximum(self._dear, found.on_energy)
         return found
 
@@ -155,9 +153,11 @@ class SharpBound(PointBound):
         norm = self._pullback_norm(group, t, y)
         factor = torch.as_tensor(1.0 if group.factor is None else group.factor(t, radius)).to(self.e)
         if not bool(torch.isfinite(factor).all()):
-            slope, rate = group.largest_slope(t, radius, high), factor * high.sqrt()
+            slope, low = self.largest_slope(group), self.of_group(group, self.low)
+            rate = self.split.rate(slope, factor, low, high)
             return split_bound(norm, V, rate, slope, group.shape, self.energy_error, L * self.e, L)
-        excess = None if self.fall is None and not isinstance(group.excess, Tensor) else group.excess
+        excess = self.split.excess(group, factor)
+        excess = None if self.fall is None and not isinstance(excess, Tensor) else excess
         beyond = None if excess is None else torch.as_tensor(excess).to(self.e)
         return potential_bound(norm, V, high, factor, group.shape, self.energy_error, L, beyond, self.e)
 

@@ -239,7 +239,8 @@ def _described(row: Reconstructed) -> str:
     """The files and their distances from the model's minimiser."""
     words = {"rigorous": "within {:.2e}", "estimate": "at an estimated error of {:.2e}", "none": "at an unknown error"}
     files = ", ".join(f"{file.path} {words[row.bound_kind].format(file.error_bound)}" for file in row.files)
-    return f"{files} of the model's minimiser (rms)"
+    whose = "a local minimiser of the model" if row.certified_scope == "local" else "the model's minimiser"
+    return f"{files} of {whose} (rms)"
 
 
 @app.command()

@@ -23,7 +23,7 @@ from learnreg.lower_level.data_terms import LeastSquares
 from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.models.extras import require
 from learnreg.models.tensor_files import write_atomically
-from learnreg.result import BoundKind, Solution
+from learnreg.result import BoundKind, Minimiser, Solution
 
 __all__ = [
     "Examined",
@@ -66,14 +66,16 @@ class Written:
 class Reconstructed:
     """One reconstruction: ``output`` is the most accurate of the ``files``, error_bound its root-mean-square error in
     its units, which contains how it was rounded and cut off; bound_kind "rigorous" (where ``certified``), "estimate" or
-    "none"; status is the name of a Status; tolerance what was asked of the reconstruction before it was stored; notes
-    and warnings: what a user has to know of the input."""
+    "none"; certified_scope "local" where the bound is about a local minimiser, which leaves it not ``certified``;
+    status is the name of a Status; tolerance what was asked of the reconstruction before it was stored; notes and
+    warnings: what a user has to know of the input."""
 
     input: str
     output: str
     error_bound: float
     bound_kind: BoundKind
     certified: bool
+    certified_scope: Minimiser
     status: str
     seconds: float
     tolerance: float
@@ -92,6 +94,7 @@ class Reconstructed:
             error_bound=files[0].error_bound,
             bound_kind=solution.bound_kind,
             certified=solution.certified,
+            certified_scope=solution.certified_scope,
             status=solution.status.name,
             seconds=seconds,
             tolerance=tolerance,

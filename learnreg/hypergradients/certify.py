@@ -24,7 +24,7 @@ from learnreg.losses import UpperLoss, check_loss
 from learnreg.lower_level.frozen import FrozenProblem
 from learnreg.lower_level.point import Point
 from learnreg.lower_level.problem import LowerLevelProblem, freeze
-from learnreg.result import Certificate
+from learnreg.result import Certificate, holds_globally
 from learnreg.solvers.newton_correction import extended_adjoint
 from learnreg.solvers.solve import check_max_steps
 
@@ -121,13 +121,14 @@ def _result(found: Given, moved: Tensor) -> Certificate:
     pullback = instance.adjoint(instance.potential.grad(instance.apply(x)))
     weighted = inner_samples(X, state_residual(instance, x, pullback)).sum()
     scale = math.sqrt(math.prod(point.frozen.operator.domain_shape))
+    radius = (verdict.radius - moved).clamp_min(0.0)
     return Certificate(
         error_bound=(verdict.state_error + moved) / scale * (1.0 + 1e-14),
         gradient=verdict.gradient,
         gradient_error_bound=verdict.error_bound,
         loss=verdict.loss,
         loss_interval=verdict.loss_interval,
-        certified=found.kind == "rigorous" and math.isfinite(verdict.error_bound),
+        certified=holds_globally(found.kind, radius) and math.isfinite(verdict.error_bound),
         bound_kind=found.kind,
         reason=verdict.reason,
         X=instance.latent.image(X),
@@ -137,4 +138,6 @@ def _result(found: Given, moved: Tensor) -> Certificate:
         corrected_gradient=corrected.gradient,
         corrected_error_bound=corrected.error_bound,
         operator_applications=instance.counter.applications,
+        certified_scope=point.frozen.minimiser,
+        radius=radius,
     )

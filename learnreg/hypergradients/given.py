@@ -82,10 +82,23 @@ def judge_given(
         goal = Goal(plain.state_error, plain.adjoint_residual)
         start = replace(plain.point, warm=True)
         final, status = refine(search, start, plain, goal, target, Implicit())
+    if final.hindrance and final.hindrance.obstacle.asks_for_ball:
+        none = replace(plain, gradient=gradient, hindrance=final.hindrance, error_bound=math.inf)
+        return Given(none, "none", final, math.inf, status)
     if final.hindrance:
         near = plain if gradient is plain.gradient else _nearer(search, plain.point)
         return _estimated(plain, gradient, search.estimate(near, target))
-    at, after = plain.point, final.point
+    at, after, radius = plain.point, final.point, plain.radius
+    if at.instance.local and not _same_minimiser(plain, final):
+        if plain.hindrance is None:  # final is about another minimiser
+            own = replace(plain, gradient=gradient, error_bound=_bound(gradient, plain))
+            return Given(own, own.kind, plain, plain.error_bound, status)
+        way = norm_samples(at.x - after.x)
+        final = search.judge(after, moved=way)
+        if final.hindrance:
+            none = replace(plain, gradient=gradient, error_bound=math.inf)
+            return Given(none, "none", final, math.inf, status)
+        radius = torch.maximum(radius, final.radius - way)
     state = torch.minimum(plain.state_error, norm_samples(at.x - after.x) + final.state_error)
     adjoint = torch.minimum(plain.adjoint_error, norm_samples(at.X - after.X) + final.adjoint_error)
     intervals = (at.loss.interval(at.x, state), final.loss_interval)
@@ -97,8 +110,17 @@ def judge_given(
         loss_interval=(max(low for low, _ in intervals), min(high for _, high in intervals)),
         state_error=state,
         adjoint_error=adjoint,
+        failure=plain.failure + final.failure,
+        radius=radius,
     )
-    return Given(verdict, "rigorous", final, final.error_bound, status)
+    return Given(verdict, verdict.kind, final, final.error_bound, status)
+
+
+def _same_minimiser(plain: Verdict, final: Verdict) -> bool:
+    """Whether the ball around the given x contains the minimiser that the other point is close to, which then is that
+    of both. Without it, a ball around the other point may be large enough for one around x."""
+    way = norm_samples(plain.point.x - final.point.x) + final.state_error
+    return plain.hindrance is None and bool((way <= plain.radius).all())
 
 
 def _nearer(search: Search, point: Point) -> Verdict:

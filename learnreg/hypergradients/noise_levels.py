@@ -123,6 +123,8 @@ def _of_the_mean(
         "X": adjoint,
         "adjoint_error_bound": adjoint_bound,
         "operator_applications": max(one.operator_applications for one in found),
+        "certified_scope": found[0].certified_scope,
+        "radius": in_order([one.radius for one in found], indices),
     }
 
 

@@ -50,6 +50,8 @@ class PlainSearch(Search):
             operator_applications=self.instance.counter.applications,
             corrected_gradient=gradient,
             corrected_error_bound=math.inf,
+            certified_scope=self.frozen.minimiser,
+            radius=torch.zeros_like(unknown) if self.instance.local else unknown,
         )
 
     def _as_far_as_known(self, outcome: Outcome) -> Status:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from learnreg.certificates.judgement import Enough, PointCertificate, Verdict, gradient_distance, judge
+from learnreg.certificates.obstacle import Obstacle
 from learnreg.errors import ShapeError
 from learnreg.hypergradients.automatic import better_method
 from learnreg.hypergradients.base import Goal, HypergradientMethod, Outcome
@@ -22,7 +23,7 @@ from learnreg.lower_level.frozen import FrozenProblem
 from learnreg.lower_level.instance import Instance
 from learnreg.lower_level.point import Point
 from learnreg.lower_level.problem import LowerLevelProblem, freeze
-from learnreg.result import BoundKind, Brief, Hypergradient, Status
+from learnreg.result import BoundKind, Brief, Hypergradient, Status, holds_globally
 from learnreg.solvers.newton_correction import newton_correction
 from learnreg.solvers.solve import initial_point
 
@@ -166,9 +167,10 @@ class Search(ABC):
         self.adjoint_steps += outcome.adjoint_steps
         return outcome.after(begin), outcome
 
-    def judge(self, point: Point, outlook: Enough | None = None) -> Verdict:
+    def judge(self, point: Point, outlook: Enough | None = None, moved: Tensor | float = 0.0) -> Verdict:
         """By the certificate requested, in float64."""
-        return judge(replace(point, instance=self.exact_instance), self.request.rungs[self.rung], outlook=outlook)
+        at = replace(point, instance=self.exact_instance)
+        return judge(at, self.request.rungs[self.rung], outlook=outlook, moved=moved)
 
     @property
     def last_rung(self) -> bool:
@@ -197,7 +199,9 @@ class Search(ABC):
 
     def certified(self, verdict: Verdict, status: Status) -> Hypergradient:
         """The gradient of the verdict with its bound."""
-        return self.result(verdict, verdict.error_bound, "rigorous", status)
+        if verdict.kind == "estimate" and status is Status.CONVERGED:
+            status = Status.ESTIMATED
+        return self.result(verdict, verdict.error_bound, verdict.kind, status, verdict.reason)
 
     def estimate(
         self, verdict: Verdict, target: Callable[[Verdict], float], status: Status | None = None
@@ -205,6 +209,10 @@ class Search(ABC):
         """No bound exists: correct by Newton steps until the correction, which estimates the error, meets the target.
         ``status``: what to say where it does not."""
         point, error, reason = verdict.point, math.inf, verdict.reason
+        if verdict.hindrance and verdict.hindrance.obstacle.asks_for_ball:
+            down = verdict.hindrance.obstacle is Obstacle.CURVES_DOWN
+            ended = Status.INDEFINITE if down else status or Status.STAGNATED
+            return self.result(verdict, math.inf, "none", ended, reason)
         for _ in range(MAX_ROUNDS):
             moved = newton_correction(point, min(_CORRECTION, 0.1 * self.request.tolerance))
             if moved is None:
@@ -228,12 +236,12 @@ class Search(ABC):
         """What is returned of a verdict, in the precision of b."""
         dtype, point = self.b.dtype, verdict.point
         x, X = self.instance.box.inside(point.x, dtype), point.X.to(dtype)
-        certified = kind == "rigorous" and math.isfinite(error_bound)
         state_moved, adjoint_moved = (sum_samples((new - old) ** 2).sqrt() for new, old in ((x, point.x), (X, point.X)))
+        radius = (verdict.radius - state_moved).clamp_min(0.0)
         return Hypergradient(
             gradient=verdict.gradient,
             error_bound=error_bound,
-            certified=certified,
+            certified=holds_globally(kind, radius) and math.isfinite(error_bound),
             bound_kind=kind,
             reason=reason,
             loss=verdict.loss,
@@ -247,6 +255,8 @@ class Search(ABC):
             operator_applications=self.instance.counter.applications,
             corrected_gradient=verdict.gradient,
             corrected_error_bound=error_bound,
-            rung=verdict.rung if certified else "",
+            rung=verdict.rung if kind == "rigorous" and math.isfinite(error_bound) else "",
             normed=self.normed if self.normed.tells_norms_nearby else None,
+            certified_scope=self.frozen.minimiser,
+            radius=radius,
         )

@@ -112,6 +112,12 @@ class LinearOperator(Normed):
         """How this operator is a convolution, for preconditioners of regularizers; None when it is not one."""
         return None
 
+    def window(self) -> tuple[int, int] | None:
+        """Sides (k, l) of windows of an image (1, H, W): each entry of A x sees the pixels of one window alone, so that
+        A^T diag(s) A couples pixels less than k rows and l columns apart; None where nothing is known, or more."""
+        stencil = self.stencil()
+        return None if stencil is None or stencil.circular else (stencil.filters.shape[-2], stencil.filters.shape[-1])
+
     def bands(self) -> Bands | None:
         """How this operator works through images by bands of rows, for images whose responses are too large to keep;
         None where nothing is known."""

@@ -38,7 +38,7 @@ def with_parameters(frozen: FrozenProblem, values: Mapping[str, Tensor], work: C
     too, their parameters have these values meanwhile."""
     problem = LowerLevelProblem(
         frozen.operator, frozen.regularizer, ridge=frozen.ridge, data_term=frozen.data_term,
-        constraint=frozen.constraint if frozen.constraint.constrains else None,
+        constraint=frozen.constraint if frozen.constraint.constrains else None, minimiser=frozen.minimiser,
     )  # fmt: skip
     names = {id(p): name for both in (frozen.originals, frozen.parameters) for name, p in both.items()}
     moved: dict[str, Tensor] = {

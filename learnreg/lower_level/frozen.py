@@ -27,7 +27,7 @@ from learnreg.lower_level.regularizer import Regularizer
 from learnreg.lower_level.saddle_terms import ParameterRole, SaddleTerms
 from learnreg.potentials.base import Potential
 from learnreg.potentials.claims import check_claims, foreign_potentials
-from learnreg.result import brief
+from learnreg.result import Minimiser, brief
 
 __all__ = ["FrozenProblem"]
 
@@ -37,7 +37,8 @@ class FrozenProblem:
 
     operator, regularizer (at the problem's noise level), data_term, ridge, constraint: those of the problem, with
     clones of what is learned, except in foreign modules. parameters: these clones, by the names of
-    ``LowerLevelProblem.learnable``. originals: what they are clones of.
+    ``LowerLevelProblem.learnable``. originals: what they are clones of. minimiser: "global", or "local" where bounds
+    may be about the minimiser in a ball.
     """
 
     def __init__(
@@ -49,7 +50,9 @@ class FrozenProblem:
         constraint: Box,
         parameters: Mapping[str, nn.Parameter],
         originals: Mapping[str, nn.Parameter],
+        minimiser: Minimiser = "global",
     ) -> None:
+        self.minimiser: Minimiser = minimiser
         self.operator, self.regularizer, self.data_term = operator, regularizer, data_term
         self.ridge, self.constraint = ridge, constraint
         self.parameters, self.originals = dict(parameters), dict(originals)
@@ -112,6 +115,7 @@ class FrozenProblem:
             constraint=self.constraint,
             parameters=self.parameters,
             originals=self.originals,
+            minimiser=self.minimiser,
         )
 
     # ---- what depends on theta alone ---------------------------------------------------------------------------------
@@ -265,7 +269,9 @@ class FrozenProblem:
         exact = all(operator.adjoint_mismatch() == 0.0 and is_examined(operator) for operator in both)
         exact = exact and self.fixed.potential.has_modulus
         exact = exact and not self._unexamined
-        self._check_convex(modulus)
+        local = self.minimiser == "local" and not modulus > self.concavity
+        if not local:
+            self._check_convex(modulus)
         return Instance(
             quadratic=terms.latent.quadratic(quadratic, modulus),
             q=terms.latent.right_hand_side(q),
@@ -276,6 +282,7 @@ class FrozenProblem:
             counter=counter,
             latent=terms.latent,
             unexamined=self._unexamined,
+            local=local,
         )
 
     def _check_convex(self, modulus: float) -> None:
@@ -283,7 +290,8 @@ class FrozenProblem:
             raise AssumptionError(
                 f"the regularizer is weakly convex, with a curvature of -{self.concavity:.3g} at worst, but data term "
                 f"and ridge have a modulus of {modulus:.3g}, so that the energy may have several minima; use a ridge "
-                f"above {self.ridge_value + self.concavity - modulus:.3g} or a regularizer with a smaller nonconvexity."
+                f"above {self.ridge_value + self.concavity - modulus:.3g}, a regularizer with a smaller nonconvexity, "
+                "or minimiser='local' for bounds about a local minimiser."
             )
 
 

@@ -37,13 +37,14 @@ class Counter:
 @dataclass(frozen=True, repr=False)
 class Instance(Brief):
     """The lower-level problem for given data, parameters detached: E(x) = ½<x,Mx> - <q,x> + f(Kx) over the box. f is
-    convex, or so weakly convex that E is strongly convex.
+    convex, or so weakly convex that E is strongly convex, unless bounds are to be ``local``.
 
     ``quadratic`` is M, ``K`` the regularizer's analysis operator; the forward operator of M runs beside it, so that one
     call of ``apply``/``adjoint`` together with its data part counts as one application.
 
     With ``latent`` variables z, x stands for (x, z / latent.scale), with more channels, throughout.
     ``unexamined``: what nobody examined of the potential, so that nothing is certified; "" where all is known.
+    ``local``: bounds are asked for of the minimiser in a ball, and no modulus of the whole energy is known.
     """
 
     quadratic: Quadratic
@@ -55,6 +56,7 @@ class Instance(Brief):
     counter: Counter
     latent: Latent = field(default_factory=NoLatent)
     unexamined: str = ""
+    local: bool = False
 
     @property
     def forward(self) -> LinearOperator:
@@ -64,6 +66,11 @@ class Instance(Brief):
     @property
     def batch(self) -> int:
         return int(self.q.shape[0])
+
+    @property
+    def domain(self) -> tuple[int, ...]:
+        """The shape of its variables, without the batch axis."""
+        return tuple(self.q.shape[1:])
 
     @property
     def proximal(self) -> ProximalPotential:

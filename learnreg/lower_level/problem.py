@@ -15,7 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from learnreg.errors import AssumptionError, ConfigError
-from learnreg.linear.arguments import check_batch, check_images, check_precision, check_type, given_tensor, real_number
+from learnreg.linear.arguments import (
+    check_batch,
+    check_images,
+    check_one_of,
+    check_precision,
+    check_type,
+    given_tensor,
+    real_number,
+)
 from learnreg.linear.examination import is_own_class
 from learnreg.linear.grad_mode import full_precision
 from learnreg.linear.operator import LinearOperator
@@ -28,7 +36,7 @@ from learnreg.lower_level.noise_levels import checked_level
 from learnreg.lower_level.regularizer import Regularizer
 from learnreg.lower_level.saddle_terms import SaddleTerms
 from learnreg.lower_level.twins import Twins
-from learnreg.result import brief
+from learnreg.result import Minimiser, brief
 
 __all__ = ["LowerLevelProblem", "freeze"]
 
@@ -46,6 +54,8 @@ class LowerLevelProblem(nn.Module):
     constraint: None, ``Nonnegative()`` or ``Box(lower, upper)``.
     noise_level: passed to ``regularizer.at`` for noise-conditioned models; or a tensor (batch,) of one for each sample
         of the batches to solve, which are bounded each with its own constants.
+    minimiser: "global", or "local" for bounds of the error to the minimiser in a ball around the computed point, which
+        exist without a modulus of the whole energy: for weakly convex regularizers and singular operators.
 
     The problem has a certificate when ``strong_convexity`` is positive.
     """
@@ -59,8 +69,11 @@ class LowerLevelProblem(nn.Module):
         data_term: LeastSquares | None = None,
         constraint: Box | None = None,
         noise_level: float | Tensor | None = None,
+        minimiser: Minimiser = "global",
     ) -> None:
         super().__init__()
+        check_one_of(minimiser, ("global", "local"), "LowerLevelProblem(minimiser)")
+        self.minimiser: Minimiser = minimiser
         _check_type(operator, LinearOperator, "operator", f"a LinearOperator: {_adapter(operator)}")
         _check_type(regularizer, Regularizer, "regularizer", "a Regularizer (see learnreg.regularizers)")
         _check_ridge(ridge)
@@ -79,7 +92,7 @@ class LowerLevelProblem(nn.Module):
 
     def extra_repr(self) -> str:
         noise = "" if self.noise_level is None else f", noise_level={brief(self.noise_level)}"
-        return f"ridge={self.ridge_value:g}{noise}"
+        return f"ridge={self.ridge_value:g}{noise}{'' if self.minimiser == 'global' else ', minimiser=local'}"
 
     # ---- the definition ----------------------------------------------------------------------------------------------
 
@@ -173,6 +186,7 @@ class LowerLevelProblem(nn.Module):
                 constraint=Unconstrained() if self.constraint is None else self.constraint,
                 parameters={name: twins.parameter(p) for name, p in originals.items()},
                 originals=originals,
+                minimiser=self.minimiser,
             )
         if any(isinstance(m, Regularizer) and not is_own_class(type(m)) for m in regularizer.modules()):
             frozen.settle()

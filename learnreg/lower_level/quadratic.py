@@ -67,6 +67,14 @@ class Quadratic:
         """‖M‖ is at most this. *Rigorous bound.*"""
         return self.largest_weight * self.forward.norm_bound() ** 2 + self.ridge
 
+    def modulus(self) -> float:
+        """A lower bound of the smallest eigenvalue of M, of all samples. *Rigorous bound.*"""
+        return self.ridge + float(self.weights.min()) * self.forward.gram_lower_bound()
+
+    def window(self) -> tuple[int, int] | None:
+        """M couples pixels less far apart than this along each axis alone; None where that is not known."""
+        return self.forward.window()
+
     @property
     def largest_weight(self) -> float:
         """Of the measurements."""
@@ -138,6 +146,12 @@ class DiagonalQuadratic(Quadratic):
 
     def explicit_lipschitz(self) -> float:
         return 0.0
+
+    def modulus(self) -> float:
+        return float(self.diagonal.min())
+
+    def window(self) -> tuple[int, int]:
+        return (1, 1)
 
     def minimiser(self, rhs: Tensor) -> Tensor:
         return rhs / self.diagonal

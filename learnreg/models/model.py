@@ -37,7 +37,7 @@ __all__ = ["FORMAT_VERSION", "Model", "load", "pretrained", "save_model"]
 FORMAT_VERSION = 1
 
 _SHIPPED_FOLDER = Path(__file__).parents[1] / "pretrained"
-_OWN_KEYS = ("regularizer", "operator", "ridge", "constraint", "noise_level", "data_term")
+_OWN_KEYS = ("regularizer", "operator", "ridge", "constraint", "noise_level", "data_term", "minimiser")
 _WEIGHTS = "data_term.weights"
 _DENOISING = {"name": "identity", "config": {}}
 _LEAST_SQUARES = {"name": "least-squares"}
@@ -48,9 +48,9 @@ class Model:
     """A learned regularizer with the lower-level problem it was learned for.
 
     regularizer: the Regularizer, its parameters trainable. config: what the file says besides the parameters: the keys
-    "regularizer", "operator", "ridge", "constraint", "noise_level", "data_term", and those given to ``save_model``
-    (such as "sigma" and "training"). data_term: the one it was learned with, weights included. tensors: of the stored
-    forward operator, by their names in the file.
+    "regularizer", "operator", "ridge", "constraint", "noise_level", "data_term", "minimiser", and those given to
+    ``save_model`` (such as "sigma" and "training"). data_term: the one it was learned with, weights included. tensors:
+    of the stored forward operator, by their names in the file.
     """
 
     regularizer: Regularizer
@@ -116,6 +116,7 @@ class Model:
             data_term=self.data_term if data_term is None else data_term,
             constraint=None if limits is None else Box(*_open_limits(limits)),
             noise_level=self.config["noise_level"] if noise_level is None else noise_level,
+            minimiser=self.config["minimiser"],
         )
 
     def solve(
@@ -228,7 +229,8 @@ def load(path: str | Path) -> Model:
         raise CheckpointError(f"{file}: {what}; this version of learnreg reads model files of format {FORMAT_VERSION}.")
     try:
         regularizer = build_regularizer(content["regularizer"])
-        content.setdefault("data_term", _LEAST_SQUARES)  # files of earlier versions
+        for key, value in (("data_term", _LEAST_SQUARES), ("minimiser", "global")):  # files of earlier versions
+            content.setdefault(key, value)
         config = {**content["config"], **{key: content[key] for key in _OWN_KEYS}}
         data_term = _build_data_term(content["data_term"], tensors.pop(_WEIGHTS, None))
         of_operator = {name: tensors.pop(name) for name in operator_tensors(content["operator"])}
@@ -268,6 +270,7 @@ def _describe_problem(problem: LowerLevelProblem | Regularizer) -> tuple[dict[st
             "constraint": None,
             "noise_level": None,
             "data_term": _LEAST_SQUARES,
+            "minimiser": "global",
         }
         return described, {}
     if isinstance(problem.noise_level, Tensor):
@@ -279,6 +282,7 @@ def _describe_problem(problem: LowerLevelProblem | Regularizer) -> tuple[dict[st
         "constraint": None if problem.constraint is None else _describe_limits(problem.constraint),
         "noise_level": problem.noise_level,
         "data_term": _describe_data_term(problem.data_term),
+        "minimiser": problem.minimiser,
     }
     return described, tensors
 

@@ -89,7 +89,7 @@ class QuadraticSpline(SmoothedElementwise):
         return (anchor + (target - anchor - pull * slope) / (1.0 + pull * bend)) * self.smoothing
 
     def majorant(self, t: Tensor) -> Tensor:
-        return torch.maximum(super().majorant(t), self.second(t))
+        return torch.maximum(super().majorant(t), self.second(t)).clamp_min_(0.0)  # of concave parts a line
 
     def divergence(self, r: Tensor, t: Tensor) -> Tensor:
         """½ f''(t) (r - t)² where both lie on one piece; elsewhere by differences, plus what rounding may have

@@ -97,6 +97,8 @@ class NewtonCG(Solver[NewtonCGState]):
         curvature = inner_samples(state.p, h_p)
         usable = (curvature > 0) & (state.rz > 0)
         alpha = torch.where(usable, state.rz / torch.where(usable, curvature, 1.0), 0.0)
+        downwards = (curvature < 0) & (state.rz > 0)  # ends the system: its first direction leads down, too
+        alpha = torch.where(downwards & (state.inner == 0), 1.0, alpha)
         step = expand(alpha, state.p)
         r = torch.addcmul(state.r, step, state.free.restrict(h_p), value=-1.0)
         z = state.free.restrict(r if state.preconditioner is None else state.preconditioner(r))
@@ -110,7 +112,7 @@ class NewtonCG(Solver[NewtonCGState]):
             p=torch.addcmul(z, expand(beta, r), state.p),
             rr=inner_samples(r, r),
             rz=rz,
-            inner=state.inner + 1,
+            inner=torch.where(downwards, float(self.max_inner), state.inner + 1),
         )
 
     def adapt(self, instance: Instance, state: NewtonCGState) -> NewtonCGState:

@@ -28,6 +28,8 @@ def joined(found: Sequence[Solution], indices: Sequence[Tensor]) -> Solution:
         solver=", ".join(dict.fromkeys(s.solver for s in found)),
         reason=next((s.reason for s in found if s.reason), ""),
         history=History.joined([s.history for s in found], indices),
+        certified_scope=found[0].certified_scope,
+        radius=in_order([s.radius for s in found], indices),
     )
 
 

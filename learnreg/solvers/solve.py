@@ -12,7 +12,10 @@ import torch
 from torch import Tensor
 
 from learnreg.certificates.assumptions import missing_state_assumption
+from learnreg.certificates.ball import improbable
 from learnreg.certificates.fenchel import dual_state_bound
+from learnreg.certificates.obstacle import Obstacle
+from learnreg.certificates.standing import stand
 from learnreg.certificates.state import smallest_bound
 from learnreg.errors import ConfigError, SolverError
 from learnreg.linear.arguments import check_batch, check_one_of, is_whole, real_number, shown
@@ -47,6 +50,9 @@ _AIM, _FLOAT32_AIM, _MAX_ATTEMPTS = 0.999, 0.97, 4
 
 _PROGRESS = 0.1
 """Share of the error that an attempt which ended early must leave for another one to be worth it."""
+
+_NEARER = 0.03
+"""By which attempts get more accurate while no ball around x is certified to hold a minimiser."""
 
 _ENDED_EARLY = (Status.PRECISION, Status.STAGNATED, Status.NOT_FINITE)
 """How a solver ends in float32 that float64 may help: steps too short for the pixels' rounding stagnate, too."""
@@ -204,7 +210,7 @@ def _solve(
     """Of samples of one noise level."""
     instance = frozen.at(b)
     smooth = instance.potential.differentiable
-    by_bands = isinstance(solver, str) and solver == "auto" and smooth and is_large(instance)
+    by_bands = isinstance(solver, str) and solver == "auto" and smooth and is_large(instance) and not instance.local
     instance = in_bands(instance) if by_bands else instance
     method = make_solver(solver, instance, warm=start is not None)
     x = initial_point(instance, b) if start is None else instance.started(start.detach().to(b))
@@ -235,8 +241,8 @@ def _solve(
         reached = worst
         if result.status in _ENDED_EARLY and not exact:
             working, x, t = judge_instance, x.double(), None if t is None else t.double()
-        elif attempt + 1 < _MAX_ATTEMPTS and math.isfinite(worst):
-            aim *= min(0.3, 0.5 * target / worst)
+        elif attempt + 1 < _MAX_ATTEMPTS and (instance.local or math.isfinite(worst)):
+            aim *= min(0.3, 0.5 * target / worst) if math.isfinite(worst) else _NEARER
     if not math.isfinite(worst):
         blame_operators(judge_instance, x)
     status = _final_status(worst <= target, judged, result.status)
@@ -252,12 +258,15 @@ def _solve(
         operator_applications=instance.counter.applications,
         solver=method.name,
         history=recorder.history(steps, error_bound, result.residual, scale),
+        certified_scope=frozen.minimiser,
+        radius=judged.ball_radius(b.dtype),
     )
 
 
 @dataclass(frozen=True)
 class _Judged:
-    """x as it is returned, with y = f'(K x) and the bound (float64) or estimate of its root-mean-square error."""
+    """x as it is returned, with y = f'(K x) and the bound (float64) or estimate of its root-mean-square error; the
+    radius of the ball where bounds are about the minimiser in it, (batch,)."""
 
     x: Tensor
     y: Tensor
@@ -265,12 +274,21 @@ class _Judged:
     kind: BoundKind
     reason: str
     by_bands: bool
+    radius: Tensor | None = None
     definite: bool = True
 
     def hopeless(self, ended: Status) -> bool:
         """Whether trying again would not help: there is no minimum near, or no bound tells how far a solver that
         stagnated is from it."""
+        if self.radius is not None:  # a ball may be found nearer to the minimiser
+            return False
         return not self.definite or (self.kind == "estimate" and ended is Status.STAGNATED)
+
+    def ball_radius(self, dtype: torch.dtype) -> Tensor:
+        """Rounded down; infinite where the bound is about the global minimiser."""
+        if self.radius is None:
+            return torch.full_like(self.bound, math.inf, dtype=dtype)
+        return self.radius.to(dtype) * (1.0 - 2.0 * torch.finfo(dtype).eps)
 
     def dual(self, frozen: FrozenProblem) -> Tensor | Callable[[], Tensor]:
         """y, or by bands, where no response is kept, what computes it."""
@@ -282,6 +300,9 @@ def _judge(instance: Instance, x: Tensor, t: Tensor | None, dtype: torch.dtype, 
     exact = instance.box.exactly(x)
     returned = instance.box.inside(exact, dtype)
     moved = 0.0 if returned is exact else sum_samples((returned.double() - exact) ** 2).sqrt()
+    hindrance = missing_state_assumption(instance, exact.double())
+    if hindrance is None and instance.local:
+        return _judge_locally(instance, exact.double(), returned, moved, scale)
     bounds, duals = [], []
     for part, index in instance.parts():
         judge = smallest_bound if part.potential.differentiable else dual_state_bound
@@ -291,7 +312,6 @@ def _judge(instance: Instance, x: Tensor, t: Tensor | None, dtype: torch.dtype, 
     bound = (torch.cat(bounds) + moved) / scale
     bound = torch.where(torch.isnan(bound), math.inf, bound)
     y = duals[0] if len(duals) == 1 else torch.cat(duals)
-    hindrance = missing_state_assumption(instance, exact.double())
     by_bands = isinstance(instance.potential, BandedPotential)
     if not instance.potential.differentiable and hindrance is not None:
         return _Judged(returned, y, torch.full_like(bound, math.inf), "none", hindrance.reason, by_bands)
@@ -299,7 +319,24 @@ def _judge(instance: Instance, x: Tensor, t: Tensor | None, dtype: torch.dtype, 
         return _Judged(returned, y, bound, "rigorous", "", by_bands)
     estimate, definite = _estimated_error(instance, returned, scale)
     estimate = torch.where(torch.isnan(estimate), math.inf, estimate)
-    return _Judged(returned, y, estimate, "estimate", hindrance.reason, by_bands, definite)
+    return _Judged(returned, y, estimate, "estimate", hindrance.reason, by_bands, definite=definite)
+
+
+def _judge_locally(instance: Instance, x: Tensor, returned: Tensor, moved: Tensor | float, scale: float) -> _Judged:
+    """The same about the minimiser in a ball; x in float64, and how far it was moved, (batch,)."""
+    room, standings, duals = torch.zeros_like(instance.q.double().flatten(1)[:, 0]) + moved, [], []
+    for part, index in instance.parts():
+        state = smallest_bound(part, x[index])
+        standings.append(stand(part, x[index], part.apply(x[index]), state.residual + state.floor, room[index], False))
+        duals.append(state.y.to(returned.dtype))
+    bound = (torch.cat([standing.error for standing in standings]) + room) / scale
+    radius = (torch.cat([standing.radius for standing in standings]) - room).clamp_min(0.0)
+    hindrance = next((standing.hindrance for standing in standings if standing.hindrance), None)
+    failure = sum(standing.failure for standing in standings)
+    kind: BoundKind = "none" if hindrance else "estimate" if failure else "rigorous"
+    reason = hindrance.reason if hindrance else improbable(failure)
+    definite = hindrance is None or hindrance.obstacle is not Obstacle.CURVES_DOWN
+    return _Judged(returned, torch.cat(duals), bound, kind, reason, False, radius, definite)
 
 
 def _exact(frozen: FrozenProblem, instance: Instance, b: Tensor, by_bands: bool) -> Instance:

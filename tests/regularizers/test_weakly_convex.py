@@ -13,8 +13,10 @@ from truth.draw import RANGES
 from truth.hunt import hunt
 
 import learnreg as lr
+from learnreg.certificates.point_bound import StateError
 from learnreg.certificates.published import PublishedBound
 from learnreg.certificates.sharp import SharpBound
+from learnreg.certificates.split import GlobalSplit
 from learnreg.certificates.state import rounding_floor, state_residual
 from learnreg.convolutions.composition import fine_grid, spectral_norm
 from learnreg.convolutions.padding import Boundary
@@ -236,7 +238,8 @@ def test_lemma_4_holds_for_the_true_errors(kind: type[SharpBound | PublishedBoun
             residual = state_residual(instance, x, pullback)
             state_norm = residual.flatten(1).norm(dim=1) + rounding_floor(instance, x, pullback)
             e, none = dx.norm(dim=1), torch.zeros(1, dtype=DOUBLE)
-            bound = kind(problem.frozen(), instance, x, X, responses, state_norm, e, pullback, none)
+            state = StateError(state_norm, e, GlobalSplit(instance.strong_convexity))
+            bound = kind(problem.frozen(), instance, x, X, responses, state, pullback, none)
             t = instance.apply(truth.x.reshape(-1, *SHAPE))
             equation = AdjointEquation.at(instance, x, t, loss.gradient(x))
             V = instance.apply(dX.reshape(-1, *SHAPE))

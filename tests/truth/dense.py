@@ -4,6 +4,7 @@ energy. Nothing here knows solvers or certificates."""
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +31,11 @@ class Truth:
     X_slack: Tensor
     gradient_slack: float
     usable: bool
+    elsewhere: Callable[[Tensor], Truth] | None = None
+
+    def about(self, x: Tensor) -> Truth:
+        """Of a problem with several minimisers that of the one to which energies fall from x."""
+        return self if self.elsewhere is None else self.elsewhere(x.double().flatten(1))
 
 
 def gradient_by_autograd(problem: lr.LowerLevelProblem, b: Tensor, x: Tensor, X: Tensor) -> dict[str, Tensor]:
@@ -66,12 +72,22 @@ def _dense_of(problem: lr.LowerLevelProblem, b: Tensor) -> Dense:
     return DenseNetwork(problem, b)
 
 
+def _least_curvature(dense: Dense, x: Tensor) -> Tensor:
+    """The smallest eigenvalue of the Hessian on the free pixels, (batch,)."""
+    free, H = dense.residual(x)[1], dense.hessian(x)
+    held = ~(free[:, :, None] & free[:, None, :])
+    steep = H.diagonal(dim1=1, dim2=2).amax(1)[:, None, None] * torch.eye(H.shape[1], dtype=DOUBLE)
+    return torch.linalg.eigvalsh(torch.where(held, steep, H))[:, 0]
+
+
 @torch.no_grad()
-def truth_of(problem: lr.LowerLevelProblem, b: Tensor, loss: lr.UpperLoss) -> Truth:
-    """Solution, adjoint state, hypergradient and loss to rounding, with slacks."""
-    dense, mu = _dense_of(problem, b), problem.strong_convexity
+def truth_of(problem: lr.LowerLevelProblem, b: Tensor, loss: lr.UpperLoss, near: Tensor | None = None) -> Truth:
+    """Solution, adjoint state, hypergradient and loss to rounding, with slacks. Of a problem with several minimisers
+    that one to which energies fall from ``near``, (batch, n), unusable where it is no strict one."""
+    dense: Dense = _dense_of(problem, b)
     b = b.double()
-    x, previous = dense.solve()
+    x, previous = dense.solve(near)
+    mu = torch.as_tensor(problem.strong_convexity) if near is None else _least_curvature(dense, x)
     shape = (-1, *problem.operator.domain_shape)
     own = dense.size(dense.residual(x)[0])
     # The same residual from problem.energy: a truth that belongs to another energy is useless.
@@ -92,6 +108,7 @@ def truth_of(problem: lr.LowerLevelProblem, b: Tensor, loss: lr.UpperLoss) -> Tr
     # autograd rounds the truth's gradient to the dtype of the parameters
     eps = 1e-13 if all(p.dtype == DOUBLE for p in problem.parameters()) else 3e-7
     rounding = eps * norm(gradient) + dense.energy_rounding(X)
-    usable = bool((residual <= 1e-9 * (1.0 + dense.q.norm(dim=1))).all())
+    usable = bool((residual <= 1e-9 * (1.0 + dense.q.norm(dim=1))).all()) and bool((mu > 0).all())
     value = float(loss.value(x.reshape(shape)))
-    return Truth(x, X, gradient, value, x_slack, X_slack, 4.0 * change + rounding, usable)
+    elsewhere = None if near is None else lambda x: truth_of(problem, b, loss, x)
+    return Truth(x, X, gradient, value, x_slack, X_slack, 4.0 * change + rounding, usable, elsewhere)

@@ -15,7 +15,8 @@ DOUBLE = torch.float64
 
 @dataclass(frozen=True)
 class Ranges:
-    """What problems are drawn from. kinds: images of several channels and of one to three dimensions."""
+    """What problems are drawn from. kinds: images of several channels and of one to three dimensions. local: energies
+    that may have several minimisers, bounds of local ones."""
 
     smoothing: tuple[float, float] = (1e-4, 1.0)
     scale: tuple[float, float] = (1e-2, 2.0)
@@ -28,6 +29,7 @@ class Ranges:
     scans: bool = False
     kinds: bool = False
     sides: tuple[int, int] = (3, 9)
+    local: bool = False
     regularizers: tuple[str, ...] = ("FieldsOfExperts", "TotalVariation", "AnalysisOperator", "FieldsOfExperts")
 
 
@@ -72,6 +74,8 @@ RANGES = {
         scale=(3e-3, 1.0), constrained=0.0, dtypes=(DOUBLE, DOUBLE, torch.float32), regularizers=("AbsoluteValue",)
     ),
     "nonconvex": Ranges(regularizers=("WeaklyConvexRidge",)),
+    "local": Ranges((1e-2, 1.0), (1e-1, 2.0), (1e-3, 0.3), constrained=0.2, regularizers=("DeepRidge",), local=True),
+    "local-extreme": Ranges((1e-4, 1e2), (1e-4, 1e2), (1e-4, 1e2), 100.0, 0.3, regularizers=("DeepRidge",), local=True),
     "large-nonconvex": Ranges(regularizers=("WeaklyConvexRidge",), sides=(8, 16)),
 }
 

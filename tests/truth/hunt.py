@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 from truth.analysis_l1 import truth_of_l1
-from truth.dense import Truth, distance, truth_of
+from truth.dense import Dense, Truth, distance, truth_of
 from truth.draw import DOUBLE, Draw, Ranges
 from truth.problems import Case, draw_case
 
@@ -35,13 +35,15 @@ __all__ = ["METHODS", "Summary", "draw_tolerance", "hunt", "hunt_methods", "hunt
 @dataclass
 class Summary:
     """Counts over all problems; effectivity is bound over true error where the latter exceeds the truth's own error.
-    ``reached``: smooth problems (no Huber kinks, no constraint) certified to a tolerance, by the tolerance."""
+    ``indefinite``: problems whose Hessian has no lower bound above 0 that holds everywhere. ``reached``: smooth
+    problems (no Huber kinks, no constraint) certified to a tolerance, by the tolerance."""
 
     problems: int = 0
     unusable_truth: int = 0
     comparisons: int = 0
     certified: int = 0
     smooth: int = 0
+    indefinite: int = 0
     reached: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     effectivities: dict[str, list[float]] = field(default_factory=dict)
@@ -69,6 +71,7 @@ class Summary:
             "violations": len(self.violations),
             "certified_share": self.certified / max(self.problems, 1),
             "smooth": self.smooth,
+            "indefinite": self.indefinite,
             "certified_share_of_smooth": {key: count / max(self.smooth, 1) for key, count in self.reached.items()},
             "unusable_truth": self.unusable_truth,
             "effectivity": worst,
@@ -160,6 +163,58 @@ def hunt_signs(case: Case, draw: Draw, summary: Summary) -> None:
             summary.reached[name] = summary.reached.get(name, 0) + count
 
 
+def hunt_local(case: Case, draw: Draw, summary: Summary) -> None:
+    """Compare what is said of local minimisers with those that energies fall to from where it is said."""
+    problem, b, loss = case.problem, case.b, case.loss
+    summary.problems += 1
+    summary.indefinite += _is_indefinite(problem, b)
+    _compare_local_solution(case, draw, summary)
+    near = lr.solve(problem, b, 1e-8).x.double().flatten(1)
+    truth = truth_of(problem, b, loss, near)
+    if not truth.usable:
+        summary.unusable_truth += 1
+        return
+    _compare_judgement(case, draw, summary, truth)
+    _compare_certify(case, draw, summary, truth)
+    name = str(draw.choice(*_fitting(case, METHODS)))
+    summary.certified += _compare_method(case, draw, summary, truth, name, "hypergradient")
+    if problem.constraint is None:
+        summary.smooth += 1
+        for goal in (1e-1, 1e-3):
+            result = lr.hypergradient(problem, b, loss, tolerance=goal)
+            _compare_hypergradient(result, truth, summary, f"{case.label}/default/{goal:g}", "default hypergradient")
+            key = f"{goal:g}"
+            summary.reached[key] = summary.reached.get(key, 0) + (result.status is lr.Status.CONVERGED)
+
+
+def _is_indefinite(problem: lr.LowerLevelProblem, b: Tensor) -> bool:
+    """Whether M - K^T rho K is."""
+    dense, f = Dense(problem, b), problem.saddle_terms(DOUBLE).potential
+    rho = torch.as_tensor(f.concavity, dtype=DOUBLE).detach().expand(dense.range_shape).flatten()
+    lowest = torch.linalg.eigvalsh(dense.M - (dense.K.T * rho) @ dense.K)
+    return bool((lowest[:, 0] < 0).any())
+
+
+def _compare_local_solution(case: Case, draw: Draw, summary: Summary) -> None:
+    """From few steps and many, to rough accuracies and fine ones."""
+    problem, b = case.problem, case.b
+    tolerance, max_steps = draw.log_uniform(1e-10, 1.0), draw.choice(1, 3, 10, 50, None, None)
+    solver = draw.choice("auto", "lbfgs", "newton-cg")
+    found = lr.solve(problem, b, tolerance, solver=solver, max_steps=max_steps)  # type: ignore[arg-type]
+    label = f"{case.label}/{solver}/{tolerance:.2g}/{max_steps}"
+    if found.certified != (problem.strong_convexity > 0 and found.locally_certified):
+        summary.violations.append(f"a local certificate is called global [{label}]")
+    if found.bound_kind == "none" or not bool(torch.isfinite(found.error_bound).any()):
+        return
+    truth = truth_of(problem, b, case.loss, found.x.double().flatten(1))
+    _compare_ball(found.radius, truth, found.x, summary, label)
+    scale = math.sqrt(truth.x.shape[1])
+    errors = (found.x.double().flatten(1) - truth.x).norm(dim=1) / scale
+    for error, bound, slack in zip(errors, found.error_bound, truth.x_slack / scale, strict=True):
+        if math.isfinite(bound):
+            summary.compare("local solve", float(error), float(bound), float(slack), label)
+
+
 def hunt_methods(case: Case, draw: Draw, summary: Summary, names: Sequence[str]) -> None:
     """Compare what these methods say on one problem with the truth."""
     truth = truth_of(case.problem, case.b, case.loss)
@@ -197,9 +252,13 @@ def _compare_method(
         return False
     label = f"{case.label}/{name}/{certificate}/tolerance={tolerance:.2g}/max_steps={max_steps}"
     _compare_hypergradient(result, truth, summary, label, f"{certificate} {what}")
-    if result.certified and result.status is lr.Status.CONVERGED and result.error_bound > tolerance * result.norm:
+    if (
+        result.locally_certified
+        and result.status is lr.Status.CONVERGED
+        and result.error_bound > tolerance * result.norm
+    ):
         summary.violations.append(f"converged above the tolerance [{label}]")
-    return result.certified
+    return result.locally_certified
 
 
 def _is_proximal(problem: lr.LowerLevelProblem) -> bool:
@@ -213,8 +272,10 @@ def _compare_certify(case: Case, draw: Draw, summary: Summary, truth: Truth) -> 
     x = (truth.x + noise * truth.x.norm(dim=1, keepdim=True) / math.sqrt(truth.x.shape[1])).reshape(shape)
     X = truth.X.reshape(shape) * (1.0 + draw.log_uniform(1e-6, 1e-1)) if draw.chance(0.5) else None
     result = lr.certify(problem, case.b, case.loss, x, X)
-    if not result.certified:
+    if not result.locally_certified:
         return
+    truth = truth.about(x)
+    _compare_ball(result.radius, truth, x, summary, case.label)
     error = distance(result.gradient, truth.gradient)
     summary.compare("certify", error, result.gradient_error_bound, truth.gradient_slack, case.label)
     error = distance(result.corrected_gradient, truth.gradient)
@@ -229,6 +290,13 @@ def _compare_certify(case: Case, draw: Draw, summary: Summary, truth: Truth) -> 
     errors = (result.X.flatten(1) - truth.X).norm(dim=1)
     for error, bound, slack in zip(errors, result.adjoint_error_bound, truth.X_slack, strict=True):
         summary.compare("certify X", float(error), float(bound), float(slack), case.label)
+
+
+def _compare_ball(radius: Tensor, truth: Truth, x: Tensor, summary: Summary, label: str) -> None:
+    """The minimiser that the energy falls to from x is in the ball, where there is one."""
+    for way, size, slack in zip((x.double().flatten(1) - truth.x).norm(dim=1), radius, truth.x_slack, strict=True):
+        if 0 < size < math.inf:
+            summary.compare("in the ball", float(way), float(size), float(slack), label)
 
 
 def _compare_solution(case: Case, draw: Draw, summary: Summary, truth: Truth, *solvers: str) -> None:
@@ -265,8 +333,10 @@ def _compare_judgement(case: Case, draw: Draw, summary: Summary, truth: Truth) -
         slack = 1e-13 * (1.0 + abs(truth.loss)) + float((slope * truth.x_slack).sum())
         summary.compare("loss by the adjoint state", abs(truth.loss - middle), half, slack, case.label)
     channels = case.problem.operator.domain_shape[0]  # of the image, before those of latent variables
+    truth = truth.about(instance.latent.image(x))
     for kind in ("published", "frobenius", "sharp"):
         judged = judge(point, kind)
+        _compare_ball(judged.radius, truth, instance.latent.image(x), summary, case.label)
         if not judged.reason:
             error = distance(judged.gradient, truth.gradient)
             summary.compare(f"{kind} certificate", error, judged.error_bound, truth.gradient_slack, case.label)
@@ -280,8 +350,10 @@ def _compare_judgement(case: Case, draw: Draw, summary: Summary, truth: Truth) -
 
 
 def _compare_hypergradient(result: lr.Hypergradient, truth: Truth, summary: Summary, label: str, name: str) -> None:
-    if not result.certified:
+    if not result.locally_certified:
         return
+    truth = truth.about(result.x)
+    _compare_ball(result.radius, truth, result.x, summary, label)
     error = distance(result.gradient, truth.gradient)
     summary.compare(name, error, result.error_bound, truth.gradient_slack, label)
     if result.corrected_gradient is not result.gradient:
@@ -315,7 +387,9 @@ def hunt(
         draw = Draw(case_generator, ranges)
         case = draw_case(draw)
         case.label += f"/case={seed}"
-        if not case.problem.saddle_terms(DOUBLE).potential.differentiable:
+        if draw.ranges.local:
+            hunt_local(case, draw, summary)
+        elif not case.problem.saddle_terms(DOUBLE).potential.differentiable:
             hunt_signs(case, draw, summary)
         elif methods:
             hunt_methods(case, draw, summary, methods)

@@ -145,7 +145,8 @@ class Dense:
         H = self.hessian(x)
         both = free[:, :, None] & free[:, None, :]
         H = torch.where(both, H, torch.eye(H.shape[1], dtype=DOUBLE))
-        return torch.linalg.solve(H, torch.where(free, rhs, 0.0)[:, :, None])[:, :, 0]
+        found, failed = torch.linalg.solve_ex(H, torch.where(free, rhs, 0.0)[:, :, None])
+        return torch.where(failed[:, None] == 0, found[:, :, 0], 0.0)  # flat: there is no truth
 
     def solve(self, start: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Projected, damped Newton to rounding, from a quadratic's solution or a guess; returns the last two

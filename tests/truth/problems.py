@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from truth import image_kinds
 from truth.draw import DOUBLE, Draw
 from truth.groups import learned_generalized_variation, learned_total_variation, multivariate_experts
+from truth.matrices import Dense
 from truth.networks import input_convex_network, lifted_network
-from truth.ridges import ridge_regularizer, weakly_convex_ridge
+from truth.ridges import deep_ridge, ridge_regularizer, weakly_convex_ridge
 
 import learnreg as lr
 from learnreg.convolutions.filter_bank import FilterBank
@@ -23,7 +24,14 @@ from learnreg.linear.operator import LinearOperator
 from learnreg.operators import Blur, FanBeam2D, Identity, Inpainting, ParallelBeam2D
 from learnreg.potentials.base import weighted_square
 from learnreg.potentials.isotropic import IsotropicPseudoHuber
-from learnreg.regularizers import AnalysisOperator, FieldsOfExperts, GeneralisedTikhonov, Regularizer, TotalVariation
+from learnreg.regularizers import (
+    AnalysisOperator,
+    FieldsOfExperts,
+    GeneralisedTikhonov,
+    Regularizer,
+    Scaled,
+    TotalVariation,
+)
 
 
 @dataclass
@@ -150,6 +158,7 @@ REGULARIZERS: dict[str, Callable[[Draw, Any, float], Regularizer]] = {
     "LearnedTotalGeneralizedVariation": learned_generalized_variation,
     "InputConvexNetwork": input_convex_network,
     "WeaklyConvexRidge": weakly_convex_ridge,
+    "DeepRidge": deep_ridge,
     "LiftedNetwork": lifted_network,
     "Quadratic": quadratic,
     "ExpertsOfKinds": image_kinds.experts,
@@ -236,6 +245,20 @@ def image_shape(draw: Draw) -> tuple[int, ...]:
     return 1, draw.integer(*draw.ranges.sides), draw.integer(*draw.ranges.sides)
 
 
+@torch.no_grad()
+def _deepen(regularizer: Scaled, problem: lr.LowerLevelProblem) -> None:
+    """More and deeper concave parts until M - K^T rho K is indefinite: no bound that holds everywhere is left."""
+    dense = Dense(problem, torch.zeros(1, *problem.operator.range_shape, dtype=DOUBLE))
+    parameters = dict(regularizer.base.named_parameters())
+    for _ in range(40):
+        rho = torch.as_tensor(problem.saddle_terms(DOUBLE).potential.concavity).detach().expand(dense.range_shape)
+        if float(torch.linalg.eigvalsh(dense.M[0] - (dense.K.T * rho.flatten()) @ dense.K)[0]) < 0:
+            break
+        regularizer.log_factor.add_(0.4)
+        parameters["logit_depth"].add_(0.3)
+        parameters["log_curvature"].sub_(0.3)
+
+
 def draw_case(draw: Draw) -> Case:
     """A random problem of at most 12 x 12 pixels, of 9 x 9 unless scans or networks are drawn."""
     ranges = draw.ranges
@@ -257,14 +280,25 @@ def draw_case(draw: Draw) -> Case:
     modulus = data_term.weight_range()[0] * operator.gram_lower_bound()
     terms = regularizer.saddle_terms(shape)
     concavity = 0.0 if terms.potential.convex else weighted_square(terms.operator, terms.potential.concavity)
-    if modulus < concavity + 1e-3 or draw.chance(ranges.ridged):
+    if ranges.local:
+        ridge = draw.log_uniform(*ranges.ridge) * max(0.0, concavity - modulus) if draw.chance(ranges.ridged) else 0.0
+    elif modulus < concavity + 1e-3 or draw.chance(ranges.ridged):
         ridge = draw.log_uniform(*ranges.ridge) + max(0.0, concavity - modulus)
         if draw.chance(0.3):
             ridge = nn.Parameter(torch.tensor(ridge, dtype=DOUBLE))
     constraint = None
     if draw.chance(ranges.constrained):
         constraint = lr.Nonnegative() if draw.chance(0.5) else lr.Box(draw.uniform(-0.2, 0.3), draw.uniform(0.6, 1.2))
-    problem = lr.LowerLevelProblem(operator, regularizer, ridge=ridge, data_term=data_term, constraint=constraint)
+    problem = lr.LowerLevelProblem(
+        operator,
+        regularizer,
+        ridge=ridge,
+        data_term=data_term,
+        constraint=constraint,
+        minimiser="local" if ranges.local else "global",
+    )
+    if isinstance(regularizer, Scaled) and ranges.local:
+        _deepen(regularizer, problem)
     x_true = draw.rand(batch, *shape)
     if draw.chance(0.5):
         x_true = x_true + ranges.offset

@@ -6,9 +6,19 @@ from __future__ import annotations
 import torch
 from truth.draw import Draw
 
-from learnreg.regularizers import RidgeRegularizer
+from learnreg.regularizers import RidgeRegularizer, Scaled
 
-__all__ = ["ridge_regularizer", "weakly_convex_ridge"]
+__all__ = ["deep_ridge", "ridge_regularizer", "weakly_convex_ridge"]
+
+
+def deep_ridge(draw: Draw, shape: tuple[int, int, int], smoothing: float) -> Scaled:
+    """Concave parts that no data term makes up for, a learned or fixed factor in front."""
+    regularizer = ridge_regularizer(draw, shape, smoothing, draw.log_uniform(0.3, 0.999))
+    learned = [p for p in regularizer.parameters() if p.requires_grad]
+    result = Scaled(regularizer, draw.log_uniform(1.5, 10.0))  # which fixes what it scales
+    for p in learned:
+        p.requires_grad_(True)
+    return result.double()
 
 
 def weakly_convex_ridge(draw: Draw, shape: tuple[int, int, int], smoothing: float) -> RidgeRegularizer:

@@ -1,0 +1,437 @@
+"""Local minimisers: balls that hold one, how little energies curve at least, what is refused, and what is said of
+it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import registry
+import torch
+from torch import Tensor
+from truth.dense import Dense, distance, norm, truth_of
+from truth.draw import RANGES
+from truth.hunt import hunt
+
+import learnreg as lr
+from learnreg.certificates import lowest_curvature
+from learnreg.certificates.ball import find_ball
+from learnreg.certificates.interval import response_radius
+from learnreg.certificates.lowest_curvature import LowestCurvature
+from learnreg.certificates.point_bound import StateError
+from learnreg.certificates.published import PublishedBound
+from learnreg.certificates.sharp import SharpBound
+from learnreg.certificates.split import BallSplit
+from learnreg.certificates.state import rounding_floor, state_residual
+from learnreg.convolutions.chain import ConvolutionChain
+from learnreg.convolutions.filter_bank import FilterBank
+from learnreg.convolutions.gradient import Gradient
+from learnreg.linear.norms import dense_matrix
+from learnreg.linear.operator import LinearOperator
+from learnreg.linear.samples import norm_samples
+from learnreg.linear.smallest_eigenvalue import banded_lower_bound, dense_lower_bound, lanczos_lower_bound
+from learnreg.lower_level.pairing import evaluate_pairing
+from learnreg.lower_level.point import Point
+from learnreg.operators import Blur, Identity, Inpainting, ParallelBeam2D
+from learnreg.regularizers import (
+    FieldsOfExperts,
+    ImportedRidge,
+    InputConvexNetwork,
+    RidgeRegularizer,
+    Scaled,
+    TotalVariation,
+)
+
+DOUBLE = torch.float64
+SHAPE = (1, 7, 6)
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def deep(factor: float = 3.0, seed: int = 0, learned: bool = True) -> Scaled:
+    """Concave parts that no identity makes up for."""
+    generator = torch.Generator().manual_seed(seed)
+    ridge = RidgeRegularizer((2, 3), 3, 9, "convex-nonconvex", weight=0.5, smoothing=0.15, generator=generator).double()
+    with torch.no_grad():
+        for p in ridge.parameters():
+            p.add_(0.3 * torch.randn(p.shape, generator=generator, dtype=DOUBLE))
+        ridge.log_curvature.sub_(1.0)
+        ridge.logit_depth.add_(9.0)
+    return Scaled(ridge, factor).double().requires_grad_(learned)
+
+
+def imported(factor: float = 2.0) -> ImportedRidge:
+    """f'' by pieces, of either sign."""
+    generator = torch.Generator().manual_seed(4)
+    kernels = [torch.randn(3, 1, 3, 3, dtype=DOUBLE, generator=generator)]
+    kernels[0] -= kernels[0].mean((2, 3), keepdim=True)
+    bends = torch.tensor([[0.1, -0.3, 1.0, 1.0, -0.3, 0.1]], dtype=DOUBLE)
+    return ImportedRidge([kernels[0] / 4.0], bends, 0.08, factor=factor)
+
+
+def mask() -> Inpainting:
+    return Inpainting((registry.rand(*SHAPE, seed=3) > 0.3).double())
+
+
+def blur() -> Blur:
+    return Blur(torch.tensor([[0.0, 0.2, 0.0], [0.1, 0.4, 0.1], [0.0, 0.2, 0.0]], dtype=DOUBLE), SHAPE)
+
+
+OPERATORS = {
+    "identity": lambda: Identity(SHAPE),
+    "inpainting": mask,
+    "blur": blur,
+    "tomography": lambda: ParallelBeam2D(7, 9).double(),
+}
+
+
+def problem_with(operator: LinearOperator, regularizer: lr.Regularizer, **options: object) -> lr.LowerLevelProblem:
+    return lr.LowerLevelProblem(operator, regularizer, minimiser="local", **options)  # type: ignore[arg-type]
+
+
+def near(problem: lr.LowerLevelProblem, b: Tensor) -> Tensor:
+    return lr.solve(problem, b, 1e-9).x.flatten(1)
+
+
+# ---- what is certified -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("boxed", [False, True], ids=["free", "box"])
+@pytest.mark.sampled(share=0.25, by=("name", "boxed"))
+def test_local_minimisers_are_within_their_bounds(name: str, boxed: bool) -> None:
+    """Where the Hessian is indefinite elsewhere, and A singular: the solution, and certificates of hypergradients."""
+    operator = OPERATORS[name]()
+    problem = problem_with(operator, deep(), constraint=lr.Box(0.1, 0.8) if boxed else None)
+    x_true, b = registry.measure(problem)
+    loss, dense = lr.SquaredError(x_true), Dense(problem, b)
+    rho = torch.as_tensor(problem.saddle_terms(DOUBLE).potential.concavity).detach().expand(dense.range_shape)
+    assert float(torch.linalg.eigvalsh(dense.M[0] - (dense.K.T * rho.flatten()) @ dense.K)[0]) < 0
+    truth = truth_of(problem, b, loss, near(problem, b))
+    assert truth.usable
+    found = lr.solve(problem, b, 1e-5)
+    assert found.status is lr.Status.CONVERGED
+    assert (found.certified_scope, found.bound_kind, found.certified) == ("local", "rigorous", False)
+    assert found.locally_certified
+    way = (found.x.flatten(1) - truth.x).norm(dim=1)
+    scale = math.sqrt(truth.x.shape[1])
+    assert bool((way <= scale * found.error_bound + truth.x_slack).all())
+    assert bool((scale * found.error_bound <= found.radius).all())
+    for certificate in ("auto", "published"):
+        result = lr.hypergradient(problem, b, loss, tolerance=1e-3, certificate=certificate)  # type: ignore[arg-type]
+        if boxed and not result.locally_certified:  # a pixel on the verge of its bound
+            continue
+        assert result.status is lr.Status.CONVERGED
+        assert (result.certified_scope, result.certified) == ("local", False)
+        assert distance(result.gradient, truth.gradient) <= result.error_bound + truth.gradient_slack
+        assert result.loss_interval[0] <= truth.loss <= result.loss_interval[1]
+
+
+def test_hypergradients_equal_dense_ones() -> None:
+    problem = problem_with(Identity((1, 8, 8)), deep(4.0))
+    x_true, b = registry.measure(problem)
+    loss = lr.SquaredError(x_true)
+    truth = truth_of(problem, b, loss, near(problem, b))
+    result = lr.hypergradient(problem, b, loss, tolerance=1e-6)
+    assert result.locally_certified
+    assert distance(result.gradient, truth.gradient) <= 1e-6 * norm(truth.gradient)
+
+
+def test_imported_weakly_convex_models_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """f'' jumps; the truth by Newton's method on the pieces the minimiser is on, which is exact there. Rigorously by
+    dense matrices and by bands, with a stated probability by Lanczos' method."""
+    problem = problem_with(mask(), imported(), ridge=0.01)
+    _, b = registry.measure(problem)
+    x = near(problem, b).reshape(-1, *SHAPE)
+    terms = problem.saddle_terms(DOUBLE)
+    K = torch.stack([terms.operator(e.reshape(1, *SHAPE)).flatten() for e in torch.eye(42, dtype=DOUBLE)], 1)
+    M = torch.diag(problem.operator.mask.flatten() ** 2 + 0.01)
+    q = (problem.operator.mask * b).flatten(1)
+    for _ in range(3):
+        t = terms.operator(x)
+        H = M + torch.einsum("mi,bm,mj->bij", K, terms.potential.second(t).flatten(1), K)
+        gradient = x.flatten(1) @ M - q + terms.potential.grad(t).flatten(1) @ K
+        x = x - torch.linalg.solve(H, gradient).reshape(x.shape)
+    assert float(torch.linalg.eigvalsh(H).min()) > 0
+    for limit, window, kind in ((1024, True, "rigorous"), (1, True, "rigorous"), (1, False, "estimate")):
+        monkeypatch.setattr(lowest_curvature, "_DENSE_PIXELS", limit)
+        if not window:
+            monkeypatch.setattr(Inpainting, "diagonal", lambda self: None)
+        found = lr.solve(problem, b, 1e-6)
+        assert (found.bound_kind, found.certified_scope) == (kind, "local")
+        assert ("probability" in found.reason) == (kind == "estimate")
+        error = (found.x - x).flatten(1).norm(dim=1) / math.sqrt(42)
+        assert bool((error <= found.error_bound + 1e-14).all())
+        assert bool((found.error_bound <= 1e-6).all())
+
+
+def test_a_convex_energy_keeps_its_global_statement() -> None:
+    problem = problem_with(Identity(SHAPE), TotalVariation(0.1, 1e-2).double())
+    x_true, b = registry.measure(problem)
+    found, result = lr.solve(problem, b), lr.hypergradient(problem, b, lr.SquaredError(x_true))
+    for one in (found, result):
+        assert one.certified
+        assert one.certified_scope == "local"
+        assert torch.equal(one.radius, torch.full((len(b),), math.inf, dtype=DOUBLE))
+    problem.minimiser = "global"
+    assert lr.solve(problem, b).certified_scope == "global"
+
+
+def test_singular_operators_need_no_ridge() -> None:
+    """Convex experts on a mask: no modulus, but a curvature where the minimiser is."""
+    problem = problem_with(
+        mask(), FieldsOfExperts(filters=8, size=3, generator=torch.Generator().manual_seed(0)).double()
+    )
+    x_true, b = registry.measure(problem)
+    truth = truth_of(problem, b, lr.SquaredError(x_true), near(problem, b))
+    result = lr.hypergradient(problem, b, lr.SquaredError(x_true), tolerance=1e-2)
+    assert result.locally_certified
+    assert distance(result.gradient, truth.gradient) <= result.error_bound + truth.gradient_slack
+
+
+def test_results_in_float32_are_in_their_balls() -> None:
+    """Rounded as they are."""
+    problem = problem_with(Identity(SHAPE), deep().float())
+    x_true, b = registry.measure(problem)
+    found = lr.solve(problem, b.float(), 1e-4)
+    assert found.locally_certified
+    assert found.radius.dtype == torch.float32
+    assert bool((math.sqrt(42) * found.error_bound <= found.radius).all())
+    result = lr.hypergradient(problem, b.float(), lr.SquaredError(x_true.float()), tolerance=1e-2)
+    assert result.locally_certified
+    assert bool((result.state_error_bound <= result.radius).all())
+    assert float(result.radius.max()) < 1.0
+
+
+# ---- what is refused -------------------------------------------------------------------------------------------------
+
+
+def double_well(weight: float = 2.0) -> lr.LowerLevelProblem:
+    """½ (x - b)² of each pixel and an even potential of x itself that curves by -weight at 0, then back."""
+    bends = torch.tensor([[0.0, 0.0, -1.0, -1.0, 0.0, 0.0]], dtype=DOUBLE)
+    return problem_with(
+        Identity((1, 3, 3)), ImportedRidge([torch.ones(1, 1, 1, 1, dtype=DOUBLE)], bends, 0.5, factor=0.5 * weight)
+    )
+
+
+def test_saddle_points_and_flat_places_are_refused() -> None:
+    """At b = 0 the gradient vanishes at x = 0, where the energy curves downwards, or with weight 1 not at all."""
+    b = torch.zeros(1, 1, 3, 3, dtype=DOUBLE)
+    for weight, status in ((2.0, lr.Status.INDEFINITE), (1.0, None)):
+        problem = double_well(weight)
+        found = lr.solve(problem, b, start=b)
+        assert not found.locally_certified
+        assert (found.bound_kind, float(found.error_bound), float(found.radius)) == ("none", math.inf, 0.0)
+        assert found.status is status if status else not found.status.converged
+        assert "minimiser" in found.reason
+        judged = lr.certify(problem, b, lr.SquaredError(b), b)
+        assert (judged.bound_kind, float(judged.error_bound), float(judged.radius)) == ("none", math.inf, 0.0)
+    moved = lr.solve(double_well(), b, start=b + 0.1)
+    assert moved.locally_certified
+    assert float(moved.x.min()) > 0.5
+
+
+def test_the_branch_is_that_of_the_start() -> None:
+    """Two minimisers, mirror images of each other."""
+    b = torch.zeros(1, 1, 3, 3, dtype=DOUBLE)
+    left, right = (lr.solve(double_well(), b, 1e-8, start=b + side) for side in (-0.1, 0.1))
+    for found in (left, right):
+        assert found.locally_certified
+        assert not found.certified
+    torch.testing.assert_close(left.x, -right.x, rtol=1e-12, atol=1e-8)
+    assert float((left.x - right.x).norm()) > float(left.radius + right.radius)
+
+
+def test_rough_points_are_refused_and_say_so() -> None:
+    problem = problem_with(mask(), deep())
+    x_true, b = registry.measure(problem)
+    for found in (lr.solve(problem, b, max_steps=2), lr.solve(problem, b, 1.0, max_steps=1)):
+        assert not found.locally_certified
+        assert bool(torch.isinf(found.error_bound).any())
+        assert found.reason
+    far = lr.certify(problem, b, lr.SquaredError(x_true), x_true + 1.0, certificate="published")
+    assert (far.bound_kind, far.certified, far.gradient_error_bound) == ("none", False, math.inf)
+    assert far.loss_interval == (-math.inf, math.inf)
+    result = lr.hypergradient(problem, b, lr.SquaredError(x_true), max_steps=1)
+    assert (result.bound_kind, result.error_bound, result.certified) == ("none", math.inf, False)
+    assert not result.status.converged
+    with pytest.raises(lr.SolverError, match="minimiser"):
+        lr.solve(problem, b, max_steps=2, on_failure="raise")
+
+
+def test_potentials_that_couple_responses_are_refused() -> None:
+    problem = problem_with(
+        Inpainting(torch.ones(1, 8, 8) * (torch.arange(8) > 0)), InputConvexNetwork(features=4, layers=1)
+    )
+    found = lr.solve(problem, torch.rand(1, 1, 8, 8), max_steps=3)
+    assert not found.locally_certified
+    assert "add a ridge" in found.reason
+    with pytest.raises(lr.ConfigError, match="minimiser"):
+        lr.LowerLevelProblem(Identity(SHAPE), deep(), minimiser="nearest")  # type: ignore[arg-type]
+    with pytest.raises(lr.AssumptionError, match="minimiser='local'"):
+        lr.solve(lr.LowerLevelProblem(Identity(SHAPE), deep()), torch.zeros(1, *SHAPE, dtype=DOUBLE))
+
+
+def test_model_files_keep_it(tmp_path: object) -> None:
+    problem = problem_with(Identity(SHAPE), deep())
+    file = f"{tmp_path}/model.safetensors"
+    lr.save_model(file, problem)
+    assert lr.load(file).problem(SHAPE).minimiser == "local"
+    assert "minimiser=local" in repr(problem)
+
+
+# ---- the lemmas ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.sampled(share=0.5, by=("name",))
+def test_curvatures_are_below_the_smallest_eigenvalue(
+    name: str, rotating_seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By every way, and near it."""
+    problem = problem_with(OPERATORS[name](), deep(), ridge=0.05)
+    _, b = registry.measure(problem)
+    instance = problem.instance(b)
+    s = 0.05 * torch.randn(
+        len(b), *instance.analysis.range_shape, dtype=DOUBLE, generator=torch.Generator().manual_seed(rotating_seed)
+    )
+    lowest, dense = LowestCurvature(instance), Dense(problem, b)
+    exact = torch.linalg.eigvalsh(dense.M + torch.einsum("mi,bm,mj->bij", dense.K, s.flatten(1), dense.K))[:, 0]
+    assert lowest.by_norms(s) <= float(exact.min())
+    torch.testing.assert_close(lowest.estimate(s), exact, rtol=1e-10, atol=1e-12)
+    for limit in (1024, 1):
+        monkeypatch.setattr(lowest_curvature, "_DENSE_PIXELS", limit)
+        monkeypatch.setattr(lowest_curvature, "_FEW_PIXELS", limit)
+        found, failure = LowestCurvature(instance).bound(s, exact)
+        assert (failure > 0) == (limit == 1 and name == "tomography")
+        assert bool((found <= exact).all())
+        assert bool((found >= 0.5 * exact.clamp_min(0.0)).all() | (exact < 0).any())
+
+
+def test_windows_tell_which_pixels_are_coupled() -> None:
+    filters = torch.randn(2, 3, 4, dtype=DOUBLE, generator=torch.Generator().manual_seed(0))
+    banks = [FilterBank(filters, SHAPE, boundary) for boundary in ("zero", "valid", "reflect")]
+    chain = ConvolutionChain([torch.ones(2, 1, 3, 3), torch.ones(1, 2, 1, 3)], SHAPE)
+    blurs = [Blur(filters[0], SHAPE, boundary) for boundary in ("zero", "reflect")]
+    for operator in (*banks, chain, *blurs, Gradient(SHAPE)):
+        window, (_, height, width) = operator.window(), SHAPE
+        assert window is not None
+        A = dense_matrix(operator, SHAPE)
+        coupled = (A.abs().T @ A.abs()).reshape(height, width, height, width) > 0
+        rows, columns = (a.abs() for a in coupled.nonzero().T[:2] - coupled.nonzero().T[2:])
+        assert (int(rows.max()) < window[0]) & (int(columns.max()) < window[1])
+    for operator in (FilterBank(filters, SHAPE, "circular"), Blur(filters[0], SHAPE, "circular"), ParallelBeam2D(7, 5)):
+        assert operator.window() is None
+
+
+def test_banded_and_dense_bounds_keep_their_margins() -> None:
+    """A matrix with the eigenvalue 0 is not called positive; tridiagonal ones have theirs to a few per cent."""
+    laplace = np.zeros((2, 50))
+    laplace[0], laplace[1, :-1] = 2.0, -1.0
+    smallest = 2.0 - 2.0 * math.cos(math.pi / 51)
+    assert 0.97 * smallest <= banded_lower_bound(laplace, smallest) <= smallest
+    neumann = laplace.copy()
+    neumann[0, 0] = neumann[0, -1] = 1.0
+    assert banded_lower_bound(neumann, 1e-17) == -math.inf
+    assert banded_lower_bound(laplace, -1.0) == -math.inf
+    random = np.random.default_rng(0)
+    for n, width in ((57, 5), (23, 22), (40, 0)):
+        band = random.normal(size=(width + 1, n))
+        band[0] = 3.0 + 2 * width
+        matrix = sum(np.diag(band[d, : n - d], -d) + np.diag(band[d, : n - d], d) * (d > 0) for d in range(width + 1))
+        lowest = float(np.linalg.eigvalsh(matrix)[0])
+        assert 0.97 * lowest <= banded_lower_bound(band, lowest) <= lowest
+    full = torch.diag(torch.full((50,), 2.0, dtype=DOUBLE)) - torch.diag(torch.ones(49, dtype=DOUBLE), 1)
+    full = full - torch.diag(torch.ones(49, dtype=DOUBLE), -1)
+    assert smallest - 1e-11 <= float(dense_lower_bound(full[None], torch.tensor([4.0], dtype=DOUBLE))) <= smallest
+
+
+def test_lanczos_fails_as_seldom_as_it_says(rotating_seed: int) -> None:
+    """At a failure probability that can be seen, over many starts."""
+    generator = torch.Generator().manual_seed(rotating_seed)
+    values = torch.cat(
+        [torch.tensor([0.3], dtype=DOUBLE), 1.0 + 9.0 * torch.rand(119, dtype=DOUBLE, generator=generator)]
+    )
+    starts = torch.randn(400, 120, dtype=DOUBLE, generator=generator)
+    likely = lanczos_lower_bound(lambda v: v * values, starts, 0.2, 15)
+    assert float((likely.lower > 0.3).double().mean()) <= 0.2 + 4.0 * math.sqrt(0.2 * 0.8 / 400)
+    sure = lanczos_lower_bound(lambda v: v * values, starts[:20], 1e-12, 90)
+    assert bool((sure.lower <= 0.3).all())
+    assert bool((sure.lower >= 0.2).all())
+
+
+def test_splits_keep_half_of_the_curvature(rotating_seed: int) -> None:
+    """M + K^T sigma K >= m/2 with sigma <= f'' in the ball, and the ball's curvature is one at random points of it."""
+    generator = torch.Generator().manual_seed(rotating_seed)
+    for name in ("identity", "inpainting", "tomography"):
+        problem = problem_with(OPERATORS[name](), deep())
+        _, b = registry.measure(problem)
+        x, instance, dense = near(problem, b).reshape(len(b), 1, 7, -1), problem.instance(b), Dense(problem, b)
+        residual = torch.full((len(b),), 1e-6, dtype=DOUBLE)
+        ball = find_ball(instance, x, instance.apply(x), residual)
+        assert ball.hindrance is None, name
+        split = ball.split(instance)
+        assert isinstance(split, BallSplit)
+        assert bool((split.sigma <= ball.low).all())
+        moved = dense.M + torch.einsum("mi,bm,mj->bij", dense.K, split.sigma.flatten(1), dense.K)
+        assert split.modulus <= float(torch.linalg.eigvalsh(moved).min()) * (1.0 + 1e-9)
+        for _ in range(5):
+            way = torch.randn(x.flatten(1).shape, dtype=DOUBLE, generator=generator)
+            z = x.flatten(1) + ball.radius[:, None] * way / way.norm(dim=1, keepdim=True)
+            assert bool((torch.linalg.eigvalsh(dense.hessian(z))[:, 0] >= ball.curvature).all())
+
+
+@pytest.mark.parametrize("kind", [SharpBound, PublishedBound], ids=["sharp", "published"])
+@pytest.mark.sampled(share=0.5, by=("kind",))
+def test_lemma_4_holds_for_the_true_errors(kind: type[SharpBound | PublishedBound], rotating_seed: int) -> None:
+    """With the errors themselves in the place of their bounds, every group of parameters for itself."""
+    generator, judged = torch.Generator().manual_seed(rotating_seed), 0
+    for trial in range(5):
+        problem = problem_with((Identity(SHAPE), mask(), blur())[trial % 3], deep(3.0, trial))
+        x_true, b = registry.measure(problem, batch=1)
+        loss, instance, roles = lr.SquaredError(x_true), problem.instance(b), problem.frozen().parameter_roles()
+        truth, dense = truth_of(problem, b, loss, near(problem, b)), Dense(problem, b)
+        size = 10.0 ** (-4.0 + 2.5 * float(torch.rand((), generator=generator)))
+        dx, dX = (size * torch.randn(truth.x.shape, generator=generator, dtype=DOUBLE) for _ in range(2))
+        if trial % 2:  # along the least curvature
+            dx = dX = size * torch.linalg.eigh(dense.hessian(truth.x)[0])[1][:, :1].T
+        x, X, e = (truth.x + dx).reshape(-1, *SHAPE), (truth.X + dX).reshape(-1, *SHAPE), dx.norm(dim=1)
+        t = instance.apply(x)
+        low, _ = instance.potential.curvature_bounds(t, response_radius(instance, e, t))
+        least = torch.linalg.eigvalsh(dense.M + torch.einsum("mi,bm,mj->bij", dense.K, low.flatten(1), dense.K))[:, 0]
+        if float(least) <= 0:
+            continue
+        known = LowestCurvature(instance)
+        split = BallSplit.of(low, least, known.by_norms(low), instance.potential.concavity)
+        for role in sorted(set(roles.values())):
+            for name, p in problem.regularizer.named_parameters():
+                p.requires_grad_(roles[name] == role)
+            gradient, responses = evaluate_pairing(Point(problem.frozen(), instance, b, loss, x, X))
+            pullback = instance.adjoint(responses.y)
+            residual = norm_samples(state_residual(instance, x, pullback)) + rounding_floor(instance, x, pullback)
+            state, none = StateError(residual, e, split), torch.zeros(1, dtype=DOUBLE)
+            bound = kind(problem.frozen(), instance, x, X, responses, state, pullback, none)
+            bent = instance.potential.second(instance.apply(truth.x.reshape(-1, *SHAPE))) - split.sigma
+            V = instance.apply(dX.reshape(-1, *SHAPE))
+            energy = (bent * V * V).sum().clamp_min(0.0).sqrt().reshape(1)
+            allowed = float(bound.groups()[0].at(dX.norm(dim=1), energy))
+            error = distance(gradient, {name: truth.gradient[name] for name in gradient})
+            assert error <= allowed * (1.0 + 1e-9) + truth.gradient_slack, (role, trial)
+            judged += 1
+    assert judged >= 5
+
+
+@pytest.mark.parametrize("ranges", ["local", "local-extreme"])
+@pytest.mark.sampled(share=0.5, by=("ranges",))
+def test_hunt(ranges: str, rotating_seed: int) -> None:
+    summary = hunt(1, torch.Generator().manual_seed(rotating_seed), RANGES[ranges])
+    assert summary.violations == []
+    assert summary.indefinite == summary.problems
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranges", ["local", "local-extreme"])
+def test_long_hunt(ranges: str, rotating_seed: int) -> None:
+    summary = hunt(100, torch.Generator().manual_seed(rotating_seed), RANGES[ranges])
+    assert summary.violations == []

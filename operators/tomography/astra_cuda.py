@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from learnreg.errors import ConfigError, OperatorError
 from learnreg.linear.operator import LinearOperator, linear_map
-from learnreg.operators.tomography.astra_matrix import require, view_vectors
+from learnreg.operators.tomography.astra_matrix import require
 from learnreg.operators.tomography.geometry import FanGeometry, Geometry, view_angles
+from learnreg.operators.tomography.rays import view_vectors
 
 __all__ = ["ConeBeam3D", "CudaProjector"]
 
@@ -25,7 +26,7 @@ def require_cuda(what: str) -> Any:
     if not astra.use_cuda():
         raise OperatorError(
             f"{what} needs an NVIDIA GPU and a build of the ASTRA toolbox with CUDA; astra.use_cuda() is False here. "
-            "Two-dimensional scans work without: leave backend at 'matrix'.",
+            "Two-dimensional scans work without: leave backend at 'auto'.",
             "device",
         )
     return astra
@@ -67,7 +68,7 @@ class CudaProjector(nn.Module):
     def __init__(self, geometry: Geometry) -> None:
         super().__init__()
         if isinstance(geometry, FanGeometry) and geometry.curved:
-            raise ConfigError("backend='astra-cuda' knows flat detectors only; leave backend at 'matrix'.")
+            raise ConfigError("backend='astra-cuda' knows flat detectors only; leave backend at 'auto'.")
         self._astra_or_error()
         self.geometry = geometry
         n, range_ = geometry.image_size, (len(geometry.angles), geometry.detectors)

@@ -194,7 +194,8 @@ class ParallelBeam2D(_Projector2D):
     Raises
     ------
     ConfigError: no angles, sizes that are not positive, an unknown option, a kernel that the backend does not have, or
-        astra is missing. ShapeError: angles not 1-D. A warning: angles that look like degrees, detectors that do not see the inscribed disc.
+        astra is missing. ShapeError: angles not 1-D. A warning: angles that look like degrees, detectors that do not
+        see the inscribed disc.
     """
 
     geometry_class = ParallelGeometry
@@ -314,7 +315,8 @@ def system_matrix(geometry: Geometry, kernel: Kernel, symmetric: bool) -> System
 
     Raises
     ------
-    ConfigError: Joseph's kernel for a fan beam. OperatorError: a matrix with more than 2^31 - 1 entries, or one that does not fit into the memory.
+    ConfigError: Joseph's kernel for a fan beam. OperatorError: a matrix with more than 2^31 - 1 entries, or one that
+        does not fit into the memory.
     """
     if kernel == "linear" and isinstance(geometry, FanGeometry):
         raise ConfigError(

@@ -132,16 +132,14 @@ class RayTracing(SymmetricProduct):
                 squares[rays][chosen] = (first.square() + second.square()).sum(1)
         return squares * table[4].square()
 
-    def _norm_start(self) -> tuple[Tensor, float]:
-        """The leading image of a coarser scan. Sums of nonnegative float64 terms are too small by a relative error of
-        at most their number times the unit roundoff."""
+    def _norm_start(self) -> tuple[Tensor, int]:
+        """The leading image of a coarser scan."""
         n = self.geometry.image_size
-        margin = (2 * n + self.rays + 16) * torch.finfo(torch.float64).eps
         image = torch.ones(1, 1, n, n, dtype=torch.float64, device=self.bits.device)
         if n > 2 * _COARSE:
             coarse = RayTracing(_coarser(self.geometry), self.kernel).leading_image()
             image = torch.nn.functional.interpolate(coarse, (n, n), mode="bilinear").to(image)
-        return image.reshape(1, -1), margin
+        return image.reshape(1, -1), 2 * n + self.rays + 16
 
     def leading_image(self) -> Tensor:
         """Nearly the leading eigenvector of A^T A, (1, 1, n, n), positive."""

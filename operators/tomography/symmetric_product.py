@@ -7,7 +7,6 @@ image: a single image then already is a block of eight columns.
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from learnreg.linear.norms import nonnegative_norm_bound
 from learnreg.operators.tomography.symmetry import Symmetry
 
 __all__ = ["SymmetricProduct", "take"]
@@ -23,10 +23,6 @@ __all__ = ["SymmetricProduct", "take"]
 _COLUMNS, _NUMBERS = 32, 2**25
 """Columns of a block: more do not fit the cache, fewer read or compute rows more often; and how many numbers they have
 at most, unless one image has more."""
-
-_POWER_STEPS = 200
-_CLOSE = 1.02
-"""Power steps stop when the bound is within this factor of the norm."""
 
 
 class SymmetricProduct(nn.Module):
@@ -65,9 +61,9 @@ class SymmetricProduct(nn.Module):
         """Sums of squared entries of the rows that are kept, (rows,) float64."""
 
     @abstractmethod
-    def _norm_start(self) -> tuple[Tensor, float]:
-        """A positive image (1, pixels) where the power steps for the norm start, and by what share their sums of
-        nonnegative numbers may be too small for rounding."""
+    def _norm_start(self) -> tuple[Tensor, int]:
+        """A positive image (1, pixels) where the power steps for the norm start, and at most how many numbers an entry
+        of A^T A times an image adds up."""
 
     def mismatch(self) -> float:
         """The transpose is exact."""
@@ -121,24 +117,13 @@ class SymmetricProduct(nn.Module):
 
     @torch.no_grad()
     def norm_bound(self, kept: Tensor | None = None) -> float:
-        """Upper bound of ‖A‖, or of ‖diag(kept) A‖ for zeros and ones (rays,), within a few percent. *Rigorous.*
+        """Upper bound of ‖A‖, or of ‖diag(kept) A‖ for zeros and ones (rays,), within a few percent. *Rigorous.*"""
 
-        For a matrix G >= 0 and any v > 0 the spectral radius is at most max_i (Gv)_i / v_i (Collatz and Wielandt;
-        Horn and Johnson, Matrix Analysis, Theorem 8.1.26); power steps bring it down.
-        """
-        vector, margin = self._norm_start()
-        bound = math.inf
-        for _ in range(_POWER_STEPS):
+        def gram(vector: Tensor) -> Tensor:
             views = self.apply_to(vector)
-            image = self.apply_transpose_to(views if kept is None else views * kept.to(views))
-            largest = float(image.max())
-            if largest == 0.0:
-                return 0.0
-            bound = min(bound, float((image / vector).max()))
-            if bound <= _CLOSE**2 * float((image * vector).sum() / vector.square().sum()):
-                break
-            vector = (image / largest).clamp_min(1e-6)
-        return math.sqrt(bound) * (1.0 + margin)
+            return self.apply_transpose_to(views if kept is None else views * kept.to(views))
+
+        return nonnegative_norm_bound(gram, *self._norm_start())
 
     @torch.no_grad()
     def row_norms(self) -> Tensor:

@@ -73,11 +73,9 @@ class SystemMatrix(SymmetricProduct):
             return self.starts_T, self.columns_T, self.bits_T.view(torch.float32)
         return self.starts, self.columns, self.bits.view(torch.float32)
 
-    def _norm_start(self) -> tuple[Tensor, float]:
-        """Sums of nonnegative float32 terms are too small by a relative error of at most their number times the unit
-        roundoff."""
+    def _norm_start(self) -> tuple[Tensor, int]:
         terms = int(self.starts.diff().max()) + self.order * (int(self.starts_T.diff().max()) + 1) + 4
-        return torch.ones(1, self.pixels, device=self.starts.device), terms * torch.finfo(torch.float32).eps
+        return torch.ones(1, self.pixels, device=self.starts.device), terms
 
     def _row_squares(self) -> Tensor:
         return torch.segment_reduce(

@@ -24,6 +24,7 @@ from learnreg.linear.stack import Stack
 from learnreg.lower_level.latent import JointOperator
 from learnreg.operators import (
     Blur,
+    ConeBeam3D,
     FanBeam2D,
     FanGeometry,
     FourierSampling,
@@ -95,6 +96,7 @@ OPERATORS: dict[str, Callable[[], LinearOperator]] = {
         _geometry(FanGeometry, detector_shape="curved", image_center=(0.1, -0.2), dead_detectors=(0, 6)),
         backend="matrix-free",
     ),
+    "ConeBeam3D": lambda: ConeBeam3D(4, 3, (5, 9)),
     "VStack": lambda: lr.vstack(Identity(SHAPE), Gradient(SHAPE), bank("valid", 3, 2)),
 }
 

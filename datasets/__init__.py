@@ -16,7 +16,7 @@ from learnreg.datasets.files.dicom_series import (
 from learnreg.datasets.files.folder import ImageFolder, list_images
 from learnreg.datasets.files.hdf5 import read_hdf5_array
 from learnreg.datasets.files.images import read_image
-from learnreg.datasets.files.sinograms import read_array, read_sinogram
+from learnreg.datasets.files.sinograms import SinogramStack, read_array, read_sinogram
 from learnreg.datasets.photographs.bsds import BSDS500, load_training_images
 from learnreg.datasets.photographs.natural import natural_images, natural_split
 from learnreg.datasets.photographs.patches import DenoisingPatches, add_noise, parse_sigma
@@ -40,6 +40,7 @@ __all__ = [
     "LoDoPaB",
     "PhotonNoise",
     "RelativeNoise",
+    "SinogramStack",
     "TomographyPairs",
     "add_noise",
     "ellipse_phantom",

@@ -25,7 +25,7 @@ def _across(source, detector, k, n):
     t = source[1] + share * (detector[1] - source[1])
     if not -1.0 < t < n:
         return share, 0, -1.0, -1.0
-    line = int(math.floor(t))
+    line = math.floor(t)
     w = t - line
     if line < 0:
         return share, 0, w, 0.0

@@ -78,8 +78,8 @@ class ConeBeam3D(LinearOperator):
         rows, columns = _sides(detectors, n, behind / center)
         if len(views) * rows * columns > _MOST_RAYS:
             raise ConfigError(
-                f"ConeBeam3D: {len(views):,} views of {rows:,} x {columns:,} detectors are more than 2^31 rays; expected "
-                "fewer."
+                f"ConeBeam3D: {len(views):,} views of {rows:,} x {columns:,} detectors are more than 2^31 rays; "
+                "expected fewer."
             )
         rise = min(0.5 * rows / n / behind, 0.5 / (center - math.sqrt(0.5)))
         if backend == "matrix-free" and rise > _STEEPEST:

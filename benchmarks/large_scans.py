@@ -170,7 +170,8 @@ def main() -> None:
         "with Python, torch and numba; *norm* the time of the rigorous bound. The solve is of a noisy phantom (1 % "
         f"noise, x >= 0, ridge {RIDGE:g}, total variation {WEIGHT:g}) to a certified root-mean-square error of "
         f"{TOLERANCE:g} from a cold start, up to {LARGEST_SOLVE}². *identity*: relative difference of <A x, A x> and "
-        f"<x, A^T A x> in float32. Scans without a matrix run within {MEMORY / 1e9:g} GB of address space. Matrices beyond 1024² are not built: 2048² would take 22 GB.",
+        f"<x, A^T A x> in float32. Scans without a matrix run within {MEMORY / 1e9:g} GB of address space. Matrices "
+        "beyond 1024² are not built: 2048² would take 22 GB.",
         rows(),
         order=42,
     )

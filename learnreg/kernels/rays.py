@@ -2,21 +2,16 @@
 transpose.
 
 Images are (rows, pixels of a row, columns), several images side by side as columns: a ray meets the same pixels of all
-of them, so that its weights serve them all. Eight columns are written out, since compilers keep them in registers then.
-Blocks of rows stay in the cache while all rays pass through them; within a row every image sums its rays in their
-order, so that bits depend neither on the blocks nor on who takes which row.
+of them, so that its weights serve them all. Rows have a border of one more pixel at either end. Eight columns are
+written out, since compilers keep them in registers then. Blocks of rows stay in the cache while all rays pass through
+them; within a row every image sums its rays in their order, so that bits do not depend on who takes which row.
 """
 
 from __future__ import annotations
 
-import math
-
 from learnreg.kernels.jit import compiled
 
-__all__ = ["WIDTH", "back_project", "back_project_wide", "project", "project_wide", "row_squares"]
-
-WIDTH = 8
-"""Columns of the wide kernels; their images and sums have a multiple of them."""
+__all__ = ["back_project", "back_project_wide", "project", "project_wide", "row_squares"]
 
 _BLOCK = 16
 
@@ -40,20 +35,16 @@ def _rows_inside(offset, slope, n, first, stop):
 
 @compiled
 def _pair(t, gap, inverse, n):
-    """The first of two neighbouring pixels of a row and the weights of both; a pixel beyond the row counts nothing."""
-    pixel = math.floor(t)
-    share = min(max(t - pixel - gap, 0.0) * inverse, 1.0)
-    if pixel < 0:
-        return 0, share, 0.0
-    if pixel > n - 2:
-        return n - 2, 0.0, 1.0 - share
-    return int(pixel), 1.0 - share, share
+    """The first of two neighbouring pixels of a row with a border, and the weights of both."""
+    pixel = min(int(t + 1.0), n)  # which t + 1 may exceed by rounding
+    share = min(max(t + 1.0 - pixel - gap, 0.0) * inverse, 1.0)
+    return pixel, 1.0 - share, share
 
 
 @compiled
 def project(images, offsets, slopes, gaps, inverses, first, stop, out):
     """Rays first ... stop - 1: their sums (rays, columns) are added to ``out``, column by column."""
-    n = images.shape[1]
+    n = images.shape[0]
     number = images.dtype.type
     for column in range(images.shape[2]):
         for block in range(0, n, _BLOCK):
@@ -69,7 +60,7 @@ def project(images, offsets, slopes, gaps, inverses, first, stop, out):
 @compiled
 def back_project(sums, offsets, slopes, gaps, inverses, first, stop, out):
     """Rows first ... stop - 1 of images: what the rays give them is added to ``out``, column by column."""
-    n = out.shape[1]
+    n = out.shape[0]
     number = out.dtype.type
     for column in range(out.shape[2]):
         for block in range(first, stop, _BLOCK):
@@ -84,8 +75,8 @@ def back_project(sums, offsets, slopes, gaps, inverses, first, stop, out):
 
 @compiled
 def project_wide(images, offsets, slopes, gaps, inverses, first, stop, out):
-    """As ``project``, eight columns at a time."""
-    n = images.shape[1]
+    """As ``project``, eight columns at a time; their number is a multiple of it."""
+    n = images.shape[0]
     number = images.dtype.type
     for k in range(0, images.shape[2], 8):
         for block in range(0, n, _BLOCK):
@@ -117,8 +108,8 @@ def project_wide(images, offsets, slopes, gaps, inverses, first, stop, out):
 
 @compiled
 def back_project_wide(sums, offsets, slopes, gaps, inverses, first, stop, out):
-    """As ``back_project``, eight columns at a time."""
-    n = out.shape[1]
+    """As ``back_project``, eight columns at a time; their number is a multiple of it."""
+    n = out.shape[0]
     number = out.dtype.type
     for k in range(0, out.shape[2], 8):
         for block in range(first, stop, _BLOCK):
@@ -163,5 +154,5 @@ def row_squares(n, offsets, slopes, gaps, inverses, out):
     for r in range(offsets.shape[0]):
         low, high = _rows_inside(offsets[r], slopes[r], n, 0, n)
         for i in range(low, high):
-            _, u, w = _pair(offsets[r] + i * slopes[r], gaps[r], inverses[r], n)
-            out[r] += u * u + w * w
+            pixel, u, w = _pair(offsets[r] + i * slopes[r], gaps[r], inverses[r], n)
+            out[r] += (u * u if pixel > 0 else 0.0) + (w * w if pixel < n else 0.0)

@@ -300,7 +300,7 @@ def _check_rays(geometry: Geometry) -> None:
 
 def _matrix_suits(geometry: Geometry, kernel: Kernel, symmetric: bool) -> bool:
     """Whether the matrix can be built and takes no more memory than ``LARGEST_MATRIX``."""
-    if kernel == "strip" or geometry.image_size < 2:
+    if kernel == "strip":
         return True
     if (kernel == "linear" and isinstance(geometry, FanGeometry)) or find_spec("astra") is None:
         return False

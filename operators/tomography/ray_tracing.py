@@ -32,6 +32,9 @@ _WIDE = 3
 _AT_ONCE = 2**22
 """Numbers that plain torch handles at a time."""
 
+_BORDER = (0, 0, 1, 1)
+"""Of a pixel at both ends of every row, for rays that meet only one of a pair."""
+
 _LARGEST_SIDE = 2**13
 """Beyond, the eight motions of an image take more than 4 GB."""
 
@@ -53,16 +56,15 @@ class RayTracing(SymmetricProduct):
 
     Raises
     ------
-    ConfigError: another kernel, or an image of one pixel. OperatorError: an image of more than 8,192² pixels.
+    ConfigError: another kernel. OperatorError: an image of more than 8,192² pixels.
     """
 
     bits: Tensor
 
     def __init__(self, geometry: Geometry, kernel: Kernel) -> None:
-        if kernel == "strip" or geometry.image_size < 2:
+        if kernel == "strip":
             raise ConfigError(
-                f"backend='matrix-free' with kernel={kernel!r} and image_size={geometry.image_size}: expected the "
-                "kernel 'linear' or 'line' and at least 2 pixels along a side; use backend='matrix'."
+                "backend='matrix-free' has the kernels 'linear' and 'line'; use backend='matrix' for 'strip'."
             )
         if geometry.image_size > _LARGEST_SIDE:
             raise OperatorError(
@@ -105,16 +107,17 @@ class RayTracing(SymmetricProduct):
         n = self.geometry.image_size
         images, out = x.reshape(n, n, -1), x.new_zeros(self._table().shape[1], x.shape[1])
         for flat, rays, part in self._parts():
-            _project(images.transpose(0, 1).contiguous() if flat else images, part, out[rays])
+            _project(torch.nn.functional.pad(images.transpose(0, 1) if flat else images, _BORDER), part, out[rays])
         return out
 
     def _from_rays(self, y: Tensor) -> Tensor:
         n, result = self.geometry.image_size, None
         for flat, rays, part in self._parts():
-            images = y.new_zeros(n, n, y.shape[1])
-            _back_project(y[rays].contiguous(), part, images)
-            images = images.transpose(0, 1) if flat else images
+            bordered = y.new_zeros(n, n + 2, y.shape[1])
+            _back_project(y[rays].contiguous(), part, bordered)
+            images = bordered[:, 1:-1].transpose(0, 1) if flat else bordered[:, 1:-1]
             result = images if result is None else result.add_(images)
+            del bordered
         assert result is not None
         return result.reshape(n * n, -1)
 
@@ -128,8 +131,9 @@ class RayTracing(SymmetricProduct):
             if kernels is not None:
                 kernels.row_squares(n, *(t.numpy() for t in part), squares[rays].numpy())
                 continue
-            for chosen, _, first, second in _weights(part, n, 1, torch.float64):
-                squares[rays][chosen] = (first.square() + second.square()).sum(1)
+            for chosen, pixel, first, second in _weights(part, n, 1, torch.float64):
+                seen = torch.where(pixel % (n + 2) > 0, first, 0.0), torch.where(pixel % (n + 2) < n, second, 0.0)
+                squares[rays][chosen] = seen[0].square().sum(1) + seen[1].square().sum(1)
         return squares * table[4].square()
 
     def _norm_start(self) -> tuple[Tensor, int]:
@@ -167,15 +171,15 @@ def _coarser(geometry: Geometry) -> Geometry:
 
 
 def _project(images: Tensor, part: _Part, out: Tensor) -> None:
-    """Add the sums along rays, (rays, columns), of images (rows, pixels, columns) to ``out``."""
+    """Add the sums along rays, (rays, columns), of images (rows, pixels, columns) with borders to ``out``."""
     kernels = kernels_for("rays", images, out, *part)
     if kernels is not None:
         kernel = kernels.project_wide if images.shape[2] >= _WIDE else kernels.project
         arrays = [t.numpy() for t in (images, *part)]
         in_parts(lambda first, stop: kernel(*arrays, first, stop, out.numpy()), len(out))
         return
-    n, columns = images.shape[1:]
-    flat = images.reshape(n * n, columns)
+    n, _, columns = images.shape
+    flat = images.reshape(-1, columns)
     for chosen, pixel, first, second in _weights(part, n, columns, images.dtype):
         sums = flat[pixel] * first[..., None]
         sums += flat[pixel + 1] * second[..., None]
@@ -183,15 +187,15 @@ def _project(images: Tensor, part: _Part, out: Tensor) -> None:
 
 
 def _back_project(sums: Tensor, part: _Part, out: Tensor) -> None:
-    """Add what rays give the images (rows, pixels, columns) to ``out``."""
+    """Add what rays give the images (rows, pixels, columns) with borders to ``out``."""
     kernels = kernels_for("rays", sums, out, *part)
     if kernels is not None:
         kernel = kernels.back_project_wide if out.shape[2] >= _WIDE else kernels.back_project
         arrays = [t.numpy() for t in (sums, *part)]
         in_parts(lambda first, stop: kernel(*arrays, first, stop, out.numpy()), len(out), 16)
         return
-    n, columns = out.shape[1:]
-    flat = out.reshape(n * n, columns)
+    n, _, columns = out.shape
+    flat = out.reshape(-1, columns)
     for chosen, pixel, first, second in _weights(part, n, columns, out.dtype):
         values = sums[chosen][:, None]
         flat.index_add_(0, pixel.flatten(), (values * first[..., None]).reshape(-1, columns))
@@ -200,19 +204,15 @@ def _back_project(sums: Tensor, part: _Part, out: Tensor) -> None:
 
 def _weights(part: _Part, n: int, columns: int, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
     """Some rays after the other: which, the first pixels of the pairs that they meet in each row, (rays, n) numbers in
-    the image, and the weights of both; as ``kernels.rays`` computes them."""
+    the image with borders, and the weights of both; as ``kernels.rays`` computes them."""
     rows = torch.arange(n, device=part.offsets.device)
     step = max(1, _AT_ONCE // (n * columns))
     for start in range(0, len(part.offsets), step):
         chosen = slice(start, start + step)
         offsets, slopes, gaps, inverses = (t[chosen, None] for t in part)
         t = offsets + rows * slopes
-        pixel = t.floor().clamp(-2.0, n + 1.0)
-        share = ((t - pixel - gaps).clamp_min(0.0) * inverses).clamp_max(1.0)
-        first, second = 1.0 - share, share.clone()
-        before, after = pixel < 0, pixel > n - 2
-        first[before], second[before] = share[before], 0.0
-        second[after], first[after] = first[after], 0.0
-        outside = (t <= -1.0) | (t >= n)
-        first[outside] = second[outside] = 0.0
-        yield chosen, rows * n + pixel.clamp(0, n - 2).long(), first.to(dtype), second.to(dtype)
+        pixel = (t + 1.0).floor().clamp(0.0, n)
+        share = ((t + 1.0 - pixel - gaps).clamp_min(0.0) * inverses).clamp_max(1.0)
+        inside = (t > -1.0) & (t < n)
+        first, second = torch.where(inside, 1.0 - share, 0.0), torch.where(inside, share, 0.0)
+        yield chosen, rows * (n + 2) + pixel.long(), first.to(dtype), second.to(dtype)

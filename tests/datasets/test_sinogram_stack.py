@@ -29,7 +29,8 @@ def saved(folder: Path, kind: str, values: np.ndarray[Any, Any]) -> Path:
     if path.suffix == ".npy":
         np.save(path, np.asfortranarray(values) if kind.endswith("fortran") else values)
     elif path.suffix == ".h5":
-        options = {"chunks": (min(3, len(values)), *values.shape[1:]), "compression": "gzip"} if kind.endswith("chunks") else {}
+        chunks = {"chunks": (min(3, len(values)), *values.shape[1:]), "compression": "gzip"}
+        options = chunks if kind.endswith("chunks") else {}
         with h5py.File(path, "w") as file:
             file.create_dataset("data", data=values, **options)
     else:

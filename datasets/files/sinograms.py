@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -20,8 +21,6 @@ from learnreg.linear.operator import LinearOperator
 from learnreg.operators import FanBeam2D, ParallelBeam2D
 
 __all__ = ["SinogramStack", "dead_mask", "map_npy", "read_array", "read_sinogram"]
-
-T = TypeVar("T")
 
 _HDF5_SUFFIXES = frozenset({".h5", ".hdf5", ".hdf", ".nxs"})
 _TIFF_SUFFIXES = frozenset({".tif", ".tiff"})
@@ -67,6 +66,8 @@ class SinogramStack(Sequence[Tensor]):
     ) -> None:
         self.path, self._counts, self._ignored = check_file(path), counts, dead_mask(operator)
         self._rows = _rows_of(self.path, key)
+        if 0 in self._rows.shape:
+            raise DataError(f"there are no values in this array of shape {self._rows.shape}.", self.path)
         self._count, *self._shape = _sides(self.path, self._rows.shape, operator)
         self._several = len(self._rows.shape) > 2
 
@@ -109,7 +110,14 @@ def _rows_of(path: Path, key: str | None) -> _Rows:
         mapped = map_npy(path)
         return _Rows(mapped.shape, lambda row: mapped if row is None else mapped[row : row + 1])
     if suffix in _TIFF_SUFFIXES and key is None:
-        return _Rows(_read_pages(path, _Pages.shape), lambda row: _read_pages(path, lambda pages: pages.read(row)))
+
+        def read_page(row: int | None) -> np.ndarray[Any, Any]:
+            with _opened_tiff(path) as tiff:
+                return _values(tiff.pages[row].aspage())[None]
+
+        with _opened_tiff(path) as tiff:
+            pages = _checked_pages(tiff, path)
+            return _Rows((len(pages), *_turned(pages[0])), read_page)
     read_array(path, key)  # says what is wrong
     raise DataError(f"unknown kind of file {suffix!r}.", path)
 
@@ -206,43 +214,17 @@ def map_npy(path: Path) -> np.ndarray[Any, Any]:
 
 
 def _read_tiff(path: Path, ignored: Mask | None) -> Tensor:
-    return float_tensor(_read_pages(path, lambda pages: pages.read(None)), path, ignored)
+    with _opened_tiff(path) as tiff:
+        arrays = [_values(page) for page in _checked_pages(tiff, path)]
+    return float_tensor(np.stack(arrays) if len(arrays) > 1 else arrays[0][None], path, ignored)  # one is not copied
 
 
-@dataclass(frozen=True)
-class _Pages:
-    """The pages of a TIFF file, all grey and of one shape (height, width)."""
-
-    pages: list[Any]
-    side: tuple[int, int]
-
-    def shape(self) -> tuple[int, ...]:
-        return (len(self.pages), *self.side)
-
-    def read(self, number: int | None) -> np.ndarray[Any, Any]:
-        """(pages, height, width), or one page, (1, height, width)."""
-        chosen = self.pages if number is None else self.pages[number : number + 1]
-        arrays = [oriented(page.asarray(), _orientation(page)) for page in chosen]
-        return np.stack(arrays) if len(arrays) > 1 else arrays[0][None]  # one is not copied
-
-
-def _read_pages(path: Path, read: Callable[[_Pages], T]) -> T:
-    """What ``read`` makes of the pages of an open file; errors of reading become DataError."""
+@contextmanager
+def _opened_tiff(path: Path) -> Iterator[Any]:
+    """The file as tifffile opens it; errors of reading become DataError."""
     try:
         with open_tiff(path, path) as tiff:
-            # Page by page: a series may, by its metadata, continue in other files. By number: a ring never ends.
-            pages = [tiff.pages[i].aspage() for i in range(len(tiff.pages))]
-            check_claim(path, sum(page.nbytes for page in pages))
-            _check_pages(pages, path)
-            shapes = sorted({_turned(page) for page in pages})
-            if len(shapes) != 1 or len(shapes[0]) != 2:
-                raise ShapeError(f"{path}: pages of shapes {', '.join(map(str, shapes))}, expected equal grey pages.")
-            promised = described_images(pages[0].description, max(1, math.prod(shapes[0])))
-            if len(pages) < promised:
-                raise DataError(
-                    f"{promised} images in {len(pages)} page.", path, "Save every sinogram as a page of its own."
-                )
-            return read(_Pages(pages, shapes[0]))
+            yield tiff
     except (DataError, ShapeError):
         raise
     except MemoryError as error:
@@ -253,6 +235,25 @@ def _read_pages(path: Path, read: Callable[[_Pages], T]) -> T:
             path,
             "Copy it again.",
         ) from error
+
+
+def _checked_pages(tiff: Any, path: Path) -> list[Any]:
+    """Grey pages of one shape, as many as the file promises."""
+    # Page by page: a series may, by its metadata, continue in other files. By number: a ring never ends.
+    pages = [tiff.pages[i].aspage() for i in range(len(tiff.pages))]
+    check_claim(path, sum(page.nbytes for page in pages))
+    _check_pages(pages, path)
+    shapes = sorted({_turned(page) for page in pages})
+    if len(shapes) != 1 or len(shapes[0]) != 2:
+        raise ShapeError(f"{path}: pages of shapes {', '.join(map(str, shapes))}, expected equal grey pages.")
+    promised = described_images(pages[0].description, max(1, math.prod(shapes[0])))
+    if len(pages) < promised:
+        raise DataError(f"{promised} images in {len(pages)} page.", path, "Save every sinogram as a page of its own.")
+    return pages
+
+
+def _values(page: Any) -> np.ndarray[Any, Any]:
+    return oriented(page.asarray(), _orientation(page))
 
 
 def _turned(page: Any) -> Any:

@@ -78,6 +78,8 @@ def test_bad_sinograms_are_named(tmp_path: Path) -> None:
         SinogramStack(stack.path, key="data")
     with pytest.raises(ShapeError, match=r"expected \(angles, detectors\)"):
         SinogramStack(saved(tmp_path, "npy", numbers(5)))
+    with pytest.raises(DataError, match="no values"):
+        SinogramStack(saved(tmp_path, "npy", numbers(0, 5, 9)))
     (tmp_path / "stack.txt").write_text("1 2")
     with pytest.raises(DataError, match="unknown kind of file"):
         SinogramStack(tmp_path / "stack.txt")

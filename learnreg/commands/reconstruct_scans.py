@@ -255,12 +255,14 @@ class Reconstructor:
         return statistical_weights(counts, dark, dead_detectors=dead).float()
 
     def _all(self, known: Examined, outputs: Sequence[Path], tolerance: float) -> Iterator[Reconstructed]:
-        done = 0
-        for scan, output in zip(self._scans(known.path), outputs, strict=False):
+        scans, changed = self._scans(known.path), DataError("its content changed while it was used.", known.path)
+        for output in outputs:
+            scan = next(scans, None)
+            if scan is None:
+                raise changed
             yield self._one(known, scan, output, tolerance)
-            done += 1
-        if done != len(outputs):
-            raise DataError("its content changed while it was used.", known.path)
+        if next(scans, None) is not None:
+            raise changed
 
     def _one(self, known: Examined, scan: _Scan, output: Path, tolerance: float) -> Reconstructed:
         b, data_term = scan.sinogram, self._data_term(scan.sinogram, scan.weights)

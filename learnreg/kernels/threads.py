@@ -12,11 +12,14 @@ __all__ = ["in_parts"]
 _PARTS = 4
 """For each thread, since parts take different times."""
 
+_LEAST = 200_000
+"""Numbers that one thread handles sooner than others have started."""
 
-def in_parts(work: Callable[[int, int], None], count: int, multiple: int = 1) -> None:
+
+def in_parts(work: Callable[[int, int], None], count: int, numbers: int, multiple: int = 1) -> None:
     """Call ``work(first, stop)`` for consecutive ranges of range(count), in torch.get_num_threads() threads; ranges
-    begin at a ``multiple``."""
-    threads = torch.get_num_threads()
+    begin at a ``multiple``. numbers: about how many are handled in all."""
+    threads = torch.get_num_threads() if numbers > _LEAST else 1
     size = -(-count // (threads * _PARTS) // multiple) * multiple
     starts = range(0, count, max(size, multiple))
     if threads == 1 or len(starts) == 1:

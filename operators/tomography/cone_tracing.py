@@ -183,7 +183,8 @@ def _project(slabs: Tensor, views: _Views, pitch: float, squared: bool, out: Ten
     kernels = kernels_for("cone_rays", slabs, out, views.sources, views.detectors)
     if kernels is not None:
         arrays = [t.numpy() for t in (slabs, *views)]
-        in_parts(lambda first, stop: kernels.project(*arrays, pitch, squared, first, stop, out.numpy()), len(out))
+        work = lambda first, stop: kernels.project(*arrays, pitch, squared, first, stop, out.numpy())  # noqa: E731
+        in_parts(work, len(out), out.numel() * len(slabs))
         return
     n, rows = len(slabs), out.shape[2]
     for view, k, q, line, (u, w), pixel, (below, above) in _weights(views, pitch, n, rows, slabs.dtype):
@@ -199,7 +200,8 @@ def _back_project(sums: Tensor, views: _Views, pitch: float, out: Tensor) -> Non
     kernels = kernels_for("cone_rays", sums, out, views.sources, views.detectors)
     if kernels is not None:
         arrays = [t.numpy() for t in (sums, *views)]
-        in_parts(lambda first, stop: kernels.back_project(*arrays, pitch, first, stop, out.numpy()), len(out))
+        work = lambda first, stop: kernels.back_project(*arrays, pitch, first, stop, out.numpy())  # noqa: E731
+        in_parts(work, len(out), sums.numel() * len(out))
         return
     n, rows = len(out), sums.shape[2]
     flat = out.reshape(n * n, n)

@@ -176,7 +176,7 @@ def _project(images: Tensor, part: _Part, out: Tensor) -> None:
     if kernels is not None:
         kernel = kernels.project_wide if images.shape[2] >= _WIDE else kernels.project
         arrays = [t.numpy() for t in (images, *part)]
-        in_parts(lambda first, stop: kernel(*arrays, first, stop, out.numpy()), len(out))
+        in_parts(lambda first, stop: kernel(*arrays, first, stop, out.numpy()), len(out), len(out) * images[0].numel())
         return
     n, _, columns = images.shape
     flat = images.reshape(-1, columns)
@@ -192,7 +192,9 @@ def _back_project(sums: Tensor, part: _Part, out: Tensor) -> None:
     if kernels is not None:
         kernel = kernels.back_project_wide if out.shape[2] >= _WIDE else kernels.back_project
         arrays = [t.numpy() for t in (sums, *part)]
-        in_parts(lambda first, stop: kernel(*arrays, first, stop, out.numpy()), len(out), 16)
+        in_parts(
+            lambda first, stop: kernel(*arrays, first, stop, out.numpy()), len(out), len(sums) * out[0].numel(), 16
+        )
         return
     n, _, columns = out.shape
     flat = out.reshape(-1, columns)

@@ -124,7 +124,8 @@ def test_plain_torch_computes_the_same(name: str, monkeypatch: pytest.MonkeyPatc
         torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-13)
 
 
-def test_bits_do_not_depend_on_threads() -> None:
+def test_bits_do_not_depend_on_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("learnreg.kernels.threads._LEAST", 0)
     A, threads = ConeBeam3D(20, 19, (12, 31)), torch.get_num_threads()
     x, y = registry.rand(1, *A.domain_shape).float(), registry.rand(1, *A.range_shape).float()
     found = []

@@ -44,8 +44,8 @@ Backend = Literal["auto", "matrix", "matrix-free", "astra-cuda"]
 SymmetryOption = Literal["auto", "none"]
 
 LARGEST_MATRIX = 1e9
-"""Bytes of matrix and transpose up to which "auto" takes them: they are twice as fast as computing weights on the way
-(docs/tomography.md), and the values for float64 and the building take as much again."""
+"""Bytes of matrix and transpose up to which "auto" takes them: they are 2 to 5 times faster than weights computed on the
+way (docs/tomography.md), but the values for float64 and the building take as much again."""
 
 _BYTES_PER_ENTRY = 16
 
@@ -304,8 +304,10 @@ def _matrix_suits(geometry: Geometry, kernel: Kernel, symmetric: bool) -> bool:
         return True
     if (kernel == "linear" and isinstance(geometry, FanGeometry)) or find_spec("astra") is None:
         return False
-    if _BYTES_PER_ENTRY * _least_entries(geometry) // MOST_MOTIONS > LARGEST_MATRIX:  # before the work of symmetries
-        return False
+    most = 2 * geometry.image_size * len(geometry.angles) * geometry.detectors
+    least = _least_entries(geometry) // MOST_MOTIONS
+    if _BYTES_PER_ENTRY * most <= LARGEST_MATRIX or _BYTES_PER_ENTRY * least > LARGEST_MATRIX:
+        return _BYTES_PER_ENTRY * most <= LARGEST_MATRIX  # without the work of symmetries
     rows = symmetry_of(geometry, symmetric).rows
     return _BYTES_PER_ENTRY * rays_of(geometry, kernel, rows).entries(geometry.image_size) <= LARGEST_MATRIX
 

@@ -20,6 +20,8 @@ from learnreg.linear.norms import dense_matrix
 from learnreg.operators import FanBeam2D, FanGeometry, ParallelBeam2D, ParallelGeometry
 from learnreg.operators.tomography import ray_tracing
 from learnreg.operators.tomography.ray_tracing import RayTracing
+from learnreg.operators.tomography.rays import rays_of
+from learnreg.operators.tomography.symmetry import symmetry_of
 from learnreg.operators.tomography.system_matrix import SystemMatrix
 from learnreg.regularizers import TotalVariation
 
@@ -140,6 +142,9 @@ def test_the_stored_matrix_is_the_same(projector: Any, options: Any) -> None:
     assert relative(A.adjoint(y), stored.adjoint(y)) < 2e-5
     assert A.norm_bound() == pytest.approx(stored.norm_bound(), rel=0.02)
     assert A.nbytes < stored.nbytes
+    rows = symmetry_of(A.geometry, stored.engine.order > 1).rows
+    expected = rays_of(A.geometry, A.kernel, rows).entries(A.geometry.image_size)
+    assert expected == pytest.approx(stored.engine.entries, rel=0.1)
 
 
 @pytest.mark.parametrize("batch", [0, 1, 3, 9])

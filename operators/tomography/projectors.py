@@ -44,8 +44,8 @@ Backend = Literal["auto", "matrix", "matrix-free", "astra-cuda"]
 SymmetryOption = Literal["auto", "none"]
 
 LARGEST_MATRIX = 1e9
-"""Bytes of matrix and transpose up to which "auto" takes them: they are 2 to 5 times faster than weights computed on the
-way (docs/tomography.md), but the values for float64 and the building take as much again."""
+"""Bytes of matrix and transpose up to which "auto" takes them: 2 to 5 times faster than weights computed on the way
+(docs/tomography.md), but the values for float64 and the building take as much again."""
 
 _BYTES_PER_ENTRY = 16
 

@@ -16,7 +16,7 @@ from learnreg.datasets.files.dicom_series import (
 from learnreg.datasets.files.folder import ImageFolder, list_images
 from learnreg.datasets.files.hdf5 import read_hdf5_array
 from learnreg.datasets.files.images import read_image
-from learnreg.datasets.files.sinograms import read_array, read_sinogram
+from learnreg.datasets.files.sinograms import SinogramStack, read_array, read_sinogram
 from learnreg.datasets.measured_pairs import MeasuredPairs
 from learnreg.datasets.mri.coil_maps import estimate_coil_maps, simulate_coil_maps
 from learnreg.datasets.mri.kspace_files import KSpace, read_kspace
@@ -52,6 +52,7 @@ __all__ = [
     "MeasuredPairs",
     "PhotonNoise",
     "RelativeNoise",
+    "SinogramStack",
     "TomographyPairs",
     "add_noise",
     "cartesian_mask",

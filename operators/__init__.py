@@ -23,7 +23,7 @@ from learnreg.operators.blur import Blur
 from learnreg.operators.fourier import FourierSampling
 from learnreg.operators.identity import Identity, Inpainting
 from learnreg.operators.mri import CartesianMRI
-from learnreg.operators.tomography.astra_cuda import ConeBeam3D
+from learnreg.operators.tomography.cone_beam import ConeBeam3D
 from learnreg.operators.tomography.filtered_back_projection import filtered_back_projection
 from learnreg.operators.tomography.geometry import FanGeometry, ParallelGeometry
 from learnreg.operators.tomography.geometry_file import from_geometry
@@ -77,6 +77,7 @@ OPERATORS: dict[str, type[StoredOperator]] = {
     "identity": Identity,
     "parallel-beam": ParallelBeam2D,
     "fan-beam": FanBeam2D,
+    "cone-beam": ConeBeam3D,
     "inpainting": Inpainting,
     "blur": Blur,
     "fourier-sampling": FourierSampling,

@@ -17,13 +17,10 @@ from learnreg.potentials.base import Potential
 from learnreg.regularizers import Regularizer
 from learnreg.solvers import Iteration
 
-NOT_HERE = {"AbsoluteValue", "ConeBeam3D", "BandedPotential", "BSG1", "BSGHessian", "BSGNewtonFD", "LowerFunction"} | (
-    set() if registry.HAS_ASTRA else {"FanBeam2D", "ParallelBeam2D"}
-)
-"""Operators that need a GPU or a package that is missing, see test_astra_cuda.py and test_tomography.py; a potential
-made of another one and an operator, see lower_level/test_banded.py, and one without derivatives, see
-hypergradients/test_sign_pattern.py; methods of a few steps, of which no accuracy can be
-asked, see hypergradients/test_stochastic.py; the lower level of upper_level/test_bilevel_problem.py."""
+NOT_HERE = {"AbsoluteValue", "BandedPotential", "BSG1", "BSGHessian", "BSGNewtonFD", "LowerFunction"}
+"""A potential without derivatives, see hypergradients/test_sign_pattern.py, and one made of another one and an operator,
+see lower_level/test_banded.py; methods of a few steps, of which no accuracy can be asked, see
+hypergradients/test_stochastic.py; the lower level of upper_level/test_bilevel_problem.py."""
 
 
 def public_classes(base: type) -> set[type]:

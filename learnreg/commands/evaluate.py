@@ -15,6 +15,7 @@ from torch import Tensor
 from learnreg.commands.fitness import in_grey_levels
 from learnreg.commands.kspace_scenes import kspace_scenes
 from learnreg.commands.scenes import measured_scenes, noise_model, noisy_scenes
+from learnreg.commands.waiting import Waiting
 from learnreg.datasets import (
     GaussianNoise,
     PhotonNoise,
@@ -116,7 +117,12 @@ def evaluate(
         level, notes = _noise_level(model, sigma)
         noise_level = level if model.conditioned else None
         scenes = noisy_scenes(images, level, seed)
-    rows = tuple(_measure(scene, model, tolerance, noise_level) for scene in scenes)
+    rows: list[EvaluatedImage] = []
+    with Waiting("evaluate", len(paths)) as waiting:
+        for scene in scenes:  # one at a time in memory
+            rows.append(_measure(scene, model, tolerance, noise_level))
+            with waiting.finished():
+                pass
     psnr_input = fmean(row.psnr_input for row in rows)
     return Evaluation(
         psnr=fmean(row.psnr for row in rows),
@@ -130,7 +136,7 @@ def evaluate(
         tolerance=tolerance,
         error_bound=max(row.error_bound for row in rows),
         certified=all(row.certified for row in rows),
-        rows=rows,
+        rows=tuple(rows),
         notes=tuple(notes),
     )
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -87,16 +90,22 @@ def _rescaling(low: float, high: float) -> str:
     return "Scale them so that white is 1." if white is None else f"Divide them by {white}, so that white is 1."
 
 
-def unfit_scan(b: Tensor, operator: LinearOperator) -> list[str]:
-    """What speaks against reconstructing sinograms (count, 1, angles, detectors) in the units of a model: line
-    integrals of images in [0, 1] lie between 0 and those of an image of ones."""
+def unfit_scan(scans: Iterable[Tensor], operator: LinearOperator) -> list[str]:
+    """What speaks against reconstructing sinograms (..., angles, detectors), one after the other, in the units of a
+    model: line integrals of images in [0, 1] lie between 0 and those of an image of ones."""
     with torch.no_grad():
-        largest = float(operator(b.new_ones(1, *operator.domain_shape)).max())
-    low, high, mean = float(b.min()), float(b.max()), float(b.mean())
+        largest = float(operator(torch.ones(1, *operator.domain_shape)).max())
+    low, high, total, below, above, count = math.inf, -math.inf, 0.0, 0, 0, 0
+    for b in scans:
+        low, high = min(low, float(b.min())), max(high, float(b.max()))
+        total += float(b.double().sum())
+        below += int((b < -0.1 * largest).sum())
+        above += int((b > 1.2 * largest).sum())
+        count += b.numel()
     span = f"its line integrals span [{low:.3g}, {high:.3g}] in the model's units, where [0, {largest:.3g}] is possible"
-    if mean < 0.0 or float((b < -0.1 * largest).double().mean()) > 0.05:
+    if total < 0.0 or below > 0.05 * count:
         return [f"{span}. Is it the negative of a scan, or counts? Pass -log(counts / flat), or --counts and --flat."]
-    if float((b > 1.2 * largest).double().mean()) > _STRAY:
+    if above > _STRAY * count:
         return [f"{span}. Check their unit: --attenuation is what the model's 1 stands for per unit of length."]
     if 0.0 < high < 0.01 * largest:
         return [f"{span}: hardly any attenuation. Check their unit: --attenuation, or lengths in the geometry."]

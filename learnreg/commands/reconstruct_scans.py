@@ -25,7 +25,7 @@ from learnreg.commands.fitness import unfit_scan
 from learnreg.commands.image_inputs import files_of
 from learnreg.commands.image_outputs import Examined, Reconstructed, output_paths, sensitivity, write_array, write_png
 from learnreg.commands.scenes import Projector
-from learnreg.datasets import PhotonNoise, line_integrals, read_array, read_sinogram, statistical_weights
+from learnreg.datasets import PhotonNoise, SinogramStack, line_integrals, read_array, statistical_weights
 from learnreg.datasets.files.checks import Mask
 from learnreg.datasets.files.sinograms import dead_mask
 from learnreg.errors import ConfigError, DataError, ShapeError
@@ -104,10 +104,10 @@ _PLAIN = ScanOptions()
 
 @dataclass(frozen=True)
 class _Scan:
-    """Sinograms of one file in the model's units, (count, 1, angles, detectors), float32, the root-mean-square of what
-    that rounded, their statistical weights, and how many rays had no count to speak of."""
+    """A sinogram in the model's units, (1, 1, angles, detectors), float32, the root-mean-square of what that rounded,
+    its statistical weights, and how many rays had no count to speak of."""
 
-    sinograms: Tensor
+    sinogram: Tensor
     rounding: float
     weights: Tensor | None
     floored: int
@@ -178,7 +178,8 @@ class Reconstructor:
         to ``out``/<name>.npy, float32 in the units of the measurement, and <name>.png, which shows the model's range
         [0, 1]; <name>_000 and so on where a file holds several sinograms.
 
-        All inputs are read before the first is reconstructed, so that a bad one stops the command at once.
+        All inputs are read before the first is reconstructed, so that a bad one stops the command at once. At any time
+        one sinogram is in memory.
         ``tolerance``: root-mean-square error in the model's units, 1e-4 by default.
 
         Raises
@@ -194,30 +195,47 @@ class Reconstructor:
         return examined, (row for known, names in work for row in self._all(known, names, goal))
 
     def _examine(self, path: Path) -> Examined:
-        scan = self._read(path)
-        floored = f"{scan.floored} rays had less than 0.1 counts, which count as 0.1"
-        warnings = unfit_scan(scan.sinograms, self.operator)
-        return Examined(path, (floored,) if scan.floored else (), tuple(warnings), len(scan.sinograms))
+        count = floored = 0
 
-    def _read(self, path: Path) -> _Scan:
+        def sinograms() -> Iterator[Tensor]:
+            nonlocal count, floored
+            for scan in self._scans(path):
+                count, floored = count + 1, floored + scan.floored
+                yield scan.sinogram
+
+        warnings = unfit_scan(sinograms(), self.operator)
+        note = f"{floored} rays had less than 0.1 counts, which count as 0.1"
+        return Examined(path, (note,) if floored else (), tuple(warnings), count)
+
+    def _scans(self, path: Path) -> Iterator[_Scan]:
+        """The sinograms of a file, one after the other."""
         if path.suffix.lower() in _IMAGES:
             shape = tuple(self.operator.range_shape)
             raise ShapeError(
                 f"{path}: an image, but this model reconstructs sinograms (1, angles, detectors) = {shape}; expected "
                 ".npy, HDF5 or TIFF files. To measure a model on images, use learnreg evaluate."
             )
-        options, weights, floored = self.options, None, 0
-        values = read_sinogram(path, options.key, self.operator, options.counts)
-        if options.counts:
-            assert options.flat is not None
-            ignored, dead = dead_mask(self.operator), self.operator.geometry.dead_detectors
-            flat, dark = _field(options.flat, ignored), _field(options.dark or "0", ignored)
-            found = line_integrals(values, flat, dark, dead_detectors=dead)
-            weights = torch.stack([self._weights(*pair, dark) for pair in zip(values, found.values, strict=True)])
-            values, floored = found.values, found.floored
-        exact = values.double() / (options.model_value * self.length)
-        sinograms = exact.float()
-        return _Scan(sinograms, float((sinograms - exact).square().mean().sqrt()), weights, floored)
+        options = self.options
+        stack = SinogramStack(path, options.key, self.operator, options.counts)
+        if not options.counts:
+            for values in stack:
+                yield self._scaled(values)
+            return
+        assert options.flat is not None
+        ignored = dead_mask(self.operator)
+        flat, dark = _field(options.flat, ignored), _field(options.dark or "0", ignored)
+        for i, values in enumerate(stack):
+            yield self._from_counts(values, *(_field_of(field, i, len(stack)) for field in (flat, dark)))
+
+    def _from_counts(self, counts: Tensor, flat: Tensor | float, dark: Tensor | float) -> _Scan:
+        found = line_integrals(counts, flat, dark, dead_detectors=self.operator.geometry.dead_detectors)
+        weights = self._weights(counts[0], found.values[0], dark)
+        return self._scaled(found.values, weights, found.floored)
+
+    def _scaled(self, values: Tensor, weights: Tensor | None = None, floored: int = 0) -> _Scan:
+        exact = values.double() / (self.options.model_value * self.length)
+        sinogram = exact.float()
+        return _Scan(sinogram, float((sinogram - exact).square().mean().sqrt()), weights, floored)
 
     def _weights(self, counts: Tensor, values: Tensor, dark: Tensor | float) -> Tensor:
         """The noise variance of training over that of each ray, for line integrals without a unit; mean 1 where the
@@ -237,22 +255,22 @@ class Reconstructor:
         return statistical_weights(counts, dark, dead_detectors=dead).float()
 
     def _all(self, known: Examined, outputs: Sequence[Path], tolerance: float) -> Iterator[Reconstructed]:
-        scan = self._read(known.path)
-        if scan.sinograms.shape[0] != len(outputs):
-            raise DataError("its content changed while it was used.", known.path)
-        for i, output in enumerate(outputs):
-            weights = None if scan.weights is None else scan.weights[i]
-            data_term = self._data_term(scan.sinograms[i : i + 1], weights)
-            yield self._one(known, scan.sinograms[i : i + 1], scan.rounding, data_term, output, tolerance)
+        scans, changed = self._scans(known.path), DataError("its content changed while it was used.", known.path)
+        for output in outputs:
+            scan = next(scans, None)
+            if scan is None:
+                raise changed
+            yield self._one(known, scan, output, tolerance)
+        if next(scans, None) is not None:
+            raise changed
 
-    def _one(
-        self, known: Examined, b: Tensor, rounding: float, data_term: LeastSquares, output: Path, tolerance: float
-    ) -> Reconstructed:
+    def _one(self, known: Examined, scan: _Scan, output: Path, tolerance: float) -> Reconstructed:
+        b, data_term = scan.sinogram, self._data_term(scan.sinogram, scan.weights)
         problem = self.model.problem(operator=self.operator, data_term=data_term)
         started = time.perf_counter()
         solution = solve(problem, b, tolerance)
         seconds = time.perf_counter() - started
-        x, bound = solution.x[0], float(solution.error_bound[0]) + sensitivity(problem, data_term.at(b)) * rounding
+        x, bound = solution.x[0], float(solution.error_bound[0]) + sensitivity(problem, data_term.at(b)) * scan.rounding
         files = [write_array(output, x, bound, self.options.model_value), write_png(output, x, 8, bound)]
         return Reconstructed.of(known, files, solution, seconds, tolerance)
 
@@ -275,6 +293,13 @@ def _field(text: str, ignored: Mask | None) -> Tensor | float:
         return float(text)
     except ValueError:
         return read_array(text, ignored=ignored)
+
+
+def _field_of(field: Tensor | float, index: int, count: int) -> Tensor | float:
+    """That of one sinogram, where each has its own."""
+    if isinstance(field, Tensor) and field.dim() > 2 and len(field) == count:
+        return field[index]
+    return field
 
 
 def _without(geometry: Geometry, text: str) -> Geometry:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from learnreg.errors import ConfigError, OperatorError
-from learnreg.linear.operator import LinearOperator, linear_map
-from learnreg.operators.tomography.astra_matrix import require, view_vectors
-from learnreg.operators.tomography.geometry import FanGeometry, Geometry, view_angles
+from learnreg.operators.tomography.astra_matrix import require
+from learnreg.operators.tomography.cone_tracing import ConeScan
+from learnreg.operators.tomography.geometry import FanGeometry, Geometry
+from learnreg.operators.tomography.rays import view_vectors
 
-__all__ = ["ConeBeam3D", "CudaProjector"]
+__all__ = ["CudaCone", "CudaProjector"]
 
 _PROBES = 3
 
@@ -25,7 +25,7 @@ def require_cuda(what: str) -> Any:
     if not astra.use_cuda():
         raise OperatorError(
             f"{what} needs an NVIDIA GPU and a build of the ASTRA toolbox with CUDA; astra.use_cuda() is False here. "
-            "Two-dimensional scans work without: leave backend at 'matrix'.",
+            "Leave the backend at its default, which works without.",
             "device",
         )
     return astra
@@ -67,7 +67,7 @@ class CudaProjector(nn.Module):
     def __init__(self, geometry: Geometry) -> None:
         super().__init__()
         if isinstance(geometry, FanGeometry) and geometry.curved:
-            raise ConfigError("backend='astra-cuda' knows flat detectors only; leave backend at 'matrix'.")
+            raise ConfigError("backend='astra-cuda' knows flat detectors only; leave backend at 'auto'.")
         self._astra_or_error()
         self.geometry = geometry
         n, range_ = geometry.image_size, (len(geometry.angles), geometry.detectors)
@@ -113,75 +113,39 @@ class CudaProjector(nn.Module):
         return torch.from_numpy(result) * self.geometry.pixel_size
 
 
-class ConeBeam3D(LinearOperator):
-    """Cone-beam projector of a cube with side 1 by ASTRA on an NVIDIA GPU; (1, n, n, n) to (1, angles, rows, columns).
+class CudaCone(nn.Module):
+    """A cone-beam scan in ASTRA's CUDA projector; one volume at a time, in float32."""
 
-    Parameters
-    ----------
-    image_size: n; axes are z, y, x and the axis of rotation is z. angles: their number, uniform on [0, 2 pi), or 1-D
-        radians. detectors: rows and columns of the flat detector, at pitch 1/n; by default the smallest odd number >=
-        sqrt(2) n times the magnification, for both. source_to_center, source_to_detector: in sides of the cube.
+    def __init__(self, scan: ConeScan) -> None:
+        super().__init__()
+        require_cuda("ConeBeam3D(backend='astra-cuda')")
+        self.scan, n = scan, scan.n
+        range_ = (1, len(scan.angles), scan.rows, scan.columns)
+        self.matched = MatchedScale(self.apply_to, self._back_project, (1, n, n, n), range_)
 
-    ASTRA's back-projection is not its projector's exact adjoint: ``adjoint_mismatch`` is positive, and nothing is
-    certified with it.
-
-    Raises
-    ------
-    OperatorError: no GPU that ASTRA can use. ConfigError: no angles, a source inside the cube, or astra is missing.
-    """
-
-    def __init__(
-        self,
-        image_size: int,
-        angles: int | Tensor,
-        detectors: int | None = None,
-        source_to_center: float = 2.0,
-        source_to_detector: float = 4.0,
-    ) -> None:
-        require_cuda("ConeBeam3D")
-        if not math.sqrt(0.5) < source_to_center <= source_to_detector:
-            raise ConfigError(
-                f"ConeBeam3D(source_to_center={source_to_center:g}, source_to_detector={source_to_detector:g}): "
-                "expected sqrt(1/2) < source_to_center <= source_to_detector, in sides of the cube."
-            )
-        self.angles = view_angles(angles, 2 * math.pi, "ConeBeam3D")
-        magnification = source_to_detector / source_to_center
-        count = math.ceil(math.sqrt(2.0) * image_size * magnification) if detectors is None else detectors
-        count += 1 - count % 2 if detectors is None else 0
-        super().__init__((1, image_size, image_size, image_size), (1, len(self.angles), count, count))
-        self.source_to_center, self.source_to_detector = source_to_center, source_to_detector
-        self.matched = MatchedScale(self._project, self._back_project, self.domain_shape, self.range_shape)
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.check_domain(x)
-        return linear_map(x, self._project, self._scaled_back_projection)
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        self.check_range(y)
-        return linear_map(y, self._scaled_back_projection, self._project)
-
-    def adjoint_mismatch(self) -> float:
+    def mismatch(self) -> float:
         return self.matched.mismatch
 
-    def _project(self, x: Tensor) -> Tensor:
-        views = [self._run("create_sino3d_gpu", volume[0]).transpose(0, 1)[None] for volume in x]
+    def apply_to(self, x: Tensor) -> Tensor:
+        """A x for x (batch, 1, z, y, x); ASTRA counts y upwards."""
+        views = [self._run("create_sino3d_gpu", volume[0].flip(1)).transpose(0, 1)[None] for volume in x]
         return torch.stack(views).to(x)
 
-    def _back_project(self, y: Tensor) -> Tensor:
-        volumes = [self._run("create_backprojection3d_gpu", views[0].transpose(0, 1))[None] for views in y]
-        return torch.stack(volumes).to(y)
-
-    def _scaled_back_projection(self, y: Tensor) -> Tensor:
+    def apply_transpose_to(self, y: Tensor) -> Tensor:
+        """Nearly A^T y."""
         return self._back_project(y) * self.matched.scale
+
+    def _back_project(self, y: Tensor) -> Tensor:
+        volumes = [self._run("create_backprojection3d_gpu", v[0].transpose(0, 1)).flip(1)[None] for v in y]
+        return torch.stack(volumes).to(y)
 
     def _run(self, function: str, data: Tensor) -> Tensor:
         """ASTRA in units of voxels; projections are (rows, angles, columns) there."""
-        astra, n = require_cuda("ConeBeam3D"), self.domain_shape[1]
-        source = n * self.source_to_center
-        behind = n * self.source_to_detector - source
-        count = self.range_shape[-1]
-        scan = astra.create_proj_geom("cone", 1.0, 1.0, count, count, self.angles, source, behind)
+        astra, scan, n = require_cuda("ConeBeam3D(backend='astra-cuda')"), self.scan, self.scan.n
+        source, behind = n * scan.source_to_center, n * (scan.source_to_detector - scan.source_to_center)
+        pitch = n * scan.pitch
+        orbit = astra.create_proj_geom("cone", pitch, pitch, scan.rows, scan.columns, scan.angles, source, behind)
         array = data.detach().float().cpu().contiguous().numpy()
-        handle, result = getattr(astra, function)(array, scan, astra.create_vol_geom(n, n, n))
+        handle, result = getattr(astra, function)(array, orbit, astra.create_vol_geom(n, n, n))
         astra.data3d.delete(handle)
         return torch.from_numpy(result) / n

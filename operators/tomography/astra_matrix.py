@@ -5,19 +5,16 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from learnreg.errors import ConfigError, OperatorError
-from learnreg.linear.arguments import check_one_of
-from learnreg.operators.tomography.geometry import FanGeometry, Geometry, ParallelGeometry
+from learnreg.operators.tomography.geometry import FanGeometry, Geometry
+from learnreg.operators.tomography.rays import Kernel, curved_vectors, view_vectors
 
-__all__ = ["Kernel", "SparseRows", "build_rows", "check_entries", "kernel_for", "require", "view_vectors"]
-
-Kernel = Literal["linear", "line", "strip"]
-Doubles = npt.NDArray[np.float64]
+__all__ = ["SparseRows", "build_rows", "check_entries", "require"]
 
 _ENTRIES_AT_ONCE = 20_000_000
 """Entries that ASTRA holds at a time, in several copies."""
@@ -42,28 +39,6 @@ def require(module: str, package: str) -> Any:
             f"projectors need {package}, which cannot be imported ({error}). "
             "Install it with: pip install 'learnreg[ct]'"
         ) from error
-
-
-def kernel_for(geometry: Geometry, kernel: Kernel | None) -> Kernel:
-    """The kernel to discretise with: by default "linear" (Joseph) for parallel and "line" (Siddon) for fan beams.
-
-    Raises
-    ------
-    ConfigError: an unknown kernel, or one that ASTRA does not have for the geometry.
-    """
-    fan = isinstance(geometry, FanGeometry)
-    if kernel is None:
-        return "line" if fan else "linear"
-    known = ("line", "strip") if fan else ("linear", "line", "strip")
-    check_one_of(kernel, known, f"{type(geometry).__name__}: kernel")
-    if isinstance(geometry, FanGeometry) and kernel == "strip":
-        moved = geometry.detector_offset != 0.0 or geometry.image_center != (0.0, 0.0)
-        if moved or geometry.curved:
-            raise ConfigError(
-                "kernel='strip' for a fan beam needs a flat detector, detector_offset=0 and image_center=(0, 0); use "
-                "kernel='line'."
-            )
-    return kernel
 
 
 def build_rows(geometry: Geometry, kernel: Kernel, rows: npt.NDArray[np.int64]) -> SparseRows:
@@ -118,44 +93,12 @@ def _matrix(astra: Any, geometry: Geometry, kernel: Kernel, views: npt.NDArray[n
             return matrix[keep]
     fan = isinstance(geometry, FanGeometry)
     if isinstance(geometry, FanGeometry) and geometry.curved:
-        scan = astra.create_proj_geom("fanflat_vec", 1, _curved_vectors(geometry, angles, last))
+        scan = astra.create_proj_geom("fanflat_vec", 1, curved_vectors(geometry, angles, last))
     else:
         vectors = view_vectors(geometry, angles, last)
         scan = astra.create_proj_geom("fanflat_vec" if fan else "parallel_vec", last, vectors)
     with _exported(astra, f"{kernel}_fanflat" if fan else kernel, scan, geometry.image_size) as matrix:
         return matrix
-
-
-def view_vectors(geometry: Geometry, angles: npt.ArrayLike, last: int) -> Doubles:
-    """One row per view of a flat detector: source (fan) or direction (parallel), middle of the first ``last``
-    detectors, and pitch; seen from the middle of the image."""
-    axis, ray = _axes(angles)
-    middle = geometry.detector_offset - 0.5 * (geometry.detectors - last) * geometry.detector_pitch
-    origin = np.asarray(geometry.image_center)
-    if isinstance(geometry, FanGeometry):
-        source = -geometry.source_to_center * ray
-        center = (geometry.source_to_detector - geometry.source_to_center) * ray + middle * axis
-        return np.concatenate([source - origin, center - origin, geometry.detector_pitch * axis], 1)
-    assert isinstance(geometry, ParallelGeometry)
-    return np.concatenate([-ray, middle * axis - origin, geometry.detector_pitch * axis], 1)
-
-
-def _curved_vectors(geometry: FanGeometry, angles: npt.ArrayLike, last: int) -> Doubles:
-    """One row per ray to the first ``last`` detectors of an arc, as ``view_vectors`` of views with one detector."""
-    axis, ray = (part[:, None, :] for part in _axes(angles))
-    numbers = np.arange(last) - 0.5 * (geometry.detectors - 1)
-    turned = (numbers * geometry.detector_pitch + geometry.detector_offset) / geometry.source_to_detector
-    cosine, sine = np.cos(turned)[None, :, None], np.sin(turned)[None, :, None]
-    source = -geometry.source_to_center * ray - np.asarray(geometry.image_center)
-    detector = source + geometry.source_to_detector * (cosine * ray + sine * axis)
-    pitch = geometry.detector_pitch * (cosine * axis - sine * ray)
-    return np.concatenate([np.broadcast_to(source, detector.shape), detector, pitch], 2).reshape(-1, 6)
-
-
-def _axes(angles: npt.ArrayLike) -> tuple[Doubles, Doubles]:
-    """The detector axis and the central ray of each view, (views, 2)."""
-    cosine, sine = np.cos(angles), np.sin(angles)
-    return np.stack([cosine, sine], 1), np.stack([-sine, cosine], 1)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from learnreg.operators.tomography.coverage import Coverage, bridged, detector_p
 from learnreg.operators.tomography.geometry import FanGeometry, Geometry
 from learnreg.operators.tomography.projectors import FanBeam2D, ParallelBeam2D
 from learnreg.operators.tomography.ramp import Window, ramp_filtered
-from learnreg.operators.tomography.system_matrix import take
+from learnreg.operators.tomography.symmetric_product import take
 
 __all__ = ["filtered_back_projection"]
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from learnreg.errors import ConfigError, DataError
-from learnreg.operators.tomography.astra_matrix import Kernel
 from learnreg.operators.tomography.geometry import FanGeometry, Geometry, ParallelGeometry, view_angles
 from learnreg.operators.tomography.projectors import Backend, FanBeam2D, ParallelBeam2D, SymmetryOption
+from learnreg.operators.tomography.rays import Kernel
 
 __all__ = ["beam_of", "from_geometry", "read_geometry"]
 
@@ -31,7 +31,7 @@ def from_geometry(
     *,
     kernel: Kernel | None = None,
     symmetry: SymmetryOption = "auto",
-    backend: Backend = "matrix",
+    backend: Backend = "auto",
 ) -> ParallelBeam2D | FanBeam2D:
     """The projector of the scan that a TOML file describes, in the file's unit of length (millimetres, say).
 

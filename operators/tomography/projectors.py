@@ -7,7 +7,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, ClassVar, Literal, Self
+from importlib.util import find_spec
+from typing import Any, ClassVar, Literal, Self, get_args
 
 import torch
 from torch import Tensor
@@ -17,10 +18,11 @@ from learnreg.linear.arguments import check_one_of
 from learnreg.linear.norms import NormBound
 from learnreg.linear.operator import LinearOperator, linear_map
 from learnreg.operators.tomography.astra_cuda import CudaProjector
-from learnreg.operators.tomography.astra_matrix import Kernel, build_rows, check_entries, kernel_for
+from learnreg.operators.tomography.astra_matrix import build_rows, check_entries
 from learnreg.operators.tomography.coverage import Coverage, bridged, coverage_of
 from learnreg.operators.tomography.geometry import (
     LARGEST_IMAGE,
+    DetectorShape,
     FanGeometry,
     Geometry,
     ParallelGeometry,
@@ -29,44 +31,52 @@ from learnreg.operators.tomography.geometry import (
 from learnreg.operators.tomography.limits import checked_count
 from learnreg.operators.tomography.matrix_cache import cached_rows, key_of
 from learnreg.operators.tomography.ramp import ramp_filtered
+from learnreg.operators.tomography.ray_tracing import RayTracing
+from learnreg.operators.tomography.rays import Kernel, kernel_for, rays_of
+from learnreg.operators.tomography.symmetric_product import SymmetricProduct
 from learnreg.operators.tomography.symmetry import MOST_MOTIONS, Symmetry, symmetry_of
 from learnreg.operators.tomography.system_matrix import SystemMatrix, all_rows
 
 __all__ = ["FanBeam2D", "ParallelBeam2D"]
 
 Angles = int | Tensor | Sequence[float]
-Backend = Literal["matrix", "astra-cuda"]
+Backend = Literal["auto", "matrix", "matrix-free", "astra-cuda"]
 SymmetryOption = Literal["auto", "none"]
 
+LARGEST_MATRIX = 1e9
+"""Bytes of matrix and transpose up to which "auto" takes them: 2 to 5 times faster than weights computed on the way
+(docs/tomography.md), but the values for float64 and the building take as much again."""
+
+_BYTES_PER_ENTRY = 16
+
 _MOST_RAYS = 2**26
-"""Of a matrix: more of them, with what they meet of any image worth it, are more than 2^31 entries."""
+"""More of them, with what they meet of any image worth it, are more than 2^31 entries of a matrix, or too large a
+table."""
 
 
 class _Projector2D(LinearOperator):
-    """What the projectors share: (1, n, n) to (1, angles, detectors) through a sparse matrix that ASTRA builds once.
+    """What the projectors share: (1, n, n) to (1, angles, detectors) through a sparse matrix that ASTRA builds once, or
+    by weights computed on the way.
 
-    The matrix is kept in the cache of ``matrix_cache``; in memory it is part of no state dict.
-    The adjoint is its transpose, exactly; float64 inputs meet the same float32 entries.
+    A matrix is kept in the cache of ``matrix_cache``; in memory it is part of no state dict.
+    The adjoint is the exact transpose; with a matrix float64 inputs meet the same float32 entries.
     """
 
     geometry: Geometry
     geometry_class: ClassVar[type[Geometry]]
-    engine: SystemMatrix | CudaProjector
+    engine: SystemMatrix | RayTracing | CudaProjector
     dead: Tensor | None
 
     def __init__(self, geometry: Geometry, kernel: Kernel | None, symmetry: SymmetryOption, backend: Backend) -> None:
         name = type(self).__name__
         check_one_of(symmetry, ("auto", "none"), f"{name}(symmetry)")
-        check_one_of(backend, ("matrix", "astra-cuda"), f"{name}(backend)")
+        check_one_of(backend, get_args(Backend), f"{name}(backend)")
         n = geometry.image_size
         super().__init__((1, n, n), (1, len(geometry.angles), geometry.detectors))
         self.geometry, self.kernel = geometry, kernel_for(geometry, kernel)
         dead = torch.tensor(geometry.dead_detectors) if geometry.dead_detectors else None
         self.register_buffer("dead", dead, persistent=False)
-        if backend == "astra-cuda":
-            self.engine = CudaProjector(geometry)
-        else:
-            self.engine = system_matrix(geometry, self.kernel, symmetry == "auto")
+        self.engine = _engine(geometry, self.kernel, symmetry == "auto", backend)
 
     @classmethod
     def from_geometry(
@@ -75,7 +85,7 @@ class _Projector2D(LinearOperator):
         *,
         kernel: Kernel | None = None,
         symmetry: SymmetryOption = "auto",
-        backend: Backend = "matrix",
+        backend: Backend = "auto",
     ) -> Self:
         """The projector of any geometry: other units, angles, offsets and pitches."""
         if not isinstance(geometry, cls.geometry_class):
@@ -136,12 +146,12 @@ class _Projector2D(LinearOperator):
         super().check_range(y, name)
 
     def _find_norm(self) -> NormBound:
-        if isinstance(self.engine, SystemMatrix):
+        if isinstance(self.engine, SymmetricProduct):
             return NormBound(self.engine.norm_bound(self._live_rays()))
         return super()._find_norm()
 
     def row_norms(self, grouped: bool) -> Tensor | float:
-        if isinstance(self.engine, SystemMatrix):
+        if isinstance(self.engine, SymmetricProduct):
             return self._live(self.engine.row_norms().reshape(self.range_shape))
         return self.norm_bound()
 
@@ -152,11 +162,11 @@ class _Projector2D(LinearOperator):
         return self._live(torch.ones(self.range_shape, device=self.dead.device)).flatten()
 
     def adjoint_mismatch(self) -> float:
-        return 0.0 if isinstance(self.engine, SystemMatrix) else self.engine.mismatch()
+        return self.engine.mismatch()
 
     @property
     def nbytes(self) -> int:
-        """Memory of the matrix and its transpose in bytes."""
+        """Memory of what the products need to know, a matrix and its transpose or rays, in bytes."""
         return self.engine.nbytes
 
     def extra_repr(self) -> str:
@@ -172,7 +182,10 @@ class ParallelBeam2D(_Projector2D):
         pitch 1/n, centred; by default the smallest odd number >= sqrt(2) n, which sees all of the image.
     kernel: "linear" (Joseph; the default), "line" (Siddon: 0.7 times the memory, less accurate) or "strip" (areas: 1.8
         times the memory). symmetry: "auto" stores one row of the matrix for up to eight rays, "none" all rows.
-    backend: "matrix", or "astra-cuda" for ASTRA's own projector on an NVIDIA GPU, whose adjoint is inexact: nothing is
+        Without a matrix it makes no difference.
+    backend: "matrix" (built by ASTRA), "matrix-free": the same weights to rounding, computed on the way, for scans of
+        any size and without ASTRA, or "auto": the matrix where it takes at most 1 GB and ASTRA is installed. "strip" is
+        always a matrix. "astra-cuda" is ASTRA's own projector on an NVIDIA GPU, whose adjoint is inexact: nothing is
         certified with it.
 
     Other units, pitches and offsets: ``ParallelBeam2D.from_geometry(ParallelGeometry(...))``. Conventions and memory:
@@ -180,8 +193,9 @@ class ParallelBeam2D(_Projector2D):
 
     Raises
     ------
-    ConfigError: no angles, sizes that are not positive, an unknown option, or astra is missing. ShapeError: angles not
-        1-D. A warning: angles that look like degrees, detectors that do not see the inscribed disc.
+    ConfigError: no angles, sizes that are not positive, an unknown option, a kernel that the backend does not have, or
+        astra is missing. ShapeError: angles not 1-D. A warning: angles that look like degrees, detectors that do not
+        see the inscribed disc.
     """
 
     geometry_class = ParallelGeometry
@@ -194,7 +208,7 @@ class ParallelBeam2D(_Projector2D):
         *,
         kernel: Kernel | None = None,
         symmetry: SymmetryOption = "auto",
-        backend: Backend = "matrix",
+        backend: Backend = "auto",
     ) -> None:
         views = view_angles(angles, ParallelGeometry.full_turn, "ParallelBeam2D")
         geometry = ParallelGeometry(**_unit_image(image_size, detectors, "ParallelBeam2D"), angles=views)
@@ -204,7 +218,7 @@ class ParallelBeam2D(_Projector2D):
 
 
 class FanBeam2D(_Projector2D):
-    """Fan-beam projector of an image with side 1, with a flat detector.
+    """Fan-beam projector of an image with side 1, with a flat or a curved detector.
 
     Parameters
     ----------
@@ -212,8 +226,9 @@ class FanBeam2D(_Projector2D):
         1/n is measured on the detector, where the image is magnified by source_to_detector/source_to_center: with the
         defaults it sees a disc of radius 0.35 (``geometry.visible_radius``); ``geometry.covering_detectors()`` says how
         many see all of the image.
-    source_to_center, source_to_detector: in image sides.
-    kernel: "line" (Siddon; the default) or "strip" (1.4 times the memory). symmetry, backend: as there.
+    source_to_center, source_to_detector: in image sides. detector: "flat", or "curved": an arc around the source.
+    kernel: "line" (Siddon; the default), "linear" (Joseph; without a matrix) or "strip" (1.4 times the memory).
+    symmetry, backend: as there.
 
     Raises
     ------
@@ -230,9 +245,10 @@ class FanBeam2D(_Projector2D):
         source_to_center: float = 2.0,
         source_to_detector: float = 4.0,
         *,
+        detector: DetectorShape = "flat",
         kernel: Kernel | None = None,
         symmetry: SymmetryOption = "auto",
-        backend: Backend = "matrix",
+        backend: Backend = "auto",
     ) -> None:
         views = view_angles(angles, FanGeometry.full_turn, "FanBeam2D")
         geometry = FanGeometry(
@@ -240,6 +256,7 @@ class FanBeam2D(_Projector2D):
             angles=views,
             source_to_center=source_to_center,
             source_to_detector=source_to_detector,
+            detector_shape=detector,
         )
         if detectors is not None:
             geometry.warn_if_truncated()
@@ -258,19 +275,54 @@ def _unit_image(image_size: int, detectors: int | None, call: str) -> dict[str, 
     }
 
 
+def _engine(
+    geometry: Geometry, kernel: Kernel, symmetric: bool, backend: Backend
+) -> SystemMatrix | RayTracing | CudaProjector:
+    if backend == "astra-cuda":
+        return CudaProjector(geometry)
+    _check_rays(geometry)
+    if backend == "auto":
+        backend = "matrix" if _matrix_suits(geometry, kernel, symmetric) else "matrix-free"
+    if backend == "matrix":
+        return system_matrix(geometry, kernel, symmetric)
+    return RayTracing(geometry, kernel)
+
+
+def _check_rays(geometry: Geometry) -> None:
+    views, rays = len(geometry.angles), len(geometry.angles) * geometry.detectors
+    if rays > _MOST_RAYS:
+        raise OperatorError(
+            f"{views:,} views of {geometry.detectors:,} detectors are {rays:,} rays; a projector has at most "
+            f"{_MOST_RAYS:,}. Use fewer views or detectors, or several projectors.",
+            "memory",
+        )
+
+
+def _matrix_suits(geometry: Geometry, kernel: Kernel, symmetric: bool) -> bool:
+    """Whether the matrix can be built and takes no more memory than ``LARGEST_MATRIX``."""
+    if kernel == "strip":
+        return True
+    if (kernel == "linear" and isinstance(geometry, FanGeometry)) or find_spec("astra") is None:
+        return False
+    most = 2 * geometry.image_size * len(geometry.angles) * geometry.detectors
+    least = _least_entries(geometry) // MOST_MOTIONS
+    if _BYTES_PER_ENTRY * most <= LARGEST_MATRIX or _BYTES_PER_ENTRY * least > LARGEST_MATRIX:
+        return _BYTES_PER_ENTRY * most <= LARGEST_MATRIX  # without the work of symmetries
+    rows = symmetry_of(geometry, symmetric).rows
+    return _BYTES_PER_ENTRY * rays_of(geometry, kernel, rows).entries(geometry.image_size) <= LARGEST_MATRIX
+
+
 def system_matrix(geometry: Geometry, kernel: Kernel, symmetric: bool) -> SystemMatrix:
     """The matrix of a geometry, from the cache or built. Without symmetry its rows are copies of the stored ones.
 
     Raises
     ------
-    OperatorError: a matrix with more than 2^31 - 1 entries, or one that does not fit into the memory.
+    ConfigError: Joseph's kernel for a fan beam. OperatorError: a matrix with more than 2^31 - 1 entries, or one that
+        does not fit into the memory.
     """
-    views, rays = len(geometry.angles), len(geometry.angles) * geometry.detectors
-    if rays > _MOST_RAYS:
-        raise OperatorError(
-            f"{views:,} views of {geometry.detectors:,} detectors are {rays:,} rays; a matrix has at most "
-            f"{_MOST_RAYS:,}. Use fewer views or detectors, or backend='astra-cuda'.",
-            "memory",
+    if kernel == "linear" and isinstance(geometry, FanGeometry):
+        raise ConfigError(
+            "ASTRA builds no matrix of a fan beam with kernel='linear': leave backend at 'auto', or use 'matrix-free'."
         )
     check_entries(_least_entries(geometry) // MOST_MOTIONS)  # before the work of finding symmetries
     try:
@@ -284,8 +336,8 @@ def system_matrix(geometry: Geometry, kernel: Kernel, symmetric: bool) -> System
         return SystemMatrix(rows, symmetry, geometry.pixel_size)
     except MemoryError as error:
         raise OperatorError(
-            f"the matrix of {views:,} views of {geometry.detectors:,} detectors and an image of "
-            f"{geometry.image_size:,}² pixels does not fit into the memory: use fewer, or backend='astra-cuda'.",
+            f"the matrix of {len(geometry.angles):,} views of {geometry.detectors:,} detectors and an image of "
+            f"{geometry.image_size:,}² pixels does not fit into the memory: use fewer, or backend='matrix-free'.",
             "memory",
         ) from error
 

@@ -8,14 +8,14 @@ symmetries when the number of angles is even (parallel) or a multiple of four (f
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from learnreg.operators.tomography.geometry import Geometry, ParallelGeometry
 
-__all__ = ["MOST_MOTIONS", "Symmetry", "symmetry_of"]
+__all__ = ["MOST_MOTIONS", "Symmetry", "reordered", "symmetry_of"]
 
 Index = npt.NDArray[np.int64]
 
@@ -66,6 +66,18 @@ def symmetry_of(geometry: Geometry, wanted: bool = True) -> Symmetry:
     slots = np.full(given.size, rays, np.int64)
     slots[source] = identity
     return Symmetry(order, rows, source, slots, np.stack([_moved_pixels(n, *motion) for motion in motions]))
+
+
+def reordered(symmetry: Symmetry, order: Index) -> Symmetry:
+    """The same with other numbers: position i of the new ``rows`` is position order[i] of the old ones."""
+    places = np.argsort(order)
+    stored, motion = np.divmod(symmetry.source, symmetry.order)
+    return replace(
+        symmetry,
+        rows=symmetry.rows[order],
+        source=places[stored] * symmetry.order + motion,
+        slots=symmetry.slots.reshape(-1, symmetry.order)[order].reshape(-1),
+    )
 
 
 def _moved_rays(geometry: Geometry, quarter_turns: int, mirrored: bool) -> Index | None:

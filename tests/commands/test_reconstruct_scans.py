@@ -240,6 +240,24 @@ def test_other_kinds_of_files(folder: Path, tmp_path: Path) -> None:
     assert "only HDF5 files have keys" in refuse(3, *arguments[:2], folder / "unit.npy", *arguments[3:], "--key", "a")
 
 
+def test_a_stack_is_its_sinograms_one_by_one(folder: Path, tmp_path: Path) -> None:
+    """Also of counts, with a flat field for all or for each of them."""
+    counts = np.load(folder / "counts.npy")
+    flat = np.broadcast_to(np.load(folder / "flat.npy"), counts.shape[-2:])
+    several = np.concatenate([counts, 1.1 * counts, 0.9 * counts]).reshape(3, *counts.shape[-2:])
+    np.save(tmp_path / "stack.npy", several)
+    np.save(tmp_path / "flats.npy", np.stack([flat, 1.1 * flat, 1.2 * flat]))
+    begin = ("reconstruct", folder / "transmission.safetensors")
+    options = (*LOOSE, "--counts", "--out", tmp_path / "out", "--attenuation", WATER * SIDE)
+    found = outputs(succeed(*begin, tmp_path / "stack.npy", *options, "--flat", tmp_path / "flats.npy")["rows"])
+    assert len(found) == 3
+    for i, factor in enumerate((1.0, 1.1, 1.2)):
+        np.save(tmp_path / "one.npy", several[i])
+        np.save(tmp_path / "flat.npy", factor * flat)
+        single = succeed(*begin, tmp_path / "one.npy", *options, "--flat", tmp_path / "flat.npy")["rows"]
+        np.testing.assert_array_equal(outputs(single)[0], found[i])
+
+
 # ------------------------------------------------------------------------------------------------------------ bad input
 
 

@@ -75,19 +75,19 @@ def test_astra_s_projector_on_a_gpu(projector: Any) -> None:
 
 @pytest.mark.usefixtures("pretended_gpu")
 def test_cone_beam_on_a_gpu() -> None:
-    A = ConeBeam3D(3, 2, 3)
+    A = ConeBeam3D(3, 2, 3, backend="astra-cuda")
     x, y = registry.randn(2, *A.domain_shape), registry.randn(2, *A.range_shape, seed=1)
     assert A.range_shape == (1, 2, 3, 3)
     left, right = float((A(x) * y).sum()), float((x * A.adjoint(y)).sum())
     assert abs(left - right) < 0.05 * float(A(x).norm() * y.norm())
     assert 0 < A.adjoint_mismatch() < 0.05
     with pytest.raises(lr.ConfigError, match="sides of the cube"):
-        ConeBeam3D(3, 2, source_to_center=0.5)
+        ConeBeam3D(3, 2, source_to_center=0.5, backend="astra-cuda")
 
 
 @pytest.mark.skipif(astra.use_cuda(), reason="there is a GPU")
 def test_no_gpu_is_an_error_and_no_crash() -> None:
-    for build in (lambda: ConeBeam3D(8, 4), lambda: ParallelBeam2D(8, 4, backend="astra-cuda")):
+    for build in (lambda: ConeBeam3D(8, 4, backend="astra-cuda"), lambda: ParallelBeam2D(8, 4, backend="astra-cuda")):
         with pytest.raises(lr.OperatorError, match=r"needs an NVIDIA GPU.*astra\.use_cuda\(\) is False") as caught:
             build()
         assert caught.value.failed_property == "device"

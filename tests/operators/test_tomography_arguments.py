@@ -13,6 +13,7 @@ import torch
 
 import learnreg as lr
 from learnreg.operators import FanBeam2D, ParallelBeam2D
+from learnreg.operators.tomography.ray_tracing import RayTracing
 
 pytest.importorskip("astra")
 
@@ -83,4 +84,5 @@ def test_suspicious_scans_warn() -> None:
 def test_astra_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "astra", None)
     with pytest.raises(lr.ConfigError, match=r"the ASTRA toolbox.*pip install 'learnreg\[ct\]'"):
-        ParallelBeam2D(8, 4)
+        ParallelBeam2D(8, 4, backend="matrix")
+    assert isinstance(ParallelBeam2D(8, 4).engine, RayTracing)

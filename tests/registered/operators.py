@@ -26,6 +26,7 @@ from learnreg.lower_level.latent import JointOperator
 from learnreg.operators import (
     Blur,
     CartesianMRI,
+    ConeBeam3D,
     FanBeam2D,
     FanGeometry,
     FourierSampling,
@@ -119,6 +120,14 @@ OPERATORS: dict[str, Callable[[], LinearOperator]] = {
     "Composition": lambda: bank("zero", 3, 3) @ Blur(rand(3, 3), SHAPE, "circular"),
     "Composition-circular": lambda: Blur(delta(3) + 0.1 * rand(3, 3), SHAPE, "circular") @ Inpainting(1 + rand(*SHAPE)),
     "Sum": lambda: Identity(SHAPE) - Blur(randn(3, 3), SHAPE, "reflect"),
+    "ParallelBeam2D-matrix-free": lambda: ParallelBeam2D(5, 8, backend="matrix-free"),
+    "ParallelBeam2D-matrix-free-odd": lambda: ParallelBeam2D(6, 3, 7, kernel="line", backend="matrix-free"),
+    "FanBeam2D-matrix-free": lambda: FanBeam2D(5, 3, 14, kernel="linear", backend="matrix-free"),
+    "FanBeam2D-matrix-free-curved": lambda: FanBeam2D.from_geometry(
+        _geometry(FanGeometry, detector_shape="curved", image_center=(0.1, -0.2), dead_detectors=(0, 6)),
+        backend="matrix-free",
+    ),
+    "ConeBeam3D": lambda: ConeBeam3D(4, 3, (5, 9)),
     "VStack": lambda: lr.vstack(Identity(SHAPE), Gradient(SHAPE), bank("valid", 3, 2)),
 }
 

@@ -29,7 +29,7 @@ from learnreg.datasets import PhotonNoise, line_integrals, read_array, read_sino
 from learnreg.datasets.files.checks import Mask
 from learnreg.datasets.files.sinograms import dead_mask
 from learnreg.errors import ConfigError, DataError, ShapeError
-from learnreg.lower_level.data_terms import LeastSquares, TransmissionLeastSquares, WeightedLeastSquares
+from learnreg.lower_level.data_terms import DataTerm, TransmissionLeastSquares, WeightedLeastSquares
 from learnreg.models.extras import require
 from learnreg.models.model import Model
 from learnreg.models.names import stored_geometry
@@ -246,7 +246,7 @@ class Reconstructor:
             yield self._one(known, scan.sinograms[i : i + 1], scan.rounding, data_term, output, tolerance)
 
     def _one(
-        self, known: Examined, b: Tensor, rounding: float, data_term: LeastSquares, output: Path, tolerance: float
+        self, known: Examined, b: Tensor, rounding: float, data_term: DataTerm, output: Path, tolerance: float
     ) -> Reconstructed:
         problem = self.model.problem(operator=self.operator, data_term=data_term)
         started = time.perf_counter()
@@ -256,7 +256,7 @@ class Reconstructor:
         files = [write_array(output, x, bound, self.options.model_value), write_png(output, x, 8, bound)]
         return Reconstructed.of(known, files, solution, seconds, tolerance)
 
-    def _data_term(self, b: Tensor, weights: Tensor | None) -> LeastSquares:
+    def _data_term(self, b: Tensor, weights: Tensor | None) -> DataTerm:
         """The model's data term times the data weight and the statistical weights of a measurement; known counts
         replace those that the model concludes from line integrals."""
         own, factor = self.model.data_term, self.options.data_weight

@@ -26,6 +26,10 @@ T = TypeVar("T")
 _PART_BYTES = 2 * 1024**2
 
 
+def _start(quadratic: Quadratic, rhs: Tensor, b: Tensor) -> Tensor:
+    return quadratic.start(rhs, b)
+
+
 class Counter:
     """Number of operator applications so far."""
 
@@ -43,6 +47,7 @@ class Instance(Brief):
 
     With ``latent`` variables z, x stands for (x, z / latent.scale), with more channels, throughout.
     ``unexamined``: what nobody examined of the potential, so that nothing is certified; "" where all is known.
+    ``guess``: from M, q and measurements to a guess of what minimises the data term and the ridge.
     """
 
     quadratic: Quadratic
@@ -54,6 +59,7 @@ class Instance(Brief):
     counter: Counter
     latent: Latent = field(default_factory=NoLatent)
     unexamined: str = ""
+    guess: Callable[[Quadratic, Tensor, Tensor], Tensor] = _start
 
     @property
     def forward(self) -> LinearOperator:
@@ -106,7 +112,8 @@ class Instance(Brief):
         return self._part(index, self.counter)
 
     def _part(self, index: Tensor | slice, counter: Counter) -> Instance:
-        return replace(self, quadratic=self.quadratic.select(index), q=self.q[index], counter=counter)
+        quadratic, potential = self.quadratic.select(index), self.potential.select(index)
+        return replace(self, quadratic=quadratic, q=self.q[index], potential=potential, counter=counter)
 
     def parts(self) -> Iterator[tuple[Instance, slice]]:
         """The instance in parts of the batch whose responses stay small, for work that needs many of them; their

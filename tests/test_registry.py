@@ -17,10 +17,12 @@ from learnreg.potentials.base import Potential
 from learnreg.regularizers import Regularizer
 from learnreg.solvers import Iteration
 
-NOT_HERE = {"ConeBeam3D", "BandedPotential", "BSG1", "BSGHessian", "BSGNewtonFD", "LowerFunction"} | (
+MEASURED = {"KullbackLeibler", "TransmissionLikelihood", "ShiftedPseudoHuber"}
+NOT_HERE = {"ConeBeam3D", "BandedPotential", "BSG1", "BSGHessian", "BSGNewtonFD", "LowerFunction", *MEASURED} | (
     set() if registry.HAS_ASTRA else {"FanBeam2D", "ParallelBeam2D"}
 )
-"""Operators that need a GPU or a package that is missing, see test_astra_cuda.py and test_tomography.py; a potential
+"""Operators that need a GPU or a package that is missing, see test_astra_cuda.py and test_tomography.py; potentials of
+data terms, whose numbers differ from sample to sample, see potentials/test_measured.py; a potential
 made of another one and an operator, see lower_level/test_banded.py; methods of a few steps, of which no accuracy can be
 asked, see hypergradients/test_stochastic.py; the lower level of upper_level/test_bilevel_problem.py."""
 

@@ -30,6 +30,7 @@ from learnreg.datasets.files.checks import Mask
 from learnreg.datasets.files.sinograms import dead_mask
 from learnreg.errors import ConfigError, DataError, ShapeError
 from learnreg.lower_level.data_terms import DataTerm, TransmissionLeastSquares, WeightedLeastSquares
+from learnreg.lower_level.dualised_terms import TransmissionPoisson
 from learnreg.models.extras import require
 from learnreg.models.model import Model
 from learnreg.models.names import stored_geometry
@@ -224,6 +225,10 @@ class Reconstructor:
         model does not know the noise of its training."""
         data_term, geometry = self.model.data_term, self.operator.geometry
         dead = geometry.dead_detectors
+        if isinstance(data_term, TransmissionPoisson):
+            open_beam = (counts.double() - dark).clamp_min(0.0) * torch.exp(values.double())
+            shares: Tensor = open_beam / float(data_term.photons)
+            return shares.float()
         if isinstance(data_term, TransmissionLeastSquares):
             reference = float(data_term.inverse_variance(torch.tensor(data_term.reference, dtype=torch.float64)))
             found = statistical_weights(counts, dark, data_term.electronic, normalise=False, dead_detectors=dead)
@@ -265,8 +270,7 @@ class Reconstructor:
             return WeightedLeastSquares(found * factor)
         if weights is None and factor == 1.0:
             return own
-        scaled = own.weights_for(torch.zeros(1)).detach() * factor
-        return WeightedLeastSquares(scaled if weights is None else scaled * weights)
+        return own.weighted(factor if weights is None else factor * weights)
 
 
 def _field(text: str, ignored: Mask | None) -> Tensor | float:

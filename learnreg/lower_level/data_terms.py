@@ -93,6 +93,10 @@ class DataTerm(nn.Module):
         """The largest |∂D'/∂b|: how much measurements move the gradient. *Rigorous bound.*"""
         return self.weight_range()[1]
 
+    def weighted(self, weights: Tensor | float) -> DataTerm:
+        """The same function, each measurement times a fixed weight >= 0; ConfigError where it has none."""
+        raise NotImplementedError
+
     def joins(self, terms: SaddleTerms, operator: LinearOperator) -> SaddleTerms:
         """The regularizer's terms with what the data term adds to them, at measurements."""
         return terms
@@ -157,6 +161,10 @@ class LeastSquares(DataTerm, Proximal):
 
     def weight_range(self) -> tuple[float, float]:
         return 1.0, 1.0
+
+    def weighted(self, weights: Tensor | float) -> DataTerm:
+        own = self.weights_for(torch.zeros(1)).detach()
+        return WeightedLeastSquares(own * weights)
 
     def energy(self, response: Tensor, b: Tensor) -> Tensor:
         own: LeastSquares = self.at(b)

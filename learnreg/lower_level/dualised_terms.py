@@ -6,6 +6,7 @@ strong convexity the constraint gives it is left to the quadratic part of the en
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from learnreg.errors import AssumptionError, ConfigError, DataError, ShapeError
-from learnreg.linear.arguments import given_tensor
+from learnreg.linear.arguments import check_flag, given_tensor, real_number
 from learnreg.linear.operator import LinearOperator
 from learnreg.linear.stack import Stack
 from learnreg.lower_level.constraints import Box
@@ -36,6 +37,9 @@ __all__ = ["DATA_TERMS", "DualisedTerm", "Poisson", "SmoothedL1", "TransmissionP
 
 _LEAST = 1e-6
 """What learnable numbers stay above."""
+
+_FARTHEST = 1e3
+"""What a weight of 0 moves the reference by, in attenuations."""
 
 
 class DualisedTerm(DataTerm):
@@ -105,8 +109,7 @@ class DualisedTerm(DataTerm):
     def at(self, b: Tensor, known: Callable[[], Range | None] = lambda: None) -> DataTerm:
         """DataError: counts below 0."""
         self._check_measurements(b)
-        potential = self.kind(b, 0.0 if self.nonnegative else -torch.inf, **self.numbers)
-        found = known()
+        potential, found = self._potential(b), known()
         return _AtMeasurements(potential if found is None else potential.within(*found), self)
 
     def _check_measurements(self, b: Tensor) -> None:
@@ -118,20 +121,27 @@ class DualisedTerm(DataTerm):
 
     def energy(self, response: Tensor, b: Tensor) -> Tensor:
         self._check_measurements(b)
-        return self._potential(response, b).value(response)
+        return self._potential(b).to(response.dtype).value(response)
 
     def slope(self, response: Tensor, b: Tensor) -> Tensor:
-        return self._potential(response, b).grad(response)
+        return self._potential(b).to(response.dtype).grad(response)
 
-    def _potential(self, response: Tensor, b: Tensor) -> Measured:
-        return self.kind(b, 0.0 if self.nonnegative else -torch.inf, **self.numbers).to(response.dtype)
+    def _potential(self, b: Tensor) -> Measured:
+        return self.kind(b, 0.0 if self.nonnegative else -torch.inf, **self.numbers)
+
+    def weighted(self, weights: Tensor | float) -> DataTerm:
+        raise ConfigError(f"{type(self).__name__} has no weights of measurements: use it without --data-weight.")
 
     def weight_range(self) -> tuple[float, float]:
         """What is known without measurements and a constraint."""
-        return 0.0, torch.inf
+        return 0.0, math.inf
 
     @abstractmethod
     def sensitivity(self) -> float: ...
+
+    def sensitivity_at(self, potential: Measured) -> float:
+        """That at measurements."""
+        return self.sensitivity()
 
     @abstractmethod
     def linearised(self, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -179,6 +189,9 @@ class _AtMeasurements(DataTerm):
 
     def weigh(self, p: Tensor) -> Tensor:
         return torch.zeros_like(p)
+
+    def sensitivity(self) -> float:
+        return self.term.sensitivity_at(self.potential)
 
     def weight_range(self) -> tuple[float, float]:
         floor = torch.as_tensor(self.potential.floor).detach()
@@ -229,32 +242,99 @@ class Poisson(DualisedTerm):
 
 
 class TransmissionPoisson(DualisedTerm):
-    """(1/(N m²)) sum_j [N exp(-m (A x)_j) + b_j m (A x)_j]: the negative logarithm of the likelihood of counts b behind
-    an object, up to what b alone decides, scaled to a curvature of 1 at A x = 0. For x >= 0 and A >= 0; continued below
-    A x = 0 by its quadratic.
+    """(exp(m r)/(N m²)) sum_j [N exp(-m (A x)_j) + b_j m (A x)_j]: the negative logarithm of the likelihood of counts b
+    behind an object, up to what b alone decides, scaled to a curvature of 1 where A x is the reference r. For x >= 0
+    and A >= 0; continued below A x = 0 by its quadratic.
 
     Parameters
     ----------
     photons: N > 0, the expected count of a ray that meets nothing. attenuation: m > 0, line integral without dimension
-        per unit of A x.
+        per unit of A x. reference: r, in units of A x; 0 leaves 1/(N m²) before the sum.
+    line_integrals: b are the line integrals -log(counts/N)/m that scans are stored as, in units of A x, and the counts
+        follow from them; N and m are not learned then.
 
     Source: Lange and Carson, J. Comput. Assist. Tomogr. 8 (1984).
     """
 
     kind = TransmissionLikelihood
     nonnegative = True
+    photons: Tensor
+    attenuation: Tensor
+    reference: Tensor
 
-    def __init__(self, photons: float | Tensor, attenuation: float | Tensor = 1.0) -> None:
+    def __init__(
+        self,
+        photons: float | Tensor,
+        attenuation: float | Tensor = 1.0,
+        reference: float | Tensor = 0.0,
+        line_integrals: bool = False,
+    ) -> None:
         super().__init__(photons=photons, attenuation=attenuation)
+        name = type(self).__name__
+        if not isinstance(reference, Tensor):
+            reference = torch.tensor(real_number(reference, f"{name}(reference)"), dtype=torch.float64)
+        self.register_buffer("reference", given_tensor(reference, f"{name}(reference)").detach())
+        check_flag(line_integrals, f"{name}(line_integrals)")
+        self.line_integrals = bool(line_integrals)
+        if line_integrals and any(True for _ in self.parameters()):
+            raise ConfigError(f"{name}(line_integrals=True): counts follow from photons and attenuation, so that they "
+                              "cannot be learned; pass the counts as measurements.")  # fmt: skip
+
+    @property
+    def numbers(self) -> dict[str, Tensor]:
+        return {**super().numbers, "reference": self.reference}
+
+    def weighted(self, weights: Tensor | float) -> DataTerm:
+        """A weight w is a reference that is log(w)/m further."""
+        moved = torch.log(torch.as_tensor(weights, dtype=torch.float64)) / self.attenuation.detach().double()
+        found = moved.clamp_min(-_FARTHEST)
+        return TransmissionPoisson(self.photons, self.attenuation, self.reference + found, self.line_integrals)
+
+    def _check_measurements(self, b: Tensor) -> None:
+        if not self.line_integrals:
+            super()._check_measurements(b)
+        elif b.device.type != "meta" and not bool(torch.isfinite(self._counts(b)).all()):
+            raise DataError(
+                f"a ray has the line integral {float(b.min()):.6g}, for which no photons can be counted.",
+                hint="Check the sign and the unit of the measurement, and `attenuation`.",
+            )
+
+    def _counts(self, b: Tensor) -> Tensor:
+        if not self.line_integrals:
+            return b
+        photons, attenuation = self.photons.to(b), self.attenuation.to(b)
+        return photons * torch.exp(-attenuation * b)
+
+    def _potential(self, b: Tensor) -> Measured:
+        return super()._potential(self._counts(b))
 
     def sensitivity(self) -> float:
-        """∂D'/∂b = 1/(N m)."""
-        return 1.0 / float((self.numbers["photons"] * self.numbers["attenuation"]).detach().min())
+        """∂D'/∂b = exp(m r)/(N m); of line integrals, which are any, nothing is known without them."""
+        photons, m, r = (number.detach().double() for number in self.numbers.values())
+        return math.inf if self.line_integrals else float((torch.exp(m * r) / (photons * m)).max())
+
+    def sensitivity_at(self, potential: Measured) -> float:
+        """Of line integrals exp(m (r - b))."""
+        if not self.line_integrals:
+            return self.sensitivity()
+        photons, m, r = (number.detach().double() for number in self.numbers.values())
+        return float((torch.exp(m * r) * potential.b / photons).max())
 
     def linearised(self, b: Tensor) -> tuple[Tensor, Tensor]:
-        photons, attenuation = (self.numbers[name].to(b) for name in ("photons", "attenuation"))
-        share = (torch.maximum(b, torch.full_like(b, 0.5)) / photons).clamp_max(1.0)
-        return -share.log() / attenuation, share
+        photons, m, r = (number.to(b) for number in self.numbers.values())
+        counts = self._counts(b)
+        share = (torch.maximum(counts, torch.full_like(counts, 0.5)) / photons).clamp_max(1.0)
+        return -share.log() / m, share * torch.exp(m * r)
+
+    def config(self) -> dict[str, Any]:
+        return {**super().config(), "line_integrals": self.line_integrals}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> DataTerm:
+        if set(tensors) != {"photons", "attenuation", "reference"}:
+            raise ConfigError(f"{cls.__name__}: the file holds {sorted(tensors)}, not its numbers.")
+        learned = {n: nn.Parameter(t) if n in config["learnable"] else t for n, t in tensors.items()}
+        return cls(**learned, line_integrals=config["line_integrals"])
 
 
 class SmoothedL1(DualisedTerm):

@@ -37,18 +37,20 @@ class Measured(Elementwise):
 
     number_names = ()
     parameter_names: ClassVar[tuple[str, ...]]
+    constant_names: ClassVar[tuple[str, ...]] = ()
     weight: Number = 1.0
 
     def __init__(
         self, b: Tensor, lower: Number = -torch.inf, upper: Number = torch.inf, floor: Number = 0.0, **numbers: Number
     ) -> None:
         self.b, self.lower, self.upper, self.floor = b, lower, upper, floor
-        for name in self.parameter_names:
+        for name in (*self.parameter_names, *self.constant_names):
             setattr(self, name, numbers[name])
 
     def numbers(self) -> dict[str, Number]:
         """All that the function is made of, the measurements included."""
-        return {name: getattr(self, name) for name in ("b", "lower", "upper", "floor", *self.parameter_names)}
+        own = (*self.parameter_names, *self.constant_names)
+        return {name: getattr(self, name) for name in ("b", "lower", "upper", "floor", *own)}
 
     def select(self, index: Tensor | slice) -> Self:
         """The function of some samples."""
@@ -251,45 +253,59 @@ class KullbackLeibler(Measured):
 
 
 class TransmissionLikelihood(Measured):
-    """(1/(N m²)) [N exp(-m t) + b m t] for counts b of N photons, m the attenuation, t >= 0: D'' = exp(-m t)."""
+    """(exp(m r)/(N m²)) [N exp(-m t) + b m t] for counts b of N photons, m the attenuation, t >= 0: D'' is
+    exp(-m (t - r)), 1 at the reference r."""
 
     parameter_names = ("photons", "attenuation")
+    constant_names = ("reference",)
     photons: Number
     attenuation: Number
+    reference: Number
+
+    def _left(self, u: Tensor) -> Tensor:
+        """The share of the photons that is left, times exp(m r)."""
+        return torch.exp(self.attenuation * (self.reference - u))
+
+    def _counted(self) -> Tensor:
+        """That which was counted."""
+        return torch.exp(torch.as_tensor(self.attenuation * self.reference)) * (self.b / self.photons)
 
     def _value(self, u: Tensor) -> Tensor:
-        m = self.attenuation
-        return torch.exp(-m * u) / m**2 + self.b * u / (self.photons * m)
+        return (self._left(u) / self.attenuation + self._counted() * u) / self.attenuation
 
     def _slope(self, u: Tensor) -> Tensor:
-        return (self.b / self.photons - torch.exp(-self.attenuation * u)) / self.attenuation
+        return (self._counted() - self._left(u)) / self.attenuation
 
     def _bend(self, u: Tensor) -> Tensor:
-        return torch.exp(-self.attenuation * u)
+        return self._left(u)
 
     def _peak(self) -> Tensor:
         return torch.zeros_like(self.b)
 
     def _largest_third(self, near: Tensor, far: Tensor) -> Tensor:
-        return self.attenuation * torch.exp(-self.attenuation * near)
+        return self.attenuation * self._left(near)
 
     def _size(self, u: Tensor) -> Tensor:
         return self._value(u)
 
     def term_size(self, y: Tensor) -> Tensor:
-        """Twice the counts' share, what is left of exp(-m t), and m t exp(-m t) <= 1/e for the rounding of t."""
-        return y.abs() + 2.0 * (self.b / self.photons + 0.5) / self.attenuation
+        """What was counted, what is left, and for the rounding of t and r what D'' makes of them."""
+        m, counted = self.attenuation, self._counted()
+        left = (counted - m * y).clamp_min(0.0)
+        far = 2.0 * torch.as_tensor(self.reference).abs() * left + torch.xlogy(left, left).abs() / m
+        return (counted + left) / m + far
 
     def _sensitivity(self, name: str, u: Tensor) -> tuple[Tensor, Tensor]:
-        N, m = self.photons, self.attenuation
+        m, r, counted = self.attenuation, self.reference, self._counted()
         if name == "photons":
-            s = -self.b / (N**2 * m)
-            return s, torch.zeros_like(s)
-        bend = torch.exp(-m * u)
-        return (u * bend - (self.b / N - bend) / m) / m, -u * bend
+            return -counted / (self.photons * m), torch.zeros_like(u)
+        left = self._left(u)
+        return (r * counted + (u - r) * left - (counted - left) / m) / m, (r - u) * left
 
     def _factor(self, name: str, near: Tensor, far: Tensor) -> Tensor:
-        return torch.zeros_like(far) if name == "photons" else far.abs()
+        if name == "photons":
+            return torch.zeros_like(far)
+        return torch.maximum((near - self.reference).abs(), (far - self.reference).abs())
 
 
 class ShiftedPseudoHuber(Measured):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from truth.draw import DOUBLE
 from truth.joint import DenseJoint
+from truth.likelihoods import DenseLikelihood
 from truth.matrices import Dense, derivatives
 from truth.network import DenseNetwork
 
@@ -59,6 +60,8 @@ def norm(a: dict[str, Tensor]) -> float:
 
 def _dense_of(problem: lr.LowerLevelProblem, b: Tensor) -> Dense:
     terms = problem.saddle_terms(DOUBLE)
+    if problem.data_term.dualised:
+        return DenseLikelihood(problem, b)
     if terms.latent.channels:
         return DenseJoint(problem, b)
     if type(terms.potential).__name__ != "NetworkPotential":
@@ -69,8 +72,8 @@ def _dense_of(problem: lr.LowerLevelProblem, b: Tensor) -> Dense:
 @torch.no_grad()
 def truth_of(problem: lr.LowerLevelProblem, b: Tensor, loss: lr.UpperLoss) -> Truth:
     """Solution, adjoint state, hypergradient and loss to rounding, with slacks."""
-    dense, mu = _dense_of(problem, b), problem.strong_convexity
     b = b.double()
+    dense, mu = _dense_of(problem, b), problem.instance(b).strong_convexity
     x, previous = dense.solve()
     shape = (-1, *problem.operator.domain_shape)
     own = dense.size(dense.residual(x)[0])
@@ -82,7 +85,7 @@ def truth_of(problem: lr.LowerLevelProblem, b: Tensor, loss: lr.UpperLoss) -> Tr
     problem.constraint = constraint
     free = dense.image(dense.residual(x)[1])
     residual = torch.maximum(own, torch.where(free, slope.flatten(1), 0.0).norm(dim=1))
-    rounding = 2.2e-16 * (dense.q.norm(dim=1) + dense.quadratic(x).norm(dim=1))
+    rounding = 2.2e-16 * dense.term_sizes(x)
     x_slack = 2.0 * (residual + rounding) / mu
     X, X_previous = dense.adjoint(x, loss), dense.adjoint(previous, loss)
     x, previous, X, X_previous = (dense.image(v) for v in (x, previous, X, X_previous))

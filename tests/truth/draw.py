@@ -28,6 +28,7 @@ class Ranges:
     scans: bool = False
     sides: tuple[int, int] = (3, 9)
     regularizers: tuple[str, ...] = ("FieldsOfExperts", "TotalVariation", "AnalysisOperator", "FieldsOfExperts")
+    dualised: bool = False
 
 
 RANGES = {
@@ -56,6 +57,15 @@ RANGES = {
     "quadratic": Ranges(regularizers=("Quadratic",)),
     "nonconvex": Ranges(regularizers=("WeaklyConvexRidge",)),
     "large-nonconvex": Ranges(regularizers=("WeaklyConvexRidge",), sides=(8, 16)),
+    "data-terms": Ranges(
+        (1e-3, 1.0),
+        constrained=0.3,
+        ridged=0.5,
+        sides=(3, 7),
+        dtypes=(DOUBLE, DOUBLE, torch.float32),
+        regularizers=("FieldsOfExperts", "TotalVariation", "AnalysisOperator", "RidgeRegularizer", "WeaklyConvexRidge"),
+        dualised=True,
+    ),
 }
 
 

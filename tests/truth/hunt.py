@@ -177,8 +177,8 @@ def _compare_method(case: Case, draw: Draw, summary: Summary, truth: Truth, name
     return result.certified
 
 
-def _is_proximal(problem: lr.LowerLevelProblem) -> bool:
-    return not problem.saddle_terms(DOUBLE).potential.prox_obstacle()
+def _is_proximal(case: Case) -> bool:
+    return not case.problem.instance(case.b).potential.prox_obstacle()
 
 
 def _compare_certify(case: Case, draw: Draw, summary: Summary, truth: Truth) -> None:
@@ -208,7 +208,7 @@ def _compare_certify(case: Case, draw: Draw, summary: Summary, truth: Truth) -> 
 
 def _compare_solution(case: Case, draw: Draw, summary: Summary, truth: Truth) -> None:
     problem, b = case.problem, case.b
-    solver = draw.choice("pdhg" if _is_proximal(problem) else "auto", "lbfgs", "newton-cg")
+    solver = draw.choice("pdhg" if _is_proximal(case) else "auto", "lbfgs", "newton-cg")
     tolerance, max_steps = draw.log_uniform(1e-10, 1.0), draw.choice(1, 2, 5, 50, None)
     solution = lr.solve(problem, b, tolerance, solver=solver, max_steps=max_steps)
     scale = math.sqrt(truth.x.shape[1])

@@ -28,6 +28,7 @@ from learnreg.commands.scenes import Projector
 from learnreg.datasets import PhotonNoise, line_integrals, read_array, read_sinogram, statistical_weights
 from learnreg.datasets.files.checks import Mask
 from learnreg.datasets.files.sinograms import dead_mask
+from learnreg.datasets.tomography.transmission import PHOTON_FLOOR
 from learnreg.errors import ConfigError, DataError, ShapeError
 from learnreg.lower_level.data_terms import DataTerm, TransmissionLeastSquares, WeightedLeastSquares
 from learnreg.lower_level.dualised_terms import TransmissionPoisson
@@ -226,9 +227,9 @@ class Reconstructor:
         data_term, geometry = self.model.data_term, self.operator.geometry
         dead = geometry.dead_detectors
         if isinstance(data_term, TransmissionPoisson):
-            open_beam = (counts.double() - dark).clamp_min(0.0) * torch.exp(values.double())
-            shares: Tensor = open_beam / float(data_term.photons)
-            return shares.float()
+            net = (counts.double() - dark).clamp_min(PHOTON_FLOOR) * torch.exp(values.double())
+            shares: Tensor = net / float(data_term.photons)
+            return shares.index_fill(-1, torch.tensor(dead, dtype=torch.long), 0.0).float()
         if isinstance(data_term, TransmissionLeastSquares):
             reference = float(data_term.inverse_variance(torch.tensor(data_term.reference, dtype=torch.float64)))
             found = statistical_weights(counts, dark, data_term.electronic, normalise=False, dead_detectors=dead)

@@ -38,8 +38,8 @@ __all__ = ["DATA_TERMS", "DualisedTerm", "Poisson", "SmoothedL1", "TransmissionP
 _LEAST = 1e-6
 """What learnable numbers stay above."""
 
-_FARTHEST = 1e3
-"""What a weight of 0 moves the reference by, in attenuations."""
+_LEAST_LOGARITHM = -1e4
+"""Of a weight of 0, whose exponential is 0 again."""
 
 
 class DualisedTerm(DataTerm):
@@ -286,9 +286,9 @@ class TransmissionPoisson(DualisedTerm):
 
     def weighted(self, weights: Tensor | float) -> DataTerm:
         """A weight w is a reference that is log(w)/m further."""
-        moved = torch.log(torch.as_tensor(weights, dtype=torch.float64)) / self.attenuation.detach().double()
-        found = moved.clamp_min(-_FARTHEST)
-        return TransmissionPoisson(self.photons, self.attenuation, self.reference + found, self.line_integrals)
+        logarithms = torch.log(torch.as_tensor(weights, dtype=torch.float64)).clamp_min(_LEAST_LOGARITHM)
+        reference = self.reference + logarithms / self.attenuation.detach().double()
+        return TransmissionPoisson(self.photons, self.attenuation, reference, self.line_integrals)
 
     def _check_measurements(self, b: Tensor) -> None:
         if not self.line_integrals:

@@ -238,6 +238,26 @@ def test_noise_levels_of_samples_and_parts_of_batches() -> None:
         torch.testing.assert_close(both[2 * k : 2 * k + 2], lr.solve(problem, own, 1e-7).x, rtol=0, atol=2e-6)
 
 
+def test_line_integrals_and_weights_are_other_ways_to_say_counts() -> None:
+    A, x = Identity(SHAPE), truth()
+    counts = measured(TERMS["TransmissionPoisson"](), A) + 1.0
+    line_integrals = -(counts / 40.0).log() / 1.2
+    by_counts = lr.TransmissionPoisson(40.0, 1.2, 0.3)
+    by_integrals = lr.TransmissionPoisson(40.0, 1.2, 0.3, line_integrals=True)
+    torch.testing.assert_close(by_integrals.energy(x, line_integrals), by_counts.energy(x, counts))
+    plain = lr.TransmissionPoisson(40.0, 1.2).energy(x, counts)
+    torch.testing.assert_close(by_counts.energy(x, counts), math.exp(0.36) * plain)
+    torch.testing.assert_close(by_counts.weighted(7.0).energy(x, counts), 7.0 * by_counts.energy(x, counts))
+    nothing = by_counts.weighted(torch.zeros(SHAPE, dtype=DOUBLE))
+    assert not nothing.energy(x, counts).any()
+    with pytest.raises(ConfigError, match="cannot be learned"):
+        lr.TransmissionPoisson(number(40.0), line_integrals=True)
+    with pytest.raises(ConfigError, match="no weights"):
+        lr.Poisson(0.1).weighted(2.0)
+    with pytest.raises(DataError, match="no photons"):
+        by_integrals.energy(x, torch.full_like(x, -1e4))
+
+
 def test_projection_keeps_numbers_positive() -> None:
     term = lr.TransmissionPoisson(number(1.0), number(1.0))
     with torch.no_grad():

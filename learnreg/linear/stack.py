@@ -84,6 +84,13 @@ class Stack(LinearOperator):
         """Those of each part, whose own groups they are."""
         return torch.cat([share.spread(part.row_norms(grouped)) for part, share in self.pairs()])
 
+    def channel_norm(self, weights: Tensor) -> float | None:
+        """For a weight of each response: from the largest of each part."""
+        if weights.dim() != 1 or weights.numel() != self.range_shape[0]:
+            return None
+        largest = (float(weights[share.first : share.end].max()) for share in self._shares)
+        return math.hypot(*(math.sqrt(w) * part.norm_bound() for w, part in zip(largest, self.parts, strict=True)))
+
     def part_at(self, share: Share) -> LinearOperator:
         part, own = next((part, own) for part, own in self.pairs() if own.first <= share.first < own.end)
         return part if own == share else part.part_at(replace(share, first=share.first - own.first))

@@ -30,7 +30,7 @@ from learnreg.lower_level.data_terms import (
 from learnreg.lower_level.quadratic import Quadratic, quadratic_of
 from learnreg.lower_level.saddle_terms import SaddleTerms
 from learnreg.potentials.measured import KullbackLeibler, Measured, ShiftedPseudoHuber, TransmissionLikelihood
-from learnreg.potentials.stacked import StackedPotential
+from learnreg.potentials.stacked_proximal import stacked
 from learnreg.result import brief
 
 __all__ = ["DATA_TERMS", "DualisedTerm", "Poisson", "SmoothedL1", "TransmissionPoisson"]
@@ -205,7 +205,7 @@ class _AtMeasurements(DataTerm):
             )
         names = ("", DUALISED)
         K = Stack((terms.operator, operator), names)
-        f = StackedPotential((terms.potential, self.potential), [A.range_shape for A in K.parts], names)
+        f = stacked((terms.potential, self.potential), [A.range_shape for A in K.parts], names)
         return SaddleTerms(K, f)
 
     def start(self, quadratic: Quadratic, rhs: Tensor, b: Tensor) -> Tensor:

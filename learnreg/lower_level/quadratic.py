@@ -30,6 +30,8 @@ class Quadratic:
 
     is_diagonal = False
     """Whether M is known to be diagonal, so that ``minimiser`` exists."""
+    is_ridge = False
+    """Whether M is the ridge alone, and knows nothing of the data."""
 
     def __call__(self, x: Tensor) -> Tensor:
         """M x."""
@@ -128,6 +130,10 @@ class DiagonalQuadratic(Quadratic):
     identity: bool = False
 
     is_diagonal = True
+
+    @property
+    def is_ridge(self) -> bool:  # type: ignore[override]
+        return not bool(self.weights.any())
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.diagonal * x

@@ -251,6 +251,16 @@ class KullbackLeibler(Measured):
     def _factor(self, name: str, near: Tensor, far: Tensor) -> Tensor:
         return 2.0 / (near + self.background)
 
+    def prox(self, v: Tensor, step: Tensor | float, start: Tensor | None = None) -> Tensor:
+        """u² - (v + s - step) u - step b = 0 for u = t + s, without cancellation; below 0 that of the quadratic."""
+        half = 0.5 * (v + self.background - step)
+        product = step * self.b
+        root = torch.sqrt(half * half + product)
+        u = torch.where(half > 0, half + root, product / (root - half).clamp_min(torch.finfo(v.dtype).tiny))
+        t = u - self.background
+        slope, bend = 1.0 - self.b / self.background, self.b / torch.as_tensor(self.background) ** 2
+        return torch.where(v > step * slope, t.clamp_min(0.0), (v - step * slope) / (1.0 + step * bend))
+
 
 class TransmissionLikelihood(Measured):
     """(exp(m r)/(N m²)) [N exp(-m t) + b m t] for counts b of N photons, m the attenuation, t >= 0: D'' is

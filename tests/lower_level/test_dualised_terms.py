@@ -135,13 +135,14 @@ def test_minimisers_against_scipy(term: str) -> None:
     assert float((solution.x.flatten() - torch.as_tensor(found.x)).abs().max()) <= 1e-6
 
 
-@pytest.mark.parametrize("solver", ["lbfgs", "newton-cg"])
+@pytest.mark.parametrize("solver", ["lbfgs", "newton-cg", "pdhg"])
 @pytest.mark.parametrize("term", TERMS)
 def test_solvers_agree(term: str, solver: str) -> None:
-    problem, b, loss = problem_of(term)
+    problem, b, loss = problem_of(term, ridge=0.2)
     x = truth_of(problem, b, loss).x.reshape(b.shape)
     solution = lr.solve(problem, b, 1e-7, solver=solver)  # type: ignore[arg-type]
     assert solution.status is lr.Status.CONVERGED
+    assert solution.solver == solver
     errors = (solution.x - x).flatten(1).square().mean(1).sqrt()
     assert bool((errors <= solution.error_bound).all())
     assert bool((solution.error_bound <= 1e-7).all())
@@ -149,7 +150,16 @@ def test_solvers_agree(term: str, solver: str) -> None:
 
 @pytest.mark.parametrize(
     "method",
-    [lr.Piggyback(), lr.EquilibriumPropagation(), lr.Unrolled(60), lr.OneStep(), lr.FiniteDifference(), None],
+    [
+        lr.Piggyback(),
+        lr.Piggyback(mode="interleaved"),
+        lr.Implicit("piggyback", state_solver="pdhg"),
+        lr.EquilibriumPropagation(),
+        lr.Unrolled(60),
+        lr.OneStep(),
+        lr.FiniteDifference(),
+        None,
+    ],
     ids=lambda m: type(m).__name__,
 )
 def test_other_methods(method: object) -> None:

@@ -19,7 +19,10 @@ class Obstacle(Enum):
     LOSS_PRECISION = "the upper-level loss computes in {dtype} inside; let it compute in the dtype of x"
     REPARAMETRIZED = "{names} is computed from other parameters in a way that certificates do not know"
     TIED = "{names} is a parameter that stands in several places, whose shares of the error do not add up as squares"
-    NO_MODULUS = "no positive modulus of strong convexity is known: add a ridge, or an operator with gram_lower_bound"
+    NO_MODULUS = (
+        "no positive modulus of strong convexity is known: add a ridge, or an operator with gram_lower_bound (and a "
+        "Box with both ends, for a data term that is no square)"
+    )
     LOSS_CONSTANT = "the upper-level loss declares no gradient_lipschitz"
     UNNAMED_PARAMETER = "parameter_roles() does not say how {names} enters the regularizer"
     UNKNOWN_ROLE = "role {role!r} is unknown; expected one of {known}"

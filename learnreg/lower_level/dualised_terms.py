@@ -359,9 +359,10 @@ class SmoothedL1(DualisedTerm):
 
 def _positive(number: float | Tensor, name: str) -> Tensor:
     """A positive finite tensor; a number becomes one in float64, which casts exactly to what it is used in."""
-    if isinstance(number, bool) or not isinstance(number, (int, float, Tensor)):
-        raise ConfigError(f"{name}: got {type(number).__name__}, expected a number or a tensor.")
-    value = given_tensor(number, name) if isinstance(number, Tensor) else torch.tensor(number, dtype=torch.float64)
+    if isinstance(number, bool):
+        raise ConfigError(f"{name}: got {number}, expected a positive number or a tensor.")
+    plain = isinstance(number, (int, float))
+    value = torch.tensor(number, dtype=torch.float64) if plain else given_tensor(number, name)
     value = value if value.is_floating_point() else value.double()
     if not bool(torch.isfinite(value).all()) or not bool((value > 0).all()):
         raise ConfigError(f"{name}: got {brief(value)}, expected positive finite numbers.")

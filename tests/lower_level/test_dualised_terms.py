@@ -325,8 +325,13 @@ def test_counts_are_not_negative() -> None:
 @pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf, "1", True, torch.tensor([1.0, -1.0])])
 def test_numbers_are_positive(value: object) -> None:
     for kind in (lr.Poisson, lr.TransmissionPoisson, lr.SmoothedL1):
-        with pytest.raises(ConfigError):
+        with pytest.raises((ConfigError, ShapeError)):
             kind(value)  # type: ignore[arg-type]
+
+
+def test_numbers_as_arrays() -> None:
+    term = lr.Poisson(np.full((1, 5, 1), 0.25, dtype=np.float32))  # type: ignore[arg-type]
+    torch.testing.assert_close(term.background, torch.full((1, 5, 1), 0.25))
 
 
 def test_shapes_and_latent_variables() -> None:

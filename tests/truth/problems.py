@@ -262,7 +262,7 @@ def draw_case(draw: Draw) -> Case:
     if isinstance(data_term, (lr.Poisson, lr.TransmissionPoisson)):
         constraint = lr.Nonnegative() if draw.chance(0.5) else lr.Box(draw.uniform(0.0, 0.2), draw.uniform(0.6, 1.2))
     bounded = isinstance(constraint, lr.Box) and operator.gram_lower_bound() > 0.1 and concavity == 0.0
-    if ranges.dualised and bounded and draw.chance(0.5):
+    if ranges.dualised and bounded and not isinstance(data_term, lr.Poisson) and draw.chance(0.5):
         ridge = 0.0  # the modulus is what the box gives
     problem = lr.LowerLevelProblem(operator, regularizer, ridge=ridge, data_term=data_term, constraint=constraint)
     x_true = draw.rand(batch, *shape)

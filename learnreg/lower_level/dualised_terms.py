@@ -7,7 +7,6 @@ strong convexity the constraint gives it is left to the quadratic part of the en
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -107,7 +106,13 @@ class DualisedTerm(DataTerm):
     # ---- at measurements ---------------------------------------------------------------------------------------------
 
     def at(self, b: Tensor, known: Callable[[], Range | None] = lambda: None) -> DataTerm:
-        """DataError: counts below 0."""
+        """AssumptionError: numbers that are not positive any more. DataError: counts below 0."""
+        for name, value in self.numbers.items() if b.device.type != "meta" else ():
+            if name in self.kind.parameter_names and not bool((value > 0).all()):
+                raise AssumptionError(
+                    f"{type(self).__name__} has {name} down to {float(value.detach().min()):.3g}, but it has to be "
+                    "> 0: call problem.project_() after each step of an optimizer."
+                )
         self._check_measurements(b)
         potential, found = self._potential(b), known()
         return _AtMeasurements(potential if found is None else potential.within(*found), self)
@@ -136,16 +141,13 @@ class DualisedTerm(DataTerm):
         """What is known without measurements and a constraint."""
         return 0.0, math.inf
 
-    @abstractmethod
-    def sensitivity(self) -> float: ...
-
     def sensitivity_at(self, potential: Measured) -> float:
         """That at measurements."""
         return self.sensitivity()
 
-    @abstractmethod
     def linearised(self, b: Tensor) -> tuple[Tensor, Tensor]:
         """The responses that fit b best, and D'' there, about."""
+        raise NotImplementedError
 
     # ---- in model files ----------------------------------------------------------------------------------------------
 

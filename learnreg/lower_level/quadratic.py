@@ -191,7 +191,7 @@ def quadratic_of(forward: LinearOperator, weights: Tensor, ridge: float, b: Tens
     """M for measurements such as b, in whose dtype it is; by its diagonal where it has one, and by a number where that
     is all it takes."""
     diagonal, identity = forward.diagonal(), False
-    if weights.dim() == 0 and not bool(weights):
+    if weights.dim() == 0 and b.device.type != "meta" and not bool(weights):
         return DiagonalQuadratic(forward, weights, ridge, weights + ridge)
     if diagonal is None:
         return Quadratic(forward, weights, ridge)

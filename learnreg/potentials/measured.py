@@ -65,7 +65,7 @@ class Measured(Elementwise):
         """For t between these: with the curvature that it has there at least, where that is positive everywhere, as
         the floor."""
         own = self.to(self.b.dtype).detached()
-        lower, upper = lower.to(self.b), upper.to(self.b)
+        lower, upper = own.inside(lower.to(self.b)), upper.to(self.b)
         floor = torch.minimum(own._bend(lower), own._bend(upper)) * (1.0 - 1e-12)
         return self.with_numbers(lower=lower, upper=upper, floor=floor) if bool((floor > 0).all()) else self
 

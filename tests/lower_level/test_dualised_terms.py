@@ -208,7 +208,7 @@ def test_a_box_makes_it_strongly_convex(term: str, counts: float) -> None:
     problem, b, loss = problem_of(term, ridge=0.0, constraint=lr.Box(0.0, 1.5))
     b = b + counts if term == "Poisson" else b  # where no photon was counted nothing bends
     instance = problem.instance(b)
-    x = torch.linspace(0.0, 1.5, 50, dtype=DOUBLE)[:, None, None, None, None].expand(50, *b.shape)
+    x = torch.linspace(0.0, 1.5, 7, dtype=DOUBLE)[:, None, None, None, None].expand(7, *b.shape)
     terms = [torch.autograd.functional.hvp(lambda t: problem.data_term.energy(t, b).sum(), own, torch.ones_like(b))[1]
              for own in x]  # fmt: skip
     least = float(torch.stack(terms).min())
@@ -221,6 +221,17 @@ def test_a_box_makes_it_strongly_convex(term: str, counts: float) -> None:
     assert without[0].instance(without[1]).strong_convexity == 0.0
     solution = lr.solve(without[0], without[1], 1e-3)
     assert solution.bound_kind == "estimate"
+
+
+def test_a_box_from_zero_over_a_tiny_background() -> None:
+    """The range of A x, rounded outwards, does not reach below 0."""
+    b = 1.0 + truth()
+    problem = lr.LowerLevelProblem(
+        Identity(SHAPE), TotalVariation(0.1, 0.05).double(), data_term=lr.Poisson(1e-10), constraint=lr.Box(0.0, 4.0)
+    )
+    instance = problem.instance(b)
+    assert float(b.min()) / 16.0 * 0.999 <= instance.strong_convexity <= float(b.min()) / 16.0
+    torch.testing.assert_close(instance.full_gradient(torch.zeros_like(b)), 1.0 - b / 1e-10)  # flat: no variation
 
 
 def test_random_problems(rotating_generator: torch.Generator) -> None:
@@ -272,7 +283,12 @@ def test_projection_keeps_numbers_positive() -> None:
     term = lr.TransmissionPoisson(number(1.0), number(1.0))
     with torch.no_grad():
         term.photons.fill_(-1.0)
-    term.project_()
+    problem = lr.LowerLevelProblem(
+        Identity(SHAPE), TotalVariation(), ridge=0.1, data_term=term, constraint=lr.Nonnegative()
+    )
+    with pytest.raises(AssumptionError, match="project_"):
+        lr.solve(problem, torch.ones(1, *SHAPE))
+    problem.project_()
     assert float(term.photons.detach()) > 0
 
 

@@ -140,12 +140,12 @@ def test_minimisers_against_scipy(term: str) -> None:
 def test_solvers_agree(term: str, solver: str) -> None:
     problem, b, loss = problem_of(term, ridge=0.2)
     x = truth_of(problem, b, loss).x.reshape(b.shape)
-    solution = lr.solve(problem, b, 1e-7, solver=solver)  # type: ignore[arg-type]
+    solution = lr.solve(problem, b, 1e-5, solver=solver)  # type: ignore[arg-type]
     assert solution.status is lr.Status.CONVERGED
     assert solution.solver == solver
     errors = (solution.x - x).flatten(1).square().mean(1).sqrt()
     assert bool((errors <= solution.error_bound).all())
-    assert bool((solution.error_bound <= 1e-7).all())
+    assert bool((solution.error_bound <= 1e-5).all())
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,8 @@ def _dense_of(problem: lr.LowerLevelProblem, b: Tensor) -> Dense:
 def truth_of(problem: lr.LowerLevelProblem, b: Tensor, loss: lr.UpperLoss) -> Truth:
     """Solution, adjoint state, hypergradient and loss to rounding, with slacks."""
     b = b.double()
-    dense, mu = _dense_of(problem, b), problem.instance(b).strong_convexity
+    dense, of_data = _dense_of(problem, b), problem.data_term.dualised
+    mu = problem.instance(b).strong_convexity if of_data else problem.strong_convexity
     x, previous = dense.solve()
     shape = (-1, *problem.operator.domain_shape)
     own = dense.size(dense.residual(x)[0])

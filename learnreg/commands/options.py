@@ -182,8 +182,9 @@ class TomographyConfig(TrainingConfig):
                 f"size={self.size}, angles={self.angles}: the matrix of the scan would take about {pixels / 3e7:.0f} "
                 f"GB; expected angles times size² <= {_MOST_VIEWED_PIXELS:.0e}."
             )
-        if self.data_term == "transmission" and not self.nonnegative:
-            raise ConfigError("data_term='transmission' is a likelihood for images >= 0; leave nonnegative=false out.")
+        if self.data_term == "transmission" and not (self.nonnegative and self.statistical):
+            idle = "statistical" if self.nonnegative else "nonnegative"
+            raise ConfigError(f"data_term='transmission' is a likelihood for images >= 0; leave {idle}=false out.")
 
     @property
     def filter_side(self) -> int:

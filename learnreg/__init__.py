@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from learnreg.losses import SquaredError, UpperLoss
     from learnreg.lower_level.constraints import Box, Nonnegative
     from learnreg.lower_level.data_terms import LeastSquares, TransmissionLeastSquares, WeightedLeastSquares
+    from learnreg.lower_level.dualised_terms import Poisson, SmoothedL1, TransmissionPoisson
     from learnreg.lower_level.linear_constraints import LinearConstraints
     from learnreg.lower_level.problem import LowerLevelProblem
     from learnreg.lower_level.regularizer import Regularizer
@@ -87,10 +88,12 @@ _LAZY = {
     "OperatorError": "learnreg.errors",
     "OneStep": "learnreg.hypergradients.one_step",
     "Piggyback": "learnreg.hypergradients.piggyback",
+    "Poisson": "learnreg.lower_level.dualised_terms",
     "Proxy": "learnreg.hypergradients.proxy",
     "PseudoHuber": "learnreg.potentials.pseudo_huber",
     "Regularizer": "learnreg.lower_level.regularizer",
     "ShapeError": "learnreg.errors",
+    "SmoothedL1": "learnreg.lower_level.dualised_terms",
     "Solution": "learnreg.result",
     "SolverError": "learnreg.errors",
     "Square": "learnreg.potentials.square",
@@ -100,6 +103,7 @@ _LAZY = {
     "StochasticDescent": "learnreg.upper_level.stochastic_descent",
     "TrainResult": "learnreg.training.train",
     "TransmissionLeastSquares": "learnreg.lower_level.data_terms",
+    "TransmissionPoisson": "learnreg.lower_level.dualised_terms",
     "Unrolled": "learnreg.hypergradients.unrolled",
     "UpperLoss": "learnreg.losses",
     "WeightedLeastSquares": "learnreg.lower_level.data_terms",
@@ -154,10 +158,12 @@ __all__ = [
     "OneStep",
     "OperatorError",
     "Piggyback",
+    "Poisson",
     "Proxy",
     "PseudoHuber",
     "Regularizer",
     "ShapeError",
+    "SmoothedL1",
     "Solution",
     "SolverError",
     "Square",
@@ -167,6 +173,7 @@ __all__ = [
     "StochasticDescent",
     "TrainResult",
     "TransmissionLeastSquares",
+    "TransmissionPoisson",
     "Unrolled",
     "UpperLoss",
     "WeightedLeastSquares",

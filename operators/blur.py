@@ -97,6 +97,9 @@ class Blur(LinearOperator):
     def _find_norm(self) -> NormBound:
         return self._bank().norm()
 
+    def _find_nonnegative(self) -> bool:
+        return bool((self.kernel >= 0).all())
+
     def gram_lower_bound(self) -> float:
         return self._bank().gram_lower_bound()
 

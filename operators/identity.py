@@ -72,6 +72,9 @@ class Inpainting(LinearOperator):
     def gram_lower_bound(self) -> float:
         return float(self.mask.abs().min()) ** 2 * (1.0 - 1e-15)
 
+    def _find_nonnegative(self) -> bool:
+        return bool((self.mask >= 0).all())
+
     def diagonal(self) -> Tensor | None:
         return self.mask
 

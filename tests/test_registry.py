@@ -17,9 +17,11 @@ from learnreg.potentials.base import Potential
 from learnreg.regularizers import Regularizer
 from learnreg.solvers import Iteration
 
-NOT_HERE = {"AbsoluteValue", "BandedPotential", "BSG1", "BSGHessian", "BSGNewtonFD", "LowerFunction"}
-"""A potential without derivatives, see hypergradients/test_sign_pattern.py, and one made of another one and an operator,
-see lower_level/test_banded.py; methods of a few steps, of which no accuracy can be asked, see
+MEASURED = {"KullbackLeibler", "TransmissionLikelihood", "ShiftedPseudoHuber"}
+NOT_HERE = {"AbsoluteValue", "BandedPotential", "BSG1", "BSGHessian", "BSGNewtonFD", "LowerFunction", *MEASURED}
+"""Potentials of data terms, whose numbers differ from sample to sample, see potentials/test_measured.py; one without
+derivatives, see hypergradients/test_sign_pattern.py, and one made of another one and an operator, see
+lower_level/test_banded.py; methods of a few steps, of which no accuracy can be asked, see
 hypergradients/test_stochastic.py; the lower level of upper_level/test_bilevel_problem.py."""
 
 

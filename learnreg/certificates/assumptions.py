@@ -49,7 +49,8 @@ def missing_assumption(problem: FrozenProblem, instance: Instance, loss: UpperLo
     if instance.potential.foreign:
         with torch.enable_grad():
             potential = problem.terms.potential.to(x.dtype)
-        if sentence := potential.doubt(instance.apply(x), gradients=True):
+        instance.counter.applications += 1
+        if sentence := potential.doubt(problem.fixed.operator(x), gradients=True):
             return Obstacle.DECLARATION.met(sentence=sentence)
     if problem.reparametrized:
         return Obstacle.REPARAMETRIZED.met(names=", ".join(problem.reparametrized))

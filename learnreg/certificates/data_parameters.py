@@ -5,10 +5,13 @@ e bounds the error of x. All *rigorous bounds*, per sample, (batch,).
 
 from __future__ import annotations
 
+from typing import cast
+
 from torch import Tensor
 
 from learnreg.certificates.groups import GroupBound, density_bound
 from learnreg.linear.samples import expand, norm_samples
+from learnreg.lower_level.data_terms import LeastSquares
 from learnreg.lower_level.frozen import FrozenProblem
 from learnreg.lower_level.pairing import Responses
 
@@ -51,9 +54,10 @@ def data_groups(
         return found
     forward_norm = forward.norm_bound()
     radius = expand(forward_norm * e, residual)
-    for group in problem.data_term.parameter_groups():
-        gradient = group.size(residual, problem.data_term.grad(residual))
-        slope = group.largest_slope(residual, radius, problem.data_term.curvature_bounds(residual, radius)[1])
+    squares = cast(LeastSquares, problem.data_term)  # other data terms have no residual
+    for group in squares.parameter_groups():
+        gradient = group.size(residual, squares.grad(residual))
+        slope = group.largest_slope(residual, radius, squares.curvature_bounds(residual, radius)[1])
         found.append(density_bound(gradient, forward_X, slope.expand_as(residual), e, forward_norm, group.shape))
     lipschitz = forward.parameter_lipschitz()
     if lipschitz and any(p.requires_grad for p in forward.parameters()):

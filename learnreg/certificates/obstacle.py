@@ -19,7 +19,10 @@ class Obstacle(Enum):
     LOSS_PRECISION = "the upper-level loss computes in {dtype} inside; let it compute in the dtype of x"
     REPARAMETRIZED = "{names} is computed from other parameters in a way that certificates do not know"
     TIED = "{names} is a parameter that stands in several places, whose shares of the error do not add up as squares"
-    NO_MODULUS = "no positive modulus of strong convexity is known: add a ridge, or an operator with gram_lower_bound"
+    NO_MODULUS = (
+        "no positive modulus of strong convexity is known: add a ridge, or an operator with gram_lower_bound (and a "
+        "Box with both ends, for a data term that is no square)"
+    )
     NO_BALL = (
         "no local minimiser is certified: the smallest curvature is {curvature:.2g} at x, but may fall too far in the "
         "ball that a gradient of norm {residual:.2g} asks for; solve more accurately, or add a ridge"

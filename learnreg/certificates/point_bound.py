@@ -111,7 +111,7 @@ class PointBound(ABC):
 
     def groups(self) -> list[GroupBound]:
         """Bounds of all parameter groups, in the raw parameters."""
-        learned = self.learned()
+        learned = self.problem.learned_groups
         raw = [
             group.judged(self).scaled(self.jacobian.get(group.name, 1.0))
             for group in self.instance.parameter_groups()
@@ -119,11 +119,6 @@ class PointBound(ABC):
         ]
         weight_max = self.instance.quadratic.largest_weight
         return raw + data_groups(self.problem, self.x, self.X, self.responses, self.e, weight_max)
-
-    def learned(self) -> set[str]:
-        """The names of the groups that the regularizer's learnable parameters belong to."""
-        own = self.problem.parameter_roles()
-        return {own[n] for n, p in self.problem.regularizer.named_parameters() if p.requires_grad}
 
     def own_parameters(self, group: OwnBound, bent: Tensor) -> ParameterBound:
         """What the group says, for Gamma V of this norm, (batch,)."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from learnreg.linear.operator import LinearOperator
-from learnreg.linear.samples import sum_samples
+from learnreg.linear.samples import norm_samples, sum_samples
 from learnreg.lower_level.fused_total_variation import FusedTotalVariation
 from learnreg.lower_level.instance import Instance
 
@@ -153,7 +153,7 @@ def rounding_floor(
 
     A first-order model of rounding rather than a worst-case bound: sums of n terms err by about eps sqrt(n), and the
     factor 8 covers the operators here. Where y = f'(Kx) is large although K^T y is small, as that of filters in pairs
-    ±w, its own rounding counts, too: 4 eps ‖K‖ ‖y‖, or what bounds it without ``y``.
+    ±w, its own rounding counts, too: 4 eps ‖K‖ times the size of its terms, or what bounds it without ``y``.
     """
     terms = (instance.quadratic(x), instance.q if rhs is None else rhs, pullback)
     least = max(_unit_roundoff(instance.forward), _unit_roundoff(instance.analysis))
@@ -162,7 +162,7 @@ def rounding_floor(
     if largest == 0.0:
         return floor
     places = math.prod(instance.analysis.range_shape[1:])
-    size = largest * math.sqrt(places) if y is None else sum_samples(y * y).sqrt()
+    size = largest * math.sqrt(places) if y is None else norm_samples(instance.potential.term_size(y))
     return floor + 4.0 * torch.finfo(x.dtype).eps * instance.analysis.norm_bound() * size
 
 

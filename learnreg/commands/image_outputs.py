@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from learnreg.errors import ConfigError, DataError
-from learnreg.lower_level.data_terms import LeastSquares
+from learnreg.lower_level.data_terms import DataTerm
 from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.models.extras import require
 from learnreg.models.tensor_files import write_atomically
@@ -104,16 +104,16 @@ class Reconstructed:
         )
 
 
-def sensitivity(problem: LowerLevelProblem, data_term: LeastSquares) -> float:
-    """‖x^(b) - x^(b')‖ is at most this times ‖b - b'‖ (root mean squares): mu ‖dx‖² <= <A^T w db, dx> since the energy
-    is mu-strongly convex, also over a box; 0 where no modulus is known, and no bound exists. *Rigorous bound.*
+def sensitivity(problem: LowerLevelProblem, data_term: DataTerm) -> float:
+    """‖x^(b) - x^(b')‖ is at most this times ‖b - b'‖ (root mean squares): mu ‖dx‖² <= <A^T ∂D'/∂b db, dx> since the
+    energy is mu-strongly convex, also over a box; 0 where no modulus is known, and no bound exists. *Rigorous bound.*
 
     data_term: at the data, with the weights that it has there."""
     mu = problem.strong_convexity
     if mu <= 0:
         return 0.0
     pixels, numbers = math.prod(problem.operator.domain_shape), math.prod(problem.operator.range_shape)
-    return data_term.weight_range()[1] * problem.operator.norm_bound() / mu * math.sqrt(numbers / pixels)
+    return data_term.sensitivity() * problem.operator.norm_bound() / mu * math.sqrt(numbers / pixels)
 
 
 def png_bytes(x: Tensor, bits: int = 8) -> bytes:

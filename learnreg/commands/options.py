@@ -173,6 +173,11 @@ class TomographyConfig(TrainingConfig):
         16.0, "with photons, what line integrals mean to them: docs/ct_data.md", above=0.0, at_most=1e6
     )
     statistical: bool = option(True, "with photons, whether each ray is weighted by the counts it left")
+    data_term: str = _main(
+        "weighted",
+        "with photons: their likelihood, squares weighted by the counts, or plain squares",
+        choices=("transmission", "weighted", "squares"),
+    )
     images: int = option(64, "training images at most", at_least=1, at_most=10**6)
     ridge: float = option(
         1e-4, "r/2 ‖x‖² makes reconstructions unique and certifiable; more of it biases", above=0.0, at_most=1e6
@@ -193,6 +198,9 @@ class TomographyConfig(TrainingConfig):
                 f"size={self.size}, angles={self.angles}: the matrix of the scan would take about {pixels / 3e7:.0f} "
                 f"GB; expected angles times size² <= {_MOST_VIEWED_PIXELS:.0e}."
             )
+        if self.data_term == "transmission" and not (self.nonnegative and self.statistical):
+            idle = "statistical" if self.nonnegative else "nonnegative"
+            raise ConfigError(f"data_term='transmission' is a likelihood for images >= 0; leave {idle}=false out.")
 
     @property
     def filter_side(self) -> int:
@@ -205,7 +213,7 @@ class TomographyConfig(TrainingConfig):
         elif self.photons > 0:
             found["noise"] = f"the noise is that of photons={self.photons:g}; leave one of them out"
         else:
-            found |= dict.fromkeys(("attenuation", "statistical"), "it is for photons; set photons too")
+            found |= dict.fromkeys(("attenuation", "statistical", "data_term"), "it is for photons; set photons too")
         return found
 
 

@@ -28,8 +28,10 @@ from learnreg.commands.scenes import Projector
 from learnreg.datasets import PhotonNoise, SinogramStack, line_integrals, read_array, statistical_weights
 from learnreg.datasets.files.checks import Mask
 from learnreg.datasets.files.sinograms import dead_mask
+from learnreg.datasets.tomography.transmission import PHOTON_FLOOR
 from learnreg.errors import ConfigError, DataError, ShapeError
-from learnreg.lower_level.data_terms import LeastSquares, TransmissionLeastSquares, WeightedLeastSquares
+from learnreg.lower_level.data_terms import DataTerm, TransmissionLeastSquares, WeightedLeastSquares
+from learnreg.lower_level.dualised_terms import TransmissionPoisson
 from learnreg.models.extras import require
 from learnreg.models.model import Model
 from learnreg.models.names import stored_geometry
@@ -242,6 +244,10 @@ class Reconstructor:
         model does not know the noise of its training."""
         data_term, geometry = self.model.data_term, self.operator.geometry
         dead = geometry.dead_detectors
+        if isinstance(data_term, TransmissionPoisson):
+            net = (counts.double() - dark).clamp_min(PHOTON_FLOOR) * torch.exp(values.double())
+            shares: Tensor = net / float(data_term.photons)
+            return shares.index_fill(-1, torch.tensor(dead, dtype=torch.long), 0.0).float()
         if isinstance(data_term, TransmissionLeastSquares):
             reference = float(data_term.inverse_variance(torch.tensor(data_term.reference, dtype=torch.float64)))
             found = statistical_weights(counts, dark, data_term.electronic, normalise=False, dead_detectors=dead)
@@ -274,7 +280,7 @@ class Reconstructor:
         files = [write_array(output, x, bound, self.options.model_value), write_png(output, x, 8, bound)]
         return Reconstructed.of(known, files, solution, seconds, tolerance)
 
-    def _data_term(self, b: Tensor, weights: Tensor | None) -> LeastSquares:
+    def _data_term(self, b: Tensor, weights: Tensor | None) -> DataTerm:
         """The model's data term times the data weight and the statistical weights of a measurement; known counts
         replace those that the model concludes from line integrals."""
         own, factor = self.model.data_term, self.options.data_weight
@@ -283,8 +289,7 @@ class Reconstructor:
             return WeightedLeastSquares(found * factor)
         if weights is None and factor == 1.0:
             return own
-        scaled = own.weights_for(torch.zeros(1)).detach() * factor
-        return WeightedLeastSquares(scaled if weights is None else scaled * weights)
+        return own.weighted(factor if weights is None else factor * weights)
 
 
 def _field(text: str, ignored: Mask | None) -> Tensor | float:

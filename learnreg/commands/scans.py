@@ -13,7 +13,8 @@ from learnreg.commands.options import TomographyConfig
 from learnreg.commands.scenes import Projector, measured_scene, measured_scenes, noise_model, warn_of_overlap
 from learnreg.datasets import DATASETS, LoDoPaB, TomographyPairs, load_ct_images
 from learnreg.errors import ConfigError
-from learnreg.lower_level.data_terms import LeastSquares, TransmissionLeastSquares
+from learnreg.lower_level.data_terms import DataTerm, LeastSquares, TransmissionLeastSquares
+from learnreg.lower_level.dualised_terms import TransmissionPoisson
 from learnreg.operators import FanBeam2D, FanGeometry, ParallelBeam2D
 from learnreg.operators.tomography.geometry import view_angles
 from learnreg.report.comparison import Scene
@@ -36,14 +37,16 @@ class Scans:
     scenes: list[Scene]
 
     @property
-    def data_term(self) -> LeastSquares:
-        """Statistical weights for counted photons, 1 at the mean line integral of some training pairs, so that weights
-        of regularizers keep their scale."""
+    def data_term(self) -> DataTerm:
+        """For counted photons their likelihood, or statistical weights: with a curvature of 1 at the mean line integral
+        of some training pairs, so that weights of regularizers keep their scale."""
         config = self.config
-        if config.photons == 0 or not config.statistical:
+        if config.photons == 0 or config.data_term == "squares" or not config.statistical:
             return LeastSquares()
         count = min(len(self.pairs), _REFERENCE_PAIRS)
         reference = sum(float(self.pairs[i][0].mean()) for i in range(count)) / count
+        if config.data_term == "transmission":
+            return TransmissionPoisson(config.photons, config.attenuation, reference, line_integrals=True)
         return TransmissionLeastSquares(config.photons, config.attenuation, reference=reference)
 
     @property

@@ -10,7 +10,7 @@ from learnreg.commands.common import Scenario, announce
 from learnreg.commands.options import TomographyConfig
 from learnreg.commands.scans import Scans, scans_of
 from learnreg.lower_level.constraints import Nonnegative
-from learnreg.lower_level.data_terms import LeastSquares
+from learnreg.lower_level.data_terms import DataTerm
 from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.regularizers import Regularizer
 from learnreg.report.comparison import Comparison, Scene, compare
@@ -49,7 +49,7 @@ def scenario(config: TomographyConfig) -> Scenario:
     )
 
 
-def _problem(scans: Scans, data_term: LeastSquares, regularizer: Regularizer) -> LowerLevelProblem:
+def _problem(scans: Scans, data_term: DataTerm, regularizer: Regularizer) -> LowerLevelProblem:
     constraint = Nonnegative() if scans.config.nonnegative else None
     return LowerLevelProblem(
         scans.operator, regularizer, ridge=scans.config.ridge, constraint=constraint, data_term=data_term

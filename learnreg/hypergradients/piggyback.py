@@ -46,7 +46,7 @@ class Piggyback(HypergradientMethod):
 
     Potentials without proximal maps (input-convex networks, weakly convex splines) have no primal-dual iteration. There
     "sequential" runs L-BFGS and, on the same frozen linearisation, conjugate gradients, and "interleaved" raises
-    ConfigError.
+    ConfigError. Data terms that are not squares leave the ridge alone to the primal step: "sequential" does the same.
     """
 
     name = "piggyback"
@@ -58,7 +58,7 @@ class Piggyback(HypergradientMethod):
     def run(self, start: Point, goal: Goal) -> Outcome:
         instance = start.instance
         if self.mode == "sequential":
-            if instance.potential.prox_obstacle():
+            if instance.potential.prox_obstacle() or instance.quadratic.is_ridge:
                 return Implicit("cg", state_solver="lbfgs").run(start, goal)
             return Implicit("piggyback", state_solver="pdhg").run(*_precise_enough(start, goal))
         check_proximal(instance, "Piggyback(mode='interleaved')", "Piggyback() or Implicit()")

@@ -33,6 +33,9 @@ class Unchanged(LinearOperator):
     def gram_lower_bound(self) -> float:
         return 1.0
 
+    def _find_nonnegative(self) -> bool:
+        return True
+
     def diagonal(self) -> Tensor | None:
         return torch.ones((), dtype=torch.float64).expand(self.domain_shape)
 

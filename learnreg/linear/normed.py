@@ -32,6 +32,7 @@ class Normed(FindsOnce):
 
     domain_shape: Shape
     range_shape: Shape
+    nonnegative: bool | None = None  # what you know: whether A x >= 0 for every x >= 0; None: see is_nonnegative
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
@@ -60,6 +61,27 @@ class Normed(FindsOnce):
     def norm(self) -> NormBound:
         """The bound of ‖A‖ with its kind."""
         return NormBound(self.norm_bound(), self.norm_bound_kind, self.norm_failure_probability)
+
+    def is_nonnegative(self) -> bool:
+        """Whether A x >= 0 for every x >= 0, up to rounding: by the operator's kind, by its entries up to 1,024
+        unknowns, or as you declare it by ``operator.nonnegative = True``, unless a few images contradict that. False
+        where it is not known."""
+        if self.nonnegative is False:
+            return False
+        found: bool = self._known(
+            ("nonnegative", self.nonnegative), self._seems_nonnegative if self.nonnegative else self._find_nonnegative
+        )
+        return found
+
+    def _find_nonnegative(self) -> bool:
+        if math.prod(self.domain_shape) > DENSE_LIMIT:
+            return False
+        return _almost_nonnegative(dense_matrix(self.forward, self.domain_shape, device=self._device()))
+
+    def _seems_nonnegative(self) -> bool:
+        images = torch.rand(3, *self.domain_shape, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
+        images[0], images[1] = 1.0, (images[1] > 0.9).double()
+        return _almost_nonnegative(self.forward(images.to(self._device())))
 
     def norm_near(self, other: Normed) -> NormBound | None:
         """From the norm of an operator that differs little: ‖A‖ <= ‖A'‖ + ‖A - A'‖, in a small share of the time that
@@ -103,3 +125,8 @@ class Normed(FindsOnce):
         for tensor in (*self.parameters(), *self.buffers()):
             return tensor.device
         return None
+
+
+def _almost_nonnegative(values: Tensor) -> bool:
+    """Up to the rounding of float32, in which operators may compute."""
+    return bool(values.min() >= -1e-6 * values.abs().max())

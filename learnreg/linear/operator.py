@@ -266,6 +266,9 @@ class Scaled(LinearOperator):
     def row_norms(self, grouped: bool) -> Tensor | float:
         return abs(self.factor) * self.operator.row_norms(grouped)
 
+    def _find_nonnegative(self) -> bool:
+        return self.factor >= 0 and self.operator.is_nonnegative()
+
     def parameter_lipschitz(self) -> float | None:
         constant = self.operator.parameter_lipschitz()
         return None if constant is None else abs(self.factor) * constant
@@ -287,6 +290,9 @@ class _Pair(LinearOperator):
 
     @abstractmethod
     def _bound_of_parts(self) -> float: ...
+
+    def _find_nonnegative(self) -> bool:
+        return (self.first.is_nonnegative() and self.second.is_nonnegative()) or super()._find_nonnegative()
 
     def adjoint_mismatch(self) -> float:
         return self.first.adjoint_mismatch() + self.second.adjoint_mismatch()

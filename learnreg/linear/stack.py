@@ -26,9 +26,11 @@ class Stack(LinearOperator):
 
     ``norm_bound`` is the root of the sum of squares of the parts' bounds, at most the root of their number times the
     largest of them; that of the whole matrix up to 256 unknowns.
+
+    names: what stands before the names of the parts' parameter groups; None: their numbers.
     """
 
-    def __init__(self, operators: Sequence[LinearOperator]) -> None:
+    def __init__(self, operators: Sequence[LinearOperator], names: Sequence[str] | None = None) -> None:
         domain = operators[0].domain_shape
         for operator in operators:
             if operator.domain_shape != domain:
@@ -39,6 +41,7 @@ class Stack(LinearOperator):
                 )
         self._shares: tuple[Share, ...] = Share.of([operator.range_shape for operator in operators])
         super().__init__(domain, (self._shares[-1].end,))
+        self._names = tuple(f"{k}." for k in range(len(operators))) if names is None else tuple(names)
         for k, operator in enumerate(operators):
             self.add_module(str(k), operator)
 
@@ -81,6 +84,13 @@ class Stack(LinearOperator):
         """Those of each part, whose own groups they are."""
         return torch.cat([share.spread(part.row_norms(grouped)) for part, share in self.pairs()])
 
+    def channel_norm(self, weights: Tensor) -> float | None:
+        """For a weight of each response: from the largest of each part."""
+        if weights.dim() != 1 or weights.numel() != self.range_shape[0]:
+            return None
+        largest = (float(weights[share.first : share.end].max()) for share in self._shares)
+        return math.hypot(*(math.sqrt(w) * part.norm_bound() for w, part in zip(largest, self.parts, strict=True)))
+
     def part_at(self, share: Share) -> LinearOperator:
         part, own = next((part, own) for part, own in self.pairs() if own.first <= share.first < own.end)
         return part if own == share else part.part_at(replace(share, first=share.first - own.first))
@@ -96,10 +106,10 @@ class Stack(LinearOperator):
         return max(known) if len(known) == len(constants) else None
 
     def parameter_groups(self) -> tuple[Pairing, ...]:
-        """Those of each part, "operator" of the second one under the name "1.operator"."""
+        """Those of each part, "operator" of the second one under the name "1.operator", unless it has another one."""
         return tuple(
-            _PairingOfPart(group, k, share)
-            for k, (part, share) in enumerate(self.pairs())
+            _PairingOfPart(group, name, share)
+            for name, (part, share) in zip(self._names, self.pairs(), strict=True)
             for group in part.parameter_groups()
         )
 
@@ -107,12 +117,12 @@ class Stack(LinearOperator):
 class _PairingOfPart(Pairing):
     """A group of one part, which sees the share of the responses that is its own."""
 
-    def __init__(self, group: Pairing, index: int, share: Share) -> None:
-        super().__init__(group.lipschitz, f"{index}.{group.name}")
-        self.group, self.index, self.share = group, index, share
+    def __init__(self, group: Pairing, prefix: str, share: Share) -> None:
+        super().__init__(group.lipschitz, f"{prefix}{group.name}")
+        self.group, self.prefix, self.share = group, prefix, share
 
     def by_traces(self) -> Pairing:
-        return _PairingOfPart(self.group.by_traces(), self.index, self.share)
+        return _PairingOfPart(self.group.by_traces(), self.prefix, self.share)
 
     def dual_norm(self, p: Tensor) -> Tensor:
         return self.group.dual_norm(self.share.within(p))

@@ -1,9 +1,13 @@
-"""Data terms: convex functions of the residual A x - b."""
+"""Data terms: convex functions of A x and the measurements b; here those that are squares of the residual A x - b.
+
+The energy is ½<x,Mx> - <q,x> + f(Kx). A square stays in M and q; another function ``joins`` f, with A as one more block
+of K.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -11,31 +15,125 @@ from torch import Tensor, nn
 
 from learnreg.errors import ConfigError, DataError, ShapeError
 from learnreg.linear.arguments import given_tensor, real_number
+from learnreg.linear.operator import LinearOperator
 from learnreg.linear.parameter_groups import Density, shape_of
 from learnreg.linear.samples import sum_samples
+from learnreg.lower_level.constraints import Box
+from learnreg.lower_level.quadratic import Quadratic
+from learnreg.lower_level.saddle_terms import SaddleTerms
 from learnreg.potentials.function import Proximal
 from learnreg.result import brief
 
-__all__ = ["DATA_TERMS", "LeastSquares", "TransmissionLeastSquares", "WeightedLeastSquares"]
+__all__ = ["DUALISED", "DataTerm", "LeastSquares", "TransmissionLeastSquares", "WeightedLeastSquares"]
+
+DUALISED = "data_term."
+"""What stands before the names of the parameter groups of a dualised data term, and of its operator."""
+
+Range = tuple[Tensor, Tensor]
+"""What the entries of A x are between on the constraint, (*range_shape) each."""
 
 
-class LeastSquares(nn.Module, Proximal):
-    """½‖p‖² of the residual p = A x - b: the data term of Gaussian noise."""
+class DataTerm(nn.Module):
+    """A convex function D(A x; b), (batch,).
 
-    def at(self, b: Tensor) -> LeastSquares:
-        """The data term for these measurements: itself, where its weights do not depend on them."""
+    dualised: it joins the potential, and the parameters of A are those of K; else it is a square, within M.
+    """
+
+    dualised = False
+
+    # ---- the problem -------------------------------------------------------------------------------------------------
+
+    def check_range(self, range_shape: tuple[int, ...]) -> None:
+        """Raise ShapeError unless its numbers broadcast against measurements of this shape."""
+
+    def check_constraint(self, constraint: Box | None) -> None:
+        """Raise ConfigError unless the function is convex, and has a minimum, on the constraint."""
+
+    def check_operator(self, operator: LinearOperator) -> None:
+        """Raise AssumptionError unless A maps the constraint to where the function is defined."""
+
+    def project_(self) -> None:
+        """Project learnable numbers onto their admissible sets; nothing to do without."""
+
+    # ---- at measurements ---------------------------------------------------------------------------------------------
+
+    def at(self, b: Tensor, known: Callable[[], Range | None] = lambda: None) -> DataTerm:
+        """The data term for these measurements: itself, where nothing depends on them. known: says the range of A x."""
         return self
 
-    def select(self, index: Tensor | slice) -> LeastSquares:
+    def select(self, index: Tensor | slice) -> DataTerm:
         """What ``at`` returned, for some samples."""
         return self
 
-    def part(self, index: Tensor, b: Tensor) -> LeastSquares:
+    def part(self, index: Tensor, b: Tensor) -> DataTerm:
         """The data term of a batch of some of the samples of b."""
         return self
 
+    def energy(self, response: Tensor, b: Tensor) -> Tensor:
+        """D(A x; b), (batch,), for the response A x."""
+        raise NotImplementedError
+
+    def slope(self, response: Tensor, b: Tensor) -> Tensor:
+        """D'(A x; b), in the shape of b, differentiable in b."""
+        raise NotImplementedError
+
     def weights_for(self, p: Tensor) -> Tensor:
-        """The weight of each measurement, broadcastable against (batch, *range_shape)."""
+        """The weight of each measurement in M = A^T w A, broadcastable against (batch, *range_shape)."""
+        raise NotImplementedError
+
+    def weigh(self, p: Tensor) -> Tensor:
+        """w p, whose A^T q is."""
+        raise NotImplementedError
+
+    def weight_range(self) -> tuple[float, float]:
+        """Smallest and largest weight."""
+        raise NotImplementedError
+
+    def sensitivity(self) -> float:
+        """The largest |∂D'/∂b|: how much measurements move the gradient. *Rigorous bound.*"""
+        return self.weight_range()[1]
+
+    def weighted(self, weights: Tensor | float) -> DataTerm:
+        """The same function, each measurement times a fixed weight >= 0; ConfigError where it has none."""
+        raise NotImplementedError
+
+    def joins(self, terms: SaddleTerms, operator: LinearOperator) -> SaddleTerms:
+        """The regularizer's terms with what the data term adds to them, at measurements."""
+        return terms
+
+    def start(self, quadratic: Quadratic, rhs: Tensor, b: Tensor) -> Tensor:
+        """A guess of the solution without the regularizer."""
+        return quadratic.start(rhs, b)
+
+    def parameter_groups(self) -> tuple[Density, ...]:
+        """How D' moves with the parameters that are learned, for certificates, of a data term that is not dualised."""
+        return ()
+
+    # ---- in model files ----------------------------------------------------------------------------------------------
+
+    def config(self) -> dict[str, Any]:
+        """What, besides ``stored_tensors``, rebuilds the data term, as JSON knows it."""
+        return {}
+
+    def stored_tensors(self) -> dict[str, Tensor]:
+        """The tensors that a model file holds beside the configuration, by name."""
+        return {}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> DataTerm:
+        """The data term again; ConfigError where tensors are missing or superfluous."""
+        if tensors:
+            raise ConfigError(f"{cls.__name__} has no {', '.join(tensors)}, but the file holds some.")
+        return cls(**config)
+
+
+class LeastSquares(DataTerm, Proximal):
+    """½‖p‖² of the residual p = A x - b: the data term of Gaussian noise."""
+
+    def at(self, b: Tensor, known: Callable[[], Range | None] = lambda: None) -> LeastSquares:
+        return self
+
+    def weights_for(self, p: Tensor) -> Tensor:
         return torch.ones((), dtype=p.dtype, device=p.device)
 
     def weigh(self, p: Tensor) -> Tensor:
@@ -62,35 +160,19 @@ class LeastSquares(nn.Module, Proximal):
         return curvature, curvature
 
     def weight_range(self) -> tuple[float, float]:
-        """Smallest and largest weight."""
         return 1.0, 1.0
 
-    def parameter_groups(self) -> tuple[Density, ...]:
-        """How f' moves with the parameters that are learned, for certificates."""
-        return ()
+    def weighted(self, weights: Tensor | float) -> DataTerm:
+        own = self.weights_for(torch.zeros(1)).detach()
+        return WeightedLeastSquares(own * weights)
 
-    def check_range(self, range_shape: tuple[int, ...]) -> None:
-        """Raise ShapeError unless the weights broadcast against measurements of this shape."""
+    def energy(self, response: Tensor, b: Tensor) -> Tensor:
+        own: LeastSquares = self.at(b)
+        return own.value(response - b)
 
-    # ---- in model files ----------------------------------------------------------------------------------------------
-
-    def config(self) -> dict[str, Any]:
-        """What, besides ``stored_weights``, rebuilds the data term, as JSON knows it."""
-        return {}
-
-    def stored_weights(self) -> Tensor | None:
-        """The tensor that a model file holds beside the configuration."""
-        return None
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any], weights: Tensor | None) -> LeastSquares:
-        """The data term again; ConfigError where weights are missing or superfluous."""
-        if weights is not None:
-            raise ConfigError(f"{cls.__name__} has no weights, but the file holds some.")
-        return cls(**config)
-
-    def project_(self) -> None:
-        """Project learnable weights onto >= 0; nothing to do without."""
+    def slope(self, response: Tensor, b: Tensor) -> Tensor:
+        own: LeastSquares = self.at(b)
+        return own.grad(response - b)
 
 
 class WeightedLeastSquares(LeastSquares):
@@ -122,7 +204,7 @@ class WeightedLeastSquares(LeastSquares):
     def weights_for(self, p: Tensor) -> Tensor:
         return self.weights.to(p.dtype)
 
-    def at(self, b: Tensor) -> LeastSquares:
+    def at(self, b: Tensor, known: Callable[[], Range | None] = lambda: None) -> LeastSquares:
         """With weights of each sample those of the samples, ShapeError where their number differs."""
         if self.weights.dim() < b.dim():
             return self
@@ -158,13 +240,14 @@ class WeightedLeastSquares(LeastSquares):
     def config(self) -> dict[str, Any]:
         return {"learnable": isinstance(self.weights, nn.Parameter)}
 
-    def stored_weights(self) -> Tensor | None:
-        return self.weights
+    def stored_tensors(self) -> dict[str, Tensor]:
+        return {"weights": self.weights}
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], weights: Tensor | None) -> WeightedLeastSquares:
-        if weights is None:
+    def from_config(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> WeightedLeastSquares:
+        if set(tensors) != {"weights"}:
             raise ConfigError("WeightedLeastSquares: the file holds no weights.")
+        weights = tensors["weights"]
         return cls(nn.Parameter(weights) if config["learnable"] else weights)
 
     def weigh(self, p: Tensor) -> Tensor:
@@ -220,7 +303,7 @@ class TransmissionLeastSquares(LeastSquares):
         counts = self.photons * torch.exp(-self.attenuation * b)
         return counts / (1.0 + self.electronic**2 / counts)
 
-    def at(self, b: Tensor) -> LeastSquares:
+    def at(self, b: Tensor, known: Callable[[], Range | None] = lambda: None) -> LeastSquares:
         """``WeightedLeastSquares`` with weights (batch, *range_shape). DataError where counts overflow."""
         exact = b.double()
         weights = (self.inverse_variance(exact) / self.inverse_variance(exact.new_tensor(self.reference))).to(b.dtype)
@@ -260,11 +343,3 @@ class _PerMeasurement(LeastSquares):
 
     def weight_range(self) -> tuple[float, float]:
         return float(self._weights.detach().min()), float(self._weights.detach().max())
-
-
-DATA_TERMS: dict[str, type[LeastSquares]] = {
-    "least-squares": LeastSquares,
-    "weighted-least-squares": WeightedLeastSquares,
-    "transmission-least-squares": TransmissionLeastSquares,
-}
-"""By the name in model files."""

@@ -19,7 +19,7 @@ from learnreg.linear.examination import examine, is_examined
 from learnreg.linear.operator import LinearOperator
 from learnreg.linear.reparametrized import reparametrized
 from learnreg.lower_level.constraints import Box
-from learnreg.lower_level.data_terms import LeastSquares
+from learnreg.lower_level.data_terms import DUALISED, DataTerm
 from learnreg.lower_level.instance import Counter, Instance
 from learnreg.lower_level.noise_levels import check_levels
 from learnreg.lower_level.quadratic import quadratic_of
@@ -45,7 +45,7 @@ class FrozenProblem:
         self,
         operator: LinearOperator,
         regularizer: Regularizer,
-        data_term: LeastSquares,
+        data_term: DataTerm,
         ridge: float | nn.Parameter,
         constraint: Box,
         parameters: Mapping[str, nn.Parameter],
@@ -105,7 +105,7 @@ class FrozenProblem:
         ]
 
     def _with(
-        self, operator: LinearOperator, regularizer: Regularizer, data_term: LeastSquares | None = None
+        self, operator: LinearOperator, regularizer: Regularizer, data_term: DataTerm | None = None
     ) -> FrozenProblem:
         return FrozenProblem(
             operator=operator,
@@ -197,6 +197,24 @@ class FrozenProblem:
         known: dict[int, str] = {}
         return [name for name, p in named if p.requires_grad and known.setdefault(id(p), name) != name]
 
+    @cached_property
+    def learns_quadratic(self) -> bool:
+        """Whether M has learned parameters besides the ridge: those of A and of a data term that is a square."""
+        parameters = (p for m in (self.operator, self.data_term) for p in m.parameters())
+        return not self.data_term.dualised and any(p.requires_grad for p in parameters)
+
+    @cached_property
+    def learned_groups(self) -> set[str]:
+        """The names of the groups that learned parameters belong to, but for those of M."""
+        own = self.parameter_roles()
+        found = {own[name] for name in _learned(self.regularizer) if name in own}
+        if self.data_term.dualised:
+            names = _learned(self.data_term)
+            if _learned(self.operator):
+                names += [group.name for group in self.operator.parameter_groups()]
+            found |= {f"{DUALISED}{name}" for name in names}
+        return found
+
     def parameter_roles(self) -> dict[str, ParameterRole]:
         """Role of the regularizer's parameters by name."""
         return self.regularizer.parameter_roles()
@@ -221,7 +239,24 @@ class FrozenProblem:
                 check_claims(self.fixed.potential, shape, device)
             self._screened = True
 
-    def modulus(self, data_term: LeastSquares) -> float:
+    @cached_property
+    def response_range(self) -> tuple[Tensor, Tensor] | None:
+        """What the entries of A x are between on the constraint, (*range_shape) each, rounded outwards; None where
+        they are not bounded, or A^T A has no lower bound that could make use of it, or A is learned."""
+        lower, upper = (
+            end.expand(self.operator.domain_shape)[None] for end in (self.constraint.lower, self.constraint.upper)
+        )
+        bounded = bool((torch.isfinite(lower) & torch.isfinite(upper)).all()) and self.gram_lower_bound > 0
+        if not bounded or any(p.requires_grad for p in self.operator.parameters()):
+            return None
+        if not self.operator.is_nonnegative():
+            return None
+        with torch.no_grad():
+            low, high = self.operator(torch.cat([lower, upper]).to(self.operator._device()))
+        margin = 1e-9 * (low.abs() + high.abs())
+        return low - margin, high + margin
+
+    def modulus(self, data_term: DataTerm) -> float:
         """That of the data term, at some data, and the ridge. *Rigorous bound.*"""
         lowest = data_term.weight_range()[0]
         if not lowest >= 0:
@@ -256,7 +291,8 @@ class FrozenProblem:
         examine(self.operator, "forward")
         examine(self.fixed.operator, "analysis")
         self.screen()
-        data_term = self.data_term.at(b)
+        self.data_term.check_operator(self.operator)
+        data_term = self.data_term.at(b, lambda: self.response_range)
         modulus = self.modulus(data_term)
         quadratic = quadratic_of(self.operator, data_term.weights_for(b).detach(), self.ridge_value, b)
         weighted = data_term.weigh(b)
@@ -264,7 +300,7 @@ class FrozenProblem:
         if q is not weighted and b.device.type != "meta" and not _all_finite(q):
             kind = type(self.operator).__name__
             raise OperatorError(f"{kind}.adjoint made NaN or infinite numbers of finite measurements b.", "finite")
-        terms = self.fixed.at(self.fixed.latent.scale_for(modulus))
+        terms = data_term.joins(self.fixed.at(self.fixed.latent.scale_for(modulus)), self.operator)
         both = (self.operator, terms.operator)
         exact = all(operator.adjoint_mismatch() == 0.0 and is_examined(operator) for operator in both)
         exact = exact and self.fixed.potential.has_modulus
@@ -276,13 +312,14 @@ class FrozenProblem:
             quadratic=terms.latent.quadratic(quadratic, modulus),
             q=terms.latent.right_hand_side(q),
             analysis=terms.operator,
-            potential=self.potential(b.dtype),
+            potential=terms.potential.to(b.dtype).detached() if data_term.dualised else self.potential(b.dtype),
             box=terms.latent.box(self.constraint),
             strong_convexity=modulus - self.concavity if exact else 0.0,  # no bound where gradients are inexact
             counter=counter,
             latent=terms.latent,
             unexamined=self._unexamined,
             local=local,
+            guess=data_term.start,
         )
 
     def _check_convex(self, modulus: float) -> None:
@@ -293,6 +330,11 @@ class FrozenProblem:
                 f"above {self.ridge_value + self.concavity - modulus:.3g}, a regularizer with a smaller nonconvexity, "
                 "or minimiser='local' for bounds about a local minimiser."
             )
+
+
+def _learned(module: nn.Module) -> list[str]:
+    """The names of the parameters that require a gradient."""
+    return [name for name, p in module.named_parameters() if p.requires_grad]
 
 
 def _all_finite(t: Tensor) -> bool:

@@ -27,6 +27,10 @@ T = TypeVar("T")
 _PART_BYTES = 2 * 1024**2
 
 
+def _start(quadratic: Quadratic, rhs: Tensor, b: Tensor) -> Tensor:
+    return quadratic.start(rhs, b)
+
+
 class Counter:
     """Number of operator applications so far."""
 
@@ -45,6 +49,7 @@ class Instance(Brief):
     With ``latent`` variables z, x stands for (x, z / latent.scale), with more channels, throughout.
     ``unexamined``: what nobody examined of the potential, so that nothing is certified; "" where all is known.
     ``local``: bounds are asked for of the minimiser in a ball, and no modulus of the whole energy is known.
+    ``guess``: from M, q and measurements to a guess of what minimises the data term and the ridge.
     """
 
     quadratic: Quadratic
@@ -57,6 +62,7 @@ class Instance(Brief):
     latent: Latent = field(default_factory=NoLatent)
     unexamined: str = ""
     local: bool = False
+    guess: Callable[[Quadratic, Tensor, Tensor], Tensor] = _start
 
     @property
     def forward(self) -> LinearOperator:
@@ -119,7 +125,8 @@ class Instance(Brief):
         return self._part(index, self.counter)
 
     def _part(self, index: Tensor | slice, counter: Counter) -> Instance:
-        return replace(self, quadratic=self.quadratic.select(index), q=self.q[index], counter=counter)
+        quadratic, potential = self.quadratic.select(index), self.potential.select(index)
+        return replace(self, quadratic=quadratic, q=self.q[index], potential=potential, counter=counter)
 
     def parts(self) -> Iterator[tuple[Instance, slice]]:
         """The instance in parts of the batch whose responses stay small, for work that needs many of them; their

@@ -70,11 +70,11 @@ def evaluate_pairing(point: Point, duals: SignedDuals | None = None) -> tuple[di
     """
     frozen, instance, x, X, b = point.frozen, point.instance, point.x.detach(), point.X.detach(), point.b.detach()
     counter = instance.counter
-    data_side = any(p.requires_grad for m in (frozen.operator, frozen.data_term) for p in m.parameters())
+    data_side = frozen.learns_quadratic
     with torch.enable_grad():
-        terms = frozen.terms.at(instance.latent.scale)
+        terms = point.terms
         latent = terms.latent
-        potential, fixed = terms.potential.to(x.dtype), frozen.potential(x.dtype)
+        potential, fixed = terms.potential.to(x.dtype), instance.potential.to(x.dtype)
         # Both at once: operators cast their parameters to the dtype of the images, and autograd rounds the gradient to
         # that of the parameters behind each cast, where the shares of x and X may have cancelled.
         t, V = terms.operator(torch.cat([x, X])).split(x.shape[0])
@@ -96,7 +96,7 @@ def evaluate_pairing(point: Point, duals: SignedDuals | None = None) -> tuple[di
             both = torch.cat([latent.image(x), latent.image(X)])
             forward_x, forward_X = frozen.operator(both).split(x.shape[0])
             residual = forward_x - b.to(x.dtype)
-            outputs.append((point.data_term.grad(residual) * forward_X).sum())
+            outputs.append((point.data_term.slope(forward_x, b.to(x.dtype)) * forward_X).sum())
             weights.append(torch.ones_like(outputs[-1]))
             residual, forward_X = residual.detach(), forward_X.detach()
         if isinstance(frozen.ridge, Tensor):
@@ -116,17 +116,21 @@ def cross_derivatives(point: Point, at: Tensor) -> Iterator[Tensor]:
     frozen, instance, x = point.frozen, point.instance, point.x.detach()
     with torch.enable_grad():
         X = torch.zeros_like(x, requires_grad=True)
-        t = frozen.terms.operator(x)
+        terms = point.terms
+        t = terms.operator(x)
         instance.counter.applications += 1
         t_fixed = t.detach().contiguous()
         # Cotangents to differentiate by: of f'_theta(Kx), and of K_theta x.
         u, w = (torch.zeros_like(t_fixed, requires_grad=True) for _ in range(2))
-        learned = [(frozen.terms.potential.to(x.dtype).grad(t_fixed), u)]
+        learned = [(terms.potential.to(x.dtype).grad(t_fixed), u)]
         if t.requires_grad:
-            learned += [(t, w), (frozen.terms.operator(X), instance.potential.grad(t_fixed))]
+            learned += [(t, w), (terms.operator(X), instance.potential.grad(t_fixed))]
             instance.counter.applications += 1
-        forward_x, forward_X = frozen.operator(torch.cat([x, X])).split(x.shape[0])
-        scalars = [(point.data_term.grad(forward_x - point.b.detach().to(x.dtype)) * forward_X).sum()]
+        scalars = []
+        if not frozen.data_term.dualised:
+            forward_x, forward_X = frozen.operator(torch.cat([x, X])).split(x.shape[0])
+            slope = point.data_term.slope(forward_x, point.b.detach().to(x.dtype))
+            scalars.append((slope * forward_X).sum())
         if isinstance(frozen.ridge, Tensor):
             scalars.append(frozen.ridge * (x * X).sum())
         learned += [(scalar, torch.ones_like(scalar)) for scalar in scalars]
@@ -163,14 +167,14 @@ def _energy_gradient(point: Point, states: Tensor, weights: Tensor) -> dict[str,
     frozen, instance, count = point.frozen, point.instance, len(states)
     index, v = torch.arange(len(point.b), device=states.device).repeat(count), states.detach().flatten(0, 1)
     with torch.enable_grad():
-        terms = frozen.terms.at(instance.latent.scale)
-        latent, potential = terms.latent, terms.potential.to(instance.q.dtype)
+        terms = point.terms
+        latent, potential = terms.latent, terms.potential.select(index).to(instance.q.dtype)
         t = complexly(terms.operator, v)
         energies = potential.continued(t) if t.is_complex() else potential.value(t)
         energies = energies + latent.value(v)
-        if any(p.requires_grad for m in (frozen.operator, frozen.data_term) for p in m.parameters()):
-            residual = complexly(frozen.operator, latent.image(v)) - point.b.detach().to(instance.q.dtype)[index]
-            energies = energies + point.data_term.select(index).value(residual)
+        if frozen.learns_quadratic:
+            response, b = complexly(frozen.operator, latent.image(v)), point.b.detach().to(instance.q.dtype)[index]
+            energies = energies + point.data_term.select(index).energy(response, b)
         if isinstance(frozen.ridge, Tensor):
             energies = energies + 0.5 * frozen.ridge * sum_samples(latent.image(v) ** 2)
         total = (energies.reshape(count, -1) * weights).sum().real

@@ -9,10 +9,11 @@ from functools import cached_property
 from torch import Tensor
 
 from learnreg.losses import UpperLoss
-from learnreg.lower_level.data_terms import LeastSquares
+from learnreg.lower_level.data_terms import DataTerm
 from learnreg.lower_level.frozen import FrozenProblem
 from learnreg.lower_level.instance import Instance
 from learnreg.lower_level.problem import LowerLevelProblem
+from learnreg.lower_level.saddle_terms import SaddleTerms
 from learnreg.result import Brief
 
 __all__ = ["Point"]
@@ -54,12 +55,17 @@ class Point(Brief):
         return batch.loss_gradient[index]
 
     @cached_property
-    def data_term(self) -> LeastSquares:
+    def data_term(self) -> DataTerm:
         """That of these measurements."""
         if self.whole is None:
             return self.frozen.data_term.at(self.b)
         batch, index = self.whole
         return batch.data_term.select(index)
+
+    @property
+    def terms(self) -> SaddleTerms:
+        """Those of the instance, differentiable in the parameters, but for the precision."""
+        return self.data_term.joins(self.frozen.terms.at(self.instance.latent.scale), self.frozen.operator)
 
     def at(self, x: Tensor, X: Tensor) -> Point:
         """Another point of the same problem, which solvers may start from."""

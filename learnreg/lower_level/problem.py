@@ -29,7 +29,7 @@ from learnreg.linear.grad_mode import full_precision
 from learnreg.linear.operator import LinearOperator
 from learnreg.linear.samples import sum_samples
 from learnreg.lower_level.constraints import Box, Unconstrained
-from learnreg.lower_level.data_terms import LeastSquares
+from learnreg.lower_level.data_terms import DataTerm, LeastSquares
 from learnreg.lower_level.frozen import FrozenProblem
 from learnreg.lower_level.instance import Instance
 from learnreg.lower_level.noise_levels import checked_level
@@ -50,7 +50,8 @@ class LowerLevelProblem(nn.Module):
     regularizer: R.
     ridge: r >= 0 adds r/2 ‖x‖² per sample; a scalar nn.Parameter is learnable and appears in hypergradients as
         ``ridge``.
-    data_term: ``LeastSquares()`` (default), ``WeightedLeastSquares(weights)`` or ``TransmissionLeastSquares(photons)``.
+    data_term: ``LeastSquares()`` (default), ``WeightedLeastSquares(weights)``, ``TransmissionLeastSquares(photons)``;
+        ``Poisson(background)``, ``TransmissionPoisson(photons, attenuation)``, ``SmoothedL1(smoothing)``.
     constraint: None, ``Nonnegative()`` or ``Box(lower, upper)``.
     noise_level: passed to ``regularizer.at`` for noise-conditioned models; or a tensor (batch,) of one for each sample
         of the batches to solve, which are bounded each with its own constants.
@@ -66,7 +67,7 @@ class LowerLevelProblem(nn.Module):
         regularizer: Regularizer,
         *,
         ridge: float | nn.Parameter = 0.0,
-        data_term: LeastSquares | None = None,
+        data_term: DataTerm | None = None,
         constraint: Box | None = None,
         noise_level: float | Tensor | None = None,
         minimiser: Minimiser = "global",
@@ -79,7 +80,7 @@ class LowerLevelProblem(nn.Module):
         _check_ridge(ridge)
         self.operator, self.regularizer = operator, regularizer
         self.data_term = data_term if data_term is not None else LeastSquares()
-        _check_type(self.data_term, LeastSquares, "data_term", "LeastSquares() or WeightedLeastSquares(weights)")
+        _check_type(self.data_term, DataTerm, "data_term", "LeastSquares(), or another data term such as Poisson(s)")
         if constraint is not None:
             _check_type(constraint, Box, "constraint", "Nonnegative() or Box(lower, upper)")
             constraint.check_domain(operator.domain_shape)
@@ -89,6 +90,8 @@ class LowerLevelProblem(nn.Module):
         self.ridge = ridge
         operator.check_domain(torch.empty(1, *operator.domain_shape))
         self.data_term.check_range(operator.range_shape)
+        self.data_term.check_constraint(constraint)
+        self.data_term.check_operator(operator)
 
     def extra_repr(self) -> str:
         noise = "" if self.noise_level is None else f", noise_level={brief(self.noise_level)}"
@@ -104,7 +107,7 @@ class LowerLevelProblem(nn.Module):
         check_images(x, "x")
         check_images(b, "b")
         check_batch(x, b.shape[0], "x")
-        energy = self.data_term.at(b).value(self.operator(x) - b) + self.active_regularizer.value(x)
+        energy = self.data_term.energy(self.operator(x), b) + self.active_regularizer.value(x)
         if isinstance(self.ridge, Tensor) or self.ridge > 0:
             energy = energy + 0.5 * self.ridge * sum_samples(x * x)
         return energy if self.constraint is None else energy + self.constraint.value(x)

@@ -30,6 +30,8 @@ class Quadratic:
 
     is_diagonal = False
     """Whether M is known to be diagonal, so that ``minimiser`` exists."""
+    is_ridge = False
+    """Whether M is the ridge alone, and knows nothing of the data."""
 
     def __call__(self, x: Tensor) -> Tensor:
         """M x."""
@@ -137,6 +139,10 @@ class DiagonalQuadratic(Quadratic):
 
     is_diagonal = True
 
+    @property
+    def is_ridge(self) -> bool:  # type: ignore[override]
+        return not bool(self.weights.any())
+
     def __call__(self, x: Tensor) -> Tensor:
         return self.diagonal * x
 
@@ -200,6 +206,8 @@ def quadratic_of(forward: LinearOperator, weights: Tensor, ridge: float, b: Tens
     """M for measurements such as b, in whose dtype it is; by its diagonal where it has one, and by a number where that
     is all it takes."""
     diagonal, identity = forward.diagonal(), False
+    if weights.dim() == 0 and b.device.type != "meta" and not bool(weights):
+        return DiagonalQuadratic(forward, weights, ridge, weights + ridge)
     if diagonal is None:
         return Quadratic(forward, weights, ridge)
     if not any(diagonal.stride()):

@@ -18,7 +18,8 @@ from learnreg.linear.arguments import check_dense, check_type, given_path
 from learnreg.linear.examination import is_own_class
 from learnreg.linear.operator import LinearOperator
 from learnreg.lower_level.constraints import Box
-from learnreg.lower_level.data_terms import DATA_TERMS, LeastSquares
+from learnreg.lower_level.data_terms import DataTerm, LeastSquares
+from learnreg.lower_level.dualised_terms import DATA_TERMS
 from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.models.names import (
     build_operator,
@@ -38,7 +39,7 @@ FORMAT_VERSION = 1
 
 _SHIPPED_FOLDER = Path(__file__).parents[1] / "pretrained"
 _OWN_KEYS = ("regularizer", "operator", "ridge", "constraint", "noise_level", "data_term", "minimiser")
-_WEIGHTS = "data_term.weights"
+_DATA_TERM = "data_term."
 _DENOISING = {"name": "identity", "config": {}}
 _LEAST_SQUARES = {"name": "least-squares"}
 
@@ -55,7 +56,7 @@ class Model:
 
     regularizer: Regularizer
     config: dict[str, Any]
-    data_term: LeastSquares = field(default_factory=LeastSquares)
+    data_term: DataTerm = field(default_factory=LeastSquares)
     tensors: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 
     @property
@@ -94,7 +95,7 @@ class Model:
         self,
         image_shape: tuple[int, ...] | None = None,
         operator: LinearOperator | None = None,
-        data_term: LeastSquares | None = None,
+        data_term: DataTerm | None = None,
         noise_level: float | None = None,
     ) -> LowerLevelProblem:
         """The lower-level problem; for denoising on images of shape (1, height, width).
@@ -124,7 +125,7 @@ class Model:
         b: Tensor,
         tolerance: float = 1e-4,
         operator: LinearOperator | None = None,
-        data_term: LeastSquares | None = None,
+        data_term: DataTerm | None = None,
         noise_level: float | None = None,
     ) -> Solution:
         """The Solution for measurements b, (batch, *range_shape): x with its certified root-mean-square error.
@@ -190,11 +191,10 @@ def save_model(
         raise ConfigError(f"save_model(config=...): the keys {', '.join(reserved)} are taken from the problem.")
     regularizer = problem.regularizer if isinstance(problem, LowerLevelProblem) else problem
     state = regularizer.state_dict()
-    weights = problem.data_term.stored_weights() if isinstance(problem, LowerLevelProblem) else None
     described, tensors = _describe_problem(problem)
     description = describe_regularizer(regularizer)
     _check_rebuilt(regularizer, description)
-    for name, tensor in {**tensors, **({} if weights is None else {_WEIGHTS: weights})}.items():
+    for name, tensor in tensors.items():
         if name in state:
             raise ConfigError(f"save_model: two tensors are called {name!r}; rename the regularizer's submodule.")
         state = {**state, name: tensor}
@@ -232,7 +232,9 @@ def load(path: str | Path) -> Model:
         for key, value in (("data_term", _LEAST_SQUARES), ("minimiser", "global")):  # files of earlier versions
             content.setdefault(key, value)
         config = {**content["config"], **{key: content[key] for key in _OWN_KEYS}}
-        data_term = _build_data_term(content["data_term"], tensors.pop(_WEIGHTS, None))
+        stored = [name for name in tensors if name.startswith(_DATA_TERM)]
+        of_data_term = {name.removeprefix(_DATA_TERM): tensors.pop(name) for name in stored}
+        data_term = _build_data_term(content["data_term"], of_data_term)
         of_operator = {name: tensors.pop(name) for name in operator_tensors(content["operator"])}
     except (LearnregError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{file}: cannot be rebuilt: {error}") from error
@@ -262,7 +264,7 @@ def _resolve(path: str | Path) -> Path:
 
 
 def _describe_problem(problem: LowerLevelProblem | Regularizer) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """All but the regularizer, and the tensors of the operator."""
+    """All but the regularizer, and the tensors of the operator and of the data term."""
     if isinstance(problem, Regularizer):
         described = {
             "operator": _DENOISING,
@@ -284,22 +286,23 @@ def _describe_problem(problem: LowerLevelProblem | Regularizer) -> tuple[dict[st
         "data_term": _describe_data_term(problem.data_term),
         "minimiser": problem.minimiser,
     }
-    return described, tensors
+    stored = problem.data_term.stored_tensors().items()
+    return described, {**tensors, **{f"{_DATA_TERM}{name}": t for name, t in stored}}
 
 
-def _describe_data_term(data_term: LeastSquares) -> dict[str, Any]:
+def _describe_data_term(data_term: DataTerm) -> dict[str, Any]:
     for name, kind in DATA_TERMS.items():
         if type(data_term) is kind:
             return {"name": name, **data_term.config()}
     raise ConfigError(f"the data term {type(data_term).__name__} cannot be stored in a model file.")
 
 
-def _build_data_term(description: Mapping[str, Any], weights: Tensor | None) -> LeastSquares:
+def _build_data_term(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> DataTerm:
     config = dict(description)
     name = config.pop("name")
     if name not in DATA_TERMS:
         raise ConfigError(f"data term {name!r} is unknown; expected one of {', '.join(DATA_TERMS)}.")
-    return DATA_TERMS[name].from_config(config, weights)
+    return DATA_TERMS[name].from_config(config, tensors)
 
 
 def _describe_limits(box: Box) -> list[float | None]:

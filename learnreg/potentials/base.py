@@ -94,6 +94,10 @@ class Potential(Function):
         weight = torch.as_tensor(self.weight, dtype=torch.float64, device=factor.device)
         return self.with_numbers(weight=weight * factor.double())
 
+    def select(self, index: Tensor | slice) -> Self:
+        """The potential of some samples: itself, where no number differs from sample to sample."""
+        return self
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name}={brief(value)}' for name, value in self.numbers().items())})"
 
@@ -187,6 +191,10 @@ class Potential(Function):
         """What rounding may hide in ∇f(x), or in f''(x) v, of a foreign function of the image itself, whose terms may
         be larger than their sum, (batch,): a model from other precisions, no bound."""
         return 0.0
+
+    def term_size(self, y: Tensor) -> Tensor:
+        """The size of the terms that y = f'(t) was summed from, whose rounding it has."""
+        return y
 
     def doubt(self, t: Tensor, gradients: bool) -> str:
         """What bounds lack of a foreign function at t, or with ``gradients`` bounds of hypergradients, a sentence; ""

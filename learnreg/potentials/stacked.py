@@ -32,14 +32,17 @@ class StackedPotential(Potential):
 
     Parameters
     ----------
-    parts: f_k. shapes: of the t_k, without the batch axis.
+    parts: f_k. shapes: of the t_k, without the batch axis. names: what stands before the names of the parts' parameter
+        groups; None: their numbers, and there is a factor of all of f.
     """
 
     number_names = ()
     weight: Number = 1.0
 
-    def __init__(self, parts: Sequence[Potential], shapes: Sequence[tuple[int, ...]]) -> None:
-        self.parts, self.shares = tuple(parts), Share.of(shapes)
+    def __init__(
+        self, parts: Sequence[Potential], shapes: Sequence[tuple[int, ...]], names: Sequence[str] | None = None
+    ) -> None:
+        self.parts, self.shares, self.names = tuple(parts), Share.of(shapes), names
         self.gradient_limit = math.hypot(
             *(f.gradient_limit * math.sqrt(math.prod(share.shape[1:])) for f, share in self._pairs())
         )
@@ -53,7 +56,15 @@ class StackedPotential(Potential):
         return list(zip(self.parts, self.shares, strict=True))
 
     def _mapped(self, change: Callable[[Potential], Potential]) -> Self:
-        return type(self)([change(f) for f in self.parts], [share.shape for share in self.shares])
+        return self._of([change(f) for f in self.parts])
+
+    def _of(self, parts: Sequence[Potential]) -> Self:
+        """The same of other parts, of the same shapes."""
+        return type(self)(parts, [share.shape for share in self.shares], self.names)
+
+    def select(self, index: Tensor | slice) -> Self:
+        chosen = [f.select(index) for f in self.parts]
+        return self if all(new is old for new, old in zip(chosen, self.parts, strict=True)) else self._of(chosen)
 
     def detached(self) -> Self:
         return self._mapped(lambda f: f.detached())
@@ -75,18 +86,21 @@ class StackedPotential(Potential):
         found = [f.smoother(factor) for f in self.parts]
         if all(f is None for f in found):
             return None
-        kept = [f if g is None else g for f, g in zip(self.parts, found, strict=True)]
-        return type(self)(kept, [share.shape for share in self.shares])
+        return self._of([f if g is None else g for f, g in zip(self.parts, found, strict=True)])
 
     def parameter_groups(self) -> tuple[ParameterGroup, ...]:
-        """Those of each part, "log_weight" of the second one under the name "1.log_weight", and a factor of all of
-        f."""
-        own = (
-            replace(group, name=f"{k}.{group.name}", share=share.of_part(group.share))
-            for k, (f, share) in enumerate(self._pairs())
+        """Those of each part, "log_weight" of the second one under the name "1.log_weight", and a factor of all of f;
+        or by the names given."""
+        names = [f"{k}." for k in range(len(self.parts))] if self.names is None else self.names
+        own = tuple(
+            replace(group, name=f"{name}{group.name}", share=share.of_part(group.share))
+            for name, (f, share) in zip(names, self._pairs(), strict=True)
             for group in cast("tuple[Density | OwnBound, ...]", f.parameter_groups())
         )
-        return *own, Density("log_factor", (), excess=self.concavity)
+        return own if self.names is not None else (*own, Density("log_factor", (), excess=self.concavity))
+
+    def term_size(self, y: Tensor) -> Tensor:
+        return self._joined(lambda f, part: f.term_size(part), y)
 
     def screen(self, shape: tuple[int, ...], device: torch.device | None) -> None:
         for f, share in self._pairs():

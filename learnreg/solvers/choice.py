@@ -116,7 +116,7 @@ def make_adjoint_solver(
     ill-conditioned problems at loose relative residuals, conjugate gradients otherwise."""
     if isinstance(solver, str) and solver == "auto":
         obstacle = instance.potential.prox_obstacle() or can_precondition(instance) or warm
-        fits = not (obstacle or instance.latent.channels) and instance.quadratic.is_diagonal
+        fits = not (obstacle or instance.latent.channels) and fits_pdhg(instance)
         fits = fits and instance.strong_convexity > 0
         hard = fits and relative >= _LOOSE and instance.condition_bound() >= _ILL_CONDITIONED
         return AdjointPDHG() if hard else ConjugateGradient()
@@ -153,8 +153,9 @@ def check_solver(solver: SolverName | Solver[Any], call: str) -> SolverName | So
 
 
 def fits_pdhg(instance: Instance) -> bool:
-    """Whether the primal-dual iteration has both its proximal maps."""
-    return not instance.potential.prox_obstacle() and instance.quadratic.is_diagonal
+    """Whether the primal-dual iteration has both its proximal maps, and a data term in the primal one."""
+    M = instance.quadratic
+    return not instance.potential.prox_obstacle() and M.is_diagonal and not M.is_ridge
 
 
 def check_proximal(instance: Instance, call: str, instead: str) -> None:

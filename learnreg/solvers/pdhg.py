@@ -64,7 +64,7 @@ class StepSizes:
         """Step-size constants of an instance; sigma grows with the root of the largest curvature of each channel."""
         limit = torch.as_tensor(instance.potential.curvature_limit, dtype=instance.q.dtype, device=instance.q.device)
         limit = limit.clamp_min(torch.finfo(limit.dtype).tiny ** 0.5)  # a spline may be straight
-        scaling = limit / limit.max() if limit.dim() == 3 and limit.numel() > 1 else torch.ones_like(limit)
+        scaling = limit / limit.max() if limit.dim() in (1, 3) and limit.numel() > 1 else torch.ones_like(limit)
         scaling = scaling.clamp_min(_LEAST_SCALING).sqrt()
         scaled_norm = instance.analysis.channel_norm(scaling)
         if scaled_norm is None:
@@ -125,7 +125,8 @@ def primal_step(instance: Instance, x: Tensor, pullback: Tensor, tau: Tensor, si
 
 
 class PDHG(Solver[PDHGState]):
-    """Over-relaxed PDHG; the answer is the prox output, or for a diagonal data term argmin_x g(x) + <K^T y, x>.
+    """Over-relaxed PDHG; the answer is the prox output, or for a diagonal data term argmin_x g(x) + <K^T y, x>, which
+    for a ridge alone would be far off.
 
     Proximal maps that iterate start from the last pull-back: with three Newton steps at first, with one later, when the
     iterates hardly move.
@@ -187,7 +188,7 @@ class PDHG(Solver[PDHGState]):
         return replace(state, tau=tau, newton_steps=newton_steps(instance, state.sizes, tau))
 
     def report(self, instance: Instance, state: PDHGState) -> Report:
-        if instance.quadratic.is_diagonal and instance.strong_convexity > 0:
+        if instance.quadratic.is_diagonal and not instance.quadratic.is_ridge and instance.strong_convexity > 0:
             answer = dual_answer(instance, state.t, state.memory)
             return Report(answer.x, answer.residual, answer.bound, answer.floor, state.t)
         judged = smallest_bound(instance, state.x_hat, state.t)

@@ -75,8 +75,8 @@ def check_max_steps(max_steps: int | None) -> None:
 
 
 def initial_point(instance: Instance, b: Tensor) -> Tensor:
-    """What minimises the quadratic part, roughly, in the box."""
-    x = instance.quadratic.start(instance.q, b)
+    """What minimises the data term, roughly, in the box."""
+    x = instance.guess(instance.quadratic, instance.q, b)
     return instance.started(instance.latent.image(instance.box.prox(x)))
 
 

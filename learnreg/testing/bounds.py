@@ -14,6 +14,7 @@ from learnreg.testing.report import Property, broken, holds, judged, skipped
 __all__ = [
     "check_diagonal",
     "check_gram_lower_bound",
+    "check_nonnegative",
     "check_norm_bound",
     "check_row_norms",
     "spectral_norm",
@@ -21,6 +22,7 @@ __all__ = [
 ]
 
 _POWER_STEPS, _LARGEST_EXCESS, _ROWS = 20, 1.5, 16
+_NEGATIVE = 1e-6
 
 
 @torch.no_grad()
@@ -126,6 +128,19 @@ def check_diagonal(case: OperatorCase) -> Property:
     image = case.forward.apply(x)
     value = largest(image - expected, expected, norms(image).max().expand(len(x)))
     return judged(name, value, case.rounding, "relative error of diagonal() · x", "forward(x) is not diagonal() · x")
+
+
+@torch.no_grad()
+def check_nonnegative(case: OperatorCase) -> Property:
+    """A x >= 0 for x >= 0, up to the rounding of float32, where ``is_nonnegative()`` or a declaration says so."""
+    name, operator = "nonnegative", case.linear_operator
+    examined = case.dtype == torch.float64  # in which operators are asked for their entries
+    if operator is None or not (operator.nonnegative or (examined and operator.is_nonnegative())):
+        return skipped(name, "nothing says that the operator has no negative entries")
+    image = case.matrix if case.has_matrix else case.forward.apply(case.probes(case.forward.source).abs())
+    value = -float(image.min()) / max(float(image.abs().max()), 1e-300)
+    wrong = "images >= 0 have negative responses; likelihoods of counts rely on A x >= 0"
+    return judged(name, max(0.0, value), _NEGATIVE, "most negative entry, relative to the largest", wrong)
 
 
 @torch.no_grad()

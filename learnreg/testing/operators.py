@@ -20,7 +20,13 @@ from learnreg.testing.basics import (
     check_purity,
     check_shape,
 )
-from learnreg.testing.bounds import check_diagonal, check_gram_lower_bound, check_norm_bound, check_row_norms
+from learnreg.testing.bounds import (
+    check_diagonal,
+    check_gram_lower_bound,
+    check_nonnegative,
+    check_norm_bound,
+    check_row_norms,
+)
 from learnreg.testing.case import OperatorCase, operator_case
 from learnreg.testing.derivatives import (
     check_differentiability,
@@ -51,6 +57,7 @@ OPERATOR_PROPERTIES: Mapping[str, Callable[[OperatorCase], Property]] = {
     "gram_lower_bound": check_gram_lower_bound,
     "diagonal": check_diagonal,
     "row_norms": check_row_norms,
+    "nonnegative": check_nonnegative,
     "parameter gradients": check_parameter_gradients,
     "parameter_lipschitz": check_parameter_lipschitz,
 }

@@ -279,10 +279,10 @@ def _gradients_at(
 
 def _measurement_gradient(frozen: FrozenProblem, b: Tensor, x: Tensor, adjoint: Tensor) -> Tensor:
     """∂_b <∇_x E(x; b), X>, weights that depend on b included."""
-    residual, response = frozen.operator(x) - b, frozen.operator(adjoint)
+    forward, response = frozen.operator(x), frozen.operator(adjoint)
     with torch.enable_grad():
         own = b.detach().requires_grad_()
-        slope = (frozen.data_term.at(own).grad(residual.detach() - (own - b)) * response.detach()).sum()
+        slope = (frozen.data_term.slope(forward.detach(), own) * response.detach()).sum()
         return torch.autograd.grad(slope, own)[0]
 
 

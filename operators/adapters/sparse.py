@@ -161,6 +161,9 @@ class SparseOperator(LinearOperator):
         rounding = 1e-14 * n * float(gram.diagonal().sum())  # of the product and the eigenvalue solver
         return max(0.0, float(torch.linalg.eigvalsh(gram)[0]) - rounding)
 
+    def _find_nonnegative(self) -> bool:
+        return bool((self.values >= 0).all())
+
     def row_norms(self, grouped: bool) -> Tensor | float:
         if grouped:
             return self.norm_bound()

@@ -108,6 +108,10 @@ class _Projector2D(LinearOperator):
         values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in stored["config"].items()}
         return cls.geometry_class(**values)
 
+    def _find_nonnegative(self) -> bool:
+        """All kernels interpolate with weights >= 0."""
+        return True
+
     def forward(self, x: Tensor) -> Tensor:
         self.check_domain(x)
         return linear_map(x, self._project, self._back_project)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from support.command_line import refuse, succeed
 
+import learnreg as lr
 from learnreg.commands import tomography
 from learnreg.datasets import LoDoPaB, ellipse_phantom
 from learnreg.models.model import load
@@ -85,13 +86,14 @@ def test_train_on_phantoms_resume_evaluate_reconstruct(quick: None, slices: Path
 
 def test_train_on_image_files_with_a_fan_and_photons(quick: None, slices: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    options = ("--geometry", "fan", "--set", "photons=1e4")
+    options = ("--geometry", "fan", "--set", "photons=1e4", "--data-term", "transmission")
     summary = succeed("train", "ct", "--data", slices, "--out", out, *TINY, *SMALL, *options)
     assert len(summary["held_out"]) == 1
     check_run(out, "FanBeam2D")
     model = load(out / "model.safetensors")
     assert model.config["photons"] == 1e4
-    assert model.data_term.photons == 1e4  # type: ignore[attr-defined]
+    assert isinstance(model.data_term, lr.TransmissionPoisson)
+    assert model.data_term.photons == 1e4
     assert "photons per ray" in (out / "report.html").read_text(encoding="utf-8")
     figures = succeed("evaluate", out / "model.safetensors", "--data", slices, "--seed", 3, *LOOSE)
     assert (figures["n"], figures["seed"]) == (4, 3)

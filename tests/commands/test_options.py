@@ -183,6 +183,9 @@ def test_a_regularizer_of_your_own_brings_its_options(monkeypatch: pytest.Monkey
         (["attenuation=3"], "set photons too"),
         (["statistical=false"], "set photons too"),
         (["photons=1e4", "noise=0.1"], "leave one of them out"),
+        (["data_term=transmission"], "set photons too"),
+        (["photons=1e4", "data_term=transmission", "statistical=false"], "leave statistical=false out"),
+        (["photons=1e4", "data_term=transmission", "nonnegative=false"], "leave nonnegative=false out"),
     ],
 )
 def test_options_of_the_other_noise_are_refused(assignments: list[str], message: str, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from learnreg.potentials.quadratic_spline import QuadraticSpline
 from learnreg.potentials.spline import Spline
 from learnreg.potentials.squared_hinge import SquaredHinge
 from learnreg.potentials.stacked import StackedPotential
+from learnreg.potentials.stacked_proximal import StackedProximal
 from learnreg.potentials.weakly_convex_spline import WeaklyConvexSpline
 from learnreg.regularizers import Regularizer
 
@@ -79,6 +80,11 @@ def _stacked(smoothing: float | Tensor, weight: float | Tensor) -> Potential:
     return StackedPotential([lr.PseudoHuber(smoothing, weight), lr.LogCosh(smoothing, weight)], [(1, 2), (1, 3)])
 
 
+def _stacked_proximal(smoothing: float | Tensor, weight: float | Tensor) -> Potential:
+    parts = [lr.PseudoHuber(smoothing, weight), IsotropicPseudoHuber(smoothing, weight)]
+    return StackedProximal(parts, [(1, 2), (1, 3)])
+
+
 POTENTIALS: dict[str, PotentialEntry] = {
     "PseudoHuber": PotentialEntry(lr.PseudoHuber),
     "LogCosh": PotentialEntry(lr.LogCosh),
@@ -99,6 +105,9 @@ POTENTIALS: dict[str, PotentialEntry] = {
     ),
     "StackedPotential": PotentialEntry(
         _stacked, proximal=False, elementwise=False, smoothed=False, channels=5, dimensions=(0,)
+    ),
+    "StackedProximal": PotentialEntry(
+        _stacked_proximal, elementwise=False, smoothed=False, channels=5, dimensions=(0,)
     ),
 }
 

@@ -143,6 +143,15 @@ class Bounded(Custom):
         return None if self._diagonal is None else torch.full(SHAPE, self._diagonal)
 
 
+class Declared(Custom):
+    """-x, of which its author says that it has no negative entries."""
+
+    nonnegative = True
+
+    def __init__(self) -> None:
+        super().__init__(torch.neg, torch.neg)
+
+
 class Learnable(Custom):
     """theta · x, whose gradient in theta is lost, or whose Lipschitz constant is too small."""
 
@@ -267,6 +276,7 @@ WRONG: dict[str, Wrong] = {
     "gram-bound-negative": Wrong(lambda: Bounded(gram=-1.0), "gram_lower_bound", "negative"),
     "wrong-diagonal": Wrong(lambda: Bounded(diagonal=1.001), "diagonal"),
     "row-norms-too-small": Wrong(lambda: Bounded(rows=0.9), "row_norms"),
+    "negative": Wrong(Declared, "nonnegative", "negative responses"),
     "parameter-detached": Wrong(lambda: Learnable(True), "parameter gradients", "theta"),
     "parameter-lipschitz-too-small": Wrong(lambda: Learnable(False, 0.9), "parameter_lipschitz", "no bound"),
 }

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from truth.draw import DOUBLE
 from truth.joint import DenseJoint
+from truth.likelihoods import DenseLikelihood
 from truth.matrices import Dense, derivatives
 from truth.network import DenseNetwork
 
@@ -65,6 +66,8 @@ def norm(a: dict[str, Tensor]) -> float:
 
 def _dense_of(problem: lr.LowerLevelProblem, b: Tensor) -> Dense:
     terms = problem.saddle_terms(DOUBLE)
+    if problem.data_term.dualised:
+        return DenseLikelihood(problem, b)
     if terms.latent.channels:
         return DenseJoint(problem, b)
     if type(terms.potential).__name__ != "NetworkPotential":
@@ -84,10 +87,13 @@ def _least_curvature(dense: Dense, x: Tensor) -> Tensor:
 def truth_of(problem: lr.LowerLevelProblem, b: Tensor, loss: lr.UpperLoss, near: Tensor | None = None) -> Truth:
     """Solution, adjoint state, hypergradient and loss to rounding, with slacks. Of a problem with several minimisers
     that one to which energies fall from ``near``, (batch, n), unusable where it is no strict one."""
-    dense: Dense = _dense_of(problem, b)
     b = b.double()
+    dense, of_data = _dense_of(problem, b), problem.data_term.dualised
     x, previous = dense.solve(near)
-    mu = torch.as_tensor(problem.strong_convexity) if near is None else _least_curvature(dense, x)
+    if near is not None:
+        mu = _least_curvature(dense, x)
+    else:
+        mu = torch.as_tensor(problem.instance(b).strong_convexity if of_data else problem.strong_convexity)
     shape = (-1, *problem.operator.domain_shape)
     own = dense.size(dense.residual(x)[0])
     # The same residual from problem.energy: a truth that belongs to another energy is useless.
@@ -98,7 +104,7 @@ def truth_of(problem: lr.LowerLevelProblem, b: Tensor, loss: lr.UpperLoss, near:
     problem.constraint = constraint
     free = dense.image(dense.residual(x)[1])
     residual = torch.maximum(own, torch.where(free, slope.flatten(1), 0.0).norm(dim=1))
-    rounding = 2.2e-16 * (dense.q.norm(dim=1) + dense.quadratic(x).norm(dim=1))
+    rounding = 2.2e-16 * dense.term_sizes(x)
     x_slack = 2.0 * (residual + rounding) / mu
     X, X_previous = dense.adjoint(x, loss), dense.adjoint(previous, loss)
     x, previous, X, X_previous = (dense.image(v) for v in (x, previous, X, X_previous))

@@ -31,6 +31,7 @@ class Ranges:
     sides: tuple[int, int] = (3, 9)
     local: bool = False
     regularizers: tuple[str, ...] = ("FieldsOfExperts", "TotalVariation", "AnalysisOperator", "FieldsOfExperts")
+    dualised: bool = False
 
 
 _KINDS = ("ExpertsOfKinds", "ExpertsOfKinds", "GroupsOfKinds", "VariationOfKinds", "SquaresOfKinds", "RidgeOfKinds")
@@ -77,6 +78,15 @@ RANGES = {
     "local": Ranges((1e-2, 1.0), (1e-1, 2.0), (1e-3, 0.3), constrained=0.2, regularizers=("DeepRidge",), local=True),
     "local-extreme": Ranges((1e-4, 1e2), (1e-4, 1e2), (1e-4, 1e2), 100.0, 0.3, regularizers=("DeepRidge",), local=True),
     "large-nonconvex": Ranges(regularizers=("WeaklyConvexRidge",), sides=(8, 16)),
+    "data-terms": Ranges(
+        (1e-3, 1.0),
+        constrained=0.3,
+        ridged=0.5,
+        sides=(3, 7),
+        dtypes=(DOUBLE, DOUBLE, torch.float32),
+        regularizers=("FieldsOfExperts", "TotalVariation", "AnalysisOperator", "RidgeRegularizer", "WeaklyConvexRidge"),
+        dualised=True,
+    ),
 }
 
 

@@ -261,8 +261,8 @@ def _compare_method(
     return result.locally_certified
 
 
-def _is_proximal(problem: lr.LowerLevelProblem) -> bool:
-    return not problem.saddle_terms(DOUBLE).potential.prox_obstacle()
+def _is_proximal(case: Case) -> bool:
+    return not case.problem.instance(case.b).potential.prox_obstacle()
 
 
 def _compare_certify(case: Case, draw: Draw, summary: Summary, truth: Truth) -> None:
@@ -301,7 +301,7 @@ def _compare_ball(radius: Tensor, truth: Truth, x: Tensor, summary: Summary, lab
 
 def _compare_solution(case: Case, draw: Draw, summary: Summary, truth: Truth, *solvers: str) -> None:
     problem, b = case.problem, case.b
-    solver = draw.choice(*(solvers or ("pdhg" if _is_proximal(problem) else "auto", "lbfgs", "newton-cg")))
+    solver = draw.choice(*(solvers or ("pdhg" if _is_proximal(case) else "auto", "lbfgs", "newton-cg")))
     tolerance, max_steps = draw.log_uniform(1e-10, 1.0), draw.choice(1, 2, 5, 50, None)
     solution = lr.solve(problem, b, tolerance, solver=solver, max_steps=max_steps)
     scale = math.sqrt(truth.x.shape[1])

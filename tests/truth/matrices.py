@@ -190,6 +190,10 @@ class Dense:
             alpha = torch.where(bad, 0.5 * alpha, alpha)
         return (x - alpha[:, None] * d).clamp(self.lower, self.upper)
 
+    def term_sizes(self, x: Tensor) -> Tensor:
+        """The size of what the gradient is the sum of, (batch,): it is rounded relative to this."""
+        return self.q.norm(dim=1) + self.quadratic(x).norm(dim=1)
+
     def image(self, x: Tensor) -> Tensor:
         """The image among the unknowns."""
         return x

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from truth import image_kinds
 from truth.draw import DOUBLE, Draw
 from truth.groups import learned_generalized_variation, learned_total_variation, multivariate_experts
+from truth.likelihoods import counted, dualised_term
 from truth.matrices import Dense
 from truth.networks import input_convex_network, lifted_network
 from truth.ridges import deep_ridge, ridge_regularizer, weakly_convex_ridge
@@ -21,6 +22,7 @@ import learnreg as lr
 from learnreg.convolutions.filter_bank import FilterBank
 from learnreg.convolutions.gradient import Gradient
 from learnreg.linear.operator import LinearOperator
+from learnreg.lower_level.data_terms import DataTerm
 from learnreg.operators import Blur, FanBeam2D, Identity, Inpainting, ParallelBeam2D
 from learnreg.potentials.base import weighted_square
 from learnreg.potentials.isotropic import IsotropicPseudoHuber
@@ -216,12 +218,32 @@ def forward_operator(draw: Draw, shape: Any) -> LinearOperator:
     return Blur(nn.Parameter(kernel) if draw.chance(0.4) else kernel, shape, boundary)
 
 
+def nonnegative_operator(draw: Draw, shape: tuple[int, int, int]) -> LinearOperator:
+    """One without negative entries."""
+    kind = draw.integer(0, 3)
+    if kind == 0:
+        return Identity(shape)
+    if kind == 1:
+        return Inpainting((draw.rand(*shape) > 0.3).to(DOUBLE))
+    if kind == 2:
+        size, boundary = draw.integer(1, 3), draw.choice("zero", "circular", "reflect")
+        kernel = draw.rand(size, size) / size**2
+        return Blur(nn.Parameter(kernel) if draw.chance(0.4) else kernel, shape, boundary)
+    pixels = math.prod(shape)
+    matrix = draw.rand(draw.integer(1, 2 * pixels), pixels) * 2.0 / pixels
+    return DenseMatrix(matrix, shape, draw.chance(0.3))
+
+
 def photon_term(draw: Draw) -> lr.LeastSquares:
     """Weights of each measurement's own, over several powers of ten."""
     electronic = draw.log_uniform(0.1, 30.0) if draw.chance(0.5) else 0.0
     return lr.TransmissionLeastSquares(
         draw.log_uniform(10.0, 1e6), draw.log_uniform(0.1, 5.0), electronic, draw.uniform(0.0, 0.5)
     )
+
+
+def noisy(draw: Draw, clean: Tensor) -> Tensor:
+    return clean + draw.log_uniform(1e-2, 0.3) * draw.normal(*clean.shape)
 
 
 def upper_loss(draw: Draw, x_true: Tensor) -> tuple[lr.UpperLoss, bool]:
@@ -267,9 +289,11 @@ def draw_case(draw: Draw) -> Case:
     smoothing = draw.log_uniform(*ranges.smoothing)
     name = str(draw.choice(*ranges.regularizers))
     regularizer = REGULARIZERS[name](draw, shape, smoothing)
-    operator = forward_operator(draw, shape)
-    data_term: lr.LeastSquares = lr.LeastSquares()
-    if draw.chance(ranges.weighted):
+    operator = nonnegative_operator(draw, shape) if ranges.dualised else forward_operator(draw, shape)
+    data_term: DataTerm = lr.LeastSquares()
+    if ranges.dualised:
+        data_term = dualised_term(draw, operator.range_shape)
+    elif draw.chance(ranges.weighted):
         weights = draw.rand(*operator.range_shape) * (draw.rand(*operator.range_shape) > 0.2)
         if draw.chance(0.3):
             weights = torch.tensor(draw.uniform(0.2, 2.0), dtype=DOUBLE)
@@ -289,6 +313,11 @@ def draw_case(draw: Draw) -> Case:
     constraint = None
     if draw.chance(ranges.constrained):
         constraint = lr.Nonnegative() if draw.chance(0.5) else lr.Box(draw.uniform(-0.2, 0.3), draw.uniform(0.6, 1.2))
+    if isinstance(data_term, (lr.Poisson, lr.TransmissionPoisson)):
+        constraint = lr.Nonnegative() if draw.chance(0.5) else lr.Box(draw.uniform(0.0, 0.2), draw.uniform(0.6, 1.2))
+    bounded = isinstance(constraint, lr.Box) and operator.gram_lower_bound() > 0.1 and concavity == 0.0
+    if ranges.dualised and bounded and not isinstance(data_term, lr.Poisson) and draw.chance(0.5):
+        ridge = 0.0  # the modulus is what the box gives
     problem = lr.LowerLevelProblem(
         operator,
         regularizer,
@@ -304,7 +333,7 @@ def draw_case(draw: Draw) -> Case:
         x_true = x_true + ranges.offset
     with torch.no_grad():
         b = operator(x_true)
-        b = b + draw.log_uniform(1e-2, 0.3) * draw.normal(*b.shape)
+        b = counted(draw, data_term, b) if ranges.dualised else noisy(draw, b)
     dtype = ranges.dtypes[0] if len(ranges.dtypes) == 1 else ranges.dtypes[draw.integer(0, len(ranges.dtypes) - 1)]
     problem, x_true, b = problem.to(dtype), x_true.to(dtype), b.to(dtype)
     loss, coupled = upper_loss(draw, x_true)

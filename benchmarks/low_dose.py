@@ -1,0 +1,129 @@
+"""Computed tomography at a low dose: the likelihood of photons against weighted and plain squares.
+
+    python benchmarks/low_dose.py [--quick] [--json]
+
+Each data term has the weight of its total variation tuned on other phantoms. Then one problem of the likelihood is
+solved by learnreg, certified, and by scipy's L-BFGS-B on the same objective, to the same distance from the minimiser.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from typing import Any
+
+import harness  # noqa: F401  # makes the package of the checkout importable
+import numpy as np
+import torch
+from scipy.optimize import minimize
+from torch import Tensor
+
+import learnreg as lr
+from learnreg.datasets import PhotonNoise, ellipse_phantom
+from learnreg.lower_level.data_terms import DataTerm
+from learnreg.operators import ParallelBeam2D
+from learnreg.regularizers import TotalVariation
+
+PHOTONS, ATTENUATION, RIDGE, SMOOTHING = 4096.0, 16.0, 1e-4, 1e-3
+WEIGHTS = [1e-4 * 2.0**k for k in range(-3, 6)]
+
+
+def measured(operator: ParallelBeam2D, seeds: range, photons: float) -> tuple[Tensor, Tensor]:
+    """Phantoms and their noisy line integrals."""
+    size = operator.domain_shape[-1]
+    x = torch.stack([ellipse_phantom(i, size, 7) for i in seeds]).float()
+    noise, generator = PhotonNoise(photons, ATTENUATION), torch.Generator().manual_seed(seeds.start)
+    with torch.no_grad():
+        b = torch.stack([noise.apply(clean, generator) for clean in operator(x)]).float()
+    return x, b
+
+
+def psnr(x: Tensor, truth: Tensor) -> float:
+    return float((-10.0 * torch.log10((x - truth).double().square().flatten(1).mean(1))).mean())
+
+
+def problem_of(operator: ParallelBeam2D, term: DataTerm, weight: float) -> lr.LowerLevelProblem:
+    regularizer = TotalVariation(weight, SMOOTHING)
+    return lr.LowerLevelProblem(operator, regularizer, ridge=RIDGE, data_term=term, constraint=lr.Nonnegative())
+
+
+def compare_terms(operator: ParallelBeam2D, images: int, photons: float) -> list[dict[str, Any]]:
+    """Each data term at its best weight."""
+    x_tune, b_tune = measured(operator, range(images), photons)
+    x, b = measured(operator, range(100, 100 + images), photons)
+    reference = float(b_tune.mean())
+    terms: dict[str, DataTerm] = {
+        "squares": lr.LeastSquares(),
+        "weighted squares": lr.TransmissionLeastSquares(photons, ATTENUATION, reference=reference),
+        "likelihood": lr.TransmissionPoisson(photons, ATTENUATION, reference, line_integrals=True),
+    }
+    rows = []
+    for name, term in terms.items():
+        found = [(psnr(lr.solve(problem_of(operator, term, w), b_tune, 2e-3).x, x_tune), w) for w in WEIGHTS]
+        best, weight = max(found)
+        start = time.process_time()
+        solution = lr.solve(problem_of(operator, term, weight), b, 1e-3)
+        rows.append({
+            "data_term": name, "photons": photons, "weight": weight, "psnr": psnr(solution.x, x), "psnr_tuned": best,
+            "seconds": time.process_time() - start, "applications": solution.operator_applications,
+            "certified": solution.bound_kind == "rigorous", "error_bound": float(solution.error_bound.max()),
+        })  # fmt: skip
+        print(rows[-1], flush=True)
+    return rows
+
+
+def against_scipy(operator: ParallelBeam2D, weight: float, rms: float = 1e-3) -> dict[str, Any]:
+    """Seconds of CPU to a distance from the minimiser, for one image in float64."""
+    _, b = measured(operator, range(100, 101), PHOTONS)
+    term = lr.TransmissionPoisson(PHOTONS, ATTENUATION, float(b.mean()), line_integrals=True)
+    problem, b = problem_of(operator, term, weight).double(), b.double()
+    exact = lr.solve(problem, b, 1e-8)
+    start = time.process_time()
+    own = lr.solve(problem, b, rms)
+    seconds = time.process_time() - start
+    trail: list[tuple[float, float]] = []
+    x0 = np.zeros(exact.x.numel())
+    start = time.process_time()
+
+    def energy(v: np.ndarray) -> tuple[float, np.ndarray]:
+        x = torch.as_tensor(v).reshape(exact.x.shape).requires_grad_()
+        value = problem.energy(x, b).sum()
+        return float(value.detach()), torch.autograd.grad(value, x)[0].flatten().numpy()
+
+    def note(v: np.ndarray) -> None:
+        trail.append((time.process_time() - start, float(np.sqrt(np.mean((v - exact.x.flatten().numpy()) ** 2)))))
+
+    found = minimize(
+        energy, x0, jac=True, method="L-BFGS-B", bounds=[(0.0, None)] * x0.size, callback=note,
+        options={"maxiter": 20000, "maxfun": 40000, "ftol": 1e-16, "gtol": 1e-12, "maxcor": 20},
+    )  # fmt: skip
+    error = float((own.x - exact.x).square().mean().sqrt())
+    reached = {goal: next((t for t, distance in trail if distance <= goal), None) for goal in (rms, error)}
+    return {
+        "learnreg_seconds_to_certified": seconds, "certified_rms": float(own.error_bound[0]), "true_rms": error,
+        "scipy_seconds_to_rms_1e-3": reached[rms], "scipy_seconds_to_the_same_rms": reached[error],
+        "scipy_iterations": int(found.nit), "scipy_last_rms": trail[-1][1],
+        "largest_difference": float(np.abs(found.x - exact.x.flatten().numpy()).max()),
+        "bound_of_the_minimiser": float(exact.error_bound[0]),
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="32² pixels, 30 views, two phantoms")
+    parser.add_argument("--json", action="store_true", help="print one JSON object on the last line of stdout")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    size, views, images = (32, 30, 2) if arguments.quick else (96, 60, 4)
+    operator = ParallelBeam2D(size, views)
+    doses = (PHOTONS,) if arguments.quick else (PHOTONS, PHOTONS / 16)
+    rows = [row for photons in doses for row in compare_terms(operator, images, photons)]
+    likelihood = next(row for row in rows if row["data_term"] == "likelihood")
+    peer = against_scipy(operator, likelihood["weight"])
+    report = {"size": size, "views": views, "rows": rows, "scipy": peer}
+    print(json.dumps(report) if arguments.json else json.dumps(report, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -72,7 +72,8 @@ def _choose(
         return imaging
     if wanted not in present:
         raise DataError(f"select={{{name!r}: {wanted!r}}}: it holds {_few(present)}.", path, "Choose one of these.")
-    return imaging[numbers[imaging] == wanted]
+    chosen: np.ndarray[Any, Any] = imaging[numbers[imaging] == wanted]
+    return chosen
 
 
 def _few(numbers: list[int]) -> str:

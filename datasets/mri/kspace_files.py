@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -82,7 +83,7 @@ def is_kspace_file(path: Path) -> bool:
     return path.suffix.lower() in _HDF5_SUFFIXES | {".npy"} and not path.name.startswith(".")
 
 
-def _of_array(values: np.ndarray, path: Path, three: tuple[str, str, str]) -> KSpace:  # type: ignore[type-arg]
+def _of_array(values: np.ndarray[Any, Any], path: Path, three: tuple[str, str, str]) -> KSpace:
     """Checked; three: what the axes of an array of three axes are."""
     if values.dtype.kind != "c":
         raise DataError(f"it holds {values.dtype}, expected complex numbers.", path, "Save complex64 or complex128.")

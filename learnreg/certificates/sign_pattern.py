@@ -72,6 +72,7 @@ def judge_pattern(point: Point, duals: SignedDuals, systems: Sequence[ReducedSys
         adjoint_residual=adjoint.residual,
         state_share=bound,
         adjoint_share=0.0,
+        radius=torch.full_like(e, math.inf),
         rung="sharp",
         floors=(torch.zeros_like(e), torch.zeros_like(e)),
     )

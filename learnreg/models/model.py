@@ -117,7 +117,7 @@ class Model:
             data_term=self.data_term if data_term is None else data_term,
             constraint=None if limits is None else Box(*_open_limits(limits)),
             noise_level=self.config["noise_level"] if noise_level is None else noise_level,
-            minimiser=self.config["minimiser"],
+            minimiser=self.config.get("minimiser", "global"),
         )
 
     def solve(

@@ -122,8 +122,8 @@ class LearnedFilters(nn.Module):
         twin = copy.deepcopy(self)
         if twin.log_smoothing is not None:
             twin.minimum_smoothing *= scale
-            twin.log_smoothing += math.log(scale)
-            twin.log_weights += math.log(scale)
+            twin.log_smoothing.add_(math.log(scale))
+            twin.log_weights.add_(math.log(scale))
         return twin
 
     def parameter_roles(self) -> dict[str, ParameterRole]:

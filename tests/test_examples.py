@@ -16,7 +16,6 @@ from learnreg.commands.cli import app
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"
-TOMOGRAPHY = ("08_sparse_view_ct", "09_low_dose_ct", "10_transfer_denoising_to_ct", "11_learned_view_weights")
 
 Run = Callable[..., str]
 
@@ -99,14 +98,6 @@ def test_example_without_its_library_is_skipped(
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     assert "skipped: " in program(EXAMPLES / name)
-
-
-@pytest.mark.parametrize("name", TOMOGRAPHY)
-def test_example_of_tomography_without_astra_is_skipped(
-    name: str, program: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "astra", None)
-    assert "skipped: " in program(EXAMPLES / f"{name}.py")
 
 
 def test_readme_example_is_the_first_example() -> None:

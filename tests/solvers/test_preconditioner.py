@@ -189,7 +189,7 @@ def test_knows_which_hessians_it_helps() -> None:
 def test_symbol_of_a_blur(boundary: str) -> None:
     """Exact on the torus; elsewhere for kernels that the image contains."""
     kernel = registry.rand(3, 3, seed=5)
-    blur = Blur(kernel, (1, 32, 30), boundary)  # type: ignore[arg-type]
+    blur = Blur(kernel.clone(), (1, 32, 30), boundary)  # type: ignore[arg-type]
     symbol = blur.gram_symbol((32, 30), torch.float64)
     assert symbol is not None
     padded = torch.zeros(32, 30, dtype=torch.float64)

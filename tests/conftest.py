@@ -22,6 +22,9 @@ if TYPE_CHECKING:  # the controller of pytest-xdist runs no test and starts soon
 ROOT = Path(__file__).resolve().parents[1]
 ROTATING_SEED = int(os.environ.get("LEARNREG_SEED") or time.time_ns() // 1_000_000 % 2**31)
 
+_SHARE = 0.7
+"""Of the shares that grids of cases name: how much of the whole suite a run may take."""
+
 _SLOW_SECONDS = 2.0
 """Of a slow test that does not say more: ``slow(seconds=...)``."""
 
@@ -71,8 +74,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _not_drawn(test: str, cases: list[pytest.Item], share: float, by: tuple[str, ...]) -> list[pytest.Item]:
     """The cases of a test that are not in this run's sample. Cases that agree in the parameters ``by``, whose truth is
     shared, are together in it or not. Diagonals of the grid are drawn, its rows and columns in random order: each value
-    of a parameter is there, unless all others have fewer than 1/share values."""
-    order = random.Random(f"{ROTATING_SEED} {test}")
+    of a parameter is there, unless all others have fewer than 1/share values. Shares are those of the marks times ``_SHARE``."""
+    share, order = _SHARE * share, random.Random(f"{ROTATING_SEED} {test}")
     keys = [[str(item.callspec.params[name]) for name in by] for item in cases]  # type: ignore[attr-defined]
     places = []
     for values in zip(*keys, strict=True):

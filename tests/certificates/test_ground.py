@@ -181,6 +181,7 @@ def test_rejected_steps_go_on_from_the_smallest_size() -> None:
 
 @pytest.mark.parametrize("value", [400.0, 800.0, -800.0])
 @pytest.mark.parametrize("method", [lr.Implicit(), lr.Piggyback(), lr.Piggyback(mode="interleaved")])
+@pytest.mark.sampled(share=0.34, by=("value",))
 def test_extreme_parameters_end_without_false_bounds(value: float, method: lr.Implicit) -> None:
     problem, b, loss = problem_with(Identity(SHAPE))
     with torch.no_grad():
@@ -317,6 +318,7 @@ def test_wrong_operators_are_refused(name: str, place: str) -> None:
 
 
 @pytest.mark.parametrize(("place", "n"), [("forward", 5), ("analysis", 12)])
+@pytest.mark.sampled(share=0.5, by=("place",))
 def test_what_stagnates_with_an_unexamined_operator_is_put_down_to_it(place: str, n: int) -> None:
     matrix = registry.randn(n, n, seed=4).double()
     operator = from_callables(lambda x: x @ matrix.T, lambda y: y @ matrix, (n,), (n,))

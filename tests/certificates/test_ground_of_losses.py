@@ -153,6 +153,7 @@ IN_SINGLE: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
 
 @pytest.mark.parametrize("name", IN_SINGLE)
 @pytest.mark.parametrize(("dtype", "constant"), [(torch.float32, None), (torch.float64, 1e3)])
+@pytest.mark.sampled(share=0.34, by=("name",))
 def test_networks_in_float32_are_losses_with_estimates(name: str, dtype: torch.dtype, constant: float | None) -> None:
     problem, b, _ = problem_with(Identity(SHAPE))
     function = IN_SINGLE[name]()

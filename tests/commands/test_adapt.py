@@ -54,10 +54,11 @@ def test_a_denoiser_is_adapted_to_blur_by_pairs(experts: Path, tmp_path: Path) -
     assert found.operator.range_shape == (1, 12, 12)
 
 
+@pytest.mark.slow(seconds=8)
 def test_the_size_of_the_residual_chooses_without_a_ground_truth(
     experts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(adapting, "_MOST", 40)
+    monkeypatch.setattr(adapting, "_MOST", 8)
     options = [*DEBLUR, "--set=ridge=0.001", "--criterion", "discrepancy"]
     arguments = ("adapt", experts, "--task", "deblur", "--out", tmp_path / "out", *options)
     summary = succeed(*arguments, "--pairs", 3, "--noise", 0.02)

@@ -84,6 +84,7 @@ def test_train_on_phantoms_resume_evaluate_reconstruct(quick: None, slices: Path
     assert np.load(Path(row["output"]).with_suffix(".npy")).shape == (16, 16)
 
 
+@pytest.mark.slow(seconds=7)
 def test_train_on_image_files_with_a_fan_and_photons(quick: None, slices: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     options = ("--geometry", "fan", "--set", "photons=1e4", "--data-term", "transmission")
@@ -119,6 +120,7 @@ def lodopab(root: Path, angles: int = 8, detectors: int = 23) -> None:
                 file["data"] = values.numpy()
 
 
+@pytest.mark.slow(seconds=12)
 def test_train_on_lodopab(quick: None, slices: Path, tmp_path: Path) -> None:
     """With the geometry, the size and the photons of the data, whatever the defaults are."""
     lodopab(tmp_path / "data")

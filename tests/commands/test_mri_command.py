@@ -76,6 +76,7 @@ def test_train_resume_evaluate(quick: None, tmp_path: Path) -> None:
     assert noisier["psnr"] < figures["psnr"]
 
 
+@pytest.mark.slow(seconds=5)
 def test_train_on_fully_sampled_k_space(quick: None, tmp_path: Path) -> None:
     h5py = pytest.importorskip("h5py")
     folder = tmp_path / "scans"

@@ -76,6 +76,7 @@ def test_train_evaluate_reconstruct(photographs: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("quick_starts")
+@pytest.mark.slow(seconds=9)
 def test_weakly_convex_ridges_are_an_option(photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(start_tuning, "_LARGEST_SEARCH", 1)
     out = tmp_path / "run"

@@ -108,6 +108,7 @@ def test_dtype_memory_and_batches(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*EXACT, *SINGLE])
+@pytest.mark.sampled(share=0.34, by=("name",))
 def test_norm_bounds(name: str) -> None:
     for A in compositions(built(name)).values():
         M = dense(A)

@@ -79,6 +79,7 @@ def test_near_zero_smoothing_it_is_the_network_of_rectifiers() -> None:
 
 
 @pytest.mark.parametrize("name", registry.regularizers(proximal=False, dense=True))
+@pytest.mark.sampled(share=0.5, by=("name",))
 def test_derivatives_of_any_order(name: str) -> None:
     R = registry.REGULARIZERS[name]()
     x = (0.3 * registry.randn(1, 1, 3, 4)).requires_grad_()
@@ -244,6 +245,13 @@ def test_hypergradients_of_the_default_network_at_the_smallest_size() -> None:
 
 @pytest.mark.parametrize("name", registry.regularizers(proximal=False, dense=True))
 @pytest.mark.parametrize("operator", ["denoising", "learned-blur"])
+@pytest.mark.sampled(
+    share=0.5,
+    by=(
+        "name",
+        "operator",
+    ),
+)
 def test_methods_and_certificates_agree_with_dense_ones(name: str, operator: str) -> None:
     problem = registry.build(operator, name)
     x_true, b = registry.measure(problem)
@@ -264,6 +272,7 @@ def test_methods_and_certificates_agree_with_dense_ones(name: str, operator: str
 
 
 @pytest.mark.parametrize("kind", ["sharp", "published"])
+@pytest.mark.sampled(share=0.5, by=("kind",))
 def test_each_group_alone_is_certified(kind: str) -> None:
     """With one parameter learned at a time nothing else can pay for a bound that is too small."""
     problem = registry.build("denoising", "InputConvexNetwork-deep")

@@ -92,6 +92,7 @@ def test_derivatives_equal_differences() -> None:
     torch.testing.assert_close(rows.flatten(1), seeds[:, None] * second, atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.slow(seconds=9)
 def test_it_has_the_properties_of_a_regularizer() -> None:
     check_regularizer(generalized_variation(), (1, 6, 7))
 
@@ -198,6 +199,7 @@ def test_hypergradients_equal_dense_ones(name: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize("solver", ["lbfgs", "newton-cg", "pdhg"])
+@pytest.mark.sampled(share=0.34, by=("solver",))
 def test_solvers_that_stagnate_near_kinks_go_on(solver: str) -> None:
     """By way of smoother problems; without that, each of them ends far from the solution."""
     blur = Blur(registry.rand(3, 3) / 5, (1, 8, 8), "reflect")

@@ -117,6 +117,7 @@ def test_no_data(solver: str) -> None:
 
 @pytest.mark.parametrize("solver", list(SOLVERS))
 @torch.no_grad()
+@pytest.mark.sampled(share=0.4, by=("solver",))
 def test_a_batch_with_different_active_sets(solver: str) -> None:
     """Among them one whose pixels are all active and one without any."""
     problem = blurred(lr.Box(0.1, 0.8))

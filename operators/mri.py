@@ -26,14 +26,18 @@ _LOOSER = 1.25
 def to_kspace(image: Tensor) -> Tensor:
     """The orthonormal discrete Fourier transform of complex images (..., H, W), with the frequency zero and the origin
     of the image at (H // 2, W // 2): the convention of k-space files."""
-    spectrum: Tensor = torch.fft.fft2(torch.fft.ifftshift(image, dim=_PLANE), norm="ortho")
-    return torch.fft.fftshift(spectrum, dim=_PLANE)
+    transformed: Tensor = torch.fft.fftshift(
+        torch.fft.fft2(torch.fft.ifftshift(image, dim=_PLANE), norm="ortho"), dim=_PLANE
+    )
+    return transformed
 
 
 def from_kspace(kspace: Tensor) -> Tensor:
     """The inverse of :func:`to_kspace`, which is its adjoint."""
-    image: Tensor = torch.fft.ifft2(torch.fft.ifftshift(kspace, dim=_PLANE), norm="ortho")
-    return torch.fft.fftshift(image, dim=_PLANE)
+    image: Tensor = torch.fft.fftshift(
+        torch.fft.ifft2(torch.fft.ifftshift(kspace, dim=_PLANE), norm="ortho"), dim=_PLANE
+    )
+    return image
 
 
 class CartesianMRI(LinearOperator):

@@ -25,6 +25,9 @@ ROTATING_SEED = int(os.environ.get("LEARNREG_SEED") or time.time_ns() // 1_000_0
 _SHARE = 0.7
 """Of the shares that grids of cases name: how much of the whole suite a run may take."""
 
+_MANY = 10
+"""Cases of a test from which on it is a grid."""
+
 _SLOW_SECONDS = 2.0
 """Of a slow test that does not say more: ``slow(seconds=...)``."""
 
@@ -50,9 +53,8 @@ def pytest_collection(session: pytest.Session) -> Iterator[object]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """A few slow tests, drawn by the rotating seed, run with the others until they fill LEARNREG_SLOW_SECONDS; of large
-    grids of cases a sample drawn likewise runs with the whole suite, all of them when files are chosen or with -m
-    slow."""
+    """A few slow tests, drawn by the rotating seed, run with the others until they fill LEARNREG_SLOW_SECONDS; of grids
+    of cases a sample drawn likewise runs with the whole suite, all of them when files are chosen or with -m slow."""
     left = float(os.environ.get("LEARNREG_SLOW_SECONDS") or 0.0)
     slow = [item for item in items if item.get_closest_marker("slow")]
     for item in random.Random(ROTATING_SEED).sample(slow, len(slow)):
@@ -64,17 +66,25 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if config.args_source is pytest.Config.ArgsSource.TESTPATHS:
         grids: dict[str, list[pytest.Item]] = {}
         for item in items:
-            if item.get_closest_marker("sampled"):
-                grids.setdefault(item.nodeid.partition("[")[0], []).append(item)
+            grids.setdefault(item.nodeid.partition("[")[0], []).append(item)
         for name, cases in grids.items():
-            for item in _not_drawn(name, cases, **cases[0].get_closest_marker("sampled").kwargs):  # type: ignore[union-attr]
+            marker = cases[0].get_closest_marker("sampled")
+            for item in _not_drawn(name, cases, **marker.kwargs) if marker else _every_second(name, cases):
                 item.add_marker(pytest.mark.slow)
+
+
+def _every_second(test: str, cases: list[pytest.Item]) -> list[pytest.Item]:
+    """Half of the cases of a test that has at least ``_MANY`` and says nothing of samples."""
+    if len(cases) < _MANY:
+        return []
+    return random.Random(f"{ROTATING_SEED} {test}").sample(cases, len(cases) // 2)
 
 
 def _not_drawn(test: str, cases: list[pytest.Item], share: float, by: tuple[str, ...]) -> list[pytest.Item]:
     """The cases of a test that are not in this run's sample. Cases that agree in the parameters ``by``, whose truth is
     shared, are together in it or not. Diagonals of the grid are drawn, its rows and columns in random order: each value
-    of a parameter is there, unless all others have fewer than 1/share values. Shares are those of the marks times ``_SHARE``."""
+    of a parameter is there, unless all others have fewer than 1/share values. Shares are those of the marks times
+    ``_SHARE``."""
     share, order = _SHARE * share, random.Random(f"{ROTATING_SEED} {test}")
     keys = [[str(item.callspec.params[name]) for name in by] for item in cases]  # type: ignore[attr-defined]
     places = []

@@ -25,7 +25,7 @@ ROTATING_SEED = int(os.environ.get("LEARNREG_SEED") or time.time_ns() // 1_000_0
 _SHARE = 0.7
 """Of the shares that grids of cases name: how much of the whole suite a run may take."""
 
-_MANY = 10
+_MANY = 4
 """Cases of a test from which on it is a grid."""
 
 _SLOW_SECONDS = 2.0

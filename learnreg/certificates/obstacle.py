@@ -30,6 +30,9 @@ class Obstacle(Enum):
     CURVES_DOWN = (
         "x is near no local minimiser: its energy curves by {curvature:.2g} along some direction; start elsewhere"
     )
+    OUTSIDE = (
+        "x is {moved:.2g} outside of its constraint, farther than the ball of its projection reaches; pass an x inside"
+    )
     NO_SPLIT = (
         "minimiser='local' is for potentials of single responses, but {why}: add a ridge that makes the energy convex, "
         "and leave it out"

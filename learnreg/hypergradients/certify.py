@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from learnreg.certificates.judgement import PointCertificate, gradient_distance
+from learnreg.certificates.obstacle import Obstacle
 from learnreg.certificates.state import state_residual
 from learnreg.errors import ConfigError, DataError
 from learnreg.hypergradients.compute import CertificateName, check_certificate
@@ -24,7 +26,7 @@ from learnreg.losses import UpperLoss, check_loss
 from learnreg.lower_level.frozen import FrozenProblem
 from learnreg.lower_level.point import Point
 from learnreg.lower_level.problem import LowerLevelProblem, freeze
-from learnreg.result import Certificate, holds_globally
+from learnreg.result import BoundKind, Certificate, holds_globally
 from learnreg.solvers.newton_correction import extended_adjoint
 from learnreg.solvers.solve import check_max_steps
 
@@ -117,19 +119,33 @@ def _check(frozen: FrozenProblem, value: Tensor, batch: int, name: str) -> None:
 def _result(found: Given, moved: Tensor) -> Certificate:
     """``moved``: distance of x from the constraint, (batch,)."""
     verdict, corrected, point = found.verdict, found.corrected, found.verdict.point
+    kind: BoundKind = found.kind
     instance, x, X = point.instance, point.x, point.X
     pullback = instance.adjoint(instance.potential.grad(instance.apply(x)))
     weighted = inner_samples(X, state_residual(instance, x, pullback)).sum()
     scale = math.sqrt(math.prod(point.frozen.operator.domain_shape))
-    radius = (verdict.radius - moved).clamp_min(0.0)
+    # Projections do not lengthen ways to points of the constraint: what is alone in the ball around the projected x is
+    # alone in one as large around x, if it is in there.
+    if not bool((verdict.state_error + moved <= verdict.radius).all()) and verdict.hindrance is None:
+        unknown, hindrance = torch.full_like(moved, math.inf), Obstacle.OUTSIDE.met(moved=float(moved.max()))
+        verdict = replace(
+            verdict,
+            error_bound=math.inf,
+            hindrance=hindrance,
+            loss_interval=(-math.inf, math.inf),
+            state_error=unknown,
+            adjoint_error=unknown,
+            radius=torch.zeros_like(moved),
+        )
+        corrected, kind = replace(corrected, error_bound=math.inf), "none"
     return Certificate(
         error_bound=(verdict.state_error + moved) / scale * (1.0 + 1e-14),
         gradient=verdict.gradient,
         gradient_error_bound=verdict.error_bound,
         loss=verdict.loss,
         loss_interval=verdict.loss_interval,
-        certified=holds_globally(found.kind, radius) and math.isfinite(verdict.error_bound),
-        bound_kind=found.kind,
+        certified=holds_globally(kind, verdict.radius) and math.isfinite(verdict.error_bound),
+        bound_kind=kind,
         reason=verdict.reason,
         X=instance.latent.image(X),
         adjoint_error_bound=verdict.adjoint_error,
@@ -139,5 +155,5 @@ def _result(found: Given, moved: Tensor) -> Certificate:
         corrected_error_bound=corrected.error_bound,
         operator_applications=instance.counter.applications,
         certified_scope=point.frozen.minimiser,
-        radius=radius,
+        radius=verdict.radius,
     )

@@ -10,8 +10,10 @@ import registry
 import torch
 from torch import Tensor
 from truth.dense import Dense, distance, norm, truth_of
-from truth.draw import RANGES
-from truth.hunt import hunt
+from truth.draw import RANGES, Draw
+from truth.hunt import hunt, hunt_local
+from truth.problems import draw_case
+from truth.summary import Summary
 
 import learnreg as lr
 from learnreg.certificates import lowest_curvature
@@ -376,4 +378,14 @@ def test_hunt(ranges: str, rotating_seed: int) -> None:
 @pytest.mark.parametrize("ranges", ["local", "local-extreme"])
 def test_long_hunt(ranges: str, rotating_seed: int) -> None:
     summary = hunt(100, torch.Generator().manual_seed(rotating_seed), RANGES[ranges])
+    assert summary.violations == []
+
+
+@pytest.mark.parametrize("seed", [219345987, 323637710])
+def test_x_outside_of_its_constraint_has_a_ball_only_where_the_minimiser_is_in_it(seed: int) -> None:
+    """A ball around the projection is one around x, if it reaches as far; where it does not, nothing is certified.
+    Problems that a hunt found: their minimisers were outside of the ball."""
+    summary, draw = Summary(), Draw(torch.Generator().manual_seed(seed), RANGES["local-extreme"])
+    hunt_local(draw_case(draw), draw, summary)
+    assert summary.comparisons > 20
     assert summary.violations == []

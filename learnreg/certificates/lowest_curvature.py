@@ -67,7 +67,7 @@ class LowestCurvature:
         instance, size = self.instance, self._size(s)
         if self._pixels <= _DENSE_PIXELS:
             return dense_lower_bound(self._matrices(s), size), 0.0
-        if self._window is not None and instance.domain[0] == 1 and self._band_fits(self._window):
+        if self._window is not None and self._band_fits(self._window):
             return size.new_tensor(self._banded(s, estimate.tolist(), size.tolist())), 0.0
         start = torch.randn(instance.q.shape, dtype=torch.float64, generator=_fresh_generator()).to(s)
         steps = min(_LANCZOS_STEPS, max(2, _LANCZOS_NUMBERS // start.numel()))

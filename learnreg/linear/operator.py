@@ -114,8 +114,10 @@ class LinearOperator(Normed):
 
     def window(self) -> tuple[int, int] | None:
         """Sides (k, l) of windows of an image (1, H, W): each entry of A x sees the pixels of one window alone, so that
-        A^T diag(s) A couples pixels less than k rows and l columns apart; None where nothing is known, or more."""
-        stencil = self.stencil()
+        A^T diag(s) A couples pixels less than k rows and l columns apart; None where nothing is known, or more, and
+        for other images."""
+        grey = len(self.domain_shape) == 3 and self.domain_shape[0] == 1
+        stencil = self.stencil() if grey else None
         return None if stencil is None or stencil.circular else (stencil.filters.shape[-2], stencil.filters.shape[-1])
 
     def bands(self) -> Bands | None:

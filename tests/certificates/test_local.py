@@ -305,6 +305,20 @@ def test_curvatures_are_below_the_smallest_eigenvalue(
         assert bool((found >= 0.5 * exact.clamp_min(0.0)).all() | (exact < 0).any())
 
 
+@pytest.mark.parametrize("shape", [(1, 12), (1, 3, 4, 2), (2, 4, 3)])
+def test_signals_volumes_and_colours_have_no_bands(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    ridge = RidgeRegularizer((2, 2), 2, 9, image_channels=shape[0], dimensions=len(shape) - 1).double()
+    problem = lr.LowerLevelProblem(Identity(shape), ridge, ridge=0.05)
+    _, b = registry.measure(problem)
+    instance, dense = problem.instance(b), Dense(problem, b)
+    s = 0.05 * registry.randn(len(b), *instance.analysis.range_shape)
+    exact = torch.linalg.eigvalsh(dense.M + torch.einsum("mi,bm,mj->bij", dense.K, s.flatten(1), dense.K))[:, 0]
+    monkeypatch.setattr(lowest_curvature, "_DENSE_PIXELS", 1)
+    found, failure = LowestCurvature(instance).bound(s, exact)
+    assert failure > 0
+    assert bool((found <= exact).all())
+
+
 def test_splits_keep_half_of_the_curvature(rotating_seed: int) -> None:
     """M + K^T sigma K >= m/2 with sigma <= f'' in the ball, and the ball's curvature is one at random points of it."""
     generator = torch.Generator().manual_seed(rotating_seed)

@@ -46,6 +46,8 @@ class ChannelLayout:
 
     def taken_apart(self, responses: Tensor, sides: tuple[int, ...]) -> Tensor:
         """The transpose of ``arranged``."""
+        if self.copies == 1:
+            return responses.reshape(len(responses), self.filters, *sides)
         return self.apart(responses).reshape(len(responses) * self.copies, self.filters, *sides)
 
     def apart(self, responses: Tensor) -> Tensor:

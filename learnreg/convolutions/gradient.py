@@ -33,20 +33,19 @@ class Gradient(LinearOperator):
         super().__init__(domain_shape, (count, *domain_shape) if apart else (count * channels, *sides))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._into(x, x.new_zeros(x.shape[0], *self.range_shape))
+        result = x.new_zeros(x.shape[0], *self.range_shape)
+        by_axis = self._by_axis(result)
+        for axis in range(2, x.dim()):
+            n = x.shape[axis] - 1
+            by_axis[:, axis - 2].narrow(axis, 0, n).copy_(x.narrow(axis, 1, n)).sub_(x.narrow(axis, 0, n))
+        return result
 
     def forward_into(self, x: Tensor, out: Tensor) -> Tensor:
         by_axis = self._by_axis(out)
-        for axis in range(by_axis.shape[1]):
-            by_axis[:, axis].select(axis + 2, -1).zero_()
-        return self._into(x, out)
-
-    def _into(self, x: Tensor, out: Tensor) -> Tensor:
-        """The differences, in zeros."""
-        by_axis = self._by_axis(out)
         for axis in range(2, x.dim()):
             place, n = by_axis[:, axis - 2], x.shape[axis] - 1
-            place.narrow(axis, 0, n).copy_(x.narrow(axis, 1, n)).sub_(x.narrow(axis, 0, n))
+            torch.sub(x.narrow(axis, 1, n), x.narrow(axis, 0, n), out=place.narrow(axis, 0, n))
+            place.select(axis, n).zero_()
         return out
 
     def adjoint(self, y: Tensor) -> Tensor:

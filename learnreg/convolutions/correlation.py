@@ -16,7 +16,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,16 @@ from torch import Tensor
 
 from learnreg.linear.grad_mode import full_precision
 
-__all__ = ["adopt_kernels", "chosen_kernels", "correlate", "correlate_adjoint", "filter_gradient"]
+__all__ = [
+    "BankMaps",
+    "adopt_kernels",
+    "chosen_kernels",
+    "correlate",
+    "correlate_adjoint",
+    "differentiates",
+    "eager",
+    "filter_gradient",
+]
 
 Kernel = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """(input, filters, out): the result, in the memory of ``out`` where that is given."""
@@ -44,24 +53,24 @@ def correlate(x: Tensor, filters: Tensor, out: Tensor | None = None) -> Tensor:
 
     ``out``: memory for the result, contiguous, for callers that do not differentiate.
     """
-    if out is None and _differentiates(x, filters):
-        return cast(Tensor, _Correlate.apply(x, filters))  # type: ignore[no-untyped-call]
+    if out is None and differentiates(x, filters):
+        return _MAPS.recorded(x, filters, transposed=False)
     (_, k, l), (rows, cols) = filters.shape, x.shape[-2:]
     return _choose("correlate", _FORWARD, x, filters, rows - k + 1, cols - l + 1)(x, filters, out)
 
 
 def correlate_adjoint(y: Tensor, filters: Tensor, out: Tensor | None = None) -> Tensor:
     """Transpose of :func:`correlate` in the image: (batch, n, h, w) to (batch, 1, h+k-1, w+l-1)."""
-    if out is None and _differentiates(y, filters):
-        return cast(Tensor, _CorrelateAdjoint.apply(y, filters))  # type: ignore[no-untyped-call]
+    if out is None and differentiates(y, filters):
+        return _MAPS.recorded(y, filters, transposed=True)
     kernel = _choose("adjoint", _ADJOINT, y, filters, *y.shape[-2:])
     return kernel(y if y.is_contiguous() else y.contiguous(), filters, out)
 
 
-def filter_gradient(x: Tensor, y: Tensor, size: tuple[int, int]) -> Tensor:
+def filter_gradient(x: Tensor, y: Tensor, size: tuple[int, ...]) -> Tensor:
     """∂_w <w * x, y>: the correlation of the image (batch, 1, H, W) with the responses (batch, n, h, w): (n, k, l)."""
     batch, n, rows, cols = y.shape
-    if x.device.type != "cpu" or _differentiates(x, y):
+    if x.device.type != "cpu" or differentiates(x, y):
         windows = x[:, 0].unfold(-2, rows, 1).unfold(-2, cols, 1)
         return torch.einsum("bklrc,bnrc->nkl", windows, y).reshape(n, *size)
     k, l = size
@@ -87,38 +96,49 @@ def adopt_kernels(chosen: Mapping[str, str]) -> None:
             _choices.setdefault((kind, *map(int, numbers), dtype, int(threads)), name)
 
 
-def _differentiates(*tensors: Tensor) -> bool:
+def differentiates(*tensors: Tensor) -> bool:
+    """Whether autograd has to record what is made of these."""
     return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
 
-class _Correlate(torch.autograd.Function):
+def eager(like: Tensor) -> bool:
+    """Whether the fast kernels serve this tensor."""
+    plain = like.device.type == "cpu" and like.dtype in (torch.float32, torch.float64)
+    return plain and not torch.are_deterministic_algorithms_enabled() and like.numel() > 0
+
+
+class BankMaps(NamedTuple):
+    """What a bank of filters makes of images, its transpose in the image, and ∂_w <w * x, y> for filters of given
+    sides."""
+
+    correlate: Callable[[Tensor, Tensor], Tensor]
+    adjoint: Callable[[Tensor, Tensor], Tensor]
+    filter_gradient: Callable[[Tensor, Tensor, tuple[int, ...]], Tensor]
+
+    def recorded(self, v: Tensor, filters: Tensor, transposed: bool) -> Tensor:
+        """w * x, or the transpose at y, for autograd."""
+        return cast(Tensor, _Recorded.apply(v, filters, self, transposed))  # type: ignore[no-untyped-call]
+
+
+class _Recorded(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, filters: Tensor) -> Tensor:
-        ctx.save_for_backward(x, filters)
-        return correlate(x, filters)  # nothing is recorded in here
+    def forward(ctx: Any, v: Tensor, filters: Tensor, maps: BankMaps, transposed: bool) -> Tensor:
+        ctx.save_for_backward(v, filters)
+        ctx.maps, ctx.transposed = maps, transposed
+        return (maps.adjoint if transposed else maps.correlate)(v, filters)  # nothing is recorded in here
 
     @staticmethod
     @full_precision
-    def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        x, filters = ctx.saved_tensors
-        grad_x = correlate_adjoint(grad[0], filters) if ctx.needs_input_grad[0] else None
-        grad_filters = filter_gradient(x, grad[0], filters.shape[-2:]) if ctx.needs_input_grad[1] else None
-        return grad_x, grad_filters
+    def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        v, filters = ctx.saved_tensors
+        maps, w = ctx.maps, grad[0]
+        back, x, y = (maps.correlate, w, v) if ctx.transposed else (maps.adjoint, v, w)
+        grad_v = back(w, filters) if ctx.needs_input_grad[0] else None
+        grad_filters = maps.filter_gradient(x, y, filters.shape[2 - x.dim() :]) if ctx.needs_input_grad[1] else None
+        return grad_v, grad_filters, None, None
 
 
-class _CorrelateAdjoint(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, y: Tensor, filters: Tensor) -> Tensor:
-        ctx.save_for_backward(y, filters)
-        return correlate_adjoint(y, filters)  # nothing is recorded in here
-
-    @staticmethod
-    @full_precision
-    def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        y, filters = ctx.saved_tensors
-        grad_y = correlate(grad[0], filters) if ctx.needs_input_grad[0] else None
-        grad_filters = filter_gradient(grad[0], y, filters.shape[-2:]) if ctx.needs_input_grad[1] else None
-        return grad_y, grad_filters
+_MAPS = BankMaps(correlate, correlate_adjoint, filter_gradient)
 
 
 # ---- kernels ---------------------------------------------------------------------------------------------------------
@@ -288,8 +308,7 @@ _choices: dict[tuple[str | int, ...], str] = {}
 def _choose(kind: str, kernels: dict[str, Kernel], like: Tensor, filters: Tensor, rows: int, cols: int) -> Kernel:
     """The fastest kernel for responses of this shape, measured on a part of it when it is seen for the first time."""
     reference = next(iter(kernels))
-    eager = like.device.type == "cpu" and like.dtype in (torch.float32, torch.float64)
-    if not eager or torch.are_deterministic_algorithms_enabled() or like.numel() == 0 or filters.numel() == 0:
+    if not eager(like) or filters.numel() == 0:
         return kernels[reference]
     n, k, l = filters.shape
     key = (kind, n, k, l, min(rows, _MEASURED_ROWS), cols, str(like.dtype), torch.get_num_threads())

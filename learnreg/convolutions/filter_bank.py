@@ -118,7 +118,7 @@ class FilterBank(LinearOperator):
     def _kernels(self, like: Tensor) -> Tensor:
         """(n, channels that a filter sees, *filter sides)."""
         filters = self.filters.to(like.dtype)
-        return filters if filters.dim() == len(self.domain_shape) + 1 else filters[:, None]
+        return filters if filters.dim() == len(self.domain_shape) + 1 else filters.unsqueeze(1)
 
     def _padded(self, x: Tensor) -> Tensor:
         return pad(self.layout.images(x), self.filter_shape, self.boundary)

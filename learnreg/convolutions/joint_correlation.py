@@ -9,14 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from itertools import product
-from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from learnreg.convolutions.correlation import correlate, correlate_adjoint
-from learnreg.linear.grad_mode import full_precision
+from learnreg.convolutions.correlation import BankMaps, correlate, correlate_adjoint, differentiates, eager
 
 __all__ = ["correlate_any", "correlate_any_adjoint"]
 
@@ -31,10 +29,10 @@ def correlate_any(x: Tensor, filters: Tensor, out: Tensor | None = None) -> Tens
     ``out``: memory for the result, contiguous, for callers that do not differentiate.
     """
     if filters.dim() == 4 and filters.shape[1] == 1:
-        return correlate(x, filters[:, 0], out)
-    if out is None and _differentiates(x, filters):
-        return cast(Tensor, _Correlate.apply(x, filters))  # type: ignore[no-untyped-call]
-    if not _eager(x):
+        return correlate(x, filters.squeeze(1), out)
+    if out is None and differentiates(x, filters):
+        return _MAPS.recorded(x, filters, transposed=False)
+    if not eager(x):
         found = _CONVOLUTIONS[filters.dim() - 2](x, filters)
         return found if out is None else out.copy_(found)
     rest = _rest(x, filters)
@@ -49,10 +47,10 @@ def correlate_any(x: Tensor, filters: Tensor, out: Tensor | None = None) -> Tens
 def correlate_any_adjoint(y: Tensor, filters: Tensor) -> Tensor:
     """Transpose of :func:`correlate_any` in the image: (batch, n, *rest) to (batch, c, *sides)."""
     if filters.dim() == 4 and filters.shape[1] == 1:
-        return correlate_adjoint(y, filters[:, 0])
-    if _differentiates(y, filters):
-        return cast(Tensor, _CorrelateAdjoint.apply(y, filters))  # type: ignore[no-untyped-call]
-    if not _eager(y):
+        return correlate_adjoint(y, filters.squeeze(1))
+    if differentiates(y, filters):
+        return _MAPS.recorded(y, filters, transposed=True)
+    if not eager(y):
         return _TRANSPOSES[filters.dim() - 2](y, filters)
     (_, channels, *sides), (batch, _, *rest) = filters.shape, y.shape
     out = y.new_zeros(batch, channels, *(r + k - 1 for r, k in zip(rest, sides, strict=True)))
@@ -73,7 +71,7 @@ def correlate_any_adjoint(y: Tensor, filters: Tensor) -> Tensor:
 def _filter_gradient(x: Tensor, y: Tensor, sides: tuple[int, ...]) -> Tensor:
     """∂_w <w * x, y>: (n, c, *sides) for images (batch, c, ...) and responses (batch, n, *rest)."""
     (batch, n, *rest), channels = y.shape, x.shape[1]
-    if not _eager(x) or _differentiates(x, y):
+    if not eager(x) or differentiates(x, y):
         windows = x
         for axis, side in enumerate(rest):
             windows = windows.unfold(axis + 2, side, 1)  # (batch, c, *sides, *rest)
@@ -87,44 +85,7 @@ def _filter_gradient(x: Tensor, y: Tensor, sides: tuple[int, ...]) -> Tensor:
     return gradient.view(n, channels, *sides)
 
 
-class _Correlate(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, filters: Tensor) -> Tensor:
-        ctx.save_for_backward(x, filters)
-        return correlate_any(x, filters)  # nothing is recorded in here
-
-    @staticmethod
-    @full_precision
-    def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        x, filters = ctx.saved_tensors
-        grad_x = correlate_any_adjoint(grad[0], filters) if ctx.needs_input_grad[0] else None
-        grad_filters = _filter_gradient(x, grad[0], filters.shape[2:]) if ctx.needs_input_grad[1] else None
-        return grad_x, grad_filters
-
-
-class _CorrelateAdjoint(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, y: Tensor, filters: Tensor) -> Tensor:
-        ctx.save_for_backward(y, filters)
-        return correlate_any_adjoint(y, filters)  # nothing is recorded in here
-
-    @staticmethod
-    @full_precision
-    def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        y, filters = ctx.saved_tensors
-        grad_y = correlate_any(grad[0], filters) if ctx.needs_input_grad[0] else None
-        grad_filters = _filter_gradient(grad[0], y, filters.shape[2:]) if ctx.needs_input_grad[1] else None
-        return grad_y, grad_filters
-
-
-def _differentiates(*tensors: Tensor) -> bool:
-    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-
-
-def _eager(like: Tensor) -> bool:
-    """Whether the matrix products serve these tensors."""
-    plain = like.device.type == "cpu" and like.dtype in (torch.float32, torch.float64)
-    return plain and not torch.are_deterministic_algorithms_enabled() and like.numel() > 0
+_MAPS = BankMaps(correlate_any, correlate_any_adjoint, _filter_gradient)
 
 
 def _rest(x: Tensor, filters: Tensor) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ import pytest
 import registry
 import torch
 from torch import Tensor
+from truth.by_energy import truth_by_energy
 from truth.dense import Dense, distance, norm, truth_of
 from truth.draw import RANGES, Draw
 from truth.hunt import hunt, hunt_local
@@ -184,6 +185,27 @@ def test_singular_operators_need_no_ridge() -> None:
     result = lr.hypergradient(problem, b, lr.SquaredError(x_true), tolerance=1e-2)
     assert result.locally_certified
     assert distance(result.gradient, truth.gradient) <= result.error_bound + truth.gradient_slack
+
+
+@pytest.mark.parametrize("certificate", ["auto", "published"])
+def test_sums_are_bounded_part_by_part(certificate: str) -> None:
+    """What is moved to the quadratic part is a number of each response, of all parts."""
+    other = FieldsOfExperts(filters=3, size=2, generator=torch.Generator().manual_seed(1)).double()
+    for regularizer in (
+        deep() + other,
+        Scaled(other + deep(), 1.1).double(),
+        deep() + TotalVariation(0.05, 0.1).double(),
+    ):
+        problem = problem_with(mask(), regularizer)
+        x_true, b = registry.measure(problem)
+        loss = lr.SquaredError(x_true)
+        result = lr.hypergradient(problem, b, loss, tolerance=1e-2, certificate=certificate)  # type: ignore[arg-type]
+        assert result.locally_certified
+        assert not result.certified
+        truth = truth_by_energy(problem, b, loss, result.x)
+        assert distance(result.gradient, truth.gradient) <= result.error_bound + 1e-10 * norm(truth.gradient)
+        error = (result.x - truth.x).flatten(1).norm(dim=1)
+        assert bool((error <= torch.minimum(result.state_error_bound, result.radius) + 1e-12).all())
 
 
 def test_results_in_float32_are_in_their_balls() -> None:

@@ -411,3 +411,19 @@ def test_x_outside_of_its_constraint_has_a_ball_only_where_the_minimiser_is_in_i
     hunt_local(draw_case(draw), draw, summary)
     assert summary.comparisons > 20
     assert summary.violations == []
+
+
+def test_x_outside_of_its_constraint_has_no_ball_beside_an_undecided_active_set() -> None:
+    """Whatever else keeps the gradient from having a bound."""
+    undecided = 0
+    for seed in range(8):
+        problem = problem_with(Identity(SHAPE), deep(2.0, seed), constraint=lr.Box(0.2, 0.7))
+        x_true, b = registry.measure(problem)
+        x, noise = lr.solve(problem, b, 1e-6).x, registry.randn(len(b), *SHAPE, seed=seed)
+        held = (x < 0.201) | (x > 0.699)
+        x = x + torch.where(held, 0.03 * noise.abs() * (x - 0.5).sign(), 1e-3 * noise)
+        found = lr.certify(problem, b, lr.SquaredError(x_true), x, certificate="published")
+        reaches = math.sqrt(42) * found.error_bound <= found.radius * (1.0 + 1e-12)
+        assert bool((reaches | (found.radius == 0)).all())
+        undecided += not found.locally_certified
+    assert undecided > 0

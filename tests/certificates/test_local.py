@@ -30,7 +30,7 @@ from learnreg.linear.operator import LinearOperator
 from learnreg.linear.samples import norm_samples
 from learnreg.lower_level.pairing import evaluate_pairing
 from learnreg.lower_level.point import Point
-from learnreg.operators import Blur, Identity, Inpainting, ParallelBeam2D
+from learnreg.operators import Blur, Identity, Inpainting, ParallelBeam2D, from_callables
 from learnreg.regularizers import (
     FieldsOfExperts,
     ImportedRidge,
@@ -289,6 +289,31 @@ def test_potentials_that_couple_responses_are_refused() -> None:
         lr.LowerLevelProblem(Identity(SHAPE), deep(), minimiser="nearest")  # type: ignore[arg-type]
     with pytest.raises(lr.AssumptionError, match="minimiser='local'"):
         lr.solve(lr.LowerLevelProblem(Identity(SHAPE), deep()), torch.zeros(1, *SHAPE, dtype=DOUBLE))
+
+
+class Waves(lr.Regularizer):
+    """Nonconvex, and says nothing of it."""
+
+    def value(self, x: Tensor) -> Tensor:
+        return (0.3 * torch.cos(6.0 * x)).flatten(1).sum(1)
+
+
+@pytest.mark.parametrize("kind", ["operator", "regularizer"])
+def test_what_nobody_vouches_for_has_no_ball(kind: str) -> None:
+    """Errors are estimates; no minimiser is known to be the only one, nor is its loss."""
+    A = registry.rand(30, 42, seed=5) / 6.0
+    operator = from_callables(lambda x: x.flatten(1) @ A.T, lambda y: (y @ A).reshape(-1, *SHAPE), SHAPE, (30,))
+    operator.examine = kind == "regularizer"
+    problem = problem_with(operator, deep() if kind == "operator" else deep() + Waves())
+    x_true, b = registry.measure(problem)
+    loss = lr.SquaredError(x_true)
+    found, result = lr.solve(problem, b, 1e-3), lr.hypergradient(problem, b, loss)
+    judged = lr.certify(problem, b, loss, found.x)
+    for one in (found, result, judged):
+        assert (one.bound_kind, one.certified, one.locally_certified) == ("estimate", False, False)
+        assert bool((one.radius == 0).all())
+    assert math.isinf(result.loss_interval[1])
+    assert bool(torch.isinf(result.state_error_bound).all())
 
 
 def test_model_files_keep_it(tmp_path: object) -> None:

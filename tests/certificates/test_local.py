@@ -26,12 +26,14 @@ from learnreg.certificates.published import PublishedBound
 from learnreg.certificates.sharp import SharpBound
 from learnreg.certificates.split import BallSplit
 from learnreg.certificates.state import rounding_floor, state_residual
+from learnreg.convolutions.gradient import Gradient
 from learnreg.linear.operator import LinearOperator
 from learnreg.linear.samples import norm_samples
 from learnreg.lower_level.pairing import evaluate_pairing
 from learnreg.lower_level.point import Point
 from learnreg.operators import Blur, Identity, Inpainting, ParallelBeam2D, from_callables
 from learnreg.regularizers import (
+    AnalysisOperator,
     FieldsOfExperts,
     ImportedRidge,
     InputConvexNetwork,
@@ -314,6 +316,16 @@ def test_what_nobody_vouches_for_has_no_ball(kind: str) -> None:
         assert bool((one.radius == 0).all())
     assert math.isinf(result.loss_interval[1])
     assert bool(torch.isinf(result.state_error_bound).all())
+
+
+def test_norms_of_kinks_are_convex_and_need_no_ball() -> None:
+    regularizer = AnalysisOperator(Gradient(SHAPE), lr.AbsoluteValue(0.1)).double()
+    for operator, kind in ((Identity(SHAPE), "rigorous"), (mask(), "none")):
+        problem = problem_with(operator, regularizer)
+        _, b = registry.measure(problem)
+        found = lr.solve(problem, b, 1e-3)
+        assert found.bound_kind == kind
+        assert bool(torch.isinf(found.radius).all())
 
 
 def test_model_files_keep_it(tmp_path: object) -> None:

@@ -4,11 +4,12 @@ it."""
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import registry
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from truth.by_energy import truth_by_energy
 from truth.dense import Dense, distance, norm, truth_of
 from truth.draw import RANGES, Draw
@@ -29,6 +30,7 @@ from learnreg.certificates.state import rounding_floor, state_residual
 from learnreg.convolutions.gradient import Gradient
 from learnreg.linear.operator import LinearOperator
 from learnreg.linear.samples import norm_samples
+from learnreg.lower_level.data_terms import DataTerm
 from learnreg.lower_level.pairing import evaluate_pairing
 from learnreg.lower_level.point import Point
 from learnreg.operators import Blur, Identity, Inpainting, ParallelBeam2D, from_callables
@@ -208,6 +210,33 @@ def test_sums_are_bounded_part_by_part(certificate: str) -> None:
         assert distance(result.gradient, truth.gradient) <= result.error_bound + 1e-10 * norm(truth.gradient)
         error = (result.x - truth.x).flatten(1).norm(dim=1)
         assert bool((error <= torch.minimum(result.state_error_bound, result.radius) + 1e-12).all())
+
+
+TERMS: dict[str, Callable[[], DataTerm]] = {
+    "Poisson": lambda: lr.Poisson(nn.Parameter(torch.tensor(0.5, dtype=DOUBLE))),
+    "TransmissionPoisson": lambda: lr.TransmissionPoisson(40.0, nn.Parameter(torch.tensor(1.2, dtype=DOUBLE))),
+    "SmoothedL1": lambda: lr.SmoothedL1(nn.Parameter(torch.tensor(0.1, dtype=DOUBLE))),
+}
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_data_terms_that_are_no_squares_are_bounded(name: str) -> None:
+    problem = problem_with(Identity(SHAPE), deep(), data_term=TERMS[name](), constraint=lr.Box(0.0, 1.0))
+    x_true = 0.2 + 0.6 * registry.rand(2, *SHAPE, seed=3)
+    counts = {"Poisson": torch.round(4.0 * x_true), "TransmissionPoisson": torch.round(40.0 * torch.exp(-1.2 * x_true))}
+    b, loss = counts.get(name, x_true), lr.SquaredError(x_true)
+    assert problem.instance(b).local
+    found = lr.solve(problem, b, 1e-5)
+    truth = truth_of(problem, b, loss, found.x.flatten(1))
+    assert truth.usable
+    assert found.locally_certified
+    error = (found.x.flatten(1) - truth.x).norm(dim=1)
+    bound = torch.minimum(math.sqrt(42) * found.error_bound, found.radius)
+    assert bool((error <= bound + truth.x_slack).all())
+    result = lr.hypergradient(problem, b, loss, tolerance=1e-2)
+    assert result.locally_certified
+    assert not result.certified
+    assert distance(result.gradient, truth.gradient) <= result.error_bound + truth.gradient_slack
 
 
 def test_results_in_float32_are_in_their_balls() -> None:

@@ -160,8 +160,8 @@ class Solution(Brief):
 
     certified_scope: what ``minimiser`` the problem asked for. With "local" ``error_bound`` is about the minimiser in
     the ball of ``radius`` around x, a 2-norm, (batch,), where there is exactly one: a rigorous bound if
-    ``locally_certified``. The radius is 0 where no ball was certified, which leaves an infinite ``error_bound``, and
-    infinite where the minimiser is the global one, as always with "global".
+    ``locally_certified``. The radius is 0 where no ball was certified, which leaves an infinite ``error_bound`` or an
+    estimate, and infinite where the minimiser is the global one, as always with "global".
     """
 
     x: Tensor

@@ -13,7 +13,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from learnreg.certificates.assumptions import constraint_decided, missing_assumption, unsettled
+from learnreg.certificates.assumptions import (
+    constraint_decided,
+    missing_assumption,
+    missing_state_assumption,
+    unsettled,
+)
 from learnreg.certificates.ball import improbable
 from learnreg.certificates.frobenius import FrobeniusBound
 from learnreg.certificates.groups import GroupBound
@@ -157,7 +162,9 @@ def judge(
                 X[index].masked_fill_(p.unsettled, 0.0)
         return judge(replace(point, x=x, X=X), certificate, state_error, outlook, moved)
     e, state_norm = torch.cat([p.e for p in parts]), torch.cat([p.state_norm for p in parts])
-    adjoint_norm = torch.cat([p.adjoint_norm for p in parts])
+    adjoint_norm, radius = torch.cat([p.adjoint_norm for p in parts]), torch.cat([p.radius for p in parts])
+    if instance.local and hindrance and missing_state_assumption(instance, x):  # what balls rest on, too
+        e, radius = torch.full_like(e, math.inf), torch.zeros_like(radius)
     if not bool(torch.isfinite(state_norm + adjoint_norm).all()):
         blame_operators(instance, x)
         e = torch.where(torch.isnan(e), math.inf, e)
@@ -178,7 +185,7 @@ def judge(
         adjoint_share=bounds.adjoint_share,
         rung=certificate,
         floors=(torch.cat([p.floors[0] for p in parts]), torch.cat([p.floors[1] for p in parts])),
-        radius=torch.cat([p.radius for p in parts]),
+        radius=radius,
         failure=sum(p.failure for p in parts),
         outlook=bounds.outlook,
     )

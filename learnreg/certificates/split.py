@@ -126,8 +126,8 @@ class BallSplit(Split):
 
     def excess(self, group: Density, factor: Tensor) -> Tensor | float | None:
         """factor (f'' + rho) + p = factor (f'' - sigma) + factor (sigma + rho) + p."""
-        raised = factor * (self.sigma + self.concavity).clamp_min(0.0)
-        return (raised if group.share is None else group.share.within(raised)) + group.excess
+        more = (self.sigma + self.concavity).clamp_min(0.0)
+        return factor * (more if group.share is None else group.share.within(more)) + group.excess
 
     def rate(self, slope: Tensor, factor: Tensor, low: Tensor, high: Tensor) -> Tensor:
         return slope / low.sqrt() * (1.0 + 1e-12)

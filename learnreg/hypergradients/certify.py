@@ -126,7 +126,8 @@ def _result(found: Given, moved: Tensor) -> Certificate:
     scale = math.sqrt(math.prod(point.frozen.operator.domain_shape))
     # Projections do not lengthen ways to points of the constraint: what is alone in the ball around the projected x is
     # alone in one as large around x, if it is in there.
-    if not bool((verdict.state_error + moved <= verdict.radius).all()) and verdict.hindrance is None:
+    reaches = verdict.state_error + moved <= verdict.radius
+    if not bool((reaches | (verdict.radius == 0)).all()):
         unknown, hindrance = torch.full_like(moved, math.inf), Obstacle.OUTSIDE.met(moved=float(moved.max()))
         verdict = replace(
             verdict,

@@ -305,7 +305,7 @@ class FrozenProblem:
         exact = all(operator.adjoint_mismatch() == 0.0 and is_examined(operator) for operator in both)
         exact = exact and self.fixed.potential.has_modulus
         exact = exact and not self._unexamined
-        local = self.minimiser == "local" and not modulus > self.concavity
+        local = self.minimiser == "local" and terms.potential.differentiable and not modulus > self.concavity
         if not local:
             self._check_convex(modulus)
         return Instance(

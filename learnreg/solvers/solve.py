@@ -280,8 +280,8 @@ class _Judged:
     def hopeless(self, ended: Status) -> bool:
         """Whether trying again would not help: there is no minimum near, or no bound tells how far a solver that
         stagnated is from it."""
-        if self.radius is not None:  # a ball may be found nearer to the minimiser
-            return False
+        if self.radius is not None and (self.kind == "none" or bool(self.radius.any())):
+            return False  # a ball may be found nearer to the minimiser
         return not self.definite or (self.kind == "estimate" and ended is Status.STAGNATED)
 
     def ball_radius(self, dtype: torch.dtype) -> Tensor:
@@ -319,7 +319,8 @@ def _judge(instance: Instance, x: Tensor, t: Tensor | None, dtype: torch.dtype, 
         return _Judged(returned, y, bound, "rigorous", "", by_bands)
     estimate, definite = _estimated_error(instance, returned, scale)
     estimate = torch.where(torch.isnan(estimate), math.inf, estimate)
-    return _Judged(returned, y, estimate, "estimate", hindrance.reason, by_bands, definite=definite)
+    radius = torch.zeros_like(estimate) if instance.local else None
+    return _Judged(returned, y, estimate, "estimate", hindrance.reason, by_bands, radius, definite)
 
 
 def _judge_locally(instance: Instance, x: Tensor, returned: Tensor, moved: Tensor | float, scale: float) -> _Judged:

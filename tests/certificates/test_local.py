@@ -4,11 +4,13 @@ it."""
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import registry
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from truth.by_energy import truth_by_energy
 from truth.dense import Dense, distance, norm, truth_of
 from truth.draw import RANGES, Draw
 from truth.hunt import hunt, hunt_local
@@ -25,12 +27,15 @@ from learnreg.certificates.published import PublishedBound
 from learnreg.certificates.sharp import SharpBound
 from learnreg.certificates.split import BallSplit
 from learnreg.certificates.state import rounding_floor, state_residual
+from learnreg.convolutions.gradient import Gradient
 from learnreg.linear.operator import LinearOperator
 from learnreg.linear.samples import norm_samples
+from learnreg.lower_level.data_terms import DataTerm
 from learnreg.lower_level.pairing import evaluate_pairing
 from learnreg.lower_level.point import Point
-from learnreg.operators import Blur, Identity, Inpainting, ParallelBeam2D
+from learnreg.operators import Blur, Identity, Inpainting, ParallelBeam2D, from_callables
 from learnreg.regularizers import (
+    AnalysisOperator,
     FieldsOfExperts,
     ImportedRidge,
     InputConvexNetwork,
@@ -186,6 +191,54 @@ def test_singular_operators_need_no_ridge() -> None:
     assert distance(result.gradient, truth.gradient) <= result.error_bound + truth.gradient_slack
 
 
+@pytest.mark.parametrize("certificate", ["auto", "published"])
+def test_sums_are_bounded_part_by_part(certificate: str) -> None:
+    """What is moved to the quadratic part is a number of each response, of all parts."""
+    other = FieldsOfExperts(filters=3, size=2, generator=torch.Generator().manual_seed(1)).double()
+    for regularizer in (
+        deep() + other,
+        Scaled(other + deep(), 1.1).double(),
+        deep() + TotalVariation(0.05, 0.1).double(),
+    ):
+        problem = problem_with(mask(), regularizer)
+        x_true, b = registry.measure(problem)
+        loss = lr.SquaredError(x_true)
+        result = lr.hypergradient(problem, b, loss, tolerance=1e-2, certificate=certificate)  # type: ignore[arg-type]
+        assert result.locally_certified
+        assert not result.certified
+        truth = truth_by_energy(problem, b, loss, result.x)
+        assert distance(result.gradient, truth.gradient) <= result.error_bound + 1e-10 * norm(truth.gradient)
+        error = (result.x - truth.x).flatten(1).norm(dim=1)
+        assert bool((error <= torch.minimum(result.state_error_bound, result.radius) + 1e-12).all())
+
+
+TERMS: dict[str, Callable[[], DataTerm]] = {
+    "Poisson": lambda: lr.Poisson(nn.Parameter(torch.tensor(0.5, dtype=DOUBLE))),
+    "TransmissionPoisson": lambda: lr.TransmissionPoisson(40.0, nn.Parameter(torch.tensor(1.2, dtype=DOUBLE))),
+    "SmoothedL1": lambda: lr.SmoothedL1(nn.Parameter(torch.tensor(0.1, dtype=DOUBLE))),
+}
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_data_terms_that_are_no_squares_are_bounded(name: str) -> None:
+    problem = problem_with(Identity(SHAPE), deep(), data_term=TERMS[name](), constraint=lr.Box(0.0, 1.0))
+    x_true = 0.2 + 0.6 * registry.rand(2, *SHAPE, seed=3)
+    counts = {"Poisson": torch.round(4.0 * x_true), "TransmissionPoisson": torch.round(40.0 * torch.exp(-1.2 * x_true))}
+    b, loss = counts.get(name, x_true), lr.SquaredError(x_true)
+    assert problem.instance(b).local
+    found = lr.solve(problem, b, 1e-5)
+    truth = truth_of(problem, b, loss, found.x.flatten(1))
+    assert truth.usable
+    assert found.locally_certified
+    error = (found.x.flatten(1) - truth.x).norm(dim=1)
+    bound = torch.minimum(math.sqrt(42) * found.error_bound, found.radius)
+    assert bool((error <= bound + truth.x_slack).all())
+    result = lr.hypergradient(problem, b, loss, tolerance=1e-2)
+    assert result.locally_certified
+    assert not result.certified
+    assert distance(result.gradient, truth.gradient) <= result.error_bound + truth.gradient_slack
+
+
 def test_results_in_float32_are_in_their_balls() -> None:
     """Rounded as they are."""
     problem = problem_with(Identity(SHAPE), deep().float())
@@ -267,6 +320,41 @@ def test_potentials_that_couple_responses_are_refused() -> None:
         lr.LowerLevelProblem(Identity(SHAPE), deep(), minimiser="nearest")  # type: ignore[arg-type]
     with pytest.raises(lr.AssumptionError, match="minimiser='local'"):
         lr.solve(lr.LowerLevelProblem(Identity(SHAPE), deep()), torch.zeros(1, *SHAPE, dtype=DOUBLE))
+
+
+class Waves(lr.Regularizer):
+    """Nonconvex, and says nothing of it."""
+
+    def value(self, x: Tensor) -> Tensor:
+        return (0.3 * torch.cos(6.0 * x)).flatten(1).sum(1)
+
+
+@pytest.mark.parametrize("kind", ["operator", "regularizer"])
+def test_what_nobody_vouches_for_has_no_ball(kind: str) -> None:
+    """Errors are estimates; no minimiser is known to be the only one, nor is its loss."""
+    A = registry.rand(30, 42, seed=5) / 6.0
+    operator = from_callables(lambda x: x.flatten(1) @ A.T, lambda y: (y @ A).reshape(-1, *SHAPE), SHAPE, (30,))
+    operator.examine = kind == "regularizer"
+    problem = problem_with(operator, deep() if kind == "operator" else deep() + Waves())
+    x_true, b = registry.measure(problem)
+    loss = lr.SquaredError(x_true)
+    found, result = lr.solve(problem, b, 1e-3), lr.hypergradient(problem, b, loss)
+    judged = lr.certify(problem, b, loss, found.x)
+    for one in (found, result, judged):
+        assert (one.bound_kind, one.certified, one.locally_certified) == ("estimate", False, False)
+        assert bool((one.radius == 0).all())
+    assert math.isinf(result.loss_interval[1])
+    assert bool(torch.isinf(result.state_error_bound).all())
+
+
+def test_norms_of_kinks_are_convex_and_need_no_ball() -> None:
+    regularizer = AnalysisOperator(Gradient(SHAPE), lr.AbsoluteValue(0.1)).double()
+    for operator, kind in ((Identity(SHAPE), "rigorous"), (mask(), "none")):
+        problem = problem_with(operator, regularizer)
+        _, b = registry.measure(problem)
+        found = lr.solve(problem, b, 1e-3)
+        assert found.bound_kind == kind
+        assert bool(torch.isinf(found.radius).all())
 
 
 def test_model_files_keep_it(tmp_path: object) -> None:
@@ -403,3 +491,19 @@ def test_x_outside_of_its_constraint_has_a_ball_only_where_the_minimiser_is_in_i
     hunt_local(draw_case(draw), draw, summary)
     assert summary.comparisons > 20
     assert summary.violations == []
+
+
+def test_x_outside_of_its_constraint_has_no_ball_beside_an_undecided_active_set() -> None:
+    """Whatever else keeps the gradient from having a bound."""
+    undecided = 0
+    for seed in range(8):
+        problem = problem_with(Identity(SHAPE), deep(2.0, seed), constraint=lr.Box(0.2, 0.7))
+        x_true, b = registry.measure(problem)
+        x, noise = lr.solve(problem, b, 1e-6).x, registry.randn(len(b), *SHAPE, seed=seed)
+        held = (x < 0.201) | (x > 0.699)
+        x = x + torch.where(held, 0.03 * noise.abs() * (x - 0.5).sign(), 1e-3 * noise)
+        found = lr.certify(problem, b, lr.SquaredError(x_true), x, certificate="published")
+        reaches = math.sqrt(42) * found.error_bound <= found.radius * (1.0 + 1e-12)
+        assert bool((reaches | (found.radius == 0)).all())
+        undecided += not found.locally_certified
+    assert undecided > 0

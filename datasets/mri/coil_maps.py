@@ -81,7 +81,8 @@ def estimate_coil_maps(kspace: Tensor, calibration: int = 24) -> Tensor:
             f"{unmeasured} of {calibration} lines in the middle of k-space were not measured.",
             hint="Pass a smaller calibration=, or measured sensitivities.",
         )
-    images = from_kspace(kspace * windows[0][:, None] * windows[1])
+    scaled = kspace / float(kspace.abs().max())  # squares of tiny and huge ones would not be numbers
+    images = from_kspace(scaled * windows[0][:, None] * windows[1])
     size = images.abs().square().sum(0).sqrt()
     return images * size / (size.square() + (_FAINT * size.max()).square())
 

@@ -88,7 +88,9 @@ def _of_array(values: np.ndarray[Any, Any], path: Path, three: tuple[str, str, s
     if values.dtype.kind != "c":
         raise DataError(f"it holds {values.dtype}, expected complex numbers.", path, "Save complex64 or complex128.")
     if values.ndim not in (2, 3, 4) or not values.size:
-        raise ShapeError(f"{path}: shape {values.shape}, expected (H, W), {three} or (slices, coils, H, W).")
+        raise ShapeError(
+            f"{path}: shape {values.shape}, expected (H, W), ({', '.join(three)}) or (slices, coils, H, W)."
+        )
     try:
         data = torch.from_numpy(np.array(values, dtype=np.complex64 if values.dtype.itemsize <= 8 else np.complex128))
     except MemoryError as error:

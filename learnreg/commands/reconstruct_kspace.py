@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -80,15 +81,21 @@ class KSpaceReconstructor:
     def _examine(self, path: Path) -> Examined:
         kspace = read_kspace(path, self.select)
         slices, coils = kspace.data.shape[:2]
-        measured = f"{int(kspace.lines.sum())} of {len(kspace.lines)} lines measured, {coils} coils"
-        self._maps(kspace, 0, path)
+        for index in range(slices):
+            self._measurement(kspace, index, path)
+        measured = f"{int(kspace.lines.sum())} of {len(kspace.lines)} lines measured, {coils} coil{'s' * (coils > 1)}"
         return Examined(path, (measured,), (), slices)
+
+    @cached_property
+    def _given_maps(self) -> Tensor:
+        assert self.coil_maps is not None
+        return read_kspace(self.coil_maps).data
 
     def _maps(self, kspace: KSpace, index: int, path: Path) -> Tensor | None:
         """Sensitivities of a slice; None for a single coil without any."""
         shape = tuple(kspace.data.shape[1:])
         if self.coil_maps is not None:
-            maps = read_kspace(self.coil_maps).data
+            maps = self._given_maps
             if tuple(maps.shape[1:]) != shape or len(maps) not in (1, len(kspace.data)):
                 raise ShapeError(
                     f"{self.coil_maps}: sensitivities {tuple(maps.shape)}, but {path} holds {len(kspace.data)} slices "
@@ -97,7 +104,26 @@ class KSpaceReconstructor:
             return maps[index % len(maps)]
         if shape[0] == 1:
             return None
-        return estimate_coil_maps(kspace.data[index], min(_CALIBRATION, _full_middle(kspace.lines, path)))
+        data = kspace.data[index]
+        return estimate_coil_maps(data, min(_CALIBRATION, _full_middle((data != 0).any(0).any(0), index, path)))
+
+    def _measurement(self, kspace: KSpace, index: int, path: Path) -> tuple[CartesianMRI, Tensor, float]:
+        """The operator of a slice, its k-space over the scale in float64, and the scale: the largest magnitude of the
+        zero-filled image."""
+        if not bool(kspace.data[index].any()):
+            raise DataError(f"slice {index} is 0 everywhere.", path, "Leave it out.")
+        maps = self._maps(kspace, index, path)
+        operator = CartesianMRI(kspace.mask, maps, (2, *kspace.data.shape[-2:]))
+        data = kspace.data[index] if maps is not None else kspace.data[index, 0]
+        exact = as_channels(data[None].to(torch.complex128))
+        scale = float(magnitude(operator.approximate_inverse(exact)[0]).max())
+        if not 0.0 < scale < math.inf:
+            raise DataError(
+                f"slice {index}: the largest magnitude of its zero-filled image is {scale:g}.",
+                path,
+                "Check its unit and the sensitivities.",
+            )
+        return operator, exact / scale, scale
 
     def _all(self, known: Examined, outputs: Sequence[Path], tolerance: float) -> Iterator[Reconstructed]:
         kspace = read_kspace(known.path, self.select)
@@ -107,14 +133,7 @@ class KSpaceReconstructor:
             yield self._one(known, kspace, index, output, tolerance)
 
     def _one(self, known: Examined, kspace: KSpace, index: int, output: Path, tolerance: float) -> Reconstructed:
-        maps = self._maps(kspace, index, known.path)
-        data = kspace.data[index] if maps is not None else kspace.data[index, 0]
-        operator = CartesianMRI(kspace.mask, maps, (2, *kspace.data.shape[-2:])).float()
-        exact = as_channels(data[None].to(torch.complex128))
-        scale = float(magnitude(operator.approximate_inverse(exact.float())[0]).max())
-        if not scale > 0.0:
-            raise DataError(f"slice {index} is 0 everywhere.", known.path, "Leave it out.")
-        exact = exact / scale
+        operator, exact, scale = self._measurement(kspace, index, known.path)
         b = exact.float()
         problem = self.model.problem(operator=operator)
         started = time.perf_counter()
@@ -140,18 +159,18 @@ def _write_complex(path: Path, x: Tensor, error_bound: float, scale: float) -> W
     return Written(str(path), (scale * error_bound + moved) * _SUMS)
 
 
-def _full_middle(lines: Tensor, path: Path) -> int:
-    """How many lines around the middle are all measured."""
-    middle = len(lines) // 2
+def _full_middle(lines: Tensor, index: int, path: Path) -> int:
+    """How many lines of a slice around the middle are all measured."""
     count = 0
     while count < len(lines):
         first = (len(lines) - count) // 2
         if not bool(lines[first : first + count + 1].all()):
             break
         count += 1
-    if count < 4 or not bool(lines[middle]):
+    if count < 4:
         raise DataError(
-            f"{count} lines in the middle are all measured, too few to estimate sensitivities of coils from.",
+            f"{count} lines in the middle of slice {index} are all measured, too few to estimate sensitivities of "
+            "coils from.",
             path,
             "Pass measured ones with --coil-maps FILE.",
         )

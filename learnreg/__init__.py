@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from learnreg import datasets, operators, regularizers, solvers, testing
+    from learnreg import datasets, operators, plot, regularizers, solvers, testing
     from learnreg.errors import (
         AssumptionError,
         CheckpointError,
@@ -121,7 +121,18 @@ _LAZY = {
 
 _ROOMS = (
     *("certificates", "convolutions", "datasets", "errors", "hypergradients", "linear", "losses", "lower_level"),
-    *("models", "operators", "potentials", "regularizers", "result", "solvers", "testing", "training", "upper_level"),
+    *(
+        "models",
+        "operators",
+        "plot",
+        "potentials",
+        "regularizers",
+        "result",
+        "solvers",
+        "testing",
+        "training",
+        "upper_level",
+    ),
 )
 """Attributes without an import of their own."""
 
@@ -182,6 +193,7 @@ __all__ = [
     "hypergradient",
     "load",
     "operators",
+    "plot",
     "pretrained",
     "regularizers",
     "save_model",

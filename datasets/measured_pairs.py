@@ -43,6 +43,14 @@ class MeasuredPairs(Dataset[tuple[Tensor, Tensor]]):
     ShapeError: an image of another shape than the operator's domain.
     DataError: no images, or an image that is not finite.
     ConfigError: ``block`` is not positive.
+
+    Examples
+    --------
+    >>> A = lr.operators.Identity((1, 8, 8))
+    >>> pairs = lr.datasets.MeasuredPairs(A, [torch.ones(1, 8, 8)], lr.datasets.GaussianNoise(0.1))
+    >>> b, x_true = pairs[0]
+    >>> b.shape
+    torch.Size([1, 8, 8])
     """
 
     def __init__(

@@ -20,6 +20,11 @@ class GaussianNoise:
     Raises
     ------
     ConfigError: a negative sigma.
+
+    Examples
+    --------
+    >>> lr.datasets.GaussianNoise(sigma=0.05).sigma
+    0.05
     """
 
     sigma: float = 0.01

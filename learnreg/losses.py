@@ -32,6 +32,16 @@ class UpperLoss:
 
     Certificates hold the constant against differences of gradients, and need a function that computes in float64: what
     a network in float32 says of the gradient is an *estimate*.
+
+    Raises
+    ------
+    ConfigError: something that is no function, or a constant that is negative or no number.
+
+    Examples
+    --------
+    >>> loss = lr.UpperLoss(lambda x: x.flatten(1).square().sum(1), gradient_lipschitz=2.0, independent=True)
+    >>> float(loss.value(torch.ones(3, 1, 2, 2)))
+    4.0
     """
 
     def __init__(
@@ -293,6 +303,15 @@ class SquaredError(UpperLoss):
     Parameters
     ----------
     x_true: ground truth (batch, *image_shape).
+
+    Raises
+    ------
+    ShapeError: no batch of images of real numbers.
+
+    Examples
+    --------
+    >>> float(lr.SquaredError(torch.zeros(3, 1, 2, 2)).value(torch.ones(3, 1, 2, 2)))
+    2.0
     """
 
     def __init__(self, x_true: Tensor) -> None:

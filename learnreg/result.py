@@ -75,7 +75,13 @@ class Brief:
 
 
 class Status(Enum):
-    """How a solve ended; the value is a sentence that ends in advice, ``str`` the name."""
+    """How a solve ended; the value is a sentence that ends in advice, ``str`` the name.
+
+    Examples
+    --------
+    >>> lr.Status.CONVERGED.value
+    'The certified error bound meets the tolerance; nothing to do.'
+    """
 
     CONVERGED = "The certified error bound meets the tolerance; nothing to do."
     ESTIMATED = "The estimated error meets the tolerance, but no bound exists; the reason says what it lacks."
@@ -162,6 +168,20 @@ class Solution(Brief):
     the ball of ``radius`` around x, a 2-norm, (batch,), where there is exactly one: a rigorous bound if
     ``locally_certified``. The radius is 0 where no ball was certified, which leaves an infinite ``error_bound`` or an
     estimate, and infinite where the minimiser is the global one, as always with "global".
+
+    Parameters
+    ----------
+    history: what the solver saw at each look: steps, applications, bounds, residuals.
+    status: why the solver stopped, a :class:`learnreg.Status`.
+    dual: y, or a function that computes it.
+
+    Examples
+    --------
+    >>> A, R = lr.operators.Identity((1, 8, 8)), lr.regularizers.TotalVariation(0.1)
+    >>> problem, b = lr.LowerLevelProblem(A, R), torch.zeros(1, 1, 8, 8)
+    >>> solution = lr.solve(problem, b, tolerance=1e-3)
+    >>> solution.certified, bool(solution.error_bound.max() <= 1e-3), solution.status.name
+    (True, True, 'CONVERGED')
     """
 
     x: Tensor
@@ -209,6 +229,22 @@ class Hypergradient(Brief):
     certified_scope, radius, locally_certified: as those of ``Solution``. With "local" the gradient is that of the
     branch of the minimiser in the ball, and so are its bound and the interval of the loss; ``certified`` is about the
     global minimiser all the same.
+
+    Parameters
+    ----------
+    status: why the method stopped, a :class:`learnreg.Status`.
+    steps: iterations of the lower-level and the adjoint solver together.
+    operator_applications: calls of K or K^T on the batch, those of the certificate included.
+
+    Examples
+    --------
+    >>> A, R = lr.operators.Identity((1, 8, 8)), lr.regularizers.TotalVariation(0.1)
+    >>> problem, b = lr.LowerLevelProblem(A, R), torch.zeros(1, 1, 8, 8)
+    >>> hg = lr.hypergradient(problem, torch.rand(1, 1, 8, 8), lr.SquaredError(b), tolerance=0.1)
+    >>> hg.certified, sorted(hg.gradient)
+    (True, ['log_weight'])
+    >>> hg.loss_interval[0] <= hg.loss <= hg.loss_interval[1]
+    True
     """
 
     gradient: dict[str, Tensor]
@@ -263,6 +299,19 @@ class Certificate(Brief):
     corrected by the dual-weighted residual <X, ∇E(x)>, an *estimate* of the loss at the exact minimiser.
     corrected_gradient and its corrected_error_bound, like gradient_error_bound: a better answer, at a corrected point.
     certified_scope, radius, locally_certified: as those of ``Solution``.
+
+    Parameters
+    ----------
+    X: the adjoint state that the gradient was formed from.
+    operator_applications: what the certificate cost, in calls of K or K^T on the batch.
+
+    Examples
+    --------
+    >>> A, R = lr.operators.Identity((1, 8, 8)), lr.regularizers.TotalVariation(0.1)
+    >>> problem, b = lr.LowerLevelProblem(A, R), torch.zeros(1, 1, 8, 8)
+    >>> cert = lr.certify(problem, b + 0.1, lr.SquaredError(b), x=torch.full_like(b, 0.1))
+    >>> cert.certified, bool(cert.error_bound.max() < 1e-3)
+    (True, True)
     """
 
     error_bound: Tensor

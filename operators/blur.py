@@ -30,6 +30,18 @@ class Blur(LinearOperator):
     boundary: "zero", "circular" or "reflect".
 
     ``gram_lower_bound`` is exact for "circular" (the smallest |FFT|²) and 0 otherwise: add a ridge then.
+
+    Raises
+    ------
+    ShapeError: a kernel or a domain of another shape.
+    OperatorError: a kernel with NaN or infinite entries.
+    ConfigError: another boundary.
+
+    Examples
+    --------
+    >>> A = lr.operators.Blur(torch.full((3, 3), 1 / 9), (1, 8, 8), boundary="reflect")
+    >>> bool(torch.allclose(A(torch.ones(1, 1, 8, 8)), torch.ones(1, 1, 8, 8)))
+    True
     """
 
     kernel: Tensor

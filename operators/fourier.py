@@ -29,6 +29,16 @@ class FourierSampling(LinearOperator):
 
     The range is (2, H, W), zero where nothing is measured. A^T A is a convolution whose eigenvalues are mask_k² for
     complex images and (mask_k² + mask_-k²) / 2 for real ones: ``norm_bound`` and ``gram_lower_bound`` are exact.
+
+    Raises
+    ------
+    ShapeError: a mask or a domain of another shape.
+    OperatorError: a mask that is complex or not finite.
+
+    Examples
+    --------
+    >>> lr.operators.FourierSampling(torch.ones(8, 8)).range_shape
+    (2, 8, 8)
     """
 
     mask: Tensor

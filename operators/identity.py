@@ -17,7 +17,18 @@ __all__ = ["Identity", "Inpainting"]
 
 
 class Identity(Unchanged):
-    """A = I on images of the given shape (without the batch axis): denoising."""
+    """A = I on images of the given shape (without the batch axis): denoising.
+
+    Parameters
+    ----------
+    domain_shape: of images, without the batch.
+
+    Examples
+    --------
+    >>> A = lr.operators.Identity((1, 8, 8))
+    >>> A(torch.ones(2, 1, 8, 8)).shape, float(A.norm_bound())
+    (torch.Size([2, 8, 8]), 1.0)
+    """
 
     def stored(self) -> dict[str, Any]:
         return {"config": {}}  # images of any size
@@ -39,6 +50,16 @@ class Inpainting(LinearOperator):
     ----------
     mask: tensor or NumPy array of ``domain_shape``: 1 (or True) where a pixel is seen, 0 where it is missing; any
         finite weights do. Images have a channel axis: mask[None] for a mask (height, width).
+
+    Raises
+    ------
+    OperatorError: a mask with NaN or infinite entries.
+
+    Examples
+    --------
+    >>> mask = (torch.arange(16).reshape(1, 4, 4) % 2).float()
+    >>> float(lr.operators.Inpainting(mask)(torch.ones(1, 1, 4, 4)).sum())
+    8.0
     """
 
     mask: Tensor

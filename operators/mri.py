@@ -65,6 +65,12 @@ class CartesianMRI(LinearOperator):
     ------
     ShapeError: mask and sensitivities of shapes that do not fit each other.
     OperatorError: entries that are not finite, complex weights, sensitivities that are real.
+
+    Examples
+    --------
+    >>> A = lr.operators.CartesianMRI(lr.datasets.cartesian_mask(8), domain_shape=(2, 8, 8))
+    >>> A.domain_shape, A.range_shape
+    ((2, 8, 8), (2, 8, 8))
     """
 
     mask: Tensor

@@ -57,6 +57,10 @@ class DicomSlice:
     instance_number, position, orientation: None where the tag is missing, empty or malformed.
     marks: tags that may tell slices at one position apart, such as AcquisitionNumber.
     belongs_to: tags that all slices of a series have in common, such as PatientID.
+
+    Parameters
+    ----------
+    series_uid, path: the series that the slice belongs to, and its file.
     """
 
     hounsfield: Tensor
@@ -74,6 +78,10 @@ class DicomSlice:
 
 def read_dicom(path: str | Path) -> DicomSlice:
     """Read one slice; its pixels become Hounsfield units by RescaleSlope and RescaleIntercept.
+
+    Parameters
+    ----------
+    path: of the file.
 
     Raises
     ------

@@ -48,6 +48,10 @@ class DicomSeries:
     frames: the number of each image in its file, from 1.
     notes: what was left out, and what a user of the slices should know: copies, pixels that are not square, distances
         that vary, slices shifted against each other.
+
+    Parameters
+    ----------
+    series_uid: of the slices.
     """
 
     images: Tensor
@@ -73,6 +77,7 @@ def read_dicom_series(
 
     Parameters
     ----------
+    path: a folder, or one of its files.
     series_uid: which series, needed where the folder holds several.
     window: Hounsfield units that become 0 and 1; values outside are clipped. The lower end must stay -1000 for images
         that are proportional to attenuation.
@@ -109,6 +114,10 @@ def read_dicom_series(
 def find_series(folder: str | Path) -> dict[str, list[Path]]:
     """The CT files directly inside a folder by their SeriesInstanceUID, each sorted by file name.
 
+    Parameters
+    ----------
+    folder: searched with all folders in it.
+
     Raises
     ------
     DataError: the folder is missing or holds no CT files; a damaged file; a CT file without a series.
@@ -138,6 +147,11 @@ def find_series(folder: str | Path) -> dict[str, list[Path]]:
 
 def window_hounsfield(hounsfield: Tensor, window: tuple[float, float] = CT_WINDOW) -> Tensor:
     """Map the window to [0, 1] and clip.
+
+    Parameters
+    ----------
+    hounsfield: any shape.
+    window: what becomes 0 and 1.
 
     Raises
     ------

@@ -37,9 +37,23 @@ class ImageFolder(Dataset[Tensor]):
 
     Images are read when they are asked for, see `learnreg.datasets.read_image`.
 
+    Parameters
+    ----------
+    folder: with PNG, JPEG, TIFF or BMP files, not recursive.
+
     Raises
     ------
     DataError: the folder is missing, is a file, or holds no images.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from PIL import Image
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     Image.new("L", (12, 10), 128).save(f"{folder}/grey.png")
+    ...     images = lr.datasets.ImageFolder(folder)
+    ...     print(len(images))
+    1
     """
 
     def __init__(self, folder: str | Path, colour: bool = False) -> None:

@@ -44,6 +44,10 @@ def read_hdf5_array(path: str | Path, key: str = "data", ignored: Mask | None = 
     """The whole data set ``key`` ("group/name" inside groups), unscaled, see ``float_tensor`` in ``checks``, also for
     ``ignored``.
 
+    Parameters
+    ----------
+    path: of the file.
+
     Raises
     ------
     DataError: h5py is missing; the file is missing, truncated, a Git LFS pointer or not HDF5; the data set is missing,

@@ -38,6 +38,7 @@ def read_image(path: str | Path, noisy: bool = False, colour: bool = False) -> T
 
     Parameters
     ----------
+    path: of the file.
     noisy: float images may have any values, as those have whose noise is not cut off.
     colour: red, green and blue, (3, height, width), in place of luma; grey images have three equal channels.
 

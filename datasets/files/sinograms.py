@@ -38,6 +38,7 @@ def read_sinogram(
 
     Parameters
     ----------
+    path: of the file.
     key: the data set in an HDF5 file; without it "data", or the only one.
     operator: whose ``range_shape`` the sinograms must have, if given. Values at its dead detectors are not looked at:
         NaN or negative ones become 0, too.
@@ -59,6 +60,14 @@ class SinogramStack(Sequence[Tensor]):
     more than one in memory. Of compressed HDF5 files a chunk at a time, of TIFF files a page.
 
     Parameters and errors: those of ``read_sinogram``; values are looked at when a sinogram is read.
+
+    Parameters
+    ----------
+    path, key, operator, counts: as of :func:`learnreg.datasets.read_sinogram`.
+
+    Raises
+    ------
+    DataError: a file that cannot be read, or without values.
     """
 
     def __init__(
@@ -162,6 +171,11 @@ def read_array(path: str | Path, key: str | None = None, ignored: Mask | None = 
     """An array of any shape from a .npy, HDF5 or TIFF file (pages, height, width), unscaled, such as a flat field.
 
     ignored: where values are replaced by 0, whatever they are, if the last axis has as many places.
+
+    Parameters
+    ----------
+    path: of the file.
+    key: of the array in an HDF5 file; None where there is only one.
 
     Raises
     ------

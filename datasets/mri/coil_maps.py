@@ -24,6 +24,7 @@ def simulate_coil_maps(coils: int, height: int, width: int, distance: float = 1.
 
     Parameters
     ----------
+    coils, height, width: how many, and the sides of the image.
     distance: of the loops from the middle, in halves of the image's sides; above 1 they are outside an image's
         inscribed circle.
 

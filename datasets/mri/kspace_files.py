@@ -50,6 +50,7 @@ def read_kspace(path: str | Path, select: Mapping[str, int] | None = None) -> KS
 
     Parameters
     ----------
+    path: of the file.
     select: of an ISMRMRD file, which contrast, phase, repetition or set, by number, where it holds several.
 
     Raises

@@ -62,6 +62,11 @@ def combined_images(kspace: KSpace, size: int) -> Tensor:
     """Fully sampled slices as complex images (slices, 2, size, size): coils combined with the sensitivities that
     :func:`estimate_coil_maps` finds, the middle square of the image that the scanner means, resized in k-space.
 
+    Parameters
+    ----------
+    kspace: what :func:`learnreg.datasets.read_kspace` returned.
+    size: sides of the images; None keeps those of the file.
+
     Raises
     ------
     DataError: lines were not measured.

@@ -29,6 +29,14 @@ class KSpacePairs(MeasuredPairs):
     Raises
     ------
     ShapeError, DataError, ConfigError: as there.
+
+    Examples
+    --------
+    >>> A = lr.operators.CartesianMRI(lr.datasets.cartesian_mask(8), domain_shape=(2, 8, 8))
+    >>> image = lr.datasets.with_smooth_phase(torch.ones(1, 8, 8), seed=0)
+    >>> pairs = lr.datasets.KSpacePairs(A, [image], lr.datasets.GaussianNoise(0.01))
+    >>> pairs[0][0].shape
+    torch.Size([2, 8, 8])
     """
 
     operator: CartesianMRI

@@ -22,6 +22,7 @@ def with_smooth_phase(image: Tensor, seed: int = 0, strength: float = 1.0) -> Te
 
     Parameters
     ----------
+    image: (1, height, width), real.
     strength: standard deviation of the phase over images, in radians.
 
     Raises

@@ -31,6 +31,10 @@ class BSDS500(Dataset[Tensor]):
 
     Source: Arbelaez, Maire, Fowlkes, Malik, "Contour Detection and Hierarchical Image Segmentation", TPAMI 33 (2011).
 
+    Parameters
+    ----------
+    splits: of "train", "val" and "test".
+
     Raises
     ------
     ConfigError: a split other than "train", "val" and "test".

@@ -52,6 +52,10 @@ def natural_images(split: str = "train", colour: bool = False) -> dict[str, Tens
     """Photographs (1, height, width) in [0, 1] by name: "train" (12 images) or the held-out "test" (3 images); with
     ``colour`` (3, height, width), those that have colours: 5 images, and 2 held out.
 
+    Parameters
+    ----------
+    split: "train" or "test".
+
     Raises
     ------
     ConfigError: another split.

@@ -20,6 +20,10 @@ __all__ = ["DenoisingPatches", "add_noise", "parse_sigma"]
 def parse_sigma(text: str | float) -> float:
     """A noise level in (0, 1], the standard deviation for images in [0, 1], from a number or a fraction as "25/255".
 
+    Parameters
+    ----------
+    text: such as 0.1 or 25/255.
+
     Raises
     ------
     ConfigError: not a number, or outside (0, 1].
@@ -38,6 +42,11 @@ def add_noise(image: Tensor, sigma: float, seed: int) -> Tensor:
     """``image`` plus Gaussian noise of standard deviation ``sigma``, not clipped.
 
     ``seed`` alone decides the noise: it is drawn on the CPU in float32, whatever the dtype and device of ``image``.
+
+    Raises
+    ------
+    ShapeError: an image of other than real numbers.
+    ConfigError: a negative noise level, or a seed out of range.
     """
     check_real(image, "add_noise(image)")
     seed = whole_number(seed, "add_noise(seed)", least=-LARGEST_SEED, most=LARGEST_SEED)
@@ -66,6 +75,13 @@ class DenoisingPatches(Dataset[tuple[Tensor, Tensor] | tuple[Tensor, Tensor, flo
     ------
     ConfigError: an option out of range, such as sigma=25 in place of 25/255.
     DataError: no images, or an image of another shape, smaller than a patch, not finite or outside [0, 1].
+
+    Examples
+    --------
+    >>> pairs = lr.datasets.DenoisingPatches({"flat": torch.full((1, 32, 32), 0.5)}, sigma=0.1, patch=16, count=4)
+    >>> noisy, clean = pairs[0]
+    >>> len(pairs), noisy.shape
+    (4, torch.Size([1, 16, 16]))
     """
 
     def __init__(

@@ -21,6 +21,11 @@ class RelativeNoise:
     Raises
     ------
     ConfigError: ``fraction`` is not in [0, 1].
+
+    Examples
+    --------
+    >>> lr.datasets.RelativeNoise(fraction=0.01).fraction
+    0.01
     """
 
     fraction: float = 0.01
@@ -56,6 +61,11 @@ class PhotonNoise:
     Raises
     ------
     ConfigError: a value that is not positive (``electronic``: negative) or not finite.
+
+    Examples
+    --------
+    >>> lr.datasets.PhotonNoise(photons=1e4, attenuation=16.0).photons
+    10000.0
     """
 
     photons: float = 1e5

@@ -25,6 +25,14 @@ class TomographyPairs(MeasuredPairs):
     Raises
     ------
     ShapeError, DataError: as there. ConfigError: ``block`` is not positive, or ``noise`` is no noise model.
+
+    Examples
+    --------
+    >>> A = lr.operators.ParallelBeam2D(16, 10, backend="matrix-free")
+    >>> pairs = lr.datasets.TomographyPairs(A, lr.datasets.ellipse_phantoms(1, 16), lr.datasets.RelativeNoise(0.01))
+    >>> sinogram, image = pairs[0]
+    >>> sinogram.shape
+    torch.Size([1, 10, 23])
     """
 
     def __init__(

@@ -26,6 +26,10 @@ _LUNG, _FAT, _MUSCLE, _BONE, _MARROW = 0.09, 0.38, 0.46, 0.88, 0.58
 def ellipse_phantoms(count: int, size: int = 128, seed: int = 0, start: int = 0) -> Tensor:
     """Phantoms ``start`` to ``start + count - 1``, shape (count, 1, size, size), float32 in [0, 1].
 
+    Parameters
+    ----------
+    seed: of the whole sequence.
+
     Raises
     ------
     ConfigError: ``count`` is not positive, ``size`` is below 16 or ``start`` is negative.

@@ -26,6 +26,10 @@ def resize_slice(image: Tensor, size: int, spacing: tuple[float, float] = (1.0, 
     averaged, which keeps the mean exactly; otherwise scikit-image interpolates linearly behind an antialiasing filter.
     An odd rest is cut off below and on the right. Values stay within the range of the image.
 
+    Parameters
+    ----------
+    image: (1, height, width).
+
     Raises
     ------
     ShapeError: not an image (1, height, width). ConfigError: ``size`` is not a positive integer, or ``spacing`` not

@@ -32,6 +32,12 @@ class LineIntegrals:
         in air, kept so that its mean stays zero.
     floored: how many rays had a net count below the floor.
     floor: that net count.
+
+    Examples
+    --------
+    >>> found = lr.datasets.line_integrals(torch.full((1, 1, 2, 3), 50.0), flat=100.0)
+    >>> round(float(found.values[0, 0, 0, 0]), 4)  # log 2
+    0.6931
     """
 
     values: Tensor
@@ -113,6 +119,10 @@ def statistical_weights(
     Source: Sauer, Bouman, "A local update strategy for iterative reconstruction from projections", IEEE Trans. Signal
     Process. 41 (1993); Thibault, Bouman, Sauer, Hsieh, "A recursive filter for noise reduction in statistical iterative
     tomographic imaging", Proc. SPIE 6065 (2006).
+
+    Parameters
+    ----------
+    counts, dark: photons behind the object, and without the source; as of ``line_integrals``.
 
     Raises
     ------

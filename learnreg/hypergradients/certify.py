@@ -52,6 +52,8 @@ def certify(
 
     Parameters
     ----------
+    problem, loss: as in :func:`learnreg.hypergradient`.
+    certificate: "sharp", "published" or "auto".
     b: measurements (batch, *range_shape).
     x, X: lower-level solution and adjoint state, (batch, *domain_shape) each. Without X the adjoint equation at x is
         solved first. Of an x outside the constraint the nearest point inside is judged; the error bound is that of x.

@@ -48,6 +48,14 @@ class ClosedForm(HypergradientMethod):
     ------
     ConfigError: when it runs, a lower level that is not quadratic, or has a constraint or latent variables; images too
     large for matrices.
+
+    Examples
+    --------
+    >>> R = lr.regularizers.GeneralisedTikhonov(filters=2, size=3)
+    >>> problem = lr.LowerLevelProblem(lr.operators.Identity((1, 8, 8)), R)
+    >>> b, loss = torch.rand(1, 1, 8, 8), lr.SquaredError(torch.zeros(1, 1, 8, 8))
+    >>> lr.hypergradient(problem, b, loss, method=lr.ClosedForm(), tolerance=1e-6).certified
+    True
     """
 
     name = "closed-form"

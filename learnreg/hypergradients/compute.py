@@ -58,6 +58,8 @@ def hypergradient(
 
     Parameters
     ----------
+    problem: the lower level, or ``problem.frozen()``.
+    absolute_tolerance: an error of the gradient, as a 2-norm, that is small enough whatever its length.
     b: measurements (batch, *range_shape).
     method: None takes ``Piggyback()`` where it was measured to be faster (from a cold start for total variation and
         ill-conditioned filter banks; for very ill-conditioned lifted networks) and ``Implicit()`` elsewhere. Of a

@@ -81,6 +81,13 @@ class EquilibriumPropagation(HypergradientMethod):
         beta L >= mu, where E - beta ell need not have a minimum (real nudges); complex nudges for potentials other than
         ``PseudoHuber``, ``LogCosh``, ``Square`` and sums of them, with a constraint or latent variables, or beyond the
         strip where f' is holomorphic.
+
+    Examples
+    --------
+    >>> problem = lr.LowerLevelProblem(lr.operators.Identity((1, 8, 8)), lr.regularizers.FieldsOfExperts(2, 3))
+    >>> b, loss = torch.rand(1, 1, 8, 8), lr.SquaredError(torch.zeros(1, 1, 8, 8))
+    >>> lr.hypergradient(problem, b, loss, method=lr.EquilibriumPropagation(), tolerance=0.1).certified
+    True
     """
 
     name = "equilibrium-propagation"

@@ -55,6 +55,11 @@ class FiniteDifference(HypergradientMethod):
     Raises
     ------
     ConfigError: a step outside (0, 1); when it runs, more learned numbers than 1,000.
+
+    Examples
+    --------
+    >>> lr.FiniteDifference(step=1e-4).step
+    0.0001
     """
 
     name = "finite-difference"

@@ -47,6 +47,13 @@ class Implicit(HypergradientMethod):
     Raises
     ------
     ConfigError: an unknown solver; a rank that is no positive integer, or of another solver.
+
+    Examples
+    --------
+    >>> problem = lr.LowerLevelProblem(lr.operators.Identity((1, 8, 8)), lr.regularizers.FieldsOfExperts(2, 3))
+    >>> b, loss = torch.rand(1, 1, 8, 8), lr.SquaredError(torch.zeros(1, 1, 8, 8))
+    >>> lr.hypergradient(problem, b, loss, method=lr.Implicit("minres"), tolerance=0.1).certified
+    True
     """
 
     name = "implicit"

@@ -47,6 +47,17 @@ class Piggyback(HypergradientMethod):
     Potentials without proximal maps (input-convex networks, weakly convex splines) have no primal-dual iteration. There
     "sequential" runs L-BFGS and, on the same frozen linearisation, conjugate gradients, and "interleaved" raises
     ConfigError. Data terms that are not squares leave the ridge alone to the primal step: "sequential" does the same.
+
+    Raises
+    ------
+    ConfigError: another mode.
+
+    Examples
+    --------
+    >>> problem = lr.LowerLevelProblem(lr.operators.Identity((1, 8, 8)), lr.regularizers.FieldsOfExperts(2, 3))
+    >>> b, loss = torch.rand(1, 1, 8, 8), lr.SquaredError(torch.zeros(1, 1, 8, 8))
+    >>> lr.hypergradient(problem, b, loss, method=lr.Piggyback(), tolerance=0.1).certified
+    True
     """
 
     name = "piggyback"

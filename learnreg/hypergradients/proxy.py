@@ -47,6 +47,17 @@ class Proxy(HypergradientMethod):
     ------
     ConfigError: a network that is no module; when it runs, one whose prediction does not depend on theta, or a lower
         level with latent variables. ShapeError: predictions of another shape.
+
+    Examples
+    --------
+    >>> class Network(torch.nn.Module):  # untrained; method.fit trains it
+    ...     def forward(self, theta, b):
+    ...         return b * theta.mean().sigmoid()
+    >>> method = lr.Proxy(Network().double())
+    >>> problem = lr.LowerLevelProblem(lr.operators.Identity((1, 8, 8)), lr.regularizers.FieldsOfExperts(2, 3))
+    >>> b, loss = torch.rand(1, 1, 8, 8), lr.SquaredError(torch.zeros(1, 1, 8, 8))
+    >>> lr.hypergradient(problem, b, loss, method=method, tolerance=0.1).certified
+    True
     """
 
     name = "proxy"

@@ -41,7 +41,22 @@ _CORRECTION = 1e-2
 class Start(Brief):
     """Where to start: the state and adjoint state of an earlier visit to the same samples, z and Z those of latent
     variables, where there are any and they are at hand. accuracy: what the earlier visit needed, and normed: an
-    operator of it whose norm is known, see ``Hypergradient``."""
+    operator of it whose norm is known, see ``Hypergradient``.
+
+    Parameters
+    ----------
+    x, X: images and adjoint states to begin at, (batch, *domain_shape).
+    z, Z: latent variables of both, where the regularizer has them.
+
+    Examples
+    --------
+    >>> A, R = lr.operators.Identity((1, 8, 8)), lr.regularizers.TotalVariation(0.1)
+    >>> problem, b = lr.LowerLevelProblem(A, R), torch.zeros(1, 1, 8, 8)
+    >>> hg = lr.hypergradient(problem, b + 1, lr.SquaredError(b), tolerance=0.1)
+    >>> again = lr.hypergradient(problem, b + 1, lr.SquaredError(b), tolerance=0.1, start=lr.Start.after(hg))
+    >>> again.certified
+    True
+    """
 
     x: Tensor
     X: Tensor

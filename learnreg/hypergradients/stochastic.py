@@ -87,6 +87,11 @@ class BSG1(_Stochastic):
     Raises
     ------
     ConfigError: numbers that are not positive.
+
+    Examples
+    --------
+    >>> lr.BSG1(steps=3).steps
+    3
     """
 
     name = "bsg-1"
@@ -167,6 +172,11 @@ class BSGHessian(_Newton):
     Raises
     ------
     ConfigError: numbers that are no integers, or too small.
+
+    Examples
+    --------
+    >>> lr.BSGHessian(steps=3, adjoint_steps=5).adjoint_steps
+    5
     """
 
     name = "bsg-hessian"
@@ -189,6 +199,11 @@ class BSGNewtonFD(_Newton):
     Raises
     ------
     ConfigError: numbers that are no integers, or too small.
+
+    Examples
+    --------
+    >>> lr.BSGNewtonFD(steps=3, adjoint_steps=5).adjoint_steps
+    5
     """
 
     name = "bsg-newton-fd"

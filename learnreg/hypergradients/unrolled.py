@@ -63,6 +63,13 @@ class Unrolled(HypergradientMethod):
     ------
     ConfigError: numbers that are not positive integers, or ``last`` above ``steps``; checkpoints in forward mode. When
     it runs: more than 64 entries of parameters there; latent variables, or a Hessian without a known bound.
+
+    Examples
+    --------
+    >>> problem = lr.LowerLevelProblem(lr.operators.Identity((1, 8, 8)), lr.regularizers.FieldsOfExperts(2, 3))
+    >>> b, loss = torch.rand(1, 1, 8, 8), lr.SquaredError(torch.zeros(1, 1, 8, 8))
+    >>> lr.hypergradient(problem, b, loss, method=lr.Unrolled(steps=60), tolerance=0.1).certified
+    True
     """
 
     name = "unrolled"

@@ -14,6 +14,10 @@ __all__ = ["as_channels", "as_complex"]
 def as_channels(z: Tensor) -> Tensor:
     """Complex numbers (batch, ...) as real ones (batch, 2, ...): real part, imaginary part.
 
+    Parameters
+    ----------
+    z: a complex tensor (batch, ...).
+
     Raises
     ------
     ShapeError: no complex tensor with a batch axis.
@@ -26,6 +30,10 @@ def as_channels(z: Tensor) -> Tensor:
 
 def as_complex(x: Tensor) -> Tensor:
     """Real numbers (batch, 2, ...) as complex ones (batch, ...): the reverse of :func:`as_channels`.
+
+    Parameters
+    ----------
+    x: a real tensor (batch, 2, ...).
 
     Raises
     ------

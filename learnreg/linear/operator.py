@@ -35,6 +35,21 @@ class LinearOperator(Normed):
     A subclass sets ``domain_shape`` and ``range_shape`` (without the batch axis) and implements ``forward`` and
     ``adjoint``; it overrides ``norm_bound`` and ``gram_lower_bound`` when it knows better. Everything else is derived.
     Operators compute in the dtype, float32 or float64, and on the device of their input, under torch.autocast, too.
+
+    Parameters
+    ----------
+    domain_shape, range_shape: shapes of one sample on both sides, without the batch.
+
+    Examples
+    --------
+    >>> class Double(lr.LinearOperator):
+    ...     def __init__(self):
+    ...         super().__init__((1, 4, 4), (1, 4, 4))
+    ...     def forward(self, x):
+    ...         return 2 * x
+    ...     def adjoint(self, y):
+    ...         return 2 * y
+    >>> report = lr.testing.check_operator(Double(), dtype=torch.float64)  # raises lr.OperatorError
     """
 
     domain_shape: Shape
@@ -386,7 +401,21 @@ class VStack(_Pair):
 
 
 def vstack(*operators: LinearOperator) -> LinearOperator:
-    """Stack operators with one domain on top of each other; the range is flat, in the order given."""
+    """Stack operators with one domain on top of each other; the range is flat, in the order given.
+
+    Parameters
+    ----------
+    operators: of one domain; a single one is itself.
+
+    Raises
+    ------
+    OperatorError: no operators, or something else.
+
+    Examples
+    --------
+    >>> lr.vstack(lr.operators.Identity((1, 4, 4)), lr.operators.Inpainting(torch.ones(1, 4, 4))).range_shape
+    (32,)
+    """
     if not operators or not all(isinstance(operator, LinearOperator) for operator in operators):
         raise OperatorError("vstack(*operators) needs at least one operator, and LinearOperators only.", "vstack")
     result = operators[0]

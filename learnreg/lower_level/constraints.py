@@ -80,6 +80,13 @@ class Box(nn.Module):
     Raises
     ------
     ConfigError: NaN, or lower >= upper somewhere. ShapeError: shapes that do not fit.
+
+    Examples
+    --------
+    >>> A, R = lr.operators.Identity((1, 4, 4)), lr.regularizers.TotalVariation()
+    >>> problem = lr.LowerLevelProblem(A, R, constraint=lr.Box(0.0, 1.0))
+    >>> float(lr.solve(problem, torch.full((1, 1, 4, 4), 3.0)).x.max())
+    1.0
     """
 
     lower: Tensor
@@ -182,7 +189,15 @@ class Box(nn.Module):
 
 
 class Nonnegative(Box):
-    """The constraint x >= 0."""
+    """The constraint x >= 0.
+
+    Examples
+    --------
+    >>> A, R = lr.operators.Identity((1, 4, 4)), lr.regularizers.TotalVariation()
+    >>> problem = lr.LowerLevelProblem(A, R, constraint=lr.Nonnegative())
+    >>> float(lr.solve(problem, torch.full((1, 1, 4, 4), -1.0)).x.max())
+    0.0
+    """
 
     def __init__(self) -> None:
         super().__init__(lower=0.0)

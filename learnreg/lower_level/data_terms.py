@@ -128,7 +128,16 @@ class DataTerm(nn.Module):
 
 
 class LeastSquares(DataTerm, Proximal):
-    """½‖p‖² of the residual p = A x - b: the data term of Gaussian noise."""
+    """½‖p‖² of the residual p = A x - b: the data term of Gaussian noise.
+
+    Examples
+    --------
+    >>> problem = lr.LowerLevelProblem(
+    ...     lr.operators.Identity((1, 4, 4)), lr.regularizers.TotalVariation(), data_term=lr.LeastSquares()
+    ... )
+    >>> problem.energy(torch.ones(1, 1, 4, 4), torch.zeros(1, 1, 4, 4)).detach()
+    tensor([8.])
+    """
 
     def at(self, b: Tensor, known: Callable[[], Range | None] = lambda: None) -> LeastSquares:
         return self
@@ -183,6 +192,16 @@ class WeightedLeastSquares(LeastSquares):
     weights: tensor or NumPy array that broadcasts against the range of A (without the batch axis), all entries finite
         and >= 0. An nn.Parameter is learnable and appears in hypergradients as ``data_term.weights``. Or (batch,
         *range_shape), fixed: weights of its own for each sample of the one batch that the problem is for.
+
+    Raises
+    ------
+    ConfigError: weights that are negative, infinite or NaN.
+
+    Examples
+    --------
+    >>> variances = torch.full((1, 4, 4), 0.01)
+    >>> lr.WeightedLeastSquares(1.0 / variances).weights.shape
+    torch.Size([1, 4, 4])
     """
 
     weights: Tensor
@@ -282,6 +301,16 @@ class TransmissionLeastSquares(LeastSquares):
 
     Source: Sauer and Bouman, IEEE Trans. Signal Process. 41 (1993); Thibault, Bouman, Sauer and Hsieh, Proc. SPIE 6065
     (2006), for the electronic noise.
+
+    Raises
+    ------
+    ConfigError: an argument that is out of its range, or of the wrong kind.
+
+    Examples
+    --------
+    >>> data_term = lr.TransmissionLeastSquares(photons=1e4, attenuation=16.0)
+    >>> A = lr.operators.Identity((1, 4, 4))
+    >>> problem = lr.LowerLevelProblem(A, lr.regularizers.TotalVariation(), ridge=1e-3, data_term=data_term)
     """
 
     def __init__(

@@ -226,6 +226,13 @@ class Poisson(DualisedTerm):
     background: s > 0, in counts. It bounds the curvature, b/s²: the smaller, the harder to solve.
 
     Source: Shepp and Vardi, IEEE Trans. Med. Imaging 1 (1982).
+
+    Examples
+    --------
+    >>> A, R, inside = lr.operators.Identity((1, 4, 4)), lr.regularizers.TotalVariation(), lr.Nonnegative()
+    >>> problem = lr.LowerLevelProblem(A, R, data_term=lr.Poisson(1.0), constraint=inside)
+    >>> problem.energy(torch.zeros(1, 1, 4, 4), torch.ones(1, 1, 4, 4)).detach()  # 16 (s - b log s)
+    tensor([16.])
     """
 
     kind = KullbackLeibler
@@ -256,6 +263,18 @@ class TransmissionPoisson(DualisedTerm):
         follow from them; N and m are not learned then.
 
     Source: Lange and Carson, J. Comput. Assist. Tomogr. 8 (1984).
+
+    Raises
+    ------
+    ConfigError: an argument that is out of its range, or of the wrong kind.
+
+    Examples
+    --------
+    >>> data_term = lr.TransmissionPoisson(photons=1e4, attenuation=16.0)
+    >>> A, inside = lr.operators.Identity((1, 4, 4)), lr.Nonnegative()
+    >>> problem = lr.LowerLevelProblem(A, lr.regularizers.TotalVariation(), data_term=data_term, constraint=inside)
+    >>> problem.energy(torch.zeros(1, 1, 4, 4), torch.full((1, 1, 4, 4), 1e4)).shape
+    torch.Size([1])
     """
 
     kind = TransmissionLikelihood
@@ -345,6 +364,13 @@ class SmoothedL1(DualisedTerm):
     Parameters
     ----------
     smoothing: s > 0, in units of b.
+
+    Examples
+    --------
+    >>> A = lr.operators.Identity((1, 4, 4))
+    >>> problem = lr.LowerLevelProblem(A, lr.regularizers.TotalVariation(), data_term=lr.SmoothedL1(smoothing=0.1))
+    >>> problem.energy(torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 4, 4)).detach()
+    tensor([0.])
     """
 
     kind = ShiftedPseudoHuber

@@ -45,6 +45,11 @@ class LinearConstraints:
     ------
     ConfigError: an unknown kind, tensors that require a gradient, or NaN and infinite entries. ShapeError: shapes that
         do not fit.
+
+    Examples
+    --------
+    >>> lr.LinearConstraints(torch.ones(1, 3), torch.tensor([1.0]), kind="equality").kind  # x_1 + x_2 + x_3 = 1
+    'equality'
     """
 
     def __init__(self, C: Tensor, d: Tensor | float, kind: Literal["equality", "inequality"] = "equality") -> None:

@@ -59,6 +59,18 @@ class LowerLevelProblem(nn.Module):
         exist without a modulus of the whole energy: for weakly convex regularizers and singular operators.
 
     The problem has a certificate when ``strong_convexity`` is positive.
+
+    Raises
+    ------
+    ConfigError: an argument of another kind, or out of its range.
+    ShapeError: a data term, a constraint or noise levels that do not fit the operator.
+    OperatorError, AssumptionError: a data term that does not go with this operator, constraint or regularizer.
+
+    Examples
+    --------
+    >>> problem = lr.LowerLevelProblem(lr.operators.Identity((1, 8, 8)), lr.regularizers.TotalVariation(0.1))
+    >>> problem.energy(torch.ones(2, 1, 8, 8), torch.zeros(2, 1, 8, 8))  # for each sample of the batch
+    tensor([32., 32.], grad_fn=...)
     """
 
     def __init__(

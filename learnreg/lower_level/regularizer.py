@@ -54,6 +54,12 @@ class Regularizer(nn.Module):
     To be stored in a model file, it implements ``config`` and is registered in ``learnreg.regularizers``; to be trained
     from the command line, it implements ``from_options``. ``summary``: R(x) in a few words, for tables. Regularizers
     can be added and multiplied by positive numbers, see :class:`Combination`.
+
+    Examples
+    --------
+    >>> R = lr.regularizers.TotalVariation(0.1) + 2.0 * lr.regularizers.FieldsOfExperts(2, 3)
+    >>> isinstance(R, lr.Regularizer), R.value(torch.rand(5, 1, 8, 8)).shape
+    (True, torch.Size([5]))
     """
 
     summary: ClassVar[str] = ""
@@ -230,6 +236,12 @@ class Combination(Regularizer):
     Raises
     ------
     ConfigError: no parts, something else than a regularizer, or a factor that is not positive and finite.
+
+    Examples
+    --------
+    >>> R = lr.regularizers.TotalVariation(0.1) + 2.0 * lr.regularizers.TotalVariation(0.2)
+    >>> type(R).__name__
+    'Combination'
     """
 
     summary = "a sum of other regularizers with positive factors"

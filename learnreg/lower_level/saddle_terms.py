@@ -27,7 +27,18 @@ is one of these numbers, or determines them by a smooth map whose derivative ``p
 @dataclass(frozen=True)
 class SaddleTerms:
     """R(x) = f(W x): the analysis operator W on one image shape, and the potential f; or, with latent variables z, the
-    minimum over them of f(W (x, z)) and what ``latent`` adds to it."""
+    minimum over them of f(W (x, z)) and what ``latent`` adds to it.
+
+    Parameters
+    ----------
+    operator, potential: W and f of R(x) = f(W x).
+
+    Examples
+    --------
+    >>> terms = lr.regularizers.TotalVariation(0.1).saddle_terms((1, 8, 8))
+    >>> terms.operator.domain_shape
+    (1, 8, 8)
+    """
 
     operator: LinearOperator
     potential: Potential

@@ -52,6 +52,16 @@ class Model:
     "regularizer", "operator", "ridge", "constraint", "noise_level", "data_term", "minimiser", and those given to
     ``save_model`` (such as "sigma" and "training"). data_term: the one it was learned with, weights included. tensors:
     of the stored forward operator, by their names in the file.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> problem = lr.LowerLevelProblem(lr.operators.Identity((1, 8, 8)), lr.regularizers.TotalVariation(0.1))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     lr.save_model(f"{folder}/tv.safetensors", problem)
+    ...     model = lr.load(f"{folder}/tv.safetensors")
+    >>> model.regularizer
+    TotalVariation(weight=0.1, smoothing=0.001)
     """
 
     regularizer: Regularizer
@@ -211,6 +221,10 @@ def save_model(
 def load(path: str | Path) -> Model:
     """Read a model file, that of a run folder, or a shipped model by its name (see ``pretrained``). Executes no code
     from the file.
+
+    Parameters
+    ----------
+    path: a model file, or a run folder that holds model.safetensors.
 
     Raises
     ------

@@ -73,7 +73,12 @@ def comparison(
 
 def most_informative(images: list[Tensor], side: int) -> tuple[int, int]:
     """Top and left of the square, ``side`` pixels wide, where images (channels, height, width) differ most from their
-    mean, in the mean square."""
+    mean, in the mean square.
+
+    Parameters
+    ----------
+    images: of one shape.
+    """
     stack = torch.stack([x.detach().double().cpu() for x in images])
     spread = (stack - stack.mean(0)).square().sum((0, 1))
     sums = F.avg_pool2d(spread[None, None], side, 1)[0, 0]

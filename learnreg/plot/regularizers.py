@@ -28,6 +28,7 @@ def filters(regularizer: Regularizer, most: int = 32) -> Any:
 
     Parameters
     ----------
+    regularizer: of any family.
     most: groups that are drawn at most.
 
     Returns
@@ -70,6 +71,10 @@ def potentials(regularizer: Regularizer) -> Any:
     """Potentials l f(‖w‖ t) of responses t to filters of unit norm, in units of the image, and their derivatives over
     the largest of each: what each filter adds to R, and where it turns from smoothing noise to sparing edges. Darker
     curves weigh more. Of an input-convex network: what features add to R at most, given their biases.
+
+    Parameters
+    ----------
+    regularizer: of any family.
 
     Returns
     -------

@@ -80,6 +80,7 @@ def spectrum(regularizer: Regularizer, size: int = 48) -> Any:
 
     Parameters
     ----------
+    regularizer: of any family.
     size: of the images it is computed on, in pixels.
 
     Returns

@@ -26,6 +26,15 @@ class AbsoluteValue(Elementwise):
     Parameters
     ----------
     weight: l > 0.
+
+    Raises
+    ------
+    ConfigError: weights that are not positive and finite.
+
+    Examples
+    --------
+    >>> lr.AbsoluteValue(weight=2.0).density(torch.tensor([-3.0, 0.5]))
+    tensor([6., 1.])
     """
 
     differentiable = False

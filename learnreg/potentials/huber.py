@@ -14,7 +14,23 @@ __all__ = ["Huber"]
 
 
 class Huber(SmoothedElementwise):
-    """l t²/(2v) for |t| <= v, l(|t| - v/2) beyond: once differentiable, f'' jumps at |t| = v."""
+    """l t²/(2v) for |t| <= v, l(|t| - v/2) beyond: once differentiable, f'' jumps at |t| = v.
+
+    Parameters
+    ----------
+    smoothing: v > 0, in units of the responses; a tensor holds one for each channel, a parameter is learned.
+    weight: l > 0, likewise; 1 by default.
+
+    Raises
+    ------
+    ConfigError: numbers that are not positive and finite.
+
+    Examples
+    --------
+    >>> f = lr.Huber(smoothing=0.1)
+    >>> [round(float(value), 3) for value in f.density(torch.tensor([0.05, 1.0]))]
+    [0.013, 0.95]
+    """
 
     def density(self, t: Tensor) -> Tensor:
         size = t.abs()

@@ -16,7 +16,23 @@ __all__ = ["PseudoHuber", "newton_constants", "newton_pull_back"]
 
 
 class PseudoHuber(SmoothedElementwise):
-    """l (sqrt(t² + v²) - v); |f'''| <= 0.8587 l/v²."""
+    """l (sqrt(t² + v²) - v); |f'''| <= 0.8587 l/v².
+
+    Parameters
+    ----------
+    smoothing: v > 0, in units of the responses; a tensor holds one for each channel, a parameter is learned.
+    weight: l > 0, likewise; 1 by default.
+
+    Raises
+    ------
+    ConfigError: numbers that are not positive and finite.
+
+    Examples
+    --------
+    >>> f = lr.PseudoHuber(smoothing=0.1)
+    >>> bool(f.density(torch.tensor([3.0])) < 3.0)  # below |t|, by at most the smoothing
+    True
+    """
 
     def density(self, t: Tensor) -> Tensor:
         return self.weight * (t * t) / (torch.sqrt(t * t + self.smoothing**2) + self.smoothing)

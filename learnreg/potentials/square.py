@@ -20,6 +20,15 @@ class Square(Elementwise):
     Parameters
     ----------
     weight: l > 0.
+
+    Raises
+    ------
+    ConfigError: weights that are not positive and finite.
+
+    Examples
+    --------
+    >>> float(lr.Square(weight=2.0).density(torch.tensor([3.0])))
+    9.0
     """
 
     quadratic = True

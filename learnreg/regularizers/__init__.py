@@ -69,14 +69,24 @@ ALIASES = {
 
 def canonical_name(text: str) -> str:
     """The name in ``REGULARIZERS`` of what somebody wrote: that name in any spelling ("Fields_of_experts"), the name of
-    the class, or an alias. The text itself, if it is none."""
+    the class, or an alias. The text itself, if it is none.
+
+    Parameters
+    ----------
+    text: what somebody wrote.
+    """
     known = {letters(cls.__name__): name for name, cls in REGULARIZERS.items()}
     known |= {letters(alias): name for alias, name in ALIASES.items()} | {letters(name): name for name in REGULARIZERS}
     return known.get(letters(text), text)
 
 
 def letters(text: str) -> str:
-    """What two spellings of a name have in common."""
+    """What two spellings of a name have in common.
+
+    Parameters
+    ----------
+    text: a name in any spelling.
+    """
     return "".join(filter(str.isalnum, text.casefold()))
 
 

@@ -28,6 +28,17 @@ class AnalysisOperator(Regularizer):
     potential: its ``numbers``, weight and smoothing, are learned through the raw parameters ``log_weight`` and
         ``log_smoothing`` (numbers, or tensors that broadcast against the operator's range); a potential without a
         smoothing has no ``log_smoothing``.
+
+    Raises
+    ------
+    ConfigError: an operator or a potential of another kind.
+    ShapeError: a potential whose parameters do not fit the range of the operator.
+
+    Examples
+    --------
+    >>> R = lr.regularizers.AnalysisOperator(lr.operators.Identity((1, 8, 8)), lr.PseudoHuber(0.1))
+    >>> R.value(torch.rand(2, 1, 8, 8)).shape
+    torch.Size([2])
     """
 
     log_weight: nn.Parameter

@@ -44,6 +44,17 @@ class FieldsOfExperts(LearnedFilters, Regularizer):
     The raw parameters are ``filters`` (n, k, k), ``log_weights`` (n,) and ``log_smoothing`` (n,), the logarithm of
     v_c - minimum_smoothing. The filters in use are the raw ones minus their means (of each channel), so that R ignores
     constants (not in :meth:`from_arrays`).
+
+    Raises
+    ------
+    ConfigError: numbers out of their range.
+    ShapeError: a potential whose parameters do not fit the filters.
+
+    Examples
+    --------
+    >>> R = lr.regularizers.FieldsOfExperts(filters=24, size=5, potential=lr.PseudoHuber(smoothing=0.01))
+    >>> {name: tuple(parameter.shape) for name, parameter in R.named_parameters()}
+    {'filters': (24, 5, 5), 'log_weights': (24,), 'log_smoothing': (24,)}
     """
 
     summary = "sum of l_c phi(w_c * x), phi one of the potentials with a name"

@@ -44,6 +44,11 @@ class ImportedRidge(Regularizer):
     noise_level: where ``at`` has not been called, in units of images.
     boundary: "chain", zero beyond the image after each convolution, as published; otherwise the kernels are composed
         to one bank of filters, with that boundary: "zero" then differs near the border alone.
+
+    Raises
+    ------
+    ConfigError: numbers out of their range.
+    ShapeError: kernels that cannot be chained, or shapes that do not fit.
     """
 
     summary = "published ridges, convex or weakly convex; fixed"

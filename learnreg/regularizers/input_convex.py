@@ -63,6 +63,16 @@ class InputConvexNetwork(Regularizer):
 
     In operator applications, W, which stacks the convolutions of the image, and W^T count; those of the network behind
     it do not.
+
+    Raises
+    ------
+    ConfigError: an argument that is out of its range, or of the wrong kind.
+
+    Examples
+    --------
+    >>> R = lr.regularizers.InputConvexNetwork(features=4, layers=1, size=3)
+    >>> R.value(torch.rand(2, 1, 8, 8)).shape
+    torch.Size([2])
     """
 
     summary = "a network that is convex in x"

@@ -77,6 +77,17 @@ class LearnedTotalGeneralizedVariation(Regularizer):
 
     The raw parameters ``kernels``, (2, m, k, k), and ``second_kernels``, (3, m, k, k), are those of L_1 and L_2, and of
     M_1, M_2 and M_3; those in use are the raw ones plus the constant that makes them sum to one.
+
+    Raises
+    ------
+    ConfigError: an argument that is out of its range, or of the wrong kind.
+
+    Examples
+    --------
+    >>> R = lr.regularizers.LearnedTotalGeneralizedVariation(positions=2, size=3)
+    >>> problem = lr.LowerLevelProblem(lr.operators.Identity((1, 8, 8)), R)
+    >>> lr.solve(problem, torch.zeros(1, 1, 8, 8), tolerance=1e-2).certified
+    True
     """
 
     summary = "second order: a field beside the image, learned interpolation of both kinds of differences"

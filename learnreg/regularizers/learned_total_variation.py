@@ -55,6 +55,16 @@ class LearnedTotalVariation(Regularizer):
 
     The raw parameter ``kernels``, (2, m, k, k), has the kernels for vertical differences, then for horizontal ones;
     those in use are the raw ones plus the constant that makes them sum to one.
+
+    Raises
+    ------
+    ConfigError: an argument that is out of its range, or of the wrong kind.
+
+    Examples
+    --------
+    >>> R = lr.regularizers.LearnedTotalVariation(positions=2, size=3)
+    >>> R.effective_kernels.shape
+    torch.Size([2, 2, 3, 3])
     """
 
     summary = "total variation with learned interpolation of the differences"

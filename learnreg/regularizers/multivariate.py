@@ -47,6 +47,16 @@ class MultivariateExperts(LearnedFilters, Regularizer):
     The raw parameters are ``filters`` (G, s, k, k), ``log_weights`` (G,) and ``log_smoothing`` (G,), the logarithm of
     v_g - minimum_smoothing. The filters in use are the raw ones minus their means, so that R ignores constants (not in
     :meth:`from_arrays`).
+
+    Raises
+    ------
+    ConfigError: an argument that is out of its range, or of the wrong kind.
+
+    Examples
+    --------
+    >>> R = lr.regularizers.MultivariateExperts(groups=3, group_size=2, size=3)
+    >>> R.value(torch.rand(2, 1, 8, 8)).shape
+    torch.Size([2])
     """
 
     summary = "a field of experts over groups of filters, isotropic in each"

@@ -72,6 +72,16 @@ class RidgeRegularizer(Regularizer):
     Source: Goujon, Neumayer, Bohra, Ducotterd and Unser, IEEE Trans. Comput. Imaging 9 (2023), for ridge regularizers
     of composed convolutions with learned splines; Goujon, Neumayer and Unser, SIAM J. Imaging Sci. 17 (2024), for
     weakly convex ones; here f'' instead of f' is the linear spline.
+
+    Raises
+    ------
+    ConfigError: an argument that is out of its range, or of the wrong kind.
+
+    Examples
+    --------
+    >>> R = lr.regularizers.RidgeRegularizer(channels=(2, 4), size=3, knots=5)
+    >>> R.value(torch.rand(2, 1, 8, 8)).shape
+    torch.Size([2])
     """
 
     summary = "filters composed of small convolutions, learned splines"

@@ -30,6 +30,12 @@ class Scaled(Regularizer):
     Raises
     ------
     ConfigError: the factor is not a positive number, or ``regularizer`` is none.
+
+    Examples
+    --------
+    >>> R = lr.regularizers.Scaled(lr.regularizers.TotalVariation(0.1), factor=2.0)
+    >>> R.value(torch.rand(2, 1, 8, 8)).shape
+    torch.Size([2])
     """
 
     summary = "a factor times another regularizer"

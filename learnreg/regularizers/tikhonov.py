@@ -27,6 +27,21 @@ class GeneralisedTikhonov(LearnedFilters, Regularizer):
 
     ``channels``, ``coupling`` and ``dimensions`` are those of :class:`FieldsOfExperts`; the squares of both parts of
     complex images add up to those of their modulus.
+
+    Parameters
+    ----------
+    filters, size, weight: how many filters of size x size pixels, and the sum of their initial weights.
+    boundary, generator, channels, coupling, dimensions: as of ``FieldsOfExperts``.
+
+    Raises
+    ------
+    ConfigError: an argument that is out of its range, or of the wrong kind.
+
+    Examples
+    --------
+    >>> R = lr.regularizers.GeneralisedTikhonov(filters=4, size=3)
+    >>> R.value(torch.rand(2, 1, 8, 8)).shape
+    torch.Size([2])
     """
 
     summary = "sum of l_c/2 (w_c * x)²"

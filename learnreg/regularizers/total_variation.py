@@ -27,6 +27,11 @@ class TotalVariation(Regularizer):
     channels, dimensions: of the images (channels, *sides).
     coupling: "separate", the sum of the variations of all channels; "joint", |Dx|_i is the length of the differences of
         all channels along all directions (vectorial total variation); "complex", the same for two channels.
+
+    Examples
+    --------
+    >>> lr.regularizers.TotalVariation(weight=0.1).value(torch.ones(1, 1, 8, 8)).detach()  # constants are free
+    tensor([0.])
     """
 
     summary = "isotropic, smoothed, forward differences"

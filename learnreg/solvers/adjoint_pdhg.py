@@ -48,7 +48,19 @@ def adjoint_primal_step(
 
 class AdjointPDHG(AdjointSolver[AdjointPDHGState]):
     """Piggyback on a frozen linearisation; the same rules of step sizes as the lower level's PDHG. The answer is the
-    prox output, whose residual is smaller than that of the minimiser for the dual iterate, as measured."""
+    prox output, whose residual is smaller than that of the minimiser for the dual iterate, as measured.
+
+    Parameters
+    ----------
+    check_every: steps from one look at the residuals, which waits for the device, to the next.
+
+    Examples
+    --------
+    >>> problem = lr.LowerLevelProblem(lr.operators.Identity((1, 8, 8)), lr.regularizers.FieldsOfExperts(2, 3))
+    >>> b, loss = torch.rand(1, 1, 8, 8), lr.SquaredError(torch.zeros(1, 1, 8, 8))
+    >>> lr.hypergradient(problem, b, loss, method=lr.Implicit(lr.solvers.AdjointPDHG()), tolerance=0.1).certified
+    True
+    """
 
     name = "piggyback"
     report_applications = 2

@@ -43,10 +43,18 @@ class ConjugateGradient(AdjointSolver[CGState]):
 
     Parameters
     ----------
+    check_every: steps from one look at the residuals, which waits for the device, to the next.
     precondition: where ``preconditioner_of`` knows one.
     smooth: report the point of least residual on the segments between the point reported before and the iterates
         (minimal residual smoothing: Schönauer 1987; Zhou and Walker, SIAM J. Sci. Comput. 15, 1994). CG minimises the
         energy of the error; bounds see the norm of the residual, which this halves.
+
+    Examples
+    --------
+    >>> problem = lr.LowerLevelProblem(lr.operators.Identity((1, 8, 8)), lr.regularizers.FieldsOfExperts(2, 3))
+    >>> b, loss = torch.rand(1, 1, 8, 8), lr.SquaredError(torch.zeros(1, 1, 8, 8))
+    >>> lr.hypergradient(problem, b, loss, method=lr.Implicit(lr.solvers.ConjugateGradient()), tolerance=0.1).certified
+    True
     """
 
     name = "cg"

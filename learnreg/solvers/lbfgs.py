@@ -45,8 +45,16 @@ class LBFGS(Solver[LBFGSState]):
 
     Parameters
     ----------
+    check_every: steps from one look at the residuals, which waits for the device, to the next.
     memory: number of pairs kept.
     precondition: where the Hessian is of a kind that ``SpectralPreconditioner`` knows.
+
+    Examples
+    --------
+    >>> A, R = lr.operators.Identity((1, 8, 8)), lr.regularizers.TotalVariation(0.1)
+    >>> problem, b = lr.LowerLevelProblem(A, R), torch.zeros(1, 1, 8, 8)
+    >>> lr.solve(problem, b, tolerance=1e-3, solver=lr.solvers.LBFGS()).certified
+    True
     """
 
     name = "lbfgs"

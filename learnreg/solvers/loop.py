@@ -43,7 +43,15 @@ Record = Callable[[int, Tensor, Tensor], None]
 @dataclass(frozen=True)
 class LoopResult:
     """Best point of each sample with its residual and bound (2-norm), the latest dual pull-back (if the solver has
-    one), the status of the batch, and steps taken."""
+    one), the status of the batch, and steps taken.
+
+    Parameters
+    ----------
+    x, t: the iterate, and what the solver keeps beside it.
+    residual, bound: of each sample, (batch,).
+    status: of each sample.
+    steps: of the slowest sample.
+    """
 
     x: Tensor
     t: Tensor | None
@@ -71,6 +79,13 @@ def iterate(
     so do those with NaN or infinite residuals, from which nothing returns, with their best point or the start.
     ``state``: where to start, instead of at x. ``record`` gets the steps, and bounds and residuals of the best points,
     at each look.
+
+    Parameters
+    ----------
+    problem: the instance, or the adjoint equation.
+    x: where to begin, (batch, *domain_shape).
+    residual_tolerance, bound_tolerance: (batch,), of which either ends a sample.
+    max_steps: at most; None stops when the residual stagnates.
     """
     limit = _DEFAULT_MAX_STEPS if max_steps is None else max_steps
     part, steps = problem, 0

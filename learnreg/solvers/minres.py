@@ -63,7 +63,15 @@ class MINRES(AdjointSolver[MINRESState]):
 
     Parameters
     ----------
+    check_every: steps from one look at the residuals, which waits for the device, to the next.
     precondition: where ``preconditioner_of`` knows one.
+
+    Examples
+    --------
+    >>> problem = lr.LowerLevelProblem(lr.operators.Identity((1, 8, 8)), lr.regularizers.FieldsOfExperts(2, 3))
+    >>> b, loss = torch.rand(1, 1, 8, 8), lr.SquaredError(torch.zeros(1, 1, 8, 8))
+    >>> lr.hypergradient(problem, b, loss, method=lr.Implicit(lr.solvers.MINRES()), tolerance=0.1).certified
+    True
     """
 
     name = "minres"

@@ -38,6 +38,17 @@ class Neumann(AdjointSolver[NeumannState]):
     to be known.
 
     Step size 2/(L + mu), and 1/L without a modulus, as recurrent backpropagation through gradient steps has it.
+
+    Parameters
+    ----------
+    check_every: steps from one look at the residuals, which waits for the device, to the next.
+
+    Examples
+    --------
+    >>> problem = lr.LowerLevelProblem(lr.operators.Identity((1, 8, 8)), lr.regularizers.FieldsOfExperts(2, 3))
+    >>> b, loss = torch.rand(1, 1, 8, 8), lr.SquaredError(torch.zeros(1, 1, 8, 8))
+    >>> lr.hypergradient(problem, b, loss, method=lr.Implicit(lr.solvers.Neumann()), tolerance=0.1).certified
+    True
     """
 
     name = "neumann"

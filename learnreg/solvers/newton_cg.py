@@ -53,8 +53,16 @@ class NewtonCG(Solver[NewtonCGState]):
 
     Parameters
     ----------
+    check_every: steps from one look at the residuals, which waits for the device, to the next.
     max_inner: conjugate-gradient steps at most for a Newton step.
     precondition: where ``preconditioner_of`` knows one.
+
+    Examples
+    --------
+    >>> A, R = lr.operators.Identity((1, 8, 8)), lr.regularizers.TotalVariation(0.1)
+    >>> problem, b = lr.LowerLevelProblem(A, R), torch.zeros(1, 1, 8, 8)
+    >>> lr.solve(problem, b, tolerance=1e-3, solver=lr.solvers.NewtonCG()).certified
+    True
     """
 
     name = "newton-cg"

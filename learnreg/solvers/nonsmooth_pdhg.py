@@ -36,7 +36,20 @@ class NonsmoothPDHGState(SolverState):
 
 class NonsmoothPDHG(Solver[NonsmoothPDHGState]):
     """Over-relaxed PDHG; the answer is the prox output, or for a diagonal data term argmin_x g(x) + <K^T y, x>, judged
-    by the duality gap (Lemma L1). The pull-backs of its results are dual points."""
+    by the duality gap (Lemma L1). The pull-backs of its results are dual points.
+
+    Parameters
+    ----------
+    check_every: steps from one look at the residuals, which waits for the device, to the next.
+
+    Examples
+    --------
+    >>> R = lr.regularizers.AnalysisOperator(lr.operators.Identity((1, 8, 8)), lr.AbsoluteValue(0.1))
+    >>> problem = lr.LowerLevelProblem(lr.operators.Identity((1, 8, 8)), R)
+    >>> solution = lr.solve(problem, torch.ones(1, 1, 8, 8), tolerance=1e-3, solver=lr.solvers.NonsmoothPDHG())
+    >>> round(float(solution.x[0, 0, 0, 0]), 2)
+    0.9
+    """
 
     name = "pdhg"
     report_applications = 2

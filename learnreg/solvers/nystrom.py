@@ -82,6 +82,7 @@ class Nystrom(ConjugateGradient):
 
     Parameters
     ----------
+    check_every: steps from one look at the residuals, which waits for the device, to the next.
     rank: random images that the Hessian is applied to, 2 operator applications each, per solve; as many as there are
         unknowns at most, from where on the first answer is exact. None: 20, or fewer where conjugate gradients would
         need no more steps than that, about the root of the condition number.
@@ -90,6 +91,13 @@ class Nystrom(ConjugateGradient):
     Raises
     ------
     ConfigError: a rank that is no positive integer.
+
+    Examples
+    --------
+    >>> problem = lr.LowerLevelProblem(lr.operators.Identity((1, 8, 8)), lr.regularizers.FieldsOfExperts(2, 3))
+    >>> b, loss = torch.rand(1, 1, 8, 8), lr.SquaredError(torch.zeros(1, 1, 8, 8))
+    >>> lr.hypergradient(problem, b, loss, method=lr.Implicit(lr.solvers.Nystrom(rank=8)), tolerance=0.1).certified
+    True
     """
 
     name = "nystrom"

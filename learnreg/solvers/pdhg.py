@@ -130,6 +130,17 @@ class PDHG(Solver[PDHGState]):
 
     Proximal maps that iterate start from the last pull-back: with three Newton steps at first, with one later, when the
     iterates hardly move.
+
+    Parameters
+    ----------
+    check_every: steps from one look at the residuals, which waits for the device, to the next.
+
+    Examples
+    --------
+    >>> A, R = lr.operators.Identity((1, 8, 8)), lr.regularizers.TotalVariation(0.1)
+    >>> problem, b = lr.LowerLevelProblem(A, R), torch.zeros(1, 1, 8, 8)
+    >>> lr.solve(problem, b, tolerance=1e-3, solver=lr.solvers.PDHG()).certified
+    True
     """
 
     name = "pdhg"

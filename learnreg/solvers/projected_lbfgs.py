@@ -48,8 +48,16 @@ class ProjectedLBFGS(Solver[ProjectedLBFGSState]):
 
     Parameters
     ----------
+    check_every: steps from one look at the residuals, which waits for the device, to the next.
     memory: number of pairs kept, and those made since the latest check.
     precondition: where ``preconditioner_of`` knows one.
+
+    Examples
+    --------
+    >>> A, R = lr.operators.Identity((1, 8, 8)), lr.regularizers.FieldsOfExperts(2, 3)
+    >>> problem = lr.LowerLevelProblem(A, R, constraint=lr.Nonnegative())
+    >>> lr.solve(problem, torch.ones(1, 1, 8, 8), solver=lr.solvers.ProjectedLBFGS(), tolerance=1e-3).certified
+    True
     """
 
     name = "lbfgs"

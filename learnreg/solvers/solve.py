@@ -164,6 +164,7 @@ def solve(
 
     Parameters
     ----------
+    problem: the lower level, or ``problem.frozen()``.
     b: measurements (batch, *range_shape).
     tolerance: root-mean-square error per sample, in units of x. A rigorous bound when the problem is strongly convex,
         else an estimate (``Solution.bound_kind``).

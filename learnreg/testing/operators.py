@@ -107,6 +107,11 @@ def examine_operator(
     seed: int = 0,
 ) -> Report:
     """Like ``check_operator``, but a property that fails is the last one of the report; OperatorError only for
-    something that is no operator."""
+    something that is no operator.
+
+    Parameters
+    ----------
+    operator, dtype, adjoint_tolerance, device, seed: as of :func:`learnreg.testing.check_operator`.
+    """
     case = operator_case(operator, dtype, adjoint_tolerance, device, seed)
     return examine(type(operator).__name__, case, OPERATOR_PROPERTIES)

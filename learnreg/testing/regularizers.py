@@ -101,7 +101,12 @@ def examine_regularizer(
     seed: int = 0,
 ) -> Report:
     """Like ``check_regularizer``, but a property that fails is the last one of the report; OperatorError only for
-    something that is no regularizer."""
+    something that is no regularizer.
+
+    Parameters
+    ----------
+    regularizer, image_shape, dtype, seed: as of :func:`learnreg.testing.check_regularizer`.
+    """
     case = regularizer_case(regularizer, image_shape, dtype, seed)
     return examine(type(regularizer).__name__, case, REGULARIZER_PROPERTIES)
 

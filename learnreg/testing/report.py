@@ -20,6 +20,17 @@ class Property:
 
     measures: what the value is; "not checked: ..." with the value 0 for a property that does not apply. problem: where
     it fails, what is wrong and what to do about it.
+
+    Parameters
+    ----------
+    name: of the property.
+    passed: whether the value is at most the threshold.
+
+    Examples
+    --------
+    >>> report = lr.testing.examine_operator(lr.operators.Identity((1, 4, 4)))
+    >>> all(found.passed for found in report.properties)
+    True
     """
 
     name: str
@@ -37,7 +48,18 @@ class Property:
 
 @dataclass(frozen=True)
 class Report:
-    """The properties of ``subject`` in the order they were checked; checks end at the first that fails."""
+    """The properties of ``subject`` in the order they were checked; checks end at the first that fails.
+
+    Parameters
+    ----------
+    properties: in the order they were examined.
+
+    Examples
+    --------
+    >>> report = lr.testing.examine_operator(lr.operators.Identity((1, 4, 4)))
+    >>> type(report).__name__, len(report.properties) > 3
+    ('Report', True)
+    """
 
     subject: str
     properties: tuple[Property, ...]

@@ -28,6 +28,12 @@ class OperatorTests:
 
     Set ``dtype = torch.float32`` for an operator of single precision, ``adjoint_tolerance`` for one whose adjoint is
     knowingly less exact. ``skip`` names properties to leave out.
+
+    Examples
+    --------
+    >>> class TestMine(lr.testing.OperatorTests):  # found by pytest
+    ...     def make_operator(self):
+    ...         return lr.operators.Identity((1, 4, 4))
     """
 
     dtype: torch.dtype = torch.float64
@@ -47,6 +53,12 @@ class RegularizerTests:
     """One test for each property of ``check_regularizer``, on a fresh regularizer from ``make``.
 
     ``image_shape``: of the images, without the batch axis; by default as in ``check_regularizer``.
+
+    Examples
+    --------
+    >>> class TestMine(lr.testing.RegularizerTests):  # found by pytest
+    ...     def make_regularizer(self):
+    ...         return lr.regularizers.TotalVariation(0.1)
     """
 
     dtype: torch.dtype = torch.float64

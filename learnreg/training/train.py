@@ -38,7 +38,16 @@ __all__ = ["OptimizerName", "TrainResult", "Trainer", "train"]
 @dataclass(frozen=True, repr=False)
 class TrainResult(Brief):
     """regularizer: the learned one (the problem's own, changed in place). model_path: None without a run folder. rows:
-    what was logged, one dict per update. updates, seconds, operator_applications: totals, earlier runs included."""
+    what was logged, one dict per update. updates, seconds, operator_applications: totals, earlier runs included.
+
+    Examples
+    --------
+    >>> problem = lr.LowerLevelProblem(lr.operators.Identity((1, 8, 8)), lr.regularizers.TotalVariation(0.1))
+    >>> pairs = [(torch.rand(1, 8, 8), torch.full((1, 8, 8), 0.5))]
+    >>> result = lr.train(problem, pairs, updates=1, batch_size=1, tune=False)
+    >>> result.updates, result.model_path
+    (1, None)
+    """
 
     regularizer: Regularizer
     model_path: Path | None
@@ -90,6 +99,8 @@ def train(
 
     Parameters
     ----------
+    problem: changed in place.
+    seed: of the batches.
     dataset: map-style, item i = (b, x_true) or (b, x_true, sigma) without batch axis, read from several threads; a list
         of such items; stacks (B, X) or (B, X, sigmas) with one entry for each sample; a DataLoader, whose batches are
         taken as it samples and collates them; or an iterable data set. Tensors or NumPy arrays. Images may differ in

@@ -93,6 +93,19 @@ class AdaptiveDescent:
         gradient, that to the gradient.
 
     Intervals are as narrow as decisions take: accuracies follow the predicted decrease down and up.
+
+    Raises
+    ------
+    ConfigError: an argument that is out of its range, or of the wrong kind.
+
+    Examples
+    --------
+    >>> problem = lr.LowerLevelProblem(lr.operators.Identity((1, 8, 8)), lr.regularizers.TotalVariation(0.1))
+    >>> objective = lr.BatchObjective(problem, torch.rand(1, 1, 8, 8), lr.SquaredError(torch.full((1, 1, 8, 8), 0.5)))
+    >>> descent = lr.AdaptiveDescent()
+    >>> step = descent.step(objective)
+    >>> step.certified, step.decrease > 0
+    (True, True)
     """
 
     def __init__(

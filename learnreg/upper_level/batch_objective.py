@@ -51,6 +51,18 @@ class BatchObjective(Objective):
 
     States and adjoint states of earlier calls are the starting points of later ones. ``operator_applications`` counts
     everything so far.
+
+    Raises
+    ------
+    ConfigError: an argument of another kind.
+    ShapeError: measurements that are not in the range of the operator.
+
+    Examples
+    --------
+    >>> problem = lr.LowerLevelProblem(lr.operators.Identity((1, 8, 8)), lr.regularizers.TotalVariation(0.1))
+    >>> objective = lr.BatchObjective(problem, torch.rand(1, 1, 8, 8), lr.SquaredError(torch.full((1, 1, 8, 8), 0.5)))
+    >>> objective.gradient(tolerance=0.1).certified
+    True
     """
 
     def __init__(

@@ -27,6 +27,22 @@ class BilevelObjective(BatchObjective):
     posed: ``BilevelProblem.at(theta, x, data)``; steps change the tensors of theta in place.
     project: called without arguments after each accepted step, to bring theta back to its admissible set.
     method, certificate: as in :class:`BatchObjective`.
+
+    Raises
+    ------
+    ConfigError: something that is no posed problem.
+
+    Examples
+    --------
+    >>> def lower(x, theta, data):
+    ...     return 0.5 * (x - data).square().sum() + 0.5 * theta.exp() * x.square().sum()
+    >>> def upper(x, theta, data):
+    ...     return 0.5 * (x - 1.0).square().sum()
+    >>> problem = lr.BilevelProblem(lower, upper, strong_convexity=1.0)
+    >>> theta, x, data = (torch.full((), 0.5, dtype=torch.float64) for _ in range(3))
+    >>> objective = lr.BilevelObjective(problem.at(theta, x, data))
+    >>> round(float(objective.gradient(tolerance=1e-3).loss), 3)
+    0.329
     """
 
     def __init__(

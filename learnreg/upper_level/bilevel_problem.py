@@ -81,6 +81,18 @@ class BilevelProblem:
     Raises
     ------
     ConfigError: no functions, or constants that are none.
+
+    Examples
+    --------
+    >>> def lower(x, theta, data):
+    ...     return 0.5 * (x - data).square().sum() + 0.5 * theta.exp() * x.square().sum()
+    >>> def upper(x, theta, data):
+    ...     return 0.5 * (x - 1.0).square().sum()
+    >>> problem = lr.BilevelProblem(lower, upper, strong_convexity=1.0)
+    >>> theta, x, data = (torch.full((), 0.5, dtype=torch.float64) for _ in range(3))
+    >>> hg = problem.hypergradient(theta, x, data, tolerance=1e-3)
+    >>> hg.certified, sorted(hg.gradient)
+    (False, ['theta'])
     """
 
     def __init__(

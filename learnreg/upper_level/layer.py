@@ -304,6 +304,7 @@ def solution_layer(
 
     Parameters
     ----------
+    problem: the lower level; its learnable parameters get gradients, too.
     method: of the backward pass; ``Implicit()`` by default.
     tolerance: certified root-mean-square error of x, and relative residual of the adjoint equation.
 

@@ -50,6 +50,14 @@ class MAID:
     Raises
     ------
     ConfigError: numbers out of these ranges.
+
+    Examples
+    --------
+    >>> problem = lr.LowerLevelProblem(lr.operators.Identity((1, 8, 8)), lr.regularizers.TotalVariation(0.1))
+    >>> objective = lr.BatchObjective(problem, torch.rand(1, 1, 8, 8), lr.SquaredError(torch.full((1, 1, 8, 8), 0.5)))
+    >>> descent = lr.MAID(step_size=0.1)  # step = descent.step(objective) takes one step
+    >>> descent.step_size
+    0.1
     """
 
     def __init__(

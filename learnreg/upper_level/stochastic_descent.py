@@ -79,6 +79,15 @@ class StochasticDescent:
     Raises
     ------
     ConfigError: numbers out of range, or arguments of another kind.
+
+    Examples
+    --------
+    >>> problem = lr.BilevelProblem(
+    ...     lambda x, theta, data: 0.5 * (x - theta).square().sum(),
+    ...     lambda x, theta, data: 0.5 * x.square().sum(),
+    ...     strong_convexity=1.0,
+    ... )
+    >>> descent = lr.StochasticDescent(problem, lambda generator: None)
     """
 
     def __init__(

@@ -66,6 +66,7 @@ def from_callables(
 
     Parameters
     ----------
+    domain_shape, range_shape: of one sample on both sides, without the batch.
     forward: maps (batch, *domain_shape) to (batch, *range_shape).
     adjoint: its transpose (Euclidean); None derives it by autograd from a forward made of torch operations.
     norm_bound: an upper bound of the norm that you vouch for (``norm_bound_kind`` is then "declared"), to be at most

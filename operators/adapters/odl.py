@@ -54,6 +54,7 @@ def from_odl(
 
     Parameters
     ----------
+    operator: a linear operator of ODL.
     domain_shape, range_shape: without the batch axis; None: those of the spaces, with a channel axis if they are
         two-dimensional; a product of k spaces of one shape is (k, *shape), of several shapes flat.
     norm_bound, gram_lower_bound: declared by you (Euclidean!); see :func:`from_callables`.
@@ -149,6 +150,7 @@ def to_odl(operator: LinearOperator, dtype: str = "float64") -> Any:
 
     Parameters
     ----------
+    operator: of this package.
     dtype: "float32" or "float64".
 
     Raises

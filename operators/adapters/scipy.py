@@ -45,6 +45,7 @@ def from_scipy(
 
     Parameters
     ----------
+    linear_operator: a ``scipy.sparse.linalg.LinearOperator``, or a matrix.
     domain_shape, range_shape: without the batch axis; images are flattened in C order.
     norm_bound, gram_lower_bound: declared by you, for host operators; see :func:`from_callables`.
     check: test linearity and the adjoint of a LinearOperator.
@@ -106,8 +107,13 @@ def to_scipy(operator: LinearOperator, dtype: Any = np.float64, device: torch.de
 
     Parameters
     ----------
+    operator: of this package.
     dtype: float32 or float64, in which the operator computes.
     device: where; None: where the operator's own tensors are.
+
+    Raises
+    ------
+    OperatorError: another dtype.
     """
     scipy = _scipy("to_scipy")
     kind = np.dtype(dtype)

@@ -19,6 +19,7 @@ def from_sigpy(
 
     Parameters
     ----------
+    linop: a ``sigpy.linop.Linop``.
     norm_bound, gram_lower_bound: declared by you; see :func:`from_callables`.
     check: test linearity and the adjoint (5 calls).
 

@@ -49,6 +49,12 @@ class ConeBeam3D(LinearOperator):
         degrees; with "astra-cuda" astra is missing. OperatorError: no GPU that ASTRA can use. A warning: angles that
         look like degrees.
     Source: Joseph, IEEE Trans. Med. Imaging 1 (1982).
+
+    Examples
+    --------
+    >>> A = lr.operators.ConeBeam3D(8, 4)
+    >>> A.domain_shape
+    (1, 8, 8, 8)
     """
 
     engine: ConeTracing | CudaCone

@@ -35,6 +35,11 @@ def filtered_back_projection(
     detector that reaches further to one side (half-fan, half-beam) needs the full turn. Parallel angles of a whole
     detector may lie anywhere, gaps of limited scans count nothing.
 
+    Parameters
+    ----------
+    operator: ``ParallelBeam2D`` or ``FanBeam2D``.
+    sinogram: (batch, 1, angles, detectors).
+
     Raises
     ------
     ConfigError: an unknown filter, or lines through the disc inscribed in the image that are not measured: a fan beam

@@ -196,7 +196,14 @@ class Geometry:
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelGeometry(Geometry):
-    """Parallel rays; a half turn sees everything."""
+    """Parallel rays; a half turn sees everything.
+
+    Examples
+    --------
+    >>> geometry = lr.operators.ParallelBeam2D(16, 10, backend="matrix-free").geometry
+    >>> type(geometry).__name__, geometry.image_size
+    ('ParallelGeometry', 16)
+    """
 
     full_turn: ClassVar[float] = math.pi
 
@@ -223,6 +230,12 @@ class FanGeometry(Geometry):
     ------
     ConfigError: also for a source inside the image, a detector that is not behind the axis of rotation, and an arc of
         more than half a turn.
+
+    Examples
+    --------
+    >>> geometry = lr.operators.FanBeam2D(16, 10, backend="matrix-free").geometry
+    >>> geometry.source_to_center
+    2.0
     """
 
     full_turn: ClassVar[float] = 2.0 * math.pi

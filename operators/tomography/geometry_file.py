@@ -38,6 +38,11 @@ def from_geometry(
     Lengths are kept: an image x of attenuation per millimetre gives sinograms without a unit, and A doubles when all
     lengths do. Options as for :class:`ParallelBeam2D`; ``.geometry`` is the geometry.
 
+    Parameters
+    ----------
+    path: the file.
+    kernel, symmetry, backend: as of the projectors.
+
     Raises
     ------
     DataError: the file cannot be read. ConfigError: it is no TOML, a key is unknown, missing or has a wrong value.

@@ -200,6 +200,12 @@ class ParallelBeam2D(_Projector2D):
     ConfigError: no angles, sizes that are not positive, an unknown option, a kernel that the backend does not have, or
         astra is missing. ShapeError: angles not 1-D. A warning: angles that look like degrees, detectors that do not
         see the inscribed disc.
+
+    Examples
+    --------
+    >>> A = lr.operators.ParallelBeam2D(16, 10, backend="matrix-free")
+    >>> A.domain_shape, A.range_shape
+    ((1, 16, 16), (1, 10, 23))
     """
 
     geometry_class = ParallelGeometry
@@ -237,6 +243,12 @@ class FanBeam2D(_Projector2D):
     Raises
     ------
     As :class:`ParallelBeam2D`; also ConfigError for a source inside the image or a detector in front of the axis.
+
+    Examples
+    --------
+    >>> A = lr.operators.FanBeam2D(16, 10, backend="matrix-free")
+    >>> A.domain_shape, A.range_shape
+    ((1, 16, 16), (1, 10, 23))
     """
 
     geometry_class = FanGeometry

@@ -1,4 +1,7 @@
-"""The README's example: a lower-level problem, its certified solution, and a certified hypergradient."""
+"""The README's example
+====================
+
+The README's example: a lower-level problem, its certified solution, and a certified hypergradient."""
 
 import torch
 

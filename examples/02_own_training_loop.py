@@ -1,4 +1,7 @@
-"""Your own training loop: the lower-level solution as a layer, or certified hypergradients under any torch
+"""Your own training loop
+======================
+
+Your own training loop: the lower-level solution as a layer, or certified hypergradients under any torch
 optimizer."""
 
 import sys

@@ -1,4 +1,7 @@
-"""Your own upper-level loss: any differentiable function of x; certified if you know its gradient's Lipschitz
+"""Your own loss
+=============
+
+Your own upper-level loss: any differentiable function of x; certified if you know its gradient's Lipschitz
 constant."""
 
 import torch

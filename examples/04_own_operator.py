@@ -1,4 +1,7 @@
-"""Your own forward operator: a function of batched tensors is enough."""
+"""Your own operator
+=================
+
+Your own forward operator: a function of batched tensors is enough."""
 
 import torch
 from torch.nn.functional import avg_pool2d

@@ -1,4 +1,7 @@
-"""An operator of ODL: tomography in weighted function spaces. Needs: pip install 'learnreg[ct,odl]'."""
+"""An operator of ODL
+==================
+
+An operator of ODL: tomography in weighted function spaces. Needs: pip install 'learnreg[ct,odl]'."""
 
 import sys
 

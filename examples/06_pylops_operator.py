@@ -1,4 +1,7 @@
-"""An operator of PyLops: deblurring with a convolution and a derivative that is measured, too. Needs: pip install
+"""An operator of PyLops
+=====================
+
+An operator of PyLops: deblurring with a convolution and a derivative that is measured, too. Needs: pip install
 pylops."""
 
 import sys

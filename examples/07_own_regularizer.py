@@ -1,4 +1,7 @@
-"""Your own regularizer: an operator, a potential, and what its parameters do."""
+"""Your own regularizer
+====================
+
+Your own regularizer: an operator, a potential, and what its parameters do."""
 
 import torch
 from torch import Tensor, nn

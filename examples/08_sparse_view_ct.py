@@ -1,4 +1,7 @@
-"""Computed tomography from few views: learn a regularizer on phantoms, reconstruct another phantom, with a certified
+"""Tomography from few views
+=========================
+
+Computed tomography from few views: learn a regularizer on phantoms, reconstruct another phantom, with a certified
 error."""
 
 import sys

@@ -1,4 +1,7 @@
-"""Low-dose computed tomography: from photon counts to line integrals and the statistical weights of the rays."""
+"""Low-dose tomography
+===================
+
+Low-dose computed tomography: from photon counts to line integrals and the statistical weights of the rays."""
 
 import torch
 

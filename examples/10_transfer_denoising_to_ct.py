@@ -1,4 +1,7 @@
-"""Learn a regularizer for denoising, use it in computed tomography: one number, its factor, has to be found."""
+"""From denoising to tomography
+============================
+
+Learn a regularizer for denoising, use it in computed tomography: one number, its factor, has to be found."""
 
 import sys
 

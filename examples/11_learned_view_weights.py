@@ -1,4 +1,7 @@
-"""Views of different quality: learn how much to trust each of them, with the regularizer, and store the weights."""
+"""Views of different quality
+==========================
+
+Views of different quality: learn how much to trust each of them, with the regularizer, and store the weights."""
 
 import sys
 import tempfile

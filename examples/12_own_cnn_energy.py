@@ -1,4 +1,7 @@
-"""A convex energy of your own, as a small network: only its value is written down. It is trained for denoising, stored
+"""A regularizer by its value alone
+================================
+
+A convex energy of your own, as a small network: only its value is written down. It is trained for denoising, stored
 in a model file and loaded again."""
 
 import sys

@@ -1,4 +1,7 @@
-"""Data hyper-cleaning: 40 % of the training labels are wrong. A weight for each sample is learned from the loss of 200
+"""Data hyper-cleaning
+===================
+
+Data hyper-cleaning: 40 % of the training labels are wrong. A weight for each sample is learned from the loss of 200
 digits with clean labels, by descent of which every step is certified. Needs: pip install scikit-learn."""
 
 import sys

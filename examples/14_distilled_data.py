@@ -1,4 +1,7 @@
-"""Distilled data: ten synthetic digits, one of each class, are learned so that a regression trained on them alone
+"""Distilled data
+==============
+
+Distilled data: ten synthetic digits, one of each class, are learned so that a regression trained on them alone
 classifies all others. Needs: pip install scikit-learn."""
 
 import sys

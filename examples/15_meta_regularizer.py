@@ -1,4 +1,7 @@
-"""Meta-knowledge: where a regularizer starts, and along which directions it moves, are learned over many noise levels,
+"""A meta-learned regularizer
+==========================
+
+Meta-knowledge: where a regularizer starts, and along which directions it moves, are learned over many noise levels,
 so that it adapts to a new one in a few steps on one small patch (implicit MAML)."""
 
 import sys

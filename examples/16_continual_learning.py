@@ -1,4 +1,7 @@
-"""Continual learning: digits arrive two classes at a time. Each task is learned under the constraint that the losses of
+"""Continual learning
+==================
+
+Continual learning: digits arrive two classes at a time. Each task is learned under the constraint that the losses of
 earlier classes do not grow, and how much each weight may move is learned from a few digits of all classes so far.
 Needs: pip install scikit-learn."""
 

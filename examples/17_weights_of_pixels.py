@@ -1,4 +1,7 @@
-"""One weight of total variation for an image, or one for each pixel: learned from noisy copies of it, and tested on
+"""A weight for each pixel
+=======================
+
+One weight of total variation for an image, or one for each pixel: learned from noisy copies of it, and tested on
 others."""
 
 import sys

@@ -1,4 +1,7 @@
-"""The weight of total variation without a ground truth: by the discrepancy, by Stein's unbiased risk estimate (SURE),
+"""A weight without a ground truth
+===============================
+
+The weight of total variation without a ground truth: by the discrepancy, by Stein's unbiased risk estimate (SURE),
 and by the whiteness of the residual; beside what a ground truth would choose."""
 
 import sys

@@ -1,4 +1,7 @@
-"""Which lines of Fourier space to measure: weights of lines are learned with the regularizer, under a price for each
+"""Learned sampling
+================
+
+Which lines of Fourier space to measure: weights of lines are learned with the regularizer, under a price for each
 (Sherry et al., Learning the sampling pattern for MRI, 2020). The best quarter of the lines is compared with others."""
 
 import sys

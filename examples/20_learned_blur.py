@@ -1,4 +1,7 @@
-"""A blur that nobody measured: its kernel and the weight of total variation are learned from one pair of a sharp and a
+"""A blur that nobody measured
+===========================
+
+A blur that nobody measured: its kernel and the weight of total variation are learned from one pair of a sharp and a
 blurred photograph, and used on another photograph of the same camera."""
 
 import sys

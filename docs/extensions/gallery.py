@@ -1,0 +1,71 @@
+"""The gallery: examples/ as pages, with the figures they make.
+
+``LEARNREG_GALLERY`` says which ones run: "all", "none", or how many, drawn with ``LEARNREG_SEED``, which is printed.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from sphinx_gallery.scrapers import figure_rst
+
+DOCS = Path(__file__).resolve().parents[1]
+EXAMPLES = DOCS.parent / "examples"
+COPY = DOCS / "generated" / "examples"
+"""Examples run here, so that files they write do not lie beside them."""
+
+
+def pictured() -> list[str]:
+    """Examples that make pictures and run without arguments: those in folders of examples/."""
+    return sorted(path.stem for path in EXAMPLES.glob("*/*.py"))
+
+
+def drawn() -> list[str]:
+    """Those that run in this build."""
+    wanted = os.environ.get("LEARNREG_GALLERY", "none")
+    if wanted in ("all", "none"):
+        return pictured() if wanted == "all" else []
+    seed = int(os.environ.get("LEARNREG_SEED") or random.SystemRandom().randrange(2**30))
+    found = sorted(random.Random(seed).sample(pictured(), min(int(wanted), len(pictured()))))
+    print(f"LEARNREG_SEED={seed} draws the examples {', '.join(found)}")
+    return found
+
+
+def figures_of(block: Any, variables: dict[str, Any], configuration: dict[str, Any]) -> str:
+    """Saves the figures that a block of an example has made and not shown before: matplotlib's own scraper knows those
+    of pyplot alone."""
+    seen = variables.setdefault("figures_seen", set())
+    paths = []
+    for value in variables["example_globals"].values():
+        if isinstance(value, Figure) and id(value) not in seen:
+            seen.add(id(value))
+            paths.append(next(variables["image_path_iterator"]))
+            value.savefig(paths[-1], dpi=160)
+    return figure_rst(paths, variables["src_file"] and configuration["src_dir"])
+
+
+def configuration() -> dict[str, Any]:
+    """What sphinx-gallery is told."""
+    shutil.copytree(EXAMPLES, COPY, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__", "*.png"))
+    names = drawn()
+    return {
+        "examples_dirs": [str(COPY)],
+        "gallery_dirs": [str(DOCS / "generated" / "gallery")],
+        "filename_pattern": rf"/({'|'.join(map(re.escape, names))})\.py$" if names else r"/nothing\.py$",
+        "image_scrapers": (figures_of,),
+        "download_all_examples": False,
+        "plot_gallery": True,
+        "abort_on_example_error": True,
+        "show_memory": False,
+        "min_reported_time": 0,
+        "remove_config_comments": True,
+        "write_computation_times": False,
+        "show_signature": False,
+        "within_subsection_order": "FileNameSortKey",
+    }

@@ -15,7 +15,9 @@ from learnreg.operators.adapters import (
     from_pylops,
     from_scipy,
     from_sigpy,
+    to_deepinv,
     to_odl,
+    to_pylops,
     to_scipy,
 )
 from learnreg.operators.adapters.sparse import SparseOperator
@@ -56,7 +58,9 @@ __all__ = [
     "from_pylops",
     "from_scipy",
     "from_sigpy",
+    "to_deepinv",
     "to_odl",
+    "to_pylops",
     "to_scipy",
 ]
 

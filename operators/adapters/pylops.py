@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from learnreg.errors import OperatorError
+import numpy as np
+
+from learnreg.errors import ConfigError, OperatorError
+from learnreg.linear.operator import LinearOperator
 from learnreg.linear.shapes import Shape
 from learnreg.operators.adapters.black_box import BlackBox
 from learnreg.operators.adapters.checks import check_adjoint, check_linear, declare
 from learnreg.operators.adapters.host import checked_sizes, real_dtype
-from learnreg.operators.adapters.scipy import host_operator
+from learnreg.operators.adapters.scipy import host_operator, to_scipy
 
-__all__ = ["from_pylops"]
+__all__ = ["from_pylops", "to_pylops"]
 
 
 def from_pylops(
@@ -56,3 +59,26 @@ def with_channel(shape: Any) -> Shape:
     """A shape as it is, but (H, W) as (1, H, W): images have a channel axis."""
     sizes = tuple(int(s) for s in shape)
     return (1, *sizes) if len(sizes) == 2 else sizes
+
+
+def to_pylops(operator: LinearOperator, dtype: Any = np.float64) -> Any:
+    """A pylops.LinearOperator with ``dims`` and ``dimsd`` of the operator's shapes, for the solvers of PyLops.
+
+    Parameters
+    ----------
+    operator: of this package.
+    dtype: float32 or float64, in which the operator computes.
+
+    Raises
+    ------
+    ConfigError: PyLops is not installed. OperatorError: another dtype.
+    """
+    try:
+        import pylops
+    except ImportError as error:
+        raise ConfigError(f"to_pylops needs the package pylops ({error}). Install it: pip install pylops") from error
+    adapted = pylops.LinearOperator(
+        to_scipy(operator, dtype), dims=operator.domain_shape, dimsd=operator.range_shape, forceflat=False
+    )
+    adapted.explicit = False
+    return adapted

@@ -21,9 +21,9 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
-    "sphinx.ext.mathjax",
     "sphinx_gallery.gen_gallery",
     "docstrings",
+    "mathml",
     "repository",
     "api_coverage",
 ]
@@ -59,6 +59,7 @@ html_theme_options = {
     "secondary_sidebar_items": ["page-toc"],
     "header_links_before_dropdown": 7,
 }
+html_sidebars = {name: [] for name in ("index", "start", "benchmarks", "architecture", "changelog", "glossary")}
 html_copy_source = False
 html_show_sourcelink = False
 html_static_path = ["_static"]

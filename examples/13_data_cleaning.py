@@ -92,3 +92,4 @@ for axes, worst in zip(pictures, weights.argsort(), strict=False):
     axes.set_title(f"“{int(given[worst])}”, {float(weights[worst]):.3f}", fontsize=8)
     axes.set_axis_off()
 figure.savefig("data_cleaning.png", dpi=100)
+# sphinx_gallery_thumbnail_path = 'data_cleaning.png'

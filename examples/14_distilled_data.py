@@ -75,3 +75,4 @@ for axes, picture in zip(figure.subplots(2, 10).flat, [*real, *theta], strict=Tr
     axes.imshow(picture.view(8, 8).numpy(), cmap="gray_r", vmin=0, vmax=1)
     axes.set_axis_off()
 figure.savefig("distilled_data.png", dpi=100)
+# sphinx_gallery_thumbnail_path = 'distilled_data.png'

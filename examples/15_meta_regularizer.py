@@ -108,3 +108,4 @@ for axes, level in zip(figure.subplots(1, 3), (15, 25, 45), strict=True):
     axes.set(title=f"noise {level}/255", xlabel="steps of adaptation", ylim=(psnr[20] - 4, psnr[20] + 0.5))
 axes.legend(loc="lower right")
 figure.savefig("meta_regularizer.png", dpi=90)
+# sphinx_gallery_thumbnail_path = 'meta_regularizer.png'

@@ -107,3 +107,4 @@ for name, (constrained, learned) in settings.items():
 axes.set(xlabel="classes so far", ylabel="test accuracy on them")
 axes.legend()
 figure.savefig("continual_learning.png", dpi=100)
+# sphinx_gallery_thumbnail_path = 'continual_learning.png'

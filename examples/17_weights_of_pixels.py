@@ -76,3 +76,4 @@ for axis, (name, picture) in zip(figure.subplots(1, len(pictures)), pictures.ite
     axis.imshow(picture.numpy(), cmap="gray", **({} if "log" in name else {"vmin": 0, "vmax": 1}))
     axis.set(title=name, xticks=[], yticks=[])
 figure.savefig("weights_of_pixels.png", dpi=110)
+# sphinx_gallery_thumbnail_path = 'weights_of_pixels.png'

@@ -86,3 +86,4 @@ for (name, regularizer), marker in zip(found.items(), "osv*", strict=True):
 axis.set(xlabel="weight", ylabel="PSNR (dB)")
 axis.legend()
 figure.savefig("weight_without_truth.png", dpi=110)
+# sphinx_gallery_thumbnail_path = 'weight_without_truth.png'

@@ -87,3 +87,4 @@ for (name, (mask, x)), (above, below) in zip(results.items(), axes[:, 1:].T, str
 for axis in axes.flat[1:]:
     axis.set(xticks=[], yticks=[])
 figure.savefig("learned_sampling.png", dpi=110)
+# sphinx_gallery_thumbnail_path = 'learned_sampling.png'

@@ -85,3 +85,4 @@ for (above, below), kernel, (name, x) in zip(
     below.imshow(x[0, 0].numpy(), cmap="gray", vmin=0, vmax=1)
     below.set(title=name, xticks=[], yticks=[])
 figure.savefig("learned_blur.png", dpi=110)
+# sphinx_gallery_thumbnail_path = 'learned_blur.png'

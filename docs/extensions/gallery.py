@@ -17,6 +17,7 @@ from sphinx_gallery.scrapers import figure_rst
 
 DOCS = Path(__file__).resolve().parents[1]
 EXAMPLES = DOCS.parent / "examples"
+SCRIPTS = "scripts"
 COPY = DOCS / "generated" / "examples"
 """Examples run here, so that files they write do not lie beside them."""
 
@@ -47,25 +48,38 @@ def figures_of(block: Any, variables: dict[str, Any], configuration: dict[str, A
             seen.add(id(value))
             paths.append(next(variables["image_path_iterator"]))
             value.savefig(paths[-1], dpi=160)
-    return figure_rst(paths, variables["src_file"] and configuration["src_dir"])
+    return figure_rst(paths, configuration["src_dir"])
+
+
+def copy_examples() -> None:
+    """Into folders, each a section: those that lie in examples/ itself are scripts, the last section."""
+    shutil.rmtree(COPY, ignore_errors=True)
+    for path in EXAMPLES.rglob("*"):
+        if path.suffix in (".py", ".rst"):
+            loose = path.parent == EXAMPLES and path.suffix == ".py"
+            folder = COPY / (SCRIPTS if loose else path.parent.relative_to(EXAMPLES))
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path, folder / path.name)
+    title = "Scripts"
+    (COPY / SCRIPTS / "GALLERY_HEADER.rst").write_text(f"{title}\n{'-' * len(title)}\n", encoding="utf-8")
 
 
 def configuration() -> dict[str, Any]:
     """What sphinx-gallery is told."""
-    shutil.copytree(EXAMPLES, COPY, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__", "*.png"))
+    copy_examples()
     names = drawn()
     return {
-        "examples_dirs": [str(COPY)],
-        "gallery_dirs": [str(DOCS / "generated" / "gallery")],
+        "examples_dirs": ["generated/examples"],
+        "gallery_dirs": ["generated/gallery"],
+        "subsection_order": ["*", f"generated/examples/{SCRIPTS}"],
+        "within_subsection_order": "FileNameSortKey",
         "filename_pattern": rf"/({'|'.join(map(re.escape, names))})\.py$" if names else r"/nothing\.py$",
         "image_scrapers": (figures_of,),
         "download_all_examples": False,
-        "plot_gallery": True,
         "abort_on_example_error": True,
         "show_memory": False,
         "min_reported_time": 0,
         "remove_config_comments": True,
         "write_computation_times": False,
         "show_signature": False,
-        "within_subsection_order": "FileNameSortKey",
     }

@@ -47,6 +47,7 @@ napoleon_google_docstring = False
 napoleon_use_rtype = False
 python_maximum_signature_line_length = 100
 templates_path = ["_templates"]
+smartquotes = False  # f'' is a second derivative
 
 sphinx_gallery_conf = gallery.configuration()
 

@@ -27,7 +27,7 @@ class Identity(Unchanged):
     --------
     >>> A = lr.operators.Identity((1, 8, 8))
     >>> A(torch.ones(2, 1, 8, 8)).shape, float(A.norm_bound())
-    (torch.Size([2, 8, 8]), 1.0)
+    (torch.Size([2, 1, 8, 8]), 1.0)
     """
 
     def stored(self) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from sphinx_gallery.scrapers import figure_rst
 
 DOCS = Path(__file__).resolve().parents[1]
 EXAMPLES = DOCS.parent / "examples"
+GALLERY = DOCS / "generated" / "gallery"
 SCRIPTS = "scripts"
 COPY = DOCS / "generated" / "examples"
 """Examples run here, so that files they write do not lie beside them."""
@@ -61,6 +62,10 @@ def copy_examples() -> None:
             folder.mkdir(parents=True, exist_ok=True)
             shutil.copy2(path, folder / path.name)
     title = "Scripts"
+    for page in GALLERY.rglob("*.rst"):  # of examples that are gone
+        source = COPY / page.relative_to(GALLERY)
+        if not source.with_suffix(".py").is_file() and not (page.name == "index.rst" and source.parent.is_dir()):
+            page.unlink()
     (COPY / SCRIPTS / "GALLERY_HEADER.rst").write_text(f"{title}\n{'-' * len(title)}\n", encoding="utf-8")
 
 

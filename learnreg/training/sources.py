@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -20,7 +21,9 @@ from learnreg.training.workers import Workers
 __all__ = ["BATCH_SIZE", "PairedDataset", "Source", "TrainingData", "source_of"]
 
 BATCH_SIZE = 16
-_DIGESTED = 8
+_DIGESTED, _DIGESTED_OF_STREAMS, _DIGESTED_BYTES = 512, 32, 64 * 1024**2
+_RANDOM = 4
+"""Samples that are read twice, to see whether they differ at every access."""
 
 
 class PairedDataset(Protocol):
@@ -57,13 +60,31 @@ class Source(ABC):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on with the batch after the last one."""
 
-    def digest(self) -> dict[str, Any]:
-        """What tells data sets apart: their length and a hash of some samples, unless these differ at every access."""
-        hashes = [_hashed(self._digested()) for _ in range(2)]
-        return {"data": self._length(), "content": hashes[0] if hashes[0] == hashes[1] else "random"}
+    def updates_in(self, epochs: float) -> int:
+        """How many batches so many passes over the data are.
 
-    def _digested(self) -> list[Sample]:
-        return self.first(1)
+        Raises
+        ------
+        ConfigError: nobody knows how long a pass is.
+        """
+        batches = self._batches()
+        if batches is None:
+            raise ConfigError(f"train(epochs={epochs:g}): the data set does not say how long it is; give updates.")
+        return max(1, math.ceil(epochs * batches))
+
+    def _batches(self) -> float | None:
+        """Of one pass over the data; None where that is unknown."""
+        return None
+
+    def digest(self) -> dict[str, Any]:
+        """What tells data sets apart: their length and a hash of up to 512 samples and 64 MB, unless these differ at
+        every access."""
+        same = _hashed(self._digested(_RANDOM)) == _hashed(self._digested(_RANDOM))
+        return {"data": self._length(), "sha256": _hashed(self._digested(_DIGESTED)) if same else "random"}
+
+    def _digested(self, most: int) -> list[Sample]:
+        """At most so many samples, from all over the data where that is known, else few of its beginning."""
+        return self.first(min(most, _DIGESTED_OF_STREAMS))
 
     def _length(self) -> str:
         return "a stream"
@@ -114,9 +135,14 @@ class MapStyle(Source):
     def _read_one(self, index: int) -> Sample:
         return self._reader.sample(self.dataset[index], f"dataset item {index}", index)
 
-    def _digested(self) -> list[Sample]:
-        count = len(self.dataset)
-        return self._read(sorted({round(k * (count - 1) / (_DIGESTED - 1)) for k in range(_DIGESTED)}))
+    def _batches(self) -> float | None:
+        return len(self.dataset) / min(self.batch_size, len(self.dataset))
+
+    def _digested(self, most: int) -> list[Sample]:
+        (first,) = self.first(1)
+        size = first.b.nbytes + first.x_true.nbytes
+        count, most = len(self.dataset), max(_RANDOM, min(most, _DIGESTED_BYTES // size))
+        return self._read(sorted({round(k * (count - 1) / (most - 1)) for k in range(most)}))
 
     def _length(self) -> str:
         return f"{len(self.dataset)} items"
@@ -166,6 +192,9 @@ class Iterated(Stream):
     def __init__(self, dataset: Any, reader: Reader, batch_size: int) -> None:
         super().__init__(reader)
         self._dataset, self.batch_size = dataset, batch_size
+
+    def _batches(self) -> float | None:
+        return math.ceil(len(self._dataset) / self.batch_size) if hasattr(self._dataset, "__len__") else None
 
     def _pass(self) -> Iterator[list[Sample]]:
         items = (self._reader.sample(item, f"dataset item {i}") for i, item in enumerate(self._dataset))
@@ -226,6 +255,12 @@ class Loaded(Stream):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self._random = list(state["random"])
+
+    def _batches(self) -> float | None:
+        try:
+            return len(self._loader)
+        except TypeError:
+            return None
 
     def _length(self) -> str:
         dataset = self._loader.dataset

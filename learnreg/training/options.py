@@ -18,6 +18,7 @@ SamplingName = Literal["growing", "fixed", "minibatch"]
 SAMPLINGS: tuple[str, ...] = get_args(SamplingName)
 
 _DEFAULT_MINUTES = 5.0
+_CHUNK = 8
 _MOST_UPDATES = 10**12
 _SAMPLES, _GROWING_SAMPLES = 64, 512
 _LASTING = (
@@ -30,6 +31,7 @@ _LASTING = (
     "tune_start",
     "audit_every",
     "sampling",
+    "chunk_size",
 )
 
 
@@ -55,6 +57,7 @@ class TrainingOptions:
     audit_every: int = 10
     sampling: SamplingName = "growing"
     workers: int = 1
+    chunk_size: int = _CHUNK
 
     def __post_init__(self) -> None:
         if self.minutes is not None:
@@ -63,8 +66,8 @@ class TrainingOptions:
             raise ConfigError(
                 f"train(updates={shown(self.updates)}): expected an integer from 1 to {_MOST_UPDATES:,}, or None."
             )
-        for name in ("samples", "batch_size", "audit_every"):
-            if name == "audit_every" or getattr(self, name) is not None:
+        for name in ("samples", "batch_size", "audit_every", "chunk_size"):
+            if name in ("audit_every", "chunk_size") or getattr(self, name) is not None:
                 whole_number(getattr(self, name), f"train({name})")
         whole_number(self.seed, "train(seed)", least=-LARGEST_SEED, most=LARGEST_SEED)
         real_number(self.step_size, "train(step_size)", above=0.0)

@@ -84,8 +84,10 @@ class Run:
         except TimeUp:
             pass
         except OperatorError as error:
+            self.session.group.settle(error)
             raise OperatorError(f"{error} {self._rescue()}", error.failed_property) from error
         except BaseException as error:
+            self.session.group.settle(error)
             error.add_note(self._rescue())
             raise
         self.save()

@@ -16,12 +16,16 @@ from learnreg.hypergradients.implicit import tightening
 from learnreg.linear.arguments import check_flag, check_type, given_path, shown
 from learnreg.losses import SquaredError, UpperLoss
 from learnreg.lower_level.problem import LowerLevelProblem
+from learnreg.training.group import Group
 from learnreg.training.guard import examine_problem, guarded, take_as_they_are
+from learnreg.training.identity import identity_of
 from learnreg.training.interrupts import Interrupts
 from learnreg.training.options import OptimizerName, SamplingName, TrainingOptions
+from learnreg.training.process_group import current_group
 from learnreg.training.run import Run, TrainResult
 from learnreg.training.run_folder import RunFolder, contents_of
 from learnreg.training.session import Session
+from learnreg.training.shared_folder import folder_of
 from learnreg.training.sources import TrainingData
 
 __all__ = ["OptimizerName", "Trainer", "train"]
@@ -43,6 +47,7 @@ def train(
     samples: int | None = None,
     sampling: SamplingName = "growing",
     audit_every: int = 10,
+    chunk_size: int = 8,
     seed: int = 0,
     resume: bool = False,
     check_operator: bool = True,
@@ -91,6 +96,8 @@ def train(
     samples: of "lbfgs" and "adaptive", the first ones of the data at most; None: 512 of a growing sample, else 64.
     sampling: of "adaptive": "growing" (from 16 of the samples to all of them), "fixed" (all of them) or "minibatch".
     audit_every: updates from one audit to the next; of "adaptive", from one certified gradient to the next.
+    chunk_size: samples that are solved together, by one thread of one worker. The last bits of what is computed depend
+        on it, and not on the number of threads and workers.
     resume: go on with the run that ``out`` holds, with the same data and options but minutes and updates.
     check_operator: examine operators and regularizers that are not this package's own before any work, with a few
         applications (``learnreg.testing``); False: take them as they are (``examine = False``), uncertified.
@@ -127,6 +134,7 @@ def train(
         audit_every,
         sampling,
         workers=torch.get_num_threads(),
+        chunk_size=chunk_size,
     )
     trainer = Trainer(
         problem,
@@ -145,7 +153,10 @@ def train(
 
 
 class Trainer:
-    """A training run of given options; ``run`` starts it. The parameters are those of ``train``."""
+    """A training run of given options; ``run`` starts it. The parameters are those of ``train``.
+
+    group: the workers that share it, by default those of torch's process group.
+    """
 
     def __init__(
         self,
@@ -158,6 +169,7 @@ class Trainer:
         validate: Callable[[], float] | None = None,
         on_update: Callable[[Mapping[str, Any]], None] | None = None,
         check_operator: bool = True,
+        group: Group | None = None,
     ) -> None:
         check_type(problem, LowerLevelProblem, "train(problem)", "a LowerLevelProblem")
         if not problem.learnable():
@@ -171,25 +183,37 @@ class Trainer:
                 raise ConfigError(f"train({name}={shown(function)}): expected a function, or None.")
         self.problem, self.dataset, self.loss, self.options = problem, dataset, loss, options
         self.config, self.validate, self.on_update = config, validate, on_update
-        self.check_operator = check_operator
+        self.check_operator, self.group = check_operator, group
 
     def run(self, out: str | Path | RunFolder | None = None, resume: bool = False) -> TrainResult:
         """Train until the time or the updates are used up; the last parameters are saved whatever ends the run."""
+        group = current_group() if self.group is None else self.group
+        try:
+            return self._run(group, out, resume)
+        except BaseException as error:
+            group.settle(error)
+            raise
+        finally:
+            if self.group is None:
+                group.close()
+
+    def _run(self, group: Group, out: str | Path | RunFolder | None, resume: bool) -> TrainResult:
         options = self.options
         check_flag(resume, "train(resume)")
         if not (out is None or isinstance(out, RunFolder)):
             out = given_path(out, "train(out)")
-        if resume and (out is None or (isinstance(out, Path) and not contents_of(out))):
+        if resume and (out is None or (isinstance(out, Path) and not group.first(lambda: contents_of(out)))):
             where = "no out, where the run is" if out is None else f"no run in {out}"
             raise ConfigError(f"train(resume=True): {where}. To start a new run, leave resume out.")
-        session = Session.of(self.problem, self.dataset, self.loss, options)
+        session = Session.of(self.problem, self.dataset, self.loss, options, group)
         try:
             if self.check_operator:
                 examine_problem(self.problem, lambda: session.source.first(1)[0].b.dtype)
             else:
                 take_as_they_are(self.problem)
             session.problem = guarded(self.problem)
-            folder = RunFolder(out, resume) if isinstance(out, Path) else out
+            session.share_problem()
+            folder = folder_of(out, resume, group) if isinstance(out, Path) else out
             if folder is not None and folder.load_config() is None:
                 names = ("optimizer", "step_size", "tolerance", "seed")
                 folder.save_config({name: getattr(options, name) for name in names})
@@ -199,13 +223,14 @@ class Trainer:
                 folder,
                 self.problem,
                 config=self.config,
-                validate=self.validate,
-                on_update=self.on_update,
+                validate=None if self.validate is None else group.by_first(self.validate),
+                on_update=None if self.on_update is None else group.by_first(self.on_update),
             )
+            group.check_same("options or data", lambda: identity_of(session, options))
             if resume and folder is not None:
                 run.restore()
             run.save()  # what cannot be stored is refused before the work, not after it
-            with Interrupts.active() as interrupts, interrupts.held():
+            with Interrupts.active() as interrupts, interrupts.held(group.largest):
                 result = run.until(options.updates, interrupts)
         except BaseException as error:
             session.close(wait=not isinstance(error, KeyboardInterrupt))

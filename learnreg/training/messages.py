@@ -1,0 +1,75 @@
+"""Objects as bytes, for the other workers of a group: tensors by their numbers, errors by what can be said of them."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from learnreg.errors import WorkerError
+
+__all__ = ["dumps", "hollow", "loads"]
+
+
+def hollow(tensor: Tensor) -> Tensor:
+    """Its shape and dtype, without numbers."""
+    return torch.empty_like(tensor, device="meta")
+
+
+def dumps(value: Any) -> bytes:
+    """The value as bytes; tensors are copied to the CPU."""
+    file = io.BytesIO()
+    _Pickler(file, pickle.HIGHEST_PROTOCOL).dump(value)
+    return file.getvalue()
+
+
+def loads(data: bytes) -> Any:
+    """The value again: tensors on the kind of device they were on, this worker's one. Of the own group alone: bytes of
+    others could run code."""
+    return pickle.loads(data)
+
+
+class _Pickler(pickle.Pickler):
+    def reducer_override(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            if value.is_meta:
+                return _empty, (tuple(value.shape), value.dtype)
+            numbers = value.detach().cpu().contiguous().numpy().tobytes()
+            return _tensor, (numbers, tuple(value.shape), value.dtype, value.device.type)
+        if isinstance(value, BaseException):
+            return _error, _parts(value)
+        return NotImplemented
+
+
+def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def _tensor(numbers: bytes, shape: tuple[int, ...], dtype: torch.dtype, device: str) -> Tensor:
+    if not numbers:
+        return torch.empty(shape, dtype=dtype, device=device)
+    return torch.frombuffer(bytearray(numbers), dtype=dtype).reshape(shape).to(device)
+
+
+def _parts(error: BaseException) -> tuple[Any, ...]:
+    """Class, text and plain attributes; a class that others cannot import becomes a WorkerError."""
+    kind, text = type(error), str(error)
+    try:
+        pickle.dumps(kind)
+    except (pickle.PicklingError, AttributeError, TypeError):
+        kind, text = WorkerError, f"{kind.__name__}: {text}"
+    plain = {name: value if isinstance(value, (str, int, float)) else None for name, value in vars(error).items()}
+    plain.pop("__notes__", None)
+    return kind, text, plain, list(getattr(error, "__notes__", ()))
+
+
+def _error(kind: type[BaseException], text: str, plain: dict[str, Any], notes: list[str]) -> BaseException:
+    error = kind.__new__(kind, text)
+    error.args = (text,)
+    vars(error).update(plain)
+    for note in notes:
+        error.add_note(note)
+    return error

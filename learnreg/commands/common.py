@@ -22,10 +22,13 @@ from learnreg.regularizers import REGULARIZERS, Regularizer, TotalVariation
 from learnreg.report.comparison import Comparison
 from learnreg.report.report import require_packages, write_report
 from learnreg.solvers.solve import solve
+from learnreg.training.environment import environment
+from learnreg.training.group import Group
 from learnreg.training.options import TrainingOptions
 from learnreg.training.progress import Progress
 from learnreg.training.run import TrainResult
 from learnreg.training.run_folder import RunFolder
+from learnreg.training.shared_folder import folder_of
 from learnreg.training.sources import PairedDataset
 from learnreg.training.start_tuning import least_loss
 from learnreg.training.train import Trainer
@@ -60,29 +63,32 @@ class Scenario:
     title: str
 
 
-def run_scenario(scenario: Scenario, resume: bool = False) -> dict[str, Any]:
+def run_scenario(
+    scenario: Scenario, resume: bool = False, force: bool = False, group: Group | None = None
+) -> dict[str, Any]:
     """Train, compare with total variation whose weight was tuned on the same pairs, and write the report.
 
-    Returns the figures of the summary.
+    Returns the figures of the summary; none to the workers of a group but the first, which compares and writes.
 
     Raises
     ------
     ConfigError: bad options. CheckpointError: the run folder cannot be used. What ``learnreg.train`` raises.
     """
     require_packages()
-    config, options = scenario.config, scenario.config.in_force()
+    config, group = scenario.config, Group() if group is None else group
     torch.manual_seed(config.seed)
     problem = scenario.problem(initial_regularizer(config))
     progress = Progress(config.minutes, config.updates or None)
-    trainer, folder = _trainer(scenario, problem, progress), RunFolder(config.out, resume)
-    try:
-        folder.save_config(options)
+    trainer, folder = _trainer(scenario, problem, progress, group), folder_of(config.out, resume, group)
+    with folder.held():
         with progress:
-            result = _learn(trainer, config, folder, resume)
-    except BaseException:
-        if not resume and not folder.rows():  # nothing was learned: the corrected command finds the folder as it was
-            folder.discard()
-        raise
+            result = _learn(trainer, config, folder, resume, force)
+        return group.last(lambda: _compared(scenario, problem, folder, result), {})
+
+
+def _compared(scenario: Scenario, problem: LowerLevelProblem, folder: RunFolder, result: TrainResult) -> dict[str, Any]:
+    """Compare what was learned, and write the report."""
+    config = scenario.config
     problem.to("cpu")
     baseline = scenario.problem(TotalVariation(scenario.tv_weight, **config.image_kind))
     announce(f"tuning the weight of total variation on {scenario.tv_samples} samples, for comparison")
@@ -93,10 +99,11 @@ def run_scenario(scenario: Scenario, resume: bool = False) -> dict[str, Any]:
         **comparison_figures(comparison, scenario.input_key),
         "tv_weight": tv_weight,
         "held_out": sorted(image.name for image in comparison.images),
-        **_training_figures(result),
+        **_training_figures(result, config.schedule == "annealed"),
         "model": str(folder.model_path),
     }
     announce("writing the report")
+    options = config.in_force() | {name.replace("_", " "): value for name, value in environment().items()}
     report = write_report(folder, comparison, problem.regularizer, options, summary, scenario.title)
     return summary | {"report": str(report)}
 
@@ -116,9 +123,9 @@ def initial_regularizer(config: TrainingConfig) -> Regularizer:
     return REGULARIZERS[config.regularizer].from_options(config, torch.Generator().manual_seed(config.seed))
 
 
-def _trainer(scenario: Scenario, problem: LowerLevelProblem, progress: Progress) -> Trainer:
+def _trainer(scenario: Scenario, problem: LowerLevelProblem, progress: Progress, group: Group) -> Trainer:
     """The run that the options ask for; moves the problem to their device."""
-    config, device = scenario.config, device_of(scenario.config.device)
+    config, device = scenario.config, group.device(device_of(scenario.config.device))
     options = TrainingOptions(
         config.minutes,
         config.updates or None,
@@ -133,6 +140,9 @@ def _trainer(scenario: Scenario, problem: LowerLevelProblem, progress: Progress)
         config.audit_every,
         config.sampling,  # type: ignore[arg-type]
         workers=torch.get_num_threads(),
+        chunk_size=config.chunk_size,
+        epochs=config.epochs or None,
+        schedule=config.schedule,  # type: ignore[arg-type]
     )
     there = device == torch.device("cpu")
     problem.to(device)
@@ -145,6 +155,8 @@ def _trainer(scenario: Scenario, problem: LowerLevelProblem, progress: Progress)
         # held-out images stay on the CPU, whose results do not depend on the machine's accelerator
         validate=lambda: scenario.validate(problem if there else copy.deepcopy(problem).to("cpu")),
         on_update=progress,
+        table=config.in_force(),
+        group=group,
     )
 
 
@@ -162,10 +174,12 @@ class _Moved:
         return b.to(self._device), x_true.to(self._device)
 
 
-def _learn(trainer: Trainer, config: TrainingConfig, folder: RunFolder, resume: bool) -> TrainResult:
+def _learn(trainer: Trainer, config: TrainingConfig, folder: RunFolder, resume: bool, force: bool) -> TrainResult:
     # One thread: audits and held-out images are small, too, and several cores only slow them.
     with threads(1), large_blocks_kept():
-        result = trainer.run(folder, resume)
+        result = trainer.run(folder, resume, force)
+    if result.was_cut:
+        announce(f"training: ended by the {how_it_ended(result, config.schedule == 'annealed')}")
     if result.updates == 0:
         raise ConfigError(f"minutes={config.minutes:g}: over before the first update, so that nothing was learned.")
     return result
@@ -204,12 +218,21 @@ def comparison_figures(comparison: Comparison, input_key: str) -> dict[str, Any]
     }
 
 
-def _training_figures(result: TrainResult) -> dict[str, Any]:
+def how_it_ended(result: TrainResult, annealed: bool) -> str:
+    """What ended a run, for people; of an annealed one that the time cut, what that means."""
+    if not result.was_cut:
+        return result.ended_by
+    meaning = ", before step sizes had fallen to their end; go on with --resume and more --minutes" if annealed else ""
+    return f"minutes, after {result.updates} of {result.asked} updates{meaning}"
+
+
+def _training_figures(result: TrainResult, annealed: bool) -> dict[str, Any]:
     """Totals of a run, for the summary."""
     audits = [row for row in result.rows if "relative_error_bound" in row]
     last = audits[-1] if audits else {}
     return {
         "updates": result.updates,
+        "ended_by": how_it_ended(result, annealed),
         "seconds": result.seconds,
         "operator_applications": result.operator_applications,
         "hypergradient_relative_error_bound": last.get("relative_error_bound"),

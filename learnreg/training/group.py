@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
+import torch
 from torch import Tensor
 
 __all__ = ["Group", "Mapper", "Parcel"]
@@ -37,6 +38,12 @@ class Group:
     """A single process, the only worker: nothing is exchanged."""
 
     rank, size = 0, 1
+    place = torch.device("cpu")
+    """Of the parameters, where tensors of other workers are wanted."""
+
+    def device(self, named: torch.device) -> torch.device:
+        """The accelerator of this worker, where none of several is named."""
+        return named
 
     # ---- who does what ---------------------------------------------------------------------------------------------
 
@@ -67,8 +74,8 @@ class Group:
         """What the function returns, or raises, at the first worker, which alone calls it."""
         return function()
 
-    def alone(self, function: Callable[[], R], otherwise: R) -> R:
-        """The same, but the others do not wait for it: ``otherwise``."""
+    def last(self, function: Callable[[], R], otherwise: R) -> R:
+        """The same, but the others do not wait for it, and have ``otherwise``: from now on the first one is alone."""
         return function()
 
     def by_first(self, function: Callable[P, R]) -> Callable[P, R]:
@@ -93,6 +100,9 @@ class Group:
     def move(self, parcels: Sequence[Parcel]) -> list[list[Tensor]]:
         """The tensors of each parcel, there at its target; the parcels are the same on all workers."""
         return [parcel.tensors for parcel in parcels]
+
+    def share_kernels(self) -> None:
+        """Let all workers use the same convolution kernels from now on, whoever measures them."""
 
     def check_same(self, what: str, values: Callable[[], Mapping[str, Any]]) -> None:
         """WorkerError, with the first name that differs, unless all workers have the same values."""

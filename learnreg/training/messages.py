@@ -14,6 +14,9 @@ from learnreg.errors import WorkerError
 __all__ = ["dumps", "hollow", "loads"]
 
 
+_PLAIN = (str, int, float, tuple)
+
+
 def hollow(tensor: Tensor) -> Tensor:
     """Its shape and dtype, without numbers."""
     return torch.empty_like(tensor, device="meta")
@@ -26,10 +29,19 @@ def dumps(value: Any) -> bytes:
     return file.getvalue()
 
 
-def loads(data: bytes) -> Any:
-    """The value again: tensors on the kind of device they were on, this worker's one. Of the own group alone: bytes of
-    others could run code."""
-    return pickle.loads(data)
+def loads(data: bytes, place: torch.device) -> Any:
+    """The value again; tensors that were on no CPU are at ``place``. Of the own group alone: bytes of others could run
+    code."""
+    return _Unpickler(data, place).load()
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, data: bytes, place: torch.device) -> None:
+        super().__init__(io.BytesIO(data))
+        self._place = place
+
+    def persistent_load(self, pid: Any) -> torch.device:
+        return self._place
 
 
 class _Pickler(pickle.Pickler):
@@ -38,20 +50,27 @@ class _Pickler(pickle.Pickler):
             if value.is_meta:
                 return _empty, (tuple(value.shape), value.dtype)
             numbers = value.detach().cpu().contiguous().numpy().tobytes()
-            return _tensor, (numbers, tuple(value.shape), value.dtype, value.device.type)
+            return _tensor, (numbers, tuple(value.shape), value.dtype, None if value.is_cpu else _Place())
         if isinstance(value, BaseException):
             return _error, _parts(value)
         return NotImplemented
+
+    def persistent_id(self, value: Any) -> Any:
+        return "place" if isinstance(value, _Place) else None
+
+
+class _Place:
+    """Where the reader has its parameters."""
 
 
 def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def _tensor(numbers: bytes, shape: tuple[int, ...], dtype: torch.dtype, device: str) -> Tensor:
+def _tensor(numbers: bytes, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | None) -> Tensor:
     if not numbers:
         return torch.empty(shape, dtype=dtype, device=device)
-    return torch.frombuffer(bytearray(numbers), dtype=dtype).reshape(shape).to(device)
+    return torch.frombuffer(bytearray(numbers), dtype=dtype).reshape(shape).to(device or "cpu")
 
 
 def _parts(error: BaseException) -> tuple[Any, ...]:
@@ -61,7 +80,7 @@ def _parts(error: BaseException) -> tuple[Any, ...]:
         pickle.dumps(kind)
     except (pickle.PicklingError, AttributeError, TypeError):
         kind, text = WorkerError, f"{kind.__name__}: {text}"
-    plain = {name: value if isinstance(value, (str, int, float)) else None for name, value in vars(error).items()}
+    plain = {name: value if isinstance(value, _PLAIN) else None for name, value in vars(error).items()}
     plain.pop("__notes__", None)
     return kind, text, plain, list(getattr(error, "__notes__", ()))
 

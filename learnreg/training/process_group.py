@@ -63,20 +63,21 @@ class ProcessGroup(Group):
         self._group = dist.new_group(backend="gloo", timeout=_ENDLESS)
         torchs = dist.distributed_c10d
         store = torchs.PrefixStore(f"learnreg/{self._group.group_name}", torchs._get_default_store())
-        self._exchanges, self._cause, self._is_origin = 0, "", False
+        self._exchanges, self._cause = 0, ""
+        self._is_origin = self._is_over = False
         self.line = Lifeline(store, self.rank, self.size, patience)
         self._places: list[tuple[str, int]] = self.gather((socket.gethostname(), os.getpid()))
-        chosen: dict[str, str] = {}
-        for others in reversed(self.gather(chosen_kernels())):
-            chosen |= others
-        adopt_kernels(chosen, replace=True)
-        agree_on_kernels(self.line.agreed)
 
     @property
     def local_rank(self) -> int:
         """The number of this worker among those on its machine."""
         host = self._places[self.rank][0]
         return sum(place[0] == host for place in self._places[: self.rank])
+
+    def device(self, named: torch.device) -> torch.device:
+        if named.type != "cuda" or named.index is not None:
+            return named
+        return torch.device("cuda", self.local_rank % torch.cuda.device_count())
 
     # ---- who does what ---------------------------------------------------------------------------------------------
 
@@ -99,13 +100,14 @@ class ProcessGroup(Group):
         return [outcome.get() for outcome in [next(parts[owner]) for owner in owners]]
 
     def first(self, function: Callable[[], R]) -> R:
-        if self._cause:
-            return self.alone(function, cast(R, None))
+        if self._cause or self._is_over:
+            return function() if self.rank == 0 else cast(R, None)
         outcome = _outcome(lambda _: function(), None) if self.rank == 0 else None
         received = self._broadcast(outcome)
         return (received if outcome is None else outcome).get()
 
-    def alone(self, function: Callable[[], R], otherwise: R) -> R:
+    def last(self, function: Callable[[], R], otherwise: R) -> R:
+        self._is_over = True
         return function() if self.rank == 0 else otherwise
 
     # ---- what is exchanged -----------------------------------------------------------------------------------------
@@ -119,7 +121,7 @@ class ProcessGroup(Group):
         if longest > 0:
             rests = self._all_gathered(data[_BLOCK - _LENGTH :], longest)
             found = [(a + b)[:length] for a, b, length in zip(found, rests, lengths, strict=True)]
-        return [value if k == self.rank else loads(part) for k, part in enumerate(found)]
+        return [value if k == self.rank else loads(part, self.place) for k, part in enumerate(found)]
 
     def _all_gathered(self, data: bytes, size: int) -> list[bytes]:
         """That of every worker, with zeros after it up to the size."""
@@ -140,7 +142,11 @@ class ProcessGroup(Group):
             rest = torch.empty(max(0, length - (_BLOCK - _LENGTH)), dtype=torch.uint8)
         if rest.numel():
             self._exchange(lambda: dist.broadcast(rest, 0, self._group, async_op=True))
-        return None if self.rank == 0 else loads((block.numpy().tobytes()[_LENGTH:] + rest.numpy().tobytes())[:length])
+        return (
+            None
+            if self.rank == 0
+            else loads((block.numpy().tobytes()[_LENGTH:] + rest.numpy().tobytes())[:length], self.place)
+        )
 
     def move(self, parcels: Sequence[Parcel]) -> list[list[Tensor]]:
         """By one exchange of bytes, whose numbers follow from the parcels."""
@@ -161,6 +167,13 @@ class ProcessGroup(Group):
             ]
             at += _size(p)
         return [found.get(id(p), p.tensors) for p in parcels]
+
+    def share_kernels(self) -> None:
+        chosen: dict[str, str] = {}
+        for others in reversed(self.gather(chosen_kernels())):
+            chosen |= others
+        adopt_kernels(chosen)
+        agree_on_kernels(self.line.agreed)
 
     def check_same(self, what: str, values: Callable[[], Mapping[str, Any]]) -> None:
         everyone = self.gather(dict(values()))
@@ -246,6 +259,8 @@ class ProcessGroup(Group):
         return True  # nobody can be asked
 
     def settle(self, error: BaseException) -> bool:
+        if self._is_over:
+            return self.rank == 0
         if not self._cause and not self.line.is_shared(self._exchanges):
             text = " ".join(str(error).split())
             self._cause = self.line.tell(f"worker {self.rank} failed: {type(error).__name__}{text and f': {text}'}")
@@ -254,7 +269,7 @@ class ProcessGroup(Group):
 
     def close(self) -> None:
         agree_on_kernels(None)
-        if not self._cause:
+        if not self._cause and not self._is_over:
             with suppress(WorkerError):
                 self.gather(None)
         self.line.stop()

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+import logging
+import math
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from learnreg.convolutions.correlation import adopt_kernels, chosen_kernels
-from learnreg.errors import CheckpointError, LearnregError, OperatorError
+from learnreg.errors import CheckpointError, LearnregError, OperatorError, WorkerError
 from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.regularizers import Regularizer
 from learnreg.result import Brief
 from learnreg.training.clock import TimeUp
-from learnreg.training.identity import check_identity, identity_of
+from learnreg.training.environment import MADE_WITH, environment
+from learnreg.training.identity import DATA, differences, identity_of, mismatch
 from learnreg.training.interrupts import Interrupts
+from learnreg.training.kernel_choices import adopt_measured, remember_measured
 from learnreg.training.optimizers import make_upper_level
 from learnreg.training.options import TrainingOptions
 from learnreg.training.run_folder import RunFolder
@@ -27,11 +31,15 @@ from learnreg.training.start_tuning import tune_start
 
 __all__ = ["Run", "TrainResult"]
 
+_LOGGER = logging.getLogger("learnreg")
+
 
 @dataclass(frozen=True, repr=False)
 class TrainResult(Brief):
     """regularizer: the learned one (the problem's own, changed in place). model_path: None without a run folder. rows:
-    what was logged, one dict per update. updates, seconds, operator_applications: totals, earlier runs included."""
+    what was logged, one dict per update. updates, seconds, operator_applications: totals, earlier runs included.
+    ended_by: what ended the run. asked: how many updates were asked for; None where the minutes alone were to end it.
+    """
 
     regularizer: Regularizer
     model_path: Path | None
@@ -39,6 +47,13 @@ class TrainResult(Brief):
     updates: int
     seconds: float
     operator_applications: int
+    ended_by: Literal["updates", "minutes"] = "updates"
+    asked: int | None = None
+
+    @property
+    def was_cut(self) -> bool:
+        """Whether the minutes were over before the updates that were asked for."""
+        return self.asked is not None and self.updates < self.asked
 
 
 class Run:
@@ -67,22 +82,28 @@ class Run:
         self.updates = 0
         self.start_factor: float | None = None if options.tune_start else 1.0
         self.rows: list[dict[str, Any]] = []
+        self.best: tuple[float, int] | None = None
+        self._environment = environment(options.workers)
         self._identity = {} if folder is None else identity_of(session, options)
+        adopt_measured()
 
     def until(self, updates: int | None, interrupts: Interrupts) -> TrainResult:
+        """Go on until so many updates are made, or the time is over."""
+        ended_by: Literal["updates", "minutes"] = "updates"
+        length = updates if self.options.schedule == "annealed" else None
         self.session.clock.start()
         try:
             if self.start_factor is None:
                 self.start_factor = tune_start(self.session)
             while updates is None or self.updates < updates:
                 interrupts.check()
-                row = self._update(step_factor(self.updates, updates))
+                row = self._update(step_factor(self.updates, length))
                 self.updates += 1
                 self._log(row)
                 if is_milestone(self.updates):
                     self.save()
         except TimeUp:
-            pass
+            ended_by = "minutes"
         except OperatorError as error:
             self.session.group.settle(error)
             raise OperatorError(f"{error} {self._rescue()}", error.failed_property) from error
@@ -94,7 +115,14 @@ class Run:
         path = None if self.folder is None else self.folder.model_path
         session = self.session
         return TrainResult(
-            session.problem.regularizer, path, self.rows, self.updates, session.clock.elapsed, session.applications
+            session.problem.regularizer,
+            path,
+            self.rows,
+            self.updates,
+            session.clock.elapsed,
+            session.applications,
+            ended_by,
+            updates,
         )
 
     def _update(self, factor: float) -> dict[str, Any]:
@@ -119,6 +147,8 @@ class Run:
             return f"{when}; the problem's regularizer holds what the updates before it learned."
         try:
             self.save()
+        except WorkerError:  # some states are lost with the worker that had them: without them no bits are the same
+            return f"{when}. {self.folder.path} holds the model; --resume goes on from the checkpoint before."
         except LearnregError as error:  # what went wrong first matters more
             return f"{when}, and what was learned could not be saved: {error}"
         return (
@@ -137,20 +167,25 @@ class Run:
         }
         if self.updates == 1 and self.options.tune_start:
             row["start_factor"] = self.start_factor
-        if self.validate is not None and is_milestone(self.updates):
-            row["psnr"] = self.validate()
-        self.rows.append(row)
-        if self.folder is not None:
-            self.folder.log(row)
+        try:
+            if self.validate is not None and is_milestone(self.updates):
+                row["psnr"] = self.validate()
+                if math.isfinite(row["psnr"]) and (self.best is None or row["psnr"] > self.best[0]):
+                    self.best = float(row["psnr"]), self.updates
+        finally:  # whatever a validation raises, the update is made
+            self.rows.append(row)
+            if self.folder is not None:
+                self.folder.log(row)
         if self.on_update is not None:
             self.on_update(row)
 
     def save(self) -> None:
         """Model, checkpoint, and the convolution kernels in use: measurements choose them, so that two runs of the same
-        options may round differently."""
+        options may round differently. After a validation that is the best so far both are kept as the best ones."""
+        remember_measured()
         if self.folder is None:
             return
-        self.folder.save_model(self.problem, self.config)
+        self.folder.save_model(self.problem, {MADE_WITH: self._environment, **(self.config or {})})
         self.folder.save_kernels(chosen_kernels())
         self.folder.save_checkpoint(
             {
@@ -159,13 +194,16 @@ class Run:
                 "upper": self.upper.state_dict(),
                 "updates": self.updates,
                 "start_factor": self.start_factor,
+                "best": self.best,
                 "identity": self._identity,
+                MADE_WITH: self._environment,
                 "kernels": chosen_kernels(),
-            }
+            },
+            best=self.best is not None and self.best[1] == self.updates,
         )
 
-    def restore(self) -> None:
-        """Go on from the folder's checkpoint, if it has one.
+    def restore(self, force: bool = False) -> None:
+        """Go on from the folder's checkpoint, if it has one; ``force``: also with other data or options.
 
         Raises
         ------
@@ -175,31 +213,38 @@ class Run:
         state = self.folder.load_checkpoint()
         if state is None:
             return
-        check_identity(state.get("identity", {}), self._identity, self.folder.path)
+        changed = differences(state.get("identity", {}), self._identity)
+        if changed and not force:
+            raise mismatch(self.folder.path, list(changed.values()))
+        for line in changed.values():
+            _LOGGER.warning("%s: goes on with other data or options: %s", self.folder.path, line)
         try:
-            self._load(state)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            self._load(state, changed)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
             if isinstance(error, LearnregError):
                 raise
-            raise CheckpointError(
-                f"the checkpoint in {self.folder.path} does not fit this version ({type(error).__name__}: {error}); "
-                "start again with another --out."
-            ) from error
+            raise self._misfit(f"does not fit this version ({type(error).__name__}: {error})") from error
         self.rows = self.folder.rows()
 
-    @torch.no_grad()
-    def _load(self, state: dict[str, Any]) -> None:
+    def _misfit(self, what: str) -> CheckpointError:
         assert self.folder is not None
+        return CheckpointError(f"{self.folder.resumed_from}: this checkpoint {what}; start again with another --out.")
+
+    @torch.no_grad()
+    def _load(self, state: dict[str, Any], changed: Collection[str]) -> None:
+        """Take over what a checkpoint holds, but what is of the data or options that changed."""
         for name, p in self.session.problem.learnable().items():
             stored = state["parameters"].get(name)
             if stored is None or stored.shape != p.shape:
-                raise CheckpointError(
-                    f"the checkpoint in {self.folder.path} has no parameter {name} of shape {tuple(p.shape)}."
-                )
+                raise self._misfit(f"has no parameter {name} of shape {tuple(p.shape)}")
+            if not bool(torch.isfinite(stored).all()):
+                raise self._misfit(f"holds NaN or infinite numbers in {name}")
             p.copy_(stored)
         adopt_kernels(state.get("kernels", {}))
-        self.session.load_state_dict(state["session"])
-        self.upper.load_state_dict(state["upper"])
+        self.session.load_state_dict(state["session"], same_data=not {*DATA, "seed", "batch_size"} & {*changed})
+        if not {"optimizer", "samples", "sampling", *DATA} & {*changed}:
+            self.upper.load_state_dict(state["upper"])
         self.updates = int(state["updates"])
         # checkpoints of earlier versions have no factor; what has been updated is not scaled again
         self.start_factor = state.get("start_factor", 1.0 if self.updates else self.start_factor)
+        self.best = None if changed else state.get("best")

@@ -176,6 +176,7 @@ class Session:
         WorkerError: their problems differ in something else.
         """
         learnable = self.problem.learnable()
+        self.group.place = next(iter(learnable.values())).device
         for name, value in self.group.first(lambda: learnable).items():
             if value is not learnable[name]:
                 learnable[name].copy_(value)
@@ -228,7 +229,7 @@ class Session:
             total += share * result.loss
             square += share * solved.square
             for name in sums:
-                sums[name].add_(result.gradient[name].double(), alpha=share)
+                sums[name].add_(result.gradient[name].to(sums[name]), alpha=share)
             steps = max(steps, result.steps)
             self.applications += result.applications
         gradient = {name: sums[name].to(p) for name, p in parameters.items()}
@@ -318,16 +319,17 @@ class Session:
         numbers = {name: _digest(p) for name, p in self.problem.learnable().items()}
         return {**numbers, "samples drawn, tolerances and counts": sha256(repr(self._counted()).encode()).hexdigest()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint.
+    def load_state_dict(self, state: dict[str, Any], same_data: bool = True) -> None:
+        """Go on from a checkpoint; ``same_data``: False where it is of other data, whose order and states are left out.
 
         Raises
         ------
         CheckpointError: a checkpoint of another shape.
         """
         try:
-            self._load_counted(state)
-            self.warm.load_state_dict(state)
+            self._load_counted(state, same_data)
+            if same_data:
+                self.warm.load_state_dict(state)
             self.clock.load_state_dict(state)
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"the checkpoint does not fit this version: {error}.") from error
@@ -342,11 +344,12 @@ class Session:
             **self.audits.state_dict(),
         }
 
-    def _load_counted(self, state: dict[str, Any]) -> None:
+    def _load_counted(self, state: dict[str, Any], same_data: bool = True) -> None:
         self.applications = int(state["applications"])
         self.tolerances = Tolerances(float(state["state_tolerance"]), float(state["adjoint_tolerance"]))
         self.target = float(state.get("target", self.target))
-        self.source.load_state_dict(state)
+        if same_data:
+            self.source.load_state_dict(state)
         self.audits.load_state_dict(state)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ class SharedFolder(RunFolder):
         self._opened = opened  # nothing, at the others
 
     def __getattribute__(self, name: str) -> Any:
-        kind = None if name.startswith("_") else inspect.getattr_static(RunFolder, name, None)
+        kind = None if name.startswith("_") or name == "held" else inspect.getattr_static(RunFolder, name, None)
         if kind is None:
             return super().__getattribute__(name)
         group: Group = super().__getattribute__("_group")
@@ -31,6 +33,28 @@ class SharedFolder(RunFolder):
         if isinstance(kind, property):
             return group.first(lambda: getattr(opened[0], name))
         return group.by_first(lambda *args, **kwargs: getattr(opened[0], name)(*args, **kwargs))
+
+    def __getattr__(self, name: str) -> Any:
+        return self._group.first(lambda: getattr(self._opened[0], name))
+
+    @contextmanager
+    def held(self) -> Iterator[RunFolder]:
+        entered: list[Any] = []
+
+        def enter() -> None:
+            entered.append(self._opened[0].held())
+            entered[0].__enter__()
+
+        self._group.first(enter)
+        try:
+            yield self
+        except BaseException as error:
+            self._group.settle(error)
+            for manager in entered:
+                manager.__exit__(type(error), error, error.__traceback__)
+            raise
+        for manager in entered:
+            manager.__exit__(None, None, None)
 
 
 def folder_of(path: str | Path, resume: bool, group: Group) -> RunFolder:

@@ -84,11 +84,13 @@ class Interrupts:
         """
         self._held, self._agree = True, agree
         try:
-            yield
+            try:
+                yield
+            finally:
+                self._held = False
+            self.check()
         finally:
-            self._held = False
-        self.check()
-        self._agree = int
+            self._agree = int
 
     def check(self) -> None:
         """Raise Interrupted if there was a signal."""

@@ -114,8 +114,10 @@ class Watch:
         self.waited += seconds
         answered, heard = line.answers != self._answers, line.heard != self._heard
         self._answers, self._heard = line.answers, line.heard
-        self._unanswered = 0.0 if answered else self._unanswered + seconds
-        self._silent = 0.0 if heard else self._silent + seconds * answered
+        self._unanswered += seconds
+        if answered:
+            self._silent = 0.0 if heard else self._silent + self._unanswered
+            self._unanswered = 0.0
         if line.failure is not None:
             return line.failure
         if line.is_cut or self._unanswered > line.patience:

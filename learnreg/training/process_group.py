@@ -75,7 +75,7 @@ class ProcessGroup(Group):
         return sum(place[0] == host for place in self._places[: self.rank])
 
     def device(self, named: torch.device) -> torch.device:
-        if named.type != "cuda" or named.index is not None:
+        if str(named) != "cuda":
             return named
         return torch.device("cuda", self.local_rank % torch.cuda.device_count())
 

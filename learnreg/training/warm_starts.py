@@ -90,7 +90,7 @@ class WarmStarts:
                 if sample.key in self._states or self._bytes + size > self._limit:
                     continue
                 self._bytes += size
-            self._states[sample.key] = _Kept.made(_parts(state.part(k, len(samples))), owner)
+            self._states[sample.key] = _Kept.made(_one_of(state, k, len(samples)), owner)
 
     def _known(self, sample: Sample) -> _Kept | None:
         """The state of a sample; none of an image of another shape, where a data set draws them anew."""
@@ -137,6 +137,13 @@ def hollow_start(state: Start) -> Start:
     assert x is not None
     assert X is not None
     return Start(x, X, z, Z)
+
+
+def _one_of(state: Start, k: int, count: int) -> Sequence[Tensor | None]:
+    """The state of sample k, and its adjoint state in the sum over samples."""
+    if state.x.is_meta:  # for which torch imports 800 modules to multiply
+        return [None if v is None else v[k] for v in _parts(state)]
+    return _parts(state.part(k, count))
 
 
 def _parts(state: Start) -> tuple[Any, Any, Tensor | None, Tensor | None]:

@@ -33,10 +33,13 @@ from learnreg.operators import Identity, ParallelBeam2D
 from learnreg.regularizers import FieldsOfExperts, InputConvexNetwork, Regularizer
 from learnreg.training import start_tuning
 from learnreg.training.run_folder import RunFolder
+from learnreg.training.schedule import is_milestone
 
 SIDE, IMAGES = 16, 12
 UPDATES = {"adam": 40, "lbfgs": 14, "adaptive": 12}
-KILLS_IN_A_RUN = 4
+KILLS_IN_A_RUN = 6
+CALLS_OF_A_SAVE = 24
+"""About so many moments before and after system calls there are."""
 PATIENCE = 300.0  # seconds
 
 
@@ -179,13 +182,15 @@ def killed(problem: str, optimizer: str, seconds: float, writes: int, folder: Pa
             found.writing += status == signal.SIGKILL
         else:
             child = start(problem, optimizer, out)
-            status = wait_for(child, seconds * chance.random())
+            status = wait_for(child, 0.7 * seconds * chance.random())
             if status is None:
                 os.kill(child, signal.SIGKILL)
                 status = os.waitpid(child, 0)[1]
             found.timed += status == signal.SIGKILL
-        found.missed += status == 0
-        if status not in (0, signal.SIGKILL):
+        if status == 0:
+            found.missed += 1
+            break
+        if status != signal.SIGKILL:
             found.wrong.append(f"ended with status {status}")
     if not finished(problem, optimizer, out):
         found.wrong.append("could not be finished")
@@ -218,7 +223,7 @@ def main() -> None:
             if not finished(problem, optimizer, folder / "whole"):
                 raise SystemExit(f"{problem}, {optimizer}: the undisturbed run failed")
             seconds = time.monotonic() - began
-            writes = 24 * updates
+            writes = CALLS_OF_A_SAVE * sum(is_milestone(update) for update in range(1, updates + 1)) // 2
             runs = [killed(problem, optimizer, seconds, writes, folder, chance) for _ in range(options.runs)]
             wrong = [what for run in runs for what in run.wrong]
             row = {

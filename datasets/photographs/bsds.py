@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from learnreg.datasets.files.folder import ImageFolder, list_images
+from learnreg.datasets.files.folder import ImageFolder, list_images, read_all
 from learnreg.datasets.files.images import read_image
 from learnreg.datasets.photographs.natural import natural_images
 from learnreg.errors import ConfigError, DataError
@@ -64,8 +64,8 @@ class BSDS500(Dataset[Tensor]):
             if split not in self.splits:
                 raise ConfigError(f"split={split!r} was not opened, BSDS500(splits={self.splits!r}) was.")
         wanted = self.splits if split is None else (split,)
-        chosen = zip(self.names, self.paths, strict=True)
-        return {name: read_image(path, colour=self.colour) for name, path in chosen if path.parent.name in wanted}
+        chosen = [i for i, path in enumerate(self.paths) if path.parent.name in wanted]
+        return read_all([self.names[i] for i in chosen], lambda k: self[chosen[k]])
 
 
 def load_training_images(source: str | Path, colour: bool = False) -> dict[str, Tensor]:

@@ -140,7 +140,7 @@ def _trainer(scenario: Scenario, problem: LowerLevelProblem, progress: Progress,
         config.audit_every,
         config.sampling,  # type: ignore[arg-type]
         workers=torch.get_num_threads(),
-        chunk_size=config.chunk_size,
+        chunk_size=config.chunk_size or None,
         epochs=config.epochs or None,
         schedule=config.schedule,  # type: ignore[arg-type]
     )

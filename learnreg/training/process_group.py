@@ -65,6 +65,7 @@ class ProcessGroup(Group):
         store = torchs.PrefixStore(f"learnreg/{self._group.group_name}", torchs._get_default_store())
         self._exchanges, self._cause = 0, ""
         self._is_origin = self._is_over = False
+        self.bytes_sent = 0  # by this worker, without what gloo passes on
         self.line = Lifeline(store, self.rank, self.size, patience)
         self._places: list[tuple[str, int]] = self.gather((socket.gethostname(), os.getpid()))
 
@@ -127,6 +128,7 @@ class ProcessGroup(Group):
         """That of every worker, with zeros after it up to the size."""
         own = _as_tensor(data.ljust(size, b"\0"))
         found = [torch.empty_like(own) for _ in range(self.size)]
+        self.bytes_sent += size
         self._exchange(lambda: dist.all_gather(found, own, self._group, async_op=True))
         return [t.numpy().tobytes() for t in found]
 
@@ -134,6 +136,7 @@ class ProcessGroup(Group):
         """The first worker's."""
         data = dumps(value) if self.rank == 0 else b""
         block = _as_tensor(_block(data).ljust(_BLOCK, b"\0"))
+        self.bytes_sent += max(len(data), _BLOCK) * (self.rank == 0)
         self._exchange(lambda: dist.broadcast(block, 0, self._group, async_op=True))
         if self.rank == 0:
             length, rest = len(data), _as_tensor(data[_BLOCK - _LENGTH :])
@@ -159,6 +162,7 @@ class ProcessGroup(Group):
         for p in coming:
             sizes_out[p.source] += _size(p)
         received = torch.empty(sum(sizes_out), dtype=torch.uint8)
+        self.bytes_sent += sum(sizes_in)
         self._exchange(lambda: dist.all_to_all_single(received, data, sizes_out, sizes_in, self._group, async_op=True))
         found, at = {}, 0
         for p in coming:

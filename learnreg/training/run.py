@@ -213,6 +213,9 @@ class Run:
         state = self.folder.load_checkpoint()
         if state is None:
             return
+        if self.options.chunk_size is None:  # that of the run, whatever threads there are now
+            self.session.chunk_size = state.get("identity", {}).get("chunk_size", self.session.chunk_size)
+            self._identity["chunk_size"] = self.session.chunk_size
         changed = differences(state.get("identity", {}), self._identity)
         if changed and not force:
             raise mismatch(self.folder.path, list(changed.values()))

@@ -25,7 +25,7 @@ from learnreg.training.group import Group
 from learnreg.training.options import TrainingOptions
 from learnreg.training.samples import Reader, Sample, grouped, stacked
 from learnreg.training.schedule import AuditCount
-from learnreg.training.sources import Source, TrainingData, source_of
+from learnreg.training.sources import BATCH_SIZE, Source, TrainingData, source_of
 from learnreg.training.tolerances import Audit, BatchGradient, Tolerances, audit, improve_batch
 from learnreg.training.warm_starts import WarmStarts, hollow_start
 from learnreg.training.workers import Workers, pieces
@@ -139,8 +139,9 @@ class Session:
         """
         workers, group = Workers(options.workers), Group() if group is None else group
         try:
+            chunk_size = options.chunk(options.batch_size or getattr(data, "batch_size", None) or BATCH_SIZE)
             source = source_of(
-                data, Reader(problem.operator), workers, options.batch_size, options.seed, group, options.chunk_size
+                data, Reader(problem.operator), workers, options.batch_size, options.seed, group, chunk_size
             )
             first = source.first(1)
             if not first:
@@ -163,7 +164,7 @@ class Session:
             workers=workers,
             warm=WarmStarts(group=group),
             audit_every=options.audit_every,
-            chunk_size=options.chunk_size,
+            chunk_size=chunk_size,
             group=group,
         )
 
@@ -180,8 +181,18 @@ class Session:
         for name, value in self.group.first(lambda: learnable).items():
             if value is not learnable[name]:
                 learnable[name].copy_(value)
+        if self.source.batch_size <= (self.group.size - 1) * self.chunk_size:
+            self.group.first(self._warn_of_idle_workers)
         fixed = {name: t for name, t in self.problem.state_dict().items() if name not in learnable}
         self.group.check_same("the problem", lambda: {name: _digest(t) for name, t in fixed.items()})
+
+    def _warn_of_idle_workers(self) -> None:
+        found = math.ceil(self.source.batch_size / self.chunk_size)
+        warnings.warn(
+            f"train: a batch of {self.source.batch_size} samples is {found} chunks of {self.chunk_size} for "
+            f"{self.group.size} workers; the others are idle. Give a smaller chunk_size, or a larger batch_size.",
+            stacklevel=6,
+        )
 
     def close(self, wait: bool = True) -> None:
         """End the worker threads, and wait for what they have begun."""

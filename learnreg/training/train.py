@@ -50,7 +50,7 @@ def train(
     sampling: SamplingName = "growing",
     schedule: ScheduleName = "steady",
     audit_every: int = 10,
-    chunk_size: int = 8,
+    chunk_size: int | None = None,
     seed: int = 0,
     resume: bool = False,
     force: bool = False,
@@ -105,8 +105,9 @@ def train(
         N updates is the beginning of a longer one. "annealed": by a half cosine over updates or epochs, which it needs;
         a run that the minutes end before is warned of.
     audit_every: updates from one audit to the next; of "adaptive", from one certified gradient to the next.
-    chunk_size: samples that are solved together, by one thread of one worker. The last bits of what is computed depend
-        on it, and not on the number of threads and workers.
+    chunk_size: samples that are solved together, by one thread of one worker; None: the batch over the threads of a
+        worker, 16 at most. The last bits of what is computed depend on it, and on the number of workers in no way. A
+        resumed run keeps it.
     resume: go on with the run that ``out`` holds, with the same data and options but minutes, updates and epochs.
     force: with ``resume``, also with other data or options, where what is stored fits them; each is named in a warning
         of the logger "learnreg".

@@ -23,7 +23,6 @@ from learnreg.errors import ConfigError
 if TYPE_CHECKING:
     from learnreg.commands.image_outputs import Reconstructed
     from learnreg.commands.options import TrainingConfig
-    from learnreg.training.group import Group
 
 # Whatever imports torch is imported by the commands themselves: no help and no mistyped command waits for it.
 
@@ -103,11 +102,11 @@ def _options(
         os.environ[DEBUG_VARIABLE] = "1"
 
 
-def _train(task: Task, config: TrainingConfig, resume: bool, force: bool, json: bool, group: Group) -> None:
+def _train(task: Task, config: TrainingConfig, resume: bool, force: bool, json: bool) -> None:
     from learnreg.training.run_folder import contents_of
 
     try:
-        _say_summary(tasks.run_task(task, config, resume, force, group), json)
+        _say_summary(tasks.run_task(task, config, resume, force), json)
     except KeyboardInterrupt as error:
         go_on = f"learnreg train {task.name} --resume --out {shlex.quote(config.out)}"
         kept = bool(contents_of(config.out))

@@ -25,6 +25,7 @@ from learnreg.solvers.solve import solve
 from learnreg.training.environment import environment
 from learnreg.training.group import Group
 from learnreg.training.options import TrainingOptions
+from learnreg.training.process_group import joined
 from learnreg.training.progress import Progress
 from learnreg.training.run import TrainResult
 from learnreg.training.run_folder import RunFolder
@@ -63,9 +64,7 @@ class Scenario:
     title: str
 
 
-def run_scenario(
-    scenario: Scenario, resume: bool = False, force: bool = False, group: Group | None = None
-) -> dict[str, Any]:
+def run_scenario(scenario: Scenario, resume: bool = False, force: bool = False) -> dict[str, Any]:
     """Train, compare with total variation whose weight was tuned on the same pairs, and write the report.
 
     Returns the figures of the summary; none to the workers of a group but the first, which compares and writes.
@@ -75,12 +74,12 @@ def run_scenario(
     ConfigError: bad options. CheckpointError: the run folder cannot be used. What ``learnreg.train`` raises.
     """
     require_packages()
-    config, group = scenario.config, Group() if group is None else group
+    config = scenario.config
     torch.manual_seed(config.seed)
     problem = scenario.problem(initial_regularizer(config))
     progress = Progress(config.minutes, config.updates or None)
-    trainer, folder = _trainer(scenario, problem, progress, group), folder_of(config.out, resume, group)
-    with folder.held():
+    with joined() as group, folder_of(config.out, resume, group).held() as folder:
+        trainer = _trainer(scenario, problem, progress, group)
         with progress:
             result = _learn(trainer, config, folder, resume, force)
         return group.last(lambda: _compared(scenario, problem, folder, result), {})
@@ -156,7 +155,6 @@ def _trainer(scenario: Scenario, problem: LowerLevelProblem, progress: Progress,
         validate=lambda: scenario.validate(problem if there else copy.deepcopy(problem).to("cpu")),
         on_update=progress,
         table=config.in_force(),
-        group=group,
     )
 
 

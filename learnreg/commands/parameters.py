@@ -14,7 +14,6 @@ from learnreg.commands.options import TrainingConfig, regularizers_with
 from learnreg.commands.sources import holds_run, training_options
 from learnreg.commands.tasks import Task
 from learnreg.report.report import in_words
-from learnreg.training.group import Group
 from learnreg.training.launch import is_restart, launched
 
 __all__ = ["help_of", "training_command", "values_of"]
@@ -38,12 +37,11 @@ def values_of(field: dataclasses.Field[Any]) -> str:
     return " ".join(f"{word} {limits[key]:g}" for key, word in words if limits[key] is not None)
 
 
-def training_command(
-    task: Task, run: Callable[[Task, TrainingConfig, bool, bool, bool, Group], None]
-) -> Callable[..., None]:
+def training_command(task: Task, run: Callable[[Task, TrainingConfig, bool, bool, bool], None]) -> Callable[..., None]:
     """The function of ``learnreg train TASK``, which Typer reads: a parameter for each option of the task, of which
     ``--help`` shows the main ones. It calls ``run`` with the task, its options, whether ``--resume``, ``--force`` and
-    ``--json`` were given, and the workers that share the run. Those that torchrun starts again resume it."""
+    ``--json`` were given, as one of several workers where torchrun or srun started them. What torchrun starts again
+    resumes."""
 
     def command(
         *, config: Path | None, set_: list[str] | None, resume: bool, force: bool, json: bool, **explicit: Any
@@ -57,7 +55,7 @@ def training_command(
 
         with launched() as group:
             options, go_on = group.first(read)
-            run(task, options, go_on, force, json, group)
+            run(task, options, go_on, force, json)
 
     parameters = [*_options_of(task.config), *_other_parameters(task.config)]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

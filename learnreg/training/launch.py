@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from learnreg.errors import ConfigError, LearnregError
 from learnreg.training.group import Group
-from learnreg.training.process_group import ProcessGroup
+from learnreg.training.process_group import joined
 
 __all__ = ["Place", "first_host", "is_restart", "launched", "place_in"]
 
@@ -92,26 +92,26 @@ def launched() -> Iterator[Group]:
     """
     place = place_in(os.environ)
     if place is None or dist.is_initialized():
-        yield Group()
+        with joined() as group:
+            yield group
         return
     _meet(place)
-    group = ProcessGroup()
-    if torch.cuda.is_available():
-        torch.cuda.set_device(group.local_rank % torch.cuda.device_count())
+    member = Group()
     try:
-        with contextlib.ExitStack() as stack:
+        with joined() as group, contextlib.ExitStack() as stack:
+            member = group
+            if torch.cuda.is_available():
+                torch.cuda.set_device(group.device(torch.device("cuda")))
             if place.rank > 0:
                 nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
                 stack.enter_context(contextlib.redirect_stdout(nowhere))
                 stack.enter_context(contextlib.redirect_stderr(nowhere))
             yield group
     except BaseException as error:
-        own = group.settle(error)
-        if group.speaks or (own and not isinstance(error, (LearnregError, KeyboardInterrupt))):
+        unforeseen = not isinstance(error, (LearnregError, KeyboardInterrupt))
+        if member.speaks or (unforeseen and member.settle(error)):
             raise
         raise SystemExit(_exit_code(error)) from None
-    finally:
-        group.close()
     dist.destroy_process_group()
 
 

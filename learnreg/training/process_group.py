@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import socket
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -22,7 +23,7 @@ from learnreg.training.group import Group, Mapper, Parcel
 from learnreg.training.lifeline import Lifeline, Watch
 from learnreg.training.messages import dumps, loads
 
-__all__ = ["ProcessGroup", "current_group"]
+__all__ = ["ProcessGroup", "joined"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -64,7 +65,7 @@ class ProcessGroup(Group):
         torchs = dist.distributed_c10d
         store = torchs.PrefixStore(f"learnreg/{self._group.group_name}", torchs._get_default_store())
         self._exchanges, self._cause = 0, ""
-        self._is_origin = self._is_over = False
+        self._is_origin = self._is_over = self._is_closed = False
         self.bytes_sent = 0  # by this worker, without what gloo passes on
         self.line = Lifeline(store, self.rank, self.size, patience)
         self._places: list[tuple[str, int]] = self.gather((socket.gethostname(), os.getpid()))
@@ -263,8 +264,11 @@ class ProcessGroup(Group):
         return True  # nobody can be asked
 
     def settle(self, error: BaseException) -> bool:
+        if self._is_closed:
+            return self._is_origin
         if self._is_over:
-            return self.rank == 0
+            self._is_origin = self.rank == 0
+            return self._is_origin
         if not self._cause and not self.line.is_shared(self._exchanges):
             text = " ".join(str(error).split())
             self._cause = self.line.tell(f"worker {self.rank} failed: {type(error).__name__}{text and f': {text}'}")
@@ -277,14 +281,33 @@ class ProcessGroup(Group):
             with suppress(WorkerError):
                 self.gather(None)
         self.line.stop()
+        self._is_closed = True
         if not self._cause:
             dist.destroy_process_group(self._group)
 
 
-def current_group() -> Group:
-    """The workers of torch's default process group, where there is one of several processes."""
+_JOINED: ContextVar[Group | None] = ContextVar("learnreg group", default=None)
+
+
+@contextmanager
+def joined() -> Iterator[Group]:
+    """The workers of torch's default process group, where there is one of several processes; entered again within, the
+    same ones."""
+    known = _JOINED.get()
+    if known is not None:
+        yield known
+        return
     several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-    return ProcessGroup() if several else Group()
+    group = ProcessGroup() if several else Group()
+    token = _JOINED.set(group)
+    try:
+        yield group
+    except BaseException as error:
+        group.settle(error)
+        raise
+    finally:
+        _JOINED.reset(token)
+        group.close()
 
 
 def _outcome(function: Callable[[T], R], item: T) -> _Outcome[R]:

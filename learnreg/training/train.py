@@ -22,7 +22,7 @@ from learnreg.training.guard import examine_problem, guarded, take_as_they_are
 from learnreg.training.identity import identity_of
 from learnreg.training.interrupts import Interrupts
 from learnreg.training.options import OptimizerName, SamplingName, ScheduleName, TrainingOptions
-from learnreg.training.process_group import current_group
+from learnreg.training.process_group import joined
 from learnreg.training.run import Run, TrainResult
 from learnreg.training.run_folder import RunFolder, contents_of
 from learnreg.training.session import Session
@@ -174,11 +174,8 @@ def train(
 
 
 class Trainer:
-    """A training run of given options; ``run`` starts it. The parameters are those of ``train``.
-
-    table: what config.toml says.
-    group: the workers that share the run, by default those of torch's process group.
-    """
+    """A training run of given options; ``run`` starts it. The parameters are those of ``train``; table: what
+    config.toml says."""
 
     def __init__(
         self,
@@ -192,7 +189,6 @@ class Trainer:
         on_update: Callable[[Mapping[str, Any]], None] | None = None,
         check_operator: bool = True,
         table: Mapping[str, Any] | None = None,
-        group: Group | None = None,
     ) -> None:
         check_type(problem, LowerLevelProblem, "train(problem)", "a LowerLevelProblem")
         if not problem.learnable():
@@ -206,19 +202,12 @@ class Trainer:
                 raise ConfigError(f"train({name}={shown(function)}): expected a function, or None.")
         self.problem, self.dataset, self.loss, self.options = problem, dataset, loss, options
         self.config, self.validate, self.on_update = config, validate, on_update
-        self.check_operator, self.table, self.group = check_operator, table, group
+        self.check_operator, self.table = check_operator, table
 
     def run(self, out: str | Path | RunFolder | None = None, resume: bool = False, force: bool = False) -> TrainResult:
         """Train until the time or the updates are used up; the last parameters are saved whatever ends the run."""
-        group = current_group() if self.group is None else self.group
-        try:
+        with joined() as group:
             return self._run_in(group, out, resume, force)
-        except BaseException as error:
-            group.settle(error)
-            raise
-        finally:
-            if self.group is None:
-                group.close()
 
     def _run_in(self, group: Group, out: str | Path | RunFolder | None, resume: bool, force: bool) -> TrainResult:
         check_flag(resume, "train(resume)")

@@ -21,9 +21,10 @@ from learnreg.training.process_group import joined
 
 __all__ = ["Place", "first_host", "is_restart", "launched", "place_in"]
 
+_RESTARTS = "TORCHELASTIC_RESTART_COUNT"
 _FIRST_PORT, _PORTS = 20_000, 20_000
 _MEETING = timedelta(minutes=5)
-_STORES: Any = dist.distributed_c10d
+_STORES: Any = dist
 _LOOPBACK = {"linux": "lo", "darwin": "lo0"}
 
 
@@ -80,7 +81,7 @@ def first_host(nodes: str) -> str:
 
 def is_restart() -> bool:
     """Whether torchrun has started the workers again, after a failure."""
-    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") not in ("", "0")
+    return os.environ.get(_RESTARTS, "0") not in ("", "0")
 
 
 @contextlib.contextmanager
@@ -122,19 +123,19 @@ def _meet(place: Place) -> None:
     if _is_loopback(place.host) and sys.platform in _LOOPBACK:  # all workers are on this machine
         os.environ.setdefault("GLOO_SOCKET_IFNAME", _LOOPBACK[sys.platform])
     try:
-        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-            dist.init_process_group("gloo", timeout=_MEETING)
-            return
+        has_store = place.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
         with contextlib.ExitStack() as stack:
-            listener = stack.enter_context(_listener(place)) if place.rank == 0 else None
+            listener = stack.enter_context(_listener(place)) if has_store else None
             store = _STORES.TCPStore(
                 place.host,
                 place.port,
                 place.size,
-                place.rank == 0,
+                has_store,
                 _MEETING,
                 master_listen_fd=None if listener is None else listener.detach(),
             )
+        # torchrun may keep its store, and all that is in it, when it starts the workers again
+        store = _STORES.PrefixStore(f"learnreg/{os.environ.get(_RESTARTS, 0)}", store)
         dist.init_process_group("gloo", store=store, rank=place.rank, world_size=place.size, timeout=_MEETING)
     except (RuntimeError, OSError) as error:
         reason = " ".join(str(error).split())[:200]

@@ -130,6 +130,7 @@ class Run:
         learnable = self.session.problem.learnable()
         parameters = {name: p.detach().clone() for name, p in learnable.items()}
         session, upper = self.session.snapshot(), copy.deepcopy(self.upper.state_dict())
+        random = torch.get_rng_state()  # data sets may draw from it
         try:
             return self.upper.update(factor)
         except BaseException:
@@ -138,6 +139,7 @@ class Run:
                     p.copy_(parameters[name])
             self.session.restore(session)
             self.upper.load_state_dict(upper)
+            torch.set_rng_state(random)
             raise
 
     def _rescue(self) -> str:
@@ -195,6 +197,7 @@ class Run:
                 "updates": self.updates,
                 "start_factor": self.start_factor,
                 "best": self.best,
+                "random": torch.get_rng_state(),
                 "identity": self._identity,
                 MADE_WITH: self._environment,
                 "kernels": chosen_kernels(),
@@ -251,3 +254,5 @@ class Run:
         # checkpoints of earlier versions have no factor; what has been updated is not scaled again
         self.start_factor = state.get("start_factor", 1.0 if self.updates else self.start_factor)
         self.best = None if changed else state.get("best")
+        if "random" in state:
+            torch.set_rng_state(state["random"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+from hashlib import sha256
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from learnreg.errors import WorkerError
 
-__all__ = ["dumps", "hollow", "loads"]
+__all__ = ["digest", "dumps", "hollow", "loads"]
 
 
 _PLAIN = (str, int, float, tuple)
@@ -20,6 +21,13 @@ _PLAIN = (str, int, float, tuple)
 def hollow(tensor: Tensor) -> Tensor:
     """Its shape and dtype, without numbers."""
     return torch.empty_like(tensor, device="meta")
+
+
+def digest(value: object) -> str:
+    """In short: a tensor by its numbers, others by what they say."""
+    if isinstance(value, Tensor) and value.layout == torch.strided:
+        return sha256(value.detach().cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
+    return sha256(repr(value).encode()).hexdigest()[:16]
 
 
 def dumps(value: Any) -> bytes:

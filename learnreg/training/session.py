@@ -7,7 +7,6 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from hashlib import sha256
 from typing import Any, TypeVar
 
 import torch
@@ -22,6 +21,7 @@ from learnreg.lower_level.frozen import FrozenProblem
 from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.training.clock import Clock
 from learnreg.training.group import Group
+from learnreg.training.messages import digest
 from learnreg.training.options import TrainingOptions
 from learnreg.training.samples import Reader, Sample, grouped, stacked
 from learnreg.training.schedule import AuditCount
@@ -184,7 +184,7 @@ class Session:
         if self.source.batch_size <= (self.group.size - 1) * self.chunk_size:
             self.group.first(self._warn_of_idle_workers)
         fixed = {name: t for name, t in self.problem.state_dict().items() if name not in learnable}
-        self.group.check_same("the problem", lambda: {name: _digest(t) for name, t in fixed.items()})
+        self.group.check_same("the problem", lambda: {name: digest(t) for name, t in fixed.items()})
 
     def _warn_of_idle_workers(self) -> None:
         found = math.ceil(self.source.batch_size / self.chunk_size)
@@ -327,8 +327,8 @@ class Session:
 
     def _digests(self) -> dict[str, str]:
         """What is the same at all workers, in short."""
-        numbers = {name: _digest(p) for name, p in self.problem.learnable().items()}
-        return {**numbers, "samples drawn, tolerances and counts": sha256(repr(self._counted()).encode()).hexdigest()}
+        numbers = {name: digest(p) for name, p in self.problem.learnable().items()}
+        return {**numbers, "samples drawn, tolerances and counts": digest(self._counted())}
 
     def load_state_dict(self, state: dict[str, Any], same_data: bool = True) -> None:
         """Go on from a checkpoint; ``same_data``: False where it is of other data, whose order and states are left out.
@@ -362,13 +362,6 @@ class Session:
         if same_data:
             self.source.load_state_dict(state)
         self.audits.load_state_dict(state)
-
-
-def _digest(value: object) -> str:
-    """Of a tensor by its numbers, of others by what they say."""
-    if isinstance(value, Tensor) and value.layout == torch.strided:
-        return sha256(value.detach().cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
-    return sha256(repr(value).encode()).hexdigest()[:16]
 
 
 def _warn_of_units(sample: Sample) -> None:

@@ -78,7 +78,7 @@ def problem_of(kind: str) -> tuple[lr.LowerLevelProblem, Any]:
     clean = operator.forward(x)
     regularizer: Any = FieldsOfExperts(2, 3, lr.PseudoHuber(0.05, 0.2))
     if kind == "icnn":
-        regularizer = InputConvexNetwork(2, 3, 2, generator=torch.Generator().manual_seed(0))
+        regularizer = InputConvexNetwork(1, 3, 2, 3, generator=torch.Generator().manual_seed(0))
     return lr.LowerLevelProblem(operator, regularizer, ridge=0.1), (clean + 0.05 * torch.randn(clean.shape), x)
 
 

@@ -14,6 +14,7 @@ __all__ = [
     "OperatorError",
     "ShapeError",
     "SolverError",
+    "WorkerError",
 ]
 
 
@@ -90,3 +91,10 @@ class CheckpointError(LearnregError, RuntimeError):
     """A model or checkpoint file that is missing, damaged or of another kind."""
 
     exit_code = 6
+
+
+class WorkerError(LearnregError, RuntimeError):
+    """A worker of a training run in several processes that failed, was killed or hangs, or that does not do what the
+    others do."""
+
+    exit_code = 1

@@ -23,10 +23,13 @@ from learnreg.report.comparison import Comparison
 from learnreg.report.report import require_packages, write_report
 from learnreg.solvers.solve import solve
 from learnreg.training.environment import environment
+from learnreg.training.group import Group
 from learnreg.training.options import TrainingOptions
+from learnreg.training.process_group import joined
 from learnreg.training.progress import Progress
 from learnreg.training.run import TrainResult
 from learnreg.training.run_folder import RunFolder
+from learnreg.training.shared_folder import folder_of
 from learnreg.training.sources import PairedDataset
 from learnreg.training.start_tuning import least_loss
 from learnreg.training.train import Trainer
@@ -64,39 +67,43 @@ class Scenario:
 def run_scenario(scenario: Scenario, resume: bool = False, force: bool = False) -> dict[str, Any]:
     """Train, compare with total variation whose weight was tuned on the same pairs, and write the report.
 
-    Returns the figures of the summary.
+    Returns the figures of the summary; none to the workers of a group but the first, which compares and writes.
 
     Raises
     ------
     ConfigError: bad options. CheckpointError: the run folder cannot be used. What ``learnreg.train`` raises.
     """
     require_packages()
-    config, options = scenario.config, scenario.config.in_force()
+    config = scenario.config
     torch.manual_seed(config.seed)
     problem = scenario.problem(initial_regularizer(config))
     progress = Progress(config.minutes, config.updates or None)
-    trainer, folder = _trainer(scenario, problem, progress), RunFolder(config.out, resume)
-    with folder.held():
+    with joined() as group, folder_of(config.out, resume, group).held() as folder:
+        trainer = _trainer(scenario, problem, progress, group)
         with progress:
             result = _learn(trainer, config, folder, resume, force)
-        problem.to("cpu")
-        baseline = scenario.problem(TotalVariation(scenario.tv_weight, **config.image_kind))
-        announce(f"tuning the weight of total variation on {scenario.tv_samples} samples, for comparison")
-        tv_weight = tune_total_variation(baseline, scenario.pairs, scenario.tv_samples, scenario.tv_tolerance)
-        announce("reconstructing the held-out images")
-        comparison = scenario.compare(problem, baseline)
-        summary = {
-            **comparison_figures(comparison, scenario.input_key),
-            "tv_weight": tv_weight,
-            "held_out": sorted(image.name for image in comparison.images),
-            **_training_figures(result, config.schedule == "annealed"),
-            "model": str(folder.model_path),
-        }
-        announce("writing the report")
-        made_with = {name.replace("_", " "): value for name, value in environment().items()}
-        report = write_report(
-            folder, comparison, problem.regularizer, {**options, **made_with}, summary, scenario.title
-        )
+        return group.last(lambda: _compared(scenario, problem, folder, result), {})
+
+
+def _compared(scenario: Scenario, problem: LowerLevelProblem, folder: RunFolder, result: TrainResult) -> dict[str, Any]:
+    """Compare what was learned, and write the report."""
+    config = scenario.config
+    problem.to("cpu")
+    baseline = scenario.problem(TotalVariation(scenario.tv_weight, **config.image_kind))
+    announce(f"tuning the weight of total variation on {scenario.tv_samples} samples, for comparison")
+    tv_weight = tune_total_variation(baseline, scenario.pairs, scenario.tv_samples, scenario.tv_tolerance)
+    announce("reconstructing the held-out images")
+    comparison = scenario.compare(problem, baseline)
+    summary = {
+        **comparison_figures(comparison, scenario.input_key),
+        "tv_weight": tv_weight,
+        "held_out": sorted(image.name for image in comparison.images),
+        **_training_figures(result, config.schedule == "annealed"),
+        "model": str(folder.model_path),
+    }
+    announce("writing the report")
+    options = config.in_force() | {name.replace("_", " "): value for name, value in environment().items()}
+    report = write_report(folder, comparison, problem.regularizer, options, summary, scenario.title)
     return summary | {"report": str(report)}
 
 
@@ -115,9 +122,9 @@ def initial_regularizer(config: TrainingConfig) -> Regularizer:
     return REGULARIZERS[config.regularizer].from_options(config, torch.Generator().manual_seed(config.seed))
 
 
-def _trainer(scenario: Scenario, problem: LowerLevelProblem, progress: Progress) -> Trainer:
+def _trainer(scenario: Scenario, problem: LowerLevelProblem, progress: Progress, group: Group) -> Trainer:
     """The run that the options ask for; moves the problem to their device."""
-    config, device = scenario.config, device_of(scenario.config.device)
+    config, device = scenario.config, group.device(device_of(scenario.config.device))
     options = TrainingOptions(
         config.minutes,
         config.updates or None,
@@ -132,6 +139,7 @@ def _trainer(scenario: Scenario, problem: LowerLevelProblem, progress: Progress)
         config.audit_every,
         config.sampling,  # type: ignore[arg-type]
         workers=torch.get_num_threads(),
+        chunk_size=config.chunk_size or None,
         epochs=config.epochs or None,
         schedule=config.schedule,  # type: ignore[arg-type]
     )

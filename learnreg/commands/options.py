@@ -64,6 +64,9 @@ class RunOptions:
     seed: int = _main(0, "seed of images, noise and initial filters", at_least=0, at_most=2**62)
     device: str = _main("cpu", "where to compute: cpu, cuda, cuda:1 and so on, as torch has it", resumable=True)
     batch_size: int = option(16, "samples in a batch", at_least=1, at_most=10**5)
+    chunk_size: int = option(
+        0, "samples solved together; 0: the batch over the cores of a worker, 16 at most", at_least=0, at_most=10**5
+    )
 
 
 @dataclass(frozen=True)

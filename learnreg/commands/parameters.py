@@ -11,9 +11,10 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from learnreg.commands.options import TrainingConfig, regularizers_with
-from learnreg.commands.sources import training_options
+from learnreg.commands.sources import holds_run, training_options
 from learnreg.commands.tasks import Task
 from learnreg.report.report import in_words
+from learnreg.training.launch import is_restart, launched
 
 __all__ = ["help_of", "training_command", "values_of"]
 
@@ -38,14 +39,23 @@ def values_of(field: dataclasses.Field[Any]) -> str:
 
 def training_command(task: Task, run: Callable[[Task, TrainingConfig, bool, bool, bool], None]) -> Callable[..., None]:
     """The function of ``learnreg train TASK``, which Typer reads: a parameter for each option of the task, of which
-    ``--help`` shows the main ones. It calls ``run`` with the task, its options, and whether ``--resume``, ``--force``
-    and ``--json`` were given."""
+    ``--help`` shows the main ones. It calls ``run`` with the task, its options, whether ``--resume``, ``--force`` and
+    ``--json`` were given, as one of several workers where torchrun or srun started them. What torchrun starts again
+    resumes."""
 
     def command(
         *, config: Path | None, set_: list[str] | None, resume: bool, force: bool, json: bool, **explicit: Any
     ) -> None:
         del explicit["help_all"]
-        run(task, training_options(task.config, config, set_ or [], explicit, resume, force), resume, force, json)
+        given = (task.config, config, set_ or [], explicit)
+
+        def read() -> tuple[TrainingConfig, bool]:
+            go_on = resume or (is_restart() and holds_run(*given))
+            return training_options(*given, go_on, force), go_on
+
+        with launched() as group:
+            options, go_on = group.first(read)
+            run(task, options, go_on, force, json)
 
     parameters = [*_options_of(task.config), *_other_parameters(task.config)]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

@@ -104,6 +104,11 @@ def check_resume(stored: DataclassInstance, wanted: DataclassInstance, out: str)
         raise mismatch(out, lines)
 
 
+def holds_run(kind: type[T], file: Path | None, assignments: list[str], explicit: Mapping[str, Any]) -> bool:
+    """Whether the folder that the options name holds a run."""
+    return bool(contents_of(merge_config(kind, file=file, assignments=assignments, explicit=explicit).out))
+
+
 def training_options(
     kind: type[T],
     file: Path | None,

@@ -26,6 +26,7 @@ def identity_of(session: Session, options: TrainingOptions) -> dict[str, Any]:
     return {
         **options.lasting(),
         "batch_size": session.source.batch_size,
+        "chunk_size": session.chunk_size,
         "loss": _loss(session),
         "regularizer": type(problem.regularizer).__name__,
         "parameters": ", ".join(f"{name} {tuple(p.shape)}" for name, p in problem.learnable().items()),

@@ -20,6 +20,7 @@ SAMPLINGS: tuple[str, ...] = get_args(SamplingName)
 SCHEDULES: tuple[str, ...] = get_args(ScheduleName)
 
 _DEFAULT_MINUTES = 5.0
+_LARGEST_CHUNK = 16
 _MOST_UPDATES = 10**12
 _SAMPLES, _GROWING_SAMPLES = 64, 512
 _LASTING = (
@@ -58,6 +59,7 @@ class TrainingOptions:
     audit_every: int = 10
     sampling: SamplingName = "growing"
     workers: int = 1
+    chunk_size: int | None = None
     epochs: float | None = None
     schedule: ScheduleName = "steady"
 
@@ -70,7 +72,7 @@ class TrainingOptions:
             )
         if self.epochs is not None:
             self._check_epochs()
-        for name in ("samples", "batch_size", "audit_every"):
+        for name in ("samples", "batch_size", "audit_every", "chunk_size"):
             if name == "audit_every" or getattr(self, name) is not None:
                 whole_number(getattr(self, name), f"train({name})")
         whole_number(self.seed, "train(seed)", least=-LARGEST_SEED, most=LARGEST_SEED)
@@ -106,6 +108,11 @@ class TrainingOptions:
         """``samples``, or what suits the optimizer: one that begins with a few affords more."""
         growing = self.optimizer == "adaptive" and self.sampling == "growing"
         return self.samples or (_GROWING_SAMPLES if growing else _SAMPLES)
+
+    def chunk(self, batch_size: int) -> int:
+        """``chunk_size``, or what keeps the threads of one worker busy: many small chunks cost more than few large
+        ones. The number of workers has no say, so that any of them makes the same bits."""
+        return self.chunk_size or min(_LARGEST_CHUNK, max(1, math.ceil(batch_size / self.workers)))
 
     def lasting(self) -> dict[str, Any]:
         """What a resumed run cannot change."""

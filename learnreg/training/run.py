@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 
 from learnreg.convolutions.correlation import adopt_kernels, chosen_kernels
-from learnreg.errors import CheckpointError, LearnregError, OperatorError
+from learnreg.errors import CheckpointError, LearnregError, OperatorError, WorkerError
 from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.regularizers import Regularizer
 from learnreg.result import Brief
@@ -105,8 +105,10 @@ class Run:
         except TimeUp:
             ended_by = "minutes"
         except OperatorError as error:
+            self.session.group.settle(error)
             raise OperatorError(f"{error} {self._rescue()}", error.failed_property) from error
         except BaseException as error:
+            self.session.group.settle(error)
             error.add_note(self._rescue())
             raise
         self.save()
@@ -147,6 +149,8 @@ class Run:
             return f"{when}; the problem's regularizer holds what the updates before it learned."
         try:
             self.save()
+        except WorkerError:  # some states are lost with the worker that had them: without them no bits are the same
+            return f"{when}. {self.folder.path} holds the model; --resume goes on from the checkpoint before."
         except LearnregError as error:  # what went wrong first matters more
             return f"{when}, and what was learned could not be saved: {error}"
         return (
@@ -212,19 +216,14 @@ class Run:
         state = self.folder.load_checkpoint()
         if state is None:
             return
+        if self.options.chunk_size is None:  # that of the run, whatever threads there are now
+            self.session.chunk_size = state.get("identity", {}).get("chunk_size", self.session.chunk_size)
+            self._identity["chunk_size"] = self.session.chunk_size
         changed = differences(state.get("identity", {}), self._identity)
         if changed and not force:
             raise mismatch(self.folder.path, list(changed.values()))
         for line in changed.values():
             _LOGGER.warning("%s: goes on with other data or options: %s", self.folder.path, line)
-        threads = state.get(MADE_WITH, {}).get("threads", self._environment["threads"])
-        if threads != self._environment["threads"]:
-            _LOGGER.warning(
-                "%s: begun with %d threads, goes on with %d: the same numbers to rounding, not to the bit.",
-                self.folder.path,
-                threads,
-                self._environment["threads"],
-            )
         try:
             self._load(state, changed)
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:

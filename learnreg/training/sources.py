@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from learnreg.errors import ConfigError, DataError
+from learnreg.training.group import Group
 from learnreg.training.samples import Reader, Sample, check_stack, is_array, rows
-from learnreg.training.workers import Workers
+from learnreg.training.workers import Workers, pieces
 
 __all__ = ["BATCH_SIZE", "PairedDataset", "Source", "TrainingData", "source_of"]
 
@@ -46,7 +47,11 @@ class Source(ABC):
 
     @abstractmethod
     def next_batch(self) -> list[Sample]:
-        """The next minibatch."""
+        """The next minibatch, the same for all workers of a group; samples that others will solve may be hollow."""
+
+    def whole(self, samples: Sequence[Sample]) -> Sequence[Sample]:
+        """The samples with their numbers."""
+        return samples
 
     @abstractmethod
     def first(self, count: int) -> list[Sample]:
@@ -93,7 +98,16 @@ class Source(ABC):
 class MapStyle(Source):
     """Minibatches of seeded permutations of a dataset, one permutation after the other; items are read by workers."""
 
-    def __init__(self, dataset: PairedDataset, reader: Reader, workers: Workers, batch_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        dataset: PairedDataset,
+        reader: Reader,
+        workers: Workers,
+        batch_size: int,
+        seed: int,
+        group: Group | None = None,
+        chunk_size: int = BATCH_SIZE,
+    ) -> None:
         try:
             count = len(dataset)
         except (TypeError, ValueError, OverflowError, RuntimeError) as error:
@@ -102,11 +116,19 @@ class MapStyle(Source):
             raise DataError("the dataset is empty.", hint="Pass at least one pair (b, x_true).")
         self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
         self._reader, self._workers = reader, workers
+        self._group, self._chunk_size = Group() if group is None else group, chunk_size
         self._order: list[int] = []
         self._epoch = 0
 
     def next_batch(self) -> list[Sample]:
-        return self._read(self.next_indices())
+        """Each worker reads what it will solve, if the batch is of one kind."""
+        indices = self.next_indices()
+        cut = pieces(indices, self._chunk_size)
+        owners = [self._group.owner(k, len(cut)) for k, piece in enumerate(cut) for _ in piece]
+        return self._group.map(self._workers.map, self._read_one, indices, Sample.hollow, owners)
+
+    def whole(self, samples: Sequence[Sample]) -> Sequence[Sample]:
+        return [s if s.is_here or s.key is None else self._read_one(s.key) for s in samples]
 
     def next_indices(self) -> list[int]:
         """Indices of the next minibatch."""
@@ -209,8 +231,9 @@ class Loaded(Stream):
     default generator or of those of the loader and its sampler.
     """
 
-    def __init__(self, loader: DataLoader[Any], reader: Reader) -> None:
+    def __init__(self, loader: DataLoader[Any], reader: Reader, group: Group) -> None:
         super().__init__(reader)
+        self._group = group
         self._loader, self.batch_size = loader, loader.batch_size or BATCH_SIZE
         self._random: list[Tensor] = []
 
@@ -239,10 +262,9 @@ class Loaded(Stream):
         return [torch.default_generator, *(generator for generator in own if generator is not None)]
 
     def _begin(self, skipped: int) -> Iterator[list[Sample]]:
-        if skipped:
-            self._set_random(self._random)
-        else:
-            self._random = [generator.get_state() for generator in self._generators()]
+        if not skipped:  # all workers read as the first one does
+            self._random = self._group.first(lambda: [generator.get_state() for generator in self._generators()])
+        self._set_random(self._random)
         return super()._begin(skipped)
 
     def _set_random(self, states: Sequence[Tensor]) -> None:
@@ -268,20 +290,30 @@ class Loaded(Stream):
         return f"{count} in batches of {self._loader.batch_size}"
 
 
-def source_of(data: Any, reader: Reader, workers: Workers, batch_size: int | None, seed: int) -> Source:
-    """What gives the batches of ``data``; batch_size: None for the loader's own, or 16.
+def source_of(
+    data: Any,
+    reader: Reader,
+    workers: Workers,
+    batch_size: int | None,
+    seed: int,
+    group: Group | None = None,
+    chunk_size: int = BATCH_SIZE,
+) -> Source:
+    """What gives the batches of ``data``; batch_size: None for the loader's own, or 16. group, chunk_size: who shares
+    the batches, and in which pieces.
 
     Raises
     ------
     DataError: what ``learnreg.train`` cannot take; it says what to pass. ConfigError: a batch size that is not the
         loader's.
     """
+    group = Group() if group is None else group
     if isinstance(data, DataLoader):
         if batch_size is not None and data.batch_size is not None and batch_size != data.batch_size:
             raise ConfigError(
                 f"train(batch_size={batch_size}): the DataLoader gives batches of {data.batch_size}; leave it out."
             )
-        return Loaded(data, reader)
+        return Loaded(data, reader, group)
     size = BATCH_SIZE if batch_size is None else batch_size
     if isinstance(data, (tuple, list)) and len(data) in (2, 3) and all(is_array(column) for column in data):
         b, x_true, *rest = data
@@ -290,10 +322,10 @@ def source_of(data: Any, reader: Reader, workers: Workers, batch_size: int | Non
         _check_stacks(b, x_true)
         if reader.is_pair(b, x_true):
             raise DataError("the dataset: one pair of arrays without batch axis.", hint="Pass a list: [(b, x_true)].")
-        return MapStyle(rows(b, x_true, rest, "the dataset"), reader, workers, size, seed)
+        return MapStyle(rows(b, x_true, rest, "the dataset"), reader, workers, size, seed, group, chunk_size)
     _refuse(data)
     if not isinstance(data, IterableDataset) and hasattr(data, "__getitem__") and hasattr(data, "__len__"):
-        return MapStyle(data, reader, workers, size, seed)
+        return MapStyle(data, reader, workers, size, seed, group, chunk_size)
     return Iterated(data, reader, size)
 
 

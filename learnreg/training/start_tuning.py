@@ -136,7 +136,8 @@ def _multiply(session: Session, scales: list[nn.Parameter]) -> float:
         for p, value in zip(scales, given, strict=True):
             p.copy_(value + log_factor)
         try:
-            found = session.workers.map(evaluate, list(enumerate(session.chunks(samples))))
+            chunks = list(enumerate(session.chunks(samples)))
+            found = session.group.map(session.workers.map, evaluate, chunks, lambda result: result)
         except AssumptionError:
             return math.inf
         total = sum(part for part, _ in found)

@@ -17,12 +17,16 @@ from learnreg.hypergradients.implicit import tightening
 from learnreg.linear.arguments import check_flag, check_type, given_path, shown
 from learnreg.losses import SquaredError, UpperLoss
 from learnreg.lower_level.problem import LowerLevelProblem
+from learnreg.training.group import Group
 from learnreg.training.guard import examine_problem, guarded, take_as_they_are
+from learnreg.training.identity import identity_of
 from learnreg.training.interrupts import Interrupts
 from learnreg.training.options import OptimizerName, SamplingName, ScheduleName, TrainingOptions
+from learnreg.training.process_group import joined
 from learnreg.training.run import Run, TrainResult
 from learnreg.training.run_folder import RunFolder, contents_of
 from learnreg.training.session import Session
+from learnreg.training.shared_folder import folder_of
 from learnreg.training.sources import TrainingData
 
 __all__ = ["OptimizerName", "Trainer", "train"]
@@ -46,6 +50,7 @@ def train(
     sampling: SamplingName = "growing",
     schedule: ScheduleName = "steady",
     audit_every: int = 10,
+    chunk_size: int | None = None,
     seed: int = 0,
     resume: bool = False,
     force: bool = False,
@@ -100,6 +105,9 @@ def train(
         N updates is the beginning of a longer one. "annealed": by a half cosine over updates or epochs, which it needs;
         a run that the minutes end before is warned of.
     audit_every: updates from one audit to the next; of "adaptive", from one certified gradient to the next.
+    chunk_size: samples that are solved together, by one thread of one worker; None: the batch over the threads of a
+        worker, 16 at most. The last bits of what is computed depend on it, and on the number of workers in no way. A
+        resumed run keeps it.
     resume: go on with the run that ``out`` holds, with the same data and options but minutes, updates and epochs.
     force: with ``resume``, also with other data or options, where what is stored fits them; each is named in a warning
         of the logger "learnreg".
@@ -139,6 +147,7 @@ def train(
         audit_every,
         sampling,
         workers=torch.get_num_threads(),
+        chunk_size=chunk_size,
         epochs=epochs,
         schedule=schedule,
     )
@@ -197,18 +206,22 @@ class Trainer:
 
     def run(self, out: str | Path | RunFolder | None = None, resume: bool = False, force: bool = False) -> TrainResult:
         """Train until the time or the updates are used up; the last parameters are saved whatever ends the run."""
+        with joined() as group:
+            return self._run_in(group, out, resume, force)
+
+    def _run_in(self, group: Group, out: str | Path | RunFolder | None, resume: bool, force: bool) -> TrainResult:
         check_flag(resume, "train(resume)")
         check_flag(force, "train(force)")
         if force and not resume:
             raise ConfigError("train(force=True): it is for resume=True. To start a new run, choose another out.")
         if not (out is None or isinstance(out, RunFolder)):
             out = given_path(out, "train(out)")
-        if resume and (out is None or (isinstance(out, Path) and not contents_of(out))):
+        if resume and (out is None or (isinstance(out, Path) and not group.first(lambda: contents_of(out)))):
             where = "no out, where the run is" if out is None else f"no run in {out}"
             raise ConfigError(f"train(resume=True): {where}. To start a new run, leave resume out.")
-        folder = RunFolder(out, resume) if isinstance(out, Path) else out
+        folder = folder_of(out, resume, group) if isinstance(out, Path) else out
         with nullcontext() if folder is None else folder.held():
-            session = Session.of(self.problem, self.dataset, self.loss, self.options)
+            session = Session.of(self.problem, self.dataset, self.loss, self.options, group)
             try:
                 result = self._run(session, folder, resume, force)
             except BaseException as error:
@@ -218,12 +231,13 @@ class Trainer:
         return result
 
     def _run(self, session: Session, folder: RunFolder | None, resume: bool, force: bool) -> TrainResult:
-        options = self.options
+        options, group = self.options, session.group
         if self.check_operator:
             examine_problem(self.problem, lambda: session.source.first(1)[0].b.dtype)
         else:
             take_as_they_are(self.problem)
         session.problem = guarded(self.problem)
+        session.share_problem()
         limits = [] if options.updates is None else [options.updates]
         if options.epochs is not None:
             limits.append(session.source.updates_in(options.epochs))
@@ -233,14 +247,16 @@ class Trainer:
             folder,
             self.problem,
             config=self.config,
-            validate=self.validate,
-            on_update=self.on_update,
+            validate=None if self.validate is None else group.by_first(self.validate),
+            on_update=None if self.on_update is None else group.by_first(self.on_update),
         )
+        group.check_same("options or data", lambda: identity_of(session, options))
+        group.share_kernels()
         if resume:
             run.restore(force)
         if folder is not None and (self.table is not None or folder.load_config() is None):
             names = ("optimizer", "step_size", "tolerance", "seed")
             folder.save_config(self.table or {name: getattr(options, name) for name in names})
         run.save()  # what cannot be stored is refused before the work, not after it
-        with Interrupts.active() as interrupts, interrupts.held():
+        with Interrupts.active() as interrupts, interrupts.held(group.largest):
             return run.until(min(limits, default=None), interrupts)

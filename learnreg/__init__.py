@@ -44,7 +44,8 @@ if TYPE_CHECKING:
     from learnreg.potentials.square import Square
     from learnreg.result import Certificate, Hypergradient, Solution, Status
     from learnreg.solvers.solve import solve
-    from learnreg.training.train import TrainResult, train
+    from learnreg.training.run import TrainResult
+    from learnreg.training.train import train
     from learnreg.upper_level.adaptive_descent import AdaptiveDescent
     from learnreg.upper_level.batch_objective import BatchObjective
     from learnreg.upper_level.bilevel_objective import BilevelObjective
@@ -101,7 +102,7 @@ _LAZY = {
     "Start": "learnreg.hypergradients.compute",
     "Status": "learnreg.result",
     "StochasticDescent": "learnreg.upper_level.stochastic_descent",
-    "TrainResult": "learnreg.training.train",
+    "TrainResult": "learnreg.training.run",
     "TransmissionLeastSquares": "learnreg.lower_level.data_terms",
     "TransmissionPoisson": "learnreg.lower_level.dualised_terms",
     "Unrolled": "learnreg.hypergradients.unrolled",

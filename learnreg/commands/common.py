@@ -24,10 +24,11 @@ from learnreg.report.report import require_packages, write_report
 from learnreg.solvers.solve import solve
 from learnreg.training.options import TrainingOptions
 from learnreg.training.progress import Progress
+from learnreg.training.run import TrainResult
 from learnreg.training.run_folder import RunFolder
 from learnreg.training.sources import PairedDataset
 from learnreg.training.start_tuning import least_loss
-from learnreg.training.train import Trainer, TrainResult
+from learnreg.training.train import Trainer
 
 __all__ = ["Scenario", "announce", "comparison_figures", "initial_regularizer", "run_scenario", "tune_total_variation"]
 

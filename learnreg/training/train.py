@@ -2,50 +2,29 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from learnreg.convolutions.correlation import adopt_kernels, chosen_kernels
-from learnreg.errors import CheckpointError, ConfigError, LearnregError, OperatorError
+from learnreg.errors import ConfigError
 from learnreg.hypergradients.base import HypergradientMethod
 from learnreg.hypergradients.implicit import tightening
 from learnreg.linear.arguments import check_flag, check_type, given_path, shown
 from learnreg.losses import SquaredError, UpperLoss
 from learnreg.lower_level.problem import LowerLevelProblem
-from learnreg.regularizers import Regularizer
-from learnreg.result import Brief
-from learnreg.training.clock import TimeUp
 from learnreg.training.guard import examine_problem, guarded, take_as_they_are
 from learnreg.training.interrupts import Interrupts
-from learnreg.training.optimizers import make_upper_level
 from learnreg.training.options import OptimizerName, SamplingName, TrainingOptions
+from learnreg.training.run import Run, TrainResult
 from learnreg.training.run_folder import RunFolder, contents_of
-from learnreg.training.schedule import is_milestone, step_factor
 from learnreg.training.session import Session
 from learnreg.training.sources import TrainingData
-from learnreg.training.start_tuning import tune_start
 
-__all__ = ["OptimizerName", "TrainResult", "Trainer", "train"]
-
-
-@dataclass(frozen=True, repr=False)
-class TrainResult(Brief):
-    """regularizer: the learned one (the problem's own, changed in place). model_path: None without a run folder. rows:
-    what was logged, one dict per update. updates, seconds, operator_applications: totals, earlier runs included."""
-
-    regularizer: Regularizer
-    model_path: Path | None
-    rows: list[dict[str, Any]]
-    updates: int
-    seconds: float
-    operator_applications: int
+__all__ = ["OptimizerName", "Trainer", "train"]
 
 
 def train(
@@ -214,7 +193,15 @@ class Trainer:
             if folder is not None and folder.load_config() is None:
                 names = ("optimizer", "step_size", "tolerance", "seed")
                 folder.save_config({name: getattr(options, name) for name in names})
-            run = _Run(self, session, folder)
+            run = Run(
+                session,
+                options,
+                folder,
+                self.problem,
+                config=self.config,
+                validate=self.validate,
+                on_update=self.on_update,
+            )
             if resume and folder is not None:
                 run.restore()
             run.save()  # what cannot be stored is refused before the work, not after it
@@ -225,176 +212,3 @@ class Trainer:
             raise
         session.close()
         return result
-
-
-class _Run:
-    """The loop: update, audit, log, save; whatever ends it, nothing computed is lost."""
-
-    def __init__(self, trainer: Trainer, session: Session, folder: RunFolder | None) -> None:
-        options = trainer.options
-        self.trainer, self.session, self.folder = trainer, session, folder
-        self.upper = make_upper_level(session, options)
-        self.updates = 0
-        self.start_factor: float | None = None if options.tune_start else 1.0
-        self.rows: list[dict[str, Any]] = []
-        self._identity = {} if folder is None else {**options.lasting(), **_described(session)}
-
-    def until(self, updates: int | None, interrupts: Interrupts) -> TrainResult:
-        self.session.clock.start()
-        try:
-            if self.start_factor is None:
-                self.start_factor = tune_start(self.session)
-            while updates is None or self.updates < updates:
-                interrupts.check()
-                row = self._update(step_factor(self.updates, updates))
-                self.updates += 1
-                self._log(row)
-                if is_milestone(self.updates):
-                    self.save()
-        except TimeUp:
-            pass
-        except OperatorError as error:
-            raise OperatorError(f"{error} {self._rescue()}", error.failed_property) from error
-        except BaseException as error:
-            error.add_note(self._rescue())
-            raise
-        self.save()
-        path = None if self.folder is None else self.folder.model_path
-        session = self.session
-        return TrainResult(
-            session.problem.regularizer, path, self.rows, self.updates, session.clock.elapsed, session.applications
-        )
-
-    def _update(self, factor: float) -> dict[str, Any]:
-        """One update as a whole, or none."""
-        learnable = self.session.problem.learnable()
-        parameters = {name: p.detach().clone() for name, p in learnable.items()}
-        session, upper = self.session.snapshot(), copy.deepcopy(self.upper.state_dict())
-        try:
-            return self.upper.update(factor)
-        except BaseException:
-            with torch.no_grad():
-                for name, p in learnable.items():
-                    p.copy_(parameters[name])
-            self.session.restore(session)
-            self.upper.load_state_dict(upper)
-            raise
-
-    def _rescue(self) -> str:
-        """Save what there is, and say where it is and how to go on."""
-        when = f"It happened in update {self.updates + 1}"
-        if self.folder is None:
-            return f"{when}; the problem's regularizer holds what the updates before it learned."
-        try:
-            self.save()
-        except LearnregError as error:  # what went wrong first matters more
-            return f"{when}, and what was learned could not be saved: {error}"
-        return (
-            f"{when}; all that the updates before it learned is saved in {self.folder.path}. To go on from there: "
-            "resume=True, --resume on the command line."
-        )
-
-    def _log(self, row: dict[str, Any]) -> None:
-        session = self.session
-        row |= {
-            "step": self.updates,
-            "seconds": session.clock.elapsed,
-            "operator_applications": session.applications,
-            "state_tolerance": session.tolerances.state,
-            "adjoint_tolerance": session.tolerances.adjoint,
-        }
-        if self.updates == 1 and self.trainer.options.tune_start:
-            row["start_factor"] = self.start_factor
-        validate, on_update = self.trainer.validate, self.trainer.on_update
-        if validate is not None and is_milestone(self.updates):
-            row["psnr"] = validate()
-        self.rows.append(row)
-        if self.folder is not None:
-            self.folder.log(row)
-        if on_update is not None:
-            on_update(row)
-
-    def save(self) -> None:
-        """Model, checkpoint, and the convolution kernels in use: measurements choose them, so that two runs of the same
-        options may round differently."""
-        if self.folder is None:
-            return
-        self.folder.save_model(self.trainer.problem, self.trainer.config)
-        self.folder.save_kernels(chosen_kernels())
-        self.folder.save_checkpoint(
-            {
-                "parameters": {name: p.detach() for name, p in self.session.problem.learnable().items()},
-                "session": self.session.state_dict(),
-                "upper": self.upper.state_dict(),
-                "updates": self.updates,
-                "start_factor": self.start_factor,
-                "identity": self._identity,
-                "kernels": chosen_kernels(),
-            }
-        )
-
-    def restore(self) -> None:
-        """Go on from the folder's checkpoint, if it has one.
-
-        Raises
-        ------
-        ConfigError: the run was begun with other data or options. CheckpointError: the checkpoint does not fit.
-        """
-        assert self.folder is not None
-        state = self.folder.load_checkpoint()
-        if state is None:
-            return
-        self._check_identity(state.get("identity", {}))
-        try:
-            self._load(state)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            if isinstance(error, LearnregError):
-                raise
-            raise CheckpointError(
-                f"the checkpoint in {self.folder.path} does not fit this version ({type(error).__name__}: {error}); "
-                "start again with another --out."
-            ) from error
-        self.rows = self.folder.rows()
-
-    @torch.no_grad()
-    def _load(self, state: dict[str, Any]) -> None:
-        assert self.folder is not None
-        for name, p in self.session.problem.learnable().items():
-            stored = state["parameters"].get(name)
-            if stored is None or stored.shape != p.shape:
-                raise CheckpointError(
-                    f"the checkpoint in {self.folder.path} has no parameter {name} of shape {tuple(p.shape)}."
-                )
-            p.copy_(stored)
-        adopt_kernels(state.get("kernels", {}))
-        self.session.load_state_dict(state["session"])
-        self.upper.load_state_dict(state["upper"])
-        self.updates = int(state["updates"])
-        # checkpoints of earlier versions have no factor; what has been updated is not scaled again
-        self.start_factor = state.get("start_factor", 1.0 if self.updates else self.start_factor)
-
-    def _check_identity(self, stored: Mapping[str, Any]) -> None:
-        """ConfigError where data or options differ from those of the run so far."""
-        assert self.folder is not None
-        for name, before in stored.items():
-            now = self._identity.get(name)
-            if now != before:
-                differs = "random" not in (now, before) and name == "content"
-                what = "other training samples" if differs else f"{name}={before!r}, not {now!r}"
-                raise ConfigError(
-                    f"{self.folder.path}: the run was begun with {what}; a resumed run goes on with the same data and "
-                    "options. Start a new one with another --out."
-                )
-
-
-def _described(session: Session) -> dict[str, Any]:
-    """What tells apart the problems and data of runs."""
-    problem, operator = session.problem, session.problem.operator
-    return {
-        "regularizer": type(problem.regularizer).__name__,
-        "operator": f"{type(operator).__name__} {tuple(operator.domain_shape)} -> {tuple(operator.range_shape)}",
-        "data_term": type(problem.data_term).__name__,
-        "ridge": "learned" if isinstance(problem.ridge, torch.nn.Parameter) else problem.ridge_value,
-        "noise_level": problem.noise_level,
-        **session.source.digest(),
-    }

@@ -1,0 +1,203 @@
+"""The loop of a training run: update, log, save; resumed from where it was left."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from learnreg.convolutions.correlation import adopt_kernels, chosen_kernels
+from learnreg.errors import CheckpointError, LearnregError, OperatorError
+from learnreg.lower_level.problem import LowerLevelProblem
+from learnreg.regularizers import Regularizer
+from learnreg.result import Brief
+from learnreg.training.clock import TimeUp
+from learnreg.training.identity import check_identity, identity_of
+from learnreg.training.interrupts import Interrupts
+from learnreg.training.optimizers import make_upper_level
+from learnreg.training.options import TrainingOptions
+from learnreg.training.run_folder import RunFolder
+from learnreg.training.schedule import is_milestone, step_factor
+from learnreg.training.session import Session
+from learnreg.training.start_tuning import tune_start
+
+__all__ = ["Run", "TrainResult"]
+
+
+@dataclass(frozen=True, repr=False)
+class TrainResult(Brief):
+    """regularizer: the learned one (the problem's own, changed in place). model_path: None without a run folder. rows:
+    what was logged, one dict per update. updates, seconds, operator_applications: totals, earlier runs included."""
+
+    regularizer: Regularizer
+    model_path: Path | None
+    rows: list[dict[str, Any]]
+    updates: int
+    seconds: float
+    operator_applications: int
+
+
+class Run:
+    """The loop: update, audit, log, save; whatever ends it, nothing computed is lost.
+
+    Parameters
+    ----------
+    problem: what is stored as the model, whose parameters the session's problem shares.
+    config, validate, on_update: see ``learnreg.train``.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        options: TrainingOptions,
+        folder: RunFolder | None,
+        problem: LowerLevelProblem,
+        *,
+        config: Mapping[str, Any] | None = None,
+        validate: Callable[[], float] | None = None,
+        on_update: Callable[[Mapping[str, Any]], None] | None = None,
+    ) -> None:
+        self.session, self.options, self.folder, self.problem = session, options, folder, problem
+        self.config, self.validate, self.on_update = config, validate, on_update
+        self.upper = make_upper_level(session, options)
+        self.updates = 0
+        self.start_factor: float | None = None if options.tune_start else 1.0
+        self.rows: list[dict[str, Any]] = []
+        self._identity = {} if folder is None else identity_of(session, options)
+
+    def until(self, updates: int | None, interrupts: Interrupts) -> TrainResult:
+        self.session.clock.start()
+        try:
+            if self.start_factor is None:
+                self.start_factor = tune_start(self.session)
+            while updates is None or self.updates < updates:
+                interrupts.check()
+                row = self._update(step_factor(self.updates, updates))
+                self.updates += 1
+                self._log(row)
+                if is_milestone(self.updates):
+                    self.save()
+        except TimeUp:
+            pass
+        except OperatorError as error:
+            raise OperatorError(f"{error} {self._rescue()}", error.failed_property) from error
+        except BaseException as error:
+            error.add_note(self._rescue())
+            raise
+        self.save()
+        path = None if self.folder is None else self.folder.model_path
+        session = self.session
+        return TrainResult(
+            session.problem.regularizer, path, self.rows, self.updates, session.clock.elapsed, session.applications
+        )
+
+    def _update(self, factor: float) -> dict[str, Any]:
+        """One update as a whole, or none."""
+        learnable = self.session.problem.learnable()
+        parameters = {name: p.detach().clone() for name, p in learnable.items()}
+        session, upper = self.session.snapshot(), copy.deepcopy(self.upper.state_dict())
+        try:
+            return self.upper.update(factor)
+        except BaseException:
+            with torch.no_grad():
+                for name, p in learnable.items():
+                    p.copy_(parameters[name])
+            self.session.restore(session)
+            self.upper.load_state_dict(upper)
+            raise
+
+    def _rescue(self) -> str:
+        """Save what there is, and say where it is and how to go on."""
+        when = f"It happened in update {self.updates + 1}"
+        if self.folder is None:
+            return f"{when}; the problem's regularizer holds what the updates before it learned."
+        try:
+            self.save()
+        except LearnregError as error:  # what went wrong first matters more
+            return f"{when}, and what was learned could not be saved: {error}"
+        return (
+            f"{when}; all that the updates before it learned is saved in {self.folder.path}. To go on from there: "
+            "resume=True, --resume on the command line."
+        )
+
+    def _log(self, row: dict[str, Any]) -> None:
+        session = self.session
+        row |= {
+            "step": self.updates,
+            "seconds": session.clock.elapsed,
+            "operator_applications": session.applications,
+            "state_tolerance": session.tolerances.state,
+            "adjoint_tolerance": session.tolerances.adjoint,
+        }
+        if self.updates == 1 and self.options.tune_start:
+            row["start_factor"] = self.start_factor
+        if self.validate is not None and is_milestone(self.updates):
+            row["psnr"] = self.validate()
+        self.rows.append(row)
+        if self.folder is not None:
+            self.folder.log(row)
+        if self.on_update is not None:
+            self.on_update(row)
+
+    def save(self) -> None:
+        """Model, checkpoint, and the convolution kernels in use: measurements choose them, so that two runs of the same
+        options may round differently."""
+        if self.folder is None:
+            return
+        self.folder.save_model(self.problem, self.config)
+        self.folder.save_kernels(chosen_kernels())
+        self.folder.save_checkpoint(
+            {
+                "parameters": {name: p.detach() for name, p in self.session.problem.learnable().items()},
+                "session": self.session.state_dict(),
+                "upper": self.upper.state_dict(),
+                "updates": self.updates,
+                "start_factor": self.start_factor,
+                "identity": self._identity,
+                "kernels": chosen_kernels(),
+            }
+        )
+
+    def restore(self) -> None:
+        """Go on from the folder's checkpoint, if it has one.
+
+        Raises
+        ------
+        ConfigError: the run was begun with other data or options. CheckpointError: the checkpoint does not fit.
+        """
+        assert self.folder is not None
+        state = self.folder.load_checkpoint()
+        if state is None:
+            return
+        check_identity(state.get("identity", {}), self._identity, self.folder.path)
+        try:
+            self._load(state)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            if isinstance(error, LearnregError):
+                raise
+            raise CheckpointError(
+                f"the checkpoint in {self.folder.path} does not fit this version ({type(error).__name__}: {error}); "
+                "start again with another --out."
+            ) from error
+        self.rows = self.folder.rows()
+
+    @torch.no_grad()
+    def _load(self, state: dict[str, Any]) -> None:
+        assert self.folder is not None
+        for name, p in self.session.problem.learnable().items():
+            stored = state["parameters"].get(name)
+            if stored is None or stored.shape != p.shape:
+                raise CheckpointError(
+                    f"the checkpoint in {self.folder.path} has no parameter {name} of shape {tuple(p.shape)}."
+                )
+            p.copy_(stored)
+        adopt_kernels(state.get("kernels", {}))
+        self.session.load_state_dict(state["session"])
+        self.upper.load_state_dict(state["upper"])
+        self.updates = int(state["updates"])
+        # checkpoints of earlier versions have no factor; what has been updated is not scaled again
+        self.start_factor = state.get("start_factor", 1.0 if self.updates else self.start_factor)

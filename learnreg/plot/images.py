@@ -17,7 +17,7 @@ from learnreg.plot.style import COLOURS, new_figure, styled
 
 __all__ = ["comparison", "most_informative"]
 
-_COLUMN = 3.0  # inches
+_COLUMN = 2.8  # inches
 _QUANTILE = 0.995  # of errors, at the end of their scale
 _BOX = COLOURS[5]
 

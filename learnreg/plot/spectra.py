@@ -96,7 +96,7 @@ def spectrum(regularizer: Regularizer, size: int = 48) -> Any:
         raise ConfigError(f"plot.spectrum: {type(regularizer).__name__} has neither an operator nor a curvature.")
     mapped = found.gram if found.gram is not None else found.curvature
     panels = (mapped is not None and mapped.dim() == 2) + 1 + (found.gram is not None)
-    figure = new_figure(4.0 * panels, 3.3)
+    figure = new_figure(3.7 * panels, 3.2)
     axes = list(figure.subplots(1, panels, squeeze=False)[0])
     if mapped is not None and mapped.dim() == 2:
         name = "squared response of the filters" if found.gram is not None else "curvature of R at a grey image"

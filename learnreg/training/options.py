@@ -30,6 +30,7 @@ _LASTING = (
     "tune_start",
     "audit_every",
     "sampling",
+    "validation",
 )
 
 
@@ -55,6 +56,8 @@ class TrainingOptions:
     audit_every: int = 10
     sampling: SamplingName = "growing"
     workers: int = 1
+    validation: float = 0.0
+    patience: int | None = None
 
     def __post_init__(self) -> None:
         if self.minutes is not None:
@@ -72,6 +75,10 @@ class TrainingOptions:
         check_one_of(self.sampling, SAMPLINGS, "train(sampling)")
         check_flag(self.tune_start, "train(tune)")
         real_number(self.tolerance, "tolerance", above=0.0)
+        if not 0.0 <= real_number(self.validation, "train(validation)") < 1.0:
+            raise ConfigError(f"train(validation={self.validation:g}): expected a share >= 0 and < 1, or a data set.")
+        if self.patience is not None:
+            whole_number(self.patience, "train(patience)")
 
     @property
     def seconds(self) -> float:

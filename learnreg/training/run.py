@@ -15,7 +15,10 @@ from learnreg.errors import CheckpointError, LearnregError, OperatorError
 from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.regularizers import Regularizer
 from learnreg.result import Brief
+from learnreg.training.callbacks import Callback
 from learnreg.training.clock import TimeUp
+from learnreg.training.early_stopping import EarlyStopping
+from learnreg.training.held_out import HeldOut
 from learnreg.training.identity import check_identity, identity_of
 from learnreg.training.interrupts import Interrupts
 from learnreg.training.optimizers import make_upper_level
@@ -31,7 +34,8 @@ __all__ = ["Run", "TrainResult"]
 @dataclass(frozen=True, repr=False)
 class TrainResult(Brief):
     """regularizer: the learned one (the problem's own, changed in place). model_path: None without a run folder. rows:
-    what was logged, one dict per update. updates, seconds, operator_applications: totals, earlier runs included."""
+    what was logged, one dict per update. updates, seconds, operator_applications: totals, earlier runs included.
+    best_update: after which the parameters were those that are returned, where early stopping chose them."""
 
     regularizer: Regularizer
     model_path: Path | None
@@ -39,6 +43,7 @@ class TrainResult(Brief):
     updates: int
     seconds: float
     operator_applications: int
+    best_update: int | None = None
 
 
 class Run:
@@ -47,7 +52,7 @@ class Run:
     Parameters
     ----------
     problem: what is stored as the model, whose parameters the session's problem shares.
-    config, validate, on_update: see ``learnreg.train``.
+    config, validate: see ``learnreg.train``. callbacks: what is told of the run. held_out: samples to measure.
     """
 
     def __init__(
@@ -59,10 +64,12 @@ class Run:
         *,
         config: Mapping[str, Any] | None = None,
         validate: Callable[[], float] | None = None,
-        on_update: Callable[[Mapping[str, Any]], None] | None = None,
+        callbacks: Callback | None = None,
+        held_out: HeldOut | None = None,
     ) -> None:
         self.session, self.options, self.folder, self.problem = session, options, folder, problem
-        self.config, self.validate, self.on_update = config, validate, on_update
+        self.config, self.validate, self.held_out = config, validate, held_out
+        self.callbacks, self.stopping = callbacks or Callback(), EarlyStopping(options.patience)
         self.upper = make_upper_level(session, options)
         self.updates = 0
         self.start_factor: float | None = None if options.tune_start else 1.0
@@ -74,7 +81,7 @@ class Run:
         try:
             if self.start_factor is None:
                 self.start_factor = tune_start(self.session)
-            while updates is None or self.updates < updates:
+            while (updates is None or self.updates < updates) and not self.stopping.is_over:
                 interrupts.check()
                 row = self._update(step_factor(self.updates, updates))
                 self.updates += 1
@@ -89,10 +96,22 @@ class Run:
             error.add_note(self._rescue())
             raise
         self.save()
-        path = None if self.folder is None else self.folder.model_path
-        session = self.session
+        return self._result()
+
+    def _result(self) -> TrainResult:
+        """Of the last parameters, or of the best ones, where early stopping keeps them."""
+        session, folder = self.session, self.folder
+        chosen = self.stopping.restore_best(session.problem.learnable())
+        if chosen and folder is not None:
+            folder.save_model(self.problem, self.config)
         return TrainResult(
-            session.problem.regularizer, path, self.rows, self.updates, session.clock.elapsed, session.applications
+            session.problem.regularizer,
+            None if folder is None else folder.model_path,
+            self.rows,
+            self.updates,
+            session.clock.elapsed,
+            session.applications,
+            self.stopping.best_update if chosen else None,
         )
 
     def _update(self, factor: float) -> dict[str, Any]:
@@ -135,13 +154,16 @@ class Run:
         }
         if self.updates == 1 and self.options.tune_start:
             row["start_factor"] = self.start_factor
-        if self.validate is not None and is_milestone(self.updates):
-            row["psnr"] = self.validate()
+        if is_milestone(self.updates):
+            if self.validate is not None:
+                row["psnr"] = self.validate()
+            if self.held_out is not None:
+                row |= self.held_out.measure()
+            self.stopping.see(self.updates, row, session.problem.learnable())
         self.rows.append(row)
         if self.folder is not None:
             self.folder.log(row)
-        if self.on_update is not None:
-            self.on_update(row)
+        self.callbacks.on_update(row)
 
     def save(self) -> None:
         """Model, checkpoint, and the convolution kernels in use: measurements choose them, so that two runs of the same
@@ -150,7 +172,7 @@ class Run:
             return
         self.folder.save_model(self.problem, self.config)
         self.folder.save_kernels(chosen_kernels())
-        self.folder.save_checkpoint(
+        path = self.folder.save_checkpoint(
             {
                 "parameters": {name: p.detach() for name, p in self.session.problem.learnable().items()},
                 "session": self.session.state_dict(),
@@ -159,8 +181,10 @@ class Run:
                 "start_factor": self.start_factor,
                 "identity": self._identity,
                 "kernels": chosen_kernels(),
+                "stopping": self.stopping.state_dict(),
             }
         )
+        self.callbacks.on_checkpoint(path)
 
     def restore(self) -> None:
         """Go on from the folder's checkpoint, if it has one.
@@ -199,5 +223,7 @@ class Run:
         self.session.load_state_dict(state["session"])
         self.upper.load_state_dict(state["upper"])
         self.updates = int(state["updates"])
+        if "stopping" in state:
+            self.stopping.load_state_dict(state["stopping"])
         # checkpoints of earlier versions have no factor; what has been updated is not scaled again
         self.start_factor = state.get("start_factor", 1.0 if self.updates else self.start_factor)

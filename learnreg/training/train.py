@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,23 @@ from learnreg.hypergradients.implicit import tightening
 from learnreg.linear.arguments import check_flag, check_type, given_path, shown
 from learnreg.losses import SquaredError, UpperLoss
 from learnreg.lower_level.problem import LowerLevelProblem
+from learnreg.progress import hidden
+from learnreg.training.callbacks import Callback, Callbacks
 from learnreg.training.guard import examine_problem, guarded, take_as_they_are
+from learnreg.training.held_out import HeldOut, held_apart
 from learnreg.training.interrupts import Interrupts
 from learnreg.training.options import OptimizerName, SamplingName, TrainingOptions
+from learnreg.training.progress import Progress
 from learnreg.training.run import Run, TrainResult
 from learnreg.training.run_folder import RunFolder, contents_of
+from learnreg.training.run_report import can_report, report_run
+from learnreg.training.samples import Sample
 from learnreg.training.session import Session
 from learnreg.training.sources import TrainingData
 
 __all__ = ["OptimizerName", "Trainer", "train"]
+
+_FEW = 8
 
 
 def train(
@@ -50,6 +58,11 @@ def train(
     config: Mapping[str, Any] | None = None,
     validate: Callable[[], float] | None = None,
     on_update: Callable[[Mapping[str, Any]], None] | None = None,
+    validation: float | TrainingData | None = None,
+    patience: int | None = None,
+    callbacks: Callback | Iterable[Callback] = (),
+    report: bool = True,
+    progress: bool = True,
     max_updates: int | None = None,
 ) -> TrainResult:
     """Minimise the mean loss over the dataset in the problem's learnable parameters, in place.
@@ -75,8 +88,8 @@ def train(
         size where the operator knows all of them, as ``Identity`` and ``Blur`` do; those of one size share a batch.
         sigma, a positive number, is the noise level for ``regularizer.at``.
     loss: maps a batch of ground truths to an ``UpperLoss``.
-    out: run folder (model.safetensors, config.toml, metrics.jsonl, checkpoint/; the command line adds the report);
-        None keeps everything in memory, as a regularizer without ``config()`` needs.
+    out: run folder (model.safetensors, config.toml, metrics.jsonl, report.html, checkpoint/); None keeps everything in
+        memory, as a regularizer without ``config()`` needs.
     minutes: of upper-level training at most; 5 where neither minutes nor updates are given.
     batch_size: 16, or that of the DataLoader.
     updates: so many, unless the minutes end before; the step size of Adam falls by a half cosine over them. Without, it
@@ -98,7 +111,17 @@ def train(
         ``start_factor``, and with weights of its filters that a few gradients improve.
     config: stored with the model.
     validate: called now and then; its value is logged as ``psnr``.
-    on_update: gets each logged row; ``learnreg.training.progress.Progress(minutes)`` tells people how far it is.
+    on_update: gets each logged row.
+    validation: a share of the items, drawn by the seed, that is held out from training, or a data set of its own. Now
+        and then, by the number of updates, the mean loss and PSNR of up to 128 of them are logged as
+        ``validation_loss`` and ``validation_psnr``. A DataLoader or a stream cannot be divided.
+    patience: early stopping, by validation (or by ``validate``, where more is better): the run ends at the first
+        measurement that many updates after the best one, and returns the best parameters.
+    callbacks: :class:`learnreg.Callback` objects, such as ``learnreg.TensorBoard``, told of updates and checkpoints.
+    report: with ``out``, write report.html and figures/*.pdf there at the end, as the command line does: on the samples
+        held out for validation, or else on some of those trained on. Needs the extra ``images``; without it, that is
+        said before the work, and there is none.
+    progress: show how far it is on stderr: a bar on a terminal or in a notebook, else a line every 30 seconds.
     max_updates: former name of ``updates``.
 
     Raises
@@ -113,6 +136,9 @@ def train(
         warnings.warn("train(max_updates=...): the option is called updates now.", DeprecationWarning, stacklevel=2)
         if updates is not None:
             raise ConfigError(f"train(updates={updates}, max_updates={max_updates}): give updates alone.")
+    for name, flag in (("report", report), ("progress", progress)):
+        check_flag(flag, f"train({name})")
+    is_share = isinstance(validation, (int, float)) and not isinstance(validation, bool)
     chosen = TrainingOptions(
         minutes,
         max_updates if updates is None else updates,
@@ -127,7 +153,10 @@ def train(
         audit_every,
         sampling,
         workers=torch.get_num_threads(),
+        validation=float(validation) if is_share else 0.0,
+        patience=patience,
     )
+    bar = Progress(chosen.seconds / 60.0, chosen.updates, at_once=False)
     trainer = Trainer(
         problem,
         dataset,
@@ -135,17 +164,26 @@ def train(
         chosen,
         config=config,
         validate=validate,
-        on_update=on_update,
+        callbacks=Callbacks(callbacks, on_update, bar),
+        validation=None if is_share else validation,  # type: ignore[arg-type]
         check_operator=check_operator,
     )
-    result = trainer.run(out, resume)
+    reporting = report and out is not None and can_report()
+    with hidden(not progress):
+        with bar:
+            result = trainer.run(out, resume)
+        if reporting and result.updates:
+            report_run(trainer, result)
     if result.updates == 0:
         warnings.warn("train: the time was over before the first update; give more minutes.", stacklevel=2)
     return result
 
 
 class Trainer:
-    """A training run of given options; ``run`` starts it. The parameters are those of ``train``."""
+    """A training run of given options; ``run`` starts it. The parameters are those of ``train``.
+
+    folder: what ``run`` wrote to. first: a few of the samples trained on. held_out: those that were not.
+    """
 
     def __init__(
         self,
@@ -156,7 +194,8 @@ class Trainer:
         *,
         config: Mapping[str, Any] | None = None,
         validate: Callable[[], float] | None = None,
-        on_update: Callable[[Mapping[str, Any]], None] | None = None,
+        callbacks: Callback | None = None,
+        validation: TrainingData | None = None,
         check_operator: bool = True,
     ) -> None:
         check_type(problem, LowerLevelProblem, "train(problem)", "a LowerLevelProblem")
@@ -166,12 +205,19 @@ class Trainer:
                 "named_parameters() yields: modules in a plain list are not seen, those in an nn.ModuleList are."
             )
         check_flag(check_operator, "train(check_operator)")
-        for name, function in (("validate", validate), ("on_update", on_update)):
-            if function is not None and not callable(function):
-                raise ConfigError(f"train({name}={shown(function)}): expected a function, or None.")
+        if validate is not None and not callable(validate):
+            raise ConfigError(f"train(validate={shown(validate)}): expected a function, or None.")
+        if options.patience is not None and not options.validation and validation is None and validate is None:
+            raise ConfigError(
+                f"train(patience={options.patience}): nothing is measured on samples that are held out; give "
+                "validation=0.1, or a data set."
+            )
         self.problem, self.dataset, self.loss, self.options = problem, dataset, loss, options
-        self.config, self.validate, self.on_update = config, validate, on_update
-        self.check_operator = check_operator
+        self.config, self.validate, self.callbacks = config, validate, callbacks or Callback()
+        self.check_operator, self.validation = check_operator, validation
+        self.folder: RunFolder | None = None
+        self.held_out: HeldOut | None = None
+        self.first: list[Sample] = []
 
     def run(self, out: str | Path | RunFolder | None = None, resume: bool = False) -> TrainResult:
         """Train until the time or the updates are used up; the last parameters are saved whatever ends the run."""
@@ -182,13 +228,18 @@ class Trainer:
         if resume and (out is None or (isinstance(out, Path) and not contents_of(out))):
             where = "no out, where the run is" if out is None else f"no run in {out}"
             raise ConfigError(f"train(resume=True): {where}. To start a new run, leave resume out.")
-        session = Session.of(self.problem, self.dataset, self.loss, options)
+        data = self.dataset
+        if options.validation:
+            data, self.validation = held_apart(data, options.validation, options.seed)
+        session = Session.of(self.problem, data, self.loss, options)
         try:
+            self.held_out = None if self.validation is None else HeldOut(self.validation, session)
             if self.check_operator:
                 examine_problem(self.problem, lambda: session.source.first(1)[0].b.dtype)
             else:
                 take_as_they_are(self.problem)
             session.problem = guarded(self.problem)
+            self.first = session.source.first(_FEW)
             folder = RunFolder(out, resume) if isinstance(out, Path) else out
             if folder is not None and folder.load_config() is None:
                 names = ("optimizer", "step_size", "tolerance", "seed")
@@ -200,8 +251,10 @@ class Trainer:
                 self.problem,
                 config=self.config,
                 validate=self.validate,
-                on_update=self.on_update,
+                callbacks=self.callbacks,
+                held_out=self.held_out,
             )
+            self.folder = folder
             if resume and folder is not None:
                 run.restore()
             run.save()  # what cannot be stored is refused before the work, not after it
@@ -209,6 +262,15 @@ class Trainer:
                 result = run.until(options.updates, interrupts)
         except BaseException as error:
             session.close(wait=not isinstance(error, KeyboardInterrupt))
+            self._tell_of_the_end(error)
             raise
         session.close()
+        self.callbacks.on_end(result)
         return result
+
+    def _tell_of_the_end(self, error: BaseException) -> None:
+        """What ended the run matters more than what a callback makes of it."""
+        try:
+            self.callbacks.on_end(None)
+        except Exception as another:
+            error.add_note(f"A callback failed, too: {another}")

@@ -109,7 +109,7 @@ def test_an_interrupt_says_how_to_go_on(photographs: Path, tmp_path: Path, monke
     command = ("train", "denoise", "--data", photographs, "--out", out, "--regularizer", "TV", "--device", "cpu:0")
     settings = (*SMALL[:6], "--set", "updates=5")
     with monkeypatch.context() as patch:
-        patch.setattr(Progress, "__call__", lambda self, row: signal.raise_signal(number) if row["step"] == 2 else None)
+        patch.setattr(Progress, "on_update", lambda self, row: signal.raise_signal(number) if row["step"] == 2 else None)
         ended = call(*command, *settings)
     assert ended.exit_code == 128 + number
     go_on = f"all updates are saved. Go on with: learnreg train denoise --resume --out '{out}'"

@@ -6,6 +6,7 @@ import copy
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,11 +23,14 @@ from learnreg.report.comparison import Comparison
 from learnreg.report.lower_level import conditioning
 from learnreg.report.report import Report, require_packages, write_report
 from learnreg.training.baseline import tune_total_variation
+from learnreg.training.callbacks import Callbacks
 from learnreg.training.options import TrainingOptions
 from learnreg.training.progress import Progress
 from learnreg.training.run import TrainResult
 from learnreg.training.run_folder import RunFolder
+from learnreg.training.run_report import notes_of
 from learnreg.training.sources import PairedDataset
+from learnreg.training.tensorboard import TensorBoard
 from learnreg.training.train import Trainer
 
 __all__ = ["Scenario", "announce", "comparison_figures", "initial_regularizer", "run_scenario"]
@@ -103,6 +107,7 @@ def run_scenario(scenario: Scenario, resume: bool = False) -> dict[str, Any]:
         options,
         summary,
         {"learned": conditioning(problem, b), "total variation": conditioning(baseline, b)},
+        notes=notes_of(result),
     )
     return summary | {"report": str(write_report(folder.path, report))}
 
@@ -139,7 +144,10 @@ def _trainer(scenario: Scenario, problem: LowerLevelProblem, progress: Progress)
         config.audit_every,
         config.sampling,  # type: ignore[arg-type]
         workers=torch.get_num_threads(),
+        validation=config.validation,
+        patience=config.patience or None,
     )
+    boards = [TensorBoard(Path(config.out) / "tensorboard")] if config.tensorboard else []
     there = device == torch.device("cpu")
     problem.to(device)
     return Trainer(
@@ -150,7 +158,7 @@ def _trainer(scenario: Scenario, problem: LowerLevelProblem, progress: Progress)
         config={**scenario.described, "training": config.in_force()},
         # held-out images stay on the CPU, whose results do not depend on the machine's accelerator
         validate=lambda: scenario.validate(problem if there else copy.deepcopy(problem).to("cpu")),
-        callbacks=progress,
+        callbacks=Callbacks([*boards, progress]),
     )
 
 

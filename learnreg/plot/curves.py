@@ -204,7 +204,8 @@ def _draw_audits(axes: Any, rows: Rows) -> None:
         high = [float(row["relative_error_bound"]) for row in certified]
         steps = [row["step"] for row in certified]
         axes.fill_between(steps, low, high, color=COLOURS[1], alpha=0.15, lw=0, label="true error is in here")
-        axes.vlines(steps, low, high, color=COLOURS[1], alpha=0.15, lw=4)
+        if len(steps) == 1:
+            axes.vlines(steps, low, high, color=COLOURS[1], alpha=0.15, lw=6)
     axes.plot(*zip(*bounds, strict=True), "-o", ms=3, color=COLOURS[1], label="bound of the error")
     if estimates:
         axes.plot(*zip(*estimates, strict=True), "--s", ms=3, color=COLOURS[0], label="error, estimated")

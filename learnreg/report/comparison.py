@@ -65,13 +65,14 @@ class Compared:
 
 @dataclass(frozen=True)
 class Comparison:
-    """input_name: what ``input`` is ("noisy"). setting: how the measurements were made, a phrase. tolerance: what both
+    """input_name: what ``input`` is ("noisy"). setting: how the measurements were made, a phrase. seed: of the noise of
+    the first image; None where it was given with the images. tolerance: what both
     reconstructions were asked for."""
 
     images: tuple[Compared, ...]
     input_name: str
     setting: str
-    seed: int
+    seed: int | None
     tolerance: float
 
     def mean(self, what: str) -> Quality:
@@ -125,7 +126,7 @@ def compare(
     *,
     input_name: str = "noisy",
     setting: str = "",
-    seed: int = 0,
+    seed: int | None = 0,
     tolerance: float = 1e-4,
     shown: Callable[[Tensor], Tensor] = _as_they_are,
     measure: Callable[[Tensor, Tensor, str], Quality] = quality,

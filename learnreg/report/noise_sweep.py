@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ from learnreg.progress import counted
 from learnreg.regularizers import Regularizer, TotalVariation
 from learnreg.solvers.solve import solve
 
-__all__ = ["NoiseSweep", "levels_around", "noise_sweep"]
+__all__ = ["NoiseSweep", "levels_around", "noise_sweep", "scaled"]
 
 _TOLERANCE = 1e-3
 
@@ -55,7 +54,8 @@ def noise_sweep(
     unit = torch.randn(x_true.shape, generator=torch.Generator().manual_seed(seed), dtype=x_true.dtype)
     models: dict[str, Callable[[float], Regularizer]] = {"learned": regularizer.at}
     if tv is not None:
-        models["total variation"] = partial(_scaled, *tv)
+        variation, tuned = tv
+        models["total variation"] = lambda level: scaled(variation, level / tuned)
     found: dict[str, list[float]] = {name: [] for name in (*models, "noisy")}
     for level in counted(levels, "denoising at several noise levels"):
         b = x_true + level * unit
@@ -66,9 +66,10 @@ def noise_sweep(
     return NoiseSweep(levels, {n: tuple(v) for n, v in found.items()}, tuple(trained), len(x_true))
 
 
-def _scaled(regularizer: TotalVariation, tuned: float, level: float) -> Regularizer:
+def scaled(regularizer: TotalVariation, factor: float) -> TotalVariation:
+    """Total variation with this multiple of the weight."""
     twin = TotalVariation.from_config(regularizer.config())
-    twin.log_weight.data = regularizer.log_weight.detach() + math.log(level / tuned)
+    twin.log_weight.data = regularizer.log_weight.detach() + math.log(factor)
     return twin
 
 

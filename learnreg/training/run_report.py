@@ -7,7 +7,6 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +18,7 @@ from learnreg.operators import Identity
 from learnreg.regularizers import TotalVariation
 from learnreg.report.comparison import Comparison, Quality, Scene, compare, magnitude, quality
 from learnreg.report.lower_level import Conditioning, conditioning
-from learnreg.report.noise_sweep import NoiseSweep, noise_sweep
+from learnreg.report.noise_sweep import NoiseSweep, noise_sweep, scaled
 from learnreg.report.report import Report, missing_package, write_report
 from learnreg.result import Solution
 from learnreg.solvers.solve import solve
@@ -30,7 +29,7 @@ from learnreg.training.samples import Sample
 if TYPE_CHECKING:
     from learnreg.training.train import Trainer
 
-__all__ = ["can_report", "report_run"]
+__all__ = ["can_report", "notes_of", "report_run"]
 
 _SHOWN, _TOLERANCE, _BASELINE_TOLERANCE = 8, 1e-3, 5e-3
 _SMALLEST_FOR_SSIM = 7
@@ -63,14 +62,9 @@ def _report(trainer: Trainer, result: TrainResult) -> None:
     baseline = _baseline(problem, [s for s in first if s.kind == samples[0].kind] or samples[:1])
     notes = [] if held_out else ["No samples were held out: all numbers and images below are of samples that were "
                                  "trained on. validation=0.1 holds some out."]  # fmt: skip
-    if result.best_update is not None:
-        notes.append(
-            f"Early stopping: the parameters are those after update {result.best_update} of {result.updates}, the best "
-            "ones on the held-out samples."
-        )
     report = Report(
         title=f"Learned {type(problem.regularizer).__name__}",
-        comparison=_comparison(problem, baseline, samples, held_out),
+        comparison=_comparison(problem, baseline, samples),
         regularizer=_drawn(problem, samples),
         rows=result.rows,
         config={name: value for name, value in asdict(trainer.options).items() if isinstance(value, (str, int, float))},
@@ -78,9 +72,19 @@ def _report(trainer: Trainer, result: TrainResult) -> None:
         conditioning=_conditionings(problem, baseline, samples[0]),
         sweep=_sweep(problem, baseline, samples, trainer),
         held_out=held_out,
-        notes=notes,
+        notes=[*notes, *notes_of(result)],
     )
     write_report(trainer.folder.path, report)
+
+
+def notes_of(result: TrainResult) -> list[str]:
+    """What a report says of how the run ended."""
+    if result.best_update is None:
+        return []
+    return [
+        f"Early stopping: of {result.updates} updates the parameters are those after number {result.best_update}, the best "
+        "ones on the samples held out for validation."
+    ]
 
 
 def _on_cpu(sample: Sample) -> Sample:
@@ -109,19 +113,26 @@ def _baseline(problem: LowerLevelProblem, samples: Sequence[Sample]) -> LowerLev
     try:
         level = samples[0].sigma or _noise(problem, samples)
         regularizer = TotalVariation(max(level, 1e-4), **options).to(samples[0].x_true.dtype)
-        baseline = LowerLevelProblem(
-            problem.operator.on(tuple(samples[0].x_true.shape)),
-            regularizer,
-            ridge=problem.ridge_value,
-            data_term=problem.data_term,
-            constraint=problem.constraint,
-        )
+        baseline = _with(problem, regularizer, tuple(samples[0].x_true.shape))
         pairs = [(s.b, s.x_true) for s in samples]
         size = math.sqrt(float(samples[0].x_true.double().square().mean()))
         tune_total_variation(baseline, pairs, len(pairs), _BASELINE_TOLERANCE * max(size, 1e-30))
     except LearnregError:
         return None
     return baseline
+
+
+def _with(
+    problem: LowerLevelProblem, regularizer: TotalVariation, shape: tuple[int, ...] | None = None
+) -> LowerLevelProblem:
+    """The problem with another regularizer, for images of this shape."""
+    return LowerLevelProblem(
+        problem.operator if shape is None else problem.operator.on(shape),
+        regularizer,
+        ridge=problem.ridge_value,
+        data_term=problem.data_term,
+        constraint=problem.constraint,
+    )
 
 
 @torch.no_grad()
@@ -132,20 +143,30 @@ def _noise(problem: LowerLevelProblem, samples: Sequence[Sample]) -> float:
 
 
 def _comparison(
-    problem: LowerLevelProblem, baseline: LowerLevelProblem | None, samples: Sequence[Sample], held_out: bool
+    problem: LowerLevelProblem, baseline: LowerLevelProblem | None, samples: Sequence[Sample]
 ) -> Comparison:
     def learned(b: Tensor) -> Solution:
         return solve(_of(problem, next(remaining)), b, tolerance)
 
+    def tv(b: Tensor) -> Solution:
+        """Its weight is proportional to the noise, where the samples say theirs."""
+        assert baseline is not None
+        assert isinstance(baseline.regularizer, TotalVariation)
+        level, tuned = next(levels), samples[0].sigma
+        adapted = copy.copy(baseline.regularizer)
+        if level is not None and tuned is not None:
+            adapted = scaled(baseline.regularizer, level / tuned)
+        return solve(_with(baseline, adapted), b, tolerance)
+
     size = math.sqrt(float(samples[0].x_true.double().square().mean()))
-    tolerance, remaining = _TOLERANCE * max(size, 1e-30), iter(samples)
+    tolerance, remaining, levels = _TOLERANCE * max(size, 1e-30), iter(samples), (s.sigma for s in samples)
     complex_images = samples[0].x_true.shape[0] == 2
     return compare(
         learned,
-        None if baseline is None else partial(solve, baseline, tolerance=tolerance),
+        None if baseline is None else tv,
         [_scene(problem, sample, i) for i, sample in enumerate(samples)],
         input_name="measured" if samples[0].b.shape == samples[0].x_true.shape else "back-projected",
-        setting="held out for validation" if held_out else "that were trained on",
+        seed=None,
         tolerance=tolerance,
         shown=magnitude if complex_images else _image,
         measure=_measure,
@@ -155,13 +176,14 @@ def _comparison(
 @torch.no_grad()
 def _scene(problem: LowerLevelProblem, sample: Sample, number: int) -> Scene:
     """The input image is the measurement, where it is an image, or else its back-projection A^T b, scaled to fit b."""
+    name = f"sample {number}" if sample.sigma is None else f"sample {number}, noise level {sample.sigma:.3g}"
     if sample.b.shape == sample.x_true.shape:
-        return Scene(f"sample {number}", sample.x_true, sample.b, sample.b)
+        return Scene(name, sample.x_true, sample.b, sample.b)
     operator = problem.operator.on(tuple(sample.x_true.shape))
     back = operator.adjoint(sample.b[None])
     image = operator(back)
     scale = float((image * sample.b).sum() / image.square().sum().clamp_min(1e-30))
-    return Scene(f"sample {number}", sample.x_true, sample.b, scale * back[0])
+    return Scene(name, sample.x_true, sample.b, scale * back[0])
 
 
 def _image(x: Tensor) -> Tensor:

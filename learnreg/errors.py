@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 __all__ = [
@@ -23,9 +24,14 @@ class LearnregError(Exception):
 
 
 class ConfigError(LearnregError, ValueError):
-    """An option, key or value that does not exist or is out of range."""
+    """An option, key or value that does not exist or is out of range. lines: of what is wrong, each to be shown on a
+    line of its own after the message."""
 
     exit_code = 2
+
+    def __init__(self, message: str = "", lines: Sequence[str] = ()) -> None:
+        self.message, self.lines = message, tuple(lines)
+        super().__init__("\n  ".join((message, *lines)))
 
 
 class DataError(LearnregError, ValueError):

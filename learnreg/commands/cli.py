@@ -102,11 +102,11 @@ def _options(
         os.environ[DEBUG_VARIABLE] = "1"
 
 
-def _train(task: Task, config: TrainingConfig, resume: bool, json: bool) -> None:
+def _train(task: Task, config: TrainingConfig, resume: bool, force: bool, json: bool) -> None:
     from learnreg.training.run_folder import contents_of
 
     try:
-        _say_summary(tasks.run_task(task, config, resume), json)
+        _say_summary(tasks.run_task(task, config, resume, force), json)
     except KeyboardInterrupt as error:
         go_on = f"learnreg train {task.name} --resume --out {shlex.quote(config.out)}"
         kept = bool(contents_of(config.out))

@@ -24,6 +24,7 @@ from learnreg.report.lower_level import conditioning
 from learnreg.report.report import Report, require_packages, write_report
 from learnreg.training.baseline import tune_total_variation
 from learnreg.training.callbacks import Callbacks
+from learnreg.training.environment import environment
 from learnreg.training.options import TrainingOptions
 from learnreg.training.progress import Progress
 from learnreg.training.run import TrainResult
@@ -61,7 +62,7 @@ class Scenario:
     title: str
 
 
-def run_scenario(scenario: Scenario, resume: bool = False) -> dict[str, Any]:
+def run_scenario(scenario: Scenario, resume: bool = False, force: bool = False) -> dict[str, Any]:
     """Train, compare with total variation whose weight was tuned on the same pairs, and write the report.
 
     Returns the figures of the summary.
@@ -76,40 +77,36 @@ def run_scenario(scenario: Scenario, resume: bool = False) -> dict[str, Any]:
     problem = scenario.problem(initial_regularizer(config))
     progress = Progress(config.minutes, config.updates or None)
     trainer, folder = _trainer(scenario, problem, progress), RunFolder(config.out, resume)
-    try:
-        folder.save_config(options)
+    with folder.held():
         with progress:
-            result = _learn(trainer, config, folder, resume)
-    except BaseException:
-        if not resume and not folder.rows():  # nothing was learned: the corrected command finds the folder as it was
-            folder.discard()
-        raise
-    problem.to("cpu")
-    baseline = scenario.problem(TotalVariation(scenario.tv_weight, **config.image_kind))
-    announce(f"tuning the weight of total variation on {scenario.tv_samples} samples, for comparison")
-    tv_weight = tune_total_variation(baseline, scenario.pairs, scenario.tv_samples, scenario.tv_tolerance)
-    announce("reconstructing the held-out images")
-    comparison = scenario.compare(problem, baseline)
-    summary = {
-        **comparison_figures(comparison, scenario.input_key),
-        "tv_weight": tv_weight,
-        "held_out": sorted(image.name for image in comparison.images),
-        **_training_figures(result),
-        "model": str(folder.model_path),
-    }
-    announce("writing the report")
-    b = scenario.pairs[0][0][None]
-    report = Report(
-        scenario.title,
-        comparison,
-        problem.active_regularizer,
-        folder.rows(),
-        options,
-        summary,
-        {"learned": conditioning(problem, b), "total variation": conditioning(baseline, b)},
-        notes=notes_of(result),
-    )
-    return summary | {"report": str(write_report(folder.path, report))}
+            result = _learn(trainer, config, folder, resume, force)
+        problem.to("cpu")
+        baseline = scenario.problem(TotalVariation(scenario.tv_weight, **config.image_kind))
+        announce(f"tuning the weight of total variation on {scenario.tv_samples} samples, for comparison")
+        tv_weight = tune_total_variation(baseline, scenario.pairs, scenario.tv_samples, scenario.tv_tolerance)
+        announce("reconstructing the held-out images")
+        comparison = scenario.compare(problem, baseline)
+        summary = {
+            **comparison_figures(comparison, scenario.input_key),
+            "tv_weight": tv_weight,
+            "held_out": sorted(image.name for image in comparison.images),
+            **_training_figures(result, config.schedule == "annealed"),
+            "model": str(folder.model_path),
+        }
+        announce("writing the report")
+        made_with = {name.replace("_", " "): value for name, value in environment().items()}
+        b = scenario.pairs[0][0][None]
+        report = Report(
+            scenario.title,
+            comparison,
+            problem.active_regularizer,
+            folder.rows(),
+            {**options, **made_with},
+            summary,
+            {"learned": conditioning(problem, b), "total variation": conditioning(baseline, b)},
+            notes=notes_of(result),
+        )
+        return summary | {"report": str(write_report(folder.path, report))}
 
 
 def announce(what: str) -> None:
@@ -144,6 +141,8 @@ def _trainer(scenario: Scenario, problem: LowerLevelProblem, progress: Progress)
         config.audit_every,
         config.sampling,  # type: ignore[arg-type]
         workers=torch.get_num_threads(),
+        epochs=config.epochs or None,
+        schedule=config.schedule,  # type: ignore[arg-type]
         validation=config.validation,
         patience=config.patience or None,
     )
@@ -159,6 +158,7 @@ def _trainer(scenario: Scenario, problem: LowerLevelProblem, progress: Progress)
         # held-out images stay on the CPU, whose results do not depend on the machine's accelerator
         validate=lambda: scenario.validate(problem if there else copy.deepcopy(problem).to("cpu")),
         callbacks=Callbacks([*boards, progress]),
+        table=config.in_force(),
     )
 
 
@@ -176,10 +176,12 @@ class _Moved:
         return b.to(self._device), x_true.to(self._device)
 
 
-def _learn(trainer: Trainer, config: TrainingConfig, folder: RunFolder, resume: bool) -> TrainResult:
+def _learn(trainer: Trainer, config: TrainingConfig, folder: RunFolder, resume: bool, force: bool) -> TrainResult:
     # One thread: audits and held-out images are small, too, and several cores only slow them.
     with threads(1), large_blocks_kept():
-        result = trainer.run(folder, resume)
+        result = trainer.run(folder, resume, force)
+    if result.was_cut:
+        announce(f"training: ended by the {how_it_ended(result, config.schedule == 'annealed')}")
     if result.updates == 0:
         raise ConfigError(f"minutes={config.minutes:g}: over before the first update, so that nothing was learned.")
     return result
@@ -198,12 +200,21 @@ def comparison_figures(comparison: Comparison, input_key: str) -> dict[str, Any]
     }
 
 
-def _training_figures(result: TrainResult) -> dict[str, Any]:
+def how_it_ended(result: TrainResult, annealed: bool) -> str:
+    """What ended a run, for people; of an annealed one that the time cut, what that means."""
+    if not result.was_cut:
+        return result.ended_by
+    meaning = ", before step sizes had fallen to their end; go on with --resume and more --minutes" if annealed else ""
+    return f"minutes, after {result.updates} of {result.asked} updates{meaning}"
+
+
+def _training_figures(result: TrainResult, annealed: bool) -> dict[str, Any]:
     """Totals of a run, for the summary."""
     audits = [row for row in result.rows if "relative_error_bound" in row]
     last = audits[-1] if audits else {}
     return {
         "updates": result.updates,
+        "ended_by": how_it_ended(result, annealed),
         "seconds": result.seconds,
         "operator_applications": result.operator_applications,
         "hypergradient_relative_error_bound": last.get("relative_error_bound"),

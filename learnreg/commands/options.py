@@ -18,7 +18,7 @@ from learnreg.hypergradients import METHODS
 from learnreg.regularizers import REGULARIZERS, letters, trainable
 from learnreg.regularizers.options import RegularizerOptions, again, option, options_of
 from learnreg.training.optimizers import UPPER_LEVELS
-from learnreg.training.options import SAMPLINGS
+from learnreg.training.options import SAMPLINGS, SCHEDULES
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -56,6 +56,9 @@ class RunOptions:
         resumable=True,
     )
     updates: int = _main(0, "upper-level updates at most; 0: as many as the minutes allow", at_least=0, resumable=True)
+    epochs: float = option(
+        0.0, "passes over the data at most; 0: any number", at_least=0.0, at_most=1e9, resumable=True
+    )
     out: str = _main("runs/denoise", "run folder", resumable=True)
     seed: int = _main(0, "seed of images, noise and initial filters", at_least=0, at_most=2**62)
     device: str = _main("cpu", "where to compute: cpu, cuda, cuda:1 and so on, as torch has it", resumable=True)
@@ -75,6 +78,9 @@ class TrainingConfig(RegularizerOptions, RunOptions):
     sampling: str = option("growing", "what adaptive takes of them: docs/training.md", choices=SAMPLINGS)
     audit_every: int = option(10, "updates from one certified gradient to the next", at_least=1, at_most=10**6)
     step_size: float = option(3e-2, "initial upper-level step size of adam and adaptive", above=0.0, at_most=1e6)
+    schedule: str = option(
+        "steady", "of step sizes: needs no length, or falls to nothing over updates or epochs", choices=SCHEDULES
+    )
     tolerance: float = option(1e-1, "relative error of the hypergradients, held by certified audits", above=0.0)
     validation: float = option(
         0.0, "share of the samples that is held out and measured now and then", at_least=0.0, at_most=0.9
@@ -111,14 +117,20 @@ class TrainingConfig(RegularizerOptions, RunOptions):
             if names and self.regularizer not in names
         }
         if self.optimizer == "lbfgs":
-            found["step_size"] = "lbfgs searches its own steps; adam and adaptive have step sizes"
+            for name in ("step_size", "schedule"):
+                found[name] = "lbfgs searches its own steps; adam and adaptive have step sizes"
         if self.optimizer != "adaptive":
             found["sampling"] = f"{self.optimizer} has its own samples; adaptive can choose"
         return found
 
+    @property
+    def bounded(self) -> bool:
+        """Whether something else than the time ends the run."""
+        return bool(self.updates or self.epochs)
+
     def in_force(self) -> dict[str, Any]:
         """The options without those that are idle, and without a limit of time that is none."""
-        idle = self.idle().keys() | ({"minutes"} if self.updates and self.minutes == ENDLESS else set())
+        idle = self.idle().keys() | ({"minutes"} if self.bounded and self.minutes == ENDLESS else set())
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in idle}
 
 

@@ -43,6 +43,7 @@ _TAP_BYTES = 4 * 1024**2
 _ROW_BYTES = 8 * 1024**2
 _MEASURED_ROWS = 64
 _MEASURE_REPEATS = 3
+_SHAPE_NUMBERS = 5  # by which choices are kept: filters, their sides, rows, columns
 
 
 # ---- public ----------------------------------------------------------------------------------------------------------
@@ -88,12 +89,14 @@ def chosen_kernels() -> dict[str, str]:
 
 
 def adopt_kernels(chosen: Mapping[str, str]) -> None:
-    """Use what ``chosen_kernels`` returned, in another process perhaps, instead of measuring; shapes that were measured
-    here keep their kernels, and names that are unknown are left out."""
+    """Use what ``chosen_kernels`` returned, in another process perhaps, from now on, instead of what was measured here;
+    names and shapes that are unknown are left out."""
     for key, name in chosen.items():
-        kind, *numbers, dtype, threads = key.split()
-        if name in _KERNELS.get(kind, {}):
-            _choices.setdefault((kind, *map(int, numbers), dtype, int(threads)), name)
+        kind, *numbers = key.split()
+        if name in _KERNELS.get(kind, {}) and len(numbers) == _SHAPE_NUMBERS + 2:
+            *shape, dtype, threads = numbers
+            if all(number.isdecimal() for number in (*shape, threads)):
+                _choices[kind, *map(int, shape), dtype, int(threads)] = name
 
 
 def differentiates(*tensors: Tensor) -> bool:

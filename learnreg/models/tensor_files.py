@@ -101,7 +101,17 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], content: Mapping[st
         data = safetensors.torch.save(stored, metadata={_CONTENT: text, _DIGEST: _digest(stored, text)})
     except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
         raise CheckpointError(f"{path}: a tensor cannot be stored ({error}).") from error
-    write_atomically(path, data)
+    write_atomically(path, _in_order(data))
+
+
+def _in_order(data: bytes) -> bytes:
+    """A safetensors file with the entries of its header in the order of their names: the library has none, so that
+    equal contents made files of different bytes."""
+    end = _HEADER_LENGTH + int.from_bytes(data[:_HEADER_LENGTH], "little")
+    header = json.dumps(json.loads(data[_HEADER_LENGTH:end]), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    text = header.encode()
+    text += b" " * (-len(text) % _HEADER_LENGTH)  # tensors begin at multiples of eight bytes
+    return len(text).to_bytes(_HEADER_LENGTH, "little") + text + data[end:]
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

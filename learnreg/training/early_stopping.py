@@ -18,7 +18,8 @@ class EarlyStopping:
 
     Parameters
     ----------
-    patience: updates without a better measurement after which a run ends; None: it does not, and nothing is kept.
+    patience: updates without a better measurement after which a run ends; None: it does not, and
+        no parameters are kept.
     """
 
     def __init__(self, patience: int | None = None) -> None:
@@ -29,14 +30,13 @@ class EarlyStopping:
 
     def see(self, update: int, row: Mapping[str, Any], parameters: Mapping[str, nn.Parameter]) -> None:
         """What was measured after an update: the loss of held-out samples, or else the PSNR on held-out images."""
-        if self.patience is None:
-            return
         value = row["validation_loss"] if "validation_loss" in row else -row["psnr"] if "psnr" in row else math.nan
         if not math.isnan(value):
             self._seen = update
         if math.isfinite(value) and (self.best is None or value < self.best):
             self.best, self.best_update = float(value), update
-            self._parameters = {name: p.detach().clone() for name, p in parameters.items()}
+            if self.patience is not None:
+                self._parameters = {name: p.detach().clone() for name, p in parameters.items()}
 
     @property
     def is_over(self) -> bool:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -18,9 +19,11 @@ from learnreg.result import Brief
 from learnreg.training.callbacks import Callback
 from learnreg.training.clock import TimeUp
 from learnreg.training.early_stopping import EarlyStopping
+from learnreg.training.environment import MADE_WITH, environment
 from learnreg.training.held_out import HeldOut
-from learnreg.training.identity import check_identity, identity_of
+from learnreg.training.identity import DATA, differences, identity_of, mismatch
 from learnreg.training.interrupts import Interrupts
+from learnreg.training.kernel_choices import adopt_measured, remember_measured
 from learnreg.training.optimizers import make_upper_level
 from learnreg.training.options import TrainingOptions
 from learnreg.training.run_folder import RunFolder
@@ -30,12 +33,18 @@ from learnreg.training.start_tuning import tune_start
 
 __all__ = ["Run", "TrainResult"]
 
+EndedBy = Literal["updates", "minutes", "patience"]
+
+_LOGGER = logging.getLogger("learnreg")
+
 
 @dataclass(frozen=True, repr=False)
 class TrainResult(Brief):
     """regularizer: the learned one (the problem's own, changed in place). model_path: None without a run folder. rows:
     what was logged, one dict per update. updates, seconds, operator_applications: totals, earlier runs included.
-    best_update: after which the parameters were those that are returned, where early stopping chose them."""
+    ended_by: what ended the run. asked: how many updates were asked for; None where the minutes alone were to end it.
+    best_update: after which the parameters were those that are returned, where early stopping chose them.
+    """
 
     regularizer: Regularizer
     model_path: Path | None
@@ -43,7 +52,14 @@ class TrainResult(Brief):
     updates: int
     seconds: float
     operator_applications: int
+    ended_by: EndedBy = "updates"
+    asked: int | None = None
     best_update: int | None = None
+
+    @property
+    def was_cut(self) -> bool:
+        """Whether the minutes were over before the updates that were asked for."""
+        return self.ended_by == "minutes" and self.asked is not None and self.updates < self.asked
 
 
 class Run:
@@ -74,36 +90,41 @@ class Run:
         self.updates = 0
         self.start_factor: float | None = None if options.tune_start else 1.0
         self.rows: list[dict[str, Any]] = []
+        self._environment = environment(options.workers)
         self._identity = {} if folder is None else identity_of(session, options)
+        adopt_measured()
 
     def until(self, updates: int | None, interrupts: Interrupts) -> TrainResult:
+        """Go on until so many updates are made, or the time is over."""
+        ended_by: EndedBy = "updates"
+        length = updates if self.options.schedule == "annealed" else None
         self.session.clock.start()
         try:
             if self.start_factor is None:
                 self.start_factor = tune_start(self.session)
             while (updates is None or self.updates < updates) and not self.stopping.is_over:
                 interrupts.check()
-                row = self._update(step_factor(self.updates, updates))
+                row = self._update(step_factor(self.updates, length))
                 self.updates += 1
                 self._log(row)
                 if is_milestone(self.updates):
                     self.save()
         except TimeUp:
-            pass
+            ended_by = "minutes"
         except OperatorError as error:
             raise OperatorError(f"{error} {self._rescue()}", error.failed_property) from error
         except BaseException as error:
             error.add_note(self._rescue())
             raise
         self.save()
-        return self._result()
+        return self._result("patience" if self.stopping.is_over else ended_by, updates)
 
-    def _result(self) -> TrainResult:
+    def _result(self, ended_by: EndedBy, asked: int | None) -> TrainResult:
         """Of the last parameters, or of the best ones, where early stopping keeps them."""
         session, folder = self.session, self.folder
         chosen = self.stopping.restore_best(session.problem.learnable())
         if chosen and folder is not None:
-            folder.save_model(self.problem, self.config)
+            self._save_model(folder)
         return TrainResult(
             session.problem.regularizer,
             None if folder is None else folder.model_path,
@@ -111,6 +132,8 @@ class Run:
             self.updates,
             session.clock.elapsed,
             session.applications,
+            ended_by,
+            asked,
             self.stopping.best_update if chosen else None,
         )
 
@@ -154,23 +177,30 @@ class Run:
         }
         if self.updates == 1 and self.options.tune_start:
             row["start_factor"] = self.start_factor
-        if is_milestone(self.updates):
-            if self.validate is not None:
-                row["psnr"] = self.validate()
-            if self.held_out is not None:
-                row |= self.held_out.measure()
-            self.stopping.see(self.updates, row, session.problem.learnable())
-        self.rows.append(row)
-        if self.folder is not None:
-            self.folder.log(row)
+        try:
+            if is_milestone(self.updates):
+                self._measure(row)
+        finally:  # whatever a validation raises, the update is made
+            self.rows.append(row)
+            if self.folder is not None:
+                self.folder.log(row)
         self.callbacks.on_update(row)
+
+    def _measure(self, row: dict[str, Any]) -> None:
+        """How good the parameters are on what was not trained on."""
+        if self.validate is not None:
+            row["psnr"] = self.validate()
+        if self.held_out is not None:
+            row |= self.held_out.measure()
+        self.stopping.see(self.updates, row, self.session.problem.learnable())
 
     def save(self) -> None:
         """Model, checkpoint, and the convolution kernels in use: measurements choose them, so that two runs of the same
-        options may round differently."""
+        options may round differently. After a validation that is the best so far both are kept as the best ones."""
+        remember_measured()
         if self.folder is None:
             return
-        self.folder.save_model(self.problem, self.config)
+        self._save_model(self.folder)
         self.folder.save_kernels(chosen_kernels())
         path = self.folder.save_checkpoint(
             {
@@ -179,15 +209,20 @@ class Run:
                 "upper": self.upper.state_dict(),
                 "updates": self.updates,
                 "start_factor": self.start_factor,
-                "identity": self._identity,
-                "kernels": chosen_kernels(),
                 "stopping": self.stopping.state_dict(),
-            }
+                "identity": self._identity,
+                MADE_WITH: self._environment,
+                "kernels": chosen_kernels(),
+            },
+            best=self.stopping.best is not None and self.stopping.best_update == self.updates,
         )
         self.callbacks.on_checkpoint(path)
 
-    def restore(self) -> None:
-        """Go on from the folder's checkpoint, if it has one.
+    def _save_model(self, folder: RunFolder) -> None:
+        folder.save_model(self.problem, {MADE_WITH: self._environment, **(self.config or {})})
+
+    def restore(self, force: bool = False) -> None:
+        """Go on from the folder's checkpoint, if it has one; ``force``: also with other data or options.
 
         Raises
         ------
@@ -197,33 +232,47 @@ class Run:
         state = self.folder.load_checkpoint()
         if state is None:
             return
-        check_identity(state.get("identity", {}), self._identity, self.folder.path)
+        changed = differences(state.get("identity", {}), self._identity)
+        if changed and not force:
+            raise mismatch(self.folder.path, list(changed.values()))
+        for line in changed.values():
+            _LOGGER.warning("%s: goes on with other data or options: %s", self.folder.path, line)
+        threads = state.get(MADE_WITH, {}).get("threads", self._environment["threads"])
+        if threads != self._environment["threads"]:
+            _LOGGER.warning(
+                "%s: begun with %d threads, goes on with %d: the same numbers to rounding, not to the bit.",
+                self.folder.path,
+                threads,
+                self._environment["threads"],
+            )
         try:
-            self._load(state)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            self._load(state, changed)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
             if isinstance(error, LearnregError):
                 raise
-            raise CheckpointError(
-                f"the checkpoint in {self.folder.path} does not fit this version ({type(error).__name__}: {error}); "
-                "start again with another --out."
-            ) from error
+            raise self._misfit(f"does not fit this version ({type(error).__name__}: {error})") from error
         self.rows = self.folder.rows()
 
-    @torch.no_grad()
-    def _load(self, state: dict[str, Any]) -> None:
+    def _misfit(self, what: str) -> CheckpointError:
         assert self.folder is not None
+        return CheckpointError(f"{self.folder.resumed_from}: this checkpoint {what}; start again with another --out.")
+
+    @torch.no_grad()
+    def _load(self, state: dict[str, Any], changed: Collection[str]) -> None:
+        """Take over what a checkpoint holds, but what is of the data or options that changed."""
         for name, p in self.session.problem.learnable().items():
             stored = state["parameters"].get(name)
             if stored is None or stored.shape != p.shape:
-                raise CheckpointError(
-                    f"the checkpoint in {self.folder.path} has no parameter {name} of shape {tuple(p.shape)}."
-                )
+                raise self._misfit(f"has no parameter {name} of shape {tuple(p.shape)}")
+            if not bool(torch.isfinite(stored).all()):
+                raise self._misfit(f"holds NaN or infinite numbers in {name}")
             p.copy_(stored)
         adopt_kernels(state.get("kernels", {}))
-        self.session.load_state_dict(state["session"])
-        self.upper.load_state_dict(state["upper"])
+        self.session.load_state_dict(state["session"], same_data=not {*DATA, "seed", "batch_size"} & {*changed})
+        if not {"optimizer", "samples", "sampling", *DATA} & {*changed}:
+            self.upper.load_state_dict(state["upper"])
         self.updates = int(state["updates"])
-        if "stopping" in state:
-            self.stopping.load_state_dict(state["stopping"])
         # checkpoints of earlier versions have no factor; what has been updated is not scaled again
         self.start_factor = state.get("start_factor", 1.0 if self.updates else self.start_factor)
+        if "stopping" in state and not changed:
+            self.stopping.load_state_dict(state["stopping"])

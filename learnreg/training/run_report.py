@@ -82,8 +82,8 @@ def notes_of(result: TrainResult) -> list[str]:
     if result.best_update is None:
         return []
     return [
-        f"Early stopping: of {result.updates} updates the parameters are those after number {result.best_update}, the best "
-        "ones on the samples held out for validation."
+        f"Early stopping: of {result.updates} updates the parameters are those after number {result.best_update}, the "
+        "best ones on the samples held out for validation."
     ]
 
 

@@ -247,16 +247,17 @@ class Session:
         parts."""
         return {**self.clock.state_dict(), **self._counted(), **self.warm.state_dict()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint.
+    def load_state_dict(self, state: dict[str, Any], same_data: bool = True) -> None:
+        """Go on from a checkpoint; ``same_data``: False where it is of other data, whose order and states are left out.
 
         Raises
         ------
         CheckpointError: a checkpoint of another shape.
         """
         try:
-            self._load_counted(state)
-            self.warm.load_state_dict(state)
+            self._load_counted(state, same_data)
+            if same_data:
+                self.warm.load_state_dict(state)
             self.clock.load_state_dict(state)
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"the checkpoint does not fit this version: {error}.") from error
@@ -271,11 +272,12 @@ class Session:
             **self.audits.state_dict(),
         }
 
-    def _load_counted(self, state: dict[str, Any]) -> None:
+    def _load_counted(self, state: dict[str, Any], same_data: bool = True) -> None:
         self.applications = int(state["applications"])
         self.tolerances = Tolerances(float(state["state_tolerance"]), float(state["adjoint_tolerance"]))
         self.target = float(state.get("target", self.target))
-        self.source.load_state_dict(state)
+        if same_data:
+            self.source.load_state_dict(state)
         self.audits.load_state_dict(state)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -56,6 +57,22 @@ class Source(ABC):
     @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on with the batch after the last one."""
+
+    def updates_in(self, epochs: float) -> int:
+        """How many batches so many passes over the data are.
+
+        Raises
+        ------
+        ConfigError: nobody knows how long a pass is.
+        """
+        batches = self._batches()
+        if batches is None:
+            raise ConfigError(f"train(epochs={epochs:g}): the data set does not say how long it is; give updates.")
+        return max(1, math.ceil(epochs * batches))
+
+    def _batches(self) -> float | None:
+        """Of one pass over the data; None where that is unknown."""
+        return None
 
     def digest(self) -> dict[str, Any]:
         """What tells data sets apart: their length and a hash of some samples, unless these differ at every access."""
@@ -114,6 +131,9 @@ class MapStyle(Source):
     def _read_one(self, index: int) -> Sample:
         return self._reader.sample(self.dataset[index], f"dataset item {index}", index)
 
+    def _batches(self) -> float | None:
+        return len(self.dataset) / min(self.batch_size, len(self.dataset))
+
     def _digested(self) -> list[Sample]:
         count = len(self.dataset)
         return self._read(sorted({round(k * (count - 1) / (_DIGESTED - 1)) for k in range(_DIGESTED)}))
@@ -166,6 +186,9 @@ class Iterated(Stream):
     def __init__(self, dataset: Any, reader: Reader, batch_size: int) -> None:
         super().__init__(reader)
         self._dataset, self.batch_size = dataset, batch_size
+
+    def _batches(self) -> float | None:
+        return math.ceil(len(self._dataset) / self.batch_size) if hasattr(self._dataset, "__len__") else None
 
     def _pass(self) -> Iterator[list[Sample]]:
         items = (self._reader.sample(item, f"dataset item {i}") for i, item in enumerate(self._dataset))
@@ -226,6 +249,12 @@ class Loaded(Stream):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self._random = list(state["random"])
+
+    def _batches(self) -> float | None:
+        try:
+            return len(self._loader)
+        except TypeError:
+            return None
 
     def _length(self) -> str:
         dataset = self._loader.dataset

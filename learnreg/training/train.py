@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from learnreg.training.callbacks import Callback, Callbacks
 from learnreg.training.guard import examine_problem, guarded, take_as_they_are
 from learnreg.training.held_out import HeldOut, held_apart
 from learnreg.training.interrupts import Interrupts
-from learnreg.training.options import OptimizerName, SamplingName, TrainingOptions
+from learnreg.training.options import OptimizerName, SamplingName, ScheduleName, TrainingOptions
 from learnreg.training.progress import Progress
 from learnreg.training.run import Run, TrainResult
 from learnreg.training.run_folder import RunFolder, contents_of
@@ -44,15 +45,18 @@ def train(
     batch_size: int | None = None,
     *,
     updates: int | None = None,
+    epochs: float | None = None,
     method: HypergradientMethod | None = None,
     tolerance: float = 1e-1,
     optimizer: OptimizerName = "adam",
     step_size: float = 2e-2,
     samples: int | None = None,
     sampling: SamplingName = "growing",
+    schedule: ScheduleName = "steady",
     audit_every: int = 10,
     seed: int = 0,
     resume: bool = False,
+    force: bool = False,
     check_operator: bool = True,
     tune: bool = True,
     config: Mapping[str, Any] | None = None,
@@ -78,7 +82,8 @@ def train(
     Step sizes, audits, validations and checkpoints follow the number of updates, and the time only ends a run: on one
     thread the same seed gives the same numbers to the bit, however fast data and machine are, and an interrupted run
     that is resumed those of one that was not, with the convolution kernels that were measured to be the fastest when it
-    began (of runs in several processes: ``torch.use_deterministic_algorithms(True)`` measures none).
+    began. Later processes take them from the cache folder of this machine; without one (``LEARNREG_CACHE=``) only
+    ``torch.use_deterministic_algorithms(True)``, which measures none, makes two processes choose alike.
 
     Parameters
     ----------
@@ -88,12 +93,13 @@ def train(
         size where the operator knows all of them, as ``Identity`` and ``Blur`` do; those of one size share a batch.
         sigma, a positive number, is the noise level for ``regularizer.at``.
     loss: maps a batch of ground truths to an ``UpperLoss``.
-    out: run folder (model.safetensors, config.toml, metrics.jsonl, report.html, checkpoint/); None keeps everything in
-        memory, as a regularizer without ``config()`` needs.
+    out: run folder (model.safetensors, config.toml, metrics.jsonl, report.html, checkpoint/; with ``validate`` or
+        ``validation`` best.safetensors, the model at its best value); None keeps everything in memory, as a regularizer
+        without ``config()`` needs. One run at a time holds it.
     minutes: of upper-level training at most; 5 where neither minutes nor updates are given.
     batch_size: 16, or that of the DataLoader.
-    updates: so many, unless the minutes end before; the step size of Adam falls by a half cosine over them. Without, it
-        falls by the inverse square root of the updates so far. A resumed run may ask for more of either.
+    updates: so many, unless the minutes end before. A resumed run may ask for more of either.
+    epochs: so many passes over the data at most, in minibatches of "adam" and of adaptive "minibatch".
     method: of the hypergradients; ``Implicit()`` by default, the fastest one as measured.
     tolerance: relative error of the hypergradients, held by audits: certified hypergradients of a few samples, which
         bound the error of the gradients that training used for these and so set the lower-level tolerances. With
@@ -103,8 +109,13 @@ def train(
     step_size: initial, of Adam and of adaptive descent.
     samples: of "lbfgs" and "adaptive", the first ones of the data at most; None: 512 of a growing sample, else 64.
     sampling: of "adaptive": "growing" (from 16 of the samples to all of them), "fixed" (all of them) or "minibatch".
+    schedule: of the step sizes. "steady": they fall by the inverse square root of the updates so far, so that a run of
+        N updates is the beginning of a longer one. "annealed": by a half cosine over updates or epochs, which it needs;
+        a run that the minutes end before is warned of.
     audit_every: updates from one audit to the next; of "adaptive", from one certified gradient to the next.
-    resume: go on with the run that ``out`` holds, with the same data and options but minutes and updates.
+    resume: go on with the run that ``out`` holds, with the same data and options but minutes, updates and epochs.
+    force: with ``resume``, also with other data or options, where what is stored fits them; each is named in a warning
+        of the logger "learnreg".
     check_operator: examine operators and regularizers that are not this package's own before any work, with a few
         applications (``learnreg.testing``); False: take them as they are (``examine = False``), uncertified.
     tune: begin at the factor of the regularizer that has the least loss on four samples, instead of 1, logged as
@@ -126,11 +137,12 @@ def train(
 
     Raises
     ------
-    ConfigError, DataError, ShapeError: bad input, or a run that was begun with other data or options. CheckpointError:
-        a checkpoint that cannot be used. OperatorError: an operator of your own fails a check before training,
-    or raises or makes NaN in the middle of it. SolverError: another numerical failure. The last parameters and the
-    checkpoint are saved first, so that ``resume`` goes on from there. KeyboardInterrupt: on Ctrl-C, SIGTERM or SIGHUP,
-    after the update in progress and with everything saved; a second one acts at once.
+    ConfigError, DataError, ShapeError: bad input, a run that was begun with other data or options, or one that another
+        process is writing. CheckpointError: a checkpoint that cannot be used. OperatorError: an operator of your own
+        fails a check before training, or raises or makes NaN in the middle of it. SolverError: another numerical
+        failure. The last parameters and the checkpoint are saved first, so that ``resume`` goes on from there.
+        KeyboardInterrupt: on Ctrl-C, SIGTERM or SIGHUP, after the update in progress and with everything saved; a
+        second one acts at once.
     """
     if max_updates is not None:
         warnings.warn("train(max_updates=...): the option is called updates now.", DeprecationWarning, stacklevel=2)
@@ -153,6 +165,8 @@ def train(
         audit_every,
         sampling,
         workers=torch.get_num_threads(),
+        epochs=epochs,
+        schedule=schedule,
         validation=float(validation) if is_share else 0.0,
         patience=patience,
     )
@@ -171,16 +185,23 @@ def train(
     reporting = report and out is not None and can_report()
     with hidden(not progress):
         with bar:
-            result = trainer.run(out, resume)
+            result = trainer.run(out, resume, force)
         if reporting and result.updates:
             report_run(trainer, result)
     if result.updates == 0:
         warnings.warn("train: the time was over before the first update; give more minutes.", stacklevel=2)
+    elif result.was_cut and schedule == "annealed":
+        warnings.warn(
+            f"train: the minutes were over after {result.updates} of {result.asked} updates, before step sizes had "
+            "fallen to their end; give more minutes and resume=True, or fewer updates.",
+            stacklevel=2,
+        )
     return result
 
 
 class Trainer:
-    """A training run of given options; ``run`` starts it. The parameters are those of ``train``.
+    """A training run of given options; ``run`` starts it. The parameters are those of ``train``; table: what
+    config.toml says.
 
     folder: what ``run`` wrote to. first: a few of the samples trained on. held_out: those that were not.
     """
@@ -197,6 +218,7 @@ class Trainer:
         callbacks: Callback | None = None,
         validation: TrainingData | None = None,
         check_operator: bool = True,
+        table: Mapping[str, Any] | None = None,
     ) -> None:
         check_type(problem, LowerLevelProblem, "train(problem)", "a LowerLevelProblem")
         if not problem.learnable():
@@ -214,57 +236,35 @@ class Trainer:
             )
         self.problem, self.dataset, self.loss, self.options = problem, dataset, loss, options
         self.config, self.validate, self.callbacks = config, validate, callbacks or Callback()
-        self.check_operator, self.validation = check_operator, validation
+        self.check_operator, self.table, self.validation = check_operator, table, validation
         self.folder: RunFolder | None = None
         self.held_out: HeldOut | None = None
         self.first: list[Sample] = []
 
-    def run(self, out: str | Path | RunFolder | None = None, resume: bool = False) -> TrainResult:
+    def run(self, out: str | Path | RunFolder | None = None, resume: bool = False, force: bool = False) -> TrainResult:
         """Train until the time or the updates are used up; the last parameters are saved whatever ends the run."""
-        options = self.options
         check_flag(resume, "train(resume)")
+        check_flag(force, "train(force)")
+        if force and not resume:
+            raise ConfigError("train(force=True): it is for resume=True. To start a new run, choose another out.")
         if not (out is None or isinstance(out, RunFolder)):
             out = given_path(out, "train(out)")
         if resume and (out is None or (isinstance(out, Path) and not contents_of(out))):
             where = "no out, where the run is" if out is None else f"no run in {out}"
             raise ConfigError(f"train(resume=True): {where}. To start a new run, leave resume out.")
-        data = self.dataset
-        if options.validation:
-            data, self.validation = held_apart(data, options.validation, options.seed)
-        session = Session.of(self.problem, data, self.loss, options)
-        try:
-            self.held_out = None if self.validation is None else HeldOut(self.validation, session)
-            if self.check_operator:
-                examine_problem(self.problem, lambda: session.source.first(1)[0].b.dtype)
-            else:
-                take_as_they_are(self.problem)
-            session.problem = guarded(self.problem)
-            self.first = session.source.first(_FEW)
-            folder = RunFolder(out, resume) if isinstance(out, Path) else out
-            if folder is not None and folder.load_config() is None:
-                names = ("optimizer", "step_size", "tolerance", "seed")
-                folder.save_config({name: getattr(options, name) for name in names})
-            run = Run(
-                session,
-                options,
-                folder,
-                self.problem,
-                config=self.config,
-                validate=self.validate,
-                callbacks=self.callbacks,
-                held_out=self.held_out,
-            )
-            self.folder = folder
-            if resume and folder is not None:
-                run.restore()
-            run.save()  # what cannot be stored is refused before the work, not after it
-            with Interrupts.active() as interrupts, interrupts.held():
-                result = run.until(options.updates, interrupts)
-        except BaseException as error:
-            session.close(wait=not isinstance(error, KeyboardInterrupt))
-            self._tell_of_the_end(error)
-            raise
-        session.close()
+        folder = RunFolder(out, resume) if isinstance(out, Path) else out
+        with nullcontext() if folder is None else folder.held():
+            data, self.folder = self.dataset, folder
+            if self.options.validation:
+                data, self.validation = held_apart(data, self.options.validation, self.options.seed)
+            session = Session.of(self.problem, data, self.loss, self.options)
+            try:
+                result = self._run(session, folder, resume, force)
+            except BaseException as error:
+                session.close(wait=not isinstance(error, KeyboardInterrupt))
+                self._tell_of_the_end(error)
+                raise
+            session.close()
         self.callbacks.on_end(result)
         return result
 
@@ -274,3 +274,34 @@ class Trainer:
             self.callbacks.on_end(None)
         except Exception as another:
             error.add_note(f"A callback failed, too: {another}")
+
+    def _run(self, session: Session, folder: RunFolder | None, resume: bool, force: bool) -> TrainResult:
+        options = self.options
+        self.held_out = None if self.validation is None else HeldOut(self.validation, session)
+        if self.check_operator:
+            examine_problem(self.problem, lambda: session.source.first(1)[0].b.dtype)
+        else:
+            take_as_they_are(self.problem)
+        session.problem = guarded(self.problem)
+        self.first = session.source.first(_FEW)
+        limits = [] if options.updates is None else [options.updates]
+        if options.epochs is not None:
+            limits.append(session.source.updates_in(options.epochs))
+        run = Run(
+            session,
+            options,
+            folder,
+            self.problem,
+            config=self.config,
+            validate=self.validate,
+            callbacks=self.callbacks,
+            held_out=self.held_out,
+        )
+        if resume:
+            run.restore(force)
+        if folder is not None and (self.table is not None or folder.load_config() is None):
+            names = ("optimizer", "step_size", "tolerance", "seed")
+            folder.save_config(self.table or {name: getattr(options, name) for name in names})
+        run.save()  # what cannot be stored is refused before the work, not after it
+        with Interrupts.active() as interrupts, interrupts.held():
+            return run.until(min(limits, default=None), interrupts)

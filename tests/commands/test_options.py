@@ -226,9 +226,10 @@ def test_a_table_is_no_option(tmp_path: Path) -> None:
 
 def test_what_a_resumed_run_may_change() -> None:
     stored = DenoiseConfig()
-    check_resume(stored, dataclasses.replace(stored, minutes=9.0, out="elsewhere"))
-    with pytest.raises(lr.ConfigError, match="filters=8: the run was started with 24, which --resume cannot change"):
-        check_resume(stored, dataclasses.replace(stored, filters=8))
+    check_resume(stored, dataclasses.replace(stored, minutes=9.0, updates=7, epochs=2.0, out="elsewhere"), "run")
+    with pytest.raises(lr.ConfigError, match=r"run: .*--force") as caught:
+        check_resume(stored, dataclasses.replace(stored, filters=8, tolerance=0.2), "run")
+    assert caught.value.lines == ("filters: 24 in the run, 8 now", "tolerance: 0.1 in the run, 0.2 now")
 
 
 def test_updates_have_a_former_name_and_no_limit_of_time_by_default() -> None:

@@ -52,9 +52,14 @@ def test_train_evaluate_reconstruct(photographs: Path, tmp_path: Path) -> None:
     steps = ("reading ", "training: 100 %", "tuning the weight", "reconstructing", "writing the report")
     assert [line for line in steps if line in trained.stderr] == [*steps]
     stored = tomllib.loads((out / "config.toml").read_text())
+    made_with = stored.pop("made_with")
     assert {"filters", "size", "boundary"} <= stored.keys()
     assert not {"features", "positions", "convexity", "group_size"} & stored.keys()
-    assert lr.load(out / "model.safetensors").config["training"] == stored
+    model = lr.load(out / "model.safetensors")
+    assert model.config["training"] == stored
+    assert model.config["made_with"] == made_with
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert all(str(made_with[name]) in page for name in ("learnreg", "commit", "processor", "threads"))
     assert "group_size" not in (out / "report.html").read_text(encoding="utf-8")
     present = {path.name for path in out.iterdir()}
     expected = {"model.safetensors", "config.toml", "metrics.jsonl", "report.html", "checkpoint", "figures"}

@@ -70,8 +70,8 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(lr.ConfigError, match="this is a file"):
         RunFolder(tmp_path / "file")
-    with pytest.raises(lr.CheckpointError, match="cannot be made"):
-        RunFolder(tmp_path / "file" / "run")
+    with pytest.raises(lr.CheckpointError, match="cannot be made"), RunFolder(tmp_path / "file" / "run").held():
+        pass
 
 
 def test_leftovers_of_a_kill_are_removed(tmp_path: Path) -> None:
@@ -81,6 +81,9 @@ def test_leftovers_of_a_kill_are_removed(tmp_path: Path) -> None:
     for path in leftovers:
         path.write_bytes(b"half")
     RunFolder(tmp_path, resume=True)
+    assert all(path.exists() for path in leftovers), "only whoever holds the folder may change it"
+    with RunFolder(tmp_path, resume=True).held():
+        pass
     assert not any(path.exists() for path in leftovers)
 
 

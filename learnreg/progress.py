@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TextIO, TypeVar
@@ -100,7 +100,7 @@ class Count:
 
 def counted(things: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
     """The things, counted as they are taken; total: their number, by default their length where they have one."""
-    if total is None and hasattr(things, "__len__"):
+    if total is None and isinstance(things, Sized):
         total = len(things)
     with Count(what, total) as count:
         for thing in things:

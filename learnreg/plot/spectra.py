@@ -52,7 +52,8 @@ def _gram(regularizer: Regularizer, pixel: Tensor) -> Tensor | None:
     K = regularizer.saddle_terms(tuple(pixel.shape[1:])).operator
     joint = torch.zeros(1, *K.domain_shape, dtype=pixel.dtype, device=pixel.device)
     joint[:, : pixel.shape[1]] = pixel  # latent variables, behind the image, stay 0
-    return _symbol(K.adjoint(K(joint))[0, 0])
+    response: Tensor = K.adjoint(K(joint))
+    return _symbol(response[0, 0])
 
 
 def _curvature(regularizer: Regularizer, pixel: Tensor) -> Tensor | None:

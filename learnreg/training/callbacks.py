@@ -48,8 +48,7 @@ class Callbacks(Callback):
         on_update: Callable[[Mapping[str, Any]], None] | None = None,
         last: Callback | None = None,
     ) -> None:
-        several = [given] if isinstance(given, Callback) else given
-        self._all = list(several) if isinstance(several, Iterable) else [several]
+        self._all: list[Any] = list(given) if isinstance(given, Iterable) else [given]
         self._on_update = on_update
         for callback in self._all:
             if not isinstance(callback, Callback):

@@ -59,11 +59,12 @@ def held_apart(data: TrainingData, share: float, seed: int) -> tuple[TrainingDat
     held = min(count - 1, max(1, round(share * count)))
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed % 2**63)).tolist()
     parts = order[held:], order[:held]
-    if not stacks:
-        kept, apart = (_Part(data, sorted(indices)) for indices in parts)
-        return kept, apart
-    kept, apart = (tuple(column[sorted(indices)] for column in data) for indices in parts)  # type: ignore[union-attr]
+    kept, apart = (_part(data, sorted(indices), stacks) for indices in parts)
     return kept, apart
+
+
+def _part(data: Any, indices: list[int], stacks: bool) -> TrainingData:
+    return tuple(column[indices] for column in data) if stacks else _Part(data, indices)
 
 
 class HeldOut:

@@ -6,8 +6,9 @@ import copy
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,16 +24,18 @@ from learnreg.report.report import Report, missing_package, write_report
 from learnreg.result import Solution
 from learnreg.solvers.solve import solve
 from learnreg.training.baseline import tune_total_variation
+from learnreg.training.options import TrainingOptions
 from learnreg.training.run import TrainResult
 from learnreg.training.samples import Sample
 
-if TYPE_CHECKING:
-    from learnreg.training.train import Trainer
-
-__all__ = ["can_report", "notes_of", "report_run"]
+__all__ = ["Samples", "can_report", "notes_of", "report_run"]
 
 _SHOWN, _TOLERANCE, _BASELINE_TOLERANCE = 8, 1e-3, 5e-3
 _SMALLEST_FOR_SSIM = 7
+_NOT_HELD_OUT = (
+    "No samples were held out: all numbers and images below are of samples that were trained on. validation=0.1 holds "
+    "some out."
+)
 
 
 def can_report() -> bool:
@@ -43,38 +46,46 @@ def can_report() -> bool:
     return not missing
 
 
-def report_run(trainer: Trainer, result: TrainResult) -> None:
-    """Write report.html into the run's folder; what was learned is saved already, so that a report that fails is a
-    warning."""
+@dataclass(frozen=True)
+class Samples:
+    """A few of those trained on, and those that were held out, if any."""
+
+    first: Sequence[Sample]
+    held_out: Sequence[Sample]
+
+
+def report_run(
+    folder: Path, problem: LowerLevelProblem, options: TrainingOptions, samples: Samples, result: TrainResult
+) -> None:
+    """Write report.html into a folder; what was learned is saved already, so that a report that fails is a warning."""
     try:
-        _report(trainer, result)
+        _report(folder, problem, options, samples, result)
     except LearnregError as error:
         warnings.warn(f"train(out=...): the report could not be written: {error}", stacklevel=3)
 
 
-def _report(trainer: Trainer, result: TrainResult) -> None:
-    assert trainer.folder is not None
-    problem = copy.deepcopy(trainer.problem).to("cpu")
-    held_out = trainer.held_out is not None
-    samples = [_on_cpu(s) for s in (trainer.held_out.samples if trainer.held_out else trainer.first)]
+def _report(
+    folder: Path, problem: LowerLevelProblem, options: TrainingOptions, known: Samples, result: TrainResult
+) -> None:
+    problem = copy.deepcopy(problem).to("cpu")
+    first, held_out = ([_on_cpu(s) for s in part] for part in (known.first, known.held_out))
+    samples = held_out or first
     samples = [s for s in samples if s.kind[:2] == samples[0].kind[:2]][:_SHOWN]
-    first = [_on_cpu(s) for s in trainer.first]
     baseline = _baseline(problem, [s for s in first if s.kind == samples[0].kind] or samples[:1])
-    notes = [] if held_out else ["No samples were held out: all numbers and images below are of samples that were "
-                                 "trained on. validation=0.1 holds some out."]  # fmt: skip
+    notes = [] if held_out else [_NOT_HELD_OUT]
     report = Report(
         title=f"Learned {type(problem.regularizer).__name__}",
         comparison=_comparison(problem, baseline, samples),
         regularizer=_drawn(problem, samples),
         rows=result.rows,
-        config={name: value for name, value in asdict(trainer.options).items() if isinstance(value, (str, int, float))},
-        summary={name: getattr(result, name) for name in ("updates", "seconds", "operator_applications")},
+        config={name: value for name, value in asdict(options).items() if isinstance(value, (str, int, float))},
+        summary={name: getattr(result, name) for name in ("updates", "ended_by", "seconds", "operator_applications")},
         conditioning=_conditionings(problem, baseline, samples[0]),
-        sweep=_sweep(problem, baseline, samples, trainer),
-        held_out=held_out,
+        sweep=_sweep(problem, baseline, samples, [s.sigma for s in first if s.sigma is not None]),
+        held_out=bool(held_out),
         notes=[*notes, *notes_of(result)],
     )
-    write_report(trainer.folder.path, report)
+    write_report(folder, report)
 
 
 def notes_of(result: TrainResult) -> list[str]:
@@ -209,10 +220,9 @@ def _conditionings(
 
 
 def _sweep(
-    problem: LowerLevelProblem, baseline: LowerLevelProblem | None, samples: Sequence[Sample], trainer: Trainer
+    problem: LowerLevelProblem, baseline: LowerLevelProblem | None, samples: Sequence[Sample], levels: Sequence[float]
 ) -> NoiseSweep | None:
     """Of denoisers that are told the noise level of each sample."""
-    levels = [s.sigma for s in trainer.first if s.sigma is not None]
     if not levels or not isinstance(problem.operator, Identity):
         return None
     tuned, tv = samples[0].sigma, None if baseline is None else baseline.regularizer

@@ -26,8 +26,7 @@ from learnreg.training.options import OptimizerName, SamplingName, ScheduleName,
 from learnreg.training.progress import Progress
 from learnreg.training.run import Run, TrainResult
 from learnreg.training.run_folder import RunFolder, contents_of
-from learnreg.training.run_report import can_report, report_run
-from learnreg.training.samples import Sample
+from learnreg.training.run_report import Samples, can_report, report_run
 from learnreg.training.session import Session
 from learnreg.training.sources import TrainingData
 
@@ -150,7 +149,7 @@ def train(
             raise ConfigError(f"train(updates={updates}, max_updates={max_updates}): give updates alone.")
     for name, flag in (("report", report), ("progress", progress)):
         check_flag(flag, f"train({name})")
-    is_share = isinstance(validation, (int, float)) and not isinstance(validation, bool)
+    share = float(validation) if isinstance(validation, (int, float)) and not isinstance(validation, bool) else None
     chosen = TrainingOptions(
         minutes,
         max_updates if updates is None else updates,
@@ -167,7 +166,7 @@ def train(
         workers=torch.get_num_threads(),
         epochs=epochs,
         schedule=schedule,
-        validation=float(validation) if is_share else 0.0,
+        validation=share or 0.0,
         patience=patience,
     )
     bar = Progress(chosen.seconds / 60.0, chosen.updates, at_once=False)
@@ -179,15 +178,15 @@ def train(
         config=config,
         validate=validate,
         callbacks=Callbacks(callbacks, on_update, bar),
-        validation=None if is_share else validation,  # type: ignore[arg-type]
+        validation=validation if share is None else None,  # type: ignore[arg-type]
         check_operator=check_operator,
     )
     reporting = report and out is not None and can_report()
     with hidden(not progress):
         with bar:
             result = trainer.run(out, resume, force)
-        if reporting and result.updates:
-            report_run(trainer, result)
+        if reporting and result.updates and trainer.folder is not None:
+            report_run(trainer.folder.path, problem, chosen, trainer.samples, result)
     if result.updates == 0:
         warnings.warn("train: the time was over before the first update; give more minutes.", stacklevel=2)
     elif result.was_cut and schedule == "annealed":
@@ -203,7 +202,7 @@ class Trainer:
     """A training run of given options; ``run`` starts it. The parameters are those of ``train``; table: what
     config.toml says.
 
-    folder: what ``run`` wrote to. first: a few of the samples trained on. held_out: those that were not.
+    folder: what ``run`` wrote to. samples: a few of those trained on, and those that were not.
     """
 
     def __init__(
@@ -238,8 +237,7 @@ class Trainer:
         self.config, self.validate, self.callbacks = config, validate, callbacks or Callback()
         self.check_operator, self.table, self.validation = check_operator, table, validation
         self.folder: RunFolder | None = None
-        self.held_out: HeldOut | None = None
-        self.first: list[Sample] = []
+        self.samples = Samples((), ())
 
     def run(self, out: str | Path | RunFolder | None = None, resume: bool = False, force: bool = False) -> TrainResult:
         """Train until the time or the updates are used up; the last parameters are saved whatever ends the run."""
@@ -277,13 +275,13 @@ class Trainer:
 
     def _run(self, session: Session, folder: RunFolder | None, resume: bool, force: bool) -> TrainResult:
         options = self.options
-        self.held_out = None if self.validation is None else HeldOut(self.validation, session)
+        held_out = None if self.validation is None else HeldOut(self.validation, session)
         if self.check_operator:
             examine_problem(self.problem, lambda: session.source.first(1)[0].b.dtype)
         else:
             take_as_they_are(self.problem)
         session.problem = guarded(self.problem)
-        self.first = session.source.first(_FEW)
+        self.samples = Samples(session.source.first(_FEW), () if held_out is None else held_out.samples)
         limits = [] if options.updates is None else [options.updates]
         if options.epochs is not None:
             limits.append(session.source.updates_in(options.epochs))
@@ -295,7 +293,7 @@ class Trainer:
             config=self.config,
             validate=self.validate,
             callbacks=self.callbacks,
-            held_out=self.held_out,
+            held_out=held_out,
         )
         if resume:
             run.restore(force)

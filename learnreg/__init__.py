@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from learnreg.result import Certificate, Hypergradient, Solution, Status
     from learnreg.solvers.solve import solve
     from learnreg.training.callbacks import Callback
-    from learnreg.training.run import TrainResult
+    from learnreg.training.result import TrainResult
     from learnreg.training.tensorboard import TensorBoard
     from learnreg.training.train import train
     from learnreg.upper_level.adaptive_descent import AdaptiveDescent
@@ -106,7 +106,7 @@ _LAZY = {
     "Status": "learnreg.result",
     "StochasticDescent": "learnreg.upper_level.stochastic_descent",
     "TensorBoard": "learnreg.training.tensorboard",
-    "TrainResult": "learnreg.training.run",
+    "TrainResult": "learnreg.training.result",
     "TransmissionLeastSquares": "learnreg.lower_level.data_terms",
     "TransmissionPoisson": "learnreg.lower_level.dualised_terms",
     "Unrolled": "learnreg.hypergradients.unrolled",

@@ -27,7 +27,7 @@ from learnreg.training.callbacks import Callbacks
 from learnreg.training.environment import environment
 from learnreg.training.options import TrainingOptions
 from learnreg.training.progress import Progress
-from learnreg.training.run import TrainResult
+from learnreg.training.result import TrainResult
 from learnreg.training.run_folder import RunFolder
 from learnreg.training.run_report import notes_of
 from learnreg.training.sources import PairedDataset

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from learnreg.errors import ConfigError
 from learnreg.linear.arguments import shown
-
-if TYPE_CHECKING:
-    from learnreg.training.run import TrainResult
+from learnreg.training.result import TrainResult
 
 __all__ = ["Callback", "Callbacks"]
 

@@ -5,17 +5,13 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from learnreg.convolutions.correlation import adopt_kernels, chosen_kernels
 from learnreg.errors import CheckpointError, LearnregError, OperatorError
 from learnreg.lower_level.problem import LowerLevelProblem
-from learnreg.regularizers import Regularizer
-from learnreg.result import Brief
 from learnreg.training.callbacks import Callback
 from learnreg.training.clock import TimeUp
 from learnreg.training.early_stopping import EarlyStopping
@@ -26,6 +22,7 @@ from learnreg.training.interrupts import Interrupts
 from learnreg.training.kernel_choices import adopt_measured, remember_measured
 from learnreg.training.optimizers import make_upper_level
 from learnreg.training.options import TrainingOptions
+from learnreg.training.result import EndedBy, TrainResult
 from learnreg.training.run_folder import RunFolder
 from learnreg.training.schedule import is_milestone, step_factor
 from learnreg.training.session import Session
@@ -33,33 +30,7 @@ from learnreg.training.start_tuning import tune_start
 
 __all__ = ["Run", "TrainResult"]
 
-EndedBy = Literal["updates", "minutes", "patience"]
-
 _LOGGER = logging.getLogger("learnreg")
-
-
-@dataclass(frozen=True, repr=False)
-class TrainResult(Brief):
-    """regularizer: the learned one (the problem's own, changed in place). model_path: None without a run folder. rows:
-    what was logged, one dict per update. updates, seconds, operator_applications: totals, earlier runs included.
-    ended_by: what ended the run. asked: how many updates were asked for; None where the minutes alone were to end it.
-    best_update: after which the parameters were those that are returned, where early stopping chose them.
-    """
-
-    regularizer: Regularizer
-    model_path: Path | None
-    rows: list[dict[str, Any]]
-    updates: int
-    seconds: float
-    operator_applications: int
-    ended_by: EndedBy = "updates"
-    asked: int | None = None
-    best_update: int | None = None
-
-    @property
-    def was_cut(self) -> bool:
-        """Whether the minutes were over before the updates that were asked for."""
-        return self.ended_by == "minutes" and self.asked is not None and self.updates < self.asked
 
 
 class Run:

@@ -25,7 +25,7 @@ from learnreg.result import Solution
 from learnreg.solvers.solve import solve
 from learnreg.training.baseline import tune_total_variation
 from learnreg.training.options import TrainingOptions
-from learnreg.training.run import TrainResult
+from learnreg.training.result import TrainResult
 from learnreg.training.samples import Sample
 
 __all__ = ["Samples", "can_report", "notes_of", "report_run"]

@@ -6,14 +6,12 @@ import importlib
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from learnreg.errors import ConfigError
 from learnreg.linear.arguments import given_path
 from learnreg.training.callbacks import Callback
-
-if TYPE_CHECKING:
-    from learnreg.training.run import TrainResult
+from learnreg.training.result import TrainResult
 
 __all__ = ["TensorBoard"]
 

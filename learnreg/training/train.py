@@ -24,7 +24,8 @@ from learnreg.training.held_out import HeldOut, held_apart
 from learnreg.training.interrupts import Interrupts
 from learnreg.training.options import OptimizerName, SamplingName, ScheduleName, TrainingOptions
 from learnreg.training.progress import Progress
-from learnreg.training.run import Run, TrainResult
+from learnreg.training.result import TrainResult
+from learnreg.training.run import Run
 from learnreg.training.run_folder import RunFolder, contents_of
 from learnreg.training.run_report import Samples, can_report, report_run
 from learnreg.training.session import Session

@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 from learnreg.datasets.files.images import IMAGE_SUFFIXES, read_image
 from learnreg.errors import DataError
 from learnreg.linear.arguments import given_path
+from learnreg.progress import counted
 
 __all__ = ["ImageFolder", "list_images"]
 
@@ -60,7 +61,7 @@ class ImageFolder(Dataset[Tensor]):
 
     def images(self) -> dict[str, Tensor]:
         """All images in memory, by file name."""
-        return {path.name: read_image(path, colour=self.colour) for path in self.paths}
+        return {path.name: read_image(path, colour=self.colour) for path in counted(self.paths, "reading images")}
 
 
 def _check_folder(folder: Path) -> None:

@@ -282,7 +282,8 @@ class Trainer:
         else:
             take_as_they_are(self.problem)
         session.problem = guarded(self.problem)
-        self.samples = Samples(session.source.first(_FEW), () if held_out is None else held_out.samples)
+        if folder is not None:
+            self.samples = Samples(session.source.first(_FEW), () if held_out is None else held_out.samples)
         limits = [] if options.updates is None else [options.updates]
         if options.epochs is not None:
             limits.append(session.source.updates_in(options.epochs))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TypeVar
 
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -12,7 +14,10 @@ from learnreg.errors import DataError
 from learnreg.linear.arguments import given_path
 from learnreg.progress import counted
 
-__all__ = ["ImageFolder", "list_images"]
+__all__ = ["ImageFolder", "list_images", "read_all"]
+
+_NAMED = 10
+T = TypeVar("T")
 
 
 def list_images(folder: str | Path) -> list[Path]:
@@ -61,7 +66,30 @@ class ImageFolder(Dataset[Tensor]):
 
     def images(self) -> dict[str, Tensor]:
         """All images in memory, by file name."""
-        return {path.name: read_image(path, colour=self.colour) for path in counted(self.paths, "reading images")}
+        return read_all(self.names, self.__getitem__)
+
+
+def read_all(names: Iterable[str], read: Callable[[int], T]) -> dict[str, T]:
+    """What ``read`` makes of the numbers 0, 1, ... of files, by their names.
+
+    Raises
+    ------
+    DataError: some cannot be read; it names all of them, so that they can be repaired at once.
+    """
+    found: dict[str, T] = {}
+    failures: dict[str, DataError] = {}
+    for number, name in enumerate(counted(names, "reading images")):
+        try:
+            found[name] = read(number)
+        except DataError as error:
+            failures[name] = error
+    if failures:
+        first, *others = failures.values()
+        if not others:
+            raise first
+        listed = ", ".join(list(failures)[:_NAMED]) + ", ..." * (len(failures) > _NAMED)
+        raise DataError(f"{len(failures)} of {len(found) + len(failures)} files cannot be used: {listed}. {first}")
+    return found
 
 
 def _check_folder(folder: Path) -> None:

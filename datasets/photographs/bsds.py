@@ -9,12 +9,11 @@ from pathlib import Path
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from learnreg.datasets.files.folder import ImageFolder, list_images
+from learnreg.datasets.files.folder import ImageFolder, list_images, read_all
 from learnreg.datasets.files.images import read_image
 from learnreg.datasets.photographs.natural import natural_images
 from learnreg.errors import ConfigError, DataError
 from learnreg.linear.arguments import check_one_of, given_path
-from learnreg.progress import counted
 
 __all__ = ["BSDS500", "load_training_images"]
 
@@ -65,8 +64,8 @@ class BSDS500(Dataset[Tensor]):
             if split not in self.splits:
                 raise ConfigError(f"split={split!r} was not opened, BSDS500(splits={self.splits!r}) was.")
         wanted = self.splits if split is None else (split,)
-        chosen = [pair for pair in zip(self.names, self.paths, strict=True) if pair[1].parent.name in wanted]
-        return {name: read_image(path, colour=self.colour) for name, path in counted(chosen, "reading images")}
+        chosen = [i for i, path in enumerate(self.paths) if path.parent.name in wanted]
+        return read_all([self.names[i] for i in chosen], lambda k: self[chosen[k]])
 
 
 def load_training_images(source: str | Path, colour: bool = False) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from learnreg.datasets.files.dicom import is_dicom
 from learnreg.datasets.files.dicom_series import CT_WINDOW, DicomSeries, read_dicom_series
-from learnreg.datasets.files.folder import ImageFolder
+from learnreg.datasets.files.folder import ImageFolder, read_all
 from learnreg.datasets.tomography.phantoms import ellipse_phantom
 from learnreg.datasets.tomography.slices import resize_slice
 from learnreg.errors import DataError
@@ -114,11 +114,12 @@ def _split_files(folder: Path, size: int, count: int | None, seed: int) -> tuple
     files = ImageFolder(folder)
     order = torch.randperm(len(files), generator=torch.Generator().manual_seed(seed)).tolist()
     held_out = _held_out_count(len(files), folder)
-    training, last = (
-        {files.names[i]: resize_slice(files[i], size) for i in counted(sorted(chosen), "reading slices")}
-        for chosen in (sorted(order[held_out:])[:count], order[:held_out])
-    )
-    return training, last
+    training, last = sorted(order[held_out:])[:count], sorted(order[:held_out])
+    chosen = [*training, *last]
+    names = [files.names[i] for i in chosen]
+    images = read_all(names, lambda k: resize_slice(files[chosen[k]], size))
+    first = names[: len(training)]
+    return {name: images[name] for name in first}, {name: images[name] for name in names[len(training) :]}
 
 
 def _held_out_count(total: int, folder: Path) -> int:

@@ -37,6 +37,7 @@ __all__ = [
 
 BEAMS = ("parallel", "fan")
 _MOST_VIEWED_PIXELS = 10**9
+_MOST_DRAWN_PIXELS = 10**9
 
 _main = partial(option, main=True)
 ENDLESS = 1e6  # minutes
@@ -224,6 +225,8 @@ class TomographyConfig(TrainingConfig):
                 f"size={self.size}, angles={self.angles}: the matrix of the scan would take about {pixels / 3e7:.0f} "
                 f"GB; expected angles times size² <= {_MOST_VIEWED_PIXELS:.0e}."
             )
+        if self.data == "ellipses":
+            _check_drawn(self.images, self.size)
         if self.data_term == "transmission" and not (self.nonnegative and self.statistical):
             idle = "statistical" if self.nonnegative else "nonnegative"
             raise ConfigError(f"data_term='transmission' is a likelihood for images >= 0; leave {idle}=false out.")
@@ -295,6 +298,11 @@ class MriConfig(TrainingConfig):
     batch_size: int = again(TrainingConfig, "batch_size", 8)
     weight: float = again(TrainingConfig, "weight", 2e-2)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.data == "phantoms":
+            _check_drawn(self.images, self.size)
+
     @property
     def filter_side(self) -> int:
         return self.filter_size
@@ -310,6 +318,15 @@ def regularizers_with(kind: type[TrainingConfig], name: str) -> tuple[str, ...]:
 
 
 _options_of = cache(options_of)
+
+
+def _check_drawn(images: int, size: int) -> None:
+    """ConfigError for more phantoms than memory is likely to hold, before the first is drawn."""
+    if images * size**2 > _MOST_DRAWN_PIXELS:
+        raise ConfigError(
+            f"images={images}, size={size}: phantoms of {images * size**2:.1e} pixels in all, at most "
+            f"{_MOST_DRAWN_PIXELS:.0e} are drawn. Choose fewer or smaller ones."
+        )
 
 
 def _listed(names: Sequence[str], one: str, many: str) -> str:

@@ -15,7 +15,7 @@ from learnreg.training.session import Session
 
 __all__ = ["DATA", "differences", "identity_of", "mismatch"]
 
-DATA = ("data", "content")
+DATA = ("data", "sha256")
 """The names of what tells data sets apart."""
 
 
@@ -48,15 +48,15 @@ def _loss(session: Session) -> str:
 
 
 def differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
-    """What differs from the run so far, by its name, in words."""
+    """What differs from the run so far, by its name, in words; nothing of what only one of two versions says."""
     found = {}
-    for name, before in stored.items():
-        new = now.get(name)
-        if new == before or (name == "content" and "random" in (new, before)) or (name == "batch_size" and not before):
-            continue  # checkpoints of earlier versions do not know the batch size that was left out
-        what = "other training samples" if name == "content" else f"{before!r} in the run, {new!r} now"
+    for name in now.keys() & stored.keys():
+        before, new = stored[name], now[name]
+        if new == before or (name == "sha256" and "random" in (new, before)) or (name == "batch_size" and not before):
+            continue  # earlier versions did not know the batch size that was left out
+        what = "other training samples" if name == "sha256" else f"{before!r} in the run, {new!r} now"
         found[name] = f"{name}: {what}"
-    return found
+    return dict(sorted(found.items()))
 
 
 def mismatch(folder: Path | str, lines: Sequence[str]) -> ConfigError:

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -43,11 +44,14 @@ def remember_measured() -> None:
 def _path() -> Path | None:
     """One file for each processor and version of torch."""
     folder = cache_folder()
-    if folder is None:
-        return None
+    return None if folder is None else folder / f"kernels-{_machine()}.json"
+
+
+@cache
+def _machine() -> str:
     facts = environment()
     machine = f"{facts['processor']} {facts['vector_instructions']} {facts['cores']} {torch.__version__}"
-    return folder / f"kernels-{hashlib.sha256(machine.encode()).hexdigest()[:16]}.json"
+    return hashlib.sha256(machine.encode()).hexdigest()[:16]
 
 
 def _read(path: Path) -> Mapping[str, str]:

@@ -21,7 +21,9 @@ from learnreg.training.workers import Workers
 __all__ = ["BATCH_SIZE", "PairedDataset", "Source", "TrainingData", "source_of"]
 
 BATCH_SIZE = 16
-_DIGESTED = 8
+_DIGESTED, _DIGESTED_OF_STREAMS, _DIGESTED_BYTES = 512, 32, 64 * 1024**2
+_RANDOM = 4
+"""Samples that are read twice, to see whether they differ at every access."""
 
 
 class PairedDataset(Protocol):
@@ -75,12 +77,14 @@ class Source(ABC):
         return None
 
     def digest(self) -> dict[str, Any]:
-        """What tells data sets apart: their length and a hash of some samples, unless these differ at every access."""
-        hashes = [_hashed(self._digested()) for _ in range(2)]
-        return {"data": self._length(), "content": hashes[0] if hashes[0] == hashes[1] else "random"}
+        """What tells data sets apart: their length and a hash of up to 512 samples and 64 MB, unless these differ at
+        every access."""
+        same = _hashed(self._digested(_RANDOM)) == _hashed(self._digested(_RANDOM))
+        return {"data": self._length(), "sha256": _hashed(self._digested(_DIGESTED)) if same else "random"}
 
-    def _digested(self) -> list[Sample]:
-        return self.first(1)
+    def _digested(self, most: int) -> list[Sample]:
+        """At most so many samples, from all over the data where that is known, else few of its beginning."""
+        return self.first(min(most, _DIGESTED_OF_STREAMS))
 
     def _length(self) -> str:
         return "a stream"
@@ -134,9 +138,11 @@ class MapStyle(Source):
     def _batches(self) -> float | None:
         return len(self.dataset) / min(self.batch_size, len(self.dataset))
 
-    def _digested(self) -> list[Sample]:
-        count = len(self.dataset)
-        return self._read(sorted({round(k * (count - 1) / (_DIGESTED - 1)) for k in range(_DIGESTED)}))
+    def _digested(self, most: int) -> list[Sample]:
+        (first,) = self.first(1)
+        size = first.b.nbytes + first.x_true.nbytes
+        count, most = len(self.dataset), max(_RANDOM, min(most, _DIGESTED_BYTES // size))
+        return self._read(sorted({round(k * (count - 1) / (most - 1)) for k in range(most)}))
 
     def _length(self) -> str:
         return f"{len(self.dataset)} items"

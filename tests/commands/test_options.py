@@ -10,7 +10,13 @@ import pytest
 import torch
 
 import learnreg as lr
-from learnreg.commands.options import DenoiseConfig, TomographyConfig, TrainingConfig, regularizers_with
+from learnreg.commands.options import (
+    DenoiseConfig,
+    MriConfig,
+    TomographyConfig,
+    TrainingConfig,
+    regularizers_with,
+)
 from learnreg.commands.scenes import warn_of_overlap
 from learnreg.commands.sources import check_resume, merge_config, refuse_idle, training_options
 from learnreg.models.toml import to_toml
@@ -245,3 +251,13 @@ def test_held_out_images_among_the_training_images_are_named() -> None:
     with pytest.warns(UserWarning, match=r"too: again \(as one\)\."):
         warn_of_overlap({"one": a, "two": b}, {"again": a.clone(), "three": c})
     warn_of_overlap({"one": a, "two": b}, {"three": c})
+
+
+def test_no_more_phantoms_than_memory_holds() -> None:
+    for kind in (TomographyConfig, MriConfig):
+        kind(images=10**4)
+        for absurd in ({"images": 10**6}, {"images": 10**4, "size": 2048, "angles": 10}):
+            known = {field.name for field in dataclasses.fields(kind)}
+            with pytest.raises(lr.ConfigError, match="pixels in all"):
+                kind(**{name: value for name, value in absurd.items() if name in known})
+    TomographyConfig(images=10**6, data="folder")

@@ -66,6 +66,21 @@ def test_resuming(learnreg: Any, runs: Any, tmp_path: Path) -> None:
     assert_complaint(learnreg("train", "denoise", "--out", moved, "--resume"), 6, "config.toml")
 
 
+def test_a_folder_that_another_run_holds(learnreg: Any, runs: Any, tmp_path: Path) -> None:
+    with RunFolder(tmp_path).held():
+        for arguments in ((), ("--resume",)):
+            if arguments:
+                (tmp_path / "config.toml").touch()
+            found = learnreg("train", "denoise", "--out", tmp_path, *arguments)
+            assert_complaint(found, 2, "another run is writing there", f"process {os.getpid()} on")
+    assert runs == []
+
+
+def test_force_is_for_resuming(learnreg: Any, runs: Any, tmp_path: Path) -> None:
+    assert_complaint(learnreg("train", "denoise", "--out", tmp_path / "run", "--force"), 2, "--force", "--resume")
+    assert runs == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [

@@ -69,7 +69,8 @@ def _curvature(regularizer: Regularizer, pixel: Tensor) -> Tensor | None:
 
 
 def _symbol(response: Tensor) -> Tensor:
-    return torch.fft.fftshift(torch.fft.fftn(torch.fft.ifftshift(response.detach().cpu().double())).real)
+    symbol: Tensor = torch.fft.fftn(torch.fft.ifftshift(response.detach().cpu().double())).real
+    return torch.fft.fftshift(symbol)
 
 
 @styled

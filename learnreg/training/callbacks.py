@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from learnreg.errors import ConfigError
 from learnreg.linear.arguments import shown
 from learnreg.training.result import TrainResult
@@ -46,7 +48,9 @@ class Callbacks(Callback):
         on_update: Callable[[Mapping[str, Any]], None] | None = None,
         last: Callback | None = None,
     ) -> None:
-        self._all: list[Any] = list(given) if isinstance(given, Iterable) else [given]
+        self._all: list[Any] = [given]
+        if isinstance(given, Iterable) and not isinstance(given, Tensor):
+            self._all = list(given)
         self._on_update = on_update
         for callback in self._all:
             if not isinstance(callback, Callback):

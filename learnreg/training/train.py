@@ -14,7 +14,7 @@ from torch import Tensor
 from learnreg.errors import ConfigError
 from learnreg.hypergradients.base import HypergradientMethod
 from learnreg.hypergradients.implicit import tightening
-from learnreg.linear.arguments import check_flag, check_type, given_path, shown
+from learnreg.linear.arguments import check_flag, check_type, given_path, real_number, shown
 from learnreg.losses import SquaredError, UpperLoss
 from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.progress import hidden
@@ -150,7 +150,8 @@ def train(
             raise ConfigError(f"train(updates={updates}, max_updates={max_updates}): give updates alone.")
     for name, flag in (("report", report), ("progress", progress)):
         check_flag(flag, f"train({name})")
-    share = float(validation) if isinstance(validation, (int, float)) and not isinstance(validation, bool) else None
+    is_share = isinstance(validation, (int, float)) and not isinstance(validation, bool)
+    share = real_number(validation, "train(validation)") if is_share else None
     chosen = TrainingOptions(
         minutes,
         max_updates if updates is None else updates,

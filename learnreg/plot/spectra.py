@@ -69,8 +69,9 @@ def _curvature(regularizer: Regularizer, pixel: Tensor) -> Tensor | None:
 
 
 def _symbol(response: Tensor) -> Tensor:
-    symbol: Tensor = torch.fft.fftn(torch.fft.ifftshift(response.detach().cpu().double())).real
-    return torch.fft.fftshift(symbol)
+    symbol = torch.fft.fftn(torch.fft.ifftshift(response.detach().cpu().double())).real
+    shifted: Tensor = torch.fft.fftshift(symbol)
+    return shifted
 
 
 @styled

@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from learnreg import datasets, operators, regularizers, solvers, testing
+    from learnreg import datasets, operators, plot, regularizers, solvers, testing
     from learnreg.errors import (
         AssumptionError,
         CheckpointError,
@@ -44,7 +44,9 @@ if TYPE_CHECKING:
     from learnreg.potentials.square import Square
     from learnreg.result import Certificate, Hypergradient, Solution, Status
     from learnreg.solvers.solve import solve
-    from learnreg.training.run import TrainResult
+    from learnreg.training.callbacks import Callback
+    from learnreg.training.result import TrainResult
+    from learnreg.training.tensorboard import TensorBoard
     from learnreg.training.train import train
     from learnreg.upper_level.adaptive_descent import AdaptiveDescent
     from learnreg.upper_level.batch_objective import BatchObjective
@@ -67,6 +69,7 @@ _LAZY = {
     "BilevelObjective": "learnreg.upper_level.bilevel_objective",
     "BilevelProblem": "learnreg.upper_level.bilevel_problem",
     "Box": "learnreg.lower_level.constraints",
+    "Callback": "learnreg.training.callbacks",
     "Certificate": "learnreg.result",
     "CheckpointError": "learnreg.errors",
     "ClosedForm": "learnreg.hypergradients.closed_form",
@@ -102,7 +105,8 @@ _LAZY = {
     "Start": "learnreg.hypergradients.compute",
     "Status": "learnreg.result",
     "StochasticDescent": "learnreg.upper_level.stochastic_descent",
-    "TrainResult": "learnreg.training.run",
+    "TensorBoard": "learnreg.training.tensorboard",
+    "TrainResult": "learnreg.training.result",
     "TransmissionLeastSquares": "learnreg.lower_level.data_terms",
     "TransmissionPoisson": "learnreg.lower_level.dualised_terms",
     "Unrolled": "learnreg.hypergradients.unrolled",
@@ -122,7 +126,18 @@ _LAZY = {
 
 _ROOMS = (
     *("certificates", "convolutions", "datasets", "errors", "hypergradients", "linear", "losses", "lower_level"),
-    *("models", "operators", "potentials", "regularizers", "result", "solvers", "testing", "training", "upper_level"),
+    *(
+        "models",
+        "operators",
+        "plot",
+        "potentials",
+        "regularizers",
+        "result",
+        "solvers",
+        "testing",
+        "training",
+        "upper_level",
+    ),
 )
 """Attributes without an import of their own."""
 
@@ -138,6 +153,7 @@ __all__ = [
     "BilevelObjective",
     "BilevelProblem",
     "Box",
+    "Callback",
     "Certificate",
     "CheckpointError",
     "ClosedForm",
@@ -172,6 +188,7 @@ __all__ = [
     "Start",
     "Status",
     "StochasticDescent",
+    "TensorBoard",
     "TrainResult",
     "TransmissionLeastSquares",
     "TransmissionPoisson",
@@ -183,6 +200,7 @@ __all__ = [
     "hypergradient",
     "load",
     "operators",
+    "plot",
     "pretrained",
     "regularizers",
     "save_model",

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from learnreg.datasets.files.images import IMAGE_SUFFIXES, read_image
 from learnreg.errors import DataError
 from learnreg.linear.arguments import given_path
+from learnreg.progress import counted
 
 __all__ = ["ImageFolder", "list_images", "read_all"]
 
@@ -77,7 +78,7 @@ def read_all(names: Iterable[str], read: Callable[[int], T]) -> dict[str, T]:
     """
     found: dict[str, T] = {}
     failures: dict[str, DataError] = {}
-    for number, name in enumerate(names):
+    for number, name in enumerate(counted(names, "reading images")):
         try:
             found[name] = read(number)
         except DataError as error:

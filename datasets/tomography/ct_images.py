@@ -15,6 +15,7 @@ from learnreg.datasets.tomography.phantoms import ellipse_phantom
 from learnreg.datasets.tomography.slices import resize_slice
 from learnreg.errors import DataError
 from learnreg.linear.arguments import given_path, whole_number
+from learnreg.progress import counted
 
 __all__ = ["ellipse_split", "load_ct_images"]
 
@@ -85,7 +86,7 @@ def ellipse_split(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Training phantoms, 256 by default, and 8 held-out ones, which do not depend on their number."""
     count = 256 if count is None else count
-    training = {f"ellipses {i}": ellipse_phantom(i, size, seed) for i in range(count)}
+    training = {f"ellipses {i}": ellipse_phantom(i, size, seed) for i in counted(range(count), "drawing phantoms")}
     held_out = {f"held-out ellipses {i}": ellipse_phantom(i, size, seed, held_out=True) for i in range(_HELD_OUT)}
     return training, held_out
 

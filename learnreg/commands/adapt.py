@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from learnreg.commands.common import Scenario, announce, comparison_figures, tune_total_variation
+from learnreg.commands.common import Scenario, announce, comparison_figures
 from learnreg.commands.options import TrainingConfig
 from learnreg.errors import ConfigError
 from learnreg.losses import SquaredError
@@ -25,6 +25,7 @@ from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.models.model import Model, save_model
 from learnreg.regularizers import Regularizer, Scaled, TotalVariation
 from learnreg.solvers.solve import solve
+from learnreg.training.baseline import tune_total_variation
 from learnreg.training.start_tuning import least_loss
 from learnreg.upper_level.adaptive_descent import AdaptiveDescent
 from learnreg.upper_level.batch_objective import BatchObjective

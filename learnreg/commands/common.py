@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-import math
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,23 +20,24 @@ from learnreg.losses import SquaredError
 from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.regularizers import REGULARIZERS, Regularizer, TotalVariation
 from learnreg.report.comparison import Comparison
-from learnreg.report.report import require_packages, write_report
-from learnreg.solvers.solve import solve
+from learnreg.report.lower_level import conditioning
+from learnreg.report.report import Report, require_packages, write_report
+from learnreg.training.baseline import tune_total_variation
+from learnreg.training.callbacks import Callbacks
 from learnreg.training.environment import environment
 from learnreg.training.group import Group
 from learnreg.training.options import TrainingOptions
 from learnreg.training.process_group import joined
 from learnreg.training.progress import Progress
-from learnreg.training.run import TrainResult
+from learnreg.training.result import TrainResult
 from learnreg.training.run_folder import RunFolder
+from learnreg.training.run_report import notes_of
 from learnreg.training.shared_folder import folder_of
 from learnreg.training.sources import PairedDataset
-from learnreg.training.start_tuning import least_loss
+from learnreg.training.tensorboard import TensorBoard
 from learnreg.training.train import Trainer
 
-__all__ = ["Scenario", "announce", "comparison_figures", "initial_regularizer", "run_scenario", "tune_total_variation"]
-
-_WEIGHT_STEP = 1.6
+__all__ = ["Scenario", "announce", "comparison_figures", "initial_regularizer", "run_scenario"]
 
 
 @dataclass(frozen=True)
@@ -102,9 +103,18 @@ def _compared(scenario: Scenario, problem: LowerLevelProblem, folder: RunFolder,
         "model": str(folder.model_path),
     }
     announce("writing the report")
-    options = config.in_force() | {name.replace("_", " "): value for name, value in environment().items()}
-    report = write_report(folder, comparison, problem.regularizer, options, summary, scenario.title)
-    return summary | {"report": str(report)}
+    b = scenario.pairs[0][0][None]
+    report = Report(
+        scenario.title,
+        comparison,
+        problem.active_regularizer,
+        folder.rows(),
+        config.in_force() | {name.replace("_", " "): value for name, value in environment().items()},
+        summary,
+        {"learned": conditioning(problem, b), "total variation": conditioning(baseline, b)},
+        notes=notes_of(result),
+    )
+    return summary | {"report": str(write_report(folder.path, report))}
 
 
 def announce(what: str) -> None:
@@ -142,7 +152,10 @@ def _trainer(scenario: Scenario, problem: LowerLevelProblem, progress: Progress,
         chunk_size=config.chunk_size or None,
         epochs=config.epochs or None,
         schedule=config.schedule,  # type: ignore[arg-type]
+        validation=config.validation,
+        patience=config.patience or None,
     )
+    boards = [TensorBoard(Path(config.out) / "tensorboard")] if config.tensorboard else []
     there = device == torch.device("cpu")
     problem.to(device)
     return Trainer(
@@ -153,7 +166,7 @@ def _trainer(scenario: Scenario, problem: LowerLevelProblem, progress: Progress,
         config={**scenario.described, "training": config.in_force()},
         # held-out images stay on the CPU, whose results do not depend on the machine's accelerator
         validate=lambda: scenario.validate(problem if there else copy.deepcopy(problem).to("cpu")),
-        on_update=progress,
+        callbacks=Callbacks([*boards, progress]),
         table=config.in_force(),
     )
 
@@ -181,26 +194,6 @@ def _learn(trainer: Trainer, config: TrainingConfig, folder: RunFolder, resume: 
     if result.updates == 0:
         raise ConfigError(f"minutes={config.minutes:g}: over before the first update, so that nothing was learned.")
     return result
-
-
-@torch.no_grad()
-def tune_total_variation(problem: LowerLevelProblem, pairs: PairedDataset, samples: int, tolerance: float) -> float:
-    """Set the weight of the problem's TotalVariation to the one with the least squared error on the first samples:
-    steps by a factor of 1.6 until they bracket it, then the vertex of the parabola through the bracket, in the
-    logarithm of the weight. Each reconstruction to ``tolerance``, started from the last one. Returns the weight."""
-    regularizer = problem.regularizer
-    assert isinstance(regularizer, TotalVariation)
-    b, x_true = (torch.stack(column) for column in zip(*(pairs[i] for i in range(samples)), strict=True))
-    start: Tensor | None = None
-
-    def loss(log_weight: float) -> float:
-        nonlocal start
-        regularizer.log_weight.fill_(log_weight)
-        start = solve(problem, b, tolerance, start=start).x
-        return float((start - x_true).double().square().sum())
-
-    regularizer.log_weight.fill_(least_loss(loss, float(regularizer.log_weight), math.log(_WEIGHT_STEP)))
-    return float(regularizer.weight)
 
 
 def comparison_figures(comparison: Comparison, input_key: str) -> dict[str, Any]:

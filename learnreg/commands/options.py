@@ -86,11 +86,25 @@ class TrainingConfig(RegularizerOptions, RunOptions):
         "steady", "of step sizes: needs no length, or falls to nothing over updates or epochs", choices=SCHEDULES
     )
     tolerance: float = option(1e-1, "relative error of the hypergradients, held by certified audits", above=0.0)
+    validation: float = option(
+        0.0, "share of the samples that is held out and measured now and then", at_least=0.0, at_most=0.9
+    )
+    patience: int = option(
+        0,
+        "with validation: the run ends so many updates after the best one, whose parameters are kept; 0: it does not",
+        at_least=0,
+        resumable=True,
+    )
+    tensorboard: bool = option(False, "whether the run folder gets a folder tensorboard of event files", resumable=True)
     tune: bool = option(True, "whether training starts at the best factor of the initial regularizer")
 
     def __post_init__(self) -> None:
         check_options(self)
         self.check_sizes()
+        if self.patience and not self.validation:
+            raise ConfigError(
+                f"patience={self.patience}: nothing is measured on samples that are held out; set validation=0.1 too."
+            )
         limited = self.regularizer in regularizers_with(type(self), "minimum_smoothing")
         if limited and self.smoothing <= self.minimum_smoothing:
             raise ConfigError(

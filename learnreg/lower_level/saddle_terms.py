@@ -11,8 +11,11 @@ from learnreg.linear.operator import LinearOperator
 from learnreg.linear.parameter_groups import ParameterGroup
 from learnreg.lower_level.latent import Latent, NoLatent
 from learnreg.potentials.base import Potential
+from learnreg.potentials.proximal import Grouped
 
 __all__ = ["ParameterRole", "Pictures", "SaddleTerms"]
+
+_POINTS = 401  # odd: one of them is 0
 
 ParameterRole = str
 """The name of a group of parameters that the operator, the potential or the latent variables of the saddle terms know
@@ -51,15 +54,38 @@ class SaddleTerms:
 
 @dataclass(frozen=True)
 class Pictures:
-    """What a report draws of a regularizer.
+    """What can be drawn of a regularizer; each may be missing.
 
-    filters: groups of them, (groups, members, k, k), with weights and smoothings, if any, (groups,). responses,
-    slopes: the derivatives of potentials as curves (curves, points) over (points,), relative to their largest value;
-    None where they all have the same shape.
+    filters: groups of them, (groups, members, k, k), with ``weights`` and ``smoothing``, (groups,). responses: of
+    filters of unit norm, (points,), in units of images; values, slopes: the potentials there, weights included, and
+    their derivatives, (curves, points). image_shape: the only one that the regularizer takes.
     """
 
-    filters: Tensor
-    weights: Tensor
-    smoothing: Tensor | None
+    filters: Tensor | None = None
+    weights: Tensor | None = None
+    smoothing: Tensor | None = None
     responses: Tensor | None = None
+    values: Tensor | None = None
     slopes: Tensor | None = None
+    image_shape: tuple[int, ...] | None = None
+
+    def along(self, potential: Potential, norms: Tensor, reach: float) -> Pictures:
+        """With potentials of responses from -reach to reach to filters of these norms, (curves,): elementwise ones, or
+        of groups along their first member."""
+        f = potential.detached().to(torch.float64)
+        t = torch.linspace(-reach, reach, _POINTS, dtype=torch.float64)
+        responses = (norms[:, None] * t)[None, :, :, None]
+        if isinstance(f, Grouped):
+            responses = responses[:, None]
+        return self.with_slopes(t, norms[:, None] * f.grad(responses.to(_device_of(f))).cpu().reshape(len(norms), -1))
+
+    def with_slopes(self, responses: Tensor, slopes: Tensor) -> Pictures:
+        """With potentials of these derivatives, 0 at the response in the middle."""
+        values = torch.cumulative_trapezoid(slopes, responses, dim=1)
+        values = torch.cat([torch.zeros_like(values[:, :1]), values], 1)
+        return replace(self, responses=responses, values=values - values[:, len(responses) // 2, None], slopes=slopes)
+
+
+def _device_of(potential: Potential) -> torch.device:
+    numbers = (value for value in potential.numbers().values() if isinstance(value, Tensor))
+    return next((value.device for value in numbers), torch.device("cpu"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from learnreg.errors import ShapeError
@@ -9,9 +10,10 @@ from learnreg.linear.arguments import check_type
 from learnreg.linear.grad_mode import full_precision
 from learnreg.linear.operator import LinearOperator
 from learnreg.lower_level.regularizer import Regularizer, positive_log
-from learnreg.lower_level.saddle_terms import ParameterRole, SaddleTerms
+from learnreg.lower_level.saddle_terms import ParameterRole, Pictures, SaddleTerms
 from learnreg.potentials.base import Potential
 from learnreg.potentials.proximal import Grouped
+from learnreg.regularizers.image_kind import WIDTH, WIDTHS
 
 __all__ = ["AnalysisOperator"]
 
@@ -61,13 +63,28 @@ class AnalysisOperator(Regularizer):
             raise ShapeError(
                 f"AnalysisOperator: got images of shape {image_shape}, its operator takes {self.analysis.domain_shape}."
             )
-        numbers = {name: getattr(self, f"log_{name}").double().exp() for name in self._potential.numbers()}
-        return SaddleTerms(self.analysis, self._potential.with_numbers(**numbers))
+        return SaddleTerms(self.analysis, self._potential.with_numbers(**self._numbers()))
+
+    def _numbers(self) -> dict[str, Tensor]:
+        return {name: getattr(self, f"log_{name}").double().exp() for name in self._potential.numbers()}
 
     @full_precision
     def value(self, x: Tensor) -> Tensor:
         self.analysis.check_domain(x)
         return super().value(x)
+
+    @torch.no_grad()
+    def pictures(self) -> Pictures:
+        """The potential of a response, and of each channel of them, where these have numbers of their own."""
+        potential, shape = self._potential.with_numbers(**self._numbers()), tuple(self.analysis.domain_shape)
+        rows = [value for value in potential.numbers().values() if isinstance(value, Tensor) and value.numel() > 1]
+        if any(value.numel() != len(value) or value.dim() != 3 for value in rows):
+            return Pictures(image_shape=shape)
+        widths = potential.numbers().get("smoothing", WIDTH)
+        reach = WIDTHS * float(widths.median() if isinstance(widths, Tensor) else widths)
+        return Pictures(image_shape=shape).along(
+            potential, torch.ones(max(map(len, rows), default=1), dtype=torch.float64), reach
+        )
 
     def parameter_roles(self) -> dict[str, ParameterRole]:
         roles: dict[str, ParameterRole] = {f"log_{name}": f"log_{name}" for name in self._potential.numbers()}

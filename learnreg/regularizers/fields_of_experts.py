@@ -154,8 +154,10 @@ class FieldsOfExperts(LearnedFilters, Regularizer):
         return super().config() | {"potential": potential_to_config(self._potential)}
 
     @torch.no_grad()
-    def pictures(self) -> Pictures | None:
-        return self.images.pictures(self.effective_filters, self.weights, self.smoothing)
+    def pictures(self) -> Pictures:
+        potential = IsotropicPseudoHuber if self.images.turns else self._potential.with_numbers
+        numbers = self._numbers()
+        return self.images.pictures(self.effective_filters[:, None], self.weights, self.smoothing, potential(**numbers))
 
     def extra_repr(self) -> str:
         n, k = self.filters.shape[0], self.filters.shape[-1]

@@ -14,14 +14,17 @@ from learnreg.convolutions.padding import Boundary
 from learnreg.errors import ConfigError, ShapeError
 from learnreg.linear.arguments import check_one_of, is_whole, shown
 from learnreg.lower_level.saddle_terms import Pictures
+from learnreg.potentials.base import Potential
 
-__all__ = ["COUPLINGS", "Coupling", "ImageKind"]
+__all__ = ["COUPLINGS", "WIDTH", "WIDTHS", "Coupling", "ImageKind"]
 
 Coupling = Literal["separate", "joint", "complex"]
 
 COUPLINGS: tuple[str, ...] = get_args(Coupling)
 
 _MOST_CHANNELS = 1024
+WIDTHS, WIDTH = 10.0, 0.02
+"""How far potentials are drawn: so many smoothings, or of this one where they have none."""
 _SIDES = {1: "length", 2: "height, width", 3: "depth, height, width"}
 
 
@@ -104,12 +107,36 @@ class ImageKind:
         """Forward differences, those of all channels together unless they are separate."""
         return Gradient(shape, over_channels=self.coupling != "separate")
 
-    def pictures(self, filters: Tensor, weights: Tensor, smoothing: Tensor | None, **curves: Tensor) -> Pictures | None:
-        """Of filters (n, *kernel), the channels of one side by side; None for those of volumes."""
+    def pictures(
+        self,
+        filters: Tensor,
+        weights: Tensor,
+        smoothing: Tensor | None,
+        potential: Potential,
+        reach: float | None = None,
+    ) -> Pictures:
+        """Of groups of filters (groups, members, *kernel), the channels of one side by side, and of their potentials
+        along the first member, up to responses of ``reach``, by default ten times the smoothing that most groups have.
+        Filters of volumes have no pictures.
+
+        potential: its numbers are (groups, 1, 1), or the same for all groups.
+        """
+        drawn = self.drawn(filters, weights, smoothing)
+        norms = filters.detach().double().flatten(2).norm(dim=2)[:, 0].cpu()
+        if reach is None:
+            widths = norms.new_full((1,), WIDTH) if smoothing is None else smoothing.detach().double().cpu() / norms
+            reach = float(WIDTHS * widths.median())
+        return drawn.along(potential, norms, reach)
+
+    def drawn(self, filters: Tensor, weights: Tensor, smoothing: Tensor | None) -> Pictures:
+        """The filters alone."""
         if self.dimensions == 3:
-            return None
-        filters = filters if self.across else filters[:, None]
-        return Pictures(filters[..., None, :] if self.dimensions == 1 else filters, weights, smoothing, **curves)
+            return Pictures()
+        sides = filters.shape[-self.dimensions :]
+        flat = filters.reshape(len(filters), -1, *(1,) * (2 - self.dimensions), *sides)
+        return Pictures(
+            flat.detach().cpu(), weights.detach().cpu(), None if smoothing is None else smoothing.detach().cpu()
+        )
 
     def config(self) -> dict[str, Any]:
         """For model files: nothing for grey images, as files of earlier versions have it."""

@@ -17,8 +17,9 @@ from learnreg.convolutions.padding import BOUNDARIES, Boundary
 from learnreg.errors import ConfigError, ShapeError
 from learnreg.linear.shapes import check_one_channel
 from learnreg.lower_level.regularizer import Regularizer
-from learnreg.lower_level.saddle_terms import SaddleTerms
+from learnreg.lower_level.saddle_terms import Pictures, SaddleTerms
 from learnreg.potentials.quadratic_spline import QuadraticSpline
+from learnreg.regularizers.image_kind import ImageKind
 
 __all__ = ["ImportedRidge"]
 
@@ -130,6 +131,16 @@ class ImportedRidge(Regularizer):
         result = copy.copy(self)
         result.noise_level = self._checked(sigma)
         return result
+
+    @torch.no_grad()
+    def pictures(self) -> Pictures:
+        """Potentials as far as their knots."""
+        filters = compose([kernel.double() for kernel in self.kernels])
+        scales = self.scales.expand(len(filters))
+        reach = float((self.distance / scales / filters.flatten(1).norm(dim=1)).median()) * self.bends.shape[1] / 2
+        return ImageKind().pictures(
+            filters, self.factor.double() / scales, self.distance / scales, self.potential(), reach
+        )
 
     def config(self) -> dict[str, Any]:
         return {

@@ -13,9 +13,9 @@ from learnreg.errors import ConfigError
 from learnreg.linear.arguments import check_images, check_one_of, model_scale, real_number, shown
 from learnreg.linear.grad_mode import full_precision
 from learnreg.lower_level.regularizer import Regularizer
-from learnreg.lower_level.saddle_terms import ParameterRole, SaddleTerms
+from learnreg.lower_level.saddle_terms import ParameterRole, Pictures, SaddleTerms
 from learnreg.potentials.network import NetworkPotential
-from learnreg.regularizers.image_kind import Coupling, ImageKind
+from learnreg.regularizers.image_kind import WIDTH, WIDTHS, Coupling, ImageKind
 from learnreg.regularizers.lifted_network import (
     LIFTED_ROLES,
     check_delta,
@@ -164,6 +164,27 @@ class InputConvexNetwork(Regularizer):
     def scale_parameters(self) -> list[nn.Parameter]:
         """The weights of the last features; of the lifted form as its deltas vanish."""
         return [self.get_parameter("log_weights")]
+
+    @torch.no_grad()
+    def pictures(self) -> Pictures:
+        """All filters of the image, weighted by what their features add to R at most, the product of the layers behind
+        them; curves: what these add, as activations of the response, biases included. Of the lifted form those of the
+        network that it tends to."""
+        network, weights = self.network(), []
+        behind = network.weights
+        for l in reversed(range(network.layers)):
+            weights.append(behind)
+            behind = network.mixing[l - 1].flatten(2).sum(2).T @ behind if l else behind
+        weight, filters = torch.cat(weights[::-1]).cpu(), network.filters.flatten(0, 1).cpu()
+        norms, biases = filters.flatten(1).norm(dim=1), network.biases.flatten().cpu()
+        smooth = self.smoothing.double().flatten().cpu() if self.form == "smooth" else None
+        width = torch.full_like(norms, WIDTH) if smooth is None else smooth / norms.clamp_min(1e-30)
+        reach = WIDTHS * float(width.median())
+        t = torch.linspace(-reach, reach, 401, dtype=torch.float64)
+        u = norms[:, None] * t + biases[:, None]
+        slopes = (u > 0).double() if smooth is None else 0.5 * (1.0 + u / (u.square() + smooth[:, None] ** 2).sqrt())
+        drawn = self.images.drawn(filters[:, None], weight, smooth)
+        return drawn.with_slopes(t, (weight * norms)[:, None] * slopes)
 
     def config(self) -> dict[str, Any]:
         layers, features, *_, size = self.filters.shape

@@ -33,6 +33,7 @@ from learnreg.lower_level.regularizer import Regularizer, positive_log
 from learnreg.lower_level.saddle_terms import ParameterRole, Pictures, SaddleTerms
 from learnreg.potentials.base import Potential
 from learnreg.potentials.isotropic import IsotropicPseudoHuber
+from learnreg.regularizers.image_kind import ImageKind
 from learnreg.regularizers.options import RegularizerOptions
 from learnreg.regularizers.reduction import best_latent, reduced_value
 
@@ -192,7 +193,9 @@ class LearnedTotalGeneralizedVariation(Regularizer):
     def pictures(self) -> Pictures:
         """Those of first differences."""
         filters = self.effective_filters
-        return Pictures(filters, self.weights[: len(filters)], filters.new_full((len(filters),), self.smoothing))
+        weights = self.weights[: len(filters)]
+        potential = IsotropicPseudoHuber(self.smoothing, weights.double()[:, None, None])
+        return ImageKind().pictures(filters, weights, torch.full_like(weights, self.smoothing), potential)
 
     def extra_repr(self) -> str:
         _, positions, size, _ = self.kernels.shape

@@ -141,7 +141,8 @@ class LearnedTotalVariation(Regularizer):
     @torch.no_grad()
     def pictures(self) -> Pictures:
         filters = self.effective_filters
-        return Pictures(filters, self.weights, filters.new_full((len(filters),), self.smoothing))
+        potential = IsotropicPseudoHuber(self.smoothing, self.weights.double()[:, None, None])
+        return ImageKind().pictures(filters, self.weights, torch.full_like(self.weights, self.smoothing), potential)
 
     def extra_repr(self) -> str:
         _, positions, size, _ = self.kernels.shape

@@ -140,10 +140,9 @@ class MultivariateExperts(LearnedFilters, Regularizer):
         return SaddleTerms(bank, IsotropicPseudoHuber(**self._numbers()))
 
     @torch.no_grad()
-    def pictures(self) -> Pictures | None:
-        if self.images.dimensions != 2 or self.images.across:
-            return None
-        return Pictures(self.effective_filters, self.weights, self.smoothing)
+    def pictures(self) -> Pictures:
+        potential = IsotropicPseudoHuber(**self._numbers())
+        return self.images.pictures(self.effective_filters, self.weights, self.smoothing, potential)
 
     def extra_repr(self) -> str:
         groups, members, size = *self.filters.shape[:2], self.filters.shape[-1]

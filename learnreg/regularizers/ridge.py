@@ -223,15 +223,12 @@ class RidgeRegularizer(Regularizer):
         return cls(**{**config, "channels": tuple(config["channels"])}, generator=torch.Generator().manual_seed(0))
 
     @torch.no_grad()
-    def pictures(self) -> Pictures | None:
-        """Potentials over responses to filters of unit norm."""
+    def pictures(self) -> Pictures:
+        """Potentials as far as their knots."""
         filters, smoothing = self.effective_filters, self.smoothing
         norms = filters.double().flatten(1).norm(dim=1)
-        reach = float((smoothing / norms).max()) * (self.knots - 1) / 2
-        t = torch.linspace(-reach, reach, 401, dtype=torch.float64)
-        slopes = self.potential().detached().grad(norms[None, :, None, None] * t[None, None, :, None])[0, :, :, 0]
-        relative = slopes / slopes.abs().amax(1, keepdim=True).clamp_min(1e-30)
-        return self.images.pictures(filters, self.weights, smoothing, responses=t, slopes=relative)
+        reach = float((smoothing / norms).median()) * (self.knots - 1) / 2
+        return self.images.pictures(filters[:, None], self.weights, smoothing, self.potential(), reach)
 
     def extra_repr(self) -> str:
         kind = "shared" if self.shared else "per channel"

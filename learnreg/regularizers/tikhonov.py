@@ -63,5 +63,5 @@ class GeneralisedTikhonov(LearnedFilters, Regularizer):
         return SaddleTerms(bank, Square(**self._numbers()))
 
     @torch.no_grad()
-    def pictures(self) -> Pictures | None:
-        return self.images.pictures(self.effective_filters, self.weights, self.smoothing)
+    def pictures(self) -> Pictures:
+        return self.images.pictures(self.effective_filters[:, None], self.weights, None, Square(**self._numbers()))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from learnreg.linear.arguments import model_scale
 from learnreg.lower_level.regularizer import Regularizer, positive_log
-from learnreg.lower_level.saddle_terms import ParameterRole, SaddleTerms
+from learnreg.lower_level.saddle_terms import ParameterRole, Pictures, SaddleTerms
 from learnreg.potentials.isotropic import IsotropicPseudoHuber
 from learnreg.regularizers.image_kind import Coupling, ImageKind
 from learnreg.regularizers.options import RegularizerOptions
@@ -62,6 +62,18 @@ class TotalVariation(Regularizer):
 
     def parameter_roles(self) -> dict[str, ParameterRole]:
         return {"log_weight": "log_weight"}
+
+    @torch.no_grad()
+    def pictures(self) -> Pictures:
+        """Forward differences along each direction, of one channel."""
+        sides = self.images.dimensions
+        pixel = torch.zeros(2**sides, dtype=torch.float64)
+        pixel[0] = 1.0
+        differences = torch.stack([pixel.roll(2**d) - pixel for d in reversed(range(sides))])
+        filters = differences.reshape(1, sides, *[2] * sides)
+        kind, weight = ImageKind(dimensions=sides), self.weight.reshape(1)
+        potential = IsotropicPseudoHuber(self.smoothing, weight.double()[:, None, None])
+        return kind.pictures(filters, weight, torch.full_like(weight, self.smoothing), potential)
 
     def config(self) -> dict[str, Any]:
         return {"smoothing": self.smoothing, **self.images.config()}

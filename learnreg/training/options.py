@@ -34,6 +34,7 @@ _LASTING = (
     "audit_every",
     "sampling",
     "schedule",
+    "validation",
 )
 
 
@@ -62,6 +63,8 @@ class TrainingOptions:
     chunk_size: int | None = None
     epochs: float | None = None
     schedule: ScheduleName = "steady"
+    validation: float = 0.0
+    patience: int | None = None
 
     def __post_init__(self) -> None:
         if self.minutes is not None:
@@ -86,6 +89,10 @@ class TrainingOptions:
             )
         check_flag(self.tune_start, "train(tune)")
         real_number(self.tolerance, "tolerance", above=0.0)
+        if not 0.0 <= real_number(self.validation, "train(validation)") < 1.0:
+            raise ConfigError(f"train(validation={self.validation:g}): expected a share >= 0 and < 1, or a data set.")
+        if self.patience is not None:
+            whole_number(self.patience, "train(patience)")
 
     def _check_epochs(self) -> None:
         real_number(self.epochs, "train(epochs)", above=0.0)

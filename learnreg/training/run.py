@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import copy
 import logging
-import math
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from learnreg.convolutions.correlation import adopt_kernels, chosen_kernels
 from learnreg.errors import CheckpointError, LearnregError, OperatorError, WorkerError
 from learnreg.lower_level.problem import LowerLevelProblem
-from learnreg.regularizers import Regularizer
-from learnreg.result import Brief
+from learnreg.training.callbacks import Callback
 from learnreg.training.clock import TimeUp
+from learnreg.training.early_stopping import EarlyStopping
 from learnreg.training.environment import MADE_WITH, environment
+from learnreg.training.held_out import HeldOut
 from learnreg.training.identity import DATA, differences, identity_of, mismatch
 from learnreg.training.interrupts import Interrupts
 from learnreg.training.kernel_choices import adopt_measured, remember_measured
 from learnreg.training.optimizers import make_upper_level
 from learnreg.training.options import TrainingOptions
+from learnreg.training.result import EndedBy, TrainResult
 from learnreg.training.run_folder import RunFolder
 from learnreg.training.schedule import is_milestone, step_factor
 from learnreg.training.session import Session
@@ -34,35 +33,13 @@ __all__ = ["Run", "TrainResult"]
 _LOGGER = logging.getLogger("learnreg")
 
 
-@dataclass(frozen=True, repr=False)
-class TrainResult(Brief):
-    """regularizer: the learned one (the problem's own, changed in place). model_path: None without a run folder. rows:
-    what was logged, one dict per update. updates, seconds, operator_applications: totals, earlier runs included.
-    ended_by: what ended the run. asked: how many updates were asked for; None where the minutes alone were to end it.
-    """
-
-    regularizer: Regularizer
-    model_path: Path | None
-    rows: list[dict[str, Any]]
-    updates: int
-    seconds: float
-    operator_applications: int
-    ended_by: Literal["updates", "minutes"] = "updates"
-    asked: int | None = None
-
-    @property
-    def was_cut(self) -> bool:
-        """Whether the minutes were over before the updates that were asked for."""
-        return self.asked is not None and self.updates < self.asked
-
-
 class Run:
     """The loop: update, audit, log, save; whatever ends it, nothing computed is lost.
 
     Parameters
     ----------
     problem: what is stored as the model, whose parameters the session's problem shares.
-    config, validate, on_update: see ``learnreg.train``.
+    config, validate: see ``learnreg.train``. callbacks: what is told of the run. held_out: samples to measure.
     """
 
     def __init__(
@@ -74,28 +51,29 @@ class Run:
         *,
         config: Mapping[str, Any] | None = None,
         validate: Callable[[], float] | None = None,
-        on_update: Callable[[Mapping[str, Any]], None] | None = None,
+        callbacks: Callback | None = None,
+        held_out: HeldOut | None = None,
     ) -> None:
         self.session, self.options, self.folder, self.problem = session, options, folder, problem
-        self.config, self.validate, self.on_update = config, validate, on_update
+        self.config, self.validate, self.held_out = config, validate, held_out
+        self.callbacks, self.stopping = callbacks or Callback(), EarlyStopping(options.patience)
         self.upper = make_upper_level(session, options)
         self.updates = 0
         self.start_factor: float | None = None if options.tune_start else 1.0
         self.rows: list[dict[str, Any]] = []
-        self.best: tuple[float, int] | None = None
         self._environment = environment(options.workers)
         self._identity = {} if folder is None else identity_of(session, options)
         adopt_measured()
 
     def until(self, updates: int | None, interrupts: Interrupts) -> TrainResult:
         """Go on until so many updates are made, or the time is over."""
-        ended_by: Literal["updates", "minutes"] = "updates"
+        ended_by: EndedBy = "updates"
         length = updates if self.options.schedule == "annealed" else None
         self.session.clock.start()
         try:
             if self.start_factor is None:
                 self.start_factor = tune_start(self.session)
-            while updates is None or self.updates < updates:
+            while (updates is None or self.updates < updates) and not self.stopping.is_over:
                 interrupts.check()
                 row = self._update(step_factor(self.updates, length))
                 self.updates += 1
@@ -112,17 +90,24 @@ class Run:
             error.add_note(self._rescue())
             raise
         self.save()
-        path = None if self.folder is None else self.folder.model_path
-        session = self.session
+        return self._result("patience" if self.stopping.is_over else ended_by, updates)
+
+    def _result(self, ended_by: EndedBy, asked: int | None) -> TrainResult:
+        """Of the last parameters, or of the best ones, where early stopping keeps them."""
+        session, folder = self.session, self.folder
+        chosen = self.stopping.restore_best(session.problem.learnable())
+        if chosen and folder is not None:
+            self._save_model(folder)
         return TrainResult(
             session.problem.regularizer,
-            path,
+            None if folder is None else folder.model_path,
             self.rows,
             self.updates,
             session.clock.elapsed,
             session.applications,
             ended_by,
-            updates,
+            asked,
+            self.stopping.best_update if chosen else None,
         )
 
     def _update(self, factor: float) -> dict[str, Any]:
@@ -170,16 +155,21 @@ class Run:
         if self.updates == 1 and self.options.tune_start:
             row["start_factor"] = self.start_factor
         try:
-            if self.validate is not None and is_milestone(self.updates):
-                row["psnr"] = self.validate()
-                if math.isfinite(row["psnr"]) and (self.best is None or row["psnr"] > self.best[0]):
-                    self.best = float(row["psnr"]), self.updates
+            if is_milestone(self.updates):
+                self._measure(row)
         finally:  # whatever a validation raises, the update is made
             self.rows.append(row)
             if self.folder is not None:
                 self.folder.log(row)
-        if self.on_update is not None:
-            self.on_update(row)
+        self.callbacks.on_update(row)
+
+    def _measure(self, row: dict[str, Any]) -> None:
+        """How good the parameters are on what was not trained on."""
+        if self.validate is not None:
+            row["psnr"] = self.validate()
+        if self.held_out is not None:
+            row |= self.session.group.first(self.held_out.measure)
+        self.stopping.see(self.updates, row, self.session.problem.learnable())
 
     def save(self) -> None:
         """Model, checkpoint, and the convolution kernels in use: measurements choose them, so that two runs of the same
@@ -187,23 +177,27 @@ class Run:
         remember_measured()
         if self.folder is None:
             return
-        self.folder.save_model(self.problem, {MADE_WITH: self._environment, **(self.config or {})})
+        self._save_model(self.folder)
         self.folder.save_kernels(chosen_kernels())
-        self.folder.save_checkpoint(
+        path = self.folder.save_checkpoint(
             {
                 "parameters": {name: p.detach() for name, p in self.session.problem.learnable().items()},
                 "session": self.session.state_dict(),
                 "upper": self.upper.state_dict(),
                 "updates": self.updates,
                 "start_factor": self.start_factor,
-                "best": self.best,
+                "stopping": self.stopping.state_dict(),
                 "random": torch.get_rng_state(),
                 "identity": self._identity,
                 MADE_WITH: self._environment,
                 "kernels": chosen_kernels(),
             },
-            best=self.best is not None and self.best[1] == self.updates,
+            best=self.stopping.best is not None and self.stopping.best_update == self.updates,
         )
+        self.callbacks.on_checkpoint(path)
+
+    def _save_model(self, folder: RunFolder) -> None:
+        folder.save_model(self.problem, {MADE_WITH: self._environment, **(self.config or {})})
 
     def restore(self, force: bool = False) -> None:
         """Go on from the folder's checkpoint, if it has one; ``force``: also with other data or options.
@@ -253,6 +247,7 @@ class Run:
         self.updates = int(state["updates"])
         # checkpoints of earlier versions have no factor; what has been updated is not scaled again
         self.start_factor = state.get("start_factor", 1.0 if self.updates else self.start_factor)
-        self.best = None if changed else state.get("best")
+        if "stopping" in state and not changed:
+            self.stopping.load_state_dict(state["stopping"])
         if "random" in state:
             torch.set_rng_state(state["random"])

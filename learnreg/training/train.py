@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -14,22 +14,30 @@ from torch import Tensor
 from learnreg.errors import ConfigError
 from learnreg.hypergradients.base import HypergradientMethod
 from learnreg.hypergradients.implicit import tightening
-from learnreg.linear.arguments import check_flag, check_type, given_path, shown
+from learnreg.linear.arguments import check_flag, check_type, given_path, real_number, shown
 from learnreg.losses import SquaredError, UpperLoss
 from learnreg.lower_level.problem import LowerLevelProblem
+from learnreg.progress import hidden
+from learnreg.training.callbacks import ByFirst, Callback, Callbacks
 from learnreg.training.group import Group
 from learnreg.training.guard import examine_problem, guarded, take_as_they_are
+from learnreg.training.held_out import HeldOut, held_apart
 from learnreg.training.identity import identity_of
 from learnreg.training.interrupts import Interrupts
 from learnreg.training.options import OptimizerName, SamplingName, ScheduleName, TrainingOptions
 from learnreg.training.process_group import joined
-from learnreg.training.run import Run, TrainResult
+from learnreg.training.progress import Progress
+from learnreg.training.result import TrainResult
+from learnreg.training.run import Run
 from learnreg.training.run_folder import RunFolder, contents_of
+from learnreg.training.run_report import Samples, can_report, report_run
 from learnreg.training.session import Session
 from learnreg.training.shared_folder import folder_of
 from learnreg.training.sources import TrainingData
 
 __all__ = ["OptimizerName", "Trainer", "train"]
+
+_FEW = 8
 
 
 def train(
@@ -59,6 +67,11 @@ def train(
     config: Mapping[str, Any] | None = None,
     validate: Callable[[], float] | None = None,
     on_update: Callable[[Mapping[str, Any]], None] | None = None,
+    validation: float | TrainingData | None = None,
+    patience: int | None = None,
+    callbacks: Callback | Iterable[Callback] = (),
+    report: bool = True,
+    progress: bool = True,
     max_updates: int | None = None,
 ) -> TrainResult:
     """Minimise the mean loss over the dataset in the problem's learnable parameters, in place.
@@ -85,8 +98,8 @@ def train(
         size where the operator knows all of them, as ``Identity`` and ``Blur`` do; those of one size share a batch.
         sigma, a positive number, is the noise level for ``regularizer.at``.
     loss: maps a batch of ground truths to an ``UpperLoss``.
-    out: run folder (model.safetensors, config.toml, metrics.jsonl, checkpoint/; with ``validate`` best.safetensors, the
-        model at its best value; the command line adds the report); None keeps everything in memory, as a regularizer
+    out: run folder (model.safetensors, config.toml, metrics.jsonl, report.html, checkpoint/; with ``validate`` or
+        ``validation`` best.safetensors, the model at its best value); None keeps everything in memory, as a regularizer
         without ``config()`` needs. One run at a time holds it.
     minutes: of upper-level training at most; 5 where neither minutes nor updates are given.
     batch_size: 16, or that of the DataLoader.
@@ -117,7 +130,17 @@ def train(
         ``start_factor``, and with weights of its filters that a few gradients improve.
     config: stored with the model.
     validate: called now and then; its value is logged as ``psnr``.
-    on_update: gets each logged row; ``learnreg.training.progress.Progress(minutes)`` tells people how far it is.
+    on_update: gets each logged row.
+    validation: a share of the items, drawn by the seed, that is held out from training, or a data set of its own. Now
+        and then, by the number of updates, the mean loss and PSNR of up to 128 of them are logged as
+        ``validation_loss`` and ``validation_psnr``. A DataLoader or a stream cannot be divided.
+    patience: early stopping, by validation (or by ``validate``, where more is better): the run ends at the first
+        measurement that many updates after the best one, and returns the best parameters.
+    callbacks: :class:`learnreg.Callback` objects, such as ``learnreg.TensorBoard``, told of updates and checkpoints.
+    report: with ``out``, write report.html and figures/*.pdf there at the end, as the command line does: on the samples
+        held out for validation, or else on some of those trained on. Needs the extra ``images``; without it, that is
+        said before the work, and there is none.
+    progress: show how far it is on stderr: a bar on a terminal or in a notebook, else a line every 30 seconds.
     max_updates: former name of ``updates``.
 
     Raises
@@ -133,6 +156,10 @@ def train(
         warnings.warn("train(max_updates=...): the option is called updates now.", DeprecationWarning, stacklevel=2)
         if updates is not None:
             raise ConfigError(f"train(updates={updates}, max_updates={max_updates}): give updates alone.")
+    for name, flag in (("report", report), ("progress", progress)):
+        check_flag(flag, f"train({name})")
+    is_share = isinstance(validation, (int, float)) and not isinstance(validation, bool)
+    share = real_number(validation, "train(validation)") if is_share else None
     chosen = TrainingOptions(
         minutes,
         max_updates if updates is None else updates,
@@ -150,7 +177,10 @@ def train(
         chunk_size=chunk_size,
         epochs=epochs,
         schedule=schedule,
+        validation=share or 0.0,
+        patience=patience,
     )
+    bar = Progress(chosen.seconds / 60.0, chosen.updates, at_once=False)
     trainer = Trainer(
         problem,
         dataset,
@@ -158,10 +188,16 @@ def train(
         chosen,
         config=config,
         validate=validate,
-        on_update=on_update,
+        callbacks=Callbacks(callbacks, on_update, bar),
+        validation=validation if share is None else None,  # type: ignore[arg-type]
         check_operator=check_operator,
     )
-    result = trainer.run(out, resume, force)
+    reporting = report and out is not None and can_report()
+    with hidden(not progress):
+        with bar:
+            result = trainer.run(out, resume, force)
+        if reporting and result.updates and trainer.folder is not None:
+            report_run(trainer.folder.path, problem, chosen, trainer.samples, result)
     if result.updates == 0:
         warnings.warn("train: the time was over before the first update; give more minutes.", stacklevel=2)
     elif result.was_cut and schedule == "annealed":
@@ -175,7 +211,10 @@ def train(
 
 class Trainer:
     """A training run of given options; ``run`` starts it. The parameters are those of ``train``; table: what
-    config.toml says."""
+    config.toml says.
+
+    folder: what ``run`` wrote to. samples: a few of those trained on, and those that were not.
+    """
 
     def __init__(
         self,
@@ -186,7 +225,8 @@ class Trainer:
         *,
         config: Mapping[str, Any] | None = None,
         validate: Callable[[], float] | None = None,
-        on_update: Callable[[Mapping[str, Any]], None] | None = None,
+        callbacks: Callback | None = None,
+        validation: TrainingData | None = None,
         check_operator: bool = True,
         table: Mapping[str, Any] | None = None,
     ) -> None:
@@ -197,12 +237,18 @@ class Trainer:
                 "named_parameters() yields: modules in a plain list are not seen, those in an nn.ModuleList are."
             )
         check_flag(check_operator, "train(check_operator)")
-        for name, function in (("validate", validate), ("on_update", on_update)):
-            if function is not None and not callable(function):
-                raise ConfigError(f"train({name}={shown(function)}): expected a function, or None.")
+        if validate is not None and not callable(validate):
+            raise ConfigError(f"train(validate={shown(validate)}): expected a function, or None.")
+        if options.patience is not None and not options.validation and validation is None and validate is None:
+            raise ConfigError(
+                f"train(patience={options.patience}): nothing is measured on samples that are held out; give "
+                "validation=0.1, or a data set."
+            )
         self.problem, self.dataset, self.loss, self.options = problem, dataset, loss, options
-        self.config, self.validate, self.on_update = config, validate, on_update
-        self.check_operator, self.table = check_operator, table
+        self.config, self.validate, self.callbacks = config, validate, callbacks or Callback()
+        self.check_operator, self.table, self.validation = check_operator, table, validation
+        self.folder: RunFolder | None = None
+        self.samples = Samples((), ())
 
     def run(self, out: str | Path | RunFolder | None = None, resume: bool = False, force: bool = False) -> TrainResult:
         """Train until the time or the updates are used up; the last parameters are saved whatever ends the run."""
@@ -221,23 +267,40 @@ class Trainer:
             raise ConfigError(f"train(resume=True): {where}. To start a new run, leave resume out.")
         folder = folder_of(out, resume, group) if isinstance(out, Path) else out
         with nullcontext() if folder is None else folder.held():
-            session = Session.of(self.problem, self.dataset, self.loss, self.options, group)
+            data = self.dataset
+            self.folder = folder if group.rank == 0 else None
+            if self.options.validation:
+                data, self.validation = held_apart(data, self.options.validation, self.options.seed)
+            session = Session.of(self.problem, data, self.loss, self.options, group)
             try:
                 result = self._run(session, folder, resume, force)
             except BaseException as error:
                 session.close(wait=not isinstance(error, KeyboardInterrupt))
+                if group.rank == 0:
+                    self._tell_of_the_end(error)
                 raise
             session.close()
+        ByFirst(self.callbacks, group).on_end(result)
         return result
+
+    def _tell_of_the_end(self, error: BaseException) -> None:
+        """What ended the run matters more than what a callback makes of it."""
+        try:
+            self.callbacks.on_end(None)
+        except Exception as another:
+            error.add_note(f"A callback failed, too: {another}")
 
     def _run(self, session: Session, folder: RunFolder | None, resume: bool, force: bool) -> TrainResult:
         options, group = self.options, session.group
+        held_out = None if self.validation is None else HeldOut(self.validation, session)
         if self.check_operator:
             examine_problem(self.problem, lambda: session.source.first(1)[0].b.dtype)
         else:
             take_as_they_are(self.problem)
         session.problem = guarded(self.problem)
         session.share_problem()
+        if folder is not None:
+            self.samples = Samples(session.source.first(_FEW), () if held_out is None else held_out.samples)
         limits = [] if options.updates is None else [options.updates]
         if options.epochs is not None:
             limits.append(session.source.updates_in(options.epochs))
@@ -248,7 +311,8 @@ class Trainer:
             self.problem,
             config=self.config,
             validate=None if self.validate is None else group.by_first(self.validate),
-            on_update=None if self.on_update is None else group.by_first(self.on_update),
+            callbacks=ByFirst(self.callbacks, group),
+            held_out=held_out,
         )
         group.check_same("options or data", lambda: identity_of(session, options))
         group.share_kernels()

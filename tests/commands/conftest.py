@@ -13,13 +13,13 @@ from support.entry_point import Result, run_entry_point
 from learnreg.commands.image_outputs import png_bytes
 from learnreg.models.model import save_model
 from learnreg.regularizers import FieldsOfExperts
-from learnreg.report import figures
+from learnreg.report import report
 
 
 @pytest.fixture(autouse=True)
 def _few_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reports that show one image: drawing four takes longer than the training of a test."""
-    monkeypatch.setattr(figures, "_MAX_IMAGES", 1)
+    monkeypatch.setattr(report, "_MAX_IMAGES", 1)
 
 
 @pytest.fixture

@@ -1,0 +1,19 @@
+"""Figures for papers and reports, as matplotlib figures: ``lr.plot.filters(R).savefig("filters.pdf")``.
+
+matplotlib comes with the extra ``images`` and is imported when the first figure is drawn."""
+
+from learnreg.plot.curves import convergence, learning_curve, noise_levels
+from learnreg.plot.images import comparison, most_informative
+from learnreg.plot.regularizers import filters, potentials
+from learnreg.plot.spectra import spectrum
+
+__all__ = [
+    "comparison",
+    "convergence",
+    "filters",
+    "learning_curve",
+    "most_informative",
+    "noise_levels",
+    "potentials",
+    "spectrum",
+]

@@ -14,7 +14,7 @@ from learnreg.datasets.files.checks import check_file
 from learnreg.datasets.files.pixels import Picture, colours, luminance
 from learnreg.datasets.files.tiff import decode_tiff, is_tiff
 from learnreg.errors import DataError
-from learnreg.linear.arguments import given_path
+from learnreg.linear.paths import given_path
 
 __all__ = ["IMAGE_SUFFIXES", "read_image"]
 

@@ -16,7 +16,8 @@ from learnreg.convolutions.correlation import adopt_kernels, chosen_kernels
 from learnreg.errors import CheckpointError, ConfigError, LearnregError, OperatorError
 from learnreg.hypergradients.base import HypergradientMethod
 from learnreg.hypergradients.implicit import tightening
-from learnreg.linear.arguments import check_flag, check_type, given_path, shown
+from learnreg.linear.arguments import check_flag, check_type, shown
+from learnreg.linear.paths import given_path
 from learnreg.losses import SquaredError, UpperLoss
 from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.regularizers import Regularizer

@@ -91,7 +91,7 @@ def read_text(path: Path, failure: Callable[[Trouble], LearnregError]) -> str:
 
     Raises
     ------
-    What ``failure`` makes of the trouble: missing, no file, no permission, too large, or not UTF-8.
+    What ``failure`` makes of the trouble: missing, no file, no permission, too large. UnicodeDecodeError: not UTF-8.
     """
     if trouble := file_trouble(path):
         raise failure(trouble)
@@ -102,8 +102,6 @@ def read_text(path: Path, failure: Callable[[Trouble], LearnregError]) -> str:
         return path.read_text(encoding="utf-8")
     except OSError as error:
         raise failure(Trouble(f"cannot be read ({error.strerror or error}).", "Check its permissions.")) from error
-    except UnicodeDecodeError as error:
-        raise failure(Trouble(f"it is no text in UTF-8 ({error}).", "Save it again as UTF-8.")) from error
 
 
 def is_lfs_pointer(start: bytes) -> bool:

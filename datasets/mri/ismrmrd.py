@@ -44,6 +44,7 @@ def read_ismrmrd(path: Path, select: Mapping[str, int]) -> tuple[np.ndarray[Any,
             raise DataError("its records are not those of ISMRMRD.", path, "Export it again.")
         check_claim(path, dataset.size * dataset.dtype.itemsize)
         check_chunks(dataset, path)
+        _check_lines(dataset, path)
         heads = np.asarray(dataset.fields("head")[()])
         imaging = _imaging(heads, select, path)
         lines = dataset.fields("data")  # read one by one: many records may share, and multiply, one piece of the file
@@ -63,6 +64,34 @@ def _check_heaps(path: Path) -> None:
                     raise DataError("its lists of values are damaged.", path, "Copy or export it again.")
                 place = place + 16 + -(-size // 8) * 8 if number else end
             start = data.find(_COLLECTION, start + 1)
+
+
+def _check_lines(records: Any, path: Path) -> None:
+    """Refuse lines longer than their file: memory would be taken for them before they are looked for. Of compressed
+    records the lengths cannot be seen."""
+    if records.chunks is None or records.id.get_create_plist().get_nfilters():
+        return
+    kind = records.id.get_type()
+    place = kind.get_member_offset(kind.get_member_index(b"data"))
+    length = np.dtype({"names": ["length"], "formats": ["<u4"], "offsets": [place], "itemsize": kind.get_size()})
+    for start in range(0, records.size, records.chunks[0]):
+        stored = np.frombuffer(records.id.read_direct_chunk((start,))[1], length)
+        _check_length(4 * int(stored["length"].max(initial=0)), path)
+
+
+def _check_text(dataset: Any, path: Path) -> None:
+    """The same for a text of variable length."""
+    place = dataset.id.get_offset()
+    if place is not None and dataset.dtype.kind == "O":
+        with path.open("rb") as file:
+            file.seek(place)
+            _check_length(int.from_bytes(file.read(4), "little"), path)
+
+
+def _check_length(promised: int, path: Path) -> None:
+    size = path.stat().st_size
+    if promised > size:
+        raise DataError(f"it promises {promised:,} bytes, the file has {size:,}.", path, "Copy or export it again.")
 
 
 def _imaging(heads: np.ndarray[Any, Any], select: Mapping[str, int], path: Path) -> np.ndarray[Any, Any]:
@@ -145,6 +174,7 @@ class _Header:
         with open_hdf5(path, "dataset/xml", kinds="OS") as dataset:
             if dataset.size != 1:
                 raise DataError(f"it has {dataset.size:,} XML headers, expected one.", path, "Export it again.")
+            _check_text(dataset, path)
             text = np.ravel(dataset[()])[0]
         text = text if isinstance(text, bytes) else str(text).encode()
         if len(text) > _HEADER_LIMIT or b"<!DOCTYPE" in text or b"<!ENTITY" in text:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 from learnreg.commands.options import ENDLESS, KINDS, TrainingConfig, device_of, nearest
 from learnreg.commands.tasks import tasks_with
 from learnreg.errors import ConfigError
+from learnreg.linear.paths import read_text
 from learnreg.regularizers import canonical_name, letters
 from learnreg.training.run_folder import RunFolder, check_folder, contents_of
 
@@ -81,9 +82,9 @@ def _assigned(
 def read_toml(file: str | Path) -> dict[str, Any]:
     """The table in a TOML file; ConfigError when it is missing or no TOML."""
     try:
-        return tomllib.loads(Path(file).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"--config {file}: cannot be read ({error.strerror or error}).") from error
+        return tomllib.loads(read_text(Path(file), lambda trouble: ConfigError(f"--config {file}: {trouble}")))
+    except ConfigError:
+        raise
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"--config {file}: not a TOML file ({error}).") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -20,9 +21,7 @@ _ANY_TENSOR = 2**22
 _TIMES = 16
 """Constructors hold tables and copies beside what is stored: they may be so much larger."""
 
-_MAKERS = frozenset(
-    {torch.arange, torch.empty, torch.eye, torch.full, torch.linspace, torch.ones, torch.rand, torch.randn, torch.zeros}
-)
+_MAKERS = frozenset({torch.empty, torch.eye, torch.full, torch.ones, torch.rand, torch.randn, torch.zeros})
 
 
 class ModestTensors(TorchFunctionMode):
@@ -40,13 +39,18 @@ class ModestTensors(TorchFunctionMode):
     def __torch_function__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        options = dict(kwargs or {})
-        if function in _MAKERS:
-            sizeless = {key: value for key, value in options.items() if key not in ("generator", "device", "out")}
-            size = function(*args, **sizeless, device="meta").numel()
-            if size > self._most:
-                raise ConfigError(f"it asks for {size:,} numbers, far more than the file holds.")
-        return function(*args, **options)
+        if function in _MAKERS and (size := _size(function, args, kwargs or {})) > self._most:
+            raise ConfigError(f"it asks for {size:,} numbers, far more than the file holds.")
+        return function(*args, **(kwargs or {}))
+
+
+def _size(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
+    """How many numbers a call makes. On the device "meta" torch would say it, which takes a second to import."""
+    given = args[:1] if function is torch.full else args
+    sizes = kwargs.get("size", given[0] if given and isinstance(given[0], (tuple, list)) else given)
+    sizes = (sizes,) if isinstance(sizes, int) else sizes
+    square = 2 if function is torch.eye and len(sizes) == 1 else 1
+    return math.prod(size for size in sizes if isinstance(size, int)) ** square
 
 
 def check_sizes(config: Mapping[str, Any], numbers: int) -> None:

@@ -19,6 +19,7 @@ import json
 import math
 import os
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -263,7 +264,9 @@ def _read_state(file: Path) -> tuple[dict[str, Tensor], object]:
             raise CheckpointError(f"{file}: is a Git LFS pointer, not the checkpoint itself; run `git lfs pull`.")
         if file.suffix == ".safetensors":
             return safetensors.torch.load_file(file), None
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles of other protocols
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
     except Exception as error:  # the unpickler raises many kinds when a file is damaged

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from learnreg.errors import CheckpointError, ConfigError
+from learnreg.linear.arguments import shown
 from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.models.model import save_model
 from learnreg.models.tensor_files import dumps, read_tensors, write_atomically, write_tensors
@@ -231,7 +232,7 @@ def _number(path: Path) -> int:
 def _is_object(line: bytes) -> bool:
     try:
         return isinstance(json.loads(line), dict)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
 
 
@@ -239,7 +240,13 @@ def _read_checkpoint(path: Path) -> tuple[dict[Any, Any], int]:
     tensors, content = read_tensors(path)
     if content.get("checkpoint_format") not in _READABLE_FORMATS:
         raise CheckpointError(f"{path}: not a checkpoint of format {' or '.join(map(str, _READABLE_FORMATS))}.")
-    return dict(_unpack(content["state"], tensors)), int(content["rows"])
+    try:
+        state, rows = dict(_unpack(content["state"], tensors)), content["rows"]
+    except Exception as error:  # a state of another make
+        raise CheckpointError(f"{path}: its state cannot be read ({type(error).__name__}: {error}).") from error
+    if type(rows) is not int or rows < 0:
+        raise CheckpointError(f"{path}: its number of rows is {shown(rows)}, expected a whole number.")
+    return state, rows
 
 
 def _pack(value: Any, tensors: dict[str, Tensor], where: str) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping
@@ -15,8 +14,7 @@ import torch
 from torch import Tensor
 
 from learnreg.errors import CheckpointError, ConfigError, LearnregError, ShapeError
-from learnreg.linear.arguments import check_dense, check_type
-from learnreg.linear.examination import is_own_class
+from learnreg.linear.arguments import check_dense, check_type, real_number
 from learnreg.linear.operator import LinearOperator
 from learnreg.linear.paths import given_path
 from learnreg.lower_level.constraints import Box
@@ -28,6 +26,7 @@ from learnreg.models.names import (
     build_operator,
     build_regularizer,
     check_operator,
+    check_rebuilt,
     describe_operator,
     describe_regularizer,
     operator_tensors,
@@ -198,7 +197,7 @@ def save_model(
     state = regularizer.state_dict()
     described, tensors = _describe_problem(problem)
     description = describe_regularizer(regularizer)
-    _check_rebuilt(regularizer, description)
+    check_rebuilt(regularizer, description)
     for name, tensor in tensors.items():
         if name in state:
             raise ConfigError(f"save_model: two tensors are called {name!r}; rename the regularizer's submodule.")
@@ -248,9 +247,7 @@ def load(path: str | Path) -> Model:
         _check_finite({**tensors, **of_operator}, file)
         regularizer.load_state_dict(tensors, assign=True)
         model = Model(regularizer, config, data_term, of_operator)
-        # What remains is what the problem checks, whatever its operator.
-        sides = (8,) * regularizer.image_dimensions
-        model.problem(operator=Identity((regularizer.image_channels, *sides)), data_term=LeastSquares())
+        _check_problem(model)
     except CheckpointError:
         raise
     except Exception as error:  # constructors raise many kinds when a description is not theirs
@@ -327,31 +324,23 @@ def _describe_limits(box: Box) -> list[float | None]:
     return limits
 
 
+def _check_problem(model: Model) -> None:
+    """What the lower-level problem checks, whatever its operator and data term."""
+    config, regularizer = model.config, model.regularizer
+    if config["constraint"] is not None:
+        Box(*(real_number(limit, "constraint", finite=False) for limit in _open_limits(config["constraint"])))
+    LowerLevelProblem(
+        Identity((regularizer.image_channels, *(8,) * regularizer.image_dimensions)),
+        regularizer,
+        ridge=config["ridge"],
+        noise_level=config["noise_level"],
+        minimiser=config["minimiser"],
+    )
+
+
 def _open_limits(limits: list[float | None]) -> tuple[float, float]:
     lower, upper = limits
     return -math.inf if lower is None else lower, math.inf if upper is None else upper
-
-
-def _check_rebuilt(regularizer: Regularizer, description: Mapping[str, Any]) -> None:
-    """ConfigError unless a regularizer of somebody's own class can be rebuilt from what its ``config`` says."""
-    if is_own_class(type(regularizer)):
-        return
-    name = type(regularizer).__name__
-    try:
-        rebuilt = build_regularizer(json.loads(json.dumps(description))).state_dict()
-    except LearnregError:
-        raise
-    except Exception as error:
-        raise ConfigError(
-            f"{name} cannot be stored: its config does not rebuild it ({type(error).__name__}: {error}). config() "
-            "returns the keywords of the constructor, unless from_config says otherwise."
-        ) from error
-    shapes = [{key: tuple(t.shape) for key, t in state.items()} for state in (regularizer.state_dict(), rebuilt)]
-    if wrong := sorted(k for k in {*shapes[0], *shapes[1]} if shapes[0].get(k) != shapes[1].get(k)):
-        raise ConfigError(
-            f"{name} cannot be stored: rebuilt from its config, {wrong[0]} has the shape {shapes[1].get(wrong[0])} "
-            f"instead of {shapes[0].get(wrong[0])}; an argument is missing in config()."
-        )
 
 
 _SIDES = {1: "length", 2: "height, width", 3: "depth, height, width"}

@@ -6,6 +6,7 @@ stand in the file under a name that the description holds."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -24,6 +25,7 @@ __all__ = [
     "build_operator",
     "build_regularizer",
     "check_operator",
+    "check_rebuilt",
     "describe_operator",
     "describe_regularizer",
     "operator_tensors",
@@ -98,6 +100,28 @@ def _built(value: Any, numbers: int | None) -> Any:
 
 def _describes(value: object) -> bool:
     return isinstance(value, dict) and set(value) == {"name", "config"}
+
+
+def check_rebuilt(regularizer: Regularizer, description: Mapping[str, Any]) -> None:
+    """ConfigError unless a regularizer of somebody's own class can be rebuilt from what its ``config`` says."""
+    if is_own_class(type(regularizer)):
+        return
+    name = type(regularizer).__name__
+    try:
+        rebuilt = build_regularizer(json.loads(json.dumps(description))).state_dict()
+    except LearnregError:
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f"{name} cannot be stored: its config does not rebuild it ({type(error).__name__}: {error}). config() "
+            "returns the keywords of the constructor, unless from_config says otherwise."
+        ) from error
+    shapes = [{key: tuple(t.shape) for key, t in state.items()} for state in (regularizer.state_dict(), rebuilt)]
+    if wrong := sorted(k for k in {*shapes[0], *shapes[1]} if shapes[0].get(k) != shapes[1].get(k)):
+        raise ConfigError(
+            f"{name} cannot be stored: rebuilt from its config, {wrong[0]} has the shape {shapes[1].get(wrong[0])} "
+            f"instead of {shapes[0].get(wrong[0])}; an argument is missing in config()."
+        )
 
 
 # ---- operators -------------------------------------------------------------------------------------------------------

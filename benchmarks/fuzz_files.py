@@ -35,9 +35,10 @@ SECONDS = 60.0
 MEMORY = 256 * 2**20
 """A file of a few kB that takes more beyond what the process had is counted."""
 
-TEXT = """{files} damaged files for each loader, from seeds of 0.1 to 20 kB: bits flipped, bytes written, cut, repeated,
-left out, zeroed, spliced and inserted, numbers of other sizes, and changes of chunks, directories, headers, elements and
-descriptions that keep checksums (PNG, SHA-256 of models) and layout right. *read*: the file was still whole enough, or
+TEXT = """{files} damaged files for each loader, from seeds of 0.1 to 20 kB: bits flipped, bytes written, cut,
+repeated, left out, zeroed, spliced and inserted, numbers of other sizes, and changes of chunks, directories, headers,
+elements and descriptions that keep checksums (PNG, SHA-256 of models) and layout right. *read*: the file was still
+whole enough, or
 its values changed. *wrong*: an exception that is not documented, a warning of another package, words on stderr, a
 signal, more than 60 s, or more than 256 MB beyond the process: no file was. Seconds and MB: of the worst file."""
 

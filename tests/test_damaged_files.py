@@ -9,11 +9,10 @@ import warnings
 from pathlib import Path
 
 import pytest
+from support.file_loaders import LOADERS, Files, damaged_files
 
 for package in ("PIL", "tifffile", "h5py", "pydicom"):
     pytest.importorskip(package)
-
-from support.file_loaders import LOADERS, Files, damaged_files
 
 FILES = 12
 

@@ -11,17 +11,16 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
+
+from support.byte_changes import BYTES, SIZES, Seeds
 
 __all__ = ["STRUCTURED", "mutated"]
 
-Seeds = Sequence[bytes]
-SIZES = (0, 1, 2, 3, 7, 8, 9, 127, 128, 255, 256, 1023, 4096, 32767, 32768, 65535, 65536, 10**6, 2**24, 2**31 - 1)
-SIZES += (2**31, 2**32 - 1, 2**32, 2**40, 2**62, 2**63 - 1)
 ODD: tuple[Any, ...] = (
-    None, True, False, 0, -1, 1, 2, 5, 10**9, 2**31, 2**63, 10**400, -0.5, 0.5, 1e-300, 1e300, "", "x", "1", "\0", "é" * 300,
-    [], [1], [[[1]]], [1, 2], [10**5] * 3, [0, 0], {}, {"a": 1}, {"name": "fields-of-experts", "config": {}},
+    None, True, False, 0, -1, 1, 2, 5, 10**9, 2**31, 2**63, 10**400, -0.5, 0.5, 1e-300, 1e300, "", "x", "1", "\0",
+    "é" * 300, [], [1], [[[1]]], [1, 2], [10**5] * 3, [0, 0], {}, {"a": 1}, {"name": "fields-of-experts", "config": {}},
     {"name": None, "config": {}}, {"tensor": "filters"},
 )  # fmt: skip
 DTYPES = (
@@ -42,6 +41,19 @@ DTYPES = (
     "F4",
 )
 
+WORDS = (
+    "1e400", "-1", "0", "9" * 400, "9" * 5000, "nan", "-inf", "true", '""', '"x"', "[]", "[[1], 2]", "{a = 1}", "{}",
+    "[" * 3000, "1979-05-27", "0x" + "f" * 99, "'''", '"\\ud800"', "1e-320", "3.5", "100000", "2000000000", "()",
+    "None", "(" * 300,
+)  # fmt: skip
+
+TAGS = (
+    "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "SamplesPerPixel",
+    "RescaleSlope", "RescaleIntercept", "PixelSpacing", "PhotometricInterpretation", "NumberOfFrames", "Modality",
+    "InstanceNumber",
+    "ImagePositionPatient", "ImageOrientationPatient", "PixelPaddingValue", "SOPClassUID", "SeriesInstanceUID",
+)  # fmt: skip
+
 
 def mutated(kind: str, seeds: Seeds, order: random.Random) -> bytes:
     """One of the seeds, changed once to three times; ``kind`` names a row of ``STRUCTURED``, or none."""
@@ -55,81 +67,6 @@ def mutated(kind: str, seeds: Seeds, order: random.Random) -> bytes:
     for _ in range(order.choice((1, 1, 1, 2, 3))):
         data = order.choice(BYTES)(data, seeds, order)
     return data
-
-
-# ---- any bytes -------------------------------------------------------------------------------------------------------
-
-
-def _span(data: bytes, order: random.Random) -> tuple[int, int]:
-    first = order.randrange(len(data) + 1)
-    return first, min(len(data), first + order.choice((1, 2, 4, 8, 16, 64, 512, len(data))))
-
-
-def _place(data: bytes, order: random.Random) -> int:
-    """Headers stand at the beginning, directories of some formats at the end."""
-    if not data:
-        return 0
-    near = min(len(data), 400)
-    return order.choice((order.randrange(near), order.randrange(len(data)), len(data) - 1 - order.randrange(near)))
-
-
-def _flip(data: bytes, seeds: Seeds, order: random.Random) -> bytes:
-    changed = bytearray(data)
-    for _ in range(order.randint(1, 8) if data else 0):
-        changed[_place(data, order)] ^= 1 << order.randrange(8)
-    return bytes(changed)
-
-
-def _write(data: bytes, seeds: Seeds, order: random.Random) -> bytes:
-    place = _place(data, order)
-    new = order.randbytes(order.randint(1, 16))
-    return data[:place] + new + data[place + len(new) :]
-
-
-def _number(data: bytes, seeds: Seeds, order: random.Random) -> bytes:
-    """A number of another size, as lengths and counts are written."""
-    place, width = _place(data, order), order.choice((1, 2, 4, 4, 8))
-    value = order.choice((*SIZES, len(data), len(data) - place)) % 2 ** (8 * width)
-    return data[:place] + value.to_bytes(width, order.choice(("little", "big"))) + data[place + width :]
-
-
-def _cut(data: bytes, seeds: Seeds, order: random.Random) -> bytes:
-    return data[: order.randrange(len(data) + 1)]
-
-
-def _repeat(data: bytes, seeds: Seeds, order: random.Random) -> bytes:
-    first, last = _span(data, order)
-    return data[:last] + data[first:last] * order.choice((1, 1, 2, 50)) + data[last:]
-
-
-def _remove(data: bytes, seeds: Seeds, order: random.Random) -> bytes:
-    first, last = _span(data, order)
-    return data[:first] + data[last:]
-
-
-def _fill(data: bytes, seeds: Seeds, order: random.Random) -> bytes:
-    first, last = _span(data, order)
-    return data[:first] + order.choice((b"\0", b"\xff", b" ", b"[")) * (last - first) + data[last:]
-
-
-def _splice(data: bytes, seeds: Seeds, order: random.Random) -> bytes:
-    other = order.choice(seeds)
-    place, first = order.randrange(len(data) + 1), order.randrange(len(other) + 1)
-    return data[:place] + other[first if order.random() < 0.5 else min(place, len(other)) :]
-
-
-def _insert(data: bytes, seeds: Seeds, order: random.Random) -> bytes:
-    place = _place(data, order)
-    return data[:place] + order.randbytes(order.choice((1, 3, 64, 1000))) + data[place:]
-
-
-def _noise(data: bytes, seeds: Seeds, order: random.Random) -> bytes:
-    return data[: order.choice((0, 4, 8, 132))] + order.randbytes(order.choice((0, 1, 30, 1000)))
-
-
-BYTES: tuple[Callable[[bytes, Seeds, random.Random], bytes], ...] = (
-    _flip, _flip, _write, _number, _number, _number, _cut, _repeat, _remove, _fill, _splice, _insert, _noise,
-)  # fmt: skip
 
 
 # ---- formats ---------------------------------------------------------------------------------------------------------
@@ -239,7 +176,7 @@ def _npy(data: bytes, order: random.Random) -> bytes:
 
 
 def _safetensors(data: bytes, order: random.Random) -> bytes:
-    """A description with an odd value, and the SHA-256 that belongs to it, or tensors of other names, types and shapes."""
+    """A description with an odd value, and the SHA-256 that belongs to it, or other tensors."""
     import safetensors.torch
 
     length = int.from_bytes(data[:8], "little")
@@ -343,10 +280,7 @@ def _text(data: bytes, order: random.Random) -> bytes:
     if order.random() < 0.6:
         words = list(re.finditer(r"-?[\w.+]+|\"[^\"]*\"|'[^']*'|\[[^\]]*\]", text))
         word = order.choice(words)
-        new = order.choice(
-            ("1e400", "-1", "0", "9" * 400, "9" * 5000, "nan", "-inf", "true", '""', '"x"', "[]", "[[1], 2]", "{a = 1}", "{}", "[" * 3000,
-             "1979-05-27", "0x" + "f" * 99, "'''", '"\\ud800"', "1e-320", "3.5", "100000", "2000000000", "()", "None", "(" * 300)
-        )  # fmt: skip
+        new = order.choice(WORDS)
         return (text[: word.start()] + new + text[word.end() :]).encode("utf-8", "replace")
     lines = text.split("\n")
     i, what = order.randrange(len(lines)), order.randrange(5)
@@ -399,10 +333,7 @@ def _dicom(data: bytes, order: random.Random) -> bytes:
         return data[:at] + (new or data[at : at + 2] + length) + data[at + len(new or length) + 2 * (not what) :]
     dataset = pydicom.dcmread(io.BytesIO(data), force=True)
     pydicom.config.settings.writing_validation_mode = pydicom.config.IGNORE
-    names = ("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "SamplesPerPixel", "RescaleSlope",
-             "RescaleIntercept", "PixelSpacing", "PhotometricInterpretation", "NumberOfFrames", "Modality", "ImagePositionPatient",
-             "ImageOrientationPatient", "InstanceNumber", "PixelPaddingValue", "SOPClassUID", "SeriesInstanceUID")  # fmt: skip
-    name = order.choice(names)
+    name = order.choice(TAGS)
     numbers = (0, 1, -1, 2, 3, 7, 8, 9, 12, 16, 32, 64, 255, 4096, 8192, 65535)
     texts = ("", "x", "1e308", "-1e308", "nan", "inf", "0", "1e-300", "9" * 16, "1\\2\\3", "é")
     value: Any = order.choice(numbers) if dictionary_VR(name) in ("US", "SS", "US or SS") else order.choice(texts)

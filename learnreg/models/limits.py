@@ -50,7 +50,7 @@ def _size(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> in
     sizes = kwargs.get("size", given[0] if given and isinstance(given[0], (tuple, list)) else given)
     sizes = (sizes,) if isinstance(sizes, int) else sizes
     square = 2 if function is torch.eye and len(sizes) == 1 else 1
-    return math.prod(size for size in sizes if isinstance(size, int)) ** square
+    return int(math.prod(size for size in sizes if isinstance(size, int)) ** square)
 
 
 def check_sizes(config: Mapping[str, Any], numbers: int) -> None:

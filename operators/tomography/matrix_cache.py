@@ -114,7 +114,7 @@ def _check(rows: SparseRows, shape: tuple[int, int] | None) -> None:
     """ValueError unless these are the rows of a matrix: products look nothing up."""
     starts, columns, values = rows
     whole = starts.ndim == columns.ndim == values.ndim == 1 and starts.size > 0 and columns.size == values.size
-    types = (starts.dtype, columns.dtype, values.dtype) == (np.int32, np.int32, np.float32)
+    types = [array.dtype.name for array in rows] == ["int32", "int32", "float32"]
     if not (whole and types) or starts[0] != 0 or starts[-1] != columns.size or (np.diff(starts) < 0).any():
         raise ValueError("its rows do not fit together")
     count, most = (starts.size - 1, 2**31 - 1) if shape is None else shape

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from learnreg.datasets.files.images import IMAGE_SUFFIXES, read_image
 from learnreg.errors import DataError
-from learnreg.linear.arguments import given_path
+from learnreg.linear.paths import files_in, folder_trouble, given_path
 from learnreg.progress import counted
 
 __all__ = ["ImageFolder", "list_images", "read_all"]
@@ -30,7 +30,6 @@ def list_images(folder: str | Path) -> list[Path]:
     DataError: the folder is missing, is a file, or holds no images.
     """
     folder = given_path(folder, "folder")
-    _check_folder(folder)
     images = _images_in(folder)
     if not images:
         raise DataError("this folder holds no images.", folder, _hint_for_empty(folder))
@@ -92,27 +91,12 @@ def read_all(names: Iterable[str], read: Callable[[int], T]) -> dict[str, T]:
     return found
 
 
-def _check_folder(folder: Path) -> None:
-    if not folder.exists():
-        raise DataError("this folder does not exist.", folder, "Check the path.")
-    if not folder.is_dir():
-        raise DataError("expected a folder, this is a file.", folder, f"Did you mean its folder, {folder.parent}?")
-
-
 def _images_in(folder: Path) -> list[Path]:
-    entries = (path for path in _entries(folder) if path.suffix.lower() in IMAGE_SUFFIXES)
-    return sorted((path for path in entries if path.is_file()), key=lambda path: path.name)
-
-
-def _entries(folder: Path) -> list[Path]:
-    try:
-        return [path for path in folder.iterdir() if not path.name.startswith(".")]
-    except OSError as error:
-        raise DataError(f"cannot be listed ({error.strerror}).", folder, "Check its permissions.") from error
+    return [path for path in files_in(folder) if path.suffix.lower() in IMAGE_SUFFIXES]
 
 
 def _hint_for_empty(folder: Path) -> str:
-    subfolders = sorted(path for path in _entries(folder) if path.is_dir())
+    subfolders = sorted(path for path in folder.iterdir() if path.name[0] != "." and folder_trouble(path) is None)
     for subfolder in subfolders:
         if _images_in(subfolder):
             return f"Sub-folders are not searched: images are in {subfolder}, pass that folder instead."

@@ -13,7 +13,8 @@ from learnreg.datasets.files.folder import ImageFolder, list_images, read_all
 from learnreg.datasets.files.images import read_image
 from learnreg.datasets.photographs.natural import natural_images
 from learnreg.errors import ConfigError, DataError
-from learnreg.linear.arguments import check_one_of, given_path
+from learnreg.linear.arguments import check_one_of
+from learnreg.linear.paths import folder_trouble, given_path
 
 __all__ = ["BSDS500", "load_training_images"]
 
@@ -92,10 +93,10 @@ def _check_split(split: str) -> None:
 
 def _find_layout(root: Path, splits: Sequence[str]) -> Path:
     for layout in _LAYOUTS:
-        if all((root / layout / split).is_dir() for split in splits):
+        if all(os.path.isdir(root / layout / split) for split in splits):
             return root / layout
-    if not root.is_dir():
-        raise DataError("this folder does not exist.", root, "Check the path.")
+    if trouble := folder_trouble(root):
+        raise DataError(trouble.reason, root, trouble.hint)
     tried = ", ".join(str(layout / f"{{{','.join(splits)}}}") for layout in _LAYOUTS)
     raise DataError("BSDS500 was not found here.", root, f"Layouts tried below this folder: {tried}.")
 

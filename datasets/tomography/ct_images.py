@@ -14,7 +14,8 @@ from learnreg.datasets.files.folder import ImageFolder, read_all
 from learnreg.datasets.tomography.phantoms import ellipse_phantom
 from learnreg.datasets.tomography.slices import resize_slice
 from learnreg.errors import DataError
-from learnreg.linear.arguments import given_path, whole_number
+from learnreg.linear.arguments import whole_number
+from learnreg.linear.paths import files_in, given_path
 from learnreg.progress import counted
 
 __all__ = ["ellipse_split", "load_ct_images"]
@@ -52,7 +53,7 @@ def load_ct_images(
     if str(source) == "ellipses":
         return ellipse_split(size, count, seed)
     folder = given_path(source, "load_ct_images(source)")
-    if not (folder.is_dir() and _holds_dicom(folder)):
+    if not any(map(is_dicom, files_in(folder))):
         training, held_out = _split_files(folder, size, count, seed)
         return _without_held_out(training, held_out, folder), held_out
     series = read_dicom_series(folder, series_uid, window)
@@ -89,10 +90,6 @@ def ellipse_split(
     training = {f"ellipses {i}": ellipse_phantom(i, size, seed) for i in counted(range(count), "drawing phantoms")}
     held_out = {f"held-out ellipses {i}": ellipse_phantom(i, size, seed, held_out=True) for i in range(_HELD_OUT)}
     return training, held_out
-
-
-def _holds_dicom(folder: Path) -> bool:
-    return any(path.is_file() and is_dicom(path) for path in folder.iterdir())
 
 
 def _split_series(

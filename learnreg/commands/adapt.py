@@ -19,6 +19,7 @@ from torch import Tensor
 
 from learnreg.commands.common import Scenario, announce, comparison_figures
 from learnreg.commands.options import TrainingConfig
+from learnreg.commands.terminal import check_folder
 from learnreg.errors import ConfigError
 from learnreg.losses import SquaredError
 from learnreg.lower_level.problem import LowerLevelProblem
@@ -77,8 +78,7 @@ def adapt(
         raise ConfigError(f"--criterion {criterion}: expected one of {', '.join(CRITERIA)}.")
     if not 1 <= pairs <= len(scenario.pairs):
         raise ConfigError(f"--pairs {pairs}: expected from 1 to the {len(scenario.pairs)} training samples there are.")
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"--out {out}: expected a folder, this is a file.")
+    check_folder(out)
     regularizer = _for_images(model.regularizer, scenario.config)
     b, x_true = (torch.stack(column) for column in zip(*(scenario.pairs[i] for i in range(pairs)), strict=True))
     announce(f"tuning the balance on {pairs} samples")

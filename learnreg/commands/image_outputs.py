@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from learnreg.commands.terminal import check_folder
 from learnreg.errors import ConfigError, DataError
 from learnreg.lower_level.data_terms import DataTerm
 from learnreg.lower_level.problem import LowerLevelProblem
@@ -168,8 +169,7 @@ def output_paths(inputs: Sequence[Path], counts: Sequence[int], out: Path) -> li
     ------
     ConfigError: ``out`` is a file; two outputs of one name; one that would replace an input.
     """
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"--out {out}: expected a folder, this is a file.")
+    check_folder(out)
     sources = {os.path.realpath(path) for path in inputs}
     owners: dict[Path, Path] = {}
     outputs = []

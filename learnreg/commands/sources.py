@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 from learnreg.commands.options import ENDLESS, KINDS, TrainingConfig, device_of, nearest
 from learnreg.commands.tasks import tasks_with
 from learnreg.errors import ConfigError
+from learnreg.linear.paths import read_text
 from learnreg.regularizers import canonical_name, letters
 from learnreg.training.environment import MADE_WITH
 from learnreg.training.folder_lock import check_free
@@ -84,9 +85,9 @@ def _assigned(
 def read_toml(file: str | Path) -> dict[str, Any]:
     """The options in a TOML file; ConfigError when it is missing or no TOML."""
     try:
-        found = tomllib.loads(Path(file).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"--config {file}: cannot be read ({error.strerror or error}).") from error
+        found = tomllib.loads(read_text(Path(file), lambda trouble: ConfigError(f"--config {file}: {trouble}")))
+    except ConfigError:
+        raise
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"--config {file}: not a TOML file ({error}).") from error
     return {name: value for name, value in found.items() if name != MADE_WITH}

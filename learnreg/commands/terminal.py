@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from learnreg.errors import ConfigError
+from learnreg.linear.paths import folder_trouble
 
 __all__ = ["Json", "ModelName", "Tolerance", "check_folder", "check_seed", "say"]
 
@@ -23,8 +24,8 @@ def check_seed(seed: int) -> None:
 
 
 def check_folder(out: Path | None) -> None:
-    if out is not None and out.exists() and not out.is_dir():
-        raise ConfigError(f"--out {out}: expected a folder, this is a file.")
+    if out is not None and (trouble := folder_trouble(out, optional=True)):
+        raise ConfigError(f"--out {out}: {trouble}")
 
 
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object as the last line of stdout")]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from learnreg.errors import ConfigError
-from learnreg.linear.arguments import given_path
+from learnreg.linear.paths import given_path
 from learnreg.training.callbacks import Callback
 from learnreg.training.result import TrainResult
 

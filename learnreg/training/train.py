@@ -14,7 +14,8 @@ from torch import Tensor
 from learnreg.errors import ConfigError
 from learnreg.hypergradients.base import HypergradientMethod
 from learnreg.hypergradients.implicit import tightening
-from learnreg.linear.arguments import check_flag, check_type, given_path, real_number, shown
+from learnreg.linear.arguments import check_flag, check_type, real_number, shown
+from learnreg.linear.paths import given_path
 from learnreg.losses import SquaredError, UpperLoss
 from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.progress import hidden

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from learnreg.commands.image_inputs import files_of
-from learnreg.commands.image_outputs import Examined, Reconstructed, Written, output_paths, sensitivity, write_png
+from learnreg.commands.image_outputs import Examined, Reconstructed, Written, each_reconstructed, sensitivity, write_png
 from learnreg.datasets import KSpace, estimate_coil_maps, read_kspace
 from learnreg.errors import ConfigError, DataError, ShapeError
 from learnreg.linear.complex_channels import as_channels, as_complex
@@ -73,9 +74,7 @@ class KSpaceReconstructor:
         require("PIL.Image", "writing PNG files", "pillow")
         goal = check_tolerance(_TOLERANCE if tolerance is None else tolerance)
         paths = files_of(inputs, _FILES)
-        examined = [self._examine(path) for path in paths]
-        work = zip(examined, output_paths(paths, [known.count for known in examined], out), strict=True)
-        return examined, (row for known, names in work for row in self._all(known, names, goal))
+        return each_reconstructed(paths, out, self._examine, partial(self._all, tolerance=goal))
 
     def _examine(self, path: Path) -> Examined:
         kspace = read_kspace(path, self.select)

@@ -16,6 +16,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,7 +24,14 @@ from torch import Tensor
 
 from learnreg.commands.fitness import unfit_scan
 from learnreg.commands.image_inputs import files_of
-from learnreg.commands.image_outputs import Examined, Reconstructed, output_paths, sensitivity, write_array, write_png
+from learnreg.commands.image_outputs import (
+    Examined,
+    Reconstructed,
+    each_reconstructed,
+    sensitivity,
+    write_array,
+    write_png,
+)
 from learnreg.commands.scenes import Projector
 from learnreg.datasets import PhotonNoise, SinogramStack, line_integrals, read_array, statistical_weights
 from learnreg.datasets.files.checks import Mask
@@ -192,9 +200,7 @@ class Reconstructor:
         require("PIL.Image", "writing PNG files", "pillow")
         goal = check_tolerance(_TOLERANCE if tolerance is None else tolerance)
         paths = files_of(inputs, _SCANS)
-        examined = [self._examine(path) for path in paths]
-        work = zip(examined, output_paths(paths, [known.count for known in examined], out), strict=True)
-        return examined, (row for known, names in work for row in self._all(known, names, goal))
+        return each_reconstructed(paths, out, self._examine, partial(self._all, tolerance=goal))
 
     def _examine(self, path: Path) -> Examined:
         count = floored = 0

@@ -9,33 +9,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.command_line import refuse, succeed
+from support.command_line import refuse, small_training, succeed
 
 import learnreg as lr
-from learnreg.commands import tomography
 from learnreg.datasets import LoDoPaB, ellipse_phantom
 from learnreg.models.model import load
 from learnreg.operators import ParallelBeam2D, ParallelGeometry
-from learnreg.training import start_tuning
 
 pytest.importorskip("astra")
 pytest.importorskip("skimage.metrics")
 Image = pytest.importorskip("PIL.Image")
 
 TINY = ("--size", 16, "--angles", 8, "--minutes", 3.0)
-SMALL = [
-    f"--set={key}" for key in ("images=4", "filters=4", "filter_size=3", "batch_size=2", "updates=2", "ridge=0.01")
-]
+SMALL = small_training(ridge=0.01)
 LOOSE = ("--tolerance", 1e-2)
-
-
-@pytest.fixture
-def quick(quick_starts: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Starts and comparisons with total variation that need not be good."""
-    monkeypatch.setattr(start_tuning, "_LARGEST_SEARCH", 1)
-    monkeypatch.setattr(tomography, "_BASELINE_PIXELS", 0)
-    monkeypatch.setattr(tomography, "_BASELINE_WEIGHT", 1e-3)
-    monkeypatch.setattr(tomography, "_COMPARISON_TOLERANCE", 5e-2)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +186,7 @@ class _Tuning:
         scaled = Scaled(regularizer)
         problem = self.scenario.problem(scaled)
 
+        @cache  # each is a solve
         @torch.no_grad()
         def excess(log_factor: float) -> float:
             scaled.log_factor.fill_(log_factor)
@@ -219,6 +221,7 @@ class _Tuning:
     def _best_factor(self, problem: LowerLevelProblem, scaled: Scaled) -> tuple[float, float]:
         """The factor with the least squared error, and that error."""
 
+        @cache  # each is a solve
         def loss(log_factor: float) -> float:
             scaled.log_factor.fill_(log_factor)
             return float(SquaredError(self.x_true).value(self._solution(problem)))
@@ -231,13 +234,10 @@ class _Tuning:
         return self.start
 
     def _descend(self, problem: LowerLevelProblem) -> tuple[float, int]:
-        """A few certified steps in the factor; the upper end of the loss, and how many decreased it for certain."""
+        """A few certified steps in the factor; the upper end of the loss after them, and how many decreased it for
+        certain."""
         objective, descent = BatchObjective(problem, self.b, SquaredError(self.x_true)), AdaptiveDescent(audit_every=1)
-        loss, steps = math.nan, 0
-        for _ in range(_STEPS):
-            step = descent.step(objective)
-            loss = step.loss_interval[1]
-            if not step.accepted:
-                break
+        steps = 0
+        while steps < _STEPS and descent.step(objective).accepted:
             steps += 1
-        return loss, steps
+        return (objective.latest or objective.evaluate(descent.accuracy)).upper, steps

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from support.command_line import refuse, succeed
 import learnreg as lr
 from learnreg.commands import adapt as adapting
 from learnreg.commands import deblur, mri
+from learnreg.commands.options import DeblurConfig
 from learnreg.models.model import load, save_model
 from learnreg.regularizers import FieldsOfExperts, RidgeRegularizer, Scaled
 
@@ -54,6 +56,20 @@ def test_a_denoiser_is_adapted_to_blur_by_pairs(experts: Path, tmp_path: Path) -
     assert found.operator.range_shape == (1, 12, 12)
 
 
+def test_the_loss_is_that_after_the_last_step() -> None:
+    scenario = deblur.scenario(DeblurConfig(patch=12, patches=3, ridge=0.05, blur=0.8))
+    b, x_true = (torch.stack(column) for column in zip(*(scenario.pairs[i] for i in range(2)), strict=True))
+    problem = scenario.problem(Scaled(FieldsOfExperts(3, 3, lr.PseudoHuber(0.02, 0.1)), 5.0))
+
+    def loss() -> float:
+        return float(lr.SquaredError(x_true.double()).value(lr.solve(problem, b.double(), 1e-7).x))
+
+    before = loss()
+    upper, steps = adapting._Tuning(scenario, b, x_true, 1e-3)._descend(problem)
+    assert steps == 1
+    assert loss() <= upper < before
+
+
 @pytest.mark.slow(seconds=8)
 def test_the_size_of_the_residual_chooses_without_a_ground_truth(
     experts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -61,11 +77,18 @@ def test_the_size_of_the_residual_chooses_without_a_ground_truth(
     monkeypatch.setattr(adapting, "_MOST", 8)
     options = [*DEBLUR, "--set=ridge=0.001", "--criterion", "discrepancy"]
     arguments = ("adapt", experts, "--task", "deblur", "--out", tmp_path / "out", *options)
+    tried: list[float] = []
+
+    def recorded(problem: lr.LowerLevelProblem, *arguments: Any, **options: Any) -> lr.Solution:
+        assert isinstance(problem.regularizer, Scaled)
+        tried.append(float(problem.regularizer.log_factor.detach()))
+        return lr.solve(problem, *arguments, **options)
+
+    monkeypatch.setattr(adapting, "solve", recorded)
     summary = succeed(*arguments, "--pairs", 3, "--noise", 0.02)
     assert summary["loss"] is None  # without a ground truth
+    assert len(set(tried)) == len(tried)
     problem = load(tmp_path / "out" / "model.safetensors").problem()
-    from learnreg.commands.options import DeblurConfig
-
     pairs = deblur.scenario(DeblurConfig(patch=12, patches=3, ridge=1e-3, blur=0.8)).pairs
     b = torch.stack([pairs[i][0] for i in range(3)])
     residual = problem.operator(lr.solve(problem, b, 1e-4).x) - b

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-import torch
 from torch import Tensor
 
 from learnreg.commands.fitness import in_grey_levels
@@ -31,7 +30,7 @@ from learnreg.models.extras import require
 from learnreg.models.model import Model
 from learnreg.operators import CartesianMRI, FanBeam2D, Identity, ParallelBeam2D
 from learnreg.regularizers import Regularizer
-from learnreg.report.comparison import Scene, magnitude, quality
+from learnreg.report.comparison import Scene, quality
 from learnreg.result import Solution
 from learnreg.solvers.solve import check_tolerance, solve
 
@@ -175,12 +174,12 @@ def _kspace_scenes(
 
 
 def _measure(scene: Scene, model: Model, tolerance: float, noise_level: float | None) -> EvaluatedImage:
-    shown = magnitude if scene.clean.shape[0] == 2 else torch.Tensor.detach  # of complex images
-    before = quality(shown(scene.input), shown(scene.clean), scene.name)
+    clean = scene.shown(scene.clean)
+    before = quality(scene.shown(scene.input), clean, scene.name)
     started = time.perf_counter()
     solution = model.solve(scene.b[None], tolerance, noise_level=noise_level)
     seconds = time.perf_counter() - started
-    after = quality(shown(solution.x[0]), shown(scene.clean), scene.name)
+    after = quality(scene.shown(solution.x[0]), clean, scene.name)
     return EvaluatedImage(
         name=Path(scene.name).name,
         psnr=after.psnr,

@@ -27,16 +27,26 @@ class Quality:
     ssim: float
 
 
+def magnitude(x: Tensor) -> Tensor:
+    """Of a complex image (2, height, width): (1, height, width)."""
+    return x.square().sum(0, keepdim=True).sqrt()
+
+
+def _as_they_are(x: Tensor) -> Tensor:
+    return x
+
+
 @dataclass(frozen=True)
 class Scene:
     """A clean image (channels, height, width), complex ones having two channels, its measurement b without batch axis,
     and the ``input`` image that a reconstruction has to beat: the noisy image, a filtered back-projection or a
-    zero-filled inverse transform."""
+    zero-filled inverse transform. shown: what of images is drawn and measured, :func:`magnitude` for complex ones."""
 
     name: str
     clean: Tensor
     b: Tensor
     input: Tensor
+    shown: Callable[[Tensor], Tensor] = _as_they_are
 
 
 @dataclass(frozen=True)
@@ -97,15 +107,6 @@ def quality(x: Tensor, clean: Tensor, name: str = "image") -> Quality:
     )
 
 
-def magnitude(x: Tensor) -> Tensor:
-    """Of a complex image (2, height, width): (1, height, width)."""
-    return x.square().sum(0, keepdim=True).sqrt()
-
-
-def _as_they_are(x: Tensor) -> Tensor:
-    return x
-
-
 def compare(
     learned: Reconstruct,
     tv: Reconstruct,
@@ -115,25 +116,25 @@ def compare(
     setting: str = "",
     seed: int = 0,
     tolerance: float = 1e-4,
-    shown: Callable[[Tensor], Tensor] = _as_they_are,
 ) -> Comparison:
     """Reconstruct each scene by two methods, which map a batch of measurements to a Solution, such as
     ``functools.partial(solve, problem, tolerance=...)``. ``seed`` and ``tolerance`` are what the scenes and methods
-    were made with. ``shown``: what of an image is drawn and measured, :func:`magnitude` for complex ones.
+    were made with.
 
     Raises
     ------
     DataError: no scenes.
     """
-    compared = [_compare(learned, tv, scene, shown) for scene in scenes]
+    compared = [_compare(learned, tv, scene) for scene in scenes]
     if not compared:
         raise DataError("there are no images to compare on.", hint="Pass at least one image.")
     return Comparison(tuple(compared), input_name, setting, seed, tolerance)
 
 
-def _compare(learned: Reconstruct, tv: Reconstruct, scene: Scene, shown: Callable[[Tensor], Tensor]) -> Compared:
-    solution, baseline, clean = learned(scene.b[None]), tv(scene.b[None]).x[0], shown(scene.clean)
-    results = {"input": shown(scene.input), "tv": shown(baseline), "learned": shown(solution.x[0])}
+def _compare(learned: Reconstruct, tv: Reconstruct, scene: Scene) -> Compared:
+    solution, baseline, clean = learned(scene.b[None]), tv(scene.b[None]).x[0], scene.shown(scene.clean)
+    found = {"input": scene.input, "tv": baseline, "learned": solution.x[0]}
+    results = {what: scene.shown(x) for what, x in found.items()}
     return Compared(
         name=scene.name,
         clean=clean,

@@ -119,13 +119,15 @@ def _for_images(regularizer: Regularizer, config: TrainingConfig) -> Regularizer
             f"this model is for images of {regularizer.image_channels} channels, the task's have {channels}; take one "
             "of grey images, or one of that many channels."
         )
-    described = regularizer.config()
+    kind = {"coupling": wanted.get("coupling", "separate"), "dimensions": 2, regularizer.channels_option: channels}
+    refusal = f"{type(regularizer).__name__} has no form for {channels} channels; train one for this task."
     try:
-        again = type(regularizer).from_config({**described, **wanted, "dimensions": 2})
+        again = type(regularizer).from_config({**regularizer.config(), **kind})
         again.load_state_dict(regularizer.state_dict())
     except (TypeError, RuntimeError) as error:
-        name = type(regularizer).__name__
-        raise ConfigError(f"{name} has no form for {channels} channels; train one for this task.") from error
+        raise ConfigError(refusal) from error
+    if again.image_channels != channels:
+        raise ConfigError(refusal)
     return again
 
 

@@ -14,6 +14,8 @@ from learnreg.convolutions.padding import Boundary
 from learnreg.errors import ConfigError, ShapeError
 from learnreg.linear.arguments import check_one_of, is_whole, shown
 from learnreg.lower_level.saddle_terms import Pictures
+from learnreg.potentials.base import Potential
+from learnreg.potentials.modulus import of_modulus
 
 __all__ = ["COUPLINGS", "Coupling", "ImageKind"]
 
@@ -99,6 +101,11 @@ class ImageKind:
     ) -> GroupedFilterBank:
         """Of groups of filters (members, groups, *kernel)."""
         return GroupedFilterBank(filters, shape, boundary, zero_mean, over_channels=self.turns)
+
+    def seen_by(self, potential: Potential, who: str) -> Potential:
+        """The potential of the responses of ``bank``: of complex images, that of their modulus. ConfigError where there
+        is no such form."""
+        return of_modulus(potential, who) if self.turns else potential
 
     def gradient(self, shape: tuple[int, ...]) -> Gradient:
         """Forward differences, those of all channels together unless they are separate."""

@@ -14,7 +14,13 @@ from learnreg.commands import adapt as adapting
 from learnreg.commands import deblur, mri
 from learnreg.commands.options import DeblurConfig
 from learnreg.models.model import load, save_model
-from learnreg.regularizers import FieldsOfExperts, RidgeRegularizer, Scaled
+from learnreg.regularizers import (
+    FieldsOfExperts,
+    InputConvexNetwork,
+    LearnedTotalGeneralizedVariation,
+    RidgeRegularizer,
+    Scaled,
+)
 
 pytest.importorskip("skimage.metrics")
 
@@ -96,9 +102,14 @@ def test_the_size_of_the_residual_chooses_without_a_ground_truth(
     assert "check --noise" in refuse(2, *arguments, "--noise", 30.0)
 
 
-def test_a_model_of_grey_images_sees_the_modulus_of_complex_ones(experts: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    succeed("adapt", experts, "--task", "mri", "--out", out, "--pairs", 1, *MRI)
+@pytest.mark.parametrize("family", ["experts", "ridge"])
+@pytest.mark.sampled(share=0.5, by=("family",))
+def test_a_model_of_grey_images_sees_the_modulus_of_complex_ones(family: str, experts: Path, tmp_path: Path) -> None:
+    out, grey = tmp_path / "out", experts
+    if family == "ridge":
+        grey = tmp_path / "ridge.safetensors"
+        save_model(grey, RidgeRegularizer((2,), 3, 11, "convex-nonconvex"))
+    succeed("adapt", grey, "--task", "mri", "--out", out, "--pairs", 1, *MRI, "--set=ridge=1")
     adapted = load(out / "model.safetensors")
     assert adapted.for_mri
     x = torch.rand(1, 2, 16, 16)
@@ -108,14 +119,17 @@ def test_a_model_of_grey_images_sees_the_modulus_of_complex_ones(experts: Path, 
 
 def test_what_cannot_be_adapted_is_refused(experts: Path, tmp_path: Path) -> None:
     out = ("--out", tmp_path / "out")
-    ridge = tmp_path / "ridge.safetensors"
-    save_model(ridge, RidgeRegularizer((2,), 3, 11))
+    network = tmp_path / "network.safetensors"
+    save_model(network, InputConvexNetwork(features=2, size=3))
+    field = tmp_path / "field.safetensors"
+    save_model(field, LearnedTotalGeneralizedVariation())
     cases = [
         ((experts, "--task", "denoising"), "expected one of denoise, ct, mri, deblur"),
         ((experts, "--task", "deblur", "--criterion", "luck", *DEBLUR), "expected one of pairs, discrepancy"),
         ((experts, "--task", "deblur", "--pairs", 4, *DEBLUR), "from 1 to the 3 training samples"),
         ((experts, "--task", "mri", "--set", "angles=3"), "learnreg train ct has it"),
-        ((ridge, "--task", "mri", *MRI), "no form for 2 channels"),
+        ((network, "--task", "mri", *MRI), "see no modulus"),
+        ((field, "--task", "mri", *MRI), "no form for 2 channels"),
     ]
     for arguments, message in cases:
         assert message in refuse(2, "adapt", *arguments, *out)

@@ -122,6 +122,6 @@ def test_what_does_not_fit_is_refused(model: Path, tmp_path: Path) -> None:
     assert "the option is for CT" in refuse(2, "reconstruct", model, scan, "--out", out, "--counts", "--flat", 3)
     denoiser = tmp_path / "denoiser.safetensors"
     assert "the option is for MRI" in refuse(2, "reconstruct", denoiser, tmp_path / "real.npy", "--out", out, *maps)
-    message = refuse(2, "train", "mri", "--out", out, *TINY, "--regularizer", "ridge")
+    message = refuse(2, "train", "mri", "--out", out, *TINY, "--regularizer", "icnn")
     assert "coupling='complex'" in message
     assert read_kspace(scan).lines.tolist() == [False, True] * 8

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import shlex
 from collections.abc import Mapping
@@ -139,7 +140,9 @@ app.command()(command(reconstruct))
 @command
 def evaluate(
     model: ModelName,
-    data: Annotated[Path, typer.Option(help="folder of clean images (png, jpg, tif), not searched recursively")],
+    data: Annotated[
+        Path, typer.Option(help="folder of clean images (png, jpg, tif), not searched recursively, or LoDoPaB's files")
+    ],
     sigma: Annotated[
         str | None,
         typer.Option(
@@ -151,7 +154,8 @@ def evaluate(
     tolerance: Tolerance = 1e-4,
     json: Json = False,
 ) -> None:
-    """Measure a model: PSNR and SSIM, means over a folder of clean images whose measurements are simulated."""
+    """Measure a model: PSNR and SSIM, means over a folder of clean images whose measurements are simulated, or over
+    measured sinograms with their ground truth in the layout of LoDoPaB."""
     from learnreg.commands.evaluate import evaluate as run_evaluation
     from learnreg.datasets import parse_sigma
     from learnreg.models.model import load
@@ -162,10 +166,11 @@ def evaluate(
     result = run_evaluation(load(model), data, level, seed, tolerance)
     tomography = result.psnr_fbp is not None
     noise = f"noise {100 * result.sigma:.4g} %" if tomography else f"sigma {result.sigma * 255:.4g}/255"
+    setting = "measured" if math.isnan(result.sigma) else f"{noise}, seed {seed}"
     for note in result.notes:
         typer.echo(f"note: {note}", err=True)
     say(
-        f"{result.n} images, {noise}, seed {seed}: PSNR {result.psnr:.3f} dB "
+        f"{result.n} images, {setting}: PSNR {result.psnr:.3f} dB "
         f"({'FBP' if tomography else 'noisy'} {result.psnr_input:.3f} dB), SSIM {result.ssim:.4f}, "
         f"{result.seconds_per_image:.2f} s per image",
         json,

@@ -2,8 +2,8 @@
 
     python benchmarks/combinations.py --record
 
-What is refused is listed with the reason, and what has no rigorous bound. The exit code is 1 if an error is above 1e-6 of
-the gradient's norm or above its bound.
+What is refused is listed with the reason, and what has no rigorous bound. The exit code is 1 if an error is above 1e-6
+of the gradient's norm or above its bound.
 """
 
 from __future__ import annotations

@@ -12,12 +12,9 @@ from torch import Tensor
 from learnreg.errors import ConfigError
 from learnreg.linear.parameter_groups import Density, ParameterGroup
 from learnreg.potentials.base import OUTWARD, Number, Potential, Smoothed
-from learnreg.potentials.huber import Huber
 from learnreg.potentials.isotropic import IsotropicPseudoHuber
-from learnreg.potentials.log_cosh import LogCosh
 from learnreg.potentials.proximal import Grouped, SmoothedElementwise
 from learnreg.potentials.pseudo_huber import PseudoHuber
-from learnreg.potentials.spline import Spline
 from learnreg.potentials.square import Square
 
 __all__ = ["Modulus", "of_modulus"]
@@ -30,15 +27,15 @@ def of_modulus(potential: Potential, who: str) -> Potential:
     ------
     ConfigError: there is none.
     """
-    if isinstance(potential, PseudoHuber):
+    if type(potential) is PseudoHuber:
         return IsotropicPseudoHuber(potential.smoothing, potential.weight)
-    if isinstance(potential, Square):  # the square of a length is the sum of those of its components
+    if type(potential) is Square:  # the square of a length is the sum of those of its components
         return potential
-    if isinstance(potential, (LogCosh, Huber, Spline)):
+    if isinstance(potential, SmoothedElementwise) and potential.even:
         return Modulus(potential)
     kind = type(potential).__name__
     raise ConfigError(
-        f"{who}: {kind} has no form for a modulus, since the signs of single responses lead to its solutions; take "
+        f"{who}: {kind} has no form for a modulus, which takes an even function with a smoothing; take "
         "lr.PseudoHuber with a small smoothing, or coupling='separate' or 'joint'."
     )
 

@@ -12,16 +12,17 @@ CASES = list(itertools.product(FAMILIES, KINDS, DATA_TERMS))
 
 
 @pytest.mark.parametrize(("family", "kind", "data_term"), CASES)
-@pytest.mark.sampled(share=0.03, by=("family", "kind", "data_term"))
+@pytest.mark.sampled(share=0.015, by=("family", "kind", "data_term"))
 def test_hypergradients_of_combinations(family: str, kind: str, data_term: str, rotating_seed: int) -> None:
     generator = generator_of(family, kind, data_term, rotating_seed)
     found = compared(data_term, kind, family, SIDES.get(kind, 4), generator)
-    if not found.refused:
-        assert found.certified or "absolute" in family  # where signs of responses of the solution are not certain
+    if found.refused:
+        assert family not in ("fields-of-experts", "tv", "tikhonov", "ridge", "multivariate"), found.refused
+    elif found.certified:
         assert found.error <= found.bound + 1e-12
         assert max(found.error, found.least_part) <= 1e-6
-    else:
-        assert family not in ("fields-of-experts", "tv", "tikhonov", "ridge", "multivariate"), found.refused
+    else:  # a response may lie on a kink
+        assert any(word in family for word in ("absolute", "Huber", "lifted", "imported"))
 
 
 def test_a_network_is_refused_complex_images_with_what_takes_them() -> None:

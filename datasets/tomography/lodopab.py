@@ -85,10 +85,11 @@ class LoDoPaB(Dataset[tuple[Tensor, Tensor]]):
         )
 
     @classmethod
-    def is_one(cls, root: str | Path) -> bool:
-        """Whether a folder holds files with names of this layout."""
+    def is_one(cls, root: str | Path, split: str | None = None) -> bool:
+        """Whether a folder holds files with names of this layout, of this split or of any."""
         root = Path(root)
-        return folder_trouble(root) is None and any(_NAME.fullmatch(path.name) for path in root.iterdir())
+        found = () if folder_trouble(root) else (_NAME.fullmatch(path.name) for path in root.iterdir())
+        return any(match is not None and split in (None, match[2]) for match in found)
 
     @classmethod
     def of_files(cls, root: str | Path, split: str = "train", side: float = _SIDE) -> Self:

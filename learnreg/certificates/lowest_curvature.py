@@ -154,10 +154,12 @@ def _lower_band(images: np.ndarray, grid: np.ndarray, window: tuple[int, int]) -
 
 
 def channel_weights(weights: Tensor) -> Tensor:
-    """The largest of each channel over samples and places, as ``weighted_square`` takes them; of responses without
-    channels the largest of all."""
+    """The largest of each channel over samples and places, as ``weighted_square`` takes them, of groups of responses of
+    each group; of responses without channels the largest of all."""
     if weights.dim() < 3:
         return weights.amax()
+    if weights.dim() == 5:  # (batch, 1, groups, rows, columns)
+        weights = weights.amax(1)
     return weights.amax((0, *range(2, weights.dim())), keepdim=True)[0]
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -119,13 +120,15 @@ def _for_images(regularizer: Regularizer, config: TrainingConfig) -> Regularizer
             f"this model is for images of {regularizer.image_channels} channels, the task's have {channels}; take one "
             "of grey images, or one of that many channels."
         )
-    described = regularizer.config()
+    kind = {"coupling": wanted.get("coupling", "separate"), "dimensions": 2, regularizer.channels_option: channels}
+    refusal = f"{type(regularizer).__name__} has no form for {channels} channels; train one for this task."
     try:
-        again = type(regularizer).from_config({**described, **wanted, "dimensions": 2})
+        again = type(regularizer).from_config({**regularizer.config(), **kind})
         again.load_state_dict(regularizer.state_dict())
     except (TypeError, RuntimeError) as error:
-        name = type(regularizer).__name__
-        raise ConfigError(f"{name} has no form for {channels} channels; train one for this task.") from error
+        raise ConfigError(refusal) from error
+    if again.image_channels != channels:
+        raise ConfigError(refusal)
     return again
 
 
@@ -186,6 +189,7 @@ class _Tuning:
         scaled = Scaled(regularizer)
         problem = self.scenario.problem(scaled)
 
+        @cache  # each is a solve
         @torch.no_grad()
         def excess(log_factor: float) -> float:
             scaled.log_factor.fill_(log_factor)
@@ -220,6 +224,7 @@ class _Tuning:
     def _best_factor(self, problem: LowerLevelProblem, scaled: Scaled) -> tuple[float, float]:
         """The factor with the least squared error, and that error."""
 
+        @cache  # each is a solve
         def loss(log_factor: float) -> float:
             scaled.log_factor.fill_(log_factor)
             return float(SquaredError(self.x_true).value(self._solution(problem)))
@@ -232,13 +237,10 @@ class _Tuning:
         return self.start
 
     def _descend(self, problem: LowerLevelProblem) -> tuple[float, int]:
-        """A few certified steps in the factor; the upper end of the loss, and how many decreased it for certain."""
+        """A few certified steps in the factor; the upper end of the loss after them, and how many decreased it for
+        certain."""
         objective, descent = BatchObjective(problem, self.b, SquaredError(self.x_true)), AdaptiveDescent(audit_every=1)
-        loss, steps = math.nan, 0
-        for _ in range(_STEPS):
-            step = descent.step(objective)
-            loss = step.loss_interval[1]
-            if not step.accepted:
-                break
+        steps = 0
+        while steps < _STEPS and descent.step(objective).accepted:
             steps += 1
-        return loss, steps
+        return (objective.latest or objective.evaluate(descent.accuracy)).upper, steps

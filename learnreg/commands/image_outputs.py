@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ __all__ = [
     "Examined",
     "Reconstructed",
     "Written",
+    "each_reconstructed",
     "output_paths",
     "png_bytes",
     "sensitivity",
@@ -160,6 +161,19 @@ def _stored_bound(error_bound: float, stored: Tensor, x: Tensor) -> float:
     if not bool(moved.any()):
         return error_bound
     return (error_bound + math.sqrt(float(moved.square().mean()))) * _SUMS
+
+
+def each_reconstructed(
+    paths: Sequence[Path],
+    out: Path,
+    examine: Callable[[Path], Examined],
+    reconstruct: Callable[[Examined, Sequence[Path]], Iterator[Reconstructed]],
+) -> tuple[list[Examined], Iterator[Reconstructed]]:
+    """All files examined, so that a bad one stops a command at once; and one reconstruction after the other, written to
+    the ``output_paths``."""
+    examined = [examine(path) for path in paths]
+    outputs = output_paths(paths, [known.count for known in examined], out)
+    return examined, (row for pair in zip(examined, outputs, strict=True) for row in reconstruct(*pair))
 
 
 def output_paths(inputs: Sequence[Path], counts: Sequence[int], out: Path) -> list[list[Path]]:

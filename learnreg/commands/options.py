@@ -15,6 +15,7 @@ import torch
 from learnreg.datasets import LoDoPaB, parse_sigma
 from learnreg.errors import ConfigError
 from learnreg.hypergradients import METHODS
+from learnreg.potentials import POTENTIALS
 from learnreg.regularizers import REGULARIZERS, letters, trainable
 from learnreg.regularizers.options import RegularizerOptions, again, option, options_of
 from learnreg.training.optimizers import UPPER_LEVELS
@@ -110,6 +111,14 @@ class TrainingConfig(RegularizerOptions, RunOptions):
             raise ConfigError(
                 f"smoothing={self.smoothing:g}: expected a number > minimum_smoothing={self.minimum_smoothing:g}; "
                 "lower minimum_smoothing too."
+            )
+
+        bent = self.regularizer in regularizers_with(type(self), "potential")
+        if bent and not POTENTIALS[self.potential].differentiable and self.method != "closed-form":
+            raise ConfigError(
+                f"potential={self.potential!r}, method={self.method!r}: that potential has no derivative at 0, which "
+                "only method='closed-form' does without, on images of up to 1,024 pixels and without a constraint; or "
+                "take potential='pseudo-huber' with a small smoothing."
             )
 
     def idle(self) -> dict[str, str]:

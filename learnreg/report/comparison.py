@@ -28,16 +28,26 @@ class Quality:
     ssim: float
 
 
+def magnitude(x: Tensor) -> Tensor:
+    """Of a complex image (2, height, width): (1, height, width)."""
+    return x.square().sum(0, keepdim=True).sqrt()
+
+
+def _as_they_are(x: Tensor) -> Tensor:
+    return x
+
+
 @dataclass(frozen=True)
 class Scene:
     """A clean image (channels, height, width), complex ones having two channels, its measurement b without batch axis,
     and the ``input`` image that a reconstruction has to beat: the noisy image, a filtered back-projection or a
-    zero-filled inverse transform."""
+    zero-filled inverse transform. shown: what of images is drawn and measured, :func:`magnitude` for complex ones."""
 
     name: str
     clean: Tensor
     b: Tensor
     input: Tensor
+    shown: Callable[[Tensor], Tensor] = _as_they_are
 
 
 @dataclass(frozen=True)
@@ -110,15 +120,6 @@ def quality(x: Tensor, clean: Tensor, name: str = "image") -> Quality:
     )
 
 
-def magnitude(x: Tensor) -> Tensor:
-    """Of a complex image (2, height, width): (1, height, width)."""
-    return x.square().sum(0, keepdim=True).sqrt()
-
-
-def _as_they_are(x: Tensor) -> Tensor:
-    return x
-
-
 def compare(
     learned: Reconstruct,
     tv: Reconstruct | None,
@@ -128,19 +129,17 @@ def compare(
     setting: str = "",
     seed: int | None = 0,
     tolerance: float = 1e-4,
-    shown: Callable[[Tensor], Tensor] = _as_they_are,
     measure: Callable[[Tensor, Tensor, str], Quality] = quality,
 ) -> Comparison:
     """Reconstruct each scene by two methods, or by the first alone, which map a batch of measurements to a Solution,
     such as ``functools.partial(solve, problem, tolerance=...)``. ``seed`` and ``tolerance`` are what the scenes and
-    methods were made with. ``shown``: what of an image is drawn and measured, :func:`magnitude` for complex ones.
-    ``measure``: another :func:`quality`.
+    methods were made with. ``measure``: another :func:`quality`.
 
     Raises
     ------
     DataError: no scenes.
     """
-    compared = [_compare(learned, tv, scene, shown, measure) for scene in counted(scenes, "reconstructing")]
+    compared = [_compare(learned, tv, scene, measure) for scene in counted(scenes, "reconstructing")]
     if not compared:
         raise DataError("there are no images to compare on.", hint="Pass at least one image.")
     return Comparison(tuple(compared), input_name, setting, seed, tolerance)
@@ -150,15 +149,14 @@ def _compare(
     learned: Reconstruct,
     tv: Reconstruct | None,
     scene: Scene,
-    shown: Callable[[Tensor], Tensor],
     measure: Callable[[Tensor, Tensor, str], Quality],
 ) -> Compared:
-    solution, clean = learned(scene.b[None]), shown(scene.clean)
+    solution, clean = learned(scene.b[None]), scene.shown(scene.clean)
     baseline = None if tv is None else tv(scene.b[None])
-    results = {"input": shown(scene.input), "tv": None, "learned": shown(solution.x[0])}
+    results = {"input": scene.shown(scene.input), "tv": None, "learned": scene.shown(solution.x[0])}
     histories = {"learned": solution.history}
     if baseline is not None:
-        results["tv"], histories["tv"] = shown(baseline.x[0]), baseline.history
+        results["tv"], histories["tv"] = scene.shown(baseline.x[0]), baseline.history
     return Compared(
         name=scene.name,
         clean=clean,

@@ -171,7 +171,6 @@ def _comparison(
 
     size = math.sqrt(float(samples[0].x_true.double().square().mean()))
     tolerance, remaining, levels = _TOLERANCE * max(size, 1e-30), iter(samples), (s.sigma for s in samples)
-    complex_images = samples[0].x_true.shape[0] == 2
     return compare(
         learned,
         None if baseline is None else tv,
@@ -179,7 +178,6 @@ def _comparison(
         input_name="measured" if samples[0].b.shape == samples[0].x_true.shape else "back-projected",
         seed=None,
         tolerance=tolerance,
-        shown=magnitude if complex_images else _image,
         measure=_measure,
     )
 
@@ -188,13 +186,14 @@ def _comparison(
 def _scene(problem: LowerLevelProblem, sample: Sample, number: int) -> Scene:
     """The input image is the measurement, where it is an image, or else its back-projection A^T b, scaled to fit b."""
     name = f"sample {number}" if sample.sigma is None else f"sample {number}, noise level {sample.sigma:.3g}"
+    shown = magnitude if len(sample.x_true) == 2 else _image
     if sample.b.shape == sample.x_true.shape:
-        return Scene(name, sample.x_true, sample.b, sample.b)
+        return Scene(name, sample.x_true, sample.b, sample.b, shown)
     operator = problem.operator.on(tuple(sample.x_true.shape))
     back = operator.adjoint(sample.b[None])
     image = operator(back)
     scale = float((image * sample.b).sum() / image.square().sum().clamp_min(1e-30))
-    return Scene(name, sample.x_true, sample.b, scale * back[0])
+    return Scene(name, sample.x_true, sample.b, scale * back[0], shown)
 
 
 def _image(x: Tensor) -> Tensor:

@@ -63,6 +63,8 @@ def test_sigma_is_a_number_or_a_fraction(tmp_path: Path, text: str, value: float
         ({"minuts": 3}, "'minuts' is unknown. Did you mean 'minutes'?"),
         ({"xyzzy": 3}, "'xyzzy' is unknown. Known options: regularizer, method"),
         ({"sigma": "25"}, "25/255"),
+        ({"potential": "absolute-value"}, "only method='closed-form' does without"),
+        ({"potential": "absolute-value", "method": "piggyback"}, "pseudo-huber"),
         ({"sigma": "much"}, "sigma='much'"),
         ({"minutes": -1.0}, "minutes=-1.0: expected a finite number > 0"),
         ({"minutes": 0}, "minutes=0.0: expected a finite number > 0"),
@@ -161,6 +163,11 @@ def test_options_in_force_are_those_that_are_read(kind: type[TrainingConfig], re
         with pytest.raises(lr.ConfigError, match=f"{regularizer} has no such option; .*ha(s|ve) it"):
             refuse_idle(config, [name])
     refuse_idle(config, kept)
+
+
+def test_a_kinked_potential_has_its_method_and_is_idle_elsewhere() -> None:
+    assert merge_config(DenoiseConfig, assignments=["potential=absolute-value", "method=closed-form"]).patch == 64
+    assert "potential" in DenoiseConfig(potential="absolute-value", regularizer="tv").idle()
 
 
 def test_the_coupling_of_colours_is_one_of_colours() -> None:

@@ -513,3 +513,25 @@ def test_x_outside_of_its_constraint_has_no_ball_beside_an_undecided_active_set(
         assert bool((reaches | (found.radius == 0)).all())
         undecided += not found.locally_certified
     assert undecided > 0
+
+
+def test_a_small_modulus_gives_way_to_that_of_a_ball() -> None:
+    """At the edge of convexity: the minimiser of the ball is that of the whole energy, and bounds get far smaller."""
+    ridge = Scaled(deep(), 0.999 / float(problem_with(Identity(SHAPE), deep()).frozen().concavity)).double()
+    asked, plain = (
+        problem_with(Identity(SHAPE), ridge) if kind == "local" else lr.LowerLevelProblem(Identity(SHAPE), ridge)
+        for kind in ("local", "global")
+    )
+    assert 0 < plain.strong_convexity < 2e-3
+    x_true, b = registry.measure(plain)
+    loss = lr.SquaredError(x_true)
+    truth = truth_of(plain, b, loss)
+    found = lr.solve(asked, b, 1e-4)
+    assert found.certified
+    assert bool(torch.isinf(found.radius).all())
+    error = (found.x.flatten(1) - truth.x).norm(dim=1)
+    assert bool((error <= math.sqrt(42) * found.error_bound + truth.x_slack).all())
+    assert bool((math.sqrt(42) * found.error_bound <= 50.0 * error).all())  # 1/mu is over 500
+    result = lr.certify(asked, b, loss, found.x)
+    assert result.certified
+    assert distance(result.gradient, truth.gradient) <= result.gradient_error_bound + truth.gradient_slack

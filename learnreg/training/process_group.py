@@ -35,6 +35,9 @@ _LOOK = 0.25
 _CONNECTION = 2.0
 """Seconds for the cause of a lost connection to become known."""
 
+_HEARD = 1.5
+"""Seconds for the others to hear of a cause, before the store may end with this process."""
+
 _ENDLESS = timedelta(days=3)
 
 
@@ -280,6 +283,8 @@ class ProcessGroup(Group):
         if not self._cause and not self._is_over:
             with suppress(WorkerError):
                 self.gather(None)
+        if self._cause:
+            self.line.rest(_HEARD)
         self.line.stop()
         self._is_closed = True
         if not self._cause:

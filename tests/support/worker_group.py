@@ -56,7 +56,11 @@ def run_in_group(size: int, function: Callable[..., Any], *args: Any, limit: flo
         if process.is_alive():
             process.kill()
         process.join()
-        ended.append(Ended(code, receiver.recv() if receiver.poll() else None, when))
+        try:
+            value = receiver.recv()
+        except EOFError:  # it ended without any
+            value = None
+        ended.append(Ended(code, value, when))
         receiver.close()
     return ended
 

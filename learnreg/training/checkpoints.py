@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from learnreg.errors import CheckpointError, ConfigError
+from learnreg.linear.arguments import shown
 from learnreg.models.tensor_files import read_tensors, write_tensors
 
 __all__ = ["Checkpoints", "keep_copy"]
@@ -115,7 +116,13 @@ def _read_checkpoint(path: Path) -> tuple[dict[Any, Any], int]:
     tensors, content = read_tensors(path)
     if content.get("checkpoint_format") not in _READABLE_FORMATS:
         raise CheckpointError(f"{path}: not a checkpoint of format {' or '.join(map(str, _READABLE_FORMATS))}.")
-    return dict(_unpack(content["state"], tensors)), int(content["rows"])
+    try:
+        state, rows = dict(_unpack(content["state"], tensors)), content["rows"]
+    except Exception as error:  # a state of another make
+        raise CheckpointError(f"{path}: its state cannot be read ({type(error).__name__}: {error}).") from error
+    if type(rows) is not int or rows < 0:
+        raise CheckpointError(f"{path}: its number of rows is {shown(rows)}, expected a whole number.")
+    return state, rows
 
 
 def _pack(value: Any, tensors: dict[str, Tensor], where: str) -> Any:

@@ -113,6 +113,7 @@ class Run:
         learnable = self.session.problem.learnable()
         parameters = {name: p.detach().clone() for name, p in learnable.items()}
         session, upper = self.session.snapshot(), copy.deepcopy(self.upper.state_dict())
+        random = torch.get_rng_state()  # data sets may draw from it
         try:
             return self.upper.update(factor)
         except BaseException:
@@ -121,6 +122,7 @@ class Run:
                     p.copy_(parameters[name])
             self.session.restore(session)
             self.upper.load_state_dict(upper)
+            torch.set_rng_state(random)
             raise
 
     def _rescue(self) -> str:
@@ -181,6 +183,7 @@ class Run:
                 "updates": self.updates,
                 "start_factor": self.start_factor,
                 "stopping": self.stopping.state_dict(),
+                "random": torch.get_rng_state(),
                 "identity": self._identity,
                 MADE_WITH: self._environment,
                 "kernels": chosen_kernels(),
@@ -247,3 +250,5 @@ class Run:
         self.start_factor = state.get("start_factor", 1.0 if self.updates else self.start_factor)
         if "stopping" in state and not changed:
             self.stopping.load_state_dict(state["stopping"])
+        if "random" in state:
+            torch.set_rng_state(state["random"])

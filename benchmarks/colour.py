@@ -19,12 +19,12 @@ from harness import Table, arguments, finish
 from torch import Tensor
 
 import learnreg as lr
-from learnreg.commands.common import tune_total_variation
 from learnreg.commands.evaluate import denoise
 from learnreg.datasets import BSDS500, DenoisingPatches, add_noise, natural_images
 from learnreg.operators import Identity
 from learnreg.regularizers import FieldsOfExperts, Regularizer, TotalVariation
 from learnreg.report.comparison import quality
+from learnreg.training.baseline import tune_total_variation
 
 SIGMA, TOLERANCE = 25 / 255, 1e-3
 PATCH, PATCHES, TUNED = 48, 1024, 16

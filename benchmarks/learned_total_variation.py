@@ -19,11 +19,11 @@ from harness import ROOT, Table, arguments, finish
 from torch import Tensor
 
 import learnreg as lr
-from learnreg.commands.common import tune_total_variation
 from learnreg.commands.evaluate import denoise
 from learnreg.datasets import BSDS500, DenoisingPatches, add_noise, natural_images
 from learnreg.operators import Identity
 from learnreg.regularizers import LearnedTotalVariation, Regularizer, TotalVariation
+from learnreg.training.baseline import tune_total_variation
 
 TOLERANCE = 5e-4
 SIDE, DISC_SIGMA, NATURAL_SIGMA = 48, 0.1, 25 / 255

@@ -1,17 +1,21 @@
 """Local certificates of weakly convex regularizers: how many problems have one, how sharp it is, and what it costs.
 
-    python benchmarks/local_certificates.py --data DIR --record
+    python benchmarks/local_certificates.py --data DIR --published FOLDER --record
 
-DIR holds BSDS500. The regularizer is a convex-nonconvex ridge with composed filters of 13 x 13 and deep concave parts,
-times a factor that makes the energy of denoising indefinite somewhere: R'' >= -1.6 at worst, where the identity has 1.
-Masks hide 30 % of the pixels, scans have 60 views, neither has a ridge. The truth is Newton's method in float64 from
-the solution on, to rounding. CPU seconds in one thread.
+DIR holds BSDS500, FOLDER the published model WCRR-CNN. In denoising that stands at weight 1 and the noise level of the
+task, 25/255, with its own border ("chain", not known to be convex there) and as one bank of filters ("zero", convex
+with hardly a modulus); in CT and MRI at weights and levels that suit scans. The other regularizer is a
+convex-nonconvex ridge with composed filters of 13 x 13 and deep concave parts, times a factor that makes the energy of
+denoising indefinite somewhere: R'' >= -1.6 at worst, where the identity has 1. Masks hide 30 % of the pixels, scans
+have 60 views, of k-space a quarter of the lines is measured; none has a ridge. A radius of inf is a global statement.
+The truth is Newton's method in float64 from the solution on, to rounding. CPU seconds in one thread.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -24,12 +28,14 @@ import learnreg as lr
 from learnreg.datasets import list_images, read_image
 from learnreg.linear.operator import LinearOperator
 from learnreg.linear.samples import norm_samples
-from learnreg.operators import Identity, Inpainting, ParallelBeam2D
-from learnreg.regularizers import RidgeRegularizer, Scaled
+from learnreg.operators import FourierSampling, Identity, Inpainting, ParallelBeam2D
+from learnreg.regularizers import Regularizer, RidgeRegularizer, Scaled, import_ridge
 from learnreg.solvers.newton_correction import approach_state
 
-IMAGES, SIDES, VIEWS, HIDDEN, FACTOR = 20, (32, 64), 60, 0.3, 2.0
+IMAGES, SIDES, VIEWS, HIDDEN, FACTOR, LINES = 20, (32, 64), 60, 0.3, 2.0, 4
 TOLERANCES = (1e-3, 1e-4, 1e-5)
+PUBLISHED = {"denoising": (1.0, 25 / 255), "60-view CT": (2e-3, 6 / 255), "4x MRI": (0.05, 10 / 255)}
+"""Weight and noise level of the published model."""
 DOUBLE = torch.float64
 
 
@@ -43,6 +49,17 @@ def regularizer(generator: torch.Generator) -> Scaled:
     return Scaled(ridge, FACTOR).double()
 
 
+def lines(side: int, generator: torch.Generator) -> Tensor:
+    """Every fourth line of k-space, on average: the middle twelfth, others at random; frequency zero first."""
+    middle = max(2, side // 12)
+    chosen = torch.randperm(side - middle, generator=generator)[: side // LINES - middle] + middle // 2
+    mask = torch.zeros(side)
+    mask[: (middle + 1) // 2] = 1.0
+    mask[side - middle // 2 :] = 1.0
+    mask[chosen] = 1.0
+    return mask[:, None].expand(side, side).double().contiguous()
+
+
 def tasks(side: int, generator: torch.Generator) -> dict[str, tuple[LinearOperator, float]]:
     """Forward operators and their noise."""
     seen = (torch.rand(1, side, side, generator=generator) > HIDDEN).double()
@@ -50,6 +67,7 @@ def tasks(side: int, generator: torch.Generator) -> dict[str, tuple[LinearOperat
         "denoising": (Identity((1, side, side)), 25 / 255),
         "inpainting": (Inpainting(seen), 10 / 255),
         f"{VIEWS}-view CT": (ParallelBeam2D(side, VIEWS).double(), 0.01),
+        f"{LINES}x MRI": (FourierSampling(lines(side, generator)), 0.01),
     }
 
 
@@ -72,7 +90,7 @@ def middle(values: list[float]) -> float:
     return statistics.median(values) if values else math.nan
 
 
-def row(problem: lr.LowerLevelProblem, images: Tensor, noise: float, tolerance: float, task: str) -> dict[str, Any]:
+def row(problem: lr.LowerLevelProblem, images: Tensor, noise: float, tolerance: float, named: str) -> dict[str, Any]:
     """Solved one by one, as each has a ball of its own."""
     kind = "none"
     radii: list[float] = []
@@ -90,7 +108,7 @@ def row(problem: lr.LowerLevelProblem, images: Tensor, noise: float, tolerance: 
             ratios.append(float(found.error_bound) / max(error_of(problem, b, found.x), 1e-16))
             kind = found.bound_kind
     return {
-        "task": task,
+        "problem": named,
         "pixels": f"{images.shape[-1]}²",
         "tolerance": f"{tolerance:.0e}",
         "certified": f"{100 * len(radii) / len(images):.0f} %",
@@ -106,6 +124,7 @@ def main() -> None:
         __doc__ or "",
         quick={"IMAGES": 2, "SIDES": (16,), "TOLERANCES": (1e-4,)},
         data={"type": Path, "required": True, "help": "the folder with BSDS500"},
+        published={"type": Path, "help": "the folder with WCRR-CNN"},
     )
     table = Table(
         name="local_certificates",
@@ -117,10 +136,20 @@ def main() -> None:
     files = list_images(options.data / "BSDS500" / "data" / "images" / "test")[:IMAGES]
     for side in SIDES:
         generator = torch.Generator().manual_seed(0)
-        R, patches = regularizer(generator), torch.stack([patch(file, side) for file in files])
+        own, patches = regularizer(generator), torch.stack([patch(file, side) for file in files])
         for task, (operator, noise) in tasks(side, generator).items():
-            problem = lr.LowerLevelProblem(operator, R, minimiser="local")
-            table.rows += [row(problem, patches, noise, tolerance, task) for tolerance in TOLERANCES]
+            candidates: dict[str, Regularizer] = {"own ridge": own}
+            if options.published and task in PUBLISHED:
+                weight, level = PUBLISHED[task]
+                for boundary in ("chain", "zero") if weight == 1.0 else ("zero",):
+                    published = import_ridge(options.published / "WCRR-CNN", noise_level=level, boundary=boundary)
+                    scaled = published if weight == 1.0 else Scaled(published, weight).double()
+                    candidates[f"published, {boundary}"] = scaled
+            for name, R in candidates.items():
+                problem = lr.LowerLevelProblem(operator, R, minimiser="local")
+                named = f"{task}, {name}"
+                table.rows += [row(problem, patches, noise, tolerance, named) for tolerance in TOLERANCES]
+                print(table.rows[-len(TOLERANCES) :], file=sys.stderr, flush=True)
     finish(table, options)
 
 

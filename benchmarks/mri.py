@@ -19,7 +19,6 @@ from harness import Table, arguments, finish
 from torch import Tensor
 
 import learnreg as lr
-from learnreg.commands.common import tune_total_variation
 from learnreg.commands.kspace_scenes import kspace_scenes
 from learnreg.commands.process import large_blocks_kept
 from learnreg.datasets import (
@@ -35,6 +34,7 @@ from learnreg.operators import CartesianMRI
 from learnreg.regularizers import FieldsOfExperts, Regularizer, TotalVariation
 from learnreg.report.comparison import Scene, magnitude, quality
 from learnreg.solvers.solve import solve
+from learnreg.training.baseline import tune_total_variation
 
 SIDE, TRAINING, HELD_OUT, SIGMA, RIDGE = 96, 24, 4, 0.01, 1e-3
 FILTERS, SIZE, TOLERANCE, TUNED = 16, 5, 2e-3, 4

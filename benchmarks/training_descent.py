@@ -22,12 +22,13 @@ from harness import ROOT, Table, arguments, finish
 from training_runs import UpdatesClock
 
 import learnreg as lr
-from learnreg.commands.common import Scenario, initial_regularizer, tune_total_variation
+from learnreg.commands.common import Scenario, initial_regularizer
 from learnreg.commands.denoise import scenario as denoising
 from learnreg.commands.options import DenoiseConfig
 from learnreg.commands.process import large_blocks_kept
 from learnreg.commands.tasks import TASKS
 from learnreg.hypergradients import METHODS
+from learnreg.training.baseline import tune_total_variation
 from learnreg.training.optimizers import make_upper_level
 from learnreg.training.options import TrainingOptions
 from learnreg.training.schedule import is_milestone, step_factor

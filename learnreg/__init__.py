@@ -44,7 +44,10 @@ if TYPE_CHECKING:
     from learnreg.potentials.square import Square
     from learnreg.result import Certificate, Hypergradient, Solution, Status
     from learnreg.solvers.solve import solve
-    from learnreg.training.train import TrainResult, train
+    from learnreg.training.callbacks import Callback
+    from learnreg.training.result import TrainResult
+    from learnreg.training.tensorboard import TensorBoard
+    from learnreg.training.train import train
     from learnreg.upper_level.adaptive_descent import AdaptiveDescent
     from learnreg.upper_level.batch_objective import BatchObjective
     from learnreg.upper_level.bilevel_objective import BilevelObjective
@@ -66,6 +69,7 @@ _LAZY = {
     "BilevelObjective": "learnreg.upper_level.bilevel_objective",
     "BilevelProblem": "learnreg.upper_level.bilevel_problem",
     "Box": "learnreg.lower_level.constraints",
+    "Callback": "learnreg.training.callbacks",
     "Certificate": "learnreg.result",
     "CheckpointError": "learnreg.errors",
     "ClosedForm": "learnreg.hypergradients.closed_form",
@@ -101,7 +105,8 @@ _LAZY = {
     "Start": "learnreg.hypergradients.compute",
     "Status": "learnreg.result",
     "StochasticDescent": "learnreg.upper_level.stochastic_descent",
-    "TrainResult": "learnreg.training.train",
+    "TensorBoard": "learnreg.training.tensorboard",
+    "TrainResult": "learnreg.training.result",
     "TransmissionLeastSquares": "learnreg.lower_level.data_terms",
     "TransmissionPoisson": "learnreg.lower_level.dualised_terms",
     "Unrolled": "learnreg.hypergradients.unrolled",
@@ -148,6 +153,7 @@ __all__ = [
     "BilevelObjective",
     "BilevelProblem",
     "Box",
+    "Callback",
     "Certificate",
     "CheckpointError",
     "ClosedForm",
@@ -182,6 +188,7 @@ __all__ = [
     "Start",
     "Status",
     "StochasticDescent",
+    "TensorBoard",
     "TrainResult",
     "TransmissionLeastSquares",
     "TransmissionPoisson",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "OperatorError",
     "ShapeError",
     "SolverError",
+    "WorkerError",
 ]
 
 
@@ -23,9 +25,14 @@ class LearnregError(Exception):
 
 
 class ConfigError(LearnregError, ValueError):
-    """An option, key or value that does not exist or is out of range."""
+    """An option, key or value that does not exist or is out of range. lines: of what is wrong, each to be shown on a
+    line of its own after the message."""
 
     exit_code = 2
+
+    def __init__(self, message: str = "", lines: Sequence[str] = ()) -> None:
+        self.message, self.lines = message, tuple(lines)
+        super().__init__("\n  ".join((message, *lines)))
 
 
 class DataError(LearnregError, ValueError):
@@ -84,3 +91,10 @@ class CheckpointError(LearnregError, RuntimeError):
     """A model or checkpoint file that is missing, damaged or of another kind."""
 
     exit_code = 6
+
+
+class WorkerError(LearnregError, RuntimeError):
+    """A worker of a training run in several processes that failed, was killed or hangs, or that does not do what the
+    others do."""
+
+    exit_code = 1

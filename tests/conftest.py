@@ -144,6 +144,19 @@ def quick_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(start_tuning, "_WEIGHING_STEPS", 1)
 
 
+@pytest.fixture(autouse=True)
+def _no_reports(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs into folders without the report at their end, which takes longer than the training of tests; those that ask
+    for ``reports`` have it."""
+    if "reports" not in request.fixturenames:
+        monkeypatch.setattr("learnreg.training.train.report_run", lambda *given: None)
+
+
+@pytest.fixture
+def reports() -> None:
+    """Runs into folders with the report at their end."""
+
+
 @pytest.fixture
 def program(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -8,9 +8,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 ORDER = (
-    "errors", "result", "kernels", "linear", "losses", "convolutions", "potentials", "lower_level", "certificates",
-    "solvers", "hypergradients", "regularizers", "upper_level", "operators", "datasets", "testing", "models", "plot",
-    "training", "report", "accuracy", "commands", "__init__", "__main__",
+    "errors", "progress", "result", "kernels", "linear", "losses", "convolutions", "potentials", "lower_level",
+    "certificates", "solvers", "hypergradients", "regularizers", "upper_level", "operators", "datasets", "testing",
+    "models", "plot", "report", "training", "accuracy", "commands", "__init__", "__main__",
 )  # fmt: skip
 """The rooms of learnreg; each imports only itself and earlier ones."""
 FOLDERS = {

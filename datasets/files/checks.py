@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from learnreg.errors import DataError
-from learnreg.linear.arguments import given_path
+from learnreg.linear.paths import file_trouble, given_path, is_lfs_pointer
 
 __all__ = ["Mask", "check_claim", "check_file", "float_tensor"]
 
@@ -18,7 +18,6 @@ Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 _LARGEST_EXPANSION = 1100  # deflate reaches 1032
 _LARGEST_INTEGER = 2**53  # below it all integers are float64 numbers
-_LFS_POINTER = b"version https://git-lfs"
 
 
 def check_file(path: str | Path) -> Path:
@@ -29,20 +28,16 @@ def check_file(path: str | Path) -> Path:
     DataError: otherwise.
     """
     path = given_path(path, "path")
-    if not path.exists():
-        raise DataError("this file does not exist.", path, "Check the path.")
-    if not path.is_file():
-        raise DataError(
-            "expected a file, this is a folder, a pipe or a device.", path, "Pass a file inside it, or save it to one."
-        )
+    if trouble := file_trouble(path):
+        raise DataError(trouble.reason, path, trouble.hint)
     try:
         with path.open("rb") as file:
-            start = file.read(len(_LFS_POINTER))
+            start = file.read(64)
     except OSError as error:
         raise DataError(f"cannot be read ({error.strerror}).", path, "Check its permissions.") from error
     if not start:
         raise DataError("this file is empty (0 bytes).", path, "Copy or download it again.")
-    if start == _LFS_POINTER:
+    if is_lfs_pointer(start):
         raise DataError("this is a Git LFS pointer, not the data.", path, "Fetch the data with: git lfs pull")
     return path
 

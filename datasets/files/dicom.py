@@ -17,7 +17,7 @@ from torch import Tensor
 from learnreg.datasets.files.dicom_pixels import check_unit, hounsfield_units, stored_values
 from learnreg.datasets.files.dicom_tags import is_dicom, numbers, opened, required, tag_numbers
 from learnreg.errors import DataError
-from learnreg.linear.arguments import given_path
+from learnreg.linear.paths import given_path
 
 __all__ = ["DicomHeader", "DicomSlice", "is_dicom", "read_dicom", "read_header", "read_slices"]
 

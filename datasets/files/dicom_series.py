@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -15,7 +16,8 @@ from torch import Tensor
 from learnreg.datasets.files.checks import check_file
 from learnreg.datasets.files.dicom import DicomSlice, is_dicom, read_header, read_slices
 from learnreg.errors import ConfigError, DataError
-from learnreg.linear.arguments import check_real, given_path, real_number, shown
+from learnreg.linear.arguments import check_real, real_number, shown
+from learnreg.linear.paths import files_in, given_path
 
 __all__ = ["CT_WINDOW", "DicomSeries", "find_series", "read_dicom_series", "window_hounsfield"]
 
@@ -90,7 +92,7 @@ def read_dicom_series(
     """
     _check_window(window)
     path = given_path(path, "read_dicom_series(path)")
-    paths = _choose(find_series(path), series_uid, path) if path.is_dir() else [check_file(path)]
+    paths = _choose(find_series(path), series_uid, path) if os.path.isdir(path) else [check_file(path)]
     slices, notes = _without_copies([one for file in paths for one in read_slices(file)])
     _check_agreement(slices)
     sorted_by, slices, positions = _sorted(slices)
@@ -123,9 +125,7 @@ def find_series(folder: str | Path) -> dict[str, list[Path]]:
     DataError: the folder is missing or holds no CT files; a damaged file; a CT file without a series.
     """
     folder = given_path(folder, "find_series(folder)")
-    if not folder.is_dir():
-        raise DataError("this folder does not exist.", folder, "Check the path.")
-    files = sorted(file for file in folder.iterdir() if file.is_file() and is_dicom(file))
+    files = [file for file in files_in(folder) if is_dicom(file)]
     if not files:
         raise DataError("this folder holds no DICOM files.", folder, "Sub-folders are not searched: pass one of them.")
     series: dict[str, list[Path]] = {}

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TypeVar
 
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from learnreg.datasets.files.images import IMAGE_SUFFIXES, read_image
 from learnreg.errors import DataError
-from learnreg.linear.arguments import given_path
+from learnreg.linear.paths import files_in, folder_trouble, given_path
+from learnreg.progress import counted
 
-__all__ = ["ImageFolder", "list_images"]
+__all__ = ["ImageFolder", "list_images", "read_all"]
+
+_NAMED = 10
+T = TypeVar("T")
 
 
 def list_images(folder: str | Path) -> list[Path]:
@@ -24,7 +30,6 @@ def list_images(folder: str | Path) -> list[Path]:
     DataError: the folder is missing, is a file, or holds no images.
     """
     folder = given_path(folder, "folder")
-    _check_folder(folder)
     images = _images_in(folder)
     if not images:
         raise DataError("this folder holds no images.", folder, _hint_for_empty(folder))
@@ -74,30 +79,38 @@ class ImageFolder(Dataset[Tensor]):
 
     def images(self) -> dict[str, Tensor]:
         """All images in memory, by file name."""
-        return {path.name: read_image(path, colour=self.colour) for path in self.paths}
+        return read_all(self.names, self.__getitem__)
 
 
-def _check_folder(folder: Path) -> None:
-    if not folder.exists():
-        raise DataError("this folder does not exist.", folder, "Check the path.")
-    if not folder.is_dir():
-        raise DataError("expected a folder, this is a file.", folder, f"Did you mean its folder, {folder.parent}?")
+def read_all(names: Iterable[str], read: Callable[[int], T]) -> dict[str, T]:
+    """What ``read`` makes of the numbers 0, 1, ... of files, by their names.
+
+    Raises
+    ------
+    DataError: some cannot be read; it names all of them, so that they can be repaired at once.
+    """
+    found: dict[str, T] = {}
+    failures: dict[str, DataError] = {}
+    for number, name in enumerate(counted(names, "reading images")):
+        try:
+            found[name] = read(number)
+        except DataError as error:
+            failures[name] = error
+    if failures:
+        first, *others = failures.values()
+        if not others:
+            raise first
+        listed = ", ".join(list(failures)[:_NAMED]) + ", ..." * (len(failures) > _NAMED)
+        raise DataError(f"{len(failures)} of {len(found) + len(failures)} files cannot be used: {listed}. {first}")
+    return found
 
 
 def _images_in(folder: Path) -> list[Path]:
-    entries = (path for path in _entries(folder) if path.suffix.lower() in IMAGE_SUFFIXES)
-    return sorted((path for path in entries if path.is_file()), key=lambda path: path.name)
-
-
-def _entries(folder: Path) -> list[Path]:
-    try:
-        return [path for path in folder.iterdir() if not path.name.startswith(".")]
-    except OSError as error:
-        raise DataError(f"cannot be listed ({error.strerror}).", folder, "Check its permissions.") from error
+    return [path for path in files_in(folder) if path.suffix.lower() in IMAGE_SUFFIXES]
 
 
 def _hint_for_empty(folder: Path) -> str:
-    subfolders = sorted(path for path in _entries(folder) if path.is_dir())
+    subfolders = sorted(path for path in folder.iterdir() if path.name[0] != "." and folder_trouble(path) is None)
     for subfolder in subfolders:
         if _images_in(subfolder):
             return f"Sub-folders are not searched: images are in {subfolder}, pass that folder instead."

@@ -16,7 +16,7 @@ from torch import Tensor
 from learnreg.datasets.files.checks import Mask, check_claim, check_file, float_tensor
 from learnreg.errors import DataError, LearnregError
 
-__all__ = ["dataset_names", "group_names", "open_hdf5", "read_hdf5_array", "read_values"]
+__all__ = ["check_chunks", "dataset_names", "group_names", "open_hdf5", "read_hdf5_array", "read_values"]
 
 _INSTALL_HINT = "Install it with: pip install 'learnreg[ct]'"
 _SELF_CONTAINED = "Only data inside the file itself is read: write them into one file."
@@ -68,7 +68,7 @@ def read_values(dataset: Any, path: str | Path, row: int | None = None) -> np.nd
     """
     shape = dataset.shape if row is None else (1, *dataset.shape[1:])
     check_claim(Path(path), math.prod(shape) * dataset.dtype.itemsize)
-    _check_chunks(dataset, path, row)
+    check_chunks(dataset, path, row)
     values = np.asarray(dataset[()] if row is None else dataset[row : row + 1])
     for marker in _missing_values(dataset):
         count = int((values == marker).sum())
@@ -220,8 +220,14 @@ def _missing_filters(dataset: Any) -> list[str]:
     ]
 
 
-def _check_chunks(dataset: Any, path: str | Path, row: int | None) -> None:
-    """Chunks that were never written read as zeros, or as whatever the fill value is."""
+def check_chunks(dataset: Any, path: str | Path, row: int | None = None) -> None:
+    """Refuse a data set, or a ``row`` of its first axis, with chunks that were never written: they read as zeros, or as
+    whatever the fill value is.
+
+    Raises
+    ------
+    DataError: there are such chunks.
+    """
     if dataset.chunks is None:
         return
     counts = [-(-n // chunk) for n, chunk in zip(dataset.shape, dataset.chunks, strict=True)]

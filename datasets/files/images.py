@@ -12,9 +12,9 @@ from torch import Tensor
 from learnreg.datasets.files.bitmaps import decode_bitmap
 from learnreg.datasets.files.checks import check_file
 from learnreg.datasets.files.pixels import Picture, colours, luminance
-from learnreg.datasets.files.tiff import decode_tiff, is_tiff
+from learnreg.datasets.files.tiff import decode_tiff, is_tiff, silence_logs
 from learnreg.errors import DataError
-from learnreg.linear.arguments import given_path
+from learnreg.linear.paths import given_path
 
 __all__ = ["IMAGE_SUFFIXES", "read_image"]
 
@@ -78,9 +78,10 @@ def _decode(path: Path, data: bytes) -> Picture:
     if data[12:16] == b"CgBI":
         raise DataError("this PNG file is in Apple's own variant (CgBI).", path, "Export it as an ordinary PNG file.")
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(record=True) as heard:
+            warnings.simplefilter("always")
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # pixels are counted here
-            return _opened(path, data)
+            picture = _opened(path, data)
     except DataError:
         raise
     except Image.DecompressionBombError as error:
@@ -97,11 +98,15 @@ def _decode(path: Path, data: bytes) -> Picture:
             path,
             f"Copy or download it again, or remove it from the folder.{known}",
         ) from error
+    for odd in dict.fromkeys(str(warning.message).strip() for warning in heard):
+        warnings.warn(f"{path}: its header is damaged ({odd}); see whether the image is the right one.", stacklevel=3)
+    return picture
 
 
 def _opened(path: Path, data: bytes) -> Picture:
     from PIL import Image, UnidentifiedImageError
 
+    silence_logs()
     try:
         with Image.open(io.BytesIO(data)) as image:
             return decode_tiff(image, data, path) if image.format == "TIFF" else decode_bitmap(image, data, path)

@@ -15,7 +15,7 @@ from torch import Tensor
 from learnreg.datasets.files.checks import Mask, check_claim, check_file, float_tensor
 from learnreg.datasets.files.hdf5 import dataset_names, open_hdf5, read_hdf5_array, read_values
 from learnreg.datasets.files.pixels import oriented
-from learnreg.datasets.files.tiff import check_description, described_images, open_tiff
+from learnreg.datasets.files.tiff import check_description, check_written, described_images, open_tiff
 from learnreg.errors import DataError, ShapeError
 from learnreg.linear.operator import LinearOperator
 from learnreg.operators import FanBeam2D, ParallelBeam2D
@@ -122,7 +122,7 @@ def _rows_of(path: Path, key: str | None) -> _Rows:
 
         def read_page(row: int | None) -> np.ndarray[Any, Any]:
             with _opened_tiff(path) as tiff:
-                return _values(tiff.pages[row].aspage())[None]
+                return _values(tiff.pages[row].aspage(), path)[None]
 
         with _opened_tiff(path) as tiff:
             pages = _checked_pages(tiff, path)
@@ -214,7 +214,8 @@ def map_npy(path: Path) -> np.ndarray[Any, Any]:
     DataError: damaged, an archive, or not of numbers.
     """
     try:
-        values: Any = np.load(path, mmap_mode="r", allow_pickle=False)
+        with np.errstate(over="ignore"):  # sizes beyond 2^63, which do not fit the file
+            values: Any = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # NumPy parses the header as Python literals, which fail in many ways
         raise DataError(
             f"cannot be read as .npy, it is damaged, truncated or holds objects ({type(error).__name__}: {error}).",
@@ -229,7 +230,7 @@ def map_npy(path: Path) -> np.ndarray[Any, Any]:
 
 def _read_tiff(path: Path, ignored: Mask | None) -> Tensor:
     with _opened_tiff(path) as tiff:
-        arrays = [_values(page) for page in _checked_pages(tiff, path)]
+        arrays = [_values(page, path) for page in _checked_pages(tiff, path)]
     return float_tensor(np.stack(arrays) if len(arrays) > 1 else arrays[0][None], path, ignored)  # one is not copied
 
 
@@ -266,8 +267,12 @@ def _checked_pages(tiff: Any, path: Path) -> list[Any]:
     return pages
 
 
-def _values(page: Any) -> np.ndarray[Any, Any]:
-    return oriented(page.asarray(), _orientation(page))
+def _values(page: Any, path: Path) -> np.ndarray[Any, Any]:
+    check_written(page, path)
+    values = page.asarray()
+    if values.shape != tuple(page.shape):
+        raise DataError(f"a page of shape {tuple(page.shape)} holds {values.shape}.", path, "Copy it again.")
+    return oriented(values, _orientation(page))
 
 
 def _turned(page: Any) -> Any:

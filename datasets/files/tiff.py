@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import math
+import os
 import re
+import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +29,15 @@ from learnreg.errors import DataError
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["check_description", "decode_tiff", "described_images", "is_tiff", "open_tiff"]
+__all__ = [
+    "check_description",
+    "check_written",
+    "decode_tiff",
+    "described_images",
+    "is_tiff",
+    "open_tiff",
+    "silence_logs",
+]
 
 _SUBFILE, _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _DESCRIPTION = 254, 256, 257, 258, 262, 270
 _FILL_ORDER, _REVERSED = 266, 2
@@ -50,6 +62,7 @@ _ALPHA: dict[int, Alpha] = {1: "associated", 2: "unassociated"}
 _MAGIC = frozenset({b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"})
 _INSTALL_HINT = "Install it with: pip install 'learnreg[images]'"
 _AS_GREY = "Save it with 8 or 16 bits, 0 being black, or as float in [0, 1]."
+_STDERR_LOCK = threading.Lock()
 _SEPARATELY = "Save each as an image file of its own."
 
 
@@ -128,6 +141,7 @@ def decode_tiff(image: Image.Image | None, data: bytes, path: Path) -> Picture:
         if layout.photometric not in {_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB}:
             raise DataError("neither grey nor RGB, with more than 8 bits.", path, "Convert it to RGB or grey.")
         check_claim(path, page.nbytes)
+        check_written(page, path)
         pixels = page.asarray()
         if page.axes.startswith("S"):  # separate planes
             pixels = np.moveaxis(pixels, 0, -1)
@@ -139,6 +153,8 @@ def decode_tiff(image: Image.Image | None, data: bytes, path: Path) -> Picture:
 def _by_pillow(image: Image.Image, layout: _Layout, path: Path) -> Picture:
     """Pillow has turned the picture, and spread up to 8 bits over 0 to 255, 0 being black."""
     _check_conversion(image.tag_v2, layout.photometric, path)  # type: ignore[attr-defined]
+    with _silent_libtiff(image):
+        image.load()
     if image.mode in {"LA", "La"}:
         pixels = np.asarray(image.convert("LA"))
     elif image.mode in {"P", "PA", "YCbCr"}:
@@ -174,8 +190,44 @@ def open_tiff(source: Path | io.BytesIO, path: Path) -> Iterator[Any]:
         import tifffile
     except ImportError as error:
         raise DataError("reading this TIFF file needs the package tifffile.", path, _INSTALL_HINT) from error
+    silence_logs()
     with tifffile.TiffFile(source) as tiff:
         yield tiff
+
+
+def check_written(page: Any, path: Path) -> None:
+    """Refuse a page with strips or tiles that are not in the file: they would read as zeros.
+
+    Raises
+    ------
+    DataError: there are such.
+    """
+    missing = sum(not (offset and size) for offset, size in zip(page.dataoffsets, page.databytecounts, strict=False))
+    if missing or not page.dataoffsets:
+        raise DataError(f"{missing or 'all'} of its strips or tiles were never written.", path, "Save it again.")
+
+
+@cache
+def silence_logs() -> None:
+    """Decoders log what is odd about a file, which Python shows on stderr where no program asks for logs."""
+    for name in ("PIL", "tifffile"):
+        logging.getLogger(name).addHandler(logging.NullHandler())
+
+
+@contextmanager
+def _silent_libtiff(image: Image.Image) -> Iterator[None]:
+    """libtiff writes what is odd about a file on stderr, past Python; whatever else writes there meanwhile is lost."""
+    if all(tile[0] != "libtiff" for tile in image.tile):  # type: ignore[attr-defined]
+        yield
+        return
+    with _STDERR_LOCK, ExitStack() as undo:
+        with suppress(OSError):  # a process without stderr
+            kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+            undo.callback(os.close, kept)
+            undo.callback(os.close, nowhere)
+            os.dup2(nowhere, 2)
+            undo.callback(os.dup2, kept, 2)
+        yield
 
 
 def _tag(image: Image.Image, page: int) -> int:

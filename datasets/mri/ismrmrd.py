@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from learnreg.datasets.files.checks import check_claim
-from learnreg.datasets.files.hdf5 import open_hdf5
+from learnreg.datasets.files.hdf5 import check_chunks, open_hdf5
 from learnreg.errors import DataError
 
 __all__ = ["read_ismrmrd"]
@@ -21,6 +23,7 @@ _NOT_IMAGING = sum(1 << (flag - 1) for flag in (19, 20, 23, 24, 26, 27, 28, 29))
 """Noise, calibration alone, navigators, phase correction, feedback, dummy and surface-coil scans."""
 _CHOSEN = ("contrast", "phase", "repetition", "set")
 _HEADER_LIMIT = 1 << 24
+_COLLECTION = b"GCOL\1\0\0\0"
 
 
 def read_ismrmrd(path: Path, select: Mapping[str, int]) -> tuple[np.ndarray[Any, Any], tuple[int, int]]:
@@ -34,15 +37,61 @@ def read_ismrmrd(path: Path, select: Mapping[str, int]) -> tuple[np.ndarray[Any,
     unknown = sorted(set(select) - set(_CHOSEN))
     if unknown:
         raise DataError(f"select={dict(select)}: there is no {unknown[0]!r}.", path, f"Known: {', '.join(_CHOSEN)}.")
+    _check_heaps(path)
     header = _Header(path)
     with open_hdf5(path, "dataset/data", kinds="V") as dataset:
         if not {"head", "data"} <= set(dataset.dtype.names or ()) or dataset.ndim != 1:
             raise DataError("its records are not those of ISMRMRD.", path, "Export it again.")
         check_claim(path, dataset.size * dataset.dtype.itemsize)
+        check_chunks(dataset, path)
+        _check_lines(dataset, path)
         heads = np.asarray(dataset.fields("head")[()])
         imaging = _imaging(heads, select, path)
         lines = dataset.fields("data")  # read one by one: many records may share, and multiply, one piece of the file
         return _placed(heads[imaging], (lines[i] for i in imaging), header, path), header.image
+
+
+def _check_heaps(path: Path) -> None:
+    """Refuse free space of no size in a collection of values of variable length: the HDF5 library would look for its
+    end for ever. (HDF5 File Format Specification, III.E, Global Heap.)"""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        start = data.find(_COLLECTION)
+        while start >= 0:
+            place, end = start + 16, min(start + int.from_bytes(data[start + 8 : start + 16], "little"), len(data))
+            while place + 16 <= end:
+                number, size = struct.unpack_from("<H6xQ", data, place)
+                if number == size == 0:
+                    raise DataError("its lists of values are damaged.", path, "Copy or export it again.")
+                place = place + 16 + -(-size // 8) * 8 if number else end
+            start = data.find(_COLLECTION, start + 1)
+
+
+def _check_lines(records: Any, path: Path) -> None:
+    """Refuse lines longer than their file: memory would be taken for them before they are looked for. Of compressed
+    records the lengths cannot be seen."""
+    if records.chunks is None or records.id.get_create_plist().get_nfilters():
+        return
+    kind = records.id.get_type()
+    place = kind.get_member_offset(kind.get_member_index(b"data"))
+    length = np.dtype({"names": ["length"], "formats": ["<u4"], "offsets": [place], "itemsize": kind.get_size()})
+    for start in range(0, records.size, records.chunks[0]):
+        stored = np.frombuffer(records.id.read_direct_chunk((start,))[1], length)
+        _check_length(4 * int(stored["length"].max(initial=0)), path)
+
+
+def _check_text(dataset: Any, path: Path) -> None:
+    """The same for a text of variable length."""
+    place = dataset.id.get_offset()
+    if place is not None and dataset.dtype.kind == "O":
+        with path.open("rb") as file:
+            file.seek(place)
+            _check_length(int.from_bytes(file.read(4), "little"), path)
+
+
+def _check_length(promised: int, path: Path) -> None:
+    size = path.stat().st_size
+    if promised > size:
+        raise DataError(f"it promises {promised:,} bytes, the file has {size:,}.", path, "Copy or export it again.")
 
 
 def _imaging(heads: np.ndarray[Any, Any], select: Mapping[str, int], path: Path) -> np.ndarray[Any, Any]:
@@ -123,8 +172,10 @@ class _Header:
     def __init__(self, path: Path) -> None:
         self.path = path
         with open_hdf5(path, "dataset/xml", kinds="OS") as dataset:
-            values = np.ravel(dataset[()])
-        text = values[0] if len(values) else b""
+            if dataset.size != 1:
+                raise DataError(f"it has {dataset.size:,} XML headers, expected one.", path, "Export it again.")
+            _check_text(dataset, path)
+            text = np.ravel(dataset[()])[0]
         text = text if isinstance(text, bytes) else str(text).encode()
         if len(text) > _HEADER_LIMIT or b"<!DOCTYPE" in text or b"<!ENTITY" in text:
             raise DataError("its header is no plain XML of a scan.", path, "Export it again.")

@@ -12,8 +12,9 @@ from learnreg.datasets.mri.kspace_files import KSpace, is_kspace_file, read_kspa
 from learnreg.datasets.mri.phantoms import with_smooth_phase
 from learnreg.datasets.tomography.ct_images import ellipse_split, load_ct_images
 from learnreg.errors import DataError
-from learnreg.linear.arguments import given_path, whole_number
+from learnreg.linear.arguments import whole_number
 from learnreg.linear.complex_channels import as_channels
+from learnreg.linear.paths import files_in, given_path
 from learnreg.operators.mri import from_kspace, to_kspace
 
 __all__ = ["combined_images", "load_mri_images"]
@@ -47,7 +48,7 @@ def load_mri_images(
         parts = ellipse_split(size, count, seed)
     else:
         folder = given_path(source, "load_mri_images(source)")
-        files = sorted(p for p in folder.iterdir() if is_kspace_file(p)) if folder.is_dir() else []
+        files = [path for path in files_in(folder) if is_kspace_file(path)]
         if files:
             return _of_kspace(files, folder, size, count)
         parts = load_ct_images(folder, size, count, seed)

@@ -9,11 +9,12 @@ from pathlib import Path
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from learnreg.datasets.files.folder import ImageFolder, list_images
+from learnreg.datasets.files.folder import ImageFolder, list_images, read_all
 from learnreg.datasets.files.images import read_image
 from learnreg.datasets.photographs.natural import natural_images
 from learnreg.errors import ConfigError, DataError
-from learnreg.linear.arguments import check_one_of, given_path
+from learnreg.linear.arguments import check_one_of
+from learnreg.linear.paths import folder_trouble, given_path
 
 __all__ = ["BSDS500", "load_training_images"]
 
@@ -68,8 +69,8 @@ class BSDS500(Dataset[Tensor]):
             if split not in self.splits:
                 raise ConfigError(f"split={split!r} was not opened, BSDS500(splits={self.splits!r}) was.")
         wanted = self.splits if split is None else (split,)
-        chosen = zip(self.names, self.paths, strict=True)
-        return {name: read_image(path, colour=self.colour) for name, path in chosen if path.parent.name in wanted}
+        chosen = [i for i, path in enumerate(self.paths) if path.parent.name in wanted]
+        return read_all([self.names[i] for i in chosen], lambda k: self[chosen[k]])
 
 
 def load_training_images(source: str | Path, colour: bool = False) -> dict[str, Tensor]:
@@ -96,10 +97,10 @@ def _check_split(split: str) -> None:
 
 def _find_layout(root: Path, splits: Sequence[str]) -> Path:
     for layout in _LAYOUTS:
-        if all((root / layout / split).is_dir() for split in splits):
+        if all(os.path.isdir(root / layout / split) for split in splits):
             return root / layout
-    if not root.is_dir():
-        raise DataError("this folder does not exist.", root, "Check the path.")
+    if trouble := folder_trouble(root):
+        raise DataError(trouble.reason, root, trouble.hint)
     tried = ", ".join(str(layout / f"{{{','.join(splits)}}}") for layout in _LAYOUTS)
     raise DataError("BSDS500 was not found here.", root, f"Layouts tried below this folder: {tried}.")
 

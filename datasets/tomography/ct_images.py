@@ -10,11 +10,13 @@ from torch import Tensor
 
 from learnreg.datasets.files.dicom import is_dicom
 from learnreg.datasets.files.dicom_series import CT_WINDOW, DicomSeries, read_dicom_series
-from learnreg.datasets.files.folder import ImageFolder
+from learnreg.datasets.files.folder import ImageFolder, read_all
 from learnreg.datasets.tomography.phantoms import ellipse_phantom
 from learnreg.datasets.tomography.slices import resize_slice
 from learnreg.errors import DataError
-from learnreg.linear.arguments import given_path, whole_number
+from learnreg.linear.arguments import whole_number
+from learnreg.linear.paths import files_in, given_path
+from learnreg.progress import counted
 
 __all__ = ["ellipse_split", "load_ct_images"]
 
@@ -51,7 +53,7 @@ def load_ct_images(
     if str(source) == "ellipses":
         return ellipse_split(size, count, seed)
     folder = given_path(source, "load_ct_images(source)")
-    if not (folder.is_dir() and _holds_dicom(folder)):
+    if not any(map(is_dicom, files_in(folder))):
         training, held_out = _split_files(folder, size, count, seed)
         return _without_held_out(training, held_out, folder), held_out
     series = read_dicom_series(folder, series_uid, window)
@@ -85,13 +87,9 @@ def ellipse_split(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Training phantoms, 256 by default, and 8 held-out ones, which do not depend on their number."""
     count = 256 if count is None else count
-    training = {f"ellipses {i}": ellipse_phantom(i, size, seed) for i in range(count)}
+    training = {f"ellipses {i}": ellipse_phantom(i, size, seed) for i in counted(range(count), "drawing phantoms")}
     held_out = {f"held-out ellipses {i}": ellipse_phantom(i, size, seed, held_out=True) for i in range(_HELD_OUT)}
     return training, held_out
-
-
-def _holds_dicom(folder: Path) -> bool:
-    return any(path.is_file() and is_dicom(path) for path in folder.iterdir())
 
 
 def _split_series(
@@ -113,11 +111,12 @@ def _split_files(folder: Path, size: int, count: int | None, seed: int) -> tuple
     files = ImageFolder(folder)
     order = torch.randperm(len(files), generator=torch.Generator().manual_seed(seed)).tolist()
     held_out = _held_out_count(len(files), folder)
-    training, last = (
-        {files.names[i]: resize_slice(files[i], size) for i in sorted(chosen)}
-        for chosen in (sorted(order[held_out:])[:count], order[:held_out])
-    )
-    return training, last
+    training, last = sorted(order[held_out:])[:count], sorted(order[:held_out])
+    chosen = [*training, *last]
+    names = [files.names[i] for i in chosen]
+    images = read_all(names, lambda k: resize_slice(files[chosen[k]], size))
+    first = names[: len(training)]
+    return {name: images[name] for name in first}, {name: images[name] for name in names[len(training) :]}
 
 
 def _held_out_count(total: int, folder: Path) -> int:

@@ -14,6 +14,7 @@ from learnreg.datasets.files.checks import check_claim, float_tensor
 from learnreg.datasets.files.hdf5 import open_hdf5, read_values
 from learnreg.datasets.tomography.noise import PhotonNoise
 from learnreg.errors import ConfigError, DataError
+from learnreg.linear.paths import folder_trouble
 from learnreg.operators.tomography.geometry import ParallelGeometry
 
 __all__ = ["LoDoPaB"]
@@ -84,10 +85,11 @@ class LoDoPaB(Dataset[tuple[Tensor, Tensor]]):
         )
 
     @classmethod
-    def is_one(cls, root: str | Path) -> bool:
-        """Whether a folder holds files with names of this layout."""
+    def is_one(cls, root: str | Path, split: str | None = None) -> bool:
+        """Whether a folder holds files with names of this layout, of this split or of any."""
         root = Path(root)
-        return root.is_dir() and any(_NAME.fullmatch(path.name) for path in root.iterdir())
+        found = () if folder_trouble(root) else (_NAME.fullmatch(path.name) for path in root.iterdir())
+        return any(match is not None and split in (None, match[2]) for match in found)
 
     @classmethod
     def of_files(cls, root: str | Path, split: str = "train", side: float = _SIDE) -> Self:
@@ -121,8 +123,8 @@ class LoDoPaB(Dataset[tuple[Tensor, Tensor]]):
 
 
 def _find_pairs(root: Path, split: str) -> list[tuple[Path, Path]]:
-    if not root.is_dir():
-        raise DataError("this folder does not exist.", root, "Check the path.")
+    if trouble := folder_trouble(root):
+        raise DataError(trouble.reason, root, trouble.hint)
     numbers = {what: _numbers(root, f"{what}_{split}") for what in ("observation", "ground_truth")}
     present = set().union(*numbers.values())
     if not present:

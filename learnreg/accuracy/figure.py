@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,29 +11,16 @@ from learnreg.accuracy.report import AccuracyReport, AccuracyRow
 from learnreg.errors import DataError
 from learnreg.models.extras import require
 from learnreg.models.tensor_files import dumps, write_atomically
+from learnreg.plot.style import COLOURS, GREY, SHADE, figure_file, new_figure, styled
 
-__all__ = ["accuracy_figure", "figure_file", "write_accuracy"]
+__all__ = ["accuracy_figure", "write_accuracy"]
 
-_COLOURS = {"published": "#D55E00", "sharp": "#0072B2"}  # Okabe and Ito: told apart by colour-blind readers, too
+_COLOURS = {"published": COLOURS[1], "sharp": COLOURS[0]}
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 _LONGEST_TITLE = 40
-_GREY, _SHADE = "#555555", "#E3E3E3"
-_STYLE = {
-    "font.size": 9.5,
-    "axes.titlesize": 10.0,
-    "axes.labelsize": 10.0,
-    "legend.fontsize": 9.0,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": _GREY,
-    "axes.grid": True,
-    "grid.color": "#E8E8E8",
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "pdf.fonttype": 42,  # text stays text
-}
 
 
+@styled
 def accuracy_figure(report: AccuracyReport) -> Any:
     """On the left a panel per problem: error and bound of each hypergradient over the operator applications it took. On
     the right: bound over error of judged gradients, the region where a bound would be violated shaded.
@@ -43,19 +29,7 @@ def accuracy_figure(report: AccuracyReport) -> Any:
     ------
     ConfigError: matplotlib is not installed.
     """
-    matplotlib = require("matplotlib", "drawing figures", "matplotlib")
-    with matplotlib.rc_context(_STYLE):
-        return _draw(report)
-
-
-def figure_file(figure: Any, suffix: str) -> bytes:
-    """The content of a png or pdf file of the figure."""
-    matplotlib = require("matplotlib", "drawing figures", "matplotlib")
-    buffer = io.BytesIO()
-    metadata = {"CreationDate": None} if suffix == "pdf" else {}
-    with matplotlib.rc_context(_STYLE):
-        figure.savefig(buffer, format=suffix, dpi=200, metadata=metadata)
-    return buffer.getvalue()
+    return _draw(report)
 
 
 def write_accuracy(report: AccuracyReport, folder: Path) -> list[Path]:
@@ -74,13 +48,11 @@ def write_accuracy(report: AccuracyReport, folder: Path) -> list[Path]:
 
 
 def _draw(report: AccuracyReport) -> Any:
-    figures = require("matplotlib.figure", "drawing figures", "matplotlib")
     names = list(dict.fromkeys(row.problem for row in report.rows))
     columns = math.ceil(math.sqrt(len(names)))
     lines = math.ceil(len(names) / columns)
     width = max(5.6, 3.2 * columns)
-    figure = figures.Figure(figsize=(5.2 + width, 5.6 if lines < 3 else 2.6 * lines), layout="constrained")
-    require("matplotlib.backends.backend_agg", "drawing figures", "matplotlib").FigureCanvasAgg(figure)
+    figure = new_figure(5.2 + width, 5.6 if lines < 3 else 2.6 * lines)
     left, right = figure.subfigures(1, 2, width_ratios=(width, 5.2), wspace=0.03)
     panels = left.subplots(lines, columns, squeeze=False, sharey=True)
     methods = list(dict.fromkeys(row.method for row in report.rows))
@@ -129,7 +101,7 @@ def _plain_ticks(panel: Any, costs: Sequence[int]) -> None:
 
 def _left_legend(figure: Any, methods: Sequence[str]) -> None:
     line = require("matplotlib.lines", "drawing figures", "matplotlib").Line2D
-    grey = {"ls": "", "ms": 5.5, "color": _GREY}
+    grey = {"ls": "", "ms": 5.5, "color": GREY}
     handles = [
         *(line([], [], marker=_MARKERS[i % len(_MARKERS)], label=name, **grey) for i, name in enumerate(methods)),
         *(line([], [], color=colour, lw=3, label=f"{kind} certificate") for kind, colour in _COLOURS.items()),
@@ -152,8 +124,8 @@ def _draw_judged(figure: Any, report: AccuracyReport) -> None:
     low = min(min(row.relative_error, row.relative_bound) for row in rows) / 3
     high = max(row.relative_bound for row in rows) * 5
     right = max(row.relative_error for row in rows) * 3
-    panel.fill_between([low, right], [low / 100] * 2, [low, right], color=_SHADE, lw=0, zorder=1)
-    panel.plot([low, right], [low, right], color=_GREY, lw=1, zorder=2)
+    panel.fill_between([low, right], [low / 100] * 2, [low, right], color=SHADE, lw=0, zorder=1)
+    panel.plot([low, right], [low, right], color=GREY, lw=1, zorder=2)
     for kind, colour in _COLOURS.items():
         own = [row for row in rows if row.certificate == kind]
         found = report.effectivities(kind, plain=True)
@@ -166,7 +138,7 @@ def _draw_judged(figure: Any, report: AccuracyReport) -> None:
     panel.set_xlim(low, right)
     panel.set_ylim(low, high)
     panel.minorticks_off()
-    panel.text(0.97, 0.04, "bound violated", transform=panel.transAxes, ha="right", style="italic", color=_GREY)
+    panel.text(0.97, 0.04, "bound violated", transform=panel.transAxes, ha="right", style="italic", color=GREY)
     figure.legend(loc="outside lower center", frameon=False)
 
 

@@ -16,7 +16,7 @@ from learnreg.certificates.judgement import gradient_distance, gradient_norm
 from learnreg.hypergradients import METHODS
 from learnreg.hypergradients.certify import certify
 from learnreg.hypergradients.compute import hypergradient
-from learnreg.training.progress import Count
+from learnreg.progress import Count
 
 __all__ = ["measure"]
 

@@ -22,6 +22,7 @@ from learnreg.certificates.obstacle import Hindrance, Obstacle
 from learnreg.certificates.split import BallSplit
 from learnreg.linear.samples import norm_samples
 from learnreg.lower_level.instance import Instance
+from learnreg.potentials.proximal import Grouped
 
 __all__ = ["Ball", "find_ball", "improbable"]
 
@@ -38,8 +39,8 @@ class Ball:
     curvature is too large.
 
     radius: 2-norm; 0 where there is no ball. curvature: m, 0 where there is none. error: bound of ‖x - x*‖, infinite
-    where there is none. low: the smallest f'' of each response in the ball, (batch, *range). hindrance: why some sample
-    has no ball.
+    where there is none. low: the smallest f'' of each response, or group of them, in the ball, with a batch axis.
+    hindrance: why some sample has no ball.
     """
 
     radius: Tensor
@@ -67,8 +68,9 @@ def find_ball(instance: Instance, x: Tensor, t: Tensor, residual: Tensor, moved:
     none, kind = torch.zeros_like(residual), instance.analysis.norm_bound_kind
     failure = instance.analysis.norm_failure_probability if kind == "probabilistic" else 0.0
     low, _ = instance.potential.curvature_bounds(t, response_radius(instance, none, t))
-    ball = Ball(none, none, torch.full_like(residual, math.inf), low.expand_as(t).clone(), failure, None)
-    if low.shape != t.shape or instance.latent.channels:
+    ball = Ball(none, none, torch.full_like(residual, math.inf), low.clone(), failure, None)
+    places = low.shape == t.shape or isinstance(instance.potential, Grouped)
+    if not places or instance.latent.channels:
         return replace(ball, hindrance=Obstacle.NO_SPLIT.met(why=_unfit(instance)))
     if not bool(torch.isfinite(residual).all() & torch.isfinite(low).all()):
         return replace(ball, hindrance=_hindrance(math.inf, math.inf))

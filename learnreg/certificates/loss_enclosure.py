@@ -62,7 +62,7 @@ def enclose_loss(point: Point) -> LossEnclosure:
     parts = [_enclose_part(part) for part, _ in point.parts()]
     gradient, e = sum_gradients([p.gradient for p in parts]), torch.cat([p.error for p in parts])
     certified = missing_state_assumption(instance, x) is None and loss.computes_in(x) == torch.float64
-    certified = certified and not instance.local
+    certified = certified and instance.strong_convexity > 0
     change = loss.gradient_change(x, e) if certified else None
     if change is None or not bool(torch.isfinite(e).all()):
         lower, upper = loss.interval(x, e) if certified else (-math.inf, math.inf)

@@ -67,12 +67,17 @@ class LowestCurvature:
         instance, size = self.instance, self._size(s)
         if self._pixels <= _DENSE_PIXELS:
             return dense_lower_bound(self._matrices(s), size), 0.0
-        if self._window is not None and self._band_fits(self._window):
+        if self._is_banded:
             return size.new_tensor(self._banded(s, estimate.tolist(), size.tolist())), 0.0
         start = torch.randn(instance.q.shape, dtype=torch.float64, generator=_fresh_generator()).to(s)
         steps = min(_LANCZOS_STEPS, max(2, _LANCZOS_NUMBERS // start.numel()))
         found = lanczos_lower_bound(self._hessian(s), start, FAILURE_PROBABILITY, steps, size)
         return found.lower, FAILURE_PROBABILITY * instance.batch
+
+    @property
+    def is_rigorous(self) -> bool:
+        """Whether ``bound`` never fails."""
+        return self._pixels <= _DENSE_PIXELS or self._is_banded
 
     # ---- the matrix --------------------------------------------------------------------------------------------------
 
@@ -115,6 +120,10 @@ class LowestCurvature:
         units = torch.eye(self._pixels, dtype=s.dtype, device=s.device).reshape(-1, *self.instance.domain)
         return self._images(units, s).flatten(2)
 
+    @property
+    def _is_banded(self) -> bool:
+        return self._window is not None and self._band_fits(self._window)
+
     def _band_fits(self, window: tuple[int, int]) -> bool:
         (k, l), (height, width) = window, self.instance.domain[1:]
         band = min((k - 1) * width + l, (l - 1) * height + k)
@@ -154,10 +163,12 @@ def _lower_band(images: np.ndarray, grid: np.ndarray, window: tuple[int, int]) -
 
 
 def channel_weights(weights: Tensor) -> Tensor:
-    """The largest of each channel over samples and places, as ``weighted_square`` takes them; of responses without
-    channels the largest of all."""
+    """The largest of each channel over samples and places, as ``weighted_square`` takes them, of groups of responses of
+    each group; of responses without channels the largest of all."""
     if weights.dim() < 3:
         return weights.amax()
+    if weights.dim() == 5:  # (batch, 1, groups, rows, columns)
+        weights = weights.amax(1)
     return weights.amax((0, *range(2, weights.dim())), keepdim=True)[0]
 
 

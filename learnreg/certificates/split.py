@@ -82,7 +82,7 @@ class GlobalSplit(Split):
 
 @dataclass(frozen=True)
 class BallSplit(Split):
-    """sigma <= f'' in a ball, (batch, *range): see ``of``. concavity: rho."""
+    """sigma <= f'' in a ball, of each response, or group of them: see ``of``. concavity: rho."""
 
     modulus: float
     sigma: Tensor
@@ -91,8 +91,8 @@ class BallSplit(Split):
 
     @classmethod
     def of(cls, low: Tensor, curvature: Tensor, left: float, concavity: Tensor | float) -> BallSplit:
-        """low <= f'' in the ball, (batch, *range), where the Hessian is at least ``curvature``, (batch,), and M - K^T
-        low₋ K at least ``left``, of either sign.
+        """low <= f'' in the ball, of each response or group, where the Hessian is at least ``curvature``, (batch,), and
+        M - K^T low₋ K at least ``left``, of either sign.
 
         sigma = low where that is negative, and theta low elsewhere, with 1 - theta = m/(2 (m + c)), c = max(0, -left):
         M_sigma = theta (M + K^T low K) + (1 - theta)(M - K^T low₋ K) >= theta m - (1 - theta) c = m/2. Where

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from learnreg.certificates.ball import find_ball
+from learnreg.certificates.lowest_curvature import LowestCurvature
 from learnreg.certificates.obstacle import Hindrance
 from learnreg.certificates.split import GlobalSplit, Split
 from learnreg.lower_level.instance import Instance
@@ -35,9 +36,12 @@ def stand(
     """For x with responses t and a residual of this norm, with its rounding, (batch,); see ``find_ball``. ``split``:
     whether one is wanted."""
     everywhere, mu = torch.full_like(residual, math.inf), instance.strong_convexity
-    if mu > 0 or not instance.local:
-        error = residual / mu if mu > 0 else everywhere
-        return Standing(error, everywhere, GlobalSplit(mu) if mu > 0 else None)
+    whole = Standing(residual / mu if mu > 0 else everywhere, everywhere, GlobalSplit(mu) if mu > 0 else None)
+    if not instance.local or (mu > 0 and not LowestCurvature(instance).is_rigorous):
+        return whole
     ball = find_ball(instance, x, t, residual, moved)
     found = ball.split(instance) if split and ball.hindrance is None else None
-    return Standing(ball.error, ball.radius, found, ball.failure, ball.hindrance)
+    if not mu > 0:
+        return Standing(ball.error, ball.radius, found, ball.failure, ball.hindrance)
+    # the minimiser in a ball is that of the whole energy, which has one alone
+    return Standing(torch.minimum(ball.error, whole.error), everywhere, whole.split if found is None else found)

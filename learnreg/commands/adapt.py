@@ -11,20 +11,23 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from learnreg.commands.common import Scenario, announce, comparison_figures, tune_total_variation
+from learnreg.commands.common import Scenario, announce, comparison_figures
 from learnreg.commands.options import TrainingConfig
+from learnreg.commands.terminal import check_folder
 from learnreg.errors import ConfigError
 from learnreg.losses import SquaredError
 from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.models.model import Model, save_model
 from learnreg.regularizers import Regularizer, Scaled, TotalVariation
 from learnreg.solvers.solve import solve
+from learnreg.training.baseline import tune_total_variation
 from learnreg.training.start_tuning import least_loss
 from learnreg.upper_level.adaptive_descent import AdaptiveDescent
 from learnreg.upper_level.batch_objective import BatchObjective
@@ -76,8 +79,7 @@ def adapt(
         raise ConfigError(f"--criterion {criterion}: expected one of {', '.join(CRITERIA)}.")
     if not 1 <= pairs <= len(scenario.pairs):
         raise ConfigError(f"--pairs {pairs}: expected from 1 to the {len(scenario.pairs)} training samples there are.")
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"--out {out}: expected a folder, this is a file.")
+    check_folder(out)
     regularizer = _for_images(model.regularizer, scenario.config)
     b, x_true = (torch.stack(column) for column in zip(*(scenario.pairs[i] for i in range(pairs)), strict=True))
     announce(f"tuning the balance on {pairs} samples")
@@ -118,13 +120,15 @@ def _for_images(regularizer: Regularizer, config: TrainingConfig) -> Regularizer
             f"this model is for images of {regularizer.image_channels} channels, the task's have {channels}; take one "
             "of grey images, or one of that many channels."
         )
-    described = regularizer.config()
+    kind = {"coupling": wanted.get("coupling", "separate"), "dimensions": 2, regularizer.channels_option: channels}
+    refusal = f"{type(regularizer).__name__} has no form for {channels} channels; train one for this task."
     try:
-        again = type(regularizer).from_config({**described, **wanted, "dimensions": 2})
+        again = type(regularizer).from_config({**regularizer.config(), **kind})
         again.load_state_dict(regularizer.state_dict())
     except (TypeError, RuntimeError) as error:
-        name = type(regularizer).__name__
-        raise ConfigError(f"{name} has no form for {channels} channels; train one for this task.") from error
+        raise ConfigError(refusal) from error
+    if again.image_channels != channels:
+        raise ConfigError(refusal)
     return again
 
 
@@ -185,6 +189,7 @@ class _Tuning:
         scaled = Scaled(regularizer)
         problem = self.scenario.problem(scaled)
 
+        @cache  # each is a solve
         @torch.no_grad()
         def excess(log_factor: float) -> float:
             scaled.log_factor.fill_(log_factor)
@@ -219,6 +224,7 @@ class _Tuning:
     def _best_factor(self, problem: LowerLevelProblem, scaled: Scaled) -> tuple[float, float]:
         """The factor with the least squared error, and that error."""
 
+        @cache  # each is a solve
         def loss(log_factor: float) -> float:
             scaled.log_factor.fill_(log_factor)
             return float(SquaredError(self.x_true).value(self._solution(problem)))
@@ -231,13 +237,10 @@ class _Tuning:
         return self.start
 
     def _descend(self, problem: LowerLevelProblem) -> tuple[float, int]:
-        """A few certified steps in the factor; the upper end of the loss, and how many decreased it for certain."""
+        """A few certified steps in the factor; the upper end of the loss after them, and how many decreased it for
+        certain."""
         objective, descent = BatchObjective(problem, self.b, SquaredError(self.x_true)), AdaptiveDescent(audit_every=1)
-        loss, steps = math.nan, 0
-        for _ in range(_STEPS):
-            step = descent.step(objective)
-            loss = step.loss_interval[1]
-            if not step.accepted:
-                break
+        steps = 0
+        while steps < _STEPS and descent.step(objective).accepted:
             steps += 1
-        return loss, steps
+        return (objective.latest or objective.evaluate(descent.accuracy)).upper, steps

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import shlex
 from collections.abc import Mapping
@@ -16,12 +17,11 @@ from typer.core import TyperCommand, TyperGroup
 from learnreg.commands import tasks
 from learnreg.commands.adapt_command import adapt
 from learnreg.commands.outcome import DEBUG_VARIABLE, CommandGroup, command
+from learnreg.commands.reconstruct_command import reconstruct
 from learnreg.commands.tasks import TASKS, Task, tasks_with
 from learnreg.commands.terminal import Json, ModelName, Tolerance, check_folder, check_seed, say
-from learnreg.errors import ConfigError
 
 if TYPE_CHECKING:
-    from learnreg.commands.image_outputs import Reconstructed
     from learnreg.commands.options import TrainingConfig
 
 # Whatever imports torch is imported by the commands themselves: no help and no mistyped command waits for it.
@@ -102,11 +102,11 @@ def _options(
         os.environ[DEBUG_VARIABLE] = "1"
 
 
-def _train(task: Task, config: TrainingConfig, resume: bool, json: bool) -> None:
+def _train(task: Task, config: TrainingConfig, resume: bool, force: bool, json: bool) -> None:
     from learnreg.training.run_folder import contents_of
 
     try:
-        _say_summary(tasks.run_task(task, config, resume), json)
+        _say_summary(tasks.run_task(task, config, resume, force), json)
     except KeyboardInterrupt as error:
         go_on = f"learnreg train {task.name} --resume --out {shlex.quote(config.out)}"
         kept = bool(contents_of(config.out))
@@ -133,121 +133,16 @@ def _say_summary(summary: Mapping[str, Any], json: bool) -> None:
         typer.echo(dumps(summary))
 
 
-@app.command()
-@command
-def reconstruct(
-    model: ModelName,
-    inputs: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="INPUT...",
-            help="images, .npy arrays, folders of them; for CT sinograms: .npy, HDF5, TIFF; for MRI: .npy, HDF5",
-        ),
-    ],
-    out: Annotated[Path, typer.Option(help="folder of the reconstructions")],
-    tolerance: Annotated[
-        float | None,
-        typer.Option(
-            help="certified root-mean-square error of each reconstruction, before it is stored",
-            show_default="1e-3 for images of 8 bits, else 1e-4",
-        ),
-    ] = None,
-    sigma: Annotated[
-        str | None,
-        typer.Option(
-            help="noise level, for models that adapt to it: as 10/255, or auto to estimate that of each image",
-            show_default="that of the model",
-        ),
-    ] = None,
-    geometry: Annotated[
-        Path | None, typer.Option(help="CT: TOML file of the scan, lengths in mm", show_default="that of the model")
-    ] = None,
-    key: Annotated[
-        str | None, typer.Option(help="CT: data set in HDF5 files", show_default="data, or the only one")
-    ] = None,
-    attenuation: Annotated[
-        float | None,
-        typer.Option(
-            help="CT: attenuation per unit of length that the model's 1 stands for",
-            show_default="0.04 with --geometry; without: 16 for counts, else 1, per image side",
-        ),
-    ] = None,
-    data_weight: Annotated[
-        float, typer.Option(help="CT: factor of the data term, the noise variance of training over that of the scan")
-    ] = 1.0,
-    counts: Annotated[bool, typer.Option("--counts", help="CT: inputs are photon counts; needs --flat")] = False,
-    flat: Annotated[str | None, typer.Option(help="CT: counts without an object, a number or a file")] = None,
-    dark: Annotated[str | None, typer.Option(help="CT: counts without radiation, a number or a file")] = None,
-    dead_detectors: Annotated[
-        str | None, typer.Option(help="CT: detectors that measure nothing, counted from 0, such as 40,101-103")
-    ] = None,
-    coil_maps: Annotated[
-        Path | None,
-        typer.Option(help="MRI: .npy file of complex sensitivities", show_default="estimated from the middle"),
-    ] = None,
-    select: Annotated[
-        list[str] | None,
-        typer.Option(help="MRI: of ISMRMRD files, NAME=NUMBER of a contrast, phase, repetition or set; repeatable"),
-    ] = None,
-    json: Json = False,
-) -> None:
-    """Reconstruct files: INPUT becomes OUT/<name>.png, of 16 bits where INPUT has more than 8, and for .npy and TIFF
-    inputs <name>.npy in float32, too. Each file is written when it is finished.
-
-    Models for CT reconstruct sinograms: <name>.npy in attenuation per unit of length, <name>.png the model's range
-    [0, 1]; several sinograms in a file become <name>_000 and so on. Models for MRI reconstruct k-space, with whatever
-    lines and coils it was measured: <name>.npy complex, <name>.png its magnitude.
-
-    Printed is how far the numbers in each file are at most from the model's minimiser (root mean square), with all
-    that storing rounds and cuts off: not from the unknown clean image. Inputs that do not look like what the model was
-    learned for are warned of.
-    """
-    from learnreg.commands.reconstruct import reconstructions
-    from learnreg.commands.reconstruct_scans import ScanOptions
-    from learnreg.commands.waiting import Waiting
-    from learnreg.models.model import load
-    from learnreg.models.tensor_files import dumps
-
-    _check_order(model, inputs)
-    options = ScanOptions(geometry, key, attenuation, data_weight, counts, flat, dark, dead_detectors)
-    examined, found, notes = reconstructions(
-        load(model), inputs, out, tolerance, sigma, options, coil_maps, select or ()
-    )
-    for known in examined:
-        for line in (*known.notes, *(f"warning: {warning}" for warning in known.warnings)):
-            typer.echo(f"{known.path}: {line}", err=True)
-    rows = []
-    with Waiting("reconstruct", sum(known.count for known in examined)) as waiting:
-        for row in found:
-            rows.append(row)
-            with waiting.finished():
-                say(f"{row.input} -> {_described(row)}  {row.status}  {row.seconds:.2f} s", json)
-    for note in notes:
-        typer.echo(note, err=True)
-    if json:
-        typer.echo(dumps({"rows": [dataclasses.asdict(row) for row in rows]}))
-
-
-def _check_order(model: str, inputs: list[Path]) -> None:
-    """ConfigError where a model stands among the inputs, and an input in its place."""
-    models = [path for path in inputs if path.suffix == ".safetensors"]
-    if models and Path(model).is_file() and Path(model).suffix != ".safetensors":
-        raise ConfigError(f"{model}: expected the model first: learnreg reconstruct {models[0]} {model} ... --out OUT.")
-
-
-def _described(row: Reconstructed) -> str:
-    """The files and their distances from the model's minimiser."""
-    words = {"rigorous": "within {:.2e}", "estimate": "at an estimated error of {:.2e}", "none": "at an unknown error"}
-    files = ", ".join(f"{file.path} {words[row.bound_kind].format(file.error_bound)}" for file in row.files)
-    whose = "a local minimiser of the model" if row.certified_scope == "local" else "the model's minimiser"
-    return f"{files} of {whose} (rms)"
+app.command()(command(reconstruct))
 
 
 @app.command()
 @command
 def evaluate(
     model: ModelName,
-    data: Annotated[Path, typer.Option(help="folder of clean images (png, jpg, tif), not searched recursively")],
+    data: Annotated[
+        Path, typer.Option(help="folder of clean images (png, jpg, tif), not searched recursively, or LoDoPaB's files")
+    ],
     sigma: Annotated[
         str | None,
         typer.Option(
@@ -259,7 +154,8 @@ def evaluate(
     tolerance: Tolerance = 1e-4,
     json: Json = False,
 ) -> None:
-    """Measure a model: PSNR and SSIM, means over a folder of clean images whose measurements are simulated."""
+    """Measure a model: PSNR and SSIM, means over a folder of clean images whose measurements are simulated, or over
+    measured sinograms with their ground truth in the layout of LoDoPaB."""
     from learnreg.commands.evaluate import evaluate as run_evaluation
     from learnreg.datasets import parse_sigma
     from learnreg.models.model import load
@@ -270,10 +166,11 @@ def evaluate(
     result = run_evaluation(load(model), data, level, seed, tolerance)
     tomography = result.psnr_fbp is not None
     noise = f"noise {100 * result.sigma:.4g} %" if tomography else f"sigma {result.sigma * 255:.4g}/255"
+    setting = "measured" if math.isnan(result.sigma) else f"{noise}, seed {seed}"
     for note in result.notes:
         typer.echo(f"note: {note}", err=True)
     say(
-        f"{result.n} images, {noise}, seed {seed}: PSNR {result.psnr:.3f} dB "
+        f"{result.n} images, {setting}: PSNR {result.psnr:.3f} dB "
         f"({'FBP' if tomography else 'noisy'} {result.psnr_input:.3f} dB), SSIM {result.ssim:.4f}, "
         f"{result.seconds_per_image:.2f} s per image",
         json,

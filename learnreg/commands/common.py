@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-import math
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,18 +20,24 @@ from learnreg.losses import SquaredError
 from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.regularizers import REGULARIZERS, Regularizer, TotalVariation
 from learnreg.report.comparison import Comparison
-from learnreg.report.report import require_packages, write_report
-from learnreg.solvers.solve import solve
+from learnreg.report.lower_level import conditioning
+from learnreg.report.report import Report, require_packages, write_report
+from learnreg.training.baseline import tune_total_variation
+from learnreg.training.callbacks import Callbacks
+from learnreg.training.environment import environment
+from learnreg.training.group import Group
 from learnreg.training.options import TrainingOptions
+from learnreg.training.process_group import joined
 from learnreg.training.progress import Progress
+from learnreg.training.result import TrainResult
 from learnreg.training.run_folder import RunFolder
+from learnreg.training.run_report import notes_of
+from learnreg.training.shared_folder import folder_of
 from learnreg.training.sources import PairedDataset
-from learnreg.training.start_tuning import least_loss
-from learnreg.training.train import Trainer, TrainResult
+from learnreg.training.tensorboard import TensorBoard
+from learnreg.training.train import Trainer
 
-__all__ = ["Scenario", "announce", "comparison_figures", "initial_regularizer", "run_scenario", "tune_total_variation"]
-
-_WEIGHT_STEP = 1.6
+__all__ = ["Scenario", "announce", "comparison_figures", "initial_regularizer", "run_scenario"]
 
 
 @dataclass(frozen=True)
@@ -59,29 +65,30 @@ class Scenario:
     title: str
 
 
-def run_scenario(scenario: Scenario, resume: bool = False) -> dict[str, Any]:
+def run_scenario(scenario: Scenario, resume: bool = False, force: bool = False) -> dict[str, Any]:
     """Train, compare with total variation whose weight was tuned on the same pairs, and write the report.
 
-    Returns the figures of the summary.
+    Returns the figures of the summary; none to the workers of a group but the first, which compares and writes.
 
     Raises
     ------
     ConfigError: bad options. CheckpointError: the run folder cannot be used. What ``learnreg.train`` raises.
     """
     require_packages()
-    config, options = scenario.config, scenario.config.in_force()
+    config = scenario.config
     torch.manual_seed(config.seed)
     problem = scenario.problem(initial_regularizer(config))
     progress = Progress(config.minutes, config.updates or None)
-    trainer, folder = _trainer(scenario, problem, progress), RunFolder(config.out, resume)
-    try:
-        folder.save_config(options)
+    with joined() as group, folder_of(config.out, resume, group).held() as folder:
+        trainer = _trainer(scenario, problem, progress, group)
         with progress:
-            result = _learn(trainer, config, folder, resume)
-    except BaseException:
-        if not resume and not folder.rows():  # nothing was learned: the corrected command finds the folder as it was
-            folder.discard()
-        raise
+            result = _learn(trainer, config, folder, resume, force)
+        return group.last(lambda: _compared(scenario, problem, folder, result), {})
+
+
+def _compared(scenario: Scenario, problem: LowerLevelProblem, folder: RunFolder, result: TrainResult) -> dict[str, Any]:
+    """Compare what was learned, and write the report."""
+    config = scenario.config
     problem.to("cpu")
     baseline = scenario.problem(TotalVariation(scenario.tv_weight, **config.image_kind))
     announce(f"tuning the weight of total variation on {scenario.tv_samples} samples, for comparison")
@@ -92,12 +99,22 @@ def run_scenario(scenario: Scenario, resume: bool = False) -> dict[str, Any]:
         **comparison_figures(comparison, scenario.input_key),
         "tv_weight": tv_weight,
         "held_out": sorted(image.name for image in comparison.images),
-        **_training_figures(result),
+        **_training_figures(result, config.schedule == "annealed"),
         "model": str(folder.model_path),
     }
     announce("writing the report")
-    report = write_report(folder, comparison, problem.regularizer, options, summary, scenario.title)
-    return summary | {"report": str(report)}
+    b = scenario.pairs[0][0][None]
+    report = Report(
+        scenario.title,
+        comparison,
+        problem.active_regularizer,
+        folder.rows(),
+        config.in_force() | {name.replace("_", " "): value for name, value in environment().items()},
+        summary,
+        {"learned": conditioning(problem, b), "total variation": conditioning(baseline, b)},
+        notes=notes_of(result),
+    )
+    return summary | {"report": str(write_report(folder.path, report))}
 
 
 def announce(what: str) -> None:
@@ -115,9 +132,9 @@ def initial_regularizer(config: TrainingConfig) -> Regularizer:
     return REGULARIZERS[config.regularizer].from_options(config, torch.Generator().manual_seed(config.seed))
 
 
-def _trainer(scenario: Scenario, problem: LowerLevelProblem, progress: Progress) -> Trainer:
+def _trainer(scenario: Scenario, problem: LowerLevelProblem, progress: Progress, group: Group) -> Trainer:
     """The run that the options ask for; moves the problem to their device."""
-    config, device = scenario.config, device_of(scenario.config.device)
+    config, device = scenario.config, group.device(device_of(scenario.config.device))
     options = TrainingOptions(
         config.minutes,
         config.updates or None,
@@ -132,7 +149,13 @@ def _trainer(scenario: Scenario, problem: LowerLevelProblem, progress: Progress)
         config.audit_every,
         config.sampling,  # type: ignore[arg-type]
         workers=torch.get_num_threads(),
+        chunk_size=config.chunk_size or None,
+        epochs=config.epochs or None,
+        schedule=config.schedule,  # type: ignore[arg-type]
+        validation=config.validation,
+        patience=config.patience or None,
     )
+    boards = [TensorBoard(Path(config.out) / "tensorboard")] if config.tensorboard else []
     there = device == torch.device("cpu")
     problem.to(device)
     return Trainer(
@@ -143,7 +166,8 @@ def _trainer(scenario: Scenario, problem: LowerLevelProblem, progress: Progress)
         config={**scenario.described, "training": config.in_force()},
         # held-out images stay on the CPU, whose results do not depend on the machine's accelerator
         validate=lambda: scenario.validate(problem if there else copy.deepcopy(problem).to("cpu")),
-        on_update=progress,
+        callbacks=Callbacks([*boards, progress]),
+        table=config.in_force(),
     )
 
 
@@ -161,33 +185,15 @@ class _Moved:
         return b.to(self._device), x_true.to(self._device)
 
 
-def _learn(trainer: Trainer, config: TrainingConfig, folder: RunFolder, resume: bool) -> TrainResult:
+def _learn(trainer: Trainer, config: TrainingConfig, folder: RunFolder, resume: bool, force: bool) -> TrainResult:
     # One thread: audits and held-out images are small, too, and several cores only slow them.
     with threads(1), large_blocks_kept():
-        result = trainer.run(folder, resume)
+        result = trainer.run(folder, resume, force)
+    if result.was_cut:
+        announce(f"training: ended by the {how_it_ended(result, config.schedule == 'annealed')}")
     if result.updates == 0:
         raise ConfigError(f"minutes={config.minutes:g}: over before the first update, so that nothing was learned.")
     return result
-
-
-@torch.no_grad()
-def tune_total_variation(problem: LowerLevelProblem, pairs: PairedDataset, samples: int, tolerance: float) -> float:
-    """Set the weight of the problem's TotalVariation to the one with the least squared error on the first samples:
-    steps by a factor of 1.6 until they bracket it, then the vertex of the parabola through the bracket, in the
-    logarithm of the weight. Each reconstruction to ``tolerance``, started from the last one. Returns the weight."""
-    regularizer = problem.regularizer
-    assert isinstance(regularizer, TotalVariation)
-    b, x_true = (torch.stack(column) for column in zip(*(pairs[i] for i in range(samples)), strict=True))
-    start: Tensor | None = None
-
-    def loss(log_weight: float) -> float:
-        nonlocal start
-        regularizer.log_weight.fill_(log_weight)
-        start = solve(problem, b, tolerance, start=start).x
-        return float((start - x_true).double().square().sum())
-
-    regularizer.log_weight.fill_(least_loss(loss, float(regularizer.log_weight), math.log(_WEIGHT_STEP)))
-    return float(regularizer.weight)
 
 
 def comparison_figures(comparison: Comparison, input_key: str) -> dict[str, Any]:
@@ -203,12 +209,21 @@ def comparison_figures(comparison: Comparison, input_key: str) -> dict[str, Any]
     }
 
 
-def _training_figures(result: TrainResult) -> dict[str, Any]:
+def how_it_ended(result: TrainResult, annealed: bool) -> str:
+    """What ended a run, for people; of an annealed one that the time cut, what that means."""
+    if not result.was_cut:
+        return result.ended_by
+    meaning = ", before step sizes had fallen to their end; go on with --resume and more --minutes" if annealed else ""
+    return f"minutes, after {result.updates} of {result.asked} updates{meaning}"
+
+
+def _training_figures(result: TrainResult, annealed: bool) -> dict[str, Any]:
     """Totals of a run, for the summary."""
     audits = [row for row in result.rows if "relative_error_bound" in row]
     last = audits[-1] if audits else {}
     return {
         "updates": result.updates,
+        "ended_by": how_it_ended(result, annealed),
         "seconds": result.seconds,
         "operator_applications": result.operator_applications,
         "hypergradient_relative_error_bound": last.get("relative_error_bound"),

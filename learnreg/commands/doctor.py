@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
 import platform
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import requires
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.operators import Identity
 from learnreg.regularizers import FieldsOfExperts
 from learnreg.solvers.solve import solve
+from learnreg.training.environment import cores, memory_gb, version_of
 
 __all__ = ["describe_facts", "examine"]
 
@@ -45,13 +45,13 @@ def examine() -> dict[str, Any]:
     return {
         "ok": not problems,
         "problems": problems,
-        "learnreg": _version("learnreg"),
+        "learnreg": version_of("learnreg"),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "torch": _torch_facts(),
         "packages": packages,
-        "cores": _cores(),
-        "memory_gb": _memory(),
+        "cores": cores(),
+        "memory_gb": memory_gb(),
         "writable": writable,
         "self_test": test,
     }
@@ -88,7 +88,7 @@ def _torch_facts() -> dict[str, Any]:
 
 def _packages() -> dict[str, dict[str, str | None]]:
     """Each requirement's version, None where it is missing, and the extra that installs it, None for a base one."""
-    return {name: {"version": _version(name), "extra": extra} for name, extra in _requirements()}
+    return {name: {"version": version_of(name), "extra": extra} for name, extra in _requirements()}
 
 
 def _requirements() -> Iterator[tuple[str, str | None]]:
@@ -97,28 +97,6 @@ def _requirements() -> Iterator[tuple[str, str | None]]:
         extra = re.search(r"""extra\s*==\s*["']([^"']+)["']""", line)
         if name is not None and name.group() != "learnreg" and (extra is None or extra.group(1) in _USER_EXTRAS):
             yield name.group(), None if extra is None else extra.group(1)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _cores() -> int:
-    """Cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _memory() -> float | None:
-    """Physical memory in gigabytes, where the system tells."""
-    try:
-        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)
-    except (AttributeError, OSError, ValueError):
-        return None
 
 
 def _scratch_folders() -> list[str]:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-import torch
 from torch import Tensor
 
 from learnreg.commands.fitness import in_grey_levels
 from learnreg.commands.kspace_scenes import kspace_scenes
-from learnreg.commands.scenes import measured_scenes, noise_model, noisy_scenes
+from learnreg.commands.scenes import measured_scene, measured_scenes, noise_model, noisy_scenes
 from learnreg.commands.waiting import Waiting
 from learnreg.datasets import (
     GaussianNoise,
+    LoDoPaB,
     PhotonNoise,
     RelativeNoise,
     list_images,
@@ -31,7 +31,7 @@ from learnreg.models.extras import require
 from learnreg.models.model import Model
 from learnreg.operators import CartesianMRI, FanBeam2D, Identity, ParallelBeam2D
 from learnreg.regularizers import Regularizer
-from learnreg.report.comparison import Scene, magnitude, quality
+from learnreg.report.comparison import Scene, quality
 from learnreg.result import Solution
 from learnreg.solvers.solve import check_tolerance, solve
 
@@ -56,10 +56,10 @@ class EvaluatedImage:
 @dataclass(frozen=True)
 class Evaluation:
     """Means over n images. ``psnr_input`` is that of the noisy images or of filtered back-projections, which are
-    ``psnr_fbp``, too (None for denoising). ``sigma``: the noise level, for CT relative to the mean of the sinogram.
-    ``seconds_per_image`` is the reconstruction alone; ``error_bound`` the largest root-mean-square error bound;
-    ``certified`` whether every image's is rigorous and within the tolerance. ``rows``: the images one by one.
-    ``notes``: what a user has to know of the noise level."""
+    ``psnr_fbp``, too (None for denoising). ``sigma``: the noise level, for CT relative to the mean of the sinogram, nan
+    of measurements. ``seconds_per_image`` is the reconstruction alone; ``error_bound`` the largest root-mean-square
+    error bound; ``certified`` whether every image's is rigorous and within the tolerance. ``rows``: the images one by
+    one. ``notes``: what a user has to know of the noise level."""
 
     psnr: float
     ssim: float
@@ -93,34 +93,21 @@ def evaluate(
     for MRI gets them as magnitudes, resized, with a synthetic smooth phase of the seed ``seed + i``; magnitudes are
     compared.
 
+    A folder in the layout of LoDoPaB has measurements: those of its test part, or of the validation part where there is
+    none, are reconstructed slice by slice and compared with their ground truth; one slice is in memory at any time.
+
     Raises
     ------
-    DataError: no folder, no images, or an unreadable one. ConfigError: sigma or tolerance out of range, or a model
-    whose measurements cannot be simulated; scikit-image is missing.
+    DataError: no folder, no images, or an unreadable one. ConfigError: sigma or tolerance out of range, a model whose
+    measurements cannot be simulated, or of another geometry than measurements; scikit-image is missing.
     """
     check_tolerance(tolerance)
     require("skimage.metrics", "measuring SSIM", "scikit-image")  # now, not after the first reconstruction
-    paths = list_images(folder)
-    images = ((str(path), read_image(path, colour=model.regularizer.image_channels == 3)) for path in paths)
-    noise_level = None
-    tomography = not model.denoises and not model.for_mri
-    notes: list[str] = []
-    if tomography:
-        level = float(model.config.get("noise", 0.01)) if sigma is None else sigma
-        photons = float(model.config.get("photons", 0.0)) if sigma is None else 0.0
-        attenuation = float(model.config.get("attenuation", PhotonNoise().attenuation))
-        scenes = _tomography_scenes(model, images, noise_model(level, photons, attenuation), seed)
-    elif model.for_mri:
-        level = float(model.config.get("noise", GaussianNoise().sigma)) if sigma is None else sigma
-        scenes = _kspace_scenes(model, images, GaussianNoise(level), seed)
-    else:
-        level, notes = _noise_level(model, sigma)
-        noise_level = level if model.conditioned else None
-        scenes = noisy_scenes(images, level, seed)
+    source = _measured(model, folder, sigma) if LoDoPaB.is_one(folder) else _simulated(model, folder, sigma, seed)
     rows: list[EvaluatedImage] = []
-    with Waiting("evaluate", len(paths)) as waiting:
-        for scene in scenes:  # one at a time in memory
-            rows.append(_measure(scene, model, tolerance, noise_level))
+    with Waiting("evaluate", source.count) as waiting:
+        for scene in source.scenes:  # one at a time in memory
+            rows.append(_measure(scene, model, tolerance, source.told))
             with waiting.finished():
                 pass
     psnr_input = fmean(row.psnr_input for row in rows)
@@ -128,17 +115,65 @@ def evaluate(
         psnr=fmean(row.psnr for row in rows),
         ssim=fmean(row.ssim for row in rows),
         psnr_input=psnr_input,
-        psnr_fbp=psnr_input if tomography else None,
+        psnr_fbp=psnr_input if _is_tomography(model) else None,
         n=len(rows),
-        sigma=level,
+        sigma=source.level,
         seed=seed,
         seconds_per_image=fmean(row.seconds for row in rows),
         tolerance=tolerance,
         error_bound=max(row.error_bound for row in rows),
         certified=all(row.certified for row in rows),
         rows=tuple(rows),
-        notes=tuple(notes),
+        notes=tuple(source.notes),
     )
+
+
+def _is_tomography(model: Model) -> bool:
+    return not model.denoises and not model.for_mri
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Scenes one after the other, and how many; their noise level, nan where they are measured; told: the level that a
+    model which adapts to it is told."""
+
+    scenes: Iterator[Scene]
+    count: int
+    level: float
+    told: float | None = None
+    notes: Sequence[str] = ()
+
+
+def _simulated(model: Model, folder: str | Path, sigma: float | None, seed: int) -> _Source:
+    paths = list_images(folder)
+    images = ((str(path), read_image(path, colour=model.regularizer.image_channels == 3)) for path in paths)
+    if _is_tomography(model):
+        level = float(model.config.get("noise", 0.01)) if sigma is None else sigma
+        photons = float(model.config.get("photons", 0.0)) if sigma is None else 0.0
+        attenuation = float(model.config.get("attenuation", PhotonNoise().attenuation))
+        scenes = _tomography_scenes(model, images, noise_model(level, photons, attenuation), seed)
+        return _Source(scenes, len(paths), level)
+    if model.for_mri:
+        level = float(model.config.get("noise", GaussianNoise().sigma)) if sigma is None else sigma
+        return _Source(_kspace_scenes(model, images, GaussianNoise(level), seed), len(paths), level)
+    level, notes = _noise_level(model, sigma)
+    return _Source(noisy_scenes(images, level, seed), len(paths), level, level if model.conditioned else None, notes)
+
+
+def _measured(model: Model, folder: str | Path, sigma: float | None) -> _Source:
+    if sigma is not None:
+        raise ConfigError(f"--sigma: the measurements in {folder} have a noise of their own; leave it out.")
+    part = next((part for part in ("test", "validation") if LoDoPaB.is_one(folder, part)), "test")
+    data = LoDoPaB.of_files(folder, part)
+    operator = model.operator if _is_tomography(model) else None
+    if not isinstance(operator, ParallelBeam2D) or operator.geometry != data.geometry:
+        raise ConfigError(
+            f"{folder}: {len(data.geometry.angles)} views of {data.geometry.detectors} detectors, of images of "
+            f"{data.geometry.image_size} pixels in the geometry of LoDoPaB, which is not that of the model; train one "
+            "with learnreg train ct --data on such a folder."
+        )
+    scenes = (measured_scene(operator, f"{part} {i}", *reversed(data[i])) for i in range(len(data)))
+    return _Source(scenes, len(data), math.nan, notes=(f"the measurements of its {part} part; no noise is simulated",))
 
 
 def _noise_level(model: Model, sigma: float | None) -> tuple[float, list[str]]:
@@ -175,12 +210,12 @@ def _kspace_scenes(
 
 
 def _measure(scene: Scene, model: Model, tolerance: float, noise_level: float | None) -> EvaluatedImage:
-    shown = magnitude if scene.clean.shape[0] == 2 else torch.Tensor.detach  # of complex images
-    before = quality(shown(scene.input), shown(scene.clean), scene.name)
+    clean = scene.shown(scene.clean)
+    before = quality(scene.shown(scene.input), clean, scene.name)
     started = time.perf_counter()
     solution = model.solve(scene.b[None], tolerance, noise_level=noise_level)
     seconds = time.perf_counter() - started
-    after = quality(shown(solution.x[0]), shown(scene.clean), scene.name)
+    after = quality(scene.shown(solution.x[0]), clean, scene.name)
     return EvaluatedImage(
         name=Path(scene.name).name,
         psnr=after.psnr,

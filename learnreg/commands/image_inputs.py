@@ -14,6 +14,7 @@ from torch import Tensor
 
 from learnreg.datasets import read_image
 from learnreg.datasets.files.checks import check_file
+from learnreg.datasets.files.sinograms import map_npy
 from learnreg.errors import DataError
 from learnreg.models.extras import require
 
@@ -84,12 +85,16 @@ def read_input(path: Path) -> ImageInput:
         return _read_array(path)
     if suffix in _INSTEAD:
         raise DataError(f"{suffix} files are not read by denoisers.", path, _INSTEAD[suffix])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of transparency, which the notes tell
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always", UserWarning)
+        warnings.simplefilter("ignore", RuntimeWarning)  # of sizes, which are checked
         values = read_image(path, noisy=True)
         bits, coloured, transparent = _describe(path)
         values = _with_colours(path, values) if coloured else values
-    notes: tuple[str, ...] = ("its transparency (alpha) is dropped",) if transparent else ()
+    said = (str(warning.message).removeprefix(f"{path}: ") for warning in heard)
+    notes = tuple(dict.fromkeys(text for text in said if text.startswith("its header")))
+    if transparent:
+        notes = ("its transparency (alpha) is dropped", *notes)
     if coloured and len(values) == 1:
         notes = ("its three channels are equal: it is taken for a grey image", *notes)
     low, high = float(values.min()), float(values.max())
@@ -106,15 +111,9 @@ def _with_colours(path: Path, grey: Tensor) -> Tensor:
 
 
 def _read_array(path: Path) -> ImageInput:
-    check_file(path)
-    try:
-        # Mapped, because only then is the size that the header claims compared with that of the file.
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # NumPy parses the header as Python literals, which fail in many ways
-        raise DataError(f"cannot be read as a NumPy array, damaged or truncated ({error}).", path) from error
-    if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
-        found = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
-        raise DataError(f"its type is {found}.", path, "Save an array of floating-point numbers, white being 1.")
+    array = map_npy(check_file(path))
+    if array.dtype.kind != "f":
+        raise DataError(f"its type is {array.dtype}.", path, "Save an array of floating-point numbers, white being 1.")
     if array.ndim == 2:
         array = array[None]
     if array.ndim != 3 or array.shape[0] not in (1, 3) or array.size == 0:

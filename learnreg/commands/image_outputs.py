@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from learnreg.commands.terminal import check_folder
 from learnreg.errors import ConfigError, DataError
 from learnreg.lower_level.data_terms import DataTerm
 from learnreg.lower_level.problem import LowerLevelProblem
@@ -29,6 +30,7 @@ __all__ = [
     "Examined",
     "Reconstructed",
     "Written",
+    "each_reconstructed",
     "output_paths",
     "png_bytes",
     "sensitivity",
@@ -161,6 +163,19 @@ def _stored_bound(error_bound: float, stored: Tensor, x: Tensor) -> float:
     return (error_bound + math.sqrt(float(moved.square().mean()))) * _SUMS
 
 
+def each_reconstructed(
+    paths: Sequence[Path],
+    out: Path,
+    examine: Callable[[Path], Examined],
+    reconstruct: Callable[[Examined, Sequence[Path]], Iterator[Reconstructed]],
+) -> tuple[list[Examined], Iterator[Reconstructed]]:
+    """All files examined, so that a bad one stops a command at once; and one reconstruction after the other, written to
+    the ``output_paths``."""
+    examined = [examine(path) for path in paths]
+    outputs = output_paths(paths, [known.count for known in examined], out)
+    return examined, (row for pair in zip(examined, outputs, strict=True) for row in reconstruct(*pair))
+
+
 def output_paths(inputs: Sequence[Path], counts: Sequence[int], out: Path) -> list[list[Path]]:
     """Where the ``counts[i]`` reconstructions from input i go: ``out``/<name>.png, or <name>_000.png and so on.
 
@@ -168,8 +183,7 @@ def output_paths(inputs: Sequence[Path], counts: Sequence[int], out: Path) -> li
     ------
     ConfigError: ``out`` is a file; two outputs of one name; one that would replace an input.
     """
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"--out {out}: expected a folder, this is a file.")
+    check_folder(out)
     sources = {os.path.realpath(path) for path in inputs}
     owners: dict[Path, Path] = {}
     outputs = []

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from learnreg.datasets import GaussianNoise
 from learnreg.operators import CartesianMRI
-from learnreg.report.comparison import Scene
+from learnreg.report.comparison import Scene, magnitude
 
 __all__ = ["kspace_scenes", "magnitude_psnr"]
 
@@ -23,7 +23,7 @@ def kspace_scenes(
     for i, (name, clean) in enumerate(images):
         noisy = noise.apply(operator(clean[None])[0], torch.Generator().manual_seed(seed + i))
         b = torch.where(operator.mask != 0, noisy, 0.0)
-        yield Scene(name, clean, b, operator.approximate_inverse(b[None])[0])
+        yield Scene(name, clean, b, operator.approximate_inverse(b[None])[0], magnitude)
 
 
 def magnitude_psnr(x: Tensor, clean: Tensor) -> float:

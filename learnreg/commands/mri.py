@@ -13,7 +13,7 @@ from learnreg.commands.scenes import warn_of_overlap
 from learnreg.datasets import GaussianNoise, KSpacePairs, cartesian_mask, load_mri_images, simulate_coil_maps
 from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.operators import CartesianMRI
-from learnreg.report.comparison import Comparison, Scene, compare, magnitude
+from learnreg.report.comparison import Comparison, Scene, compare
 from learnreg.solvers.solve import solve
 
 __all__ = ["scenario"]
@@ -78,7 +78,6 @@ def _compare(
         setting=setting,
         seed=seed,
         tolerance=_COMPARISON_TOLERANCE,
-        shown=magnitude,
     )
 
 

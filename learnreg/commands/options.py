@@ -15,10 +15,11 @@ import torch
 from learnreg.datasets import LoDoPaB, parse_sigma
 from learnreg.errors import ConfigError
 from learnreg.hypergradients import METHODS
+from learnreg.potentials import POTENTIALS
 from learnreg.regularizers import REGULARIZERS, letters, trainable
 from learnreg.regularizers.options import RegularizerOptions, again, option, options_of
 from learnreg.training.optimizers import UPPER_LEVELS
-from learnreg.training.options import SAMPLINGS
+from learnreg.training.options import SAMPLINGS, SCHEDULES
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -37,6 +38,7 @@ __all__ = [
 
 BEAMS = ("parallel", "fan")
 _MOST_VIEWED_PIXELS = 10**9
+_MOST_DRAWN_PIXELS = 10**9
 
 _main = partial(option, main=True)
 ENDLESS = 1e6  # minutes
@@ -56,10 +58,16 @@ class RunOptions:
         resumable=True,
     )
     updates: int = _main(0, "upper-level updates at most; 0: as many as the minutes allow", at_least=0, resumable=True)
+    epochs: float = option(
+        0.0, "passes over the data at most; 0: any number", at_least=0.0, at_most=1e9, resumable=True
+    )
     out: str = _main("runs/denoise", "run folder", resumable=True)
     seed: int = _main(0, "seed of images, noise and initial filters", at_least=0, at_most=2**62)
     device: str = _main("cpu", "where to compute: cpu, cuda, cuda:1 and so on, as torch has it", resumable=True)
     batch_size: int = option(16, "samples in a batch", at_least=1, at_most=10**5)
+    chunk_size: int = option(
+        0, "samples solved together; 0: the batch over the cores of a worker, 16 at most", at_least=0, at_most=10**5
+    )
 
 
 @dataclass(frozen=True)
@@ -75,17 +83,42 @@ class TrainingConfig(RegularizerOptions, RunOptions):
     sampling: str = option("growing", "what adaptive takes of them: docs/training.md", choices=SAMPLINGS)
     audit_every: int = option(10, "updates from one certified gradient to the next", at_least=1, at_most=10**6)
     step_size: float = option(3e-2, "initial upper-level step size of adam and adaptive", above=0.0, at_most=1e6)
+    schedule: str = option(
+        "steady", "of step sizes: needs no length, or falls to nothing over updates or epochs", choices=SCHEDULES
+    )
     tolerance: float = option(1e-1, "relative error of the hypergradients, held by certified audits", above=0.0)
+    validation: float = option(
+        0.0, "share of the samples that is held out and measured now and then", at_least=0.0, at_most=0.9
+    )
+    patience: int = option(
+        0,
+        "with validation: the run ends so many updates after the best one, whose parameters are kept; 0: it does not",
+        at_least=0,
+        resumable=True,
+    )
+    tensorboard: bool = option(False, "whether the run folder gets a folder tensorboard of event files", resumable=True)
     tune: bool = option(True, "whether training starts at the best factor of the initial regularizer")
 
     def __post_init__(self) -> None:
         check_options(self)
         self.check_sizes()
+        if self.patience and not self.validation:
+            raise ConfigError(
+                f"patience={self.patience}: nothing is measured on samples that are held out; set validation=0.1 too."
+            )
         limited = self.regularizer in regularizers_with(type(self), "minimum_smoothing")
         if limited and self.smoothing <= self.minimum_smoothing:
             raise ConfigError(
                 f"smoothing={self.smoothing:g}: expected a number > minimum_smoothing={self.minimum_smoothing:g}; "
                 "lower minimum_smoothing too."
+            )
+
+        bent = self.regularizer in regularizers_with(type(self), "potential")
+        if bent and not POTENTIALS[self.potential].differentiable and self.method != "closed-form":
+            raise ConfigError(
+                f"potential={self.potential!r}, method={self.method!r}: that potential has no derivative at 0, which "
+                "only method='closed-form' does without, on images of up to 1,024 pixels and without a constraint; or "
+                "take potential='pseudo-huber' with a small smoothing."
             )
 
     def idle(self) -> dict[str, str]:
@@ -97,14 +130,20 @@ class TrainingConfig(RegularizerOptions, RunOptions):
             if names and self.regularizer not in names
         }
         if self.optimizer == "lbfgs":
-            found["step_size"] = "lbfgs searches its own steps; adam and adaptive have step sizes"
+            for name in ("step_size", "schedule"):
+                found[name] = "lbfgs searches its own steps; adam and adaptive have step sizes"
         if self.optimizer != "adaptive":
             found["sampling"] = f"{self.optimizer} has its own samples; adaptive can choose"
         return found
 
+    @property
+    def bounded(self) -> bool:
+        """Whether something else than the time ends the run."""
+        return bool(self.updates or self.epochs)
+
     def in_force(self) -> dict[str, Any]:
         """The options without those that are idle, and without a limit of time that is none."""
-        idle = self.idle().keys() | ({"minutes"} if self.updates and self.minutes == ENDLESS else set())
+        idle = self.idle().keys() | ({"minutes"} if self.bounded and self.minutes == ENDLESS else set())
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in idle}
 
 
@@ -198,6 +237,8 @@ class TomographyConfig(TrainingConfig):
                 f"size={self.size}, angles={self.angles}: the matrix of the scan would take about {pixels / 3e7:.0f} "
                 f"GB; expected angles times size² <= {_MOST_VIEWED_PIXELS:.0e}."
             )
+        if self.data == "ellipses":
+            _check_drawn(self.images, self.size)
         if self.data_term == "transmission" and not (self.nonnegative and self.statistical):
             idle = "statistical" if self.nonnegative else "nonnegative"
             raise ConfigError(f"data_term='transmission' is a likelihood for images >= 0; leave {idle}=false out.")
@@ -269,6 +310,11 @@ class MriConfig(TrainingConfig):
     batch_size: int = again(TrainingConfig, "batch_size", 8)
     weight: float = again(TrainingConfig, "weight", 2e-2)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.data == "phantoms":
+            _check_drawn(self.images, self.size)
+
     @property
     def filter_side(self) -> int:
         return self.filter_size
@@ -284,6 +330,15 @@ def regularizers_with(kind: type[TrainingConfig], name: str) -> tuple[str, ...]:
 
 
 _options_of = cache(options_of)
+
+
+def _check_drawn(images: int, size: int) -> None:
+    """ConfigError for more phantoms than memory is likely to hold, before the first is drawn."""
+    if images * size**2 > _MOST_DRAWN_PIXELS:
+        raise ConfigError(
+            f"images={images}, size={size}: phantoms of {images * size**2:.1e} pixels in all, at most "
+            f"{_MOST_DRAWN_PIXELS:.0e} are drawn. Choose fewer or smaller ones."
+        )
 
 
 def _listed(names: Sequence[str], one: str, many: str) -> str:

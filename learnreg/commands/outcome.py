@@ -80,7 +80,8 @@ def command(function: Callable[P, T]) -> Callable[P, T]:
                 found = _complaint(error)
                 if found is None or _is_debugging():
                     raise
-                _complain(found[0])
+                lines = error.lines if isinstance(error, ConfigError) else ()
+                _complain(found[0], *lines, *getattr(error, "__notes__", ()))
                 raise typer.Exit(found[1]) from error
 
     return wrapped
@@ -89,7 +90,7 @@ def command(function: Callable[P, T]) -> Callable[P, T]:
 def _complaint(error: Exception) -> tuple[str, int] | None:
     """What to say of an error, and the exit code; None for one that nobody foresaw."""
     if isinstance(error, LearnregError):
-        return str(error), error.exit_code
+        return error.message if isinstance(error, ConfigError) else str(error), error.exit_code
     if isinstance(error, UnicodeEncodeError):
         return f"{error.object!r}: holds bytes that are not UTF-8. Rename the file or folder.", ConfigError.exit_code
     if isinstance(error, OSError) and error.errno != errno.EPIPE:
@@ -107,9 +108,11 @@ def _is_debugging() -> bool:
     return os.environ.get(DEBUG_VARIABLE, "") not in ("", "0")
 
 
-def _complain(message: str) -> None:
-    line = " ".join(message.split())
-    typer.secho(f"learnreg: {line}", fg=typer.colors.RED, err=True)
+def _complain(message: str, *lines: str) -> None:
+    """What is wrong in one line, and perhaps some more that belong to it."""
+    typer.secho(f"learnreg: {' '.join(message.split())}", fg=typer.colors.RED, err=True)
+    for line in lines:
+        typer.secho(f"  {' '.join(line.split())}", fg=typer.colors.RED, err=True)
 
 
 def _say_that_it_ends(number: int) -> None:

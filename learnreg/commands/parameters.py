@@ -11,9 +11,10 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from learnreg.commands.options import TrainingConfig, regularizers_with
-from learnreg.commands.sources import training_options
+from learnreg.commands.sources import holds_run, training_options
 from learnreg.commands.tasks import Task
 from learnreg.report.report import in_words
+from learnreg.training.launch import is_restart, launched
 
 __all__ = ["help_of", "training_command", "values_of"]
 
@@ -36,14 +37,25 @@ def values_of(field: dataclasses.Field[Any]) -> str:
     return " ".join(f"{word} {limits[key]:g}" for key, word in words if limits[key] is not None)
 
 
-def training_command(task: Task, run: Callable[[Task, TrainingConfig, bool, bool], None]) -> Callable[..., None]:
+def training_command(task: Task, run: Callable[[Task, TrainingConfig, bool, bool, bool], None]) -> Callable[..., None]:
     """The function of ``learnreg train TASK``, which Typer reads: a parameter for each option of the task, of which
-    ``--help`` shows the main ones. It calls ``run`` with the task, its options, and whether ``--resume`` and ``--json``
-    were given."""
+    ``--help`` shows the main ones. It calls ``run`` with the task, its options, whether ``--resume``, ``--force`` and
+    ``--json`` were given, as one of several workers where torchrun or srun started them. What torchrun starts again
+    resumes."""
 
-    def command(*, config: Path | None, set_: list[str] | None, resume: bool, json: bool, **explicit: Any) -> None:
+    def command(
+        *, config: Path | None, set_: list[str] | None, resume: bool, force: bool, json: bool, **explicit: Any
+    ) -> None:
         del explicit["help_all"]
-        run(task, training_options(task.config, config, set_ or [], explicit, resume), resume, json)
+        given = (task.config, config, set_ or [], explicit)
+
+        def read() -> tuple[TrainingConfig, bool]:
+            go_on = resume or (is_restart() and holds_run(*given))
+            return training_options(*given, go_on, force), go_on
+
+        with launched() as group:
+            options, go_on = group.first(read)
+            run(task, options, go_on, force, json)
 
     parameters = [*_options_of(task.config), *_other_parameters(task.config)]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -64,12 +76,14 @@ _INHERITED = {field.name for field in dataclasses.fields(TrainingConfig)}
 
 def _other_parameters(kind: type[TrainingConfig]) -> list[inspect.Parameter]:
     every = "set any option that --help-all shows, repeatable: --set filters=8"
+    all_the_same = "with --resume, go on although data or options differ from those of the run"
     go_on = "go on with the run in --out, with its options"
     one_object = "print one JSON object as the last line of stdout"
     return [
         _parameter("config", Path | None, None, "TOML file of options"),
         _parameter("set_", list[str] | None, None, every, flag="--set", metavar="KEY=VALUE"),
         _parameter("resume", bool, False, go_on, flag="--resume"),
+        _parameter("force", bool, False, all_the_same, flag="--force"),
         _parameter("json", bool, False, one_object, flag="--json"),
         _parameter("help_all", bool, False, "show every option and exit", flag="--help-all", callback=_show_all),
     ]

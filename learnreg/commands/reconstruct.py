@@ -7,8 +7,9 @@ from pathlib import Path
 
 from learnreg.commands.image_outputs import Examined, Reconstructed
 from learnreg.commands.reconstruct_images import Denoiser
-from learnreg.commands.reconstruct_kspace import KSpaceReconstructor, selected
-from learnreg.commands.reconstruct_scans import Reconstructor, ScanOptions
+from learnreg.commands.reconstruct_kspace import KSpaceReconstructor
+from learnreg.commands.reconstruct_options import KSpaceOptions, ScanOptions
+from learnreg.commands.reconstruct_scans import Reconstructor
 from learnreg.errors import ConfigError
 from learnreg.models.model import Model
 
@@ -22,8 +23,7 @@ def reconstructions(
     tolerance: float | None,
     sigma: str | None,
     scan: ScanOptions,
-    coil_maps: Path | None,
-    select: Sequence[str],
+    kspace: KSpaceOptions,
 ) -> tuple[list[Examined], Iterator[Reconstructed], list[str]]:
     """The examined files, one reconstruction after the other, and what a user has to know of the outputs.
 
@@ -32,8 +32,8 @@ def reconstructions(
     ConfigError: options for another kind of model; what each class names, as DataError and ShapeError.
     """
     images = model.denoises and scan.geometry is None
-    if not model.for_mri and (coil_maps is not None or select):
-        raise ConfigError(f"{'--coil-maps' if coil_maps else '--select'}: the option is for MRI, this model is not.")
+    if kspace.given and not model.for_mri:
+        raise ConfigError(f"{kspace.given[0]}: the option is for MRI, this model is not.")
     if scan.given and (images or model.for_mri):
         what = "is for MRI" if model.for_mri else "denoises images"
         raise ConfigError(f"{', '.join(scan.given)}: this model {what}; the option is for CT.")
@@ -43,7 +43,7 @@ def reconstructions(
         advice = "" if model.for_mri else "; for scans there is --data-weight"
         raise ConfigError(f"--sigma {sigma}: it is for denoising images{advice}.")
     if model.for_mri:
-        coils = KSpaceReconstructor(model, coil_maps, selected(select))
+        coils = KSpaceReconstructor(model, kspace)
         return *coils.run(inputs, out, tolerance), list(coils.notes)
     reconstructor = Reconstructor.of(model, scan)
     return *reconstructor.run(inputs, out, tolerance), [*reconstructor.notes, reconstructor.units]

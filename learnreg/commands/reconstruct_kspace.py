@@ -9,9 +9,9 @@ from __future__ import annotations
 import io
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from learnreg.commands.image_inputs import files_of
-from learnreg.commands.image_outputs import Examined, Reconstructed, Written, output_paths, sensitivity, write_png
+from learnreg.commands.image_outputs import Examined, Reconstructed, Written, each_reconstructed, sensitivity, write_png
+from learnreg.commands.reconstruct_options import KSpaceOptions
 from learnreg.datasets import KSpace, estimate_coil_maps, read_kspace
-from learnreg.errors import ConfigError, DataError, ShapeError
+from learnreg.errors import DataError, ShapeError
 from learnreg.linear.complex_channels import as_channels, as_complex
 from learnreg.models.extras import require
 from learnreg.models.model import Model
@@ -30,7 +31,7 @@ from learnreg.operators import CartesianMRI
 from learnreg.report.comparison import magnitude
 from learnreg.solvers.solve import check_tolerance, solve
 
-__all__ = ["KSpaceReconstructor", "selected"]
+__all__ = ["KSpaceReconstructor"]
 
 _FILES = frozenset({".npy", ".h5", ".hdf5", ".hdf", ".mrd"})
 _TOLERANCE = 1e-3
@@ -42,13 +43,11 @@ _SUMS = 1.0 + 1e-9
 class KSpaceReconstructor:
     """Reconstructs files of k-space with a model, measured with any lines, coils and sides.
 
-    coil_maps: .npy file of complex sensitivities, (coils, H, W) or (slices, coils, H, W); None: estimated from the
-    measured middle of each slice. select: see ``read_kspace``. notes: what a user has to know of the outputs.
+    options: what the files hold. notes: what a user has to know of the outputs.
     """
 
     model: Model
-    coil_maps: Path | None = None
-    select: Mapping[str, int] = field(default_factory=dict)
+    options: KSpaceOptions = field(default_factory=KSpaceOptions)
     notes: tuple[str, ...] = (
         ".npy files hold complex images in the units of the k-space, for an orthonormal transform; .png files their "
         "magnitude, white being the largest of the zero-filled image",
@@ -74,12 +73,10 @@ class KSpaceReconstructor:
         require("PIL.Image", "writing PNG files", "pillow")
         goal = check_tolerance(_TOLERANCE if tolerance is None else tolerance)
         paths = files_of(inputs, _FILES)
-        examined = [self._examine(path) for path in paths]
-        work = zip(examined, output_paths(paths, [known.count for known in examined], out), strict=True)
-        return examined, (row for known, names in work for row in self._all(known, names, goal))
+        return each_reconstructed(paths, out, self._examine, partial(self._all, tolerance=goal))
 
     def _examine(self, path: Path) -> Examined:
-        kspace = read_kspace(path, self.select)
+        kspace = read_kspace(path, self.options.selection)
         slices, coils = kspace.data.shape[:2]
         for index in range(slices):
             self._measurement(kspace, index, path)
@@ -88,17 +85,17 @@ class KSpaceReconstructor:
 
     @cached_property
     def _given_maps(self) -> Tensor:
-        assert self.coil_maps is not None
-        return read_kspace(self.coil_maps).data
+        assert self.options.coil_maps is not None
+        return read_kspace(self.options.coil_maps).data
 
     def _maps(self, kspace: KSpace, index: int, path: Path) -> Tensor | None:
         """Sensitivities of a slice; None for a single coil without any."""
         shape = tuple(kspace.data.shape[1:])
-        if self.coil_maps is not None:
+        if (given := self.options.coil_maps) is not None:
             maps = self._given_maps
             if tuple(maps.shape[1:]) != shape or len(maps) not in (1, len(kspace.data)):
                 raise ShapeError(
-                    f"{self.coil_maps}: sensitivities {tuple(maps.shape)}, but {path} holds {len(kspace.data)} slices "
+                    f"{given}: sensitivities {tuple(maps.shape)}, but {path} holds {len(kspace.data)} slices "
                     f"of (coils, H, W) = {shape}."
                 )
             return maps[index % len(maps)]
@@ -126,7 +123,7 @@ class KSpaceReconstructor:
         return operator, exact / scale, scale
 
     def _all(self, known: Examined, outputs: Sequence[Path], tolerance: float) -> Iterator[Reconstructed]:
-        kspace = read_kspace(known.path, self.select)
+        kspace = read_kspace(known.path, self.options.selection)
         if len(kspace.data) != len(outputs):
             raise DataError("its content changed while it was used.", known.path)
         for index, output in enumerate(outputs):
@@ -175,19 +172,3 @@ def _full_middle(lines: Tensor, index: int, path: Path) -> int:
             "Pass measured ones with --coil-maps FILE.",
         )
     return count
-
-
-def selected(texts: Sequence[str]) -> dict[str, int]:
-    """The numbers of ``--select NAME=NUMBER``.
-
-    Raises
-    ------
-    ConfigError: of another form.
-    """
-    found = {}
-    for text in texts:
-        name, _, number = text.partition("=")
-        if not number.isdecimal() or len(number) > 9:
-            raise ConfigError(f"--select {text!r}: expected a name and a number, such as repetition=0.")
-        found[name.strip()] = int(number)
-    return found

@@ -16,6 +16,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,9 +24,17 @@ from torch import Tensor
 
 from learnreg.commands.fitness import unfit_scan
 from learnreg.commands.image_inputs import files_of
-from learnreg.commands.image_outputs import Examined, Reconstructed, output_paths, sensitivity, write_array, write_png
+from learnreg.commands.image_outputs import (
+    Examined,
+    Reconstructed,
+    each_reconstructed,
+    sensitivity,
+    write_array,
+    write_png,
+)
+from learnreg.commands.reconstruct_options import ScanOptions
 from learnreg.commands.scenes import Projector
-from learnreg.datasets import PhotonNoise, SinogramStack, line_integrals, read_array, statistical_weights
+from learnreg.datasets import SinogramStack, line_integrals, read_array, statistical_weights
 from learnreg.datasets.files.checks import Mask
 from learnreg.datasets.files.sinograms import dead_mask
 from learnreg.datasets.tomography.transmission import PHOTON_FLOOR
@@ -40,10 +49,7 @@ from learnreg.operators.tomography.geometry import Geometry
 from learnreg.operators.tomography.geometry_file import beam_of, read_geometry
 from learnreg.solvers.solve import check_tolerance, solve
 
-__all__ = ["WATER_TWICE", "Reconstructor", "ScanOptions"]
-
-WATER_TWICE = 0.04
-"""Attenuation per millimetre at 1000 HU, twice that of water at 70 keV: what 1 is in the window of CT images."""
+__all__ = ["Reconstructor"]
 
 _DIGITS = 9
 """Of the number of a detector."""
@@ -51,57 +57,6 @@ _DIGITS = 9
 _IMAGES = frozenset({".png", ".jpg", ".jpeg", ".bmp"})
 _SCANS = frozenset({".npy", ".h5", ".hdf5", ".hdf", ".nxs", ".tif", ".tiff"})
 _TOLERANCE = 1e-4
-
-
-@dataclass(frozen=True)
-class ScanOptions:
-    """What sinogram files hold.
-
-    geometry: TOML file of the scan; None: the model's own, whose unit of length is the side of the image. key: of HDF5
-    files. attenuation: V, what the model's 1 stands for per unit of length; None: 0.04 with a geometry (per
-    millimetre), without one 16 for counts (as photons are simulated) and 1 for line integrals (the model's own units).
-    data_weight: factor of the data term. counts: the files hold counts, with ``flat`` and ``dark`` a number or a file.
-    dead_detectors: numbers from 0 and ranges, "40,101-103", added to those of the geometry.
-
-    Raises
-    ------
-    ConfigError: a value out of range, ``flat`` or ``dark`` without ``counts``, or ``counts`` without ``flat``.
-    """
-
-    geometry: Path | None = None
-    key: str | None = None
-    attenuation: float | None = None
-    data_weight: float = 1.0
-    counts: bool = False
-    flat: str | None = None
-    dark: str | None = None
-    dead_detectors: str | None = None
-
-    def __post_init__(self) -> None:
-        for name, value in (("attenuation", self.attenuation), ("data-weight", self.data_weight)):
-            if value is not None and not (value > 0 and math.isfinite(value)):
-                raise ConfigError(f"--{name} {value!r}: expected a positive finite number.")
-        if self.counts and self.flat is None:
-            raise ConfigError("--counts needs --flat, the counts without an object: a number or a file.")
-        if not self.counts and (self.flat is not None or self.dark is not None):
-            raise ConfigError("--flat and --dark belong to --counts.")
-
-    @property
-    def given(self) -> list[str]:
-        """The options that differ from their defaults."""
-        return [f"--{name.replace('_', '-')}" for name, value in vars(self).items() if value != getattr(_PLAIN, name)]
-
-    @property
-    def model_value(self) -> float:
-        """V."""
-        if self.attenuation is not None:
-            return self.attenuation
-        if self.geometry is not None:
-            return WATER_TWICE
-        return PhotonNoise().attenuation if self.counts else 1.0
-
-
-_PLAIN = ScanOptions()
 
 
 @dataclass(frozen=True)
@@ -192,9 +147,7 @@ class Reconstructor:
         require("PIL.Image", "writing PNG files", "pillow")
         goal = check_tolerance(_TOLERANCE if tolerance is None else tolerance)
         paths = files_of(inputs, _SCANS)
-        examined = [self._examine(path) for path in paths]
-        work = zip(examined, output_paths(paths, [known.count for known in examined], out), strict=True)
-        return examined, (row for known, names in work for row in self._all(known, names, goal))
+        return each_reconstructed(paths, out, self._examine, partial(self._all, tolerance=goal))
 
     def _examine(self, path: Path) -> Examined:
         count = floored = 0

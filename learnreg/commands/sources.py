@@ -13,7 +13,11 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 from learnreg.commands.options import ENDLESS, KINDS, TrainingConfig, device_of, nearest
 from learnreg.commands.tasks import tasks_with
 from learnreg.errors import ConfigError
+from learnreg.linear.paths import read_text
 from learnreg.regularizers import canonical_name, letters
+from learnreg.training.environment import MADE_WITH
+from learnreg.training.folder_lock import check_free
+from learnreg.training.identity import mismatch
 from learnreg.training.run_folder import RunFolder, check_folder, contents_of
 
 if TYPE_CHECKING:
@@ -41,7 +45,7 @@ def merge_config(
     ConfigError: an unknown key, a wrong type, a value out of range, or an unreadable file.
     """
     values = _stored(kind, stored or {}) | _wanted(kind, file, assignments, explicit)
-    if values.get("updates"):
+    if values.get("updates") or values.get("epochs"):
         values.setdefault("minutes", ENDLESS)  # the default is for runs that only the time ends
     return kind(**_widen(kind, values))
 
@@ -79,38 +83,54 @@ def _assigned(
 
 
 def read_toml(file: str | Path) -> dict[str, Any]:
-    """The table in a TOML file; ConfigError when it is missing or no TOML."""
+    """The options in a TOML file; ConfigError when it is missing or no TOML."""
     try:
-        return tomllib.loads(Path(file).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"--config {file}: cannot be read ({error.strerror or error}).") from error
+        found = tomllib.loads(read_text(Path(file), lambda trouble: ConfigError(f"--config {file}: {trouble}")))
+    except ConfigError:
+        raise
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"--config {file}: not a TOML file ({error}).") from error
+    return {name: value for name, value in found.items() if name != MADE_WITH}
 
 
-def check_resume(stored: DataclassInstance, wanted: DataclassInstance) -> None:
-    """ConfigError when an option differs that a resumed run cannot change."""
-    for field in dataclasses.fields(wanted):
-        before, now = getattr(stored, field.name), getattr(wanted, field.name)
-        if before != now and not field.metadata.get("resumable"):
-            raise ConfigError(
-                f"{field.name}={now!r}: the run was started with {before!r}, which --resume cannot change. "
-                "Leave the option out, or start a new run with another --out."
-            )
+def check_resume(stored: DataclassInstance, wanted: DataclassInstance, out: str) -> None:
+    """ConfigError, with a line for each, when options differ that a resumed run keeps."""
+    names = [field.name for field in dataclasses.fields(wanted) if not field.metadata.get("resumable")]
+    lines = [
+        f"{name}: {before!r} in the run, {now!r} now"
+        for name in names
+        if (before := getattr(stored, name)) != (now := getattr(wanted, name))
+    ]
+    if lines:
+        raise mismatch(out, lines)
+
+
+def holds_run(kind: type[T], file: Path | None, assignments: list[str], explicit: Mapping[str, Any]) -> bool:
+    """Whether the folder that the options name holds a run."""
+    return bool(contents_of(merge_config(kind, file=file, assignments=assignments, explicit=explicit).out))
 
 
 def training_options(
-    kind: type[T], file: Path | None, assignments: list[str], explicit: Mapping[str, Any], resume: bool
+    kind: type[T],
+    file: Path | None,
+    assignments: list[str],
+    explicit: Mapping[str, Any],
+    resume: bool,
+    force: bool = False,
 ) -> T:
-    """Defaults, then the file, then assignments, then explicit options; a resumed run starts from its own config.toml.
+    """Defaults, then the file, then assignments, then explicit options; a resumed run starts from its own config.toml,
+    and keeps its options but with ``force``.
 
     Raises
     ------
     ConfigError: what ``merge_config`` names, or an option that a resumed run cannot change.
     """
+    if force and not resume:
+        raise ConfigError("--force: it is for --resume. To start a new run, choose another --out.")
     wanted = merge_config(kind, file=file, assignments=assignments, explicit=explicit)
     stored = None
     check_folder(wanted.out, resume)
+    check_free(Path(wanted.out))
     if resume:
         require_run(wanted.out)
         stored = RunFolder(wanted.out, resume=True).load_config()
@@ -119,7 +139,8 @@ def training_options(
         # The folder may have been moved since its config.toml was written.
         here = {**stored, "out": wanted.out}
         wanted = merge_config(kind, stored=here, file=file, assignments=assignments, explicit=explicit)
-        check_resume(merge_config(kind, stored=here), wanted)
+        if not force:
+            check_resume(merge_config(kind, stored=here), wanted, wanted.out)
     # A config.toml of an earlier version lists every option: there, the default says nothing.
     in_file = _widen(kind, _wanted(kind, file, (), None))
     changed = {

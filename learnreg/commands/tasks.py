@@ -88,8 +88,8 @@ def tasks_with(option: str) -> list[str]:
     return [task.name for task in TASKS.values() if name in task.config.__dataclass_fields__]
 
 
-def run_task(task: Task, config: TrainingConfig, resume: bool = False) -> dict[str, Any]:
+def run_task(task: Task, config: TrainingConfig, resume: bool = False, force: bool = False) -> dict[str, Any]:
     """Train as the options of the task ask for; returns the figures of the summary."""
     from learnreg.commands.common import run_scenario
 
-    return run_scenario(task.scenario(config), resume)
+    return run_scenario(task.scenario(config), resume, force)

@@ -11,6 +11,8 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from learnreg.progress import is_interactive, new_bar
+
 __all__ = ["Waiting"]
 
 _BAR_INTERVAL, _LINE_INTERVAL = 1.0, 30.0
@@ -31,8 +33,8 @@ class Waiting:
         self._thread = threading.Thread(target=self._beat, daemon=True)
 
     def __enter__(self) -> Waiting:
-        if self._stream.isatty():
-            self._bar = tqdm(total=self._total, desc=self._what, file=self._stream, leave=False)
+        if is_interactive(self._stream):
+            self._bar = new_bar(self._stream, total=self._total, desc=self._what, leave=False)
         self._thread.start()
         return self
 

@@ -27,6 +27,7 @@ from learnreg.linear.grad_mode import full_precision
 __all__ = [
     "BankMaps",
     "adopt_kernels",
+    "agree_on_kernels",
     "chosen_kernels",
     "correlate",
     "correlate_adjoint",
@@ -43,6 +44,7 @@ _TAP_BYTES = 4 * 1024**2
 _ROW_BYTES = 8 * 1024**2
 _MEASURED_ROWS = 64
 _MEASURE_REPEATS = 3
+_SHAPE_NUMBERS = 5  # by which choices are kept: filters, their sides, rows, columns
 
 
 # ---- public ----------------------------------------------------------------------------------------------------------
@@ -88,12 +90,20 @@ def chosen_kernels() -> dict[str, str]:
 
 
 def adopt_kernels(chosen: Mapping[str, str]) -> None:
-    """Use what ``chosen_kernels`` returned, in another process perhaps, instead of measuring; shapes that were measured
-    here keep their kernels, and names that are unknown are left out."""
+    """Use what ``chosen_kernels`` returned, in another process perhaps, from now on, instead of what was measured here;
+    names and shapes that are unknown are left out."""
     for key, name in chosen.items():
-        kind, *numbers, dtype, threads = key.split()
-        if name in _KERNELS.get(kind, {}):
-            _choices.setdefault((kind, *map(int, numbers), dtype, int(threads)), name)
+        kind, *numbers = key.split()
+        if name in _KERNELS.get(kind, {}) and len(numbers) == _SHAPE_NUMBERS + 2:
+            *shape, dtype, threads = numbers
+            if all(number.isdecimal() for number in (*shape, threads)):
+                _choices[kind, *map(int, shape), dtype, int(threads)] = name
+
+
+def agree_on_kernels(agree: Callable[[str, str], str] | None) -> None:
+    """Ask for each shape that is measured from now on what several processes agree on: ``agree(key, name)``, with what
+    was the fastest here, returns the name for all of them. None: this process decides alone."""
+    _agreements[:] = [] if agree is None else [agree]
 
 
 def differentiates(*tensors: Tensor) -> bool:
@@ -303,6 +313,7 @@ def _scratch(count: int, like: Tensor) -> Tensor:
 # ---- choice ----------------------------------------------------------------------------------------------------------
 
 _choices: dict[tuple[str | int, ...], str] = {}
+_agreements: list[Callable[[str, str], str]] = []  # one at most
 
 
 def _choose(kind: str, kernels: dict[str, Kernel], like: Tensor, filters: Tensor, rows: int, cols: int) -> Kernel:
@@ -313,7 +324,10 @@ def _choose(kind: str, kernels: dict[str, Kernel], like: Tensor, filters: Tensor
     n, k, l = filters.shape
     key = (kind, n, k, l, min(rows, _MEASURED_ROWS), cols, str(like.dtype), torch.get_num_threads())
     if key not in _choices:
-        _choices[key] = _fastest(kernels, n, k, l, min(rows, _MEASURED_ROWS), cols, like.dtype)
+        name = _fastest(kernels, n, k, l, min(rows, _MEASURED_ROWS), cols, like.dtype)
+        for agree in _agreements:
+            name = agree(" ".join(map(str, key)), name)
+        _choices[key] = name
     return kernels[_choices[key]]
 
 

@@ -42,6 +42,20 @@ def _pair(t, gap, inverse, n):
 
 
 @compiled
+def _add_eight(row, k, weight, y):
+    """weight · y is added to columns k ... k + 7 of a row."""
+    y0, y1, y2, y3, y4, y5, y6, y7 = y
+    row[k] += weight * y0
+    row[k + 1] += weight * y1
+    row[k + 2] += weight * y2
+    row[k + 3] += weight * y3
+    row[k + 4] += weight * y4
+    row[k + 5] += weight * y5
+    row[k + 6] += weight * y6
+    row[k + 7] += weight * y7
+
+
+@compiled
 def project(images, offsets, slopes, gaps, inverses, first, stop, out):
     """Rays first ... stop - 1: their sums (rays, columns) are added to ``out``, column by column."""
     n = images.shape[0]
@@ -95,15 +109,7 @@ def project_wide(images, offsets, slopes, gaps, inverses, first, stop, out):
                     s5 += u * a[k + 5] + w * b[k + 5]
                     s6 += u * a[k + 6] + w * b[k + 6]
                     s7 += u * a[k + 7] + w * b[k + 7]
-                y = out[r]
-                y[k] += s0
-                y[k + 1] += s1
-                y[k + 2] += s2
-                y[k + 3] += s3
-                y[k + 4] += s4
-                y[k + 5] += s5
-                y[k + 6] += s6
-                y[k + 7] += s7
+                _add_eight(out[r], k, number(1.0), (s0, s1, s2, s3, s4, s5, s6, s7))
 
 
 @compiled
@@ -114,38 +120,13 @@ def back_project_wide(sums, offsets, slopes, gaps, inverses, first, stop, out):
     for k in range(0, out.shape[2], 8):
         for block in range(first, stop, _BLOCK):
             for r in range(offsets.shape[0]):
-                y = sums[r]
-                y0, y1, y2, y3, y4, y5, y6, y7 = (
-                    y[k],
-                    y[k + 1],
-                    y[k + 2],
-                    y[k + 3],
-                    y[k + 4],
-                    y[k + 5],
-                    y[k + 6],
-                    y[k + 7],
-                )
+                s = sums[r]
+                y = (s[k], s[k + 1], s[k + 2], s[k + 3], s[k + 4], s[k + 5], s[k + 6], s[k + 7])
                 low, high = _rows_inside(offsets[r], slopes[r], n, block, min(block + _BLOCK, stop))
                 for i in range(low, high):
                     pixel, u_, w_ = _pair(offsets[r] + i * slopes[r], gaps[r], inverses[r], n)
-                    u, w = number(u_), number(w_)
-                    a, b = out[i, pixel], out[i, pixel + 1]
-                    a[k] += u * y0
-                    a[k + 1] += u * y1
-                    a[k + 2] += u * y2
-                    a[k + 3] += u * y3
-                    a[k + 4] += u * y4
-                    a[k + 5] += u * y5
-                    a[k + 6] += u * y6
-                    a[k + 7] += u * y7
-                    b[k] += w * y0
-                    b[k + 1] += w * y1
-                    b[k + 2] += w * y2
-                    b[k + 3] += w * y3
-                    b[k + 4] += w * y4
-                    b[k + 5] += w * y5
-                    b[k + 6] += w * y6
-                    b[k + 7] += w * y7
+                    _add_eight(out[i, pixel], k, number(u_), y)
+                    _add_eight(out[i, pixel + 1], k, number(w_), y)
 
 
 @compiled

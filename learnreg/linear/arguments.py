@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from numbers import Integral, Real
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +24,6 @@ __all__ = [
     "check_precision",
     "check_real",
     "check_type",
-    "given_path",
     "given_tensor",
     "is_whole",
     "model_scale",
@@ -122,13 +119,6 @@ def check_flag(value: object, name: str) -> None:
 def check_generator(value: object) -> None:
     """ConfigError unless it is a generator of random numbers or None."""
     check_type(value, (torch.Generator, type(None)), "generator", "a torch.Generator or None")
-
-
-def given_path(value: Any, name: str) -> Path:
-    """The path of a file or folder; ConfigError unless it is a text or a path."""
-    if isinstance(value, bytes) or not isinstance(value, (str, os.PathLike)):
-        raise ConfigError(f"{_call(name, value)}: expected the path of a file or folder, a text or a pathlib.Path.")
-    return Path(value)
 
 
 def shown(value: object) -> str:

@@ -171,8 +171,8 @@ class Density(ParameterGroup):
         if self.several is None:
             return None
         apart = any(size != 1 for size in self.shape)
-        parts = self.several(t).transpose(0, 1)  # (batch, m, n, ...)
-        S = parts.flatten(3).transpose(1, 2) if apart else parts.flatten(2)[:, None]  # (batch, groups, m, responses)
+        parts = self.several(t).transpose(0, 1)  # (batch, m, ..., n, rows, columns)
+        S = parts.movedim(-3, 1).flatten(3) if apart else parts.flatten(2)[:, None]  # (batch, groups, m, responses)
         gram = largest_eigenvalue(S @ S.transpose(-1, -2))
         result: Tensor = gram.clamp_min(0.0).amax(1).sqrt() * (1.0 + 1e-10)
         return torch.where(torch.isfinite(result), result, torch.inf)

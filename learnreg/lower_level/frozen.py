@@ -31,6 +31,9 @@ from learnreg.result import Minimiser, brief
 
 __all__ = ["FrozenProblem"]
 
+_AMPLE = 0.1
+"""Share of the modulus that weakly convex regularizers may leave before a ball around the solution promises more."""
+
 
 class FrozenProblem:
     """A lower-level problem whose learnable parameters nobody changes.
@@ -305,8 +308,9 @@ class FrozenProblem:
         exact = all(operator.adjoint_mismatch() == 0.0 and is_examined(operator) for operator in both)
         exact = exact and self.fixed.potential.has_modulus
         exact = exact and not self._unexamined
-        local = self.minimiser == "local" and terms.potential.differentiable and not modulus > self.concavity
-        if not local:
+        left = modulus - self.concavity
+        local = self.minimiser == "local" and terms.potential.differentiable and not left > _AMPLE * modulus
+        if not (local and not left > 0):
             self._check_convex(modulus)
         return Instance(
             quadratic=terms.latent.quadratic(quadratic, modulus),
@@ -314,7 +318,7 @@ class FrozenProblem:
             analysis=terms.operator,
             potential=terms.potential.to(b.dtype).detached() if data_term.dualised else self.potential(b.dtype),
             box=terms.latent.box(self.constraint),
-            strong_convexity=modulus - self.concavity if exact else 0.0,  # no bound where gradients are inexact
+            strong_convexity=left if exact else 0.0,  # no bound where gradients are inexact
             counter=counter,
             latent=terms.latent,
             unexamined=self._unexamined,

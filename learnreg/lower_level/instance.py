@@ -48,7 +48,8 @@ class Instance(Brief):
 
     With ``latent`` variables z, x stands for (x, z / latent.scale), with more channels, throughout.
     ``unexamined``: what nobody examined of the potential, so that nothing is certified; "" where all is known.
-    ``local``: bounds are asked for of the minimiser in a ball, and no modulus of the whole energy is known.
+    ``local``: bounds are asked for of the minimiser in a ball, and no modulus of the whole energy is known, or a small
+    one.
     ``guess``: from M, q and measurements to a guess of what minimises the data term and the ridge.
     """
 

@@ -108,6 +108,9 @@ class Regularizer(nn.Module):
     image_dimensions: int = 2
     """Their sides: 1 of signals, 2 of images, 3 of volumes."""
 
+    channels_option: str = "channels"
+    """The constructor's keyword for ``image_channels``."""
+
     def parameter_roles(self) -> dict[str, ParameterRole]:
         """The group of each parameter by name. A parameter that is not named here has no certified gradient. By default
         all of a regularizer that says its value alone form one group."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,21 +14,25 @@ import torch
 from torch import Tensor
 
 from learnreg.errors import CheckpointError, ConfigError, LearnregError, ShapeError
-from learnreg.linear.arguments import check_dense, check_type, given_path
-from learnreg.linear.examination import is_own_class
+from learnreg.linear.arguments import check_dense, check_type, real_number
 from learnreg.linear.operator import LinearOperator
+from learnreg.linear.paths import given_path
 from learnreg.lower_level.constraints import Box
 from learnreg.lower_level.data_terms import DataTerm, LeastSquares
 from learnreg.lower_level.dualised_terms import DATA_TERMS
 from learnreg.lower_level.problem import LowerLevelProblem
+from learnreg.models.limits import ModestTensors
 from learnreg.models.names import (
     build_operator,
     build_regularizer,
+    check_operator,
+    check_rebuilt,
     describe_operator,
     describe_regularizer,
     operator_tensors,
 )
 from learnreg.models.tensor_files import plain, read_tensors, write_tensors
+from learnreg.operators import Identity
 from learnreg.regularizers import Regularizer
 from learnreg.result import Solution
 from learnreg.solvers.solve import solve
@@ -203,7 +207,7 @@ def save_model(
     state = regularizer.state_dict()
     described, tensors = _describe_problem(problem)
     description = describe_regularizer(regularizer)
-    _check_rebuilt(regularizer, description)
+    check_rebuilt(regularizer, description)
     for name, tensor in tensors.items():
         if name in state:
             raise ConfigError(f"save_model: two tensors are called {name!r}; rename the regularizer's submodule.")
@@ -237,25 +241,33 @@ def load(path: str | Path) -> Model:
         )
     file = _resolve(path)
     tensors, content = read_tensors(file)
-    if content.get("format_version") != FORMAT_VERSION:
-        version = content.get("format_version")
+    version = content.get("format_version")
+    if type(version) is not int or version != FORMAT_VERSION:
         what = "not a model file" if version is None else f"a model file of format {version!r}"
         raise CheckpointError(f"{file}: {what}; this version of learnreg reads model files of format {FORMAT_VERSION}.")
+    numbers = sum(tensor.numel() for tensor in tensors.values())
     try:
-        regularizer = build_regularizer(content["regularizer"])
+        with ModestTensors(numbers):
+            regularizer = build_regularizer(content["regularizer"], numbers)
         for key, value in (("data_term", _LEAST_SQUARES), ("minimiser", "global")):  # files of earlier versions
             content.setdefault(key, value)
         config = {**content["config"], **{key: content[key] for key in _OWN_KEYS}}
         stored = [name for name in tensors if name.startswith(_DATA_TERM)]
         of_data_term = {name.removeprefix(_DATA_TERM): tensors.pop(name) for name in stored}
         data_term = _build_data_term(content["data_term"], of_data_term)
+        check_operator(content["operator"])
         of_operator = {name: tensors.pop(name) for name in operator_tensors(content["operator"])}
-    except (LearnregError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{file}: cannot be rebuilt: {error}") from error
-    _check_state(regularizer.state_dict(), tensors, file)
-    _check_finite(tensors, file)
-    regularizer.load_state_dict(tensors, assign=True)
-    return Model(regularizer, config, data_term, of_operator)
+        _check_state(regularizer.state_dict(), tensors, file)
+        _check_finite({**tensors, **of_operator}, file)
+        regularizer.load_state_dict(tensors, assign=True)
+        model = Model(regularizer, config, data_term, of_operator)
+        _check_problem(model)
+    except CheckpointError:
+        raise
+    except Exception as error:  # constructors raise many kinds when a description is not theirs
+        cause = str(error) if isinstance(error, LearnregError) else f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"{file}: cannot be rebuilt: {cause}") from error
+    return model
 
 
 def pretrained() -> dict[str, dict[str, Any]]:
@@ -265,9 +277,9 @@ def pretrained() -> dict[str, dict[str, Any]]:
 
 def _resolve(path: str | Path) -> Path:
     file = Path(path)
-    if file.is_dir() and (file / "model.safetensors").is_file():
+    if os.path.isfile(file / "model.safetensors"):
         return file / "model.safetensors"
-    if file.exists() or file.suffix or file.name != str(path):
+    if os.path.lexists(file) or file.suffix or file.name != str(path):
         return file
     shipped = sorted(entry.stem for entry in _SHIPPED_FOLDER.glob("*.safetensors"))
     if str(path) in shipped:
@@ -326,31 +338,23 @@ def _describe_limits(box: Box) -> list[float | None]:
     return limits
 
 
+def _check_problem(model: Model) -> None:
+    """What the lower-level problem checks, whatever its operator and data term."""
+    config, regularizer = model.config, model.regularizer
+    if config["constraint"] is not None:
+        Box(*(real_number(limit, "constraint", finite=False) for limit in _open_limits(config["constraint"])))
+    LowerLevelProblem(
+        Identity((regularizer.image_channels, *(8,) * regularizer.image_dimensions)),
+        regularizer,
+        ridge=config["ridge"],
+        noise_level=config["noise_level"],
+        minimiser=config["minimiser"],
+    )
+
+
 def _open_limits(limits: list[float | None]) -> tuple[float, float]:
     lower, upper = limits
     return -math.inf if lower is None else lower, math.inf if upper is None else upper
-
-
-def _check_rebuilt(regularizer: Regularizer, description: Mapping[str, Any]) -> None:
-    """ConfigError unless a regularizer of somebody's own class can be rebuilt from what its ``config`` says."""
-    if is_own_class(type(regularizer)):
-        return
-    name = type(regularizer).__name__
-    try:
-        rebuilt = build_regularizer(json.loads(json.dumps(description))).state_dict()
-    except LearnregError:
-        raise
-    except Exception as error:
-        raise ConfigError(
-            f"{name} cannot be stored: its config does not rebuild it ({type(error).__name__}: {error}). config() "
-            "returns the keywords of the constructor, unless from_config says otherwise."
-        ) from error
-    shapes = [{key: tuple(t.shape) for key, t in state.items()} for state in (regularizer.state_dict(), rebuilt)]
-    if wrong := sorted(k for k in {*shapes[0], *shapes[1]} if shapes[0].get(k) != shapes[1].get(k)):
-        raise ConfigError(
-            f"{name} cannot be stored: rebuilt from its config, {wrong[0]} has the shape {shapes[1].get(wrong[0])} "
-            f"instead of {shapes[0].get(wrong[0])}; an argument is missing in config()."
-        )
 
 
 _SIDES = {1: "length", 2: "height, width", 3: "depth, height, width"}

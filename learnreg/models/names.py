@@ -6,13 +6,17 @@ stand in the file under a name that the description holds."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any, cast
 
 from torch import Tensor
 
-from learnreg.errors import ConfigError
+from learnreg.errors import CheckpointError, ConfigError, LearnregError
+from learnreg.linear.arguments import shown
+from learnreg.linear.examination import is_own_class
 from learnreg.linear.operator import LinearOperator
+from learnreg.models.limits import check_sizes
 from learnreg.operators import OPERATORS, FanBeam2D, ParallelBeam2D, StoredOperator
 from learnreg.operators.tomography.geometry import Geometry
 from learnreg.regularizers import REGULARIZERS, Regularizer
@@ -20,6 +24,8 @@ from learnreg.regularizers import REGULARIZERS, Regularizer
 __all__ = [
     "build_operator",
     "build_regularizer",
+    "check_operator",
+    "check_rebuilt",
     "describe_operator",
     "describe_regularizer",
     "operator_tensors",
@@ -64,28 +70,58 @@ def _described(value: Any, owner: str) -> Any:
     )
 
 
-def build_regularizer(description: Mapping[str, Any]) -> Regularizer:
-    """The regularizer of that name and config, its parameters still to be loaded; ConfigError for a name that is not
-    registered."""
+def build_regularizer(description: Mapping[str, Any], numbers: int | None = None) -> Regularizer:
+    """The regularizer of that name and config, its parameters still to be loaded.
+
+    numbers: how many the tensors of its file hold, beyond which no size of a family of this package can be.
+
+    Raises
+    ------
+    ConfigError: a name that is not registered, or such a size.
+    """
     name = description.get("name")
-    if name not in REGULARIZERS:
+    if not isinstance(name, str) or name not in REGULARIZERS:
         raise ConfigError(
             f"regularizer {name!r} is not registered. If it is a class of your own, call "
             f"learnreg.regularizers.register({name!r}, cls) before learnreg.load. Registered are "
             f"{', '.join(REGULARIZERS)}."
         )
-    config = dict(description["config"]).items()
-    return REGULARIZERS[name].from_config({k: _built(v) for k, v in config})
+    config = dict(description["config"])
+    if numbers is not None and is_own_class(REGULARIZERS[name]):
+        check_sizes(config, numbers)
+    return REGULARIZERS[name].from_config({key: _built(value, numbers) for key, value in config.items()})
 
 
-def _built(value: Any) -> Any:
+def _built(value: Any, numbers: int | None) -> Any:
     if isinstance(value, list):
-        return [_built(item) for item in value]
-    return build_regularizer(value) if _describes(value) else value
+        return [_built(item, numbers) for item in value]
+    return build_regularizer(value, numbers) if _describes(value) else value
 
 
 def _describes(value: object) -> bool:
     return isinstance(value, dict) and set(value) == {"name", "config"}
+
+
+def check_rebuilt(regularizer: Regularizer, description: Mapping[str, Any]) -> None:
+    """ConfigError unless a regularizer of somebody's own class can be rebuilt from what its ``config`` says."""
+    if is_own_class(type(regularizer)):
+        return
+    name = type(regularizer).__name__
+    try:
+        rebuilt = build_regularizer(json.loads(json.dumps(description))).state_dict()
+    except LearnregError:
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f"{name} cannot be stored: its config does not rebuild it ({type(error).__name__}: {error}). config() "
+            "returns the keywords of the constructor, unless from_config says otherwise."
+        ) from error
+    shapes = [{key: tuple(t.shape) for key, t in state.items()} for state in (regularizer.state_dict(), rebuilt)]
+    if wrong := sorted(k for k in {*shapes[0], *shapes[1]} if shapes[0].get(k) != shapes[1].get(k)):
+        raise ConfigError(
+            f"{name} cannot be stored: rebuilt from its config, {wrong[0]} has the shape {shapes[1].get(wrong[0])} "
+            f"instead of {shapes[0].get(wrong[0])}; an argument is missing in config()."
+        )
 
 
 # ---- operators -------------------------------------------------------------------------------------------------------
@@ -138,9 +174,26 @@ def operator_tensors(description: Mapping[str, Any]) -> set[str]:
     return found
 
 
+def _kind(description: Mapping[str, Any]) -> type[StoredOperator] | None:
+    name = description.get("name")
+    return OPERATORS.get(name) if isinstance(name, str) else None
+
+
+def check_operator(description: Any) -> None:
+    """What of an operator's description can be checked without the work of building it.
+
+    Raises
+    ------
+    ConfigError: not a table, or a projector with a geometry that is none.
+    """
+    if not isinstance(description, Mapping) or not isinstance(description.get("name"), (str, type(None))):
+        raise ConfigError(f"its operator is {shown(description)}, expected a name and a config.")
+    stored_geometry(description)
+
+
 def stored_geometry(description: Mapping[str, Any]) -> Geometry | None:
     """The geometry of a projector; None for another operator."""
-    kind: object = OPERATORS.get(description.get("name") or "")
+    kind: object = _kind(description)
     for projector in (ParallelBeam2D, FanBeam2D):
         if kind is projector:
             return projector.stored_geometry(description)
@@ -152,7 +205,12 @@ def build_operator(
     image_shape: tuple[int, ...] | None = None,
     tensors: Mapping[str, Tensor] | None = None,
 ) -> LinearOperator:
-    """The forward operator; the identity on images of this shape, (1, height, width). ``tensors``: of the file."""
+    """The forward operator; the identity on images of this shape, (1, height, width). ``tensors``: of the file.
+
+    Raises
+    ------
+    ConfigError: the file does not hold it. CheckpointError: what it holds is none.
+    """
 
     def unpacked(value: Any) -> Any:
         if not isinstance(value, dict):
@@ -163,9 +221,16 @@ def build_operator(
             return build_operator(value, tuple(value["domain_shape"]), tensors)
         return {key: unpacked(item) for key, item in value.items()}
 
-    kind = OPERATORS.get(description.get("name") or "")
+    kind = _kind(description)
     if kind is None:
         raise ConfigError(
             f"the file does not hold its forward operator ({description.get('class', 'unknown')}); pass operator=..."
         )
-    return kind.from_stored({key: unpacked(item) for key, item in description.items()}, image_shape)
+    try:
+        return kind.from_stored({key: unpacked(item) for key, item in description.items()}, image_shape)
+    except LearnregError:
+        raise
+    except Exception as error:  # constructors raise many kinds when a description is not theirs
+        raise CheckpointError(
+            f"the model's operator {description['name']!r} cannot be rebuilt ({type(error).__name__}: {error})."
+        ) from error

@@ -19,11 +19,13 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from learnreg.errors import CheckpointError, LearnregError
+from learnreg.linear.paths import file_trouble, is_lfs_pointer
 
 __all__ = ["dumps", "plain", "read_tensors", "write_atomically", "write_tensors"]
 
 _HEADER_LENGTH = 8  # bytes of the little-endian length in front of a safetensors header
 _CONTENT, _DIGEST = "learnreg", "sha256"
+_MOST_TENSORS = 2**16
 
 
 def write_atomically(path: Path, data: bytes, failure: Callable[[str], LearnregError] = CheckpointError) -> None:
@@ -101,7 +103,17 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], content: Mapping[st
         data = safetensors.torch.save(stored, metadata={_CONTENT: text, _DIGEST: _digest(stored, text)})
     except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
         raise CheckpointError(f"{path}: a tensor cannot be stored ({error}).") from error
-    write_atomically(path, data)
+    write_atomically(path, _in_order(data))
+
+
+def _in_order(data: bytes) -> bytes:
+    """A safetensors file with the entries of its header in the order of their names: the library has none, so that
+    equal contents made files of different bytes."""
+    end = _HEADER_LENGTH + int.from_bytes(data[:_HEADER_LENGTH], "little")
+    header = json.dumps(json.loads(data[_HEADER_LENGTH:end]), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    text = header.encode()
+    text += b" " * (-len(text) % _HEADER_LENGTH)  # tensors begin at multiples of eight bytes
+    return len(text).to_bytes(_HEADER_LENGTH, "little") + text + data[end:]
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -113,36 +125,48 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     data = _read(path)
     try:
-        tensors = safetensors.torch.load(data)
         length = int.from_bytes(data[:_HEADER_LENGTH], "little")
-        metadata = json.loads(data[_HEADER_LENGTH : _HEADER_LENGTH + length]).get("__metadata__") or {}
-    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError, MemoryError) as error:
+        header = json.loads(data[_HEADER_LENGTH : _HEADER_LENGTH + length])
+        if len(header) > _MOST_TENSORS:
+            raise ValueError(f"{len(header):,} tensors, at most {_MOST_TENSORS:,} are read")
+        metadata = header.get("__metadata__") or {}
+        tensors = safetensors.torch.load(data)
+        digest = _digest(tensors, metadata[_CONTENT]) if _CONTENT in metadata else ""
+    except Exception as error:  # the library raises many kinds when a file is damaged
         raise CheckpointError(
             f"{path}: not a safetensors file, truncated or damaged ({error}). Copy it again, or use another file."
         ) from error
     if _CONTENT not in metadata or _DIGEST not in metadata:
         raise CheckpointError(f"{path}: a safetensors file, but not one that learnreg wrote.")
-    if metadata[_DIGEST] != _digest(tensors, metadata[_CONTENT]):
+    if metadata[_DIGEST] != digest:
         raise CheckpointError(
             f"{path}: damaged, its content does not match its SHA-256. Copy it again, or use another file."
         )
-    content = json.loads(metadata[_CONTENT])
+    try:
+        content = json.loads(metadata[_CONTENT], parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: its description cannot be read as JSON ({error}).") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: its description is a {type(content).__name__}, expected a JSON object.")
     return tensors, content
 
 
+def _refuse(word: str) -> None:
+    raise ValueError(f"{word} is no number of JSON")
+
+
 def _read(path: Path) -> bytes:
+    if trouble := file_trouble(path):
+        raise CheckpointError(f"{path}: {trouble}")
     try:
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: this file does not exist. Check the path.") from error
-    except IsADirectoryError as error:
-        model = path / "model.safetensors"
-        hint = f"Did you mean {model}?" if model.is_file() else "Pass a .safetensors file."
-        raise CheckpointError(f"{path}: this is a folder. {hint}") from error
+        data = path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error}). Check its permissions.") from error
+    except MemoryError as error:
+        raise CheckpointError(f"{path}: it takes more memory than there is.") from error
+    if is_lfs_pointer(data):
+        raise CheckpointError(f"{path}: this is a Git LFS pointer, not the file itself. Fetch it with: git lfs pull")
+    return data
 
 
 def _digest(tensors: Mapping[str, Tensor], text: str) -> str:

@@ -1,4 +1,4 @@
-"""Writing flat option tables as TOML; reading is ``tomllib``'s."""
+"""Writing option tables as TOML; reading is ``tomllib``'s."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ __all__ = ["to_toml"]
 
 
 def to_toml(table: Mapping[str, Any]) -> str:
-    """One ``key = value`` line per entry; strings, booleans, numbers and lists of them. None is left out.
+    """One ``key = value`` line per entry; strings, booleans, numbers and lists of them, and at the end a table for each
+    mapping. None is left out.
 
     Raises
     ------
     ConfigError: a value TOML has no word for.
     """
-    lines = (f"{_key(key)} = {_value(key, value)}" for key, value in table.items() if value is not None)
-    return "".join(f"{line}\n" for line in lines)
+    given = {key: value for key, value in table.items() if value is not None}
+    lines = [f"{_key(key)} = {_value(key, value)}\n" for key, value in given.items() if not isinstance(value, Mapping)]
+    tables = [f"\n[{_key(key)}]\n{to_toml(value)}" for key, value in given.items() if isinstance(value, Mapping)]
+    return "".join((*lines, *tables))
 
 
 def _key(key: str) -> str:

@@ -16,6 +16,7 @@ __all__ = ["convergence", "learning_curve", "noise_levels"]
 
 Rows = Sequence[Mapping[str, Any]]
 
+_DECADE = 10.0  # below which axes are linear: ticks of logarithmic ones would be odd numbers
 _SMOOTHED_SHARE, _FEWEST = 0.05, 20
 """The mean runs over this share of the updates; fewer are not smoothed."""
 
@@ -48,10 +49,13 @@ def learning_curve(run: Rows | str | Path | Any) -> Any:
     present = [draw for key, draw in drawn.items() if any(_number(row.get(key)) is not None for row in rows)]
     if not present:
         raise ConfigError("plot.learning_curve: nothing was logged that could be drawn.")
-    figure = new_figure(4.2 * len(present), 3.2)
+    figure = new_figure(max(5.0, 3.7 * len(present)), 3.2)
+    last = max((float(row["step"]) for row in rows if _number(row.get("step")) is not None), default=1.0)
     for axes, draw in zip(figure.subplots(1, len(present), squeeze=False)[0], present, strict=True):
         draw(axes, rows)
         axes.set_xlabel("update")
+        axes.set_xlim(0.0, last + max(0.5, 0.02 * last))
+        axes.xaxis.get_major_locator().set_params(integer=True)
     return figure
 
 
@@ -154,13 +158,14 @@ def _draw_loss(axes: Any, rows: Rows) -> None:
         low, high = [lower[x] for x in common], [upper[x] for x in common]
         axes.fill_between(common, low, high, color=COLOURS[0], alpha=0.25, lw=0, label="certified interval")
     smoothed = len(points) >= _FEWEST
-    faint = {"alpha": 0.35, "lw": 0.8, "label": "of each batch"} if smoothed else {"label": "of each batch"}
+    faint: dict[str, Any] = {"alpha": 0.35, "lw": 0.8, "label": "of each batch"} if smoothed else {}
     axes.plot(steps, losses, "-" if smoothed else "-o", ms=3, color=COLOURS[0], **faint)
     if smoothed:
         axes.plot(steps, _running_mean(losses), color=COLOURS[0], label="running mean")
-    if all(loss > 0 for loss in losses):
+    if min(losses) > 0 and max(losses) > _DECADE * min(losses):
         axes.set_yscale("log")
-    axes.legend()
+    if smoothed or common:
+        axes.legend()
 
 
 def _running_mean(values: Sequence[float]) -> list[float]:
@@ -199,10 +204,12 @@ def _draw_audits(axes: Any, rows: Rows) -> None:
         high = [float(row["relative_error_bound"]) for row in certified]
         steps = [row["step"] for row in certified]
         axes.fill_between(steps, low, high, color=COLOURS[1], alpha=0.15, lw=0, label="true error is in here")
+        if len(steps) == 1:
+            axes.vlines(steps, low, high, color=COLOURS[1], alpha=0.15, lw=6)
     axes.plot(*zip(*bounds, strict=True), "-o", ms=3, color=COLOURS[1], label="bound of the error")
     if estimates:
         axes.plot(*zip(*estimates, strict=True), "--s", ms=3, color=COLOURS[0], label="error, estimated")
-    if len(positive) == len(bounds) + len(estimates):
+    if len(positive) == len(bounds) + len(estimates) and max(positive) > _DECADE * 0.3 * min(positive):
         axes.set_yscale("log")
     axes.set_title("audits: relative error of hypergradients")
     axes.legend()

@@ -17,7 +17,7 @@ from learnreg.plot.style import COLOURS, new_figure, styled
 
 __all__ = ["comparison", "most_informative"]
 
-_COLUMN = 3.0  # inches
+_COLUMN = 2.8  # inches
 _QUANTILE = 0.995  # of errors, at the end of their scale
 _BOX = COLOURS[5]
 
@@ -150,5 +150,5 @@ def _draw_errors(figure: Any, row: Any, errors: Mapping[str, Tensor], measured: 
     last = row[len(maps)]
     last.set_axis_off()
     inner = last.inset_axes((0.02, 0.05, 0.07, 0.9))
-    label = "image − clean" if signed else "|image − clean|, over channels"
+    label = "image − clean" if signed else "error (rms)"
     figure.colorbar(drawn, cax=inner, extend="both" if signed else "max", label=label)

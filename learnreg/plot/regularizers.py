@@ -87,7 +87,7 @@ def potentials(regularizer: Regularizer) -> Any:
     shown = pictures_of(regularizer)
     if shown.responses is None or shown.values is None or shown.slopes is None:
         raise ConfigError(f"plot.potentials: {type(regularizer).__name__} shows none; see plot.spectrum.")
-    figure = new_figure(9.0, 3.2)
+    figure = new_figure(11.0, 3.2)
     left, right = figure.subplots(1, 2)
     sizes = shown.slopes.abs().amax(1)
     ranks = torch.argsort(torch.argsort(sizes)).double() / max(1, len(sizes) - 1) if len(sizes) > 1 else torch.ones(1)

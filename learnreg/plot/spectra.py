@@ -52,7 +52,8 @@ def _gram(regularizer: Regularizer, pixel: Tensor) -> Tensor | None:
     K = regularizer.saddle_terms(tuple(pixel.shape[1:])).operator
     joint = torch.zeros(1, *K.domain_shape, dtype=pixel.dtype, device=pixel.device)
     joint[:, : pixel.shape[1]] = pixel  # latent variables, behind the image, stay 0
-    return _symbol(K.adjoint(K(joint))[0, 0])
+    response: Tensor = K.adjoint(K(joint))
+    return _symbol(response[0, 0])
 
 
 def _curvature(regularizer: Regularizer, pixel: Tensor) -> Tensor | None:
@@ -68,7 +69,9 @@ def _curvature(regularizer: Regularizer, pixel: Tensor) -> Tensor | None:
 
 
 def _symbol(response: Tensor) -> Tensor:
-    return torch.fft.fftshift(torch.fft.fftn(torch.fft.ifftshift(response.detach().cpu().double())).real)
+    symbol = torch.fft.fftn(torch.fft.ifftshift(response.detach().cpu().double())).real
+    shifted: Tensor = torch.fft.fftshift(symbol)
+    return shifted
 
 
 @styled
@@ -97,7 +100,7 @@ def spectrum(regularizer: Regularizer, size: int = 48) -> Any:
         raise ConfigError(f"plot.spectrum: {type(regularizer).__name__} has neither an operator nor a curvature.")
     mapped = found.gram if found.gram is not None else found.curvature
     panels = (mapped is not None and mapped.dim() == 2) + 1 + (found.gram is not None)
-    figure = new_figure(4.0 * panels, 3.3)
+    figure = new_figure(3.7 * panels, 3.2)
     axes = list(figure.subplots(1, panels, squeeze=False)[0])
     if mapped is not None and mapped.dim() == 2:
         name = "squared response of the filters" if found.gram is not None else "curvature of R at a grey image"

@@ -17,6 +17,7 @@ from learnreg.errors import ConfigError
 from learnreg.linear.examination import is_own_class
 from learnreg.linear.parameter_groups import Density
 from learnreg.potentials.base import Potential
+from learnreg.potentials.modulus import Modulus
 from learnreg.potentials.stacked import StackedPotential
 
 __all__ = ["check_claims", "foreign_potentials", "interval_errors", "relative_error", "value_errors"]
@@ -31,11 +32,13 @@ Error = tuple[str, float, float]
 
 
 def foreign_potentials(f: Potential, shape: tuple[int, ...] = ()) -> list[tuple[Potential, tuple[int, ...]]]:
-    """Those of another package's class, and the shape of their responses; of a stack its parts. Functions that are
-    given by their value alone, which have an examination of their own, are none."""
+    """Those of another package's class, and the shape of their responses; of a stack its parts, of a modulus what sees
+    it. Functions that are given by their value alone, which have an examination of their own, are none."""
     if isinstance(f, StackedPotential):
         pairs = zip(f.parts, f.shares, strict=True)
         return [found for part, share in pairs for found in foreign_potentials(part, share.shape)]
+    if isinstance(f, Modulus):
+        return foreign_potentials(f.profile, shape[1:])
     return [] if is_own_class(type(f)) else [(f, shape)]
 
 

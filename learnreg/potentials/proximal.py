@@ -120,8 +120,11 @@ class Elementwise(ProximalPotential):
     """A sum over responses, f'' a number for each.
 
     An even f with f'' largest at 0 and non-increasing in |t|; a subclass where f'' rises and falls overrides
-    curvature_limit, majorant and the intervals; one where f'' may be negative overrides concavity, too.
+    curvature_limit, majorant and the intervals; one where f'' may be negative overrides concavity, too. even: as here;
+    of one that is not there is no function of a modulus.
     """
+
+    even: bool = True
 
     @abstractmethod
     def second(self, t: Tensor) -> Tensor:

@@ -35,6 +35,8 @@ class QuadraticSpline(SmoothedElementwise):
         channel. They are not learned.
     """
 
+    even = False
+
     def __init__(self, smoothing: float | Tensor, weight: float | Tensor, bends: Tensor) -> None:
         super().__init__(smoothing, weight)
         if bends.dim() != 2 or bends.shape[1] < 2 or bends.shape[1] % 2:

@@ -27,6 +27,8 @@ class SquaredHinge(SmoothedElementwise):
     shift: number, or tensor that broadcasts against responses without their batch axis.
     """
 
+    even = False
+
     def __init__(self, smoothing: float | Tensor, weight: float | Tensor = 1.0, shift: float | Tensor = 0.0) -> None:
         super().__init__(smoothing, weight)
         self.shift = shift

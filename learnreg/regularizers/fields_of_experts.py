@@ -15,7 +15,6 @@ from learnreg.lower_level.regularizer import Regularizer, positive_log
 from learnreg.lower_level.saddle_terms import Pictures, SaddleTerms
 from learnreg.potentials import potential_from_config, potential_to_config
 from learnreg.potentials.base import Potential
-from learnreg.potentials.isotropic import IsotropicPseudoHuber
 from learnreg.potentials.pseudo_huber import PseudoHuber
 from learnreg.regularizers.image_kind import Coupling, ImageKind
 from learnreg.regularizers.learned_filters import ArrayLike, LearnedFilters, filters_from
@@ -39,7 +38,7 @@ class FieldsOfExperts(LearnedFilters, Regularizer):
     generator: for the random filters; torch's default generator otherwise.
     channels, dimensions: of the images (channels, *sides).
     coupling: "separate", the same filters for every channel; "joint", filters (n, channels, k, k) across them;
-        "complex", the same filters for two channels, phi of the modulus of both responses (pseudo-Huber only).
+        "complex", the same filters for two channels, phi of the modulus of both responses.
 
     The raw parameters are ``filters`` (n, k, k), ``log_weights`` (n,) and ``log_smoothing`` (n,), the logarithm of
     v_c - minimum_smoothing. The filters in use are the raw ones minus their means (of each channel), so that R ignores
@@ -157,9 +156,8 @@ class FieldsOfExperts(LearnedFilters, Regularizer):
     def saddle_terms(self, image_shape: tuple[int, ...]) -> SaddleTerms:
         shape = self.images.check(image_shape, "FieldsOfExperts")
         bank = self.images.bank(self._exact_filters(), shape, self.boundary, self.zero_mean)
-        if self.images.turns:
-            return SaddleTerms(bank, IsotropicPseudoHuber(**self._numbers()))
-        return SaddleTerms(bank, self._potential.with_numbers(**self._numbers()))
+        potential = self._potential.with_numbers(**self._numbers())
+        return SaddleTerms(bank, self.images.seen_by(potential, "FieldsOfExperts"))
 
     def config(self) -> dict[str, Any]:
         return super().config() | {"potential": potential_to_config(self._potential)}
@@ -180,9 +178,5 @@ class FieldsOfExperts(LearnedFilters, Regularizer):
 def _checked(potential: Potential, images: ImageKind) -> Potential:
     """ConfigError for a potential that has no name in model files, or no form for the modulus of complex images."""
     potential_to_config(potential)
-    if images.turns and type(potential) is not PseudoHuber:
-        raise ConfigError(
-            f"FieldsOfExperts(coupling='complex', potential={type(potential).__name__}): of a modulus there is the "
-            "pseudo-Huber function alone; leave potential out, or give lr.PseudoHuber(smoothing)."
-        )
+    images.seen_by(potential, "FieldsOfExperts(coupling='complex')")
     return potential

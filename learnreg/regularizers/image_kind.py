@@ -15,6 +15,7 @@ from learnreg.errors import ConfigError, ShapeError
 from learnreg.linear.arguments import check_one_of, is_whole, shown
 from learnreg.lower_level.saddle_terms import Pictures
 from learnreg.potentials.base import Potential
+from learnreg.potentials.modulus import of_modulus
 
 __all__ = ["COUPLINGS", "WIDTH", "WIDTHS", "Coupling", "ImageKind"]
 
@@ -102,6 +103,11 @@ class ImageKind:
     ) -> GroupedFilterBank:
         """Of groups of filters (members, groups, *kernel)."""
         return GroupedFilterBank(filters, shape, boundary, zero_mean, over_channels=self.turns)
+
+    def seen_by(self, potential: Potential, who: str) -> Potential:
+        """The potential of the responses of ``bank``: of complex images, that of their modulus. ConfigError where there
+        is no such form."""
+        return of_modulus(potential, who) if self.turns else potential
 
     def gradient(self, shape: tuple[int, ...]) -> Gradient:
         """Forward differences, those of all channels together unless they are separate."""

@@ -230,7 +230,7 @@ def _check_kind(images: ImageKind, form: str, mixing_size: int) -> None:
     if images.turns:
         raise ConfigError(
             "InputConvexNetwork(coupling='complex'): its activations see no modulus; take FieldsOfExperts, "
-            "MultivariateExperts or TotalVariation for complex images, or coupling='separate' or 'joint'."
+            "RidgeRegularizer or TotalVariation for complex images, or coupling='separate' or 'joint'."
         )
     if form == "lifted" and not images.default:
         raise ConfigError(

@@ -67,7 +67,11 @@ class RegularizerOptions:
     group_size: int = option(2, "filters in each group", at_least=1, at_most=1024)
     positions: int = option(4, "positions in a pixel where gradients are sampled", at_least=1, at_most=64)
     boundary: str = option("reflect", "what lies beyond the border of images", choices=BOUNDARIES)
-    potential: str = option("pseudo-huber", "potential of the filter responses", choices=tuple(POTENTIALS))
+    potential: str = option(
+        "pseudo-huber",
+        "potential of the filter responses; absolute-value takes method=closed-form",
+        choices=tuple(POTENTIALS),
+    )
     features: int = option(32, "features in each layer of the network", at_least=1, at_most=1024)
     layers: int = option(2, "layers of the network", at_least=1, at_most=64)
     form: str = option("smooth", "of the network", choices=("smooth", "lifted"))

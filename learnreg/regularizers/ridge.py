@@ -60,8 +60,8 @@ class RidgeRegularizer(Regularizer):
     noise_level: sigma_0, at which weights and smoothings are as stored.
     generator: for the random kernels; torch's default generator otherwise.
     image_channels, dimensions: of the images (channels, *sides).
-    coupling: "separate", the same filters for every channel of the images; "joint", filters across them. Complex images
-        are refused: splines see no modulus.
+    coupling: "separate", the same filters for every channel of the images; "joint", filters across them; "complex", the
+        same filters for two channels, whose modulus the splines see.
 
     The raw parameters are ``factors.0``, ``factors.1`` ... (channels, channels before, size, size), ``log_weights``,
     ``log_smoothing`` (n,), ``log_curvature`` (n or 1, (knots - 1)/2), the logarithms of f'' at the knots that are not
@@ -85,6 +85,7 @@ class RidgeRegularizer(Regularizer):
     """
 
     summary = "filters composed of small convolutions, learned splines"
+    channels_option = "image_channels"
 
     def __init__(
         self,
@@ -109,11 +110,6 @@ class RidgeRegularizer(Regularizer):
         self.channels = _check_sizes(channels, size)
         self.images = ImageKind.of("RidgeRegularizer", image_channels, coupling, dimensions)
         self.image_channels, self.image_dimensions = self.images.channels, self.images.dimensions
-        if self.images.turns:
-            raise ConfigError(
-                "RidgeRegularizer(coupling='complex'): splines see responses, not their modulus; take FieldsOfExperts, "
-                "MultivariateExperts or TotalVariation for complex images, or coupling='separate' or 'joint'."
-            )
         check_one_of(convexity, ("convex", "convex-nonconvex"), "RidgeRegularizer(convexity)")
         check_one_of(boundary, BOUNDARIES, "boundary")
         positive = {"weight": weight, "smoothing": smoothing, "noise_level": noise_level, "nonconvexity": nonconvexity}
@@ -180,7 +176,7 @@ class RidgeRegularizer(Regularizer):
     def saddle_terms(self, image_shape: tuple[int, ...]) -> SaddleTerms:
         shape = self.images.check(image_shape, "RidgeRegularizer", "image_channels")
         bank = self.images.bank(self._exact_filters(), shape, self.boundary, zero_mean=True)
-        return SaddleTerms(bank, self.potential())
+        return SaddleTerms(bank, self.images.seen_by(self.potential(), "RidgeRegularizer"))
 
     def conditioned(self, sigma: float) -> Self:
         if not self.noise_conditioned:

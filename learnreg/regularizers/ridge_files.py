@@ -17,26 +17,26 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import pickle
+import os
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from learnreg.convolutions.composition import compose
 from learnreg.convolutions.padding import Boundary
 from learnreg.errors import CheckpointError, ConfigError
 from learnreg.linear.norms import circulant_bound
+from learnreg.linear.paths import file_trouble, folder_trouble, is_lfs_pointer, read_text
 from learnreg.regularizers.imported import GREY_LEVELS, ImportedRidge
 
 __all__ = ["import_ridge"]
 
-_LFS_POINTER = b"version https://git-lfs"
 _LAYER = "conv_layer.conv_layers.{}.{}"
 _RAW, _CENTRED = "weight", "parametrizations.weight.original"
 _CRR_KEY, _WCRR_KEY = "activation.coefficients_vect", "activation_cvx.coefficients"
@@ -211,7 +211,9 @@ def _weakly_convex(
     if not bool(bends.abs().max() > 0):
         raise source.fail("the activations vanish, and with them the regularizer.")
     limits = source.setting("noise_range")
-    if not (isinstance(limits, list) and len(limits) == 2 and 0 <= limits[0] < limits[1]):
+    if not (isinstance(limits, list) and [type(n) in (int, float) for n in limits] == [True, True]) or not (
+        0 <= limits[0] < limits[1] < math.inf
+    ):
         raise source.fail(f"noise_range = {limits!r} in its configuration, expected two numbers 0 <= low < high.")
     if noise_level is None and "noise_val" in source.config:
         noise_level = source.number("noise_val") / GREY_LEVELS
@@ -240,10 +242,10 @@ def _odd_slopes(values: Tensor) -> Tensor:
 
 
 def _find(path: Path) -> Path:
-    if not path.is_dir():
-        if not path.exists():
-            raise CheckpointError(f"{path}: does not exist; give the folder of a model or the file of a checkpoint.")
+    if not os.path.isdir(path):
         return path
+    if trouble := folder_trouble(path):
+        raise CheckpointError(f"{path}: {trouble}")
     numbered = [(re.fullmatch(r"checkpoint_(\d+)\.(pth|safetensors)", f.name), f) for f in path.glob("checkpoints/*")]
     found = [(int(match[1]), file) for match, file in numbered if match]
     if not found:
@@ -253,19 +255,24 @@ def _find(path: Path) -> Path:
 
 def _read_state(file: Path) -> tuple[dict[str, Tensor], object]:
     """The tensors of the state_dict, and a configuration beside them, if there is one."""
+    if trouble := file_trouble(file):
+        raise CheckpointError(f"{file}: {trouble}")
     try:
         with file.open("rb") as stream:
-            pointer = stream.read(len(_LFS_POINTER)) == _LFS_POINTER
+            pointer = is_lfs_pointer(stream.read(64))
         if pointer:
             raise CheckpointError(f"{file}: is a Git LFS pointer, not the checkpoint itself; run `git lfs pull`.")
         if file.suffix == ".safetensors":
             return safetensors.torch.load_file(file), None
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, SafetensorError) as error:
-        if isinstance(error, CheckpointError):
-            raise
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles of other protocols
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
+    except Exception as error:  # the unpickler raises many kinds when a file is damaged
+        cause = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise CheckpointError(
-            f"{file}: cannot be read as a checkpoint of tensors alone ({str(error).splitlines()[0][:200]}); it is "
+            f"{file}: cannot be read as a checkpoint of tensors alone ({cause}); it is "
             "damaged, or holds objects that are not loaded because they could execute code."
         ) from error
     state = content.get("state_dict") if isinstance(content, dict) else None
@@ -278,11 +285,13 @@ def _read_state(file: Path) -> tuple[dict[str, Tensor], object]:
 def _read_config(file: Path, inner: object) -> Mapping[str, Any]:
     for folder in (file.parent, file.parent.parent):
         path = folder / "config.json"
-        if not path.exists():
+        if not os.path.lexists(path):
             continue
         try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            config = json.loads(read_text(path, lambda trouble, path=path: CheckpointError(f"{path}: {trouble}")))
+        except CheckpointError:
+            raise
+        except (ValueError, RecursionError) as error:
             raise CheckpointError(f"{path}: cannot be read as JSON ({error}).") from error
         if not isinstance(config, dict):
             raise CheckpointError(f"{path}: expected an object, got {type(config).__name__}.")

@@ -72,10 +72,10 @@ class TotalVariation(Regularizer):
     def pictures(self) -> Pictures:
         """Forward differences along each direction, of one channel."""
         sides = self.images.dimensions
-        filters = torch.zeros(1, sides, *[2] * sides, dtype=torch.float64)
-        filters[(0, slice(None), *[0] * sides)] = -1.0
-        for d in range(sides):
-            filters[(0, d, *(int(e == d) for e in range(sides)))] = 1.0
+        pixel = torch.zeros(2**sides, dtype=torch.float64)
+        pixel[0] = 1.0
+        differences = torch.stack([pixel.roll(2**d) - pixel for d in reversed(range(sides))])
+        filters = differences.reshape(1, sides, *[2] * sides)
         kind, weight = ImageKind(dimensions=sides), self.weight.reshape(1)
         potential = IsotropicPseudoHuber(self.smoothing, weight.double()[:, None, None])
         return kind.pictures(filters, weight, torch.full_like(weight, self.smoothing), potential)

@@ -1,16 +1,17 @@
-"""A learned regularizer beside total variation, on images that neither has seen."""
+"""A learned regularizer beside total variation, on images."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean
 
 from torch import Tensor
 
 from learnreg.errors import DataError
 from learnreg.models.extras import require
-from learnreg.result import Solution
+from learnreg.progress import counted
+from learnreg.result import History, Solution
 
 __all__ = ["Compared", "Comparison", "Quality", "Scene", "compare", "magnitude", "quality"]
 
@@ -27,50 +28,72 @@ class Quality:
     ssim: float
 
 
+def magnitude(x: Tensor) -> Tensor:
+    """Of a complex image (2, height, width): (1, height, width)."""
+    return x.square().sum(0, keepdim=True).sqrt()
+
+
+def _as_they_are(x: Tensor) -> Tensor:
+    return x
+
+
 @dataclass(frozen=True)
 class Scene:
     """A clean image (channels, height, width), complex ones having two channels, its measurement b without batch axis,
     and the ``input`` image that a reconstruction has to beat: the noisy image, a filtered back-projection or a
-    zero-filled inverse transform."""
+    zero-filled inverse transform. shown: what of images is drawn and measured, :func:`magnitude` for complex ones."""
 
     name: str
     clean: Tensor
     b: Tensor
     input: Tensor
+    shown: Callable[[Tensor], Tensor] = _as_they_are
 
 
 @dataclass(frozen=True)
 class Compared:
     """One image, (channels, height, width) each, and its quality by "input", "tv", "learned".
 
-    error_bound: root-mean-square error bound of the learned reconstruction; certified: whether it is rigorous.
+    tv: None where there is no total variation to compare with. error_bound: root-mean-square error bound of the learned
+    reconstruction; certified: whether it is rigorous. histories: of the solves, by "tv" and "learned".
     """
 
     name: str
     clean: Tensor
     input: Tensor
-    tv: Tensor
+    tv: Tensor | None
     learned: Tensor
     quality: Mapping[str, Quality]
     error_bound: float
     certified: bool
+    histories: Mapping[str, History] = field(default_factory=dict)
+
+    def pictures(self) -> dict[str, Tensor]:
+        """What was compared, by the keys of ``quality``, in order."""
+        return {what: getattr(self, what) for what in self.quality}
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """input_name: what ``input`` is ("noisy"). setting: how the measurements were made, a phrase. tolerance: what both
+    """input_name: what ``input`` is ("noisy"). setting: how the measurements were made, a phrase. seed: of the noise of
+    the first image; None where it was given with the images. tolerance: what both
     reconstructions were asked for."""
 
     images: tuple[Compared, ...]
     input_name: str
     setting: str
-    seed: int
+    seed: int | None
     tolerance: float
 
     def mean(self, what: str) -> Quality:
         """Mean quality of "input", "tv" or "learned"."""
         found = [image.quality[what] for image in self.images]
         return Quality(fmean(q.psnr for q in found), fmean(q.ssim for q in found))
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """What was compared: "input", "tv" and "learned", or the first and the last of them."""
+        return tuple(self.images[0].quality)
 
 
 def quality(x: Tensor, clean: Tensor, name: str = "image") -> Quality:
@@ -97,48 +120,49 @@ def quality(x: Tensor, clean: Tensor, name: str = "image") -> Quality:
     )
 
 
-def magnitude(x: Tensor) -> Tensor:
-    """Of a complex image (2, height, width): (1, height, width)."""
-    return x.square().sum(0, keepdim=True).sqrt()
-
-
-def _as_they_are(x: Tensor) -> Tensor:
-    return x
-
-
 def compare(
     learned: Reconstruct,
-    tv: Reconstruct,
+    tv: Reconstruct | None,
     scenes: Iterable[Scene],
     *,
     input_name: str = "noisy",
     setting: str = "",
-    seed: int = 0,
+    seed: int | None = 0,
     tolerance: float = 1e-4,
-    shown: Callable[[Tensor], Tensor] = _as_they_are,
+    measure: Callable[[Tensor, Tensor, str], Quality] = quality,
 ) -> Comparison:
-    """Reconstruct each scene by two methods, which map a batch of measurements to a Solution, such as
-    ``functools.partial(solve, problem, tolerance=...)``. ``seed`` and ``tolerance`` are what the scenes and methods
-    were made with. ``shown``: what of an image is drawn and measured, :func:`magnitude` for complex ones.
+    """Reconstruct each scene by two methods, or by the first alone, which map a batch of measurements to a Solution,
+    such as ``functools.partial(solve, problem, tolerance=...)``. ``seed`` and ``tolerance`` are what the scenes and
+    methods were made with. ``measure``: another :func:`quality`.
 
     Raises
     ------
     DataError: no scenes.
     """
-    compared = [_compare(learned, tv, scene, shown) for scene in scenes]
+    compared = [_compare(learned, tv, scene, measure) for scene in counted(scenes, "reconstructing")]
     if not compared:
         raise DataError("there are no images to compare on.", hint="Pass at least one image.")
     return Comparison(tuple(compared), input_name, setting, seed, tolerance)
 
 
-def _compare(learned: Reconstruct, tv: Reconstruct, scene: Scene, shown: Callable[[Tensor], Tensor]) -> Compared:
-    solution, baseline, clean = learned(scene.b[None]), tv(scene.b[None]).x[0], shown(scene.clean)
-    results = {"input": shown(scene.input), "tv": shown(baseline), "learned": shown(solution.x[0])}
+def _compare(
+    learned: Reconstruct,
+    tv: Reconstruct | None,
+    scene: Scene,
+    measure: Callable[[Tensor, Tensor, str], Quality],
+) -> Compared:
+    solution, clean = learned(scene.b[None]), scene.shown(scene.clean)
+    baseline = None if tv is None else tv(scene.b[None])
+    results = {"input": scene.shown(scene.input), "tv": None, "learned": scene.shown(solution.x[0])}
+    histories = {"learned": solution.history}
+    if baseline is not None:
+        results["tv"], histories["tv"] = scene.shown(baseline.x[0]), baseline.history
     return Compared(
         name=scene.name,
         clean=clean,
-        **results,
-        quality={what: quality(x, clean, scene.name) for what, x in results.items()},
+        **results,  # type: ignore[arg-type]
+        quality={what: measure(x, clean, scene.name) for what, x in results.items() if x is not None},
         error_bound=float(solution.error_bound[0]),
         certified=solution.certified,
+        histories=histories,
     )

@@ -15,24 +15,29 @@ from learnreg.errors import AssumptionError
 from learnreg.lower_level.adjoint_equation import AdjointEquation
 from learnreg.lower_level.fused_total_variation import FusedTotalVariation
 from learnreg.lower_level.instance import Instance
-from learnreg.solvers.base import OWNED, AdjointSolver, Report, SolverState
-from learnreg.solvers.pdhg import StepSizes, balanced_tau, initial_tau, optimal_tau, proximal_obstacle, scaled_movement
+from learnreg.solvers.base import OWNED, AdjointSolver, Report
+from learnreg.solvers.pdhg import (
+    BalancedState,
+    StepSizes,
+    balanced_tau,
+    initial_tau,
+    optimal_tau,
+    proximal_obstacle,
+    scaled_movement,
+)
 
 __all__ = ["AdjointPDHG", "AdjointPDHGState"]
 
 
 @dataclass(frozen=True)
-class AdjointPDHGState(SolverState):
-    """Relaxed iterates X, Y, the prox outputs X_hat, Y_hat, and tau per sample. ``step`` overwrites Y and Y_hat, and
-    may overwrite X and X_hat."""
+class AdjointPDHGState(BalancedState):
+    """Relaxed iterates X, Y, and the prox outputs X_hat, Y_hat. ``step`` overwrites Y and Y_hat, and may overwrite X
+    and X_hat."""
 
     X: Tensor = field(metadata=OWNED)
     Y: Tensor = field(metadata=OWNED)
     X_hat: Tensor = field(metadata=OWNED)
     Y_hat: Tensor = field(metadata=OWNED)
-    tau: Tensor
-    steps: int
-    sizes: StepSizes
 
 
 def adjoint_primal_step(
@@ -80,7 +85,7 @@ class AdjointPDHG(AdjointSolver[AdjointPDHGState]):
         Y = equation.bend_(instance.apply(X))
         first = initial_tau(instance, sizes) if sizes.metric is None else optimal_tau(instance, sizes)
         tau = torch.full((X.shape[0],), first, dtype=X.dtype, device=X.device)
-        return AdjointPDHGState(X, Y, X.clone(), Y.clone(), tau, 0, sizes)
+        return AdjointPDHGState(sizes, tau, 0, X, Y, X.clone(), Y.clone())
 
     def step(self, equation: AdjointEquation, state: AdjointPDHGState) -> AdjointPDHGState:
         instance, sizes = equation.instance, state.sizes

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from learnreg.certificates.fenchel import FenchelGap
 from learnreg.lower_level.instance import Instance
-from learnreg.solvers.base import OWNED, Report, Solver, SolverState
-from learnreg.solvers.pdhg import StepSizes, balanced_tau, initial_tau, primal_step, scaled_movement
+from learnreg.solvers.base import OWNED, Report, Solver
+from learnreg.solvers.pdhg import BalancedState, StepSizes, balanced_tau, initial_tau, primal_step, scaled_movement
 
 _SHARE = 0.1
 """Of what rounding may hide in the root of the gap, where it is taken to rule: it hides less as a rule."""
@@ -22,16 +22,13 @@ __all__ = ["NonsmoothPDHG", "NonsmoothPDHGState"]
 
 
 @dataclass(frozen=True)
-class NonsmoothPDHGState(SolverState):
-    """Relaxed iterates x, y; the prox outputs x_hat and y_hat, which every ``step`` overwrites; tau per sample."""
+class NonsmoothPDHGState(BalancedState):
+    """Relaxed iterates x, y; the prox outputs x_hat and y_hat, which every ``step`` overwrites."""
 
     x: Tensor = field(metadata=OWNED)
     y: Tensor = field(metadata=OWNED)
     x_hat: Tensor = field(metadata=OWNED)
     y_hat: Tensor = field(metadata=OWNED)
-    tau: Tensor
-    steps: int
-    sizes: StepSizes
 
 
 class NonsmoothPDHG(Solver[NonsmoothPDHGState]):
@@ -67,7 +64,7 @@ class NonsmoothPDHG(Solver[NonsmoothPDHGState]):
         x = instance.box.prox(x.clone())
         y = x.new_zeros(x.shape[0], *instance.analysis.range_shape) if t is None else instance.nonsmooth.dual_prox(t)
         tau = torch.full((x.shape[0],), initial_tau(instance, sizes), dtype=x.dtype, device=x.device)
-        return NonsmoothPDHGState(x, y.clone(), x.clone(), y.clone(), tau, 0, sizes)
+        return NonsmoothPDHGState(sizes, tau, 0, x, y.clone(), x.clone(), y.clone())
 
     def step(self, instance: Instance, state: NonsmoothPDHGState) -> NonsmoothPDHGState:
         sizes, rho = state.sizes, state.sizes.relaxation

@@ -34,6 +34,7 @@ to 100 (as measured on trained models), where the map bends sharply more are nee
 
 __all__ = [
     "PDHG",
+    "BalancedState",
     "PDHGState",
     "StepSizes",
     "balanced_tau",
@@ -95,19 +96,25 @@ class StepSizes:
 
 
 @dataclass(frozen=True)
-class PDHGState(SolverState):
-    """Relaxed iterates x, y; the prox outputs x_hat and f'(t), t the pull-back; tau per sample; and memory for
-    responses. ``step`` overwrites y, t and the memory, and may overwrite x and x_hat."""
+class BalancedState(SolverState):
+    """What every primal-dual iteration with balanced steps keeps: tau per sample, and the steps taken."""
+
+    sizes: StepSizes
+    tau: Tensor
+    steps: int
+
+
+@dataclass(frozen=True)
+class PDHGState(BalancedState):
+    """Relaxed iterates x, y; the prox outputs x_hat and f'(t), t the pull-back; and memory for responses. ``step``
+    overwrites y, t and the memory, and may overwrite x and x_hat."""
 
     x: Tensor = field(metadata=OWNED)
     y: Tensor = field(metadata=OWNED)
     x_hat: Tensor = field(metadata=OWNED)
     t: Tensor = field(metadata=OWNED)
-    tau: Tensor
     memory: Tensor = field(metadata=OWNED)
-    steps: int
     newton_steps: int
-    sizes: StepSizes
 
 
 def proximal_obstacle(instance: Instance) -> str:
@@ -160,7 +167,8 @@ class PDHG(Solver[PDHGState]):
         t = instance.apply(x) if t is None else t
         y = instance.potential.grad_into(t, torch.empty_like(t))
         tau = torch.full((x.shape[0],), initial_tau(instance, sizes), dtype=x.dtype, device=x.device)
-        return PDHGState(x, y, x.clone(), t, tau, torch.empty_like(t), 0, newton_steps(instance, sizes, tau), sizes)
+        first = newton_steps(instance, sizes, tau)
+        return PDHGState(sizes, tau, 0, x, y, x.clone(), t, torch.empty_like(t), first)
 
     def step(self, instance: Instance, state: PDHGState) -> PDHGState:
         sizes = state.sizes

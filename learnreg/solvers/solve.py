@@ -54,6 +54,9 @@ _PROGRESS = 0.1
 _NEARER = 0.03
 """By which attempts get more accurate while no ball around x is certified to hold a minimiser."""
 
+_USUAL_MODULUS = 1e-2
+"""What residuals are judged by where a ball around x is to tell the modulus."""
+
 _ENDED_EARLY = (Status.PRECISION, Status.STAGNATED, Status.NOT_FINITE)
 """How a solver ends in float32 that float64 may help: steps too short for the pixels' rounding stagnate, too."""
 
@@ -81,10 +84,12 @@ def initial_point(instance: Instance, b: Tensor) -> Tensor:
 
 
 def residual_tolerance(instance: Instance, error: Tensor) -> Tensor:
-    """The residual that certifies a 2-norm error, (batch,); with no modulus, that of a modulus of 1e-2 for want of
-    one."""
+    """The residual that certifies a 2-norm error, (batch,); with no modulus, or a small one and the hope for a ball,
+    that of a modulus of 1e-2 for want of one."""
     mu = instance.strong_convexity
-    return error * (mu if mu > 0 else 1e-2)
+    if instance.local or not mu > 0:
+        mu = max(mu, _USUAL_MODULUS)
+    return error * mu
 
 
 def run_state_solver(
@@ -211,7 +216,8 @@ def _solve(
     """Of samples of one noise level."""
     instance = frozen.at(b)
     smooth = instance.potential.differentiable
-    by_bands = isinstance(solver, str) and solver == "auto" and smooth and is_large(instance) and not instance.local
+    by_bands = isinstance(solver, str) and solver == "auto" and smooth and is_large(instance)
+    by_bands = by_bands and (instance.strong_convexity > 0 or not instance.local)
     instance = in_bands(instance) if by_bands else instance
     method = make_solver(solver, instance, warm=start is not None)
     x = initial_point(instance, b) if start is None else instance.started(start.detach().to(b))
@@ -302,7 +308,8 @@ def _judge(instance: Instance, x: Tensor, t: Tensor | None, dtype: torch.dtype, 
     returned = instance.box.inside(exact, dtype)
     moved = 0.0 if returned is exact else sum_samples((returned.double() - exact) ** 2).sqrt()
     hindrance = missing_state_assumption(instance, exact.double())
-    if hindrance is None and instance.local:
+    by_bands = isinstance(instance.potential, BandedPotential)
+    if hindrance is None and instance.local and not by_bands:
         return _judge_locally(instance, exact.double(), returned, moved, scale)
     bounds, duals = [], []
     for part, index in instance.parts():
@@ -313,7 +320,6 @@ def _judge(instance: Instance, x: Tensor, t: Tensor | None, dtype: torch.dtype, 
     bound = (torch.cat(bounds) + moved) / scale
     bound = torch.where(torch.isnan(bound), math.inf, bound)
     y = duals[0] if len(duals) == 1 else torch.cat(duals)
-    by_bands = isinstance(instance.potential, BandedPotential)
     if not instance.potential.differentiable and hindrance is not None:
         return _Judged(returned, y, torch.full_like(bound, math.inf), "none", hindrance.reason, by_bands)
     if hindrance is None:
@@ -326,12 +332,13 @@ def _judge(instance: Instance, x: Tensor, t: Tensor | None, dtype: torch.dtype, 
 
 def _judge_locally(instance: Instance, x: Tensor, returned: Tensor, moved: Tensor | float, scale: float) -> _Judged:
     """The same about the minimiser in a ball; x in float64, and how far it was moved, (batch,)."""
-    room, standings, duals = torch.zeros_like(instance.q.double().flatten(1)[:, 0]) + moved, [], []
+    room, standings, known, duals = torch.zeros_like(instance.q.double().flatten(1)[:, 0]) + moved, [], [], []
     for part, index in instance.parts():
         state = smallest_bound(part, x[index])
         standings.append(stand(part, x[index], part.apply(x[index]), state.residual + state.floor, room[index], False))
+        known.append(state.bound if part.strong_convexity > 0 else torch.full_like(state.bound, math.inf))
         duals.append(state.y.to(returned.dtype))
-    bound = (torch.cat([standing.error for standing in standings]) + room) / scale
+    bound = (torch.minimum(torch.cat([standing.error for standing in standings]), torch.cat(known)) + room) / scale
     radius = (torch.cat([standing.radius for standing in standings]) - room).clamp_min(0.0)
     hindrance = next((standing.hindrance for standing in standings if standing.hindrance), None)
     failure = sum(standing.failure for standing in standings)

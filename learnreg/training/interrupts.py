@@ -47,6 +47,7 @@ class Interrupts:
         self._first: int | None = None
         self._when = 0.0
         self._held = False
+        self._agree: Callable[[int], int] = int
         self._before: dict[int, Any] = {}
 
     @classmethod
@@ -74,19 +75,28 @@ class Interrupts:
             signal.raise_signal(error.number)  # all is saved: end as a process that this signal ends
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """Signals wait for ``check``, or for the end of the block."""
-        self._held = True
+    def held(self, agree: Callable[[int], int] = int) -> Iterator[None]:
+        """Signals wait for ``check``, or for the end of the block.
+
+        Parameters
+        ----------
+        agree: what ``check`` goes by for the number of a signal, 0 for none: several processes end for one's signal.
+        """
+        self._held, self._agree = True, agree
         try:
-            yield
+            try:
+                yield
+            finally:
+                self._held = False
+            self.check()
         finally:
-            self._held = False
-        self.check()
+            self._agree = int
 
     def check(self) -> None:
         """Raise Interrupted if there was a signal."""
-        if self._first is not None:
-            raise Interrupted(self._first)
+        number = self._agree(self._first or 0)
+        if number:
+            raise Interrupted(number)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._first is not None:

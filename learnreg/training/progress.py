@@ -9,59 +9,63 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from tqdm import tqdm
+from learnreg.progress import INTERVAL, is_hidden, is_interactive, new_bar
+from learnreg.training.callbacks import Callback
 
-__all__ = ["Count", "Progress"]
+__all__ = ["Progress"]
 
-_INTERVAL = 30.0
 _ENDLESS = 1e6  # minutes
 
 
-class Progress:
-    """A bar on a terminal, else a line at the first update and every 30 seconds, on stderr; ``on_update`` of
-    ``learnreg.train``.
+class Progress(Callback):
+    """A bar on a terminal and in notebooks, else a line at the first update and every 30 seconds, on stderr.
 
     Parameters
     ----------
-    minutes, updates: what ends the run, whichever comes first.
+    minutes, updates: what ends the run, whichever comes first. at_once: False: nothing is said of the first 30 seconds
+        where there is no bar.
     """
 
-    def __init__(self, minutes: float, updates: int | None = None) -> None:
+    def __init__(self, minutes: float, updates: int | None = None, at_once: bool = True) -> None:
         self._seconds, self._updates = 60.0 * minutes if minutes < _ENDLESS else math.inf, updates
         self._psnr: float | None = None
         self._last: Mapping[str, Any] | None = None
-        self._said = -math.inf
+        self._said = -math.inf if at_once else time.monotonic()
+        self._spoke = at_once
         self._bar: Any = None
+        self._quiet = False
 
     def __enter__(self) -> Progress:
-        if sys.stderr.isatty():
-            size = (
-                shutil.get_terminal_size()
-            )  # some terminals, of containers, say that they have no rows: tqdm hides then
+        self._quiet = is_hidden()
+        if is_interactive() and not self._quiet:
+            # some terminals, of containers, say that they have no rows: tqdm hides then
+            size = shutil.get_terminal_size()
             shown = "training: {percentage:3.0f}%|{bar:20}| {desc}"
-            self._bar = tqdm(total=100, file=sys.stderr, bar_format=shown, ncols=size.columns, nrows=size.lines)
+            self._bar = new_bar(total=100, bar_format=shown, ncols=size.columns, nrows=size.lines)
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.close()
-        elif self._last is not None:
+        elif self._last is not None and self._spoke:
             self._say(self._last)
 
-    def __call__(self, row: Mapping[str, Any]) -> None:
+    def on_update(self, row: Mapping[str, Any]) -> None:
         """Show a logged row."""
-        self._psnr = row.get("psnr", self._psnr)
+        self._psnr = row.get("psnr", row.get("validation_psnr", self._psnr))
+        if self._quiet:
+            return
         if self._bar is not None:
             self._bar.n = 100.0 * self._share(row)
             self._bar.set_description_str(self._text(row))
             return
         self._last = row
-        if time.monotonic() - self._said >= _INTERVAL:
+        if time.monotonic() - self._said >= INTERVAL:
             self._say(row)
 
     def _say(self, row: Mapping[str, Any]) -> None:
         print(f"training: {100.0 * self._share(row):.0f} %, {self._text(row)}", file=sys.stderr, flush=True)
-        self._said, self._last = time.monotonic(), None
+        self._said, self._last, self._spoke = time.monotonic(), None, True
 
     def _share(self, row: Mapping[str, Any]) -> float:
         updates = 0.0 if self._updates is None else row["step"] / self._updates
@@ -73,33 +77,6 @@ class Progress:
         limit = f" of {_clock(self._seconds)}" if math.isfinite(self._seconds) else ""
         time_of = f"{_clock(row['seconds'])}{limit}"
         return f"{time_of}, update {row['step']}{of}, loss {row['loss']:.4g}{psnr}"
-
-
-class Count:
-    """How many of so many things are done: a bar on a terminal, else a line every 30 seconds, on stderr."""
-
-    def __init__(self, what: str, total: int, shown: bool = True) -> None:
-        self._what, self._total, self._shown, self._done = what, total, shown, 0
-        self._said = time.monotonic()
-        self._bar: Any = None
-
-    def __enter__(self) -> Count:
-        if self._shown and sys.stderr.isatty():
-            self._bar = tqdm(total=self._total, desc=self._what, file=sys.stderr, leave=False)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-    def update(self) -> None:
-        """One more is done."""
-        self._done += 1
-        if self._bar is not None:
-            self._bar.update()
-        elif self._shown and time.monotonic() - self._said >= _INTERVAL:
-            print(f"{self._what}: {self._done} of {self._total}", file=sys.stderr, flush=True)
-            self._said = time.monotonic()
 
 
 def _clock(seconds: float) -> str:

@@ -6,20 +6,22 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from learnreg.hypergradients.compute import Start, hypergradient
 from learnreg.losses import loss_at
 from learnreg.lower_level.pairing import sum_gradients
-from learnreg.result import Hypergradient
 from learnreg.training.samples import Sample, stacked
 from learnreg.training.session import Chunk, Session
+from learnreg.training.warm_starts import hollow_start
 from learnreg.upper_level.evaluation import evaluate_batch
 from learnreg.upper_level.objective import Accuracy, CertifiedGradient, Objective, Trial
 
 __all__ = ["SampledObjective"]
+
+R = TypeVar("R")
 
 _NO_RELATIVE_TOLERANCE = 1e-12
 
@@ -35,7 +37,7 @@ class SampledObjective(Objective):
 
     def _chunks(self) -> list[Chunk]:
         self.session.clock.check()
-        largest = min(self.session.source.batch_size, max(1, len(self.samples) // self.least_chunks))
+        largest = max(1, len(self.samples) // self.least_chunks)
         return self.session.chunks(self.samples, largest)
 
     def _shares(self, chunks: Sequence[Chunk]) -> list[float]:
@@ -43,7 +45,7 @@ class SampledObjective(Objective):
 
     def _evaluate(self, accuracy: Accuracy) -> Trial:
         chunks = self._chunks()
-        results = self.session.workers.map(partial(self._evaluate_chunk, accuracy), chunks)
+        results = self.session.map(partial(self._evaluate_chunk, accuracy), chunks, _sent)
         for chunk, (_, state, applications) in zip(chunks, results, strict=True):
             self._keep(chunk, state, applications)
         self.gradients = [trial.gradient for trial, _, _ in results]
@@ -60,22 +62,22 @@ class SampledObjective(Objective):
         """Bounds of the chunks add up to that of their mean, and are asked for in its norm, by the latest trial."""
         latest, chunks = self.latest, self._chunks()
         norm = 0.0 if latest is None else _norm(latest.gradient)
-        found = self.session.workers.map(partial(self._certify_chunk, tolerance, tolerance * norm), chunks)
-        for chunk, result in zip(chunks, found, strict=True):
-            self._keep(chunk, Start(result.x, result.X), result.operator_applications)
-        shares = self._shares(chunks)
+        results = self.session.map(partial(self._certify_chunk, tolerance, tolerance * norm), chunks, _sent)
+        for chunk, (_, state, applications) in zip(chunks, results, strict=True):
+            self._keep(chunk, state, applications)
+        found, shares = [gradient for gradient, _, _ in results], self._shares(chunks)
         scaled = [{n: s * g for n, g in r.gradient.items()} for r, s in zip(found, shares, strict=True)]
         return CertifiedGradient(
             gradient=sum_gradients(scaled),
             error_bound=math.fsum(s * r.error_bound for r, s in zip(found, shares, strict=True)),
             certified=all(r.certified for r in found),
-            reached=all(r.status.converged for r in found),
+            reached=all(r.reached for r in found),
         )
 
-    def _certify_chunk(self, tolerance: float, absolute: float, chunk: Chunk) -> Hypergradient:
+    def _certify_chunk(self, tolerance: float, absolute: float, chunk: Chunk) -> tuple[CertifiedGradient, Start, int]:
         """In a worker thread."""
         b, x_true = stacked(chunk.samples)
-        return hypergradient(
+        found = hypergradient(
             chunk.frozen,
             b,
             loss_at(self.session.loss, x_true),
@@ -84,9 +86,11 @@ class SampledObjective(Objective):
             absolute_tolerance=absolute,
             start=self.session.warm.starts(chunk.samples, b),
         )
+        gradient = CertifiedGradient(found.gradient, found.error_bound, found.certified, found.status.converged)
+        return gradient, Start(found.x, found.X), found.operator_applications
 
     def _keep(self, chunk: Chunk, state: Start, applications: int) -> None:
-        self.session.warm.keep(chunk.samples, state)
+        self.session.warm.keep(chunk.samples, state, chunk.owner)
         self.session.applications += applications
         self.operator_applications += applications
 
@@ -95,6 +99,12 @@ class SampledObjective(Objective):
 
     def start_at(self, starts: Any) -> None:
         self.session.warm.restore(starts)
+
+
+def _sent(result: tuple[R, Start, int]) -> tuple[R, Start, int]:
+    """What other workers get of a chunk's result: no states."""
+    found, state, applications = result
+    return found, hollow_start(state), applications
 
 
 def _norm(gradient: Mapping[str, Tensor]) -> float:

@@ -15,6 +15,7 @@ from torch import Tensor
 from learnreg.errors import DataError, OperatorError, ShapeError
 from learnreg.linear.arguments import check_real, shown
 from learnreg.linear.operator import LinearOperator
+from learnreg.training.messages import hollow
 
 __all__ = ["Reader", "Sample", "grouped", "stacked"]
 
@@ -32,6 +33,15 @@ class Sample:
     x_true: Tensor
     sigma: float | None = None
     key: int | None = None
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this worker has its numbers, not its shapes alone."""
+        return not self.b.is_meta
+
+    def hollow(self) -> Sample:
+        """Its kind and key, without numbers."""
+        return Sample(hollow(self.b), hollow(self.x_true), self.sigma, self.key)
 
     @property
     def kind(self) -> tuple[Shape, Shape, float | None]:

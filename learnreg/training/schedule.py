@@ -14,10 +14,10 @@ _MOST_BETWEEN = 100
 
 
 def step_factor(done: int, updates: int | None) -> float:
-    """The factor of the step size after so many updates. It rises over the first 20 of them (a quarter of a run of less
-    than 80), since Adam's first steps move every parameter by the whole step, which good starts do not survive. Then it
-    falls by a half cosine over the updates of the run; where only the time ends a run, and so nobody knows when, by the
-    inverse square root of the updates, from 50 on."""
+    """The factor of the step size after so many updates. It rises over the first 20 of them (a quarter of an annealed
+    run of less than 80), since Adam's first steps move every parameter by the whole step, which good starts do not
+    survive. Then it falls by the inverse square root of the updates, from 50 on, so that it does not depend on how long
+    the run will be; annealed over a number of updates, by a half cosine."""
     if updates is None:
         return min(1.0, (done + 1) / _RISING_UPDATES) / math.sqrt(1.0 + done / _DECAY_UPDATES)
     rising = max(1.0, min(_RISING_UPDATES, updates / 4))

@@ -6,8 +6,8 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,15 +20,19 @@ from learnreg.lower_level.blame import blame_operators
 from learnreg.lower_level.frozen import FrozenProblem
 from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.training.clock import Clock
+from learnreg.training.group import Group
+from learnreg.training.messages import digest
 from learnreg.training.options import TrainingOptions
 from learnreg.training.samples import Reader, Sample, grouped, stacked
 from learnreg.training.schedule import AuditCount
-from learnreg.training.sources import Source, TrainingData, source_of
+from learnreg.training.sources import BATCH_SIZE, Source, TrainingData, source_of
 from learnreg.training.tolerances import Audit, BatchGradient, Tolerances, audit, improve_batch
-from learnreg.training.warm_starts import WarmStarts
-from learnreg.training.workers import Workers
+from learnreg.training.warm_starts import WarmStarts, hollow_start
+from learnreg.training.workers import Workers, pieces
 
 __all__ = ["Chunk", "Evaluation", "Session"]
+
+R = TypeVar("R")
 
 _AUDIT_SAMPLES = 2
 _DISTANCE_SHARE = 0.5
@@ -51,10 +55,11 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Samples of one kind, for one thread, and the lower-level problem of their kind."""
+    """Samples of one kind, for one thread of one worker, their owner, and the lower-level problem of their kind."""
 
     frozen: FrozenProblem
     samples: Sequence[Sample]
+    owner: int
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,19 @@ class _Audited:
     own: bool
 
 
+@dataclass(frozen=True)
+class _Solved:
+    """A chunk at the present tolerances. square: mean squared error per pixel. audited: None at other workers."""
+
+    found: BatchGradient
+    square: float
+    audited: _Audited | None
+
+    def sent(self) -> _Solved:
+        """What other workers need of it."""
+        return _Solved(replace(self.found, state=hollow_start(self.found.state)), self.square, None)
+
+
 class Session:
     """The state of a training run besides the parameters.
 
@@ -77,6 +95,8 @@ class Session:
     target: relative error of the hypergradients, which audits hold by way of ``tolerances``.
     source, clock, workers, warm: the parts of the run; ``close`` ends the workers.
     audit_every: gradients from one audit to the next.
+    chunk_size: samples in a chunk at most.
+    group: the workers that share the batches.
     """
 
     def __init__(
@@ -91,9 +111,12 @@ class Session:
         workers: Workers,
         warm: WarmStarts,
         audit_every: int = 10,
+        chunk_size: int = 8,
+        group: Group | None = None,
     ) -> None:
         self.problem, self.loss, self.method, self.target = problem, loss, method, target
         self.source, self.clock, self.workers, self.warm = source, clock, workers, warm
+        self.chunk_size, self.group = chunk_size, Group() if group is None else group
         self.tolerances = Tolerances()
         self.applications = 0
         self.audits = AuditCount(audit_every)
@@ -106,6 +129,7 @@ class Session:
         data: TrainingData,
         loss: Callable[[Tensor], UpperLoss],
         options: TrainingOptions,
+        group: Group | None = None,
     ) -> Session:
         """What the options ask for.
 
@@ -113,9 +137,12 @@ class Session:
         ------
         DataError, ConfigError: data of another kind, or that the problem cannot use.
         """
-        workers = Workers(options.workers)
+        workers, group = Workers(options.workers), Group() if group is None else group
         try:
-            source = source_of(data, Reader(problem.operator), workers, options.batch_size, options.seed)
+            chunk_size = options.chunk(options.batch_size or getattr(data, "batch_size", None) or BATCH_SIZE)
+            source = source_of(
+                data, Reader(problem.operator), workers, options.batch_size, options.seed, group, chunk_size
+            )
             first = source.first(1)
             if not first:
                 raise DataError("the dataset is empty.", hint="Pass at least one pair (b, x_true).")
@@ -125,16 +152,46 @@ class Session:
         except BaseException:
             workers.close()
             raise
+        clock = Clock(options.seconds)
+        clock.agree = group.first
         return cls(
             problem,
             loss,
             options.method,
             options.tolerance,
             source=source,
-            clock=Clock(options.seconds),
+            clock=clock,
             workers=workers,
-            warm=WarmStarts(),
+            warm=WarmStarts(group=group),
             audit_every=options.audit_every,
+            chunk_size=chunk_size,
+            group=group,
+        )
+
+    @torch.no_grad()
+    def share_problem(self) -> None:
+        """Let all workers of a group begin with the parameters of the first one.
+
+        Raises
+        ------
+        WorkerError: their problems differ in something else.
+        """
+        learnable = self.problem.learnable()
+        self.group.place = next(iter(learnable.values())).device
+        for name, value in self.group.first(lambda: learnable).items():
+            if value is not learnable[name]:
+                learnable[name].copy_(value)
+        if self.source.batch_size <= (self.group.size - 1) * self.chunk_size:
+            self.group.first(self._warn_of_idle_workers)
+        fixed = {name: t for name, t in self.problem.state_dict().items() if name not in learnable}
+        self.group.check_same("the problem", lambda: {name: digest(t) for name, t in fixed.items()})
+
+    def _warn_of_idle_workers(self) -> None:
+        found = math.ceil(self.source.batch_size / self.chunk_size)
+        warnings.warn(
+            f"train: a batch of {self.source.batch_size} samples is {found} chunks of {self.chunk_size} for "
+            f"{self.group.size} workers; the others are idle. Give a smaller chunk_size, or a larger batch_size.",
+            stacklevel=6,
         )
 
     def close(self, wait: bool = True) -> None:
@@ -145,14 +202,24 @@ class Session:
 
     def chunks(self, samples: Sequence[Sample], largest: int | None = None) -> list[Chunk]:
         """The samples for the workers, at most ``largest`` in a chunk, at the problem's present parameters."""
-        largest = self.source.batch_size if largest is None else largest
+        size = self.chunk_size if largest is None else min(largest, self.chunk_size)
         frozen = self.problem.frozen()  # once: chunks, workers and the audit share what depends on theta
-        return [
-            Chunk(part, chunk)
-            for group in grouped(samples)
-            for part in [frozen.of_kind(tuple(group[0].x_true.shape), group[0].sigma)]
-            for chunk in self.workers.chunks(group, largest)
+        found = [
+            (frozen.of_kind(tuple(kind[0].x_true.shape), kind[0].sigma), piece)
+            for kind in grouped(samples)
+            for piece in pieces(kind, size)
         ]
+        return [Chunk(part, piece, self.group.owner(k, len(found))) for k, (part, piece) in enumerate(found)]
+
+    def map(self, function: Callable[[Chunk], R], chunks: Sequence[Chunk], sent: Callable[[R], R]) -> list[R]:
+        """Results of all chunks, each solved by its owner, where its samples are and their earlier states. sent: what
+        the other workers get of a result."""
+        self.warm.bring([(chunk.samples, chunk.owner) for chunk in chunks])
+        owners = [chunk.owner for chunk in chunks]
+        return self.group.map(self.workers.map, lambda chunk: function(self._whole(chunk)), chunks, sent, owners)
+
+    def _whole(self, chunk: Chunk) -> Chunk:
+        return replace(chunk, samples=self.source.whole(chunk.samples))
 
     def evaluate(self, samples: Sequence[Sample]) -> Evaluation:
         """Mean loss over the samples and its hypergradient, at the present tolerances; warm-started.
@@ -163,34 +230,35 @@ class Session:
         """
         total, square, steps = 0.0, 0.0, 0
         chunks = self.chunks(samples)
-        gradient = {name: torch.zeros_like(p) for name, p in chunks[0].frozen.parameters.items()}
-        self._unaudited = None
-        results = self.workers.map(self._evaluate_chunk, chunks)
-        for chunk, (result, error, audited) in zip(chunks, results, strict=True):
-            self.warm.keep(chunk.samples, result.state)  # not before all have read theirs
-            self._unaudited = self._unaudited or audited
-            share = len(chunk.samples) / len(samples)
+        parameters = chunks[0].frozen.parameters
+        sums = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in parameters.items()}
+        results = self.map(self._evaluate_chunk, chunks, _Solved.sent)
+        self._unaudited = results[0].audited
+        for chunk, solved in zip(chunks, results, strict=True):  # in this order: sums of floats depend on it
+            result, share = solved.found, len(chunk.samples) / len(samples)
+            self.warm.keep(chunk.samples, result.state, chunk.owner)  # not before all have read theirs
             total += share * result.loss
-            square += share * error
-            for name in gradient:
-                gradient[name] += share * result.gradient[name]
+            square += share * solved.square
+            for name in sums:
+                sums[name].add_(result.gradient[name].to(sums[name]), alpha=share)
             steps = max(steps, result.steps)
             self.applications += result.applications
+        gradient = {name: sums[name].to(p) for name, p in parameters.items()}
         if not math.isfinite(total) or any(not bool(torch.isfinite(g).all()) for g in gradient.values()):
-            raise self._not_finite(chunks[0], total)
+            self.group.first(lambda: self._refuse(chunks[0], total))
         return Evaluation(total, gradient, square, steps, self._audit_if_due())
 
-    def _not_finite(self, chunk: Chunk, total: float) -> SolverError:
-        """What to say of a loss or gradient that is not finite; OperatorError if an operator is the cause, and
+    def _refuse(self, chunk: Chunk, total: float) -> None:
+        """SolverError for a loss or gradient that is not finite; OperatorError if an operator is the cause, and
         AssumptionError if the parameters are."""
-        b, x_true = stacked(chunk.samples[:1])
+        b, x_true = stacked(self.source.whole(chunk.samples[:1]))
         blame_operators(chunk.frozen.at(b), x_true)
-        return SolverError(
+        raise SolverError(
             f"the upper-level loss or its gradient is not finite (loss {total}), although parameters and operators "
             "are; lower the step size, and check a loss or a regularizer of your own."
         )
 
-    def _evaluate_chunk(self, chunk: Chunk) -> tuple[BatchGradient, float, _Audited]:
+    def _evaluate_chunk(self, chunk: Chunk) -> _Solved:
         """One chunk, in a worker thread."""
         b, x_true = stacked(chunk.samples)
         loss = loss_at(self.loss, x_true)
@@ -201,15 +269,14 @@ class Session:
         scale = len(b) / len(b[few])  # adjoint states carry 1/batch
         formed = start if result.own else state
         audited = _Audited(chunk.frozen, b[few], x_true[few], formed.part(few, scale), result.own)
-        return result, float((state.x - x_true).double().square().mean()), audited
+        return _Solved(result, float((state.x - x_true).double().square().mean()), audited)
 
     def _audit_if_due(self) -> Audit | None:
         """Audit the hypergradient of a few samples of the latest batch, if one is due, and adapt the tolerances to what
         it says."""
-        latest = self._unaudited
-        if not self.audits.next() or latest is None:
+        if not self.audits.next():
             return None
-        found = self.workers.call(self._audit, latest)
+        found = self.group.first(lambda: self.workers.call(self._audit, self._unaudited))  # it has the first chunk
         self.applications += found.applications
         self.tolerances = self.tolerances.adapted(found.distance / _DISTANCE_SHARE, self.target)
         return found
@@ -218,13 +285,18 @@ class Session:
         """Audit the hypergradient of the first of these samples at the states where they were left."""
         chunk = self.chunks(samples[:1])[0]
         few = [sample for sample in samples if sample.kind == samples[0].kind][:_AUDIT_SAMPLES]
-        b, x_true = stacked(few)
-        found = self.workers.call(self._audit, _Audited(chunk.frozen, b, x_true, self.warm.starts(few, b), False))
+        self.warm.bring([(few, 0)])
+
+        def judged() -> Audit:
+            b, x_true = stacked(self.source.whole(few))
+            return self._audit(_Audited(chunk.frozen, b, x_true, self.warm.starts(few, b), False))
+
+        found = self.group.first(lambda: self.workers.call(judged))
         self.applications += found.applications
         return found
 
     def _audit(self, latest: _Audited) -> Audit:
-        """In a worker thread. A method that returns a gradient runs again, on these samples alone."""
+        """In a thread. A method that returns a gradient runs again, on these samples alone."""
         loss = loss_at(self.loss, latest.x_true)
         used: BatchGradient | Start = latest.state
         if latest.own:
@@ -244,19 +316,31 @@ class Session:
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs besides parameters and optimizer: one flat table, whose keys are those of the
-        parts."""
+        parts.
+
+        Raises
+        ------
+        WorkerError: workers of a group that differ.
+        """
+        self.group.check_same("what they have computed", self._digests)
         return {**self.clock.state_dict(), **self._counted(), **self.warm.state_dict()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint.
+    def _digests(self) -> dict[str, str]:
+        """What is the same at all workers, in short."""
+        numbers = {name: digest(p) for name, p in self.problem.learnable().items()}
+        return {**numbers, "samples drawn, tolerances and counts": digest(self._counted())}
+
+    def load_state_dict(self, state: dict[str, Any], same_data: bool = True) -> None:
+        """Go on from a checkpoint; ``same_data``: False where it is of other data, whose order and states are left out.
 
         Raises
         ------
         CheckpointError: a checkpoint of another shape.
         """
         try:
-            self._load_counted(state)
-            self.warm.load_state_dict(state)
+            self._load_counted(state, same_data)
+            if same_data:
+                self.warm.load_state_dict(state)
             self.clock.load_state_dict(state)
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"the checkpoint does not fit this version: {error}.") from error
@@ -271,11 +355,12 @@ class Session:
             **self.audits.state_dict(),
         }
 
-    def _load_counted(self, state: dict[str, Any]) -> None:
+    def _load_counted(self, state: dict[str, Any], same_data: bool = True) -> None:
         self.applications = int(state["applications"])
         self.tolerances = Tolerances(float(state["state_tolerance"]), float(state["adjoint_tolerance"]))
         self.target = float(state.get("target", self.target))
-        self.source.load_state_dict(state)
+        if same_data:
+            self.source.load_state_dict(state)
         self.audits.load_state_dict(state)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -14,13 +15,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from learnreg.errors import ConfigError, DataError
+from learnreg.training.group import Group
 from learnreg.training.samples import Reader, Sample, check_stack, is_array, rows
-from learnreg.training.workers import Workers
+from learnreg.training.workers import Workers, pieces
 
 __all__ = ["BATCH_SIZE", "PairedDataset", "Source", "TrainingData", "source_of"]
 
 BATCH_SIZE = 16
-_DIGESTED = 8
+_DIGESTED, _DIGESTED_OF_STREAMS, _DIGESTED_BYTES = 512, 32, 64 * 1024**2
+_RANDOM = 4
+"""Samples that are read twice, to see whether they differ at every access."""
 
 
 class PairedDataset(Protocol):
@@ -43,7 +47,11 @@ class Source(ABC):
 
     @abstractmethod
     def next_batch(self) -> list[Sample]:
-        """The next minibatch."""
+        """The next minibatch, the same for all workers of a group; samples that others will solve may be hollow."""
+
+    def whole(self, samples: Sequence[Sample]) -> Sequence[Sample]:
+        """The samples with their numbers."""
+        return samples
 
     @abstractmethod
     def first(self, count: int) -> list[Sample]:
@@ -57,13 +65,31 @@ class Source(ABC):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on with the batch after the last one."""
 
-    def digest(self) -> dict[str, Any]:
-        """What tells data sets apart: their length and a hash of some samples, unless these differ at every access."""
-        hashes = [_hashed(self._digested()) for _ in range(2)]
-        return {"data": self._length(), "content": hashes[0] if hashes[0] == hashes[1] else "random"}
+    def updates_in(self, epochs: float) -> int:
+        """How many batches so many passes over the data are.
 
-    def _digested(self) -> list[Sample]:
-        return self.first(1)
+        Raises
+        ------
+        ConfigError: nobody knows how long a pass is.
+        """
+        batches = self._batches()
+        if batches is None:
+            raise ConfigError(f"train(epochs={epochs:g}): the data set does not say how long it is; give updates.")
+        return max(1, math.ceil(epochs * batches))
+
+    def _batches(self) -> float | None:
+        """Of one pass over the data; None where that is unknown."""
+        return None
+
+    def digest(self) -> dict[str, Any]:
+        """What tells data sets apart: their length and a hash of up to 512 samples and 64 MB, unless these differ at
+        every access."""
+        same = _hashed(self._digested(_RANDOM)) == _hashed(self._digested(_RANDOM))
+        return {"data": self._length(), "sha256": _hashed(self._digested(_DIGESTED)) if same else "random"}
+
+    def _digested(self, most: int) -> list[Sample]:
+        """At most so many samples, from all over the data where that is known, else few of its beginning."""
+        return self.first(min(most, _DIGESTED_OF_STREAMS))
 
     def _length(self) -> str:
         return "a stream"
@@ -72,7 +98,16 @@ class Source(ABC):
 class MapStyle(Source):
     """Minibatches of seeded permutations of a dataset, one permutation after the other; items are read by workers."""
 
-    def __init__(self, dataset: PairedDataset, reader: Reader, workers: Workers, batch_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        dataset: PairedDataset,
+        reader: Reader,
+        workers: Workers,
+        batch_size: int,
+        seed: int,
+        group: Group | None = None,
+        chunk_size: int = BATCH_SIZE,
+    ) -> None:
         try:
             count = len(dataset)
         except (TypeError, ValueError, OverflowError, RuntimeError) as error:
@@ -81,11 +116,19 @@ class MapStyle(Source):
             raise DataError("the dataset is empty.", hint="Pass at least one pair (b, x_true).")
         self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
         self._reader, self._workers = reader, workers
+        self._group, self._chunk_size = Group() if group is None else group, chunk_size
         self._order: list[int] = []
         self._epoch = 0
 
     def next_batch(self) -> list[Sample]:
-        return self._read(self.next_indices())
+        """Each worker reads what it will solve, if the batch is of one kind."""
+        indices = self.next_indices()
+        cut = pieces(indices, self._chunk_size)
+        owners = [self._group.owner(k, len(cut)) for k, piece in enumerate(cut) for _ in piece]
+        return self._group.map(self._workers.map, self._read_one, indices, Sample.hollow, owners)
+
+    def whole(self, samples: Sequence[Sample]) -> Sequence[Sample]:
+        return [s if s.is_here or s.key is None else self._read_one(s.key) for s in samples]
 
     def next_indices(self) -> list[int]:
         """Indices of the next minibatch."""
@@ -114,9 +157,14 @@ class MapStyle(Source):
     def _read_one(self, index: int) -> Sample:
         return self._reader.sample(self.dataset[index], f"dataset item {index}", index)
 
-    def _digested(self) -> list[Sample]:
-        count = len(self.dataset)
-        return self._read(sorted({round(k * (count - 1) / (_DIGESTED - 1)) for k in range(_DIGESTED)}))
+    def _batches(self) -> float | None:
+        return len(self.dataset) / min(self.batch_size, len(self.dataset))
+
+    def _digested(self, most: int) -> list[Sample]:
+        (first,) = self.first(1)
+        size = first.b.nbytes + first.x_true.nbytes
+        count, most = len(self.dataset), max(_RANDOM, min(most, _DIGESTED_BYTES // size))
+        return self._read(sorted({round(k * (count - 1) / (most - 1)) for k in range(most)}))
 
     def _length(self) -> str:
         return f"{len(self.dataset)} items"
@@ -167,6 +215,9 @@ class Iterated(Stream):
         super().__init__(reader)
         self._dataset, self.batch_size = dataset, batch_size
 
+    def _batches(self) -> float | None:
+        return math.ceil(len(self._dataset) / self.batch_size) if hasattr(self._dataset, "__len__") else None
+
     def _pass(self) -> Iterator[list[Sample]]:
         items = (self._reader.sample(item, f"dataset item {i}") for i, item in enumerate(self._dataset))
         while batch := list(islice(items, self.batch_size)):
@@ -180,8 +231,9 @@ class Loaded(Stream):
     default generator or of those of the loader and its sampler.
     """
 
-    def __init__(self, loader: DataLoader[Any], reader: Reader) -> None:
+    def __init__(self, loader: DataLoader[Any], reader: Reader, group: Group) -> None:
         super().__init__(reader)
+        self._group = group
         self._loader, self.batch_size = loader, loader.batch_size or BATCH_SIZE
         self._random: list[Tensor] = []
 
@@ -210,10 +262,9 @@ class Loaded(Stream):
         return [torch.default_generator, *(generator for generator in own if generator is not None)]
 
     def _begin(self, skipped: int) -> Iterator[list[Sample]]:
-        if skipped:
-            self._set_random(self._random)
-        else:
-            self._random = [generator.get_state() for generator in self._generators()]
+        if not skipped:  # all workers read as the first one does
+            self._random = self._group.first(lambda: [generator.get_state() for generator in self._generators()])
+        self._set_random(self._random)
         return super()._begin(skipped)
 
     def _set_random(self, states: Sequence[Tensor]) -> None:
@@ -227,26 +278,42 @@ class Loaded(Stream):
         super().load_state_dict(state)
         self._random = list(state["random"])
 
+    def _batches(self) -> float | None:
+        try:
+            return len(self._loader)
+        except TypeError:
+            return None
+
     def _length(self) -> str:
         dataset = self._loader.dataset
         count = "a stream" if isinstance(dataset, IterableDataset) else f"{len(dataset)} items"  # type: ignore[arg-type]
         return f"{count} in batches of {self._loader.batch_size}"
 
 
-def source_of(data: Any, reader: Reader, workers: Workers, batch_size: int | None, seed: int) -> Source:
-    """What gives the batches of ``data``; batch_size: None for the loader's own, or 16.
+def source_of(
+    data: Any,
+    reader: Reader,
+    workers: Workers,
+    batch_size: int | None,
+    seed: int,
+    group: Group | None = None,
+    chunk_size: int = BATCH_SIZE,
+) -> Source:
+    """What gives the batches of ``data``; batch_size: None for the loader's own, or 16. group, chunk_size: who shares
+    the batches, and in which pieces.
 
     Raises
     ------
     DataError: what ``learnreg.train`` cannot take; it says what to pass. ConfigError: a batch size that is not the
         loader's.
     """
+    group = Group() if group is None else group
     if isinstance(data, DataLoader):
         if batch_size is not None and data.batch_size is not None and batch_size != data.batch_size:
             raise ConfigError(
                 f"train(batch_size={batch_size}): the DataLoader gives batches of {data.batch_size}; leave it out."
             )
-        return Loaded(data, reader)
+        return Loaded(data, reader, group)
     size = BATCH_SIZE if batch_size is None else batch_size
     if isinstance(data, (tuple, list)) and len(data) in (2, 3) and all(is_array(column) for column in data):
         b, x_true, *rest = data
@@ -255,10 +322,10 @@ def source_of(data: Any, reader: Reader, workers: Workers, batch_size: int | Non
         _check_stacks(b, x_true)
         if reader.is_pair(b, x_true):
             raise DataError("the dataset: one pair of arrays without batch axis.", hint="Pass a list: [(b, x_true)].")
-        return MapStyle(rows(b, x_true, rest, "the dataset"), reader, workers, size, seed)
+        return MapStyle(rows(b, x_true, rest, "the dataset"), reader, workers, size, seed, group, chunk_size)
     _refuse(data)
     if not isinstance(data, IterableDataset) and hasattr(data, "__getitem__") and hasattr(data, "__len__"):
-        return MapStyle(data, reader, workers, size, seed)
+        return MapStyle(data, reader, workers, size, seed, group, chunk_size)
     return Iterated(data, reader, size)
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from learnreg.errors import AssumptionError, SolverError
+from learnreg.progress import Count
 from learnreg.solvers.solve import solve
 from learnreg.training.samples import stacked
 from learnreg.training.session import Chunk, Session
@@ -84,6 +85,7 @@ def _weigh(session: Session, scales: list[nn.Parameter]) -> None:
 
     def closure() -> Tensor:
         found = session.evaluate(samples)
+        count.update(f"loss {found.loss:.4g}")
         seen.append((found.loss, [p.detach().clone() for p in scales]))
         unit = _UNIT / max(seen[0][0], 1e-300)
         for p in scales:
@@ -100,8 +102,9 @@ def _weigh(session: Session, scales: list[nn.Parameter]) -> None:
         line_search_fn="strong_wolfe",
     )
     try:
-        session.evaluate(samples)  # losses of a cold start are too rough for the line search
-        steps.step(closure)  # type: ignore[no-untyped-call]
+        with Count("initial weights tried", None) as count:
+            session.evaluate(samples)  # losses of a cold start are too rough for the line search
+            steps.step(closure)  # type: ignore[no-untyped-call]
     except (AssumptionError, SolverError):
         pass  # a trial point too far away
     finally:
@@ -136,17 +139,20 @@ def _multiply(session: Session, scales: list[nn.Parameter]) -> float:
         for p, value in zip(scales, given, strict=True):
             p.copy_(value + log_factor)
         try:
-            found = session.workers.map(evaluate, list(enumerate(session.chunks(samples))))
+            chunks = list(enumerate(session.chunks(samples)))
+            found = session.group.map(session.workers.map, evaluate, chunks, lambda result: result)
         except AssumptionError:
             return math.inf
         total = sum(part for part, _ in found)
+        count.update(f"loss {total:.4g}")
         if all(flat for _, flat in found):
             flattened, as_constants = log_factor, total
         return total if math.isfinite(total) else math.inf
 
     best = 0.0
     try:
-        best = least_loss(loss, 0.0, math.log(_STEP), _MOST_STEPS)
+        with Count("factors of the regularizer tried", None) as count:
+            best = least_loss(loss, 0.0, math.log(_STEP), _MOST_STEPS)
         if best >= flattened:
             warnings.warn(
                 "train: of the factors tried for the regularizer the best makes constants of the first images (are "

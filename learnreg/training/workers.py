@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from threading import Barrier
@@ -10,10 +9,16 @@ from typing import Any, TypeVar
 
 import torch
 
-__all__ = ["Workers"]
+__all__ = ["Workers", "pieces"]
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+def pieces(items: Sequence[T], size: int) -> list[Sequence[T]]:
+    """The items in pieces of this size, the last one perhaps of less: how many workers there are has no say, so that
+    any number of them computes the same."""
+    return [items[first : first + size] for first in range(0, len(items), size)]
 
 
 class Workers:
@@ -36,11 +41,6 @@ class Workers:
         list(self._pool.map(start, range(count)))
         # The latest call also is the default of threads that start later, which are not ours.
         torch.set_num_threads(torch.get_num_threads())
-
-    def chunks(self, items: Sequence[T], largest: int) -> list[Sequence[T]]:
-        """The items in pieces of at most ``largest``, at least one for each thread."""
-        size = min(largest, max(1, math.ceil(len(items) / self.count)))
-        return [items[first : first + size] for first in range(0, len(items), size)]
 
     def map(self, function: Callable[[T], R], items: Sequence[T]) -> list[R]:
         """Results in the order of the items. After an error or an interrupt nothing is computed any more."""

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from learnreg.errors import ConfigError, OperatorError
 from learnreg.operators.tomography.geometry import FanGeometry, Geometry
 from learnreg.operators.tomography.rays import Kernel, curved_vectors, view_vectors
+from learnreg.progress import counted
 
 __all__ = ["SparseRows", "build_rows", "check_entries", "require"]
 
@@ -56,7 +57,7 @@ def build_rows(geometry: Geometry, kernel: Kernel, rows: npt.NDArray[np.int64]) 
     per_view = 3 * geometry.image_size * max(last, geometry.image_size)
     step = max(1, _ENTRIES_AT_ONCE // per_view)
     parts: list[Any] = []
-    for first in range(0, used.size, step):
+    for first in counted(range(0, used.size, step), "building the matrix of the scan"):
         chosen = used[first : first + step]
         kept = (views >= chosen[0]) & (views <= chosen[-1])
         matrix = _matrix(astra, pixels, kernel, chosen, last)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from learnreg.errors import ConfigError, DataError
+from learnreg.linear.paths import given_path, read_text
 from learnreg.operators.tomography.geometry import FanGeometry, Geometry, ParallelGeometry, view_angles
 from learnreg.operators.tomography.projectors import Backend, FanBeam2D, ParallelBeam2D, SymmetryOption
 from learnreg.operators.tomography.rays import Kernel
@@ -60,12 +61,12 @@ def beam_of(geometry: Geometry) -> type[ParallelBeam2D] | type[FanBeam2D]:
 
 def read_geometry(path: str | Path) -> Geometry:
     """The ParallelGeometry or FanGeometry of a TOML file; raises like :func:`from_geometry`."""
-    path = Path(path)
+    path = given_path(path, "read_geometry(path)")
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"cannot be read ({error.strerror or error}).", path) from error
-    except (ValueError, RecursionError) as error:  # not UTF-8, no TOML, integers of thousands of digits, deep nesting
+        table = tomllib.loads(read_text(path, lambda trouble: DataError(trouble.reason, path, trouble.hint)))
+    except DataError:
+        raise
+    except (ValueError, RecursionError) as error:  # no TOML, integers of thousands of digits, deep nesting
         raise ConfigError(f"{path}: not a TOML file ({error}).") from error
     try:
         return _geometry(table)

@@ -2,7 +2,8 @@
 
 One safetensors file per matrix, named after the SHA-256 of what determines it and holding the SHA-256 of its content.
 Files are whole or absent: they are written under another name, flushed and renamed, which also makes concurrent
-processes safe. Reading never executes anything. A cache that cannot be used costs time, never a result.
+processes safe. Reading never executes anything. A cache that cannot be used costs time, never a result. A folder that
+any user may write to is not used: a SHA-256 tells damage, not who wrote a file.
 
 ``LEARNREG_CACHE`` names the folder (by default ``learnreg`` in the user's cache folder); empty turns the cache off.
 ``LEARNREG_CACHE_GB`` bounds it, 4 by default: the files used longest ago go first.
@@ -16,6 +17,7 @@ import json
 import math
 import os
 import secrets
+import stat
 import sys
 import time
 import warnings
@@ -62,20 +64,33 @@ def key_of(description: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def cached_rows(key: str, build: Callable[[], SparseRows]) -> SparseRows:
-    """The matrix stored under a key, or the one that ``build`` makes, which is then stored."""
+def cached_rows(key: str, build: Callable[[], SparseRows], shape: tuple[int, int] | None = None) -> SparseRows:
+    """The matrix stored under a key, or the one that ``build`` makes, which is then stored. shape: that it has."""
     folder = cache_folder()
-    if folder is None:
+    if folder is None or _open_to_all(folder):
         return build()
     path = folder / f"matrix-{key}.safetensors"
-    rows = _load(path, key)
+    rows = _load(path, key, shape)
     if rows is None:
         rows = build()
         _store(path, key, rows)
     return rows
 
 
-def _load(path: Path, key: str) -> SparseRows | None:
+def _open_to_all(folder: Path) -> bool:
+    try:
+        mode = folder.stat().st_mode if os.name == "posix" else 0
+    except OSError:
+        return False  # said when it is used
+    if mode & stat.S_IWOTH:
+        _warn_once(
+            f"{folder}: any user may write to this folder, so that its matrices are not trusted and every process "
+            f"builds its own. Use another LEARNREG_CACHE, or: chmod o-w {folder}"
+        )
+    return bool(mode & stat.S_IWOTH)
+
+
+def _load(path: Path, key: str, shape: tuple[int, int] | None) -> SparseRows | None:
     try:
         if not path.is_file():
             return None
@@ -84,6 +99,7 @@ def _load(path: Path, key: str) -> SparseRows | None:
             rows = SparseRows(*(file.get_tensor(name) for name in SparseRows._fields))
         if metadata.get(_KEY) != key or metadata.get(_DIGEST) != _digest(key, rows):
             raise ValueError("its content does not match its SHA-256")
+        _check(rows, shape)
     except PermissionError:
         return None
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, MemoryError) as error:
@@ -92,6 +108,20 @@ def _load(path: Path, key: str) -> SparseRows | None:
     with contextlib.suppress(OSError):  # a read-only cache does not know what was used last
         os.utime(path)
     return rows
+
+
+def _check(rows: SparseRows, shape: tuple[int, int] | None) -> None:
+    """ValueError unless these are the rows of a matrix: products look nothing up."""
+    starts, columns, values = rows
+    whole = starts.ndim == columns.ndim == values.ndim == 1 and starts.size > 0 and columns.size == values.size
+    types = [array.dtype.name for array in rows] == ["int32", "int32", "float32"]
+    if not (whole and types) or starts[0] != 0 or starts[-1] != columns.size or (np.diff(starts) < 0).any():
+        raise ValueError("its rows do not fit together")
+    count, most = (starts.size - 1, 2**31 - 1) if shape is None else shape
+    if starts.size != count + 1 or (columns.size and not 0 <= columns.min() <= columns.max() < most):
+        raise ValueError("its rows are not those of this scan")
+    if not np.isfinite(values).all():
+        raise ValueError("it has NaN or infinite entries")
 
 
 def _store(path: Path, key: str, rows: SparseRows) -> None:

@@ -345,7 +345,8 @@ def system_matrix(geometry: Geometry, kernel: Kernel, symmetric: bool) -> System
         symmetry = symmetry_of(geometry)
         check_entries(_least_entries(geometry) // symmetry.order)
         key = key_of(_description(geometry.in_pixels(), kernel, symmetry))
-        rows = cached_rows(key, lambda: build_rows(geometry, kernel, symmetry.rows))
+        shape = (len(symmetry.rows), geometry.image_size**2)
+        rows = cached_rows(key, lambda: build_rows(geometry, kernel, symmetry.rows), shape)
         if not symmetric and symmetry.order > 1:
             none = symmetry_of(geometry, wanted=False)
             rows, symmetry = all_rows(rows, symmetry, none.rows), none

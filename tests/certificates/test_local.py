@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import registry
@@ -33,7 +34,7 @@ from learnreg.linear.samples import norm_samples
 from learnreg.lower_level.data_terms import DataTerm
 from learnreg.lower_level.pairing import evaluate_pairing
 from learnreg.lower_level.point import Point
-from learnreg.operators import Blur, Identity, Inpainting, ParallelBeam2D, from_callables
+from learnreg.operators import Blur, CartesianMRI, Identity, Inpainting, ParallelBeam2D, from_callables
 from learnreg.regularizers import (
     AnalysisOperator,
     FieldsOfExperts,
@@ -50,10 +51,12 @@ SHAPE = (1, 7, 6)
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def deep(factor: float = 3.0, seed: int = 0, learned: bool = True) -> Scaled:
+def deep(factor: float = 3.0, seed: int = 0, learned: bool = True, **images: Any) -> Scaled:
     """Concave parts that no identity makes up for."""
     generator = torch.Generator().manual_seed(seed)
-    ridge = RidgeRegularizer((2, 3), 3, 9, "convex-nonconvex", weight=0.5, smoothing=0.15, generator=generator).double()
+    ridge = RidgeRegularizer(
+        (2, 3), 3, 9, "convex-nonconvex", weight=0.5, smoothing=0.15, generator=generator, **images
+    ).double()
     with torch.no_grad():
         for p in ridge.parameters():
             p.add_(0.3 * torch.randn(p.shape, generator=generator, dtype=DOUBLE))
@@ -84,6 +87,8 @@ OPERATORS = {
     "inpainting": mask,
     "blur": blur,
     "tomography": lambda: ParallelBeam2D(7, 9).double(),
+    "complex images": lambda: Identity((2, 7, 6)),
+    "magnetic resonance": lambda: CartesianMRI((torch.arange(6) % 3 != 1).double(), domain_shape=(2, 7, 6)),
 }
 
 
@@ -104,7 +109,8 @@ def near(problem: lr.LowerLevelProblem, b: Tensor) -> Tensor:
 def test_local_minimisers_are_within_their_bounds(name: str, boxed: bool) -> None:
     """Where the Hessian is indefinite elsewhere, and A singular: the solution, and certificates of hypergradients."""
     operator = OPERATORS[name]()
-    problem = problem_with(operator, deep(), constraint=lr.Box(0.1, 0.8) if boxed else None)
+    regularizer = deep() if operator.domain_shape[0] == 1 else deep(image_channels=2, coupling="complex")
+    problem = problem_with(operator, regularizer, constraint=lr.Box(0.1, 0.8) if boxed else None)
     x_true, b = registry.measure(problem)
     loss, dense = lr.SquaredError(x_true), Dense(problem, b)
     rho = torch.as_tensor(problem.saddle_terms(DOUBLE).potential.concavity).detach().expand(dense.range_shape)
@@ -507,3 +513,25 @@ def test_x_outside_of_its_constraint_has_no_ball_beside_an_undecided_active_set(
         assert bool((reaches | (found.radius == 0)).all())
         undecided += not found.locally_certified
     assert undecided > 0
+
+
+def test_a_small_modulus_gives_way_to_that_of_a_ball() -> None:
+    """At the edge of convexity: the minimiser of the ball is that of the whole energy, and bounds get far smaller."""
+    ridge = Scaled(deep(), 0.999 / float(problem_with(Identity(SHAPE), deep()).frozen().concavity)).double()
+    asked, plain = (
+        problem_with(Identity(SHAPE), ridge) if kind == "local" else lr.LowerLevelProblem(Identity(SHAPE), ridge)
+        for kind in ("local", "global")
+    )
+    assert 0 < plain.strong_convexity < 2e-3
+    x_true, b = registry.measure(plain)
+    loss = lr.SquaredError(x_true)
+    truth = truth_of(plain, b, loss)
+    found = lr.solve(asked, b, 1e-4)
+    assert found.certified
+    assert bool(torch.isinf(found.radius).all())
+    error = (found.x.flatten(1) - truth.x).norm(dim=1)
+    assert bool((error <= math.sqrt(42) * found.error_bound + truth.x_slack).all())
+    assert bool((math.sqrt(42) * found.error_bound <= 50.0 * error).all())  # 1/mu is over 500
+    result = lr.certify(asked, b, loss, found.x)
+    assert result.certified
+    assert distance(result.gradient, truth.gradient) <= result.gradient_error_bound + truth.gradient_slack

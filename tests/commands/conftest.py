@@ -10,16 +10,28 @@ import pytest
 import torch
 from support.entry_point import Result, run_entry_point
 
+from learnreg.commands import mri, tomography
 from learnreg.commands.image_outputs import png_bytes
 from learnreg.models.model import save_model
 from learnreg.regularizers import FieldsOfExperts
-from learnreg.report import figures
+from learnreg.report import report
+from learnreg.training import start_tuning
 
 
 @pytest.fixture(autouse=True)
 def _few_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reports that show one image: drawing four takes longer than the training of a test."""
-    monkeypatch.setattr(figures, "_MAX_IMAGES", 1)
+    monkeypatch.setattr(report, "_MAX_IMAGES", 1)
+
+
+@pytest.fixture
+def quick(quick_starts: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Starts and comparisons with total variation that need not be good."""
+    monkeypatch.setattr(start_tuning, "_LARGEST_SEARCH", 1)
+    for task in (mri, tomography):
+        monkeypatch.setattr(task, "_BASELINE_PIXELS", 0)
+        monkeypatch.setattr(task, "_COMPARISON_TOLERANCE", 5e-2)
+    monkeypatch.setattr(tomography, "_BASELINE_WEIGHT", 1e-3)
 
 
 @pytest.fixture

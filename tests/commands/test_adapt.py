@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,8 +12,15 @@ from support.command_line import refuse, succeed
 import learnreg as lr
 from learnreg.commands import adapt as adapting
 from learnreg.commands import deblur, mri
+from learnreg.commands.options import DeblurConfig
 from learnreg.models.model import load, save_model
-from learnreg.regularizers import FieldsOfExperts, RidgeRegularizer, Scaled
+from learnreg.regularizers import (
+    FieldsOfExperts,
+    InputConvexNetwork,
+    LearnedTotalGeneralizedVariation,
+    RidgeRegularizer,
+    Scaled,
+)
 
 pytest.importorskip("skimage.metrics")
 
@@ -54,6 +62,20 @@ def test_a_denoiser_is_adapted_to_blur_by_pairs(experts: Path, tmp_path: Path) -
     assert found.operator.range_shape == (1, 12, 12)
 
 
+def test_the_loss_is_that_after_the_last_step() -> None:
+    scenario = deblur.scenario(DeblurConfig(patch=12, patches=3, ridge=0.05, blur=0.8))
+    b, x_true = (torch.stack(column) for column in zip(*(scenario.pairs[i] for i in range(2)), strict=True))
+    problem = scenario.problem(Scaled(FieldsOfExperts(3, 3, lr.PseudoHuber(0.02, 0.1)), 5.0))
+
+    def loss() -> float:
+        return float(lr.SquaredError(x_true.double()).value(lr.solve(problem, b.double(), 1e-7).x))
+
+    before = loss()
+    upper, steps = adapting._Tuning(scenario, b, x_true, 1e-3)._descend(problem)
+    assert steps == 1
+    assert loss() <= upper < before
+
+
 @pytest.mark.slow(seconds=8)
 def test_the_size_of_the_residual_chooses_without_a_ground_truth(
     experts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -61,11 +83,18 @@ def test_the_size_of_the_residual_chooses_without_a_ground_truth(
     monkeypatch.setattr(adapting, "_MOST", 8)
     options = [*DEBLUR, "--set=ridge=0.001", "--criterion", "discrepancy"]
     arguments = ("adapt", experts, "--task", "deblur", "--out", tmp_path / "out", *options)
+    tried: list[float] = []
+
+    def recorded(problem: lr.LowerLevelProblem, *arguments: Any, **options: Any) -> lr.Solution:
+        assert isinstance(problem.regularizer, Scaled)
+        tried.append(float(problem.regularizer.log_factor.detach()))
+        return lr.solve(problem, *arguments, **options)
+
+    monkeypatch.setattr(adapting, "solve", recorded)
     summary = succeed(*arguments, "--pairs", 3, "--noise", 0.02)
     assert summary["loss"] is None  # without a ground truth
+    assert len(set(tried)) == len(tried)
     problem = load(tmp_path / "out" / "model.safetensors").problem()
-    from learnreg.commands.options import DeblurConfig
-
     pairs = deblur.scenario(DeblurConfig(patch=12, patches=3, ridge=1e-3, blur=0.8)).pairs
     b = torch.stack([pairs[i][0] for i in range(3)])
     residual = problem.operator(lr.solve(problem, b, 1e-4).x) - b
@@ -73,9 +102,14 @@ def test_the_size_of_the_residual_chooses_without_a_ground_truth(
     assert "check --noise" in refuse(2, *arguments, "--noise", 30.0)
 
 
-def test_a_model_of_grey_images_sees_the_modulus_of_complex_ones(experts: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    succeed("adapt", experts, "--task", "mri", "--out", out, "--pairs", 1, *MRI)
+@pytest.mark.parametrize("family", ["experts", "ridge"])
+@pytest.mark.sampled(share=0.5, by=("family",))
+def test_a_model_of_grey_images_sees_the_modulus_of_complex_ones(family: str, experts: Path, tmp_path: Path) -> None:
+    out, grey = tmp_path / "out", experts
+    if family == "ridge":
+        grey = tmp_path / "ridge.safetensors"
+        save_model(grey, RidgeRegularizer((2,), 3, 11, "convex-nonconvex"))
+    succeed("adapt", grey, "--task", "mri", "--out", out, "--pairs", 1, *MRI, "--set=ridge=1")
     adapted = load(out / "model.safetensors")
     assert adapted.for_mri
     x = torch.rand(1, 2, 16, 16)
@@ -85,14 +119,17 @@ def test_a_model_of_grey_images_sees_the_modulus_of_complex_ones(experts: Path, 
 
 def test_what_cannot_be_adapted_is_refused(experts: Path, tmp_path: Path) -> None:
     out = ("--out", tmp_path / "out")
-    ridge = tmp_path / "ridge.safetensors"
-    save_model(ridge, RidgeRegularizer((2,), 3, 11))
+    network = tmp_path / "network.safetensors"
+    save_model(network, InputConvexNetwork(features=2, size=3))
+    field = tmp_path / "field.safetensors"
+    save_model(field, LearnedTotalGeneralizedVariation())
     cases = [
         ((experts, "--task", "denoising"), "expected one of denoise, ct, mri, deblur"),
         ((experts, "--task", "deblur", "--criterion", "luck", *DEBLUR), "expected one of pairs, discrepancy"),
         ((experts, "--task", "deblur", "--pairs", 4, *DEBLUR), "from 1 to the 3 training samples"),
         ((experts, "--task", "mri", "--set", "angles=3"), "learnreg train ct has it"),
-        ((ridge, "--task", "mri", *MRI), "no form for 2 channels"),
+        ((network, "--task", "mri", *MRI), "see no modulus"),
+        ((field, "--task", "mri", *MRI), "no form for 2 channels"),
     ]
     for arguments, message in cases:
         assert message in refuse(2, "adapt", *arguments, *out)

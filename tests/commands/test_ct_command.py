@@ -5,37 +5,28 @@ from __future__ import annotations
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from support.command_line import refuse, succeed
+from support.command_line import refuse, small_training, succeed
 
 import learnreg as lr
-from learnreg.commands import tomography
+from learnreg.commands import evaluate as evaluation
 from learnreg.datasets import LoDoPaB, ellipse_phantom
-from learnreg.models.model import load
+from learnreg.models.model import load, save_model
 from learnreg.operators import ParallelBeam2D, ParallelGeometry
-from learnreg.training import start_tuning
+from learnreg.regularizers import TotalVariation
+from learnreg.report.comparison import Scene
 
 pytest.importorskip("astra")
 pytest.importorskip("skimage.metrics")
 Image = pytest.importorskip("PIL.Image")
 
 TINY = ("--size", 16, "--angles", 8, "--minutes", 3.0)
-SMALL = [
-    f"--set={key}" for key in ("images=4", "filters=4", "filter_size=3", "batch_size=2", "updates=2", "ridge=0.01")
-]
+SMALL = small_training(ridge=0.01)
 LOOSE = ("--tolerance", 1e-2)
-
-
-@pytest.fixture
-def quick(quick_starts: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Starts and comparisons with total variation that need not be good."""
-    monkeypatch.setattr(start_tuning, "_LARGEST_SEARCH", 1)
-    monkeypatch.setattr(tomography, "_BASELINE_PIXELS", 0)
-    monkeypatch.setattr(tomography, "_BASELINE_WEIGHT", 1e-3)
-    monkeypatch.setattr(tomography, "_COMPARISON_TOLERANCE", 5e-2)
 
 
 @pytest.fixture
@@ -118,6 +109,36 @@ def lodopab(root: Path, angles: int = 8, detectors: int = 23) -> None:
         for what, values in (("observation", 0.26 * torch.cat(noisy)), ("ground_truth", images[:, 0])):
             with h5py.File(root / f"{what}_{split}_000.hdf5", "w") as file:
                 file["data"] = values.numpy()
+
+
+def test_measured_sinograms_are_evaluated_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lodopab(tmp_path / "data")
+    data = LoDoPaB.of_files(tmp_path / "data", "validation")
+    A, path = ParallelBeam2D.from_geometry(data.geometry), tmp_path / "model.safetensors"
+    problem = lr.LowerLevelProblem(A, TotalVariation(1e-3, 1e-2), ridge=1e-3)
+    save_model(path, problem)
+    expected = [(lr.solve(problem, b[None], 1e-5).x[0], x_true) for b, x_true in (data[i] for i in range(3))]
+    events, read, measure = [], LoDoPaB.__getitem__, evaluation._measure
+
+    def recorded_read(self: LoDoPaB, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        events.append(f"read {index}")
+        return read(self, index)
+
+    def recorded_measure(scene: Scene, *rest: Any) -> evaluation.EvaluatedImage:
+        events.append(scene.name)
+        return measure(scene, *rest)
+
+    monkeypatch.setattr(LoDoPaB, "__getitem__", recorded_read)
+    monkeypatch.setattr(evaluation, "_measure", recorded_measure)
+    found = succeed("evaluate", path, "--data", tmp_path / "data", "--tolerance", 1e-3)
+    assert events == [event for i in range(3) for event in (f"read {i}", f"validation {i}")]
+    assert found["sigma"] is None
+    for row, (x, x_true) in zip(found["rows"], expected, strict=True):
+        assert row["psnr"] == pytest.approx(-10.0 * math.log10(float((x - x_true).square().mean())), abs=0.1)
+    other = tmp_path / "other.safetensors"
+    save_model(other, lr.LowerLevelProblem(ParallelBeam2D(16, 8), TotalVariation(), ridge=1e-3))
+    assert "not that of the model" in refuse(2, "evaluate", other, "--data", tmp_path / "data")
+    assert "a noise of their own" in refuse(2, "evaluate", path, "--data", tmp_path / "data", "--sigma", 0.1)
 
 
 @pytest.mark.slow(seconds=12)

@@ -8,33 +8,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.command_line import refuse, succeed
+from support.command_line import refuse, small_training, succeed
 
 import learnreg as lr
-from learnreg.commands import mri
 from learnreg.datasets import ellipse_phantom, read_kspace, simulate_coil_maps, with_smooth_phase
 from learnreg.models.model import load, save_model
 from learnreg.operators import CartesianMRI, as_channels, as_complex
 from learnreg.operators.mri import to_kspace
 from learnreg.regularizers import TotalVariation
-from learnreg.training import start_tuning
 
 pytest.importorskip("skimage.metrics")
 Image = pytest.importorskip("PIL.Image")
 
 TINY = ("--size", 16, "--minutes", 3.0)
-SMALL = [
-    f"--set={key}" for key in ("images=4", "filters=4", "filter_size=3", "batch_size=2", "updates=2", "ridge=0.05")
-]
+SMALL = small_training(ridge=0.05)
 LOOSE = ("--tolerance", 1e-2)
-
-
-@pytest.fixture
-def quick(quick_starts: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Starts and comparisons with total variation that need not be good."""
-    monkeypatch.setattr(start_tuning, "_LARGEST_SEARCH", 1)
-    monkeypatch.setattr(mri, "_BASELINE_PIXELS", 0)
-    monkeypatch.setattr(mri, "_COMPARISON_TOLERANCE", 5e-2)
 
 
 @pytest.fixture
@@ -134,6 +122,6 @@ def test_what_does_not_fit_is_refused(model: Path, tmp_path: Path) -> None:
     assert "the option is for CT" in refuse(2, "reconstruct", model, scan, "--out", out, "--counts", "--flat", 3)
     denoiser = tmp_path / "denoiser.safetensors"
     assert "the option is for MRI" in refuse(2, "reconstruct", denoiser, tmp_path / "real.npy", "--out", out, *maps)
-    message = refuse(2, "train", "mri", "--out", out, *TINY, "--regularizer", "ridge")
+    message = refuse(2, "train", "mri", "--out", out, *TINY, "--regularizer", "icnn")
     assert "coupling='complex'" in message
     assert read_kspace(scan).lines.tolist() == [False, True] * 8

@@ -10,7 +10,13 @@ import pytest
 import torch
 
 import learnreg as lr
-from learnreg.commands.options import DenoiseConfig, TomographyConfig, TrainingConfig, regularizers_with
+from learnreg.commands.options import (
+    DenoiseConfig,
+    MriConfig,
+    TomographyConfig,
+    TrainingConfig,
+    regularizers_with,
+)
 from learnreg.commands.scenes import warn_of_overlap
 from learnreg.commands.sources import check_resume, merge_config, refuse_idle, training_options
 from learnreg.models.toml import to_toml
@@ -57,6 +63,8 @@ def test_sigma_is_a_number_or_a_fraction(tmp_path: Path, text: str, value: float
         ({"minuts": 3}, "'minuts' is unknown. Did you mean 'minutes'?"),
         ({"xyzzy": 3}, "'xyzzy' is unknown. Known options: regularizer, method"),
         ({"sigma": "25"}, "25/255"),
+        ({"potential": "absolute-value"}, "only method='closed-form' does without"),
+        ({"potential": "absolute-value", "method": "piggyback"}, "pseudo-huber"),
         ({"sigma": "much"}, "sigma='much'"),
         ({"minutes": -1.0}, "minutes=-1.0: expected a finite number > 0"),
         ({"minutes": 0}, "minutes=0.0: expected a finite number > 0"),
@@ -157,6 +165,11 @@ def test_options_in_force_are_those_that_are_read(kind: type[TrainingConfig], re
     refuse_idle(config, kept)
 
 
+def test_a_kinked_potential_has_its_method_and_is_idle_elsewhere() -> None:
+    assert merge_config(DenoiseConfig, assignments=["potential=absolute-value", "method=closed-form"]).patch == 64
+    assert "potential" in DenoiseConfig(potential="absolute-value", regularizer="tv").idle()
+
+
 def test_the_coupling_of_colours_is_one_of_colours() -> None:
     assert "coupling" in DenoiseConfig(channels="colour").in_force()
     assert "coupling" not in DenoiseConfig().in_force()
@@ -226,9 +239,10 @@ def test_a_table_is_no_option(tmp_path: Path) -> None:
 
 def test_what_a_resumed_run_may_change() -> None:
     stored = DenoiseConfig()
-    check_resume(stored, dataclasses.replace(stored, minutes=9.0, out="elsewhere"))
-    with pytest.raises(lr.ConfigError, match="filters=8: the run was started with 24, which --resume cannot change"):
-        check_resume(stored, dataclasses.replace(stored, filters=8))
+    check_resume(stored, dataclasses.replace(stored, minutes=9.0, updates=7, epochs=2.0, out="elsewhere"), "run")
+    with pytest.raises(lr.ConfigError, match=r"run: .*--force") as caught:
+        check_resume(stored, dataclasses.replace(stored, filters=8, tolerance=0.2), "run")
+    assert caught.value.lines == ("filters: 24 in the run, 8 now", "tolerance: 0.1 in the run, 0.2 now")
 
 
 def test_updates_have_a_former_name_and_no_limit_of_time_by_default() -> None:
@@ -244,3 +258,13 @@ def test_held_out_images_among_the_training_images_are_named() -> None:
     with pytest.warns(UserWarning, match=r"too: again \(as one\)\."):
         warn_of_overlap({"one": a, "two": b}, {"again": a.clone(), "three": c})
     warn_of_overlap({"one": a, "two": b}, {"three": c})
+
+
+def test_no_more_phantoms_than_memory_holds() -> None:
+    for kind in (TomographyConfig, MriConfig):
+        kind(images=10**4)
+        for absurd in ({"images": 10**6}, {"images": 10**4, "size": 2048, "angles": 10}):
+            known = {field.name for field in dataclasses.fields(kind)}
+            with pytest.raises(lr.ConfigError, match="pixels in all"):
+                kind(**{name: value for name, value in absurd.items() if name in known})
+    TomographyConfig(images=10**6, data="folder")

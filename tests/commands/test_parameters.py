@@ -73,7 +73,7 @@ def test_each_field_is_an_option_with_its_help(task: Task) -> None:
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
 def test_each_option_reaches_its_field(task: Task, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     got: list[Any] = []
-    monkeypatch.setattr(tasks, "run_task", lambda task, config, resume: got.append((task, config, resume)) or {})
+    monkeypatch.setattr(tasks, "run_task", lambda task, config, resume, _: got.append((task, config, resume)) or {})
     changed = {"out": str(tmp_path), "sigma": "0.5", "data": "elsewhere", "device": "cpu:0"}
     for field in dataclasses.fields(task.config):
         if field.metadata["choices"]:

@@ -207,7 +207,7 @@ def test_folders_are_taken_in_the_order_of_names(model: Model, tmp_path: Path) -
         (np.full((9, 9), np.nan), "81 values are NaN"),
         (np.full((9, 9), 1e300), "81 values are beyond the range of float32"),
         (np.zeros((9, 9), dtype=np.uint8), "its type is uint8"),
-        (np.array([[{}]], dtype=object), "cannot be read as a NumPy array"),
+        (np.array([[{}]], dtype=object), "cannot be read as .npy"),
         (np.zeros((2, 9, 9)), r"its shape is \(2, 9, 9\), expected \(height, width\)"),
         (np.zeros((0, 9)), "its shape is|cannot be read"),
     ],

@@ -52,12 +52,17 @@ def test_train_evaluate_reconstruct(photographs: Path, tmp_path: Path) -> None:
     steps = ("reading ", "training: 100 %", "tuning the weight", "reconstructing", "writing the report")
     assert [line for line in steps if line in trained.stderr] == [*steps]
     stored = tomllib.loads((out / "config.toml").read_text())
+    made_with = stored.pop("made_with")
     assert {"filters", "size", "boundary"} <= stored.keys()
     assert not {"features", "positions", "convexity", "group_size"} & stored.keys()
-    assert lr.load(out / "model.safetensors").config["training"] == stored
+    model = lr.load(out / "model.safetensors")
+    assert model.config["training"] == stored
+    assert model.config["made_with"] == made_with
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert all(str(made_with[name]) in page for name in ("learnreg", "commit", "processor", "threads"))
     assert "group_size" not in (out / "report.html").read_text(encoding="utf-8")
     present = {path.name for path in out.iterdir()}
-    expected = {"model.safetensors", "config.toml", "metrics.jsonl", "report.html", "checkpoint", "comparison.png"}
+    expected = {"model.safetensors", "config.toml", "metrics.jsonl", "report.html", "checkpoint", "figures"}
     assert expected <= present
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     audited = [row for row in rows if "certified" in row]
@@ -109,7 +114,9 @@ def test_an_interrupt_says_how_to_go_on(photographs: Path, tmp_path: Path, monke
     command = ("train", "denoise", "--data", photographs, "--out", out, "--regularizer", "TV", "--device", "cpu:0")
     settings = (*SMALL[:6], "--set", "updates=5")
     with monkeypatch.context() as patch:
-        patch.setattr(Progress, "__call__", lambda self, row: signal.raise_signal(number) if row["step"] == 2 else None)
+        patch.setattr(
+            Progress, "on_update", lambda self, row: signal.raise_signal(number) if row["step"] == 2 else None
+        )
         ended = call(*command, *settings)
     assert ended.exit_code == 128 + number
     go_on = f"all updates are saved. Go on with: learnreg train denoise --resume --out '{out}'"

@@ -23,7 +23,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[DenoiseConfig, bool]]:
     """The calls of training, which does nothing but open its folder."""
     calls: list[tuple[DenoiseConfig, bool]] = []
 
-    def run(task: Task, config: DenoiseConfig, resume: bool = False) -> dict[str, Any]:
+    def run(task: Task, config: DenoiseConfig, resume: bool = False, force: bool = False) -> dict[str, Any]:
         calls.append((config, resume))
         RunFolder(config.out, resume).save_config(vars(config))
         print("progress", file=sys.stderr)
@@ -57,10 +57,28 @@ def test_resuming(learnreg: Any, runs: Any, tmp_path: Path) -> None:
     assert learnreg("train", "denoise", "--out", moved, "--minutes", "9", "--resume").code == 0
     assert runs[-1] == (DenoiseConfig(filters=6, minutes=9.0, out=str(moved)), True)
     found = learnreg("train", "denoise", "--out", moved, "--resume", "--set", "filters=7")
-    assert_complaint(found, 2, "filters=7: the run was started with 6")
+    assert found.code == 2
+    assert found.err.splitlines()[1:] == ["  filters: 6 in the run, 7 now"]
+    assert learnreg("train", "denoise", "--out", moved, "--resume", "--force", "--set", "filters=7").code == 0
+    assert runs[-1] == (DenoiseConfig(filters=7, minutes=9.0, out=str(moved)), True)
     assert learnreg("train", "denoise", "--out", f"{moved}/", "--resume").code == 0
     (moved / "config.toml").write_text("filters = ", encoding="utf-8")
     assert_complaint(learnreg("train", "denoise", "--out", moved, "--resume"), 6, "config.toml")
+
+
+def test_a_folder_that_another_run_holds(learnreg: Any, runs: Any, tmp_path: Path) -> None:
+    with RunFolder(tmp_path).held():
+        for arguments in ((), ("--resume",)):
+            if arguments:
+                (tmp_path / "config.toml").touch()
+            found = learnreg("train", "denoise", "--out", tmp_path, *arguments)
+            assert_complaint(found, 2, "another run is writing there", f"process {os.getpid()} on")
+    assert runs == []
+
+
+def test_force_is_for_resuming(learnreg: Any, runs: Any, tmp_path: Path) -> None:
+    assert_complaint(learnreg("train", "denoise", "--out", tmp_path / "run", "--force"), 2, "--force", "--resume")
+    assert runs == []
 
 
 @pytest.mark.parametrize(

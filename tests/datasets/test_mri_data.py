@@ -182,6 +182,26 @@ def test_ismrmrd_files_that_are_refused(changed: dict[str, Any], message: str, t
         read_kspace(ismrmrd(tmp_path, **changed))
 
 
+def test_lists_that_never_end_or_are_too_long_are_refused(tmp_path: Path) -> None:
+    """The HDF5 library goes around for ever in free space of no size, and takes memory for any length."""
+    path = ismrmrd(tmp_path)
+    data = path.read_bytes()
+    place = data.index(b"GCOL") + 16
+    while number := int.from_bytes(data[place : place + 2], "little"):
+        place += 16 + -(-int.from_bytes(data[place + 8 : place + 16], "little") // 8) * 8
+    assert number == 0
+    path.write_bytes(data[: place + 8] + bytes(8) + data[place + 16 :])
+    with pytest.raises(lr.DataError, match="lists of values are damaged"):
+        read_kspace(path)
+    lengths = (len(XML), 48)  # of the text, and of the numbers of a line; each stands before its place in the file
+    for length in lengths:
+        stored = length.to_bytes(4, "little") + (data.index(b"GCOL")).to_bytes(8, "little")
+        assert stored in data
+        path.write_bytes(data.replace(stored, (2**31 - 1).to_bytes(4, "little") + stored[4:]))
+        with pytest.raises(lr.DataError, match=r"it promises [\d,]+ bytes, the file has"):
+            read_kspace(path)
+
+
 def test_several_repetitions_are_chosen_from(tmp_path: Path) -> None:
     path = ismrmrd(tmp_path)
     h5py = pytest.importorskip("h5py")

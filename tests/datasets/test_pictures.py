@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from learnreg.datasets import read_image
+from learnreg.datasets import load_ct_images, load_training_images, read_image
 from learnreg.datasets.files import pixels as limits
 from learnreg.errors import DataError
 
@@ -318,3 +318,22 @@ def test_blocks_of_rows_are_seamless(tmp_path: Path, monkeypatch: pytest.MonkeyP
     path = png(tmp_path / "a.png", COLOUR, 8, 2)
     monkeypatch.setattr(limits, "_BLOCK", 50)
     np.testing.assert_allclose(found(path), COLOUR / 255 @ LUMA, atol=1e-7)
+
+
+@pytest.mark.parametrize("task", ["photographs", "BSDS500", "slices"])
+@pytest.mark.parametrize("bad", [1, 3, 12])
+def test_every_picture_that_cannot_be_read_is_named(tmp_path: Path, task: str, bad: int) -> None:
+    folders = [tmp_path / "data" / "images" / split for split in ("train", "test")] if task == "BSDS500" else [tmp_path]
+    names = [f"{i:02}.png" for i in range(14)]
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+        for i, name in enumerate(names):
+            Image.fromarray(np.full((16, 16), i, "u1")).save(folder / name)
+    for name in names[:bad]:
+        (folders[-1] / name).write_bytes(b"\x89PNG and nothing else")
+    with pytest.raises(DataError) as caught:
+        load_ct_images(tmp_path, 16) if task == "slices" else load_training_images(tmp_path)
+    text = str(caught.value)
+    assert (f"{bad} of {14 * len(folders)} files" in text) == (bad > 1)
+    assert sum(name in text for name in names[:bad]) == min(bad, 10)
+    assert not any(name in text for name in names[bad:])

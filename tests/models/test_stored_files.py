@@ -15,6 +15,7 @@ import torch
 from support.command_line import succeed
 
 import learnreg as lr
+from learnreg.models.tensor_files import read_tensors, write_tensors
 from learnreg.regularizers import REGULARIZERS
 
 DATA = Path(__file__).parents[1] / "data"
@@ -63,3 +64,16 @@ def test_a_stored_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert rows[4]["loss"] == pytest.approx(0.4718, rel=1e-2)
     after = lr.load("run/model.safetensors").regularizer
     assert not torch.equal(after.get_parameter("filters"), before.get_parameter("filters"))
+
+
+def test_equal_models_are_files_of_equal_bytes(tmp_path: Path) -> None:
+    tensors = {name: torch.full((2, 3), float(k)) for k, name in enumerate(("b", "ä", "a"))}
+    found = set()
+    for k in range(8):  # the order of a hash map is another one each time
+        write_tensors(tmp_path / str(k), tensors, {"one": 1, "two": "ü"})
+        found.add((tmp_path / str(k)).read_bytes())
+    assert len(found) == 1
+    again, content = read_tensors(tmp_path / "0")
+    assert content == {"one": 1, "two": "ü"}
+    assert again.keys() == tensors.keys()
+    assert all(torch.equal(again[name], tensor) for name, tensor in tensors.items())

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import registry
 import torch
+from support.projectors import bits_do_not_depend_on_threads, norm_found_by
 from torch import Tensor
 
 import learnreg as lr
@@ -125,28 +126,14 @@ def test_plain_torch_computes_the_same(name: str, monkeypatch: pytest.MonkeyPatc
 
 
 def test_bits_do_not_depend_on_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("learnreg.kernels.threads._LEAST", 0)
-    A, threads = ConeBeam3D(20, 19, (12, 31)), torch.get_num_threads()
+    A = ConeBeam3D(20, 19, (12, 31))
     x, y = registry.rand(1, *A.domain_shape).float(), registry.rand(1, *A.range_shape).float()
-    found = []
-    try:
-        for count in (1, 2, 5):
-            torch.set_num_threads(count)
-            found.append((A(x), A.adjoint(y)))
-    finally:
-        torch.set_num_threads(threads)
-    for image, back in found[1:]:
-        assert torch.equal(image, found[0][0])
-        assert torch.equal(back, found[0][1])
+    bits_do_not_depend_on_threads(A, x, y, monkeypatch)
 
 
 def test_the_norm_of_a_larger_scan_is_found_on_a_coarse_one_and_proved_on_itself() -> None:
     A = ConeBeam3D(50, 6, (40, 70))
-    vector = registry.rand(1, *A.domain_shape).float()
-    for _ in range(12):
-        vector = A.adjoint(A(vector))
-        vector = vector / vector.norm()
-    norm = float(A(vector).norm())
+    norm = norm_found_by(A, registry.rand(1, *A.domain_shape).float(), 12)
     assert norm * (1 - 1e-5) <= A.norm_bound() <= 1.03 * norm
 
 

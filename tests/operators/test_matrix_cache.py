@@ -123,6 +123,43 @@ def test_a_damaged_file_is_built_again(folder: Path, damage: Callable[[Path], No
     assert same(cached_rows("key", never), rows())
 
 
+def changed(part: str, place: int, value: float) -> SparseRows:
+    array = getattr(rows(), part).copy()
+    array[place] = value
+    return rows()._replace(**{part: array})
+
+
+UNSOUND = {
+    "column beyond the image": changed("columns", 3, 100),
+    "negative column": changed("columns", 3, -1),
+    "row beyond the end": changed("starts", -1, 102),
+    "falling rows": changed("starts", 5, 90),
+    "first row": changed("starts", 0, 2),
+    "not a number": changed("values", 0, np.nan),
+    "fewer values": rows()._replace(values=rows().values[:-1]),
+    "other numbers": rows()._replace(columns=rows().columns.astype(np.int64)),
+    "another scan": rows(80),
+}
+
+
+@pytest.mark.parametrize("found", UNSOUND.values(), ids=UNSOUND)
+def test_a_matrix_that_is_none_is_built_again(folder: Path, found: SparseRows) -> None:
+    """Its SHA-256 is right; products of it would read and write anywhere."""
+    cached_rows("key", lambda: found)
+    with pytest.warns(UserWarning, match=r"damaged \((its rows|it has NaN)"):
+        assert same(cached_rows("key", rows, (50, 100)), rows())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
+def test_a_folder_that_all_may_write_to_is_not_used(folder: Path) -> None:
+    cached_rows("key", lambda: rows(seed=5))
+    folder.chmod(0o777)
+    with pytest.warns(UserWarning, match="any user may write to this folder.*chmod o-w"):
+        assert same(cached_rows("key", rows), rows())
+    folder.chmod(0o755)
+    assert same(cached_rows("key", never), rows(seed=5))
+
+
 def test_the_oldest_files_go_first(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     size = sum(array.nbytes for array in rows(10_000))
     monkeypatch.setenv("LEARNREG_CACHE_GB", str(3.5 * size / 1e9))

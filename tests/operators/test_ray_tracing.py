@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import registry
 import torch
+from support.projectors import bits_do_not_depend_on_threads, norm_found_by
 from torch import Tensor
 
 import learnreg as lr
@@ -163,28 +164,14 @@ def test_plain_torch_computes_the_same(name: str, batch: int, monkeypatch: pytes
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("angles", [12, 7, 1])
 def test_bits_do_not_depend_on_threads(angles: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("learnreg.kernels.threads._LEAST", 0)
-    A, threads = ParallelBeam2D(70, angles, backend="matrix-free"), torch.get_num_threads()
+    A = ParallelBeam2D(70, angles, backend="matrix-free")
     x, y = registry.rand(1, *A.domain_shape).to(dtype), registry.rand(1, *A.range_shape).to(dtype)
-    found = []
-    try:
-        for count in (1, 2, 5):
-            torch.set_num_threads(count)
-            found.append((A(x), A.adjoint(y)))
-    finally:
-        torch.set_num_threads(threads)
-    for image, back in found[1:]:
-        assert torch.equal(image, found[0][0])
-        assert torch.equal(back, found[0][1])
+    bits_do_not_depend_on_threads(A, x, y, monkeypatch)
 
 
 def test_the_norm_of_a_larger_scan_is_found_on_a_coarse_one_and_proved_on_itself() -> None:
     A = ParallelBeam2D(150, 24, backend="matrix-free")
-    vector = registry.rand(1, *A.domain_shape)
-    for _ in range(30):
-        vector = A.adjoint(A(vector))
-        vector = vector / vector.norm()
-    norm = float(A(vector).norm())
+    norm = norm_found_by(A, registry.rand(1, *A.domain_shape), 30)
     assert norm <= A.norm_bound() <= 1.03 * norm
 
 

@@ -12,6 +12,7 @@ from learnreg.operators import Identity
 from learnreg.potentials.base import Potential
 from learnreg.potentials.claims import check_claims
 from learnreg.potentials.curvature import CurvatureInterval
+from learnreg.potentials.modulus import Modulus
 from learnreg.regularizers import AnalysisOperator, Regularizer, SaddleTerms, TotalVariation
 
 SHAPE = (1, 6, 7)
@@ -146,3 +147,10 @@ def test_bounds_leave_alone_what_a_potential_returned() -> None:
     p, b = problem(Own(Kept))
     found = lr.hypergradient(p, b, lr.SquaredError(b.flip(3)), tolerance=1e-3)
     assert (found.certified, found.status) == (True, lr.Status.CONVERGED)
+
+
+@pytest.mark.parametrize("kind", [Gradient, Interval])
+def test_what_sees_a_modulus_is_held_against_samples(kind: type[lr.PseudoHuber]) -> None:
+    check_claims(Modulus(Right(0.1)), (2, 3, 6, 7))
+    with pytest.raises(lr.ConfigError, match=rf"{kind.__name__}\..* is wrong"):
+        check_claims(Modulus(kind(0.1)), (2, 3, 6, 7))

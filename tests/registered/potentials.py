@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import learnreg as lr
 from learnreg.potentials.base import Potential
 from learnreg.potentials.isotropic import IsotropicPseudoHuber
+from learnreg.potentials.modulus import Modulus
 from learnreg.potentials.network import NetworkPotential
 from learnreg.potentials.quadratic_spline import QuadraticSpline
 from learnreg.potentials.spline import Spline
@@ -92,6 +93,12 @@ POTENTIALS: dict[str, PotentialEntry] = {
     "Spline": PotentialEntry(Spline),
     "Square": PotentialEntry(lambda v, l: lr.Square(l), linear=False, smoothed=False),
     "IsotropicPseudoHuber": PotentialEntry(IsotropicPseudoHuber, elementwise=False),
+    "Modulus": PotentialEntry(lambda v, l: Modulus(lr.LogCosh(v, l)), elementwise=False),
+    "ModulusOfSplines": PotentialEntry(lambda v, l: Modulus(Spline(v, l)), elementwise=False),
+    "ModulusOfHuber": PotentialEntry(lambda v, l: Modulus(lr.Huber(v, l)), smooth=False, elementwise=False),
+    "ModulusOfWeaklyConvex": PotentialEntry(
+        lambda v, l: Modulus(WeaklyConvexSpline(v, l)), convex=False, elementwise=False
+    ),
     "NetworkPotential": PotentialEntry(
         _network, even=False, proximal=False, elementwise=False, channels=6, dimensions=(2,)
     ),

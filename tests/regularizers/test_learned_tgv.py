@@ -21,7 +21,6 @@ from learnreg.commands.options import DenoiseConfig
 from learnreg.convolutions.second_order import SecondOrderOperator
 from learnreg.operators import Blur, Identity
 from learnreg.regularizers import LearnedTotalGeneralizedVariation, LearnedTotalVariation, Scaled
-from learnreg.report.figures import filters_figure
 from learnreg.testing import check_regularizer
 
 
@@ -220,7 +219,7 @@ def test_options_of_the_command_line_and_bad_ones() -> None:
     R = initial_regularizer(DenoiseConfig(regularizer="learned-tgv", positions=2))
     assert isinstance(R, LearnedTotalGeneralizedVariation)
     assert R.second_kernels.shape == (3, 2, 5, 5)
-    assert filters_figure(R) is not None
+    assert lr.plot.filters(R).axes
     for options in ({"positions": 0}, {"size": 4}):
         with pytest.raises(lr.ConfigError, match="size odd"):
             LearnedTotalGeneralizedVariation(**options)

@@ -19,7 +19,6 @@ from learnreg.lower_level.regularizer import Regularizer
 from learnreg.models.names import build_regularizer, describe_regularizer
 from learnreg.operators import Identity
 from learnreg.regularizers import RidgeRegularizer
-from learnreg.report.figures import filters_figure
 
 
 def factors(seed: int = 0, channels: tuple[int, ...] = (2, 3, 4), size: int = 3) -> list[Tensor]:
@@ -180,4 +179,4 @@ def test_bad_options_are_refused(options: dict[str, object], message: str) -> No
 
 def test_filters_and_potentials_are_drawn() -> None:
     pytest.importorskip("matplotlib")
-    assert filters_figure(default(channels=(2, 5), size=3)) is not None
+    assert lr.plot.filters(default(channels=(2, 5), size=3)).axes

@@ -31,6 +31,12 @@ def refuse(code: int, *arguments: object) -> str:
     return complaint(result.stderr)
 
 
+def small_training(ridge: float) -> list[str]:
+    """Options of a training that is over in a second."""
+    sizes = ("images=4", "filters=4", "filter_size=3", "batch_size=2", "updates=2")
+    return [f"--set={setting}" for setting in (*sizes, f"ridge={ridge}")]
+
+
 def complaint(stderr: str) -> str:
     """The one line that a command ends with, after those that say what it does."""
     *before, last = stderr.splitlines()

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from learnreg.training import progress
-from learnreg.training.progress import Count, Progress
+from learnreg import progress
+from learnreg.progress import Count
+from learnreg.training.progress import Progress
 
 
 def row(step: int, seconds: float, **more: float) -> dict[str, Any]:
@@ -20,10 +21,10 @@ def test_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     with Progress(minutes=2.0) as show:
-        show(row(1, 1.0, psnr=28.0))
+        show.on_update(row(1, 1.0, psnr=28.0))
         for step in range(2, 120):
             now[0] += 1.0
-            show(row(step, float(step)))
+            show.on_update(row(step, float(step)))
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "training: 1 %, 0:01 of 2:00, update 1, loss 0.1235, held-out PSNR 28.00"
     assert len(lines) == 5, "one at the start, one every 30 seconds, one at the end"
@@ -32,7 +33,7 @@ def test_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 
 def test_updates_may_end_it_first(capsys: pytest.CaptureFixture[str]) -> None:
     with Progress(minutes=120.0, updates=4) as show:
-        show(row(3, 3700.0))
+        show.on_update(row(3, 3700.0))
     assert capsys.readouterr().err == "training: 75 %, 1:01:40 of 2:00:00, update 3 of 4, loss 0.1235\n"
 
 
@@ -49,7 +50,7 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(sys, "stderr", Terminal())
     with Progress(minutes=1.0) as show:
-        show(row(5, 30.0))
+        show.on_update(row(5, 30.0))
     shown = sys.stderr.getvalue()  # type: ignore[attr-defined]
     assert "training:  50%|" in shown
     assert "0:30 of 1:00, update 5" in shown

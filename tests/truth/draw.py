@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -36,9 +36,12 @@ class Ranges:
 
 _KINDS = ("ExpertsOfKinds", "ExpertsOfKinds", "GroupsOfKinds", "VariationOfKinds", "SquaresOfKinds", "RidgeOfKinds")
 
+_EXTREME = Ranges((1e-4, 1e2), (1e-4, 1e2), (1e-4, 1e2), offset=100.0, constrained=0.2)
+_EITHER_PRECISION = replace(_EXTREME, dtypes=(DOUBLE, torch.float32))
+
 RANGES = {
     "ordinary": Ranges(),
-    "extreme": Ranges((1e-4, 1e2), (1e-4, 1e2), (1e-4, 1e2), offset=100.0, constrained=0.2),
+    "extreme": _EXTREME,
     "constrained": Ranges((1e-2, 1.0), (1e-2, 1.0), (0.1, 1.0), constrained=1.0),
     "float32": Ranges(dtypes=(torch.float32,)),
     "tomography": Ranges(
@@ -46,37 +49,20 @@ RANGES = {
     ),
     "ridge": Ranges(regularizers=("RidgeRegularizer",)),
     "grouped": Ranges(regularizers=("MultivariateExperts", "LearnedTotalVariation")),
-    "grouped-extreme": Ranges(
-        (1e-4, 1e2),
-        (1e-4, 1e2),
-        (1e-4, 1e2),
-        100.0,
-        0.2,
-        dtypes=(DOUBLE, torch.float32),
-        regularizers=("MultivariateExperts", "LearnedTotalVariation"),
-    ),
+    "grouped-extreme": replace(_EITHER_PRECISION, regularizers=("MultivariateExperts", "LearnedTotalVariation")),
     "second-order": Ranges(sides=(3, 7), regularizers=("LearnedTotalGeneralizedVariation",)),
     "lifted": Ranges((1e-3, 1.0), (1e-2, 1.0), sides=(3, 7), regularizers=("LiftedNetwork",)),
     "networks": Ranges((1e-3, 1.0), (1e-2, 1.0), sides=(8, 12), regularizers=("InputConvexNetwork",)),
     "large-ridge": Ranges(regularizers=("RidgeRegularizer",), sides=(8, 16)),
     "channels": Ranges((1e-3, 1.0), (1e-2, 1.0), kinds=True, regularizers=_KINDS),
-    "channels-extreme": Ranges(
-        (1e-4, 1e2),
-        (1e-4, 1e2),
-        (1e-4, 1e2),
-        100.0,
-        0.2,
-        dtypes=(DOUBLE, torch.float32),
-        kinds=True,
-        regularizers=_KINDS,
-    ),
+    "channels-extreme": replace(_EITHER_PRECISION, kinds=True, regularizers=_KINDS),
     "quadratic": Ranges(regularizers=("Quadratic",)),
     "analysis-l1": Ranges(
         scale=(3e-3, 1.0), constrained=0.0, dtypes=(DOUBLE, DOUBLE, torch.float32), regularizers=("AbsoluteValue",)
     ),
     "nonconvex": Ranges(regularizers=("WeaklyConvexRidge",)),
     "local": Ranges((1e-2, 1.0), (1e-1, 2.0), (1e-3, 0.3), constrained=0.2, regularizers=("DeepRidge",), local=True),
-    "local-extreme": Ranges((1e-4, 1e2), (1e-4, 1e2), (1e-4, 1e2), 100.0, 0.3, regularizers=("DeepRidge",), local=True),
+    "local-extreme": replace(_EXTREME, constrained=0.3, regularizers=("DeepRidge",), local=True),
     "large-nonconvex": Ranges(regularizers=("WeaklyConvexRidge",), sides=(8, 16)),
     "data-terms": Ranges(
         (1e-3, 1.0),

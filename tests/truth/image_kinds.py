@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from truth.draw import DOUBLE, Draw
 
+import learnreg as lr
 from learnreg.regularizers import (
     FieldsOfExperts,
     GeneralisedTikhonov,
@@ -29,9 +30,9 @@ def draw_shape(draw: Draw) -> tuple[int, ...]:
     return draw.integer(1, 3), *sides
 
 
-def _kind(draw: Draw, shape: tuple[int, ...], turning: bool = True) -> dict[str, Any]:
+def _kind(draw: Draw, shape: tuple[int, ...]) -> dict[str, Any]:
     """Channels, coupling and dimensions of a regularizer of such images."""
-    couplings = ["separate", "joint"] + (["complex"] * 2 if shape[0] == 2 and turning else [])
+    couplings = ["separate", "joint"] + (["complex"] * 2 if shape[0] == 2 else [])
     return {"channels": shape[0], "coupling": draw.choice(*couplings), "dimensions": len(shape) - 1}
 
 
@@ -50,16 +51,17 @@ def _sides(draw: Draw, shape: tuple[int, ...]) -> tuple[int, Any]:
 
 def experts(draw: Draw, shape: tuple[int, ...], smoothing: float) -> Regularizer:
     count, (size, boundary), kind = draw.integer(1, 4), _sides(draw, shape), _kind(draw, shape)
+    potential = draw.choice(lr.PseudoHuber, lr.PseudoHuber, lr.LogCosh, lr.Huber)
     if draw.chance(0.5):
-        start: Any = FieldsOfExperts(count, size, None, boundary, generator=draw.generator, **kind)
-        start.log_weights.data.add_(torch.tensor(draw.scale()).log())
-        start.log_smoothing.data.fill_(torch.tensor(smoothing).log())
+        start: Any = FieldsOfExperts(
+            count, size, potential(smoothing, draw.scale()), boundary, generator=draw.generator, **kind  # type: ignore[operator]
+        )  # fmt: skip
         return _moved(draw, start)
     filters = FieldsOfExperts(count, size, generator=draw.generator, **kind).filters
     weights = draw.scale() * (0.5 + draw.rand(count))
     scales = smoothing * (1.0 + draw.rand(count))
     numbers = draw.scale() * draw.normal(*filters.shape)
-    return FieldsOfExperts.from_arrays(numbers, weights, scales, boundary, **kind)
+    return FieldsOfExperts.from_arrays(numbers, weights, scales, boundary, potential(1.0), **kind)  # type: ignore[operator]
 
 
 def groups(draw: Draw, shape: tuple[int, ...], smoothing: float) -> Regularizer:
@@ -92,10 +94,11 @@ def squares(draw: Draw, shape: tuple[int, ...], smoothing: float) -> Regularizer
 
 
 def ridge(draw: Draw, shape: tuple[int, ...], smoothing: float) -> Regularizer:
-    kind = _kind(draw, shape, turning=False)
+    kind = _kind(draw, shape)
     kind["image_channels"] = kind.pop("channels")
+    convexity: Any = draw.choice("convex", "convex", "convex-nonconvex")
     result = RidgeRegularizer(
-        (2, 3), 2, 7, weight=draw.scale(), smoothing=smoothing, boundary=draw.choice("zero", "circular"),  # type: ignore[arg-type]
-        generator=draw.generator, **kind,
+        (2, 3), 2, 7, convexity, nonconvexity=draw.log_uniform(1e-3, 0.9), weight=draw.scale(), smoothing=smoothing,
+        boundary=draw.choice("zero", "circular"), generator=draw.generator, **kind,  # type: ignore[arg-type]
     )  # fmt: skip
     return _moved(draw, result.to(DOUBLE))

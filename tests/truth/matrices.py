@@ -14,6 +14,9 @@ from learnreg.linear.norms import dense_matrix
 __all__ = ["Dense", "derivatives"]
 
 
+_MODULUS = "modulus of "
+
+
 def _column(value: float | Tensor, t: Tensor) -> Tensor:
     value = torch.as_tensor(value, dtype=DOUBLE)
     return value.expand(t.shape[1:]) if value.dim() else value
@@ -41,6 +44,8 @@ def derivatives(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Density, f' and f'' written out again; for groups (axis 1) f'' is (batch, c, c, ...), else the shape of t."""
     l, v = weight, smoothing
+    if kind.startswith(_MODULUS):
+        return _of_modulus(kind.removeprefix(_MODULUS), t, weight, smoothing, coefficients)
     if kind == "PseudoHuber":
         s = torch.sqrt(t**2 + v**2)
         return l * (s - v), l * t / s, l * v**2 / s**3
@@ -70,13 +75,27 @@ def derivatives(
     raise NotImplementedError(kind)
 
 
+def _of_modulus(
+    kind: str, t: Tensor, weight: Tensor, smoothing: Tensor, coefficients: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the length of groups; where that is 0, f'' is that of the profile times the identity."""
+    length = (t**2).sum(1).sqrt()
+    value, slope, radial = (n[:, None] for n in derivatives(kind, length, weight, smoothing, coefficients))
+    at_zero, r = length[:, None] == 0, length[:, None].clamp_min(1e-300)
+    tangential, p = torch.where(at_zero, radial, slope / r), t / r
+    identity = torch.eye(t.shape[1], dtype=t.dtype).reshape(1, t.shape[1], t.shape[1], *(1,) * (t.dim() - 2))
+    outer = p[:, :, None] * p[:, None, :]
+    return value, tangential * t, tangential[:, None] * identity + (radial - tangential)[:, None] * outer
+
+
 class Dense:
     """The lower-level problem as dense matrices."""
 
     def __init__(self, problem: lr.LowerLevelProblem, b: Tensor) -> None:
         self.problem, self.b = problem, b.detach().double()
         terms = problem.saddle_terms(DOUBLE)
-        self.kind = type(terms.potential).__name__
+        profile = getattr(terms.potential, "profile", None)
+        self.kind = type(terms.potential).__name__ if profile is None else _MODULUS + type(profile).__name__
         with torch.no_grad():
             self.K = dense_matrix(terms.operator, terms.operator.domain_shape)
             A = dense_matrix(problem.operator, problem.operator.domain_shape)
@@ -85,7 +104,7 @@ class Dense:
         self.range_shape = terms.operator.range_shape
         self.weight = torch.as_tensor(terms.potential.weight, dtype=DOUBLE).detach()
         self.smoothing = torch.as_tensor(terms.potential.scale, dtype=DOUBLE).detach()
-        self.coefficients = getattr(terms.potential, "coefficients", None)
+        self.coefficients = getattr(profile or terms.potential, "coefficients", None)
         if bool((weights == weights[0]).all()):
             weights = weights[:1]
         self.M = A.T @ (weights[:, :, None] * A) + problem.ridge_value * torch.eye(A.shape[1], dtype=DOUBLE)
@@ -122,7 +141,7 @@ class Dense:
     def energy_rounding(self, X: Tensor) -> float:
         """What autograd of the energy loses of the gradient: that of log cosh is 1 - (1 - small) for small responses,
         which rounds f' to eps times the weight."""
-        if self.kind != "LogCosh":
+        if not self.kind.endswith("LogCosh"):
             return 0.0
         terms = self.problem.saddle_terms(DOUBLE)
         rounding = 4.0 * torch.finfo(DOUBLE).eps * self.weight.expand(self.range_shape).norm()

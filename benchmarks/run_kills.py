@@ -42,7 +42,7 @@ TUNED = [("FoE", "adam")]
 KILLS_IN_A_RUN = 6
 CALLS_OF_A_SAVE = 24
 """About so many moments before and after system calls there are."""
-PATIENCE = 300.0  # seconds
+PATIENCE = 1800.0  # seconds, on a busy machine
 
 
 def images(seed: int = 3) -> Tensor:

@@ -156,17 +156,19 @@ class FieldsOfExperts(LearnedFilters, Regularizer):
     def saddle_terms(self, image_shape: tuple[int, ...]) -> SaddleTerms:
         shape = self.images.check(image_shape, "FieldsOfExperts")
         bank = self.images.bank(self._exact_filters(), shape, self.boundary, self.zero_mean)
+        return SaddleTerms(bank, self._seen())
+
+    def _seen(self) -> Potential:
+        """The potential of the responses."""
         potential = self._potential.with_numbers(**self._numbers())
-        return SaddleTerms(bank, self.images.seen_by(potential, "FieldsOfExperts"))
+        return self.images.seen_by(potential, "FieldsOfExperts")
 
     def config(self) -> dict[str, Any]:
         return super().config() | {"potential": potential_to_config(self._potential)}
 
     @torch.no_grad()
     def pictures(self) -> Pictures:
-        potential = IsotropicPseudoHuber if self.images.turns else self._potential.with_numbers
-        numbers = self._numbers()
-        return self.images.pictures(self.effective_filters[:, None], self.weights, self.smoothing, potential(**numbers))
+        return self.images.pictures(self.effective_filters[:, None], self.weights, self.smoothing, self._seen())
 
     def extra_repr(self) -> str:
         n, k = self.filters.shape[0], self.filters.shape[-1]

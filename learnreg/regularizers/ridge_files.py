@@ -282,13 +282,17 @@ def _read_state(file: Path) -> tuple[dict[str, Tensor], object]:
     return {str(key): value for key, value in state.items()}, content.get("config")
 
 
+def _text_of(path: Path) -> str:
+    return read_text(path, lambda trouble: CheckpointError(f"{path}: {trouble}"))
+
+
 def _read_config(file: Path, inner: object) -> Mapping[str, Any]:
     for folder in (file.parent, file.parent.parent):
         path = folder / "config.json"
         if not os.path.lexists(path):
             continue
         try:
-            config = json.loads(read_text(path, lambda trouble, path=path: CheckpointError(f"{path}: {trouble}")))
+            config = json.loads(_text_of(path))
         except CheckpointError:
             raise
         except (ValueError, RecursionError) as error:

@@ -449,7 +449,11 @@ def _different(rank: int, what: str) -> str:
 
 @pytest.mark.slow(seconds=40)
 def test_workers_that_differ_are_told_in_what() -> None:
-    for what, name in (("data", "options or data"), ("seed", "seed is 0 at worker 0 and 1 at worker 1"), ("ridge", "ridge")):
+    for what, name in (
+        ("data", "options or data"),
+        ("seed", "seed is 0 at worker 0 and 1 at worker 1"),
+        ("ridge", "ridge"),
+    ):
         for ended in run_in_group(2, _different, what):
             assert name in ended.value
     same, other = run_in_group(2, _different, "parameters")  # those of the first one count

@@ -255,8 +255,8 @@ def test_doctor_finds_problems(learnreg: Any, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(doctor, "solve", fail)
     monkeypatch.setattr(doctor, "_scratch_folders", lambda: ["/absent"])
-    installed = doctor._version
-    monkeypatch.setattr(doctor, "_version", lambda name: None if name in ("tqdm", "odl") else installed(name))
+    installed = doctor.version_of
+    monkeypatch.setattr(doctor, "version_of", lambda name: None if name in ("tqdm", "odl") else installed(name))
     found = learnreg("doctor", "--json")
     assert found.code == 1
     assert not found.json["ok"]

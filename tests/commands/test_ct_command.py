@@ -55,7 +55,7 @@ def test_train_on_phantoms_resume_evaluate_reconstruct(quick: None, slices: Path
     assert len(summary["held_out"]) == 8
     check_run(out, "ParallelBeam2D")
     assert "--resume" in refuse(2, "train", "ct", "--out", out, *TINY, *SMALL)
-    assert "the run was started with 8" in refuse(2, "train", "ct", "--out", out, "--resume", "--angles", 9)
+    assert "angles: 8 in the run, 9 now" in refuse(2, "train", "ct", "--out", out, "--resume", "--angles", 9)
     resumed = succeed("train", "ct", "--out", out, "--resume")
     assert resumed["updates"] == summary["updates"]
     assert resumed["psnr_learned"] == pytest.approx(summary["psnr_learned"], abs=1e-3)

@@ -245,7 +245,7 @@ def test_pipes_and_loops_of_links_are_refused(name: str, model: Model, tmp_path:
         (tmp_path / folder).mkdir()
     os.mkfifo(tmp_path / "pipe" / name)
     (tmp_path / "loop" / name).symlink_to(name)
-    for folder, message in (("pipe", "a pipe or a device"), ("loop", "does not exist|cannot be read")):
+    for folder, message in (("pipe", "a pipe or a device"), ("loop", "does not exist|cannot be")):
         with pytest.raises(lr.DataError, match=message):
             Denoiser(model, TOLERANCE).run([tmp_path / folder / name], tmp_path / "out")
 

@@ -89,8 +89,10 @@ def test_descriptions_that_are_no_json(
     change: Callable[[str], str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tensors, content = read_tensors(DATA / "models" / "fields-of-experts.safetensors")
-    dumps = json.dumps
-    monkeypatch.setattr("learnreg.models.tensor_files.json.dumps", lambda *a, **k: change(dumps(*a, **k)))
+    dumps, made = json.dumps, [change]  # the description is the first text, the header of the file the second
+    monkeypatch.setattr(
+        "learnreg.models.tensor_files.json.dumps", lambda *a, **k: (made.pop() if made else str)(dumps(*a, **k))
+    )
     write_tensors(tmp_path / "model.safetensors", tensors, content)
     monkeypatch.undo()
     with pytest.raises(lr.CheckpointError, match=message):

@@ -84,7 +84,9 @@ def test_each_option_reaches_its_field(task: Task, monkeypatch: pytest.MonkeyPat
             most = field.metadata["at_most"]
             changed[field.name] = type(field.default)(min(2 * field.default + 1, math.inf if most is None else most))
     names = {field.name for field in dataclasses.fields(task.config)}
-    changed = {name: value for name, value in (changed | {"smoothing": 9.0, "potential": "square"}).items() if name in names}
+    changed = {
+        name: value for name, value in (changed | {"smoothing": 9.0, "potential": "square"}).items() if name in names
+    }
     reached: set[str] = set()
     for other in (*({"regularizer": name} for name in trainable()), {"optimizer": "adam"}, {"photons": 0.0}):
         values = changed | {name: value for name, value in other.items() if name in names}

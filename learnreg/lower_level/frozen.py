@@ -141,6 +141,11 @@ class FrozenProblem:
         stage.__dict__["gram_lower_bound"] = first.gram_lower_bound
         return stage
 
+    @property
+    def differentiable(self) -> bool:
+        """Whether the potential, of a chain that of all its problems, has a gradient everywhere."""
+        return (self if self.chain is None else self.first_stage).fixed.potential.differentiable
+
     # ---- what depends on theta alone ---------------------------------------------------------------------------------
 
     @cached_property

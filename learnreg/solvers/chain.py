@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ from learnreg.lower_level.saddle_terms import SaddleTerms
 from learnreg.result import BoundKind, ChainSolution, Solution, Status
 from learnreg.solvers.noise_levels import worst_kind, worst_status
 
-__all__ = ["StageSolver", "computed_weights", "exact_terms", "solve_chain"]
+__all__ = ["ChainRun", "StageSolver", "computed_weights", "exact_terms", "solve_chain"]
 
 StageSolver = Callable[[FrozenProblem, float, int | None, Tensor | None], Solution]
 """Solves one problem of the chain: from a tolerance, the steps that are left, and where to start."""
@@ -59,21 +60,31 @@ def computed_weights(frozen: FrozenProblem, terms: SaddleTerms, x: Tensor) -> Te
 
 
 @dataclass
-class _Run:
-    """A chain at data: what was solved so far. errors: e_k, 2-norms (batch,)."""
+class ChainRun:
+    """A chain at data: what was solved so far. iterates: x_0, x_1, ... errors: e_k, 2-norms (batch,), infinite unless
+    they are to be ``carried``. places: the weights of the last solve."""
 
     frozen: FrozenProblem
-    chain: Chain[Regularizer]
     b: Tensor
     solve: StageSolver
     max_steps: int | None
-    terms: SaddleTerms
+    carried: bool = True
     iterates: list[Tensor] = field(default_factory=list)
     errors: list[Tensor] = field(default_factory=list)
     solutions: list[Solution] = field(default_factory=list)
     places: Tensor | None = None
     steps: int = 0
     applications: int = 0
+
+    @cached_property
+    def chain(self) -> Chain[Regularizer]:
+        assert self.frozen.chain is not None
+        return self.frozen.chain
+
+    @cached_property
+    def terms(self) -> SaddleTerms:
+        """Without weights, in float64."""
+        return exact_terms(self.frozen)
 
     @property
     def scale(self) -> float:
@@ -84,10 +95,34 @@ class _Run:
     def spent(self) -> bool:
         return self.max_steps is not None and self.steps >= self.max_steps
 
-    def begin(self) -> None:
+    def to_end(self, tolerance: float, before: Sequence[Tensor]) -> Tensor:
+        """The whole chain with solves of this tolerance, or on from where it is to the fixed point; the error of the
+        last iterate. ``before``: iterates of an earlier run, to start from."""
+        if self.chain.steps is None:
+            return self._to_fixed_point(tolerance, before)
+        self._begin()
+        for k in range(self.chain.steps + 1):
+            known = before[k] if k < len(before) else self.iterates[-1] if self.iterates else None
+            self._advance(tolerance, known)
+        return self.errors[-1]
+
+    def _to_fixed_point(self, tolerance: float, before: Sequence[Tensor]) -> Tensor:
+        """Until iterates move by less than the tolerance."""
+        if not self.iterates:
+            self._begin()
+            self._advance(tolerance, before[0] if before else None)
+        for _ in range(_MOST_ITERATES):
+            self._advance(tolerance, self.iterates[-1])
+            if self.spent or not self.solutions[-1].status.converged:
+                break
+            if float(self.distance().max()) / self.scale <= tolerance:
+                break
+        return self._fixed_point_error()
+
+    def _begin(self) -> None:
         self.iterates, self.errors, self.solutions, self.places = [], [], [], None
 
-    def advance(self, tolerance: float, start: Tensor | None) -> None:
+    def _advance(self, tolerance: float, start: Tensor | None) -> None:
         """The next iterate, and its error."""
         stage = self.frozen.first_stage
         if self.iterates:
@@ -100,18 +135,18 @@ class _Run:
         self.applications += found.operator_applications
         self.solutions.append(found)
         own = self._own_error(found)
-        carried = self._carried(stage, found.x, self.errors[-1], own) if self.iterates else torch.zeros_like(own)
+        moved = self._moved(stage, found.x, self.errors[-1], own) if self.iterates else torch.zeros_like(own)
         self.iterates.append(found.x)
-        self.errors.append(own + carried)
+        self.errors.append(own + moved)
 
     def _own_error(self, found: Solution) -> Tensor:
         bound = found.error_bound.double() * self.scale * (1.0 + 1e-12)
         return bound if found.certified else torch.full_like(bound, math.inf)
 
-    def _carried(self, stage: FrozenProblem, x: Tensor, before: Tensor, own: Tensor) -> Tensor:
+    def _moved(self, stage: FrozenProblem, x: Tensor, before: Tensor, own: Tensor) -> Tensor:
         """m_k, for weights of images within ``before`` of the last iterate."""
         assert self.places is not None
-        if not bool(torch.isfinite(before).any() & torch.isfinite(own).any()):
+        if not self.carried or not bool(torch.isfinite(before).any() & torch.isfinite(own).any()):
             return torch.full_like(own, math.inf)
         last = self.iterates[-1].double()
         within = before + _ROUNDING * norm_samples(last)
@@ -126,14 +161,14 @@ class _Run:
         """Between the last two iterates, 2-norms."""
         return norm_samples(self.iterates[-1].double() - self.iterates[-2].double())
 
-    def fixed_point_error(self) -> Tensor:
+    def _fixed_point_error(self) -> Tensor:
         """s_k + m of the last iterate, where a ball around the one before is taken into itself; else infinite."""
         own, last = self._own_error(self.solutions[-1]), self.iterates.pop()
         stage = self.frozen.stage(self.places) if self.places is not None else self.frozen.first_stage
         apart = norm_samples(last.double() - self.iterates[-1].double())
         radius, found = 2.0 * (own + apart), torch.full_like(own, math.inf)
         for _ in range(_ROUNDS):
-            error = own + self._carried(stage, last, radius, own)
+            error = own + self._moved(stage, last, radius, own)
             inside = error + apart <= radius
             found = torch.where(inside, torch.minimum(found, error), found)
             radius = torch.where(inside, radius, _WIDER * (error + apart))
@@ -148,17 +183,13 @@ def solve_chain(
 ) -> ChainSolution:
     """All solves of a chain, until the root-mean-square error of the last iterate is below the target, or what is left
     is not due to their accuracy."""
-    assert frozen.chain is not None
     if frozen.minimiser == "local":
         raise ConfigError("a chain of convex problems has bounds of its own; use minimiser='global'.")
-    run = _Run(frozen, frozen.chain, b, solve, max_steps, exact_terms(frozen))
+    run = ChainRun(frozen, b, solve, max_steps)
     before: list[Tensor] = [] if start is None else [start]
     share, error, moved, best = _SHARE, torch.full((len(b),), math.inf), math.inf, math.inf
     for attempt in range(_PASSES):
-        if run.chain.steps is None:
-            error = _to_fixed_point(run, target, share, before)
-        else:
-            error = _pass(run, share * target, before, run.chain.steps)
+        error = run.to_end(share * target, before)
         worst = float(error.max()) / run.scale
         if attempt:
             last, earlier = run.iterates[-1].double(), before[-1].double()
@@ -173,30 +204,7 @@ def solve_chain(
     return _solution(run, error, target, moved)
 
 
-def _pass(run: _Run, tolerance: float, before: Sequence[Tensor], steps: int) -> Tensor:
-    """All solves once, each from where it ended before, or else from the iterate before it."""
-    run.begin()
-    for k in range(steps + 1):
-        known = before[k] if k < len(before) else run.iterates[-1] if run.iterates else None
-        run.advance(tolerance, known)
-    return run.errors[-1]
-
-
-def _to_fixed_point(run: _Run, target: float, share: float, before: Sequence[Tensor]) -> Tensor:
-    """Until iterates move by less than a share of the target."""
-    if not run.iterates:
-        run.begin()
-        run.advance(share * target, before[0] if before else None)
-    for _ in range(_MOST_ITERATES):
-        run.advance(share * target, run.iterates[-1])
-        if run.spent or not run.solutions[-1].status.converged:
-            break
-        if float(run.distance().max()) / run.scale <= share * target:
-            break
-    return run.fixed_point_error()
-
-
-def _solution(run: _Run, error: Tensor, target: float, moved: float) -> ChainSolution:
+def _solution(run: ChainRun, error: Tensor, target: float, moved: float) -> ChainSolution:
     """``moved``: how far the last pass moved the last iterate, an estimate of the error."""
     last, scale = run.solutions[-1], run.scale
     bound = (error / scale).to(last.x.dtype) * (1.0 + 2.0 * torch.finfo(last.x.dtype).eps)

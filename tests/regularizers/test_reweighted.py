@@ -2,60 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
-import registry
 import torch
-from torch import Tensor
+from registered.chains import CHAIN_SHAPE as SHAPE
+from registered.chains import CHAINS, away, chain_data, chain_problem, few_experts
 from truth.chain import DenseChain, chain_of, chain_weights
 
 import learnreg as lr
 from learnreg.errors import AssumptionError, ConfigError
 from learnreg.operators import Blur, Identity
-from learnreg.regularizers import FieldsOfExperts, InputConvexNetwork, Regularizer, Reweighted, TotalVariation
-
-SHAPE = (1, 6, 7)
-
-
-def experts(boundary: str = "reflect", smoothing: float = 0.05) -> FieldsOfExperts:
-    generator = torch.Generator().manual_seed(1)
-    return FieldsOfExperts(3, 3, lr.PseudoHuber(smoothing, 0.9), boundary, generator=generator)  # type: ignore[arg-type]
-
-
-KINDS: dict[str, Callable[[], Reweighted]] = {
-    "experts": lambda: Reweighted(experts("valid"), scale=0.2),
-    "windows": lambda: Reweighted(experts(), window=3, steps=3, scale=0.2),
-    "groups": lambda: Reweighted(TotalVariation(0.1, 0.02), scale=0.3),
-    "free": lambda: Reweighted(experts(), "free", features=2, size=3, generator=torch.Generator().manual_seed(2)),
-}
-
-
-def moved(R: Reweighted) -> Reweighted:
-    """Away from its start, in float64."""
-    with torch.no_grad():
-        for i, p in enumerate(R.double().weights.parameters()):
-            p.add_(0.3 * registry.randn(*p.shape, seed=30 + i))
-    return R
-
-
-def data(seed: int = 1) -> Tensor:
-    image = torch.zeros(2, *SHAPE, dtype=torch.float64)
-    image[0, :, 1:4, 2:5], image[1, :, 3:] = 1.0, 0.6
-    return image + 0.1 * registry.randn(2, *SHAPE, seed=seed)
-
-
-def problem_of(name: str, constrained: bool = False, **options: object) -> lr.LowerLevelProblem:
-    operator = Identity(SHAPE) if name != "groups" else Blur(torch.full((3, 3), 1 / 9).double(), SHAPE)
-    constraint = lr.Box(0.05, 0.8) if constrained else None
-    ridge = 0.0 if name != "groups" else 0.3
-    return lr.LowerLevelProblem(operator, moved(KINDS[name]()), ridge=ridge, constraint=constraint, **options)  # type: ignore[arg-type]
+from learnreg.regularizers import InputConvexNetwork, Regularizer, Reweighted, TotalVariation
 
 
 @pytest.mark.parametrize("constrained", [False, True])
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", CHAINS)
 def test_bounds_hold_for_the_exact_chain(name: str, constrained: bool) -> None:
-    problem, b = problem_of(name, constrained), data()
+    problem, b = chain_problem(name, constrained), chain_data()
     exact = chain_of(problem, b)
     for tolerance in (3e-2, 1e-5):
         found = lr.solve(problem, b, tolerance)
@@ -77,7 +39,7 @@ def test_bounds_hold_for_the_exact_chain(name: str, constrained: bool) -> None:
 @pytest.mark.parametrize("name", ["experts", "windows", "groups"])
 @pytest.mark.parametrize("steps", [6, None])
 def test_majorising_chains_lower_their_energy(name: str, steps: int | None) -> None:
-    problem, b = problem_of(name), data()
+    problem, b = chain_problem(name), chain_data()
     problem.regularizer.steps = steps  # type: ignore[assignment]
     found = lr.solve(problem, b, 1e-3 if steps is None else 1e-6)
     with torch.no_grad():
@@ -91,7 +53,7 @@ def test_majorising_chains_lower_their_energy(name: str, steps: int | None) -> N
 
 
 def test_the_energy_is_that_of_the_logarithm() -> None:
-    R, x = moved(KINDS["experts"]()), data()
+    R, x = away(CHAINS["experts"]()), chain_data()
     s = R.weights.log_scale.detach().exp()[:, None, None]  # type: ignore[operator, union-attr]
     terms = R.base.saddle_terms(SHAPE)
     u = terms.potential.density(terms.operator(x)).detach()  # type: ignore[attr-defined]
@@ -100,8 +62,8 @@ def test_the_energy_is_that_of_the_logarithm() -> None:
 
 
 def test_contracting_chains_have_certified_fixed_points() -> None:
-    problem = lr.LowerLevelProblem(Identity(SHAPE), moved(Reweighted(experts(smoothing=0.3), scale=2.0, steps=None)))
-    b = data()
+    problem = lr.LowerLevelProblem(Identity(SHAPE), away(Reweighted(few_experts(smoothing=0.3), scale=2.0, steps=None)))
+    b = chain_data()
     found = lr.solve(problem, b, 1e-4)
     exact = chain_of(problem, b, 80)
     assert found.certified
@@ -113,31 +75,31 @@ def test_contracting_chains_have_certified_fixed_points() -> None:
 def test_unknown_moduli_leave_the_chain_without_bounds() -> None:
     """A blur without a ridge."""
     kernel = torch.full((3, 3), 1 / 9).double()
-    problem = lr.LowerLevelProblem(Blur(kernel, SHAPE), moved(KINDS["experts"]()))
-    found = lr.solve(problem, data(), 1e-3)
+    problem = lr.LowerLevelProblem(Blur(kernel, SHAPE), away(CHAINS["experts"]()))
+    found = lr.solve(problem, chain_data(), 1e-3)
     assert not found.certified
     assert bool(torch.isinf(found.error_bound).all())
 
 
 def test_what_has_no_chain_is_refused() -> None:
     with pytest.raises(AssumptionError, match="lower no energy"):
-        KINDS["free"]().value(data().float())
+        CHAINS["free"]().value(chain_data().float())
     with pytest.raises(AssumptionError, match="cannot be reweighted"):
         Reweighted(InputConvexNetwork(features=2))
     with pytest.raises(AssumptionError, match="is a sum"):
-        Reweighted(experts() + TotalVariation())
+        Reweighted(few_experts() + TotalVariation())
     for options in ({"steps": 0}, {"window": 2}, {"weights": "heavy"}, {"scale": -1.0}, {"features": 0}):
         with pytest.raises(ConfigError):
-            Reweighted(experts(), **options)  # type: ignore[arg-type]
-    problem = problem_of("experts")
+            Reweighted(few_experts(), **options)  # type: ignore[arg-type]
+    problem = chain_problem("experts")
     with pytest.raises(ConfigError, match="stands for a chain"):
-        lr.certify(problem, data(), lr.SquaredError(data()), data())
+        lr.certify(problem, chain_data(), lr.SquaredError(chain_data()), chain_data())
     with pytest.raises(ConfigError, match="minimiser='global'"):
-        lr.solve(problem_of("experts", minimiser="local"), data())
+        lr.solve(chain_problem("experts", minimiser="local"), chain_data())
 
 
 def test_other_precisions_and_batches_of_one() -> None:
-    problem, b = problem_of("experts"), data()
+    problem, b = chain_problem("experts"), chain_data()
     whole = lr.solve(problem, b, 1e-5)
     single = lr.solve(problem, b[:1].float(), 1e-3)
     assert single.x.dtype == torch.float32
@@ -147,7 +109,7 @@ def test_other_precisions_and_batches_of_one() -> None:
 
 
 def test_a_part_is_no_copy() -> None:
-    base: Regularizer = experts()
+    base: Regularizer = few_experts()
     R = Reweighted(base)
     assert R.base is base
     assert {"base.filters", "weights.log_scale"} <= dict(R.named_parameters()).keys()

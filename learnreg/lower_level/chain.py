@@ -67,6 +67,16 @@ class SolutionWeights(nn.Module):
         AssumptionError: there is none.
         """
 
+    def energy_terms(self, terms: SaddleTerms) -> SaddleTerms | None:
+        """K and the potential of that energy, where it is one of single responses; its critical points are the fixed
+        points of the chain."""
+        return None
+
+    def scale_parameters(self) -> list[nn.Parameter]:
+        """Raw parameters that are logarithms of what densities are compared with: M stays as it is where all densities
+        are multiplied by a number whose logarithm is added to these."""
+        return []
+
 
 @dataclass(frozen=True)
 class Chain(Generic[R]):

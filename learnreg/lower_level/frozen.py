@@ -126,6 +126,11 @@ class FrozenProblem:
         """What the regularizer says of it; None where the problem is one."""
         return self.regularizer.chain()
 
+    @property
+    def of_chains(self) -> bool:
+        """Whether the problem, of several noise levels that of each, is a chain."""
+        return any(level.chain is not None for level in self.levels())
+
     @cached_property
     def first_stage(self) -> FrozenProblem:
         """The first problem of a chain, without weights."""
@@ -140,6 +145,18 @@ class FrozenProblem:
         stage.__dict__["terms"], stage.__dict__["fixed"] = (t.weighted(places) for t in (first.terms, first.fixed))
         stage.__dict__["gram_lower_bound"] = first.gram_lower_bound
         return stage
+
+    def energy_of_chain(self) -> FrozenProblem | None:
+        """The problem whose minimisers, with bounds that hold in balls, a chain approaches; None where it has none."""
+        assert self.chain is not None
+        first = self.first_stage
+        terms = self.chain.weights.energy_terms(first.fixed)
+        if terms is None:
+            return None
+        problem = self._with(self.operator, first.regularizer)
+        problem.minimiser = "local"
+        problem.__dict__["terms"] = problem.__dict__["fixed"] = terms
+        return problem
 
     @property
     def differentiable(self) -> bool:

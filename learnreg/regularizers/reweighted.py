@@ -6,7 +6,7 @@ import copy
 from typing import Any, Literal, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from learnreg.errors import AssumptionError, ConfigError
 from learnreg.linear.arguments import check_images, check_one_of, is_whole, real_number, shown
@@ -125,6 +125,11 @@ class Reweighted(Regularizer):
 
     def project_(self) -> None:
         self.base.project_()
+
+    def scale_parameters(self) -> list[nn.Parameter]:
+        """Those of R, and of weights that follow from the size of its terms the scales."""
+        scales = self.base.scale_parameters()
+        return [*scales, *self.weights.scale_parameters()] if scales else []
 
     # ---- in model files and on the command line ----------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,8 @@ from learnreg.linear.samples import expand, sum_samples
 from learnreg.lower_level.chain import SolutionWeights, WeightChange
 from learnreg.lower_level.saddle_terms import SaddleTerms
 from learnreg.potentials.base import Potential
-from learnreg.potentials.proximal import ProximalPotential
+from learnreg.potentials.logarithmic import Logarithmic
+from learnreg.potentials.proximal import Elementwise, ProximalPotential
 
 __all__ = ["FreeWeights", "MajorisingWeights"]
 
@@ -74,6 +76,16 @@ class MajorisingWeights(SolutionWeights):
             return reach * (_largest(rows) * _largest(columns)).sqrt() * _UP + entries
 
         return WeightChange(alone, together)
+
+    def energy_terms(self, terms: SaddleTerms) -> SaddleTerms | None:
+        f = terms.potential
+        if self.window > 1 or not isinstance(f, Elementwise):
+            return None
+        scale = self.log_scale.detach().double().exp().reshape(-1, *(1,) * (len(terms.operator.range_shape) - 1))
+        return replace(terms, potential=Logarithmic(f, scale))
+
+    def scale_parameters(self) -> list[nn.Parameter]:
+        return [self.log_scale]
 
     def _densities(self, f: Potential, t: Tensor) -> Tensor:
         assert isinstance(f, ProximalPotential)

@@ -6,6 +6,7 @@ exact iterate (``certificates.chain_error``). So e_k = s_k + m_k.
 
 Fixed points: where the map T from an image to the next iterate takes the ball of radius r around x_{k-1} into itself,
 it has a fixed point there by Brouwer's theorem, and x_k is within s_k + m of it, m for weights of images in that ball.
+Those of a majorising chain are the critical points of its energy, which a ball around x_k may be known to hold, too.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from learnreg.certificates.assumptions import missing_state_assumption
 from learnreg.certificates.chain_error import moved_by_weights
+from learnreg.certificates.standing import stand
+from learnreg.certificates.state import smallest_bound
 from learnreg.errors import ConfigError
 from learnreg.linear.samples import norm_samples
 from learnreg.lower_level.chain import Chain
@@ -175,7 +179,23 @@ class ChainRun:
             if bool((inside | torch.isinf(radius)).all()):
                 break
         self.iterates.append(last)
-        return found
+        return torch.minimum(found, self._critical_point_error(last)) if self.carried else found
+
+    def _critical_point_error(self, x: Tensor) -> Tensor:
+        """How far x is from a critical point of the energy that a majorising chain lowers."""
+        problem = self.frozen.energy_of_chain()
+        if problem is None:
+            return torch.full_like(self.errors[-1], math.inf)
+        instance = problem.at(self.b.double())
+        exact = instance.box.exactly(x).double()
+        if missing_state_assumption(instance, exact) is not None:
+            return torch.full_like(self.errors[-1], math.inf)
+        state = smallest_bound(instance, exact)
+        standing = stand(instance, exact, instance.apply(exact), state.residual + state.floor, split=False)
+        self.applications += instance.counter.applications
+        rigorous = standing.hindrance is None and not standing.failure
+        error = standing.error + norm_samples(x.double() - exact)
+        return error if rigorous else torch.full_like(error, math.inf)
 
 
 def solve_chain(
@@ -246,5 +266,5 @@ def _why(fixed: bool, finite: bool, wandering: bool) -> str:
     if wandering:
         return f"the iterates still move after {_MOST_ITERATES} solves: there may be no fixed point that attracts"
     if fixed and not finite:
-        return "no ball was found that the chain takes into itself: only the last solve, given its weights, has a bound"
+        return "no ball is known to hold a fixed point: only the last solve, given its weights, has a bound"
     return "errors grow along the chain, as weights depend on solutions: step_error_bound is that of the last solve"

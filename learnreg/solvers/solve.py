@@ -186,6 +186,10 @@ def solve(
         frozen.operator.check_domain(start, "start")
         check_batch(start, b.shape[0], "start")
     parts = frozen.parts(b)
+    if len(parts) > 1 and frozen.of_chains:
+        raise ConfigError(
+            "solve: a chain of problems takes one noise level for all samples; solve each level by itself."
+        )
     if len(parts) == 1:
         solution = _solved(parts[0][1], b, target, max_steps, solver, start)
     else:

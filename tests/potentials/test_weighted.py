@@ -12,7 +12,8 @@ import learnreg as lr
 from learnreg.errors import AssumptionError
 from learnreg.linear.parameter_groups import Density
 from learnreg.potentials.isotropic import IsotropicPseudoHuber
-from learnreg.potentials.proximal import Grouped, ProximalPotential
+from learnreg.potentials.logarithmic import Logarithmic
+from learnreg.potentials.proximal import Elementwise, Grouped, ProximalPotential
 from learnreg.potentials.spline import Spline
 from learnreg.potentials.weighted import weighted
 
@@ -94,3 +95,22 @@ def test_potentials_without_places_take_no_weights() -> None:
     for name in ("NetworkPotential", "WeaklyConvexSpline", "StackedPotential"):
         with pytest.raises(AssumptionError, match=f"{name} cannot be reweighted"):
             weighted(registry.POTENTIALS[name](0.1, 1.0), torch.ones(1))
+
+
+@pytest.mark.parametrize("name", ["PseudoHuber", "LogCosh", "Spline", "Huber"])
+def test_logarithms_of_potentials(name: str) -> None:
+    base, s = KINDS[name](registry.scalar(0.2), registry.scalar(0.7)), registry.rand(2, 1, 1, seed=9) + 0.05
+    assert isinstance(base, Elementwise)
+    f, t = Logarithmic(base, s), responses(7).requires_grad_()
+    torch.testing.assert_close(f.value(t), (s * (1 + base.density(t) / s).log()).flatten(1).sum(1))
+    (slope,) = torch.autograd.grad(f.value(t).sum(), t, create_graph=True)
+    (second,) = torch.autograd.grad(slope.sum(), t)
+    t = t.detach()
+    torch.testing.assert_close(f.grad(t), slope.detach(), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(f.second(t), second, rtol=1e-8, atol=1e-10)
+    assert bool((second >= -torch.as_tensor(f.concavity)).all() and (second <= base.curvature_limit).all())
+    for radius in (1e-3, 0.1, 3.0):
+        low, high = f.curvature_bounds(t, radius)
+        for k in range(20):
+            near = f.second(t + radius * (2 * registry.rand(*SHAPE, seed=50 + k) - 1))
+            assert bool(((low <= near) & (near <= high)).all())

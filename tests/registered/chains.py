@@ -12,7 +12,7 @@ import learnreg as lr
 from learnreg.operators import Blur, Identity
 from learnreg.regularizers import FieldsOfExperts, Reweighted, TotalVariation
 
-__all__ = ["CHAINS", "CHAIN_SHAPE", "away", "chain_data", "chain_problem", "few_experts"]
+__all__ = ["CHAINS", "CHAIN_CASES", "CHAIN_SHAPE", "away", "chain_data", "chain_problem", "few_experts"]
 
 CHAIN_SHAPE = (1, 6, 7)
 
@@ -49,3 +49,7 @@ def chain_problem(name: str, constrained: bool = False, **options: object) -> lr
     constraint = lr.Box(0.05, 0.8) if constrained else None
     ridge = 0.0 if name != "groups" else 0.3
     return lr.LowerLevelProblem(operator, away(CHAINS[name]()), ridge=ridge, constraint=constraint, **options)  # type: ignore[arg-type]
+
+
+CHAIN_CASES = [("experts", False), ("windows", True), ("groups", True), ("free", False)]
+"""Names, and whether a box holds some pixels."""

@@ -184,8 +184,7 @@ class Session:
         """What to say of a loss or gradient that is not finite; OperatorError if an operator is the cause, and
         AssumptionError if the parameters are."""
         b, x_true = stacked(chunk.samples[:1])
-        frozen = chunk.frozen
-        blame_operators((frozen if frozen.chain is None else frozen.first_stage).at(b), x_true)
+        blame_operators(chunk.frozen.at(b), x_true)
         return SolverError(
             f"the upper-level loss or its gradient is not finite (loss {total}), although parameters and operators "
             "are; lower the step size, and check a loss or a regularizer of your own."

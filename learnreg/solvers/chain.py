@@ -44,6 +44,8 @@ much."""
 _PROGRESS = 0.7
 """What a pass must leave of the bound of the one before for another one to be worth it."""
 
+_UNSURE = "the norm of the regularizer's operator, on which errors along the chain rest, is known with a probability"
+
 _MOST_ITERATES = 300
 _ROUNDS, _WIDER = 40, 1.02
 _ROUNDING = 16.0 * torch.finfo(torch.float64).eps
@@ -231,16 +233,19 @@ def _solution(run: ChainRun, error: Tensor, target: float, moved: float) -> Chai
     kinds = worst_kind([s.bound_kind for s in run.solutions])
     finite = bool(torch.isfinite(bound).all())
     kind: BoundKind = "rigorous" if kinds == "rigorous" and finite else "none"
+    probable = run.terms.operator.norm_bound_kind == "probabilistic"  # the lemmas need ‖K‖, which solves do not
+    kind = "estimate" if probable and kind == "rigorous" else kind
     status = worst_status([s.status for s in run.solutions])
     fixed = run.chain.steps is None
     wandering = fixed and float(run.distance().max()) / scale > target
     if status.converged:
         reached = float(bound.max()) <= target
         estimated = moved <= target and not wandering
-        status = Status.CONVERGED if reached else Status.ESTIMATED if estimated else Status.STAGNATED
+        certain = Status.ESTIMATED if probable else Status.CONVERGED
+        status = certain if reached else Status.ESTIMATED if estimated else Status.STAGNATED
     reason = next((s.reason for s in run.solutions if s.reason), "")
     if not reason and status is not Status.CONVERGED:
-        reason = _why(fixed, finite, wandering)
+        reason = _UNSURE if probable and finite else _why(fixed, finite, wandering)
     return ChainSolution(
         x=last.x,
         dual=last.dual,

@@ -33,7 +33,7 @@ def regularizers() -> list[str]:
         for field in fields(RegularizerOptions):
             for choice in field.metadata["choices"]:
                 found = _solvers(replace(start, **{field.name: choice}))
-                if found != usual and name in regularizers_with(DenoiseConfig, field.name):
+                if found not in (usual, "") and name in regularizers_with(DenoiseConfig, field.name):
                     changed = f'{kind.__name__}({field.name}="{choice}")'
                     rows.append(
                         f"| `{changed}` | as above, with that option | {name}, `--{field.name} {choice}` | {found} |"
@@ -42,7 +42,11 @@ def regularizers() -> list[str]:
 
 
 def _solvers(options: DenoiseConfig) -> str:
-    problem = lr.LowerLevelProblem(Identity(_SHAPE), initial_regularizer(options))
+    """ "" where the options do not fit together."""
+    try:
+        problem = lr.LowerLevelProblem(Identity(_SHAPE), initial_regularizer(options))
+    except lr.AssumptionError:
+        return ""
     try:
         lr.solve(problem, torch.zeros(1, *_SHAPE), tolerance=1.0, solver="pdhg", max_steps=1)
     except lr.ConfigError:

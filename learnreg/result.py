@@ -17,6 +17,7 @@ __all__ = [
     "BoundKind",
     "Brief",
     "Certificate",
+    "ChainSolution",
     "History",
     "Hypergradient",
     "Minimiser",
@@ -210,6 +211,23 @@ class Solution(Brief):
     def locally_certified(self) -> bool:
         """Whether ``error_bound`` is a rigorous bound for the minimiser in the ball, and finite for every sample."""
         return self.bound_kind == "rigorous" and bool(torch.isfinite(self.error_bound).all())
+
+
+@dataclass(frozen=True, repr=False)
+class ChainSolution(Solution):
+    """The result of :func:`learnreg.solve` for a chain of convex problems (``regularizers.Reweighted``).
+
+    x: the last iterate; y, solver, history: of the last solve. error_bound: (batch,) root-mean-square distance of x to
+    the last iterate of the exact chain, or for a fixed point to an exact one; infinite where constants do not allow a
+    bound. chain: the iterates x_0, x_1, ... in order. step_error_bound: (batch,) distance of x to the minimiser given
+    the ``weights`` (batch, *places) that were computed for the last solve (None of a chain of one problem), of the kind
+    ``step_bound_kind``. steps, operator_applications: of all solves.
+    """
+
+    chain: tuple[Tensor, ...] = ()
+    step_error_bound: Tensor = field(default_factory=lambda: torch.tensor([math.inf]))
+    step_bound_kind: BoundKind = "none"
+    weights: Tensor | None = None
 
 
 @dataclass(frozen=True, repr=False)

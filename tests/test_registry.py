@@ -18,8 +18,13 @@ from learnreg.regularizers import Regularizer
 from learnreg.solvers import Iteration
 
 MEASURED = {"KullbackLeibler", "TransmissionLikelihood", "ShiftedPseudoHuber"}
-NOT_HERE = {"AbsoluteValue", "BandedPotential", "BSG1", "BSGHessian", "BSGNewtonFD", "LowerFunction", *MEASURED}
-"""Potentials of data terms, whose numbers differ from sample to sample, see potentials/test_measured.py; one without
+WEIGHTED = {"WeightedElementwise", "WeightedGroups", "Logarithmic", "Reweighted"}
+NOT_HERE = {
+    "AbsoluteValue", "BandedPotential", "BSG1", "BSGHessian", "BSGNewtonFD", "LowerFunction", *MEASURED, *WEIGHTED,
+}  # fmt: skip
+"""Potentials of data terms, whose numbers differ from sample to sample, see potentials/test_measured.py, and those
+with weights of each sample, see potentials/test_weighted.py, of which chains of problems are made, see
+regularizers/test_reweighted.py; one without
 derivatives, see hypergradients/test_sign_pattern.py, and one made of another one and an operator, see
 lower_level/test_banded.py; methods of a few steps, of which no accuracy can be asked, see
 hypergradients/test_stochastic.py; the lower level of upper_level/test_bilevel_problem.py."""

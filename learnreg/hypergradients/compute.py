@@ -10,6 +10,7 @@ from torch import Tensor
 from learnreg.certificates.judgement import PointCertificate
 from learnreg.errors import ConfigError, SolverError
 from learnreg.hypergradients.base import HypergradientMethod
+from learnreg.hypergradients.chain import chain_hypergradient
 from learnreg.hypergradients.given import of_own_gradient
 from learnreg.hypergradients.implicit import chosen_method
 from learnreg.hypergradients.ladder_search import LadderSearch
@@ -92,8 +93,11 @@ def hypergradient(
     def find(
         frozen: FrozenProblem, b: Tensor, loss: UpperLoss, start: Start | None, relative: float, absolute: float
     ) -> Hypergradient:
+        request = Request(relative, absolute, max_steps, rungs)
+        if frozen.chain is not None:
+            return chain_hypergradient(frozen, b, loss, chosen, request, start)
         search = kind if frozen.fixed.potential.differentiable else _without_gradient(certificate)
-        return _find(search(frozen, b, loss, chosen, Request(relative, absolute, max_steps, rungs)), start)
+        return _find(search(frozen, b, loss, chosen, request), start)
 
     parts = freeze(problem).parts(b)
     if len(parts) == 1:

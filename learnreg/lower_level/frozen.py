@@ -18,6 +18,7 @@ from learnreg.errors import AssumptionError, DataError, OperatorError, ShapeErro
 from learnreg.linear.examination import examine, is_examined
 from learnreg.linear.operator import LinearOperator
 from learnreg.linear.reparametrized import reparametrized
+from learnreg.lower_level.chain import Chain
 from learnreg.lower_level.constraints import Box
 from learnreg.lower_level.data_terms import DUALISED, DataTerm
 from learnreg.lower_level.instance import Counter, Instance
@@ -121,6 +122,49 @@ class FrozenProblem:
             minimiser=self.minimiser,
         )
 
+    # ---- as a chain of problems --------------------------------------------------------------------------------------
+
+    @cached_property
+    def chain(self) -> Chain[Regularizer] | None:
+        """What the regularizer says of it; None where the problem is one."""
+        return self.regularizer.chain()
+
+    @property
+    def of_chains(self) -> bool:
+        """Whether the problem, of several noise levels that of each, is a chain."""
+        return any(level.chain is not None for level in self.levels())
+
+    @cached_property
+    def first_stage(self) -> FrozenProblem:
+        """The first problem of a chain, without weights; itself, where it is none."""
+        return self if self.chain is None else self._with(self.operator, self.chain.base)
+
+    def stage(self, places: Tensor) -> FrozenProblem:
+        """The problem of a chain at these weights (batch, *places), for the data of these samples alone."""
+        first = self.first_stage
+        stage = self._with(self.operator, first.regularizer)
+        # Set, as cached: the operator and what is known of it are those of all stages.
+        stage.__dict__["terms"], stage.__dict__["fixed"] = (t.weighted(places) for t in (first.terms, first.fixed))
+        stage.__dict__["gram_lower_bound"] = first.gram_lower_bound
+        return stage
+
+    def energy_of_chain(self) -> FrozenProblem | None:
+        """The problem whose minimisers, with bounds that hold in balls, a chain approaches; None where it has none."""
+        assert self.chain is not None
+        first = self.first_stage
+        terms = self.chain.weights.energy_terms(first.fixed)
+        if terms is None:
+            return None
+        problem = self._with(self.operator, first.regularizer)
+        problem.minimiser = "local"
+        problem.__dict__["terms"] = problem.__dict__["fixed"] = terms
+        return problem
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether the potential, of a chain that of all its problems, has a gradient everywhere."""
+        return self.first_stage.fixed.potential.differentiable
+
     # ---- what depends on theta alone ---------------------------------------------------------------------------------
 
     @cached_property
@@ -150,7 +194,8 @@ class FrozenProblem:
 
     def settle(self) -> None:
         """Find the terms now: regularizers of other classes have no twins, and may change until they are asked."""
-        _ = self.terms, self.fixed
+        problem = self if self.chain is None else self.first_stage
+        _ = problem.terms, problem.fixed
 
     def potential(self, dtype: torch.dtype) -> Potential:
         """The regularizer's potential without autograd, its parameters in that dtype."""
@@ -163,6 +208,8 @@ class FrozenProblem:
     def concavity(self) -> float:
         """lambda with R + lambda/2 ‖x‖² convex, ‖√rho K‖² for f'' >= -rho, below 0 where R is known to be strongly
         convex; infinite where none is known for sure. *Rigorous bound*, where the potential ``has_modulus``."""
+        if self.chain is not None:
+            return self.first_stage.concavity
         f, K = self.potential(torch.float64), self.fixed.operator
         bound = f.softness(K)
         return math.inf if bound > 0 and K.norm_bound_kind == "probabilistic" else bound

@@ -24,6 +24,7 @@ __all__ = [
     "energy_gradient",
     "evaluate_pairing",
     "pairing_gradient",
+    "parameter_gradient",
     "sum_gradients",
 ]
 
@@ -105,7 +106,7 @@ def evaluate_pairing(point: Point, duals: SignedDuals | None = None) -> tuple[di
         outputs.append(latent.linear(X))
         weights.append(torch.ones_like(outputs[-1]))
         learned = [(o, w) for o, w in zip(outputs, weights, strict=True) if o.requires_grad]
-        gradient = _gradient(frozen, learned)
+        gradient = parameter_gradient(frozen, learned)
     return gradient, Responses(t_fixed, V_fixed, y, Y, residual, forward_X)
 
 
@@ -134,7 +135,7 @@ def cross_derivatives(point: Point, at: Tensor) -> Iterator[Tensor]:
         if isinstance(frozen.ridge, Tensor):
             scalars.append(frozen.ridge * (x * X).sum())
         learned += [(scalar, torch.ones_like(scalar)) for scalar in scalars]
-        found = _gradient(frozen, [(o, c) for o, c in learned if o.requires_grad], create_graph=True)
+        found = parameter_gradient(frozen, [(o, c) for o, c in learned if o.requires_grad], create_graph=True)
         for gradient in found.values():
             for entry in gradient.flatten():
                 yield _cross_derivative(instance, at, entry, (u, w, X), 2 if t.requires_grad else 0)
@@ -180,10 +181,10 @@ def _energy_gradient(point: Point, states: Tensor, weights: Tensor) -> dict[str,
         total = (energies.reshape(count, -1) * weights).sum().real
         instance.counter.applications += count * (2 if t.requires_grad else 1)
         learned = [(total, torch.ones_like(total))] if total.requires_grad else []
-        return _gradient(frozen, learned)
+        return parameter_gradient(frozen, learned)
 
 
-def _gradient(
+def parameter_gradient(
     frozen: FrozenProblem, learned: list[tuple[Tensor, Tensor]], create_graph: bool = False
 ) -> dict[str, Tensor]:
     """The gradient of sum <output, cotangent> by parameter; through the originals, too, which foreign modules use."""

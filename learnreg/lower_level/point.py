@@ -65,6 +65,9 @@ class Point(Brief):
     @property
     def terms(self) -> SaddleTerms:
         """Those of the instance, differentiable in the parameters, but for the precision."""
+        if self.whole is not None:
+            batch, index = self.whole
+            return batch.terms.select(index)
         return self.data_term.joins(self.frozen.terms.at(self.instance.latent.scale), self.frozen.operator)
 
     def at(self, x: Tensor, X: Tensor) -> Point:

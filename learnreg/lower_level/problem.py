@@ -174,8 +174,11 @@ class LowerLevelProblem(nn.Module):
 
     def saddle_terms(self, dtype: torch.dtype, latent_scale: float = 1.0) -> SaddleTerms:
         """The regularizer's operator and potential on the image shape, with latent variables over their
-        scale; differentiable in the parameters."""
-        terms = self.active_regularizer.saddle_terms(self.operator.domain_shape).at(latent_scale)
+        scale; differentiable in the parameters. Of a chain those of its first problem."""
+        active = self.active_regularizer
+        chain = active.chain()
+        base = active if chain is None else chain.base
+        terms = base.saddle_terms(self.operator.domain_shape).at(latent_scale)
         return replace(terms, potential=terms.potential.to(dtype))
 
     def frozen(self) -> FrozenProblem:

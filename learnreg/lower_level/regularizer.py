@@ -15,6 +15,7 @@ from learnreg.linear.arguments import check_images, given_tensor, real_number, s
 from learnreg.linear.grad_mode import full_precision
 from learnreg.linear.identity import Unchanged
 from learnreg.linear.stack import Stack
+from learnreg.lower_level.chain import Chain
 from learnreg.lower_level.given_value import SnapshotFunction, of_any_dtype
 from learnreg.lower_level.noise_levels import check_levels, checked_level
 from learnreg.lower_level.saddle_terms import ParameterRole, Pictures, SaddleTerms
@@ -196,6 +197,9 @@ class Regularizer(nn.Module):
         Override it where it does."""
         return self
 
+    def chain(self) -> Chain[Regularizer] | None:
+        """The chain of convex problems that it stands for, which ``learnreg.solve`` runs; None: it is one problem."""
+
     def sample_groups(self) -> list[tuple[Tensor, Regularizer]]:
         """Which samples of a batch have a regularizer of their own, and which one; none: all have this one."""
         return []
@@ -368,6 +372,9 @@ class _NoiseLevels(Regularizer):
     def _base(self) -> Regularizer:
         base: Regularizer = self.__dict__["base"]
         return base
+
+    def chain(self) -> Chain[Regularizer] | None:
+        """The chain of convex problems that it stands for, which ``learnreg.solve`` runs; None: it is one problem."""
 
     def sample_groups(self) -> list[tuple[Tensor, Regularizer]]:
         members: dict[float, list[int]] = {}

@@ -7,11 +7,13 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from learnreg.errors import ConfigError
 from learnreg.linear.operator import LinearOperator
 from learnreg.linear.parameter_groups import ParameterGroup
 from learnreg.lower_level.latent import Latent, NoLatent
 from learnreg.potentials.base import Potential
 from learnreg.potentials.proximal import Grouped
+from learnreg.potentials.weighted import weighted
 
 __all__ = ["ParameterRole", "Pictures", "SaddleTerms"]
 
@@ -57,6 +59,17 @@ class SaddleTerms:
         if latent.channels:
             latent = replace(latent, cost=factor * latent.cost, modulus=factor * latent.modulus)
         return SaddleTerms(self.operator, potential, latent)
+
+    def select(self, index: Tensor | slice) -> SaddleTerms:
+        """Those of some samples, where numbers of the potential differ from sample to sample."""
+        potential = self.potential.select(index)
+        return self if potential is self.potential else replace(self, potential=potential)
+
+    def weighted(self, places: Tensor) -> SaddleTerms:
+        """Those of sum_i w_i f_i(W x), for weights of the places of each sample, (batch, *places)."""
+        if self.latent.channels:
+            raise ConfigError("a regularizer with latent variables has no weights of places; use another form of it.")
+        return replace(self, potential=weighted(self.potential, places))
 
     def parameter_groups(self) -> tuple[ParameterGroup, ...]:
         """All that operator, potential and latent variables say, in this order."""

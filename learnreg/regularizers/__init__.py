@@ -13,6 +13,7 @@ from learnreg.regularizers.input_convex import InputConvexNetwork
 from learnreg.regularizers.learned_tgv import LearnedTotalGeneralizedVariation
 from learnreg.regularizers.learned_total_variation import LearnedTotalVariation
 from learnreg.regularizers.multivariate import MultivariateExperts
+from learnreg.regularizers.reweighted import Reweighted
 from learnreg.regularizers.ridge import RidgeRegularizer
 from learnreg.regularizers.ridge_files import import_ridge
 from learnreg.regularizers.scaled import Scaled
@@ -31,6 +32,7 @@ __all__ = [
     "LearnedTotalVariation",
     "MultivariateExperts",
     "Regularizer",
+    "Reweighted",
     "RidgeRegularizer",
     "SaddleTerms",
     "Scaled",
@@ -53,6 +55,7 @@ REGULARIZERS: dict[str, type[Regularizer]] = {
     "icnn": InputConvexNetwork,
     "imported-ridge": ImportedRidge,
     "scaled": Scaled,
+    "reweighted": Reweighted,
     "combination": Combination,
 }
 """By the name in model files and, where they implement ``from_options``, on the command line."""

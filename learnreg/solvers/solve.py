@@ -28,6 +28,7 @@ from learnreg.lower_level.instance import Instance
 from learnreg.lower_level.problem import LowerLevelProblem, freeze
 from learnreg.result import BoundKind, Solution, Status
 from learnreg.solvers.base import Solver
+from learnreg.solvers.chain import solve_chain
 from learnreg.solvers.choice import FALLBACKS, SOLVERS, SolverName, fits_pdhg, make_solver
 from learnreg.solvers.continuation import continued_newton
 from learnreg.solvers.loop import LoopResult, iterate
@@ -191,11 +192,15 @@ def solve(
         frozen.operator.check_domain(start, "start")
         check_batch(start, b.shape[0], "start")
     parts = frozen.parts(b)
+    if len(parts) > 1 and frozen.of_chains:
+        raise ConfigError(
+            "solve: a chain of problems takes one noise level for all samples; solve each level by itself."
+        )
     if len(parts) == 1:
-        solution = _solve(parts[0][1], b, target, max_steps, solver, start)
+        solution = _solved(parts[0][1], b, target, max_steps, solver, start)
     else:
         found = [
-            _solve(part, b[index], target, max_steps, solver, None if start is None else start[index])
+            _solved(part, b[index], target, max_steps, solver, None if start is None else start[index])
             for index, part in parts
         ]
         solution = joined(found, [index for index, _ in parts])
@@ -203,6 +208,24 @@ def solve(
         worst, why = float(solution.error_bound.max()), solution.reason or solution.status.value
         raise SolverError(f"solve(tolerance={target:g}): error bound {worst:.3g}. {why}", solution)
     return solution
+
+
+def _solved(
+    frozen: FrozenProblem,
+    b: Tensor,
+    target: float,
+    max_steps: int | None,
+    solver: SolverName | Solver[Any],
+    start: Tensor | None,
+) -> Solution:
+    """Of samples of one noise level, by one problem or a chain."""
+    if frozen.chain is None:
+        return _solve(frozen, b, target, max_steps, solver, start)
+
+    def solve_stage(stage: FrozenProblem, tolerance: float, left: int | None, begin: Tensor | None) -> Solution:
+        return _solve(stage, b, tolerance, left, solver, begin)
+
+    return solve_chain(frozen, b, target, max_steps, start, solve_stage)
 
 
 def _solve(
@@ -213,7 +236,7 @@ def _solve(
     solver: SolverName | Solver[Any],
     start: Tensor | None,
 ) -> Solution:
-    """Of samples of one noise level."""
+    """Of samples of one noise level, by one problem."""
     instance = frozen.at(b)
     smooth = instance.potential.differentiable
     by_bands = isinstance(solver, str) and solver == "auto" and smooth and is_large(instance)

@@ -34,6 +34,8 @@ def is_own_regularizer(regularizer: Regularizer, image_shape: tuple[int, ...]) -
     """Whether a regularizer, its operator and its potential are this package's."""
     if not is_own_class(type(regularizer)):
         return False
+    if (chain := regularizer.chain()) is not None:
+        return is_own_regularizer(chain.base, image_shape)
     with torch.no_grad():
         terms = regularizer.saddle_terms(image_shape)
     return is_own_operator(terms.operator) and is_own_class(type(terms.potential))
@@ -57,7 +59,7 @@ def examine_problem(problem: LowerLevelProblem, dtype: Callable[[], torch.dtype]
 def take_as_they_are(problem: LowerLevelProblem) -> None:
     """Leave foreign operators and regularizers unexamined from now on; errors that rest on them are estimates."""
     with torch.no_grad():
-        terms = problem.active_regularizer.saddle_terms(problem.operator.domain_shape)
+        terms = problem.saddle_terms(torch.float64)
     for operator in (problem.operator, terms.operator):
         for part in foreign_operators(operator):
             part.examine = False

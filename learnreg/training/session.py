@@ -252,7 +252,7 @@ class Session:
         """SolverError for a loss or gradient that is not finite; OperatorError if an operator is the cause, and
         AssumptionError if the parameters are."""
         b, x_true = stacked(self.source.whole(chunk.samples[:1]))
-        blame_operators(chunk.frozen.at(b), x_true)
+        blame_operators(chunk.frozen.first_stage.at(b), x_true)
         raise SolverError(
             f"the upper-level loss or its gradient is not finite (loss {total}), although parameters and operators "
             "are; lower the step size, and check a loss or a regularizer of your own."

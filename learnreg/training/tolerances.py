@@ -16,6 +16,7 @@ from torch import Tensor
 
 from learnreg.certificates.judgement import gradient_norm
 from learnreg.hypergradients.base import Goal, HypergradientMethod, evaluate
+from learnreg.hypergradients.chain import chain_gradient, implicit_method
 from learnreg.hypergradients.compute import Start, hypergradient
 from learnreg.hypergradients.implicit import Implicit
 from learnreg.losses import UpperLoss
@@ -89,6 +90,8 @@ def improve_batch(
 ) -> BatchGradient:
     """State, adjoint state and hypergradient of a batch at the given tolerances, in the dtype of b."""
     frozen = problem.frozen()
+    if frozen.chain is not None:
+        return _improve_chain(frozen, b, loss, method, start, tolerances)
     instance = frozen.at(b)
     pixels = b.new_full((b.shape[0],), float(start.x[0].numel()))
     slope = loss.gradient(start.x).flatten(1).norm(dim=1)
@@ -104,6 +107,27 @@ def improve_batch(
         steps=max(found.outcome.state_steps, found.outcome.adjoint_steps),
         applications=instance.counter.applications,
         own=found.outcome.gradient is not None,
+    )
+
+
+def _improve_chain(
+    frozen: FrozenProblem,
+    b: Tensor,
+    loss: UpperLoss,
+    method: HypergradientMethod,
+    start: Start,
+    tolerances: Tolerances,
+) -> BatchGradient:
+    """The same of a chain of problems, whose gradient is no pairing of one state and its adjoint."""
+    accuracy = (tolerances.state, tolerances.adjoint)
+    found = chain_gradient(frozen, b, loss, implicit_method(method), accuracy, [start.x.to(b)], start.X)
+    return BatchGradient(
+        gradient=found.gradient,
+        loss=float(loss.value(found.x)),
+        state=Start(found.x, found.X),
+        steps=found.steps,
+        applications=found.applications,
+        own=True,
     )
 
 
@@ -129,7 +153,7 @@ def audit(
         frozen,
         b.double(),
         loss,
-        Implicit() if frozen.fixed.potential.differentiable else None,
+        Implicit() if frozen.differentiable else None,
         tolerance=target,
         max_steps=max_steps,
         start=state,

@@ -1,0 +1,170 @@
+"""A regularizer whose terms are weighed by a solution, and solved for again: a chain of convex problems."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from learnreg.errors import AssumptionError, ConfigError
+from learnreg.linear.arguments import check_images, check_one_of, is_whole, real_number, shown
+from learnreg.linear.grad_mode import full_precision
+from learnreg.lower_level.chain import Chain, SolutionWeights
+from learnreg.lower_level.regularizer import Regularizer
+from learnreg.lower_level.saddle_terms import Pictures, SaddleTerms
+from learnreg.potentials.proximal import Grouped
+from learnreg.potentials.weighted import reweightable
+from learnreg.regularizers.fields_of_experts import FieldsOfExperts
+from learnreg.regularizers.options import RegularizerOptions
+from learnreg.regularizers.solution_weights import FreeWeights, MajorisingWeights
+
+__all__ = ["Reweighted"]
+
+WeightsName = Literal["majorising", "free"]
+
+_SIDE = 16  # of images that the terms are looked at on
+_MOST_STEPS = 1000
+
+
+class Reweighted(Regularizer):
+    """Weights of the terms of R(x) = sum_i f_i((K x)_i) that follow from a solution: ``lr.solve`` minimises with R,
+    computes weights w in (0, 1] from the image, minimises with sum_i w_i f_i((K x)_i), and so on, ``steps`` times.
+
+    Parameters
+    ----------
+    regularizer: R, convex, a sum over responses or groups of them, such as FieldsOfExperts, TotalVariation,
+        RidgeRegularizer. It is a part, no copy, with its parameters under "base.…".
+    weights: "majorising", w_i = h'(f_i((K x)_i)) with h(u) = s log(1 + u/s): every solve lowers the energy with
+        sum_i h(f_i((K x)_i)), which ``value`` is. "free": a small network of x, convolutions and a sigmoid, without an
+        energy.
+    steps: solves after the first; None: until a fixed point, as far as the tolerance tells it.
+    scale: of "majorising", s over the weight of f, in units of responses: where w is about a half. s of each channel is
+        learned, as ``weights.log_scale``.
+    window: of "majorising", the side of windows, odd, that smooth the weights: w = B^T h'(B u), B with learned numbers
+        >= 0 (``weights.logits``); 1 for none.
+    features, size: of "free", features of the layer between two convolutions with kernels of this side, odd.
+    generator: for the initial kernels of "free".
+
+    Raises
+    ------
+    ConfigError: options that do not fit. AssumptionError: R is not convex, or couples all responses of an image.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import learnreg as lr
+    >>> R = lr.regularizers.Reweighted(lr.regularizers.TotalVariation(0.1), steps=2)
+    >>> found = lr.solve(lr.LowerLevelProblem(lr.operators.Identity((1, 8, 8)), R), torch.rand(1, 1, 8, 8))
+    >>> len(found.chain)
+    3
+    """
+
+    summary = "another regularizer, its terms weighed by a solution and solved for again"
+
+    def __init__(
+        self,
+        regularizer: Regularizer,
+        weights: WeightsName = "majorising",
+        steps: int | None = 2,
+        *,
+        scale: float = 0.1,
+        window: int = 1,
+        features: int = 8,
+        size: int = 5,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(regularizer, Regularizer):
+            raise ConfigError(f"Reweighted(regularizer): got {type(regularizer).__name__}, expected a Regularizer.")
+        check_one_of(weights, ("majorising", "free"), "Reweighted(weights)")
+        if steps is not None and not is_whole(steps, 1, _MOST_STEPS):
+            raise ConfigError(f"Reweighted(steps={shown(steps)}): expected 1 to {_MOST_STEPS}, or None.")
+        for name, side in (("window", window), ("size", size)):
+            if not is_whole(side, 1, _SIDE) or not side % 2:
+                raise ConfigError(f"Reweighted({name}={shown(side)}): expected an odd integer below {_SIDE}.")
+        if not is_whole(features, 1, 1024):
+            raise ConfigError(f"Reweighted(features={shown(features)}): expected an integer from 1 to 1024.")
+        real_number(scale, "Reweighted(scale)", above=0.0)
+        self.base, self.steps = regularizer, steps
+        self.image_channels, self.image_dimensions = regularizer.image_channels, regularizer.image_dimensions
+        self._options = {"weights": weights, "steps": steps, "window": window, "features": features, "size": size}
+        channels, weight = _places(regularizer)
+        if (weights == "free" or window > 1) and self.image_dimensions != 2:
+            raise ConfigError("Reweighted: windows and free weights are for images with two sides alone.")
+        self.weights: SolutionWeights
+        if weights == "majorising":
+            self.weights = MajorisingWeights(scale * weight.expand(channels).contiguous(), window)
+        else:
+            self.weights = FreeWeights(self.image_channels, channels, features, size, generator)
+
+    # ---- the chain ---------------------------------------------------------------------------------------------------
+
+    def chain(self) -> Chain[Regularizer]:
+        return Chain(self.base, self.weights, self.steps)
+
+    def saddle_terms(self, image_shape: tuple[int, ...]) -> SaddleTerms:
+        raise ConfigError(
+            "Reweighted stands for a chain of convex problems, which lr.solve, lr.hypergradient and lr.train run; "
+            "nothing else takes it. The first of them is that of its part, Reweighted.base."
+        )
+
+    @full_precision
+    def value(self, x: Tensor) -> Tensor:
+        """The energy that the chain lowers, (batch,), not convex.
+
+        Raises
+        ------
+        AssumptionError: weights are "free", and lower none.
+        """
+        check_images(x, type(self).__name__)
+        self.check_usable()
+        terms = self.base.saddle_terms(tuple(x.shape[1:]))
+        terms = SaddleTerms(terms.operator, terms.potential.to(x.dtype))
+        return self.weights.value(terms, terms.operator(x))
+
+    def conditioned(self, sigma: float) -> Self:
+        conditioned = self.base.conditioned(sigma)
+        if conditioned is self.base:
+            return self
+        twin = copy.copy(self)
+        twin._modules = {**self._modules, "base": conditioned}
+        return twin
+
+    def project_(self) -> None:
+        self.base.project_()
+
+    def scale_parameters(self) -> list[nn.Parameter]:
+        """Those of R, and of weights that follow from the size of its terms the scales."""
+        scales = self.base.scale_parameters()
+        return [*scales, *self.weights.scale_parameters()] if scales else []
+
+    # ---- in model files and on the command line ----------------------------------------------------------------------
+
+    def config(self) -> dict[str, Any]:
+        return {"regularizer": self.base, **self._options}
+
+    @classmethod
+    def from_options(cls, options: RegularizerOptions, generator: torch.Generator) -> Self:
+        return cls(FieldsOfExperts.from_options(options, generator), generator=generator)
+
+    def pictures(self) -> Pictures | None:
+        """Those of R, without weights."""
+        return self.base.pictures()
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self._options.items())
+
+
+@torch.no_grad()
+def _places(regularizer: Regularizer) -> tuple[int, Tensor]:
+    """The channels of what its weights belong to, and the weights of its potential, () or (channels,)."""
+    shape = (regularizer.image_channels, *(_SIDE,) * regularizer.image_dimensions)
+    terms = regularizer.saddle_terms(shape)
+    obstacle = "it has latent variables" if terms.latent.channels else reweightable(terms.potential)
+    if obstacle:
+        raise AssumptionError(f"{type(regularizer).__name__} cannot be reweighted: {obstacle}.")
+    channels = 1 if isinstance(terms.potential, Grouped) else int(terms.operator.range_shape[0])
+    weight = torch.as_tensor(terms.potential.weight).detach()
+    return channels, weight.reshape(-1) if weight.numel() in (1, channels) else weight.max().reshape(1)

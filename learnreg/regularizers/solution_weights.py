@@ -1,0 +1,185 @@
+"""Weights of a regularizer's terms from a solution: by which a chain of convex problems lowers one energy, or free."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from learnreg.errors import AssumptionError, ConfigError
+from learnreg.linear.norms import circulant_bound
+from learnreg.linear.samples import expand, sum_samples
+from learnreg.lower_level.chain import SolutionWeights, WeightChange
+from learnreg.lower_level.saddle_terms import SaddleTerms
+from learnreg.potentials.base import Potential
+from learnreg.potentials.logarithmic import Logarithmic
+from learnreg.potentials.proximal import Elementwise, ProximalPotential
+
+__all__ = ["FreeWeights", "MajorisingWeights"]
+
+_UP = 1.0 + 1e-9
+_FLOOR = 1e-15
+"""Of a change of weights, which are near 1 and rounded."""
+
+_FIRST_LOGIT = 3.0
+
+
+class MajorisingWeights(SolutionWeights):
+    """w = h'(u) for the densities u_i = f_i((K x)_i) and h(u) = s log(1 + u/s), which is concave; over a window w = B^T
+    h'(B u), B a correlation with learned numbers >= 0 that add up to 1. The energy that falls is sum_j h((B u)_j).
+
+    Parameters
+    ----------
+    scales: s > 0 of each channel of places, in units of densities; the raw parameter is ``log_scale``.
+    window: side of B, odd; 1 for weights of each place alone. The raw parameter ``logits`` is constant at first.
+    """
+
+    majorising = True
+
+    def __init__(self, scales: Tensor, window: int = 1) -> None:
+        super().__init__()
+        self.window = window
+        self.log_scale = nn.Parameter(scales.log())
+        if window > 1:
+            self.logits = nn.Parameter(scales.new_zeros(window, window))
+
+    def of(self, terms: SaddleTerms, x: Tensor, t: Tensor) -> Tensor:
+        s, u = self._scales(t), self._densities(terms.potential, t)
+        return self._spread(1.0 / (1.0 + self._gathered(u) / s)).clamp(max=1.0)
+
+    def value(self, terms: SaddleTerms, t: Tensor) -> Tensor:
+        s, u = self._scales(t), self._densities(terms.potential, t)
+        return sum_samples(s * torch.log1p(self._gathered(u) / s))
+
+    def change(self, terms: SaddleTerms, x: Tensor, t: Tensor, e: Tensor) -> WeightChange:
+        """u moves by |f'| r + ½ hi r² at most where a response moves by r <= ‖k_i‖ e, and h' falls.
+
+        Together |dw| <= B^T (G ∘ (B (F ∘ |dt|))), G the largest |h''| and F the largest |f'|: a matrix A without
+        negative entries, ‖diag(a) A‖² <= its largest row sum times its largest column sum, and ‖dt‖ <= ‖K‖ e.
+        """
+        f, K, s = terms.potential, terms.operator, self._scales(t)
+        radius = f.reach(K) * expand(e, t) * _UP
+        steepest = f.size(f.grad(t)) + f.curvature_bounds(t, radius)[1] * radius
+        moved, u = steepest * radius * _UP, self._densities(f, t)
+        ends = ((u - moved).clamp_min(0.0), u, u + moved)
+        most, w, least = (1.0 / (1.0 + self._gathered(end) / s) for end in ends)
+        slope = most**2 / s
+        alone = self._spread(torch.maximum(most - w, w - least)) * _UP + _FLOOR
+        reach = K.norm_bound() * e * _UP
+
+        def together(factors: Tensor) -> Tensor:
+            rows = factors * self._spread(slope * self._gathered(steepest))
+            columns = steepest * self._spread(slope * self._gathered(factors))
+            entries = math.sqrt(factors[0].numel()) * _FLOOR * _largest(factors)
+            return reach * (_largest(rows) * _largest(columns)).sqrt() * _UP + entries
+
+        return WeightChange(alone, together)
+
+    def energy_terms(self, terms: SaddleTerms) -> SaddleTerms | None:
+        f = terms.potential
+        if self.window > 1 or not isinstance(f, Elementwise):
+            return None
+        scale = self.log_scale.detach().double().exp().reshape(-1, *(1,) * (len(terms.operator.range_shape) - 1))
+        return replace(terms, potential=Logarithmic(f, scale))
+
+    def scale_parameters(self) -> list[nn.Parameter]:
+        return [self.log_scale]
+
+    def _densities(self, f: Potential, t: Tensor) -> Tensor:
+        assert isinstance(f, ProximalPotential)
+        return f.density(t).clamp_min(0.0)
+
+    def _scales(self, t: Tensor) -> Tensor:
+        return self.log_scale.to(t).exp().reshape(-1, *(1,) * (t.dim() - 2))
+
+    def _kernel(self, u: Tensor) -> Tensor:
+        kernel = self.logits.to(u).flatten().softmax(0).reshape(1, 1, self.window, self.window)
+        return kernel.expand(u.shape[1], -1, -1, -1)
+
+    def _gathered(self, u: Tensor) -> Tensor:
+        """B u; rows at the border add up to less than 1."""
+        if self.window == 1:
+            return u
+        u = u.expand(-1, self.log_scale.numel(), *u.shape[2:])
+        return torch.nn.functional.conv2d(u, self._kernel(u), padding=self.window // 2, groups=u.shape[1])
+
+    def _spread(self, v: Tensor) -> Tensor:
+        """B^T v."""
+        if self.window == 1:
+            return v
+        return torch.nn.functional.conv_transpose2d(v, self._kernel(v), padding=self.window // 2, groups=v.shape[1])
+
+    def extra_repr(self) -> str:
+        return f"channels={self.log_scale.numel()}, window={self.window}"
+
+
+class FreeWeights(SolutionWeights):
+    """w = sigmoid(W_2 softplus(W_1 x + c_1) + c_2), convolutions with learned kernels, of the image alone.
+
+    Parameters
+    ----------
+    channels: of the images. places: channels of the weights. features: of the layer between. size: side of the kernels,
+        odd. generator: for the initial kernels; weights are near 1 at first.
+    """
+
+    def __init__(
+        self, channels: int, places: int, features: int, size: int, generator: torch.Generator | None = None
+    ) -> None:
+        super().__init__()
+
+        def kernel(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.randn(shape, generator=generator) / math.sqrt(math.prod(shape[1:])))
+
+        self.first, self.second = kernel(features, channels, size, size), kernel(places, features, size, size)
+        self.first_bias = nn.Parameter(torch.zeros(features))
+        self.second_bias = nn.Parameter(torch.full((places,), _FIRST_LOGIT))
+
+    def of(self, terms: SaddleTerms, x: Tensor, t: Tensor) -> Tensor:
+        logits = self._logits(x)
+        if logits.shape[2:] != t.shape[2:]:
+            raise ConfigError(
+                f"Reweighted(weights='free'): the regularizer has responses of sides {tuple(t.shape[2:])} for images "
+                f"of sides {tuple(x.shape[2:])}; give it a boundary that keeps them, such as 'reflect'."
+            )
+        return logits.sigmoid()
+
+    def _logits(self, x: Tensor) -> Tensor:
+        conv, padding = torch.nn.functional.conv2d, self.first.shape[-1] // 2
+        features = torch.nn.functional.softplus(conv(x, self.first.to(x), self.first_bias.to(x), padding=padding))
+        return conv(features, self.second.to(x), self.second_bias.to(x), padding=padding)
+
+    def lipschitz(self, sides: tuple[int, ...]) -> float:
+        """Of the logits, on images of these sides: the norms of both layers. *Rigorous bound.*"""
+        around = tuple(side + self.first.shape[-1] - 1 for side in sides)
+        squares = (circulant_bound(kernel, around)[0] for kernel in (self.first, self.second))
+        return math.sqrt(math.prod(squares)) * _UP
+
+    def change(self, terms: SaddleTerms, x: Tensor, t: Tensor, e: Tensor) -> WeightChange:
+        """Logits move by L e at most, all together; sigmoid' falls on each side of 0."""
+        moved = expand(self.lipschitz(tuple(x.shape[2:])) * e * _UP, x)
+        logits = self._logits(x)
+        nearest = (logits.abs() - moved).clamp_min(0.0).sigmoid()
+        slope = nearest * (1.0 - nearest) * _UP
+        alone = (slope * moved) + _FLOOR
+
+        def together(factors: Tensor) -> Tensor:
+            entries = math.sqrt(factors[0].numel()) * _FLOOR * _largest(factors)
+            return _largest(factors * slope) * moved.flatten() * _UP + entries
+
+        return WeightChange(alone, together)
+
+    def value(self, terms: SaddleTerms, t: Tensor) -> Tensor:
+        raise AssumptionError(
+            "free weights lower no energy, so that R(x) is not defined; the chain of problems is, see lr.solve, and so "
+            "is an energy with Reweighted(weights='majorising')."
+        )
+
+    def extra_repr(self) -> str:
+        return f"features={self.first.shape[0]}, size={self.first.shape[-1]}"
+
+
+def _largest(t: Tensor) -> Tensor:
+    """Of each sample, (batch,)."""
+    return t.flatten(1).amax(1)

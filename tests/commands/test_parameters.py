@@ -94,7 +94,10 @@ def test_each_option_reaches_its_field(task: Task, monkeypatch: pytest.MonkeyPat
         arguments = []
         for name, value in wanted.items():
             flag = name.replace("_", "-")
-            arguments += [f"--no-{flag}"] if value is False else [f"--{flag}", str(value)]
+            if isinstance(value, bool):
+                arguments.append(f"--{flag}" if value else f"--no-{flag}")
+            else:
+                arguments += [f"--{flag}", str(value)]
         result = CliRunner().invoke(app, ["train", task.name, *arguments])
         assert result.exit_code == 0, result.stderr
         assert got.pop() == (task, task.config(**wanted), False)

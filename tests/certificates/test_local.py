@@ -380,7 +380,9 @@ def test_curvatures_are_below_the_smallest_eigenvalue(
     name: str, rotating_seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By every way, and near it."""
-    problem = problem_with(OPERATORS[name](), deep(), ridge=0.05)
+    operator = OPERATORS[name]()
+    images = {} if operator.domain_shape[0] == 1 else {"image_channels": 2, "coupling": "complex"}
+    problem = problem_with(operator, deep(**images), ridge=0.05)
     _, b = registry.measure(problem)
     instance = problem.instance(b)
     s = 0.05 * torch.randn(
@@ -394,7 +396,7 @@ def test_curvatures_are_below_the_smallest_eigenvalue(
         monkeypatch.setattr(lowest_curvature, "_DENSE_PIXELS", limit)
         monkeypatch.setattr(lowest_curvature, "_FEW_PIXELS", limit)
         found, failure = LowestCurvature(instance).bound(s, exact)
-        assert (failure > 0) == (limit == 1 and name == "tomography")
+        assert (failure > 0) == (limit == 1 and name not in ("identity", "inpainting", "blur"))
         assert bool((found <= exact).all())
         assert bool((found >= 0.5 * exact.clamp_min(0.0)).all() | (exact < 0).any())
 

@@ -142,4 +142,7 @@ def test_a_scaled_regularizer_is_drawn_like_the_one_it_scales() -> None:
     shown = Scaled(base, 2.0).pictures()
     assert shown is not None
     assert torch.equal(shown.filters[:, 0], base.effective_filters)
-    assert Scaled(TotalVariation()).pictures() is None
+    differences, alone = Scaled(TotalVariation()).pictures(), TotalVariation().pictures()
+    assert differences is not None
+    assert alone is not None
+    assert torch.equal(differences.filters, alone.filters)

@@ -38,8 +38,9 @@ def small_training(ridge: float) -> list[str]:
 
 
 def complaint(stderr: str) -> str:
-    """The one line that a command ends with, after those that say what it does."""
-    *before, last = stderr.splitlines()
-    assert all(line.startswith(("reading ", "training: ", "tuning ")) for line in before), stderr
-    assert last.startswith("learnreg: "), stderr
-    return last
+    """The one line that a command ends with, after those that say what it does, with those that belong to it."""
+    lines = stderr.splitlines()
+    first = max(i for i, line in enumerate(lines) if not line.startswith("  "))
+    assert all(line.startswith(("reading ", "training: ", "tuning ")) for line in lines[:first]), stderr
+    assert lines[first].startswith("learnreg: "), stderr
+    return "\n".join(lines[first:])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,12 +13,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 import learnreg as lr
+from learnreg.errors import WorkerError
 from learnreg.operators import Identity, ParallelBeam2D
 from learnreg.regularizers import FieldsOfExperts, InputConvexNetwork
 
-__all__ = ["Ended", "learned_bits", "problem_of", "run_in_group"]
+__all__ = ["Ended", "different", "learned_bits", "lost", "run_in_group", "two_runs"]
 
 _START = multiprocessing.get_context("forkserver")
 
@@ -91,3 +94,66 @@ def learned_bits(rank: int, kind: str, out: Path | None, options: dict[str, Any]
     problem, pairs = problem_of(kind)
     lr.train(problem, pairs, out=out, **{"tune": False, "batch_size": 6, "chunk_size": 2, **options})
     return "".join(p.detach().numpy().tobytes().hex() for p in problem.learnable().values())
+
+
+def two_runs(rank: int, out: Path) -> list[str]:
+    """Begin a run, and one whose data cannot be read by the second worker alone."""
+    learned_bits(rank, "foe", out, {"updates": 2})
+    problem, pairs = problem_of("foe")
+
+    class Unreadable:
+        def __len__(self) -> int:
+            return 12
+
+        def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+            reads.append(index)
+            if rank == 1 and len(reads) > 100:  # not where all look at the first ones
+                raise OSError(f"image {index} is gone")
+            return pairs[0][index], pairs[1][index]
+
+    reads: list[int] = []
+    try:
+        lr.train(problem, Unreadable(), tune=False, chunk_size=2, updates=50)
+    except Exception as error:
+        return [type(error).__name__, str(error), *error.__notes__]
+    return []
+
+
+def lost(rank: int, out: Path, number: int) -> None:
+    """The second worker gets a signal in its third update."""
+
+    def loss(x_true: Tensor) -> lr.UpperLoss:
+        visits.append(0)
+        if rank == 1 and len(visits) > 8:
+            os.kill(os.getpid(), number)
+        return lr.SquaredError(x_true)
+
+    visits: list[int] = []
+    os.environ["LEARNREG_PATIENCE"] = "4"
+    problem, pairs = problem_of("foe")
+    try:
+        lr.train(problem, pairs, loss, out, tune=False, batch_size=6, chunk_size=2, updates=500)
+    except WorkerError as error:
+        (out / f"said-{rank}").write_text(f"{error} {' '.join(error.__notes__)}", encoding="utf-8")
+        sys.exit(error.exit_code)
+
+
+def different(rank: int, what: str) -> str:
+    """What a run ends with whose second worker has other data, options or parameters."""
+    problem, (b, x_true) = problem_of("foe")
+    options: dict[str, Any] = {"tune": False, "updates": 1}
+    if rank == 1:
+        if what == "data":
+            b = b + 1e-3
+        elif what == "seed":
+            options["seed"] = 1
+        elif what == "ridge":
+            problem.ridge = 0.2
+        elif what == "parameters":
+            with torch.no_grad():
+                problem.regularizer.log_weight.add_(1.0)  # type: ignore[union-attr, operator]
+    try:
+        result = lr.train(problem, (b, x_true), **options)
+    except WorkerError as error:
+        return str(error)
+    return str(result.rows[-1]["loss"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import time
@@ -14,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from support.worker_group import learned_bits, problem_of, run_in_group
+from support.worker_group import different, learned_bits, lost, run_in_group, two_runs
 from torch import Tensor
 
 import learnreg as lr
@@ -330,32 +329,9 @@ def test_nonsense_in_the_environment_is_named(variable: str, monkeypatch: pytest
 # ---- processes -----------------------------------------------------------------------------------------------------
 
 
-def _two_runs(rank: int, out: Path) -> list[str]:
-    """Begin a run, and one whose data cannot be read by the second worker alone."""
-    learned_bits(rank, "foe", out, {"updates": 2})
-    problem, pairs = problem_of("foe")
-
-    class Unreadable:
-        def __len__(self) -> int:
-            return 12
-
-        def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-            reads.append(index)
-            if rank == 1 and len(reads) > 100:  # not where all look at the first ones
-                raise OSError(f"image {index} is gone")
-            return pairs[0][index], pairs[1][index]
-
-    reads: list[int] = []
-    try:
-        lr.train(problem, Unreadable(), tune=False, chunk_size=2, updates=50)
-    except Exception as error:
-        return [type(error).__name__, str(error), *error.__notes__]
-    return []
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="gloo needs the name of the loopback interface")
 def test_two_workers_make_the_bits_of_one_and_raise_the_same_error(tmp_path: Path) -> None:
-    errors = run_in_group(2, _two_runs, tmp_path / "run")
+    errors = run_in_group(2, two_runs, tmp_path / "run")
     (resumed,) = run_in_group(1, learned_bits, "foe", tmp_path / "run", {"updates": 4, "resume": True})
     (whole,) = run_in_group(1, learned_bits, "foe", None, {"updates": 4})
     assert [e.code for e in (*errors, resumed, whole)] == [0] * 4
@@ -392,31 +368,12 @@ def test_any_number_of_workers_makes_the_same_bits(kind: str, options: dict[str,
     assert found[0].value == whole.value
 
 
-def _lost(rank: int, out: Path, number: int) -> None:
-    """The second worker gets a signal in its third update."""
-
-    def loss(x_true: Tensor) -> lr.UpperLoss:
-        visits.append(0)
-        if rank == 1 and len(visits) > 8:
-            os.kill(os.getpid(), number)
-        return lr.SquaredError(x_true)
-
-    visits: list[int] = []
-    os.environ["LEARNREG_PATIENCE"] = "4"
-    problem, pairs = problem_of("foe")
-    try:
-        lr.train(problem, pairs, loss, out, tune=False, batch_size=6, chunk_size=2, updates=500)
-    except WorkerError as error:
-        (out / f"said-{rank}").write_text(f"{error} {' '.join(error.__notes__)}", encoding="utf-8")
-        sys.exit(error.exit_code)
-
-
 @pytest.mark.slow(seconds=60)
 @pytest.mark.parametrize(
     ("number", "what"), [(signal.SIGKILL, "worker 1 ended"), (signal.SIGSTOP, "worker 1 hangs")], ids=["kill", "stop"]
 )
 def test_all_end_when_a_worker_is_lost(number: int, what: str, tmp_path: Path) -> None:
-    found = run_in_group(3, _lost, tmp_path, number, limit=90.0)
+    found = run_in_group(3, lost, tmp_path, number, limit=90.0)
     assert [e.code for e in found] == [1, -signal.SIGKILL, 1]
     said = (tmp_path / "said-0").read_text(encoding="utf-8")
     assert what in said
@@ -427,26 +384,6 @@ def test_all_end_when_a_worker_is_lost(number: int, what: str, tmp_path: Path) -
     assert resumed.value == whole.value
 
 
-def _different(rank: int, what: str) -> str:
-    problem, (b, x_true) = problem_of("foe")
-    options: dict[str, Any] = {"tune": False, "updates": 1}
-    if rank == 1:
-        if what == "data":
-            b = b + 1e-3
-        elif what == "seed":
-            options["seed"] = 1
-        elif what == "ridge":
-            problem.ridge = 0.2
-        elif what == "parameters":
-            with torch.no_grad():
-                problem.regularizer.log_weight.add_(1.0)  # type: ignore[union-attr, operator]
-    try:
-        result = lr.train(problem, (b, x_true), **options)
-    except WorkerError as error:
-        return str(error)
-    return str(result.rows[-1]["loss"])
-
-
 @pytest.mark.slow(seconds=40)
 def test_workers_that_differ_are_told_in_what() -> None:
     for what, name in (
@@ -454,8 +391,8 @@ def test_workers_that_differ_are_told_in_what() -> None:
         ("seed", "seed is 0 at worker 0 and 1 at worker 1"),
         ("ridge", "ridge"),
     ):
-        for ended in run_in_group(2, _different, what):
+        for ended in run_in_group(2, different, what):
             assert name in ended.value
-    same, other = run_in_group(2, _different, "parameters")  # those of the first one count
+    same, other = run_in_group(2, different, "parameters")  # those of the first one count
     assert same.value == other.value
     assert float(same.value) > 0

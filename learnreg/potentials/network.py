@@ -149,7 +149,8 @@ class NetworkPotential(Smoothed):
             root = torch.sqrt(u * u + v * v)
             inverse = 1.0 / root
             z = 0.5 * (u + u * u / (root + v))
-            slopes.append(0.5 * (1.0 + u * inverse))
+            half = 0.5 * v * v * inverse  # s'(-|u|) = half/(root + |u|), which does not cancel
+            slopes.append(torch.where(u > 0, 1.0 - half / (root + u.clamp_min(0.0)), half / (root - u.clamp_max(0.0))))
             bends.append(0.5 * v * v * (inverse * inverse * inverse))
         ys: list[Tensor] = []
         q = torch.as_tensor(self.weight, dtype=t.dtype, device=t.device).expand_as(slopes[-1])

@@ -69,14 +69,16 @@ def bend_into(layers: Layers, slopes: Tensor, bends: Tensor, v: Tensor, out: Ten
 def _forward(layers: Layers, t: Tensor, slopes: Tensor, bends: Tensor | None = None) -> None:
     """s'(u), and s''(u) if there is memory for it, of each layer."""
     u, z = _scratch(t, 2)
-    half = t.new_full((), 0.5)
+    half, one = t.new_full((), 0.5), t.new_ones(())
     for l, v in enumerate(layers.smoothing):
         if l == 0:
             torch.add(t[0], layers.biases[0], out=u)
         else:
             mix_into(z, layers.mixing[l - 1], u).add_(t[l]).add_(layers.biases[l])
         root = torch.addcmul(v * v, u, u, out=z).sqrt_()
-        torch.addcdiv(half, u, root, value=0.5, out=slopes[l])
+        smaller = torch.abs(u, out=slopes[l]).add_(root).mul_(root)  # s'(-|u|), which does not cancel
+        torch.div(0.5 * v * v, smaller, out=smaller)
+        torch.where(u > 0, one - smaller, smaller, out=slopes[l])
         if bends is not None:
             ratio = torch.div(v, root, out=bends[l])
             ratio.mul_(ratio).mul_(half).div_(root)

@@ -38,7 +38,7 @@ class Run:
 
     Parameters
     ----------
-    problem: what is stored as the model, whose parameters the session's problem shares.
+    problem: what is stored as the model; what is trained shares its parameters.
     config, validate: see ``learnreg.train``. callbacks: what is told of the run. held_out: samples to measure.
     """
 

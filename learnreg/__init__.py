@@ -28,11 +28,12 @@ if TYPE_CHECKING:
     from learnreg.hypergradients.proxy import Proxy
     from learnreg.hypergradients.stochastic import BSG1, BSGHessian, BSGNewtonFD
     from learnreg.hypergradients.unrolled import Unrolled
-    from learnreg.linear.operator import LinearOperator, vstack
+    from learnreg.linear.operator import LinearOperator
+    from learnreg.linear.stack import vstack
     from learnreg.losses import SquaredError, UpperLoss
     from learnreg.lower_level.constraints import Box, Nonnegative
     from learnreg.lower_level.data_terms import LeastSquares, TransmissionLeastSquares, WeightedLeastSquares
-    from learnreg.lower_level.dualised_terms import Poisson, SmoothedL1, TransmissionPoisson
+    from learnreg.lower_level.likelihoods import Poisson, SmoothedL1, TransmissionPoisson
     from learnreg.lower_level.linear_constraints import LinearConstraints
     from learnreg.lower_level.problem import LowerLevelProblem
     from learnreg.lower_level.regularizer import Regularizer

@@ -3,7 +3,8 @@
 from typing import Any, Protocol
 
 from learnreg.linear.complex_channels import as_channels, as_complex
-from learnreg.linear.operator import Composition, LinearOperator, Scaled, Sum, VStack
+from learnreg.linear.operator import Composition, LinearOperator, Scaled, Sum
+from learnreg.linear.stack import VStack
 from learnreg.operators.adapters import (
     assemble,
     from_astra,

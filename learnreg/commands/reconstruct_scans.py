@@ -40,7 +40,7 @@ from learnreg.datasets.files.sinograms import dead_mask
 from learnreg.datasets.tomography.transmission import PHOTON_FLOOR
 from learnreg.errors import ConfigError, DataError, ShapeError
 from learnreg.lower_level.data_terms import DataTerm, TransmissionLeastSquares, WeightedLeastSquares
-from learnreg.lower_level.dualised_terms import TransmissionPoisson
+from learnreg.lower_level.likelihoods import TransmissionPoisson
 from learnreg.models.extras import require
 from learnreg.models.model import Model
 from learnreg.models.names import stored_geometry

@@ -14,7 +14,7 @@ from learnreg.commands.scenes import Projector, measured_scene, measured_scenes,
 from learnreg.datasets import DATASETS, LoDoPaB, TomographyPairs, load_ct_images
 from learnreg.errors import ConfigError
 from learnreg.lower_level.data_terms import DataTerm, LeastSquares, TransmissionLeastSquares
-from learnreg.lower_level.dualised_terms import TransmissionPoisson
+from learnreg.lower_level.likelihoods import TransmissionPoisson
 from learnreg.operators import FanBeam2D, FanGeometry, ParallelBeam2D
 from learnreg.operators.tomography.geometry import view_angles
 from learnreg.report.comparison import Scene

@@ -6,7 +6,6 @@ from :func:`linear_map`, so that A^T A survives any number of differentiations.
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from typing import Any, Self, cast
 
@@ -26,7 +25,7 @@ from learnreg.linear.shapes import Shape, check_batched, checked_shape
 from learnreg.linear.share import Share
 from learnreg.linear.stencil import Stencil
 
-__all__ = ["Adjoint", "Composition", "LinearOperator", "Scaled", "Sum", "VStack", "linear_map", "vstack"]
+__all__ = ["Adjoint", "Composition", "LinearOperator", "Pair", "Scaled", "Sum", "linear_map"]
 
 
 class LinearOperator(Normed):
@@ -291,7 +290,7 @@ class Scaled(LinearOperator):
         return None if constant is None else abs(self.factor) * constant
 
 
-class _Pair(LinearOperator):
+class Pair(LinearOperator):
     """Two operators combined; the bound of the parts caps the black-box bound of the whole."""
 
     def __init__(self, first: LinearOperator, second: LinearOperator, domain_shape: Shape, range_shape: Shape) -> None:
@@ -325,7 +324,7 @@ class _Pair(LinearOperator):
         return NormBound(min(found.value, parts), found.kind, found.failure)
 
 
-class Composition(_Pair):
+class Composition(Pair):
     """A B: first B, then A."""
 
     def __init__(self, outer: LinearOperator, inner: LinearOperator) -> None:
@@ -350,7 +349,7 @@ class Composition(_Pair):
         return self.first.gram_lower_bound() * self.second.gram_lower_bound()
 
 
-class Sum(_Pair):
+class Sum(Pair):
     """A + B."""
 
     def __init__(self, first: LinearOperator, second: LinearOperator) -> None:
@@ -370,55 +369,3 @@ class Sum(_Pair):
 
     def _bound_of_parts(self) -> float:
         return self.first.norm_bound() + self.second.norm_bound()
-
-
-class VStack(_Pair):
-    """[A; B]: both results, flattened and concatenated, shape (batch, m_A + m_B)."""
-
-    def __init__(self, first: LinearOperator, second: LinearOperator) -> None:
-        if first.domain_shape != second.domain_shape:
-            raise OperatorError(
-                f"vstack of {type(first).__name__} and {type(second).__name__}: domains {first.domain_shape} and "
-                f"{second.domain_shape} differ.",
-                "vstack",
-            )
-        self._rows = math.prod(first.range_shape)
-        super().__init__(first, second, first.domain_shape, (self._rows + math.prod(second.range_shape),))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([self.first(x).flatten(1), self.second(x).flatten(1)], dim=1)
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        top = y[:, : self._rows].reshape(-1, *self.first.range_shape)
-        bottom = y[:, self._rows :].reshape(-1, *self.second.range_shape)
-        return self.first.adjoint(top) + self.second.adjoint(bottom)
-
-    def _bound_of_parts(self) -> float:
-        return math.hypot(self.first.norm_bound(), self.second.norm_bound())
-
-    def gram_lower_bound(self) -> float:
-        return self.first.gram_lower_bound() + self.second.gram_lower_bound()
-
-
-def vstack(*operators: LinearOperator) -> LinearOperator:
-    """Stack operators with one domain on top of each other; the range is flat, in the order given.
-
-    Parameters
-    ----------
-    operators: of one domain; a single one is itself.
-
-    Raises
-    ------
-    OperatorError: no operators, or something else.
-
-    Examples
-    --------
-    >>> lr.vstack(lr.operators.Identity((1, 4, 4)), lr.operators.Inpainting(torch.ones(1, 4, 4))).range_shape
-    (32,)
-    """
-    if not operators or not all(isinstance(operator, LinearOperator) for operator in operators):
-        raise OperatorError("vstack(*operators) needs at least one operator, and LinearOperators only.", "vstack")
-    result = operators[0]
-    for operator in operators[1:]:
-        result = VStack(result, operator)
-    return result

@@ -1,4 +1,4 @@
-"""Operators on top of each other, each with its own potential behind it: the analysis operator of sums."""
+"""Operators on top of each other: any two, or those of sums, each with its own potential behind it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor
 
 from learnreg.errors import OperatorError
 from learnreg.linear.norms import NormBound, NormKind, dense_matrix, matrix_norm_bound
-from learnreg.linear.operator import LinearOperator
+from learnreg.linear.operator import LinearOperator, Pair
 from learnreg.linear.parameter_groups import Pairing
 from learnreg.linear.share import Share
 
-__all__ = ["Stack"]
+__all__ = ["Stack", "VStack", "vstack"]
 
 _DENSE = 256
 """Unknowns up to which the norm is that of the dense matrix."""
@@ -132,3 +132,55 @@ class _PairingOfPart(Pairing):
 
     def perturbation_norm(self, u: Tensor, bent: Tensor) -> Tensor:
         return self.group.perturbation_norm(u, self.share.within(bent))
+
+
+class VStack(Pair):
+    """[A; B]: both results, flattened and concatenated, shape (batch, m_A + m_B)."""
+
+    def __init__(self, first: LinearOperator, second: LinearOperator) -> None:
+        if first.domain_shape != second.domain_shape:
+            raise OperatorError(
+                f"vstack of {type(first).__name__} and {type(second).__name__}: domains {first.domain_shape} and "
+                f"{second.domain_shape} differ.",
+                "vstack",
+            )
+        self._rows = math.prod(first.range_shape)
+        super().__init__(first, second, first.domain_shape, (self._rows + math.prod(second.range_shape),))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.first(x).flatten(1), self.second(x).flatten(1)], dim=1)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        top = y[:, : self._rows].reshape(-1, *self.first.range_shape)
+        bottom = y[:, self._rows :].reshape(-1, *self.second.range_shape)
+        return self.first.adjoint(top) + self.second.adjoint(bottom)
+
+    def _bound_of_parts(self) -> float:
+        return math.hypot(self.first.norm_bound(), self.second.norm_bound())
+
+    def gram_lower_bound(self) -> float:
+        return self.first.gram_lower_bound() + self.second.gram_lower_bound()
+
+
+def vstack(*operators: LinearOperator) -> LinearOperator:
+    """Stack operators with one domain on top of each other; the range is flat, in the order given.
+
+    Parameters
+    ----------
+    operators: of one domain; a single one is itself.
+
+    Raises
+    ------
+    OperatorError: no operators, or something else.
+
+    Examples
+    --------
+    >>> lr.vstack(lr.operators.Identity((1, 4, 4)), lr.operators.Inpainting(torch.ones(1, 4, 4))).range_shape
+    (32,)
+    """
+    if not operators or not all(isinstance(operator, LinearOperator) for operator in operators):
+        raise OperatorError("vstack(*operators) needs at least one operator, and LinearOperators only.", "vstack")
+    result = operators[0]
+    for operator in operators[1:]:
+        result = VStack(result, operator)
+    return result

@@ -10,8 +10,8 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from learnreg.errors import ConfigError, ShapeError
-from learnreg.linear.arguments import check_images, given_tensor, real_number, shown
+from learnreg.errors import ConfigError
+from learnreg.linear.arguments import check_images, real_number, shown
 from learnreg.linear.grad_mode import full_precision
 from learnreg.linear.identity import Unchanged
 from learnreg.linear.stack import Stack
@@ -193,8 +193,7 @@ class Regularizer(nn.Module):
         return self
 
     def stretched(self, scale: float) -> Regularizer:
-        """A copy for images ``scale`` times as bright, scale² R(x / scale); itself, where the family does not know how.
-        Override it where it does."""
+        """A copy for images ``scale`` times as bright, scale² R(x / scale); itself, where the family knows none."""
         return self
 
     def chain(self) -> Chain[Regularizer] | None:
@@ -399,17 +398,3 @@ class _NoiseLevels(Regularizer):
 
     def project_(self) -> None:
         self._base.project_()
-
-
-def positive_log(values: Tensor | float, name: str, count: int | None = None) -> nn.Parameter:
-    """The logarithm of positive numbers as a parameter; ``count`` repeats a single one."""
-    tensor = given_tensor(values, name) if not isinstance(values, (int, float)) else torch.as_tensor(float(values))
-    if not tensor.is_floating_point():
-        tensor = tensor.to(torch.get_default_dtype())
-    if not bool(torch.isfinite(tensor).all()) or bool((tensor <= 0).any()):
-        raise ConfigError(f"{name}: expected positive finite numbers, got a minimum of {float(tensor.min()):g}.")
-    if count is not None:
-        if tensor.numel() not in (1, count):
-            raise ShapeError(f"{name}: got {tensor.numel()} numbers for {count} filters.")
-        tensor = tensor.reshape(-1).expand(count)
-    return nn.Parameter(tensor.log().clone())

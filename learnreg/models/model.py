@@ -19,7 +19,7 @@ from learnreg.linear.operator import LinearOperator
 from learnreg.linear.paths import given_path
 from learnreg.lower_level.constraints import Box
 from learnreg.lower_level.data_terms import DataTerm, LeastSquares
-from learnreg.lower_level.dualised_terms import DATA_TERMS
+from learnreg.lower_level.likelihoods import DATA_TERMS
 from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.models.limits import ModestTensors
 from learnreg.models.names import (

@@ -9,11 +9,12 @@ from learnreg.errors import ShapeError
 from learnreg.linear.arguments import check_type
 from learnreg.linear.grad_mode import full_precision
 from learnreg.linear.operator import LinearOperator
-from learnreg.lower_level.regularizer import Regularizer, positive_log
+from learnreg.lower_level.regularizer import Regularizer
 from learnreg.lower_level.saddle_terms import ParameterRole, Pictures, SaddleTerms
 from learnreg.potentials.base import Potential
 from learnreg.potentials.proximal import Grouped
 from learnreg.regularizers.image_kind import WIDTH, WIDTHS
+from learnreg.regularizers.raw_parameters import positive_log
 
 __all__ = ["AnalysisOperator"]
 

@@ -11,7 +11,7 @@ from learnreg.convolutions.dct import LARGEST_SIDE, MOST_FILTERS, dct_filters
 from learnreg.convolutions.padding import Boundary
 from learnreg.errors import ConfigError, ShapeError
 from learnreg.linear.arguments import check_type, is_whole, real_number, shown
-from learnreg.lower_level.regularizer import Regularizer, positive_log
+from learnreg.lower_level.regularizer import Regularizer
 from learnreg.lower_level.saddle_terms import Pictures, SaddleTerms
 from learnreg.potentials import potential_from_config, potential_to_config
 from learnreg.potentials.base import Potential
@@ -19,6 +19,7 @@ from learnreg.potentials.pseudo_huber import PseudoHuber
 from learnreg.regularizers.image_kind import Coupling, ImageKind
 from learnreg.regularizers.learned_filters import ArrayLike, LearnedFilters, filters_from
 from learnreg.regularizers.options import RegularizerOptions
+from learnreg.regularizers.raw_parameters import positive_log
 
 __all__ = ["FieldsOfExperts"]
 

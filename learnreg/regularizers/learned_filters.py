@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from learnreg.convolutions.padding import BOUNDARIES, Boundary
 from learnreg.errors import ConfigError
 from learnreg.linear.arguments import check_one_of, given_tensor
-from learnreg.lower_level.regularizer import positive_log
 from learnreg.lower_level.saddle_terms import ParameterRole
 from learnreg.regularizers.image_kind import ImageKind
+from learnreg.regularizers.raw_parameters import positive_log
 
 __all__ = ["ArrayLike", "LearnedFilters", "filters_from"]
 

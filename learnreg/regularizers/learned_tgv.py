@@ -29,12 +29,13 @@ from learnreg.linear.grad_mode import full_precision
 from learnreg.linear.samples import sum_samples
 from learnreg.linear.shapes import check_one_channel
 from learnreg.lower_level.latent import Latent
-from learnreg.lower_level.regularizer import Regularizer, positive_log
+from learnreg.lower_level.regularizer import Regularizer
 from learnreg.lower_level.saddle_terms import ParameterRole, Pictures, SaddleTerms
 from learnreg.potentials.base import Potential
 from learnreg.potentials.isotropic import IsotropicPseudoHuber
 from learnreg.regularizers.image_kind import ImageKind
 from learnreg.regularizers.options import RegularizerOptions
+from learnreg.regularizers.raw_parameters import positive_log
 from learnreg.regularizers.reduction import best_latent, reduced_value
 
 __all__ = ["LearnedTotalGeneralizedVariation"]

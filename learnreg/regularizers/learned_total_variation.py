@@ -21,11 +21,12 @@ from learnreg.convolutions.interpolation import (
 )
 from learnreg.convolutions.padding import Boundary
 from learnreg.errors import ConfigError
-from learnreg.lower_level.regularizer import Regularizer, positive_log
+from learnreg.lower_level.regularizer import Regularizer
 from learnreg.lower_level.saddle_terms import ParameterRole, Pictures, SaddleTerms
 from learnreg.potentials.isotropic import IsotropicPseudoHuber
 from learnreg.regularizers.image_kind import Coupling, ImageKind
 from learnreg.regularizers.options import RegularizerOptions
+from learnreg.regularizers.raw_parameters import positive_log
 
 __all__ = ["LearnedTotalVariation"]
 

@@ -11,12 +11,13 @@ from learnreg.convolutions.dct import LARGEST_SIDE, MOST_FILTERS, dct_filters
 from learnreg.convolutions.padding import Boundary
 from learnreg.errors import ConfigError, ShapeError
 from learnreg.linear.arguments import is_whole, model_scale, real_number, shown
-from learnreg.lower_level.regularizer import Regularizer, positive_log
+from learnreg.lower_level.regularizer import Regularizer
 from learnreg.lower_level.saddle_terms import Pictures, SaddleTerms
 from learnreg.potentials.isotropic import IsotropicPseudoHuber
 from learnreg.regularizers.image_kind import Coupling, ImageKind
 from learnreg.regularizers.learned_filters import ArrayLike, LearnedFilters, filters_from
 from learnreg.regularizers.options import RegularizerOptions
+from learnreg.regularizers.raw_parameters import positive_log
 
 __all__ = ["MultivariateExperts"]
 

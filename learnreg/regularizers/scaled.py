@@ -9,8 +9,9 @@ from typing import Any, Self
 from torch import Tensor, nn
 
 from learnreg.errors import ConfigError
-from learnreg.lower_level.regularizer import Regularizer, positive_log
+from learnreg.lower_level.regularizer import Regularizer
 from learnreg.lower_level.saddle_terms import ParameterRole, Pictures, SaddleTerms
+from learnreg.regularizers.raw_parameters import positive_log
 
 __all__ = ["Scaled"]
 

@@ -10,12 +10,13 @@ from learnreg.convolutions.dct import LARGEST_SIDE, MOST_FILTERS, dct_filters
 from learnreg.convolutions.filter_bank import FilterBank
 from learnreg.convolutions.padding import Boundary
 from learnreg.linear.arguments import model_scale, whole_number
-from learnreg.lower_level.regularizer import Regularizer, positive_log
+from learnreg.lower_level.regularizer import Regularizer
 from learnreg.lower_level.saddle_terms import Pictures, SaddleTerms
 from learnreg.potentials.square import Square
 from learnreg.regularizers.image_kind import Coupling, ImageKind
 from learnreg.regularizers.learned_filters import LearnedFilters
 from learnreg.regularizers.options import RegularizerOptions
+from learnreg.regularizers.raw_parameters import positive_log
 
 __all__ = ["GeneralisedTikhonov"]
 

@@ -93,12 +93,12 @@ _LAZY = {
     "OperatorError": "learnreg.errors",
     "OneStep": "learnreg.hypergradients.one_step",
     "Piggyback": "learnreg.hypergradients.piggyback",
-    "Poisson": "learnreg.lower_level.dualised_terms",
+    "Poisson": "learnreg.lower_level.likelihoods",
     "Proxy": "learnreg.hypergradients.proxy",
     "PseudoHuber": "learnreg.potentials.pseudo_huber",
     "Regularizer": "learnreg.lower_level.regularizer",
     "ShapeError": "learnreg.errors",
-    "SmoothedL1": "learnreg.lower_level.dualised_terms",
+    "SmoothedL1": "learnreg.lower_level.likelihoods",
     "Solution": "learnreg.result",
     "SolverError": "learnreg.errors",
     "Square": "learnreg.potentials.square",
@@ -109,7 +109,7 @@ _LAZY = {
     "TensorBoard": "learnreg.training.tensorboard",
     "TrainResult": "learnreg.training.result",
     "TransmissionLeastSquares": "learnreg.lower_level.data_terms",
-    "TransmissionPoisson": "learnreg.lower_level.dualised_terms",
+    "TransmissionPoisson": "learnreg.lower_level.likelihoods",
     "Unrolled": "learnreg.hypergradients.unrolled",
     "UpperLoss": "learnreg.losses",
     "WeightedLeastSquares": "learnreg.lower_level.data_terms",
@@ -121,7 +121,7 @@ _LAZY = {
     "solution_layer": "learnreg.upper_level.layer",
     "solve": "learnreg.solvers.solve",
     "train": "learnreg.training.train",
-    "vstack": "learnreg.linear.operator",
+    "vstack": "learnreg.linear.stack",
 }
 """Where each name is; imported when it is first used: torch takes seconds, for which no help should wait."""
 

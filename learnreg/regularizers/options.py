@@ -85,6 +85,12 @@ class RegularizerOptions:
         0.9, "modulus that weakly convex ones take from data term and ridge at most", above=0.0
     )
 
+    convolutions: str = option("4,8,32", "channels after each small convolution; the last are the filters")
+    knots: int = option(21, "of each learned potential, odd", at_least=5, at_most=1025)
+    noise_conditioned: bool = option(
+        False, "whether weights and smoothings follow the noise level, so that one model serves many"
+    )
+
     @property
     def filter_side(self) -> int:
         """Side of the filters in pixels."""
@@ -99,6 +105,21 @@ class RegularizerOptions:
     def variation_weight(self) -> float:
         """Weight of a total variation that smooths as much as filters of these initial weights: measured, a third."""
         return self.weight / 3.0
+
+    @property
+    def convolution_channels(self) -> tuple[int, ...]:
+        """``convolutions`` as numbers.
+
+        Raises
+        ------
+        ConfigError: something else than integers with commas between them.
+        """
+        try:
+            return tuple(int(part) for part in self.convolutions.split(","))
+        except ValueError:
+            raise ConfigError(
+                f"convolutions={self.convolutions!r}: expected integers with commas between them, such as 4,8,32."
+            ) from None
 
     def check_sizes(self) -> None:
         """Raise ConfigError for more numbers than anybody would learn, before memory for them is asked for."""

@@ -139,10 +139,14 @@ class RidgeRegularizer(Regularizer):
     @classmethod
     def from_options(cls, options: RegularizerOptions, generator: torch.Generator) -> Self:
         return cls(
-            convexity=cast(Convexity, options.convexity),
+            options.convolution_channels,
+            options.filter_side,
+            options.knots,
+            cast(Convexity, options.convexity),
             nonconvexity=options.nonconvexity,
             weight=_WEIGHT_OF_EXPERTS * options.weight,
             smoothing=_KNOTS_OF_EXPERTS * options.smoothing,
+            noise_conditioned=options.noise_conditioned,
             generator=generator,
             image_channels=options.image_kind.get("channels", 1),
             coupling=options.image_kind.get("coupling", "separate"),

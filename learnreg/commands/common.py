@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from learnreg.commands.initial import start_from
 from learnreg.commands.option_checks import device_of
 from learnreg.commands.options import TrainingConfig
-from learnreg.commands.initial import start_from
 from learnreg.commands.process import large_blocks_kept, threads
 from learnreg.errors import ConfigError
 from learnreg.hypergradients import METHODS
@@ -22,7 +21,7 @@ from learnreg.losses import LOSSES
 from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.regularizers import REGULARIZERS, Regularizer, TotalVariation
 from learnreg.report.comparison import Comparison
-from learnreg.report.lower_level import conditioning
+from learnreg.report.lower_level import conditioning, weak_convexity
 from learnreg.report.report import Report, require_packages, write_report
 from learnreg.training.baseline import tune_total_variation
 from learnreg.training.batch_groups import batch_groups
@@ -105,6 +104,7 @@ def _compared(scenario: Scenario, problem: LowerLevelProblem, folder: RunFolder,
         "tv_weight": tv_weight,
         "held_out": sorted(image.name for image in comparison.images),
         **_training_figures(result, config.schedule == "annealed"),
+        **weak_convexity(problem),
         "model": str(folder.model_path),
     }
     announce("writing the report")

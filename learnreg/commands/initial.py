@@ -10,9 +10,6 @@ from learnreg.regularizers import Regularizer
 
 __all__ = ["start_from"]
 
-_MAY_DIFFER = ("noise_conditioned", "convexity", "nonconvexity")
-"""Of the same filters and potentials, with parameters that the model does not have."""
-
 
 @torch.no_grad()
 def start_from(regularizer: Regularizer, path: str) -> None:
@@ -33,11 +30,13 @@ def start_from(regularizer: Regularizer, path: str) -> None:
     lines = [
         f"{name}: {before.get(name)!r} in the model, {now.get(name)!r} now"
         for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name) and name not in _MAY_DIFFER
+        if before.get(name) != now.get(name) and name not in regularizer.grows_in
     ]
     parameters = dict(regularizer.named_parameters())
-    lines += [f"{name}: learned by the model, unknown now" for name, _ in given.named_parameters() if name not in parameters]
+    lines += [
+        f"{name}: learned by the model, unknown now" for name, _ in given.named_parameters() if name not in parameters
+    ]
     if lines:
         raise ConfigError(f"init={path}: the options ask for another regularizer than that of the model:", lines)
     for name, p in given.named_parameters():
-        parameters[name].copy_(p)
+        parameters[name].copy_(regularizer.adapted(name, p))

@@ -10,9 +10,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from learnreg.errors import ConfigError, LearnregError, ShapeError
-from learnreg.linear.arguments import check_dense, check_images, real_number
-from learnreg.linear.samples import expand, norm_samples, sum_samples
-from learnreg.result import brief
+from learnreg.linear.arguments import check_dense, real_number
+from learnreg.linear.samples import expand, norm_samples
 
 __all__ = ["UpperLoss", "check_loss", "loss_at"]
 

@@ -91,6 +91,10 @@ class RegularizerOptions:
         False, "whether weights and smoothings follow the noise level, so that one model serves many"
     )
 
+    depth: float = option(
+        0.5, "initial depth of the concave parts of weakly convex potentials, of the largest", above=0.0, at_most=0.999
+    )
+
     @property
     def filter_side(self) -> int:
         """Side of the filters in pixels."""

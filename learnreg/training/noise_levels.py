@@ -1,4 +1,4 @@
-"""Noise levels of the samples of a training run: whether the problem uses them, and how much the loss of each counts."""
+"""Noise levels of the samples of a training run: whether the problem uses them, and how they weight the loss."""
 
 from __future__ import annotations
 

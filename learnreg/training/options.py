@@ -11,7 +11,16 @@ from learnreg.hypergradients.base import HypergradientMethod
 from learnreg.hypergradients.implicit import Implicit
 from learnreg.linear.arguments import LARGEST_SEED, check_flag, check_one_of, is_whole, real_number, shown, whole_number
 
-__all__ = ["NOISE_WEIGHTINGS", "SAMPLINGS", "SCHEDULES", "NoiseWeightingName", "OptimizerName", "SamplingName", "ScheduleName", "TrainingOptions"]
+__all__ = [
+    "NOISE_WEIGHTINGS",
+    "SAMPLINGS",
+    "SCHEDULES",
+    "NoiseWeightingName",
+    "OptimizerName",
+    "SamplingName",
+    "ScheduleName",
+    "TrainingOptions",
+]
 
 OptimizerName = Literal["adam", "lbfgs", "adaptive"]
 ScheduleName = Literal["steady", "annealed"]

@@ -66,13 +66,13 @@ class Chunk:
 @dataclass(frozen=True)
 class _Audited:
     """The first samples of a batch as its gradient used them: what an audit judges. state: where the gradient was
-    formed, or where a method that returns one of its own began."""
+    formed, or where a method that returns one of its own began, at the tolerances ``own``."""
 
     frozen: FrozenProblem
     b: Tensor
     loss: UpperLoss
     state: Start
-    own: bool
+    own: Tolerances | None = None
 
 
 @dataclass(frozen=True)
@@ -272,13 +272,14 @@ class Session:
         b, x_true = stacked(chunk.samples)
         loss = self.loss_of(chunk.samples, x_true)
         start = self.warm.starts(chunk.samples, b)
-        result = improve_batch(chunk.frozen, b, loss, self.method, start, self.tolerances)
+        tolerances = self.tolerances.at(chunk.samples[0].sigma)
+        result = improve_batch(chunk.frozen, b, loss, self.method, start, tolerances)
         state = result.state
         few = slice(0, _AUDIT_SAMPLES)
         scale = len(b) / len(b[few])  # adjoint states carry 1/batch
         formed = start if result.own else state
         few_loss = self.loss_of(chunk.samples, x_true[few])
-        audited = _Audited(chunk.frozen, b[few], few_loss, formed.part(few, scale), result.own)
+        audited = _Audited(chunk.frozen, b[few], few_loss, formed.part(few, scale), tolerances if result.own else None)
         return _Solved(result, float((state.x - x_true).double().square().mean()), audited)
 
     def _audit_if_due(self) -> Audit | None:
@@ -299,7 +300,7 @@ class Session:
 
         def judged() -> Audit:
             b, x_true = stacked(self.source.whole(few))
-            return self._audit(_Audited(chunk.frozen, b, self.loss_of(few, x_true), self.warm.starts(few, b), False))
+            return self._audit(_Audited(chunk.frozen, b, self.loss_of(few, x_true), self.warm.starts(few, b)))
 
         found = self.group.first(lambda: self.workers.call(judged))
         self.applications += found.applications
@@ -309,8 +310,8 @@ class Session:
         """In a thread. A method that returns a gradient runs again, on these samples alone."""
         loss = latest.loss
         used: BatchGradient | Start = latest.state
-        if latest.own:
-            used = improve_batch(latest.frozen, latest.b, loss, self.method, latest.state, self.tolerances)
+        if latest.own is not None:
+            used = improve_batch(latest.frozen, latest.b, loss, self.method, latest.state, latest.own)
         return audit(latest.frozen, latest.b, loss, used, self.target)
 
     # ---- checkpoints -----------------------------------------------------------------------------------------------

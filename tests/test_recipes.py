@@ -1,4 +1,4 @@
-"""The recipes of the models that are shipped: their options are those of the command line, and stages follow another."""
+"""The recipes of the models that are shipped: their options are those of the command line, stages follow another."""
 
 from __future__ import annotations
 

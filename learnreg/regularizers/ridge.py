@@ -250,6 +250,8 @@ class RidgeRegularizer(Regularizer):
         repeated = _REFLECTIONS**self.images.dimensions if self.boundary == "reflect" else 1.0
         grid, overshoot = fine_grid(self._filter_side, self.images.dimensions)
         concavity = torch.as_tensor(self.potential().concavity).flatten()
+        if not bool(concavity.any()):
+            return 0.0
         filters = self._exact_filters()
         filters = filters if self.images.across else filters[:, None]
         scaled = filters * concavity.sqrt().reshape(-1, *(1,) * (filters.dim() - 1))

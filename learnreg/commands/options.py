@@ -128,8 +128,6 @@ class TrainingConfig(RegularizerOptions, RunOptions):
         if self.optimizer == "lbfgs":
             for name in ("step_size", "schedule"):
                 found[name] = "lbfgs searches its own steps; adam and adaptive have step sizes"
-        if not hasattr(self, "sigma"):
-            found["noise_conditioned"] = "the measurements have one noise level; learnreg train denoise has several"
         if self.optimizer != "adaptive":
             found["sampling"] = f"{self.optimizer} has its own samples; adaptive can choose"
         return found
@@ -154,6 +152,9 @@ class DenoiseConfig(TrainingConfig):
         "25/255",
         "noise level, the standard deviation for images in [0, 1], or with --noise-conditioned a range, 5/255:50/255",
         numeric_text=True,
+    )
+    noise_conditioned: bool = _main(
+        False, "whether weights and smoothings follow the noise level, so that one model serves many"
     )
     levels: int = option(32, "noise levels of a range, each of which has batches of its own", at_least=1, at_most=10**5)
     noise_weighting: str = option(

@@ -87,9 +87,6 @@ class RegularizerOptions:
 
     convolutions: str = option("4,8,32", "channels after each small convolution; the last are the filters")
     knots: int = option(21, "of each learned potential, odd", at_least=5, at_most=1025)
-    noise_conditioned: bool = option(
-        False, "whether weights and smoothings follow the noise level, so that one model serves many"
-    )
 
     depth: float = option(
         0.5, "initial depth of the concave parts of weakly convex potentials, of the largest", above=0.0, at_most=0.999
@@ -104,6 +101,11 @@ class RegularizerOptions:
     def image_kind(self) -> dict[str, Any]:
         """Channels and coupling of the images, as keywords of a regularizer: none for grey ones."""
         return {}
+
+    @property
+    def noise_conditioned(self) -> bool:
+        """Whether weights and smoothings follow the noise level; an option of tasks with several levels."""
+        return False
 
     @property
     def variation_weight(self) -> float:

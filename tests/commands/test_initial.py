@@ -69,7 +69,7 @@ def test_ranges_that_do_not_fit_are_refused(options: dict[str, Any], message: st
         (DenoiseConfig, ["levels=8"], "range of noise levels"),
         (DenoiseConfig, ["noise_weighting=none"], "range of noise levels"),
         (DenoiseConfig, ["regularizer=tv", "noise_conditioned=true"], "no such option"),
-        (TomographyConfig, ["regularizer=ridge", "noise_conditioned=true"], "one noise level"),
+        (TomographyConfig, ["regularizer=ridge", "noise_conditioned=true"], "learnreg train denoise has it"),
     ],
 )
 def test_options_that_nothing_reads_are_refused(kind: Any, assignments: list[str], message: str) -> None:

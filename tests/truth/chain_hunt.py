@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from truth.chain import DenseChain, chain_weights
+from truth.chain import DenseChain, chain_gradient_of, chain_weights
 from truth.draw import DOUBLE, Draw
 from truth.summary import Summary
 
@@ -73,7 +73,25 @@ def hunt_chains(problems: int, generator: torch.Generator) -> Summary:
             assert isinstance(found, ChainSolution)
             _compare(summary, f"{number} at {tolerance:.2g}", problem, b, found)
         summary.certified += int(found.certified)
+        if cast("Reweighted", problem.regularizer).steps is not None:
+            _compare_gradients(summary, str(number), problem, b, draw)
     return summary
+
+
+def _compare_gradients(summary: Summary, label: str, problem: lr.LowerLevelProblem, b: Tensor, draw: Draw) -> None:
+    """Of the tolerances, one is so loose that its bound is taken where the first round ends."""
+    loss = lr.SquaredError(draw.rand(len(b), *problem.operator.domain_shape).to(b.dtype))
+    exact = chain_gradient_of(problem, b, loss)
+    size = sum(float((g * g).sum()) for g in exact.values()) ** 0.5
+    summary.smooth += 1
+    for kind, tolerance in (("loose", draw.log_uniform(0.1, 30.0)), ("tight", draw.log_uniform(1e-6, 0.1))):
+        found = lr.hypergradient(problem, b, loss, tolerance=tolerance)
+        summary.reached[kind] = summary.reached.get(kind, 0) + int(found.certified)
+        if found.bound_kind != "rigorous":
+            continue
+        error = sum(float((found.gradient[n] - g).square().sum()) for n, g in exact.items()) ** 0.5
+        slack = 1e-9 * size / min(1.0, problem.strong_convexity)
+        summary.compare("hypergradient", error, found.error_bound, slack, f"{label} at {tolerance:.2g}")
 
 
 def _compare(summary: Summary, label: str, problem: lr.LowerLevelProblem, b: Tensor, found: ChainSolution) -> None:

@@ -90,9 +90,12 @@ class Reweighted(Regularizer):
         self.base, self.steps = regularizer, steps
         self.image_channels, self.image_dimensions = regularizer.image_channels, regularizer.image_dimensions
         self._options = {"weights": weights, "steps": steps, "window": window, "features": features, "size": size}
-        channels, weight = _places(regularizer)
-        if (weights == "free" or window > 1) and self.image_dimensions != 2:
-            raise ConfigError("Reweighted: windows and free weights are for images with two sides alone.")
+        channels, weight, axes = _places(regularizer)
+        if (weights == "free" or window > 1) and axes != 3:
+            raise ConfigError(
+                "Reweighted: windows and free weights are for images with two sides and responses of one axis of "
+                "channels; signals, volumes and complex images take weights='majorising', window=1."
+            )
         self.weights: SolutionWeights
         if weights == "majorising":
             self.weights = MajorisingWeights(scale * weight.expand(channels).contiguous(), window)
@@ -158,8 +161,9 @@ class Reweighted(Regularizer):
 
 
 @torch.no_grad()
-def _places(regularizer: Regularizer) -> tuple[int, Tensor]:
-    """The channels of what its weights belong to, and the weights of its potential, () or (channels,)."""
+def _places(regularizer: Regularizer) -> tuple[int, Tensor, int]:
+    """The channels of what its weights belong to, the weights of its potential, () or (channels,), and the number of
+    axes of responses."""
     shape = (regularizer.image_channels, *(_SIDE,) * regularizer.image_dimensions)
     terms = regularizer.saddle_terms(shape)
     obstacle = "it has latent variables" if terms.latent.channels else reweightable(terms.potential)
@@ -167,4 +171,5 @@ def _places(regularizer: Regularizer) -> tuple[int, Tensor]:
         raise AssumptionError(f"{type(regularizer).__name__} cannot be reweighted: {obstacle}.")
     channels = 1 if isinstance(terms.potential, Grouped) else int(terms.operator.range_shape[0])
     weight = torch.as_tensor(terms.potential.weight).detach()
-    return channels, weight.reshape(-1) if weight.numel() in (1, channels) else weight.max().reshape(1)
+    weight = weight.reshape(-1) if weight.numel() in (1, channels) else weight.max().reshape(1)
+    return channels, weight, len(terms.operator.range_shape)

@@ -19,10 +19,15 @@ from learnreg.result import ChainSolution
 __all__ = ["hunt_chains"]
 
 
-def _regularizer(draw: Draw) -> Reweighted:
+def _regularizer(draw: Draw, channels: int) -> Reweighted:
     kind, base = draw.choice("experts", "experts", "variation", "ridge"), cast("Regularizer", None)
+    kind = draw.choice("variation", "complex") if channels == 2 else kind
     if kind == "variation":
-        base = TotalVariation(draw.log_uniform(1e-2, 1.0), draw.log_uniform(1e-3, 1.0))
+        joint: Any = {"channels": channels, "coupling": "joint"} if channels > 1 else {}
+        base = TotalVariation(draw.log_uniform(1e-2, 1.0), draw.log_uniform(1e-3, 1.0), **joint)
+    elif kind == "complex":
+        own = lr.PseudoHuber(draw.log_uniform(1e-3, 3.0), draw.log_uniform(1e-2, 3.0))
+        base = FieldsOfExperts(draw.integer(1, 3), 3, own, "reflect", channels=2, coupling="complex")
     elif kind == "ridge":
         base = RidgeRegularizer((2, 3), 3, 9, weight=draw.log_uniform(0.1, 2.0), smoothing=0.15)
     else:
@@ -30,6 +35,7 @@ def _regularizer(draw: Draw) -> Reweighted:
         own = potential(draw.log_uniform(1e-3, 3.0), draw.log_uniform(1e-2, 3.0))
         base = FieldsOfExperts(draw.integer(1, 4), 3, own, "reflect")
     weights, steps, window = "free" if draw.chance(0.3) else "majorising", draw.choice(1, 1, 2, 3, None), (1, 1, 3)
+    weights, window = ("majorising", (1,)) if kind == "complex" else (weights, window)
     R = Reweighted(
         base, cast("Any", weights), cast("Any", steps), scale=draw.log_uniform(1e-2, 10.0),
         window=cast("Any", draw.choice(*window)), features=2, size=3,
@@ -41,7 +47,7 @@ def _regularizer(draw: Draw) -> Reweighted:
 
 
 def _problem(draw: Draw) -> lr.LowerLevelProblem:
-    shape = (1, draw.integer(4, 7), draw.integer(4, 7))
+    shape = (draw.choice(1, 1, 1, 2), draw.integer(4, 7), draw.integer(4, 7))
     kind = draw.choice("identity", "identity", "blur", "mask")
     A: lr.LinearOperator = Identity(shape)
     if kind == "blur":
@@ -50,7 +56,7 @@ def _problem(draw: Draw) -> lr.LowerLevelProblem:
         A = Inpainting((draw.rand(*shape) < 0.7).double())
     ridge = 0.0 if kind == "identity" else draw.log_uniform(1e-2, 1.0)
     constraint = lr.Box(0.0, draw.uniform(0.3, 1.0)) if draw.chance(0.3) else None
-    return lr.LowerLevelProblem(A, _regularizer(draw), ridge=ridge, constraint=constraint)
+    return lr.LowerLevelProblem(A, _regularizer(draw, shape[0]), ridge=ridge, constraint=constraint)
 
 
 def _next(dense: DenseChain, R: Reweighted, x: Tensor) -> Tensor:

@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from learnreg.lower_level.linear_constraints import LinearConstraints
     from learnreg.lower_level.problem import LowerLevelProblem
     from learnreg.lower_level.regularizer import Regularizer
-    from learnreg.models.model import Model, load, pretrained, save_model
+    from learnreg.models.model import Model, load, save_model
+    from learnreg.models.shipped import pretrained
     from learnreg.potentials.absolute_value import AbsoluteValue
     from learnreg.potentials.huber import Huber
     from learnreg.potentials.log_cosh import LogCosh
@@ -116,7 +117,7 @@ _LAZY = {
     "certify": "learnreg.hypergradients.certify",
     "hypergradient": "learnreg.hypergradients.compute",
     "load": "learnreg.models.model",
-    "pretrained": "learnreg.models.model",
+    "pretrained": "learnreg.models.shipped",
     "save_model": "learnreg.models.model",
     "solution_layer": "learnreg.upper_level.layer",
     "solve": "learnreg.solvers.solve",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -31,17 +30,17 @@ from learnreg.models.names import (
     describe_regularizer,
     operator_tensors,
 )
+from learnreg.models.shipped import file_of
 from learnreg.models.tensor_files import plain, read_tensors, write_tensors
 from learnreg.operators import Identity
 from learnreg.regularizers import Regularizer
 from learnreg.result import Solution
 from learnreg.solvers.solve import solve
 
-__all__ = ["FORMAT_VERSION", "Model", "load", "pretrained", "save_model"]
+__all__ = ["FORMAT_VERSION", "Model", "load", "save_model"]
 
 FORMAT_VERSION = 1
 
-_SHIPPED_FOLDER = Path(__file__).parents[1] / "pretrained"
 _OWN_KEYS = ("regularizer", "operator", "ridge", "constraint", "noise_level", "data_term", "minimiser")
 _DATA_TERM = "data_term."
 _DENOISING = {"name": "identity", "config": {}}
@@ -180,7 +179,7 @@ class Model:
 
 
 def save_model(
-    path: str | Path, problem: LowerLevelProblem | Regularizer, config: Mapping[str, Any] | None = None
+    path: str | Path, problem: LowerLevelProblem | Regularizer | Model, config: Mapping[str, Any] | None = None
 ) -> None:
     """Write a model file, atomically.
 
@@ -190,7 +189,7 @@ def save_model(
     problem: the lower-level problem the regularizer was learned for. A regularizer alone is stored for denoising,
         ½‖x - b‖² + R(x). Operators of this package are stored, with their tensors and also composed, added and stacked;
         of another one its class alone: give it again to ``Model.problem``, or store what ``assemble`` makes of it.
-        Weights of the data term are stored, learned or given.
+        Weights of the data term are stored, learned or given. A loaded Model is stored as it was, with its config.
     config: anything JSON knows, such as {"sigma": 0.098, "training": {...}}; becomes part of ``Model.config``.
 
     Raises
@@ -199,11 +198,14 @@ def save_model(
     CheckpointError: NaN or infinite parameters, or the system refuses.
     """
     path = given_path(path, "save_model(path)")
-    check_type(problem, (LowerLevelProblem, Regularizer), "save_model(problem)", "a LowerLevelProblem or a Regularizer")
+    expected = "a LowerLevelProblem, a Regularizer or a Model"
+    check_type(problem, (LowerLevelProblem, Regularizer, Model), "save_model(problem)", expected)
     given = dict(config or {})
     if reserved := sorted(set(given) & set(_OWN_KEYS)):
         raise ConfigError(f"save_model(config=...): the keys {', '.join(reserved)} are taken from the problem.")
-    regularizer = problem.regularizer if isinstance(problem, LowerLevelProblem) else problem
+    if isinstance(problem, Model):
+        given = {**{key: value for key, value in problem.config.items() if key not in _OWN_KEYS}, **given}
+    regularizer = problem if isinstance(problem, Regularizer) else problem.regularizer
     state = regularizer.state_dict()
     described, tensors = _describe_problem(problem)
     description = describe_regularizer(regularizer)
@@ -228,18 +230,19 @@ def load(path: str | Path) -> Model:
 
     Parameters
     ----------
-    path: a model file, or a run folder that holds model.safetensors.
+    path: a model file; a run folder, or one in the Hub's layout, that holds model.safetensors; or the name of a
+        shipped model, a text, which stands for it whatever lies in the working directory.
 
     Raises
     ------
-    CheckpointError: missing, truncated, damaged (SHA-256), another format, an unknown regularizer, parameters that are
-        missing, superfluous, of the wrong shape or not finite.
+    CheckpointError: a name that is not shipped, a missing, truncated or damaged file (SHA-256), another format, an
+        unknown regularizer, parameters that are missing, superfluous, of the wrong shape or not finite.
     """
     if not isinstance(path, (str, Path)):
         raise CheckpointError(
             f"load(path): got {type(path).__name__}, expected a path, or the name of a shipped model."
         )
-    file = _resolve(path)
+    file = file_of(path)
     tensors, content = read_tensors(file)
     version = content.get("format_version")
     if type(version) is not int or version != FORMAT_VERSION:
@@ -270,27 +273,13 @@ def load(path: str | Path) -> Model:
     return model
 
 
-def pretrained() -> dict[str, dict[str, Any]]:
-    """The shipped models by name, each with its configuration; ``load(name)`` loads one."""
-    return {path.stem: load(path).config for path in sorted(_SHIPPED_FOLDER.glob("*.safetensors"))}
-
-
-def _resolve(path: str | Path) -> Path:
-    file = Path(path)
-    if os.path.isfile(file / "model.safetensors"):
-        return file / "model.safetensors"
-    if os.path.lexists(file) or file.suffix or file.name != str(path):
-        return file
-    shipped = sorted(entry.stem for entry in _SHIPPED_FOLDER.glob("*.safetensors"))
-    if str(path) in shipped:
-        return _SHIPPED_FOLDER / f"{path}.safetensors"
-    raise CheckpointError(
-        f"{path}: neither a file nor a shipped model. Shipped models: {', '.join(shipped) or 'none in this version'}."
-    )
-
-
-def _describe_problem(problem: LowerLevelProblem | Regularizer) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _describe_problem(problem: LowerLevelProblem | Regularizer | Model) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """All but the regularizer, and the tensors of the operator and of the data term."""
+    if isinstance(problem, Model):
+        known = {key: problem.config[key] for key in _OWN_KEYS if key != "regularizer"}
+        return known | {"data_term": _describe_data_term(problem.data_term)}, _tensors(
+            problem.tensors, problem.data_term
+        )
     if isinstance(problem, Regularizer):
         described = {
             "operator": _DENOISING,
@@ -312,8 +301,11 @@ def _describe_problem(problem: LowerLevelProblem | Regularizer) -> tuple[dict[st
         "data_term": _describe_data_term(problem.data_term),
         "minimiser": problem.minimiser,
     }
-    stored = problem.data_term.stored_tensors().items()
-    return described, {**tensors, **{f"{_DATA_TERM}{name}": t for name, t in stored}}
+    return described, _tensors(tensors, problem.data_term)
+
+
+def _tensors(of_operator: Mapping[str, Tensor], data_term: DataTerm) -> dict[str, Tensor]:
+    return {**of_operator, **{f"{_DATA_TERM}{name}": t for name, t in data_term.stored_tensors().items()}}
 
 
 def _describe_data_term(data_term: DataTerm) -> dict[str, Any]:

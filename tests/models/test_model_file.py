@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,8 +16,7 @@ from torch import Tensor
 
 import learnreg as lr
 import learnreg.regularizers
-from learnreg.models import model as model_module
-from learnreg.models.model import FORMAT_VERSION, load, pretrained, save_model
+from learnreg.models.model import FORMAT_VERSION, load, save_model
 from learnreg.models.tensor_files import write_tensors
 from learnreg.operators import Blur, Identity, from_callables
 from learnreg.regularizers import (
@@ -223,22 +221,6 @@ def test_a_folder(file: Path, tmp_path: Path) -> None:
     assert load(file.parent).config["sigma"] == 0.1
     with pytest.raises(lr.CheckpointError, match="this is a folder"):
         load(tmp_path.parent)
-
-
-def test_a_name_that_is_not_shipped() -> None:
-    with pytest.raises(lr.CheckpointError, match="Shipped models: none in this version"):
-        load("denoise-foe")
-
-
-def test_shipped_models_are_found_by_name(file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert pretrained() == {}
-    monkeypatch.setattr(model_module, "_SHIPPED_FOLDER", tmp_path / "shipped")
-    (tmp_path / "shipped").mkdir()
-    shutil.copy(file, tmp_path / "shipped" / "denoise-foe.safetensors")
-    assert pretrained()["denoise-foe"]["sigma"] == 0.1
-    assert load("denoise-foe").config["sigma"] == 0.1
-    with pytest.raises(lr.CheckpointError, match="Shipped models: denoise-foe"):
-        load("denoise-icnn")
 
 
 @pytest.mark.parametrize("content", [b"", b"\x00" * 8, b"\xff" * 100, b"PK\x03\x04 a pickle", b"\x80\x04\x95"])

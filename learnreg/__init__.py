@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from learnreg.lower_level.linear_constraints import LinearConstraints
     from learnreg.lower_level.problem import LowerLevelProblem
     from learnreg.lower_level.regularizer import Regularizer
+    from learnreg.models.hub import pull, push
     from learnreg.models.model import Model, load, save_model
     from learnreg.models.shipped import pretrained
     from learnreg.potentials.absolute_value import AbsoluteValue
@@ -118,6 +119,8 @@ _LAZY = {
     "hypergradient": "learnreg.hypergradients.compute",
     "load": "learnreg.models.model",
     "pretrained": "learnreg.models.shipped",
+    "pull": "learnreg.models.hub",
+    "push": "learnreg.models.hub",
     "save_model": "learnreg.models.model",
     "solution_layer": "learnreg.upper_level.layer",
     "solve": "learnreg.solvers.solve",
@@ -204,6 +207,8 @@ __all__ = [
     "operators",
     "plot",
     "pretrained",
+    "pull",
+    "push",
     "regularizers",
     "save_model",
     "solution_layer",

@@ -85,7 +85,7 @@ def adapt(
     announce(f"tuning the balance on {pairs} samples")
     tuning = _Tuning(scenario, b, x_true, _rough(scenario, x_true))
     if criterion == "pairs":
-        found = tuning.by_pairs(regularizer, model.noise_level)
+        found = tuning.by_pairs(regularizer, model.usual_noise_level)
     else:
         found = tuning.by_discrepancy(regularizer, noise)
     path = out / "model.safetensors"

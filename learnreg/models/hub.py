@@ -70,11 +70,11 @@ def push(
     repository = _repository(to)
     if repository is None:
         folder = given_path(to, "push(to)")
-        _write_folder(model, folder, known)
+        _write_folder(model, folder, known, str(folder))
         return str(folder)
     hub = _require_hub()
     with tempfile.TemporaryDirectory() as name:
-        _write_folder(model, Path(name), {"name": repository.rpartition("/")[2], **known})
+        _write_folder(model, Path(name), {"name": repository.rpartition("/")[2], **known}, str(to))
         try:
             api = hub.HfApi(library_name=LIBRARY, library_version=version(LIBRARY))
             api.create_repo(repository, private=private, exist_ok=True)
@@ -155,7 +155,7 @@ def _refused(place: object, error: Exception, hint: str) -> DataError:
     return DataError(f"{type(error).__name__}: {' '.join(str(error).split())}", place, hint)
 
 
-def _write_folder(model: Any, folder: Path, card: dict[str, Any]) -> None:
+def _write_folder(model: Any, folder: Path, card: dict[str, Any], place: str) -> None:
     _check_target(folder)
     file = folder / MODEL_FILE
     if isinstance(model, (Model, LowerLevelProblem, Regularizer)):
@@ -169,7 +169,7 @@ def _write_folder(model: Any, folder: Path, card: dict[str, Any]) -> None:
     about = {"library_name": LIBRARY, "library_version": version(LIBRARY), "format_version": FORMAT_VERSION}
     config = json.dumps(plain({**about, "sha256": digest, **stored.config}), indent=1, ensure_ascii=False)
     write_atomically(folder / HUB_CONFIG, f"{config}\n".encode())
-    write_atomically(folder / _README, "".join(f"{line}\n" for line in _readme(stored, card)).encode())
+    write_atomically(folder / _README, "".join(f"{line}\n" for line in _readme(stored, card, place)).encode())
 
 
 def _check_target(folder: Path) -> None:
@@ -180,13 +180,14 @@ def _check_target(folder: Path) -> None:
         raise ConfigError(f"{folder}: it holds a model that was not pushed, perhaps that of a run; choose another.")
 
 
-def _readme(model: Model, card: Mapping[str, Any]) -> list[str]:
+def _readme(model: Model, card: Mapping[str, Any], place: str) -> list[str]:
     """The card of the Hub. JSON is YAML, so that each value of the front matter is one line of it."""
     front = {key: json.dumps(value, ensure_ascii=False) for key, value in _front_matter(model, card).items()}
-    use = f'model = lr.load(lr.pull("hf://OWNER/{card["name"]}"))  # or the path of this folder'
+    told = ", noise_level=10 / 255" if model.conditioned else ""
     lines = ["---", *(f"{key}: {value}" for key, value in front.items()), "---", "", f"# {card['name']}", ""]
-    lines += ["```python", "import learnreg as lr", "", use, "model.reconstruct(b, tolerance=1e-4)", "```", ""]
-    lines += [f"A learned regularizer, {type(model.regularizer).__name__}; reconstructions are certified.", ""]
+    lines += ["```python", "import learnreg as lr", "", f'model = lr.load(lr.pull("{place}"))']
+    lines += [f"solution = model.reconstruct(b, tolerance=1e-4{told}, details=True)", "```", ""]
+    lines += [f"A learned regularizer of the class {type(model.regularizer).__name__}.", ""]
     return [*lines, *card_lines(card)]
 
 

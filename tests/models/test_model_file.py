@@ -356,3 +356,22 @@ except CheckpointError as error:
     assert "cannot be written (File too large)" in done.stdout
     assert file.read_bytes() == before
     assert [entry.name for entry in file.parent.iterdir()] == [file.name]
+
+
+def test_a_range_of_noise_levels(tmp_path: Path) -> None:
+    regularizer = RidgeRegularizer((2,), 3, noise_conditioned=True)
+    save_model(tmp_path / "a.safetensors", regularizer, {"sigma": [5 / 255, 50 / 255]})
+    model, b = load(tmp_path / "a.safetensors"), torch.rand(1, 1, 9, 9)
+    assert (model.noise_level, model.noise_range) == (None, (5 / 255, 50 / 255))
+    assert model.usual_noise_level == 25 / 255
+    with pytest.raises(lr.ConfigError, match="from 5/255 to 50/255; pass that of b"):
+        model.reconstruct(b)
+    expected = lr.solve(lr.LowerLevelProblem(Identity((1, 9, 9)), regularizer.at(0.1)), b).x
+    assert torch.equal(model.reconstruct(b, noise_level=0.1), expected)
+
+
+@pytest.mark.parametrize("sigma", [0.1, None, [], ["5/255"], [True], "25/255", [-1.0, 0.1], [0.0]])
+def test_what_is_no_range(tmp_path: Path, sigma: object) -> None:
+    save_model(tmp_path / "a.safetensors", RidgeRegularizer((2,), 3, noise_conditioned=True), {"sigma": sigma})
+    assert load(tmp_path / "a.safetensors").noise_range is None
+    load(tmp_path / "a.safetensors").reconstruct(torch.rand(1, 1, 9, 9), tolerance=1.0)

@@ -110,7 +110,10 @@ class Model:
     @property
     def conditioned(self) -> bool:
         """Whether the regularizer adapts to the noise level."""
-        return self.regularizer.at(1.0) is not self.regularizer
+        try:
+            return self.regularizer.at(1.0) is not self.regularizer
+        except ConfigError:  # it knows levels, and this is not one of them
+            return True
 
     @cached_property
     def operator(self) -> LinearOperator:

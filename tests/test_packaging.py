@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import learnreg
 
 ROOT = Path(__file__).resolve().parents[1]
 OPTIONAL_MODULES = (
-    *("PIL", "astra", "h5py", "jinja2", "matplotlib", "numba", "odl", "pydicom", "pylops"),
+    *("PIL", "astra", "h5py", "huggingface_hub", "jinja2", "matplotlib", "numba", "odl", "pydicom", "pylops"),
     *("pytest", "scipy", "skimage", "tifffile"),
 )
 
@@ -46,6 +47,21 @@ def test_tests_are_no_package() -> None:
 
 def test_the_package_is_typed() -> None:
     assert (ROOT / "learnreg" / "py.typed").is_file()
+
+
+def test_shipped_models_are_installed_with_their_cards(pyproject: dict[str, Any]) -> None:
+    spec = importlib.util.spec_from_file_location("check_wheel", ROOT / ".ci" / "check_wheel.py")
+    assert spec is not None
+    assert spec.loader is not None
+    check = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(check)
+    shipped = [f"learnreg/pretrained/a.{suffix}" for suffix in ("safetensors", "toml")]
+    for name in shipped:
+        patterns = pyproject["tool"]["setuptools"]["package-data"]["learnreg"]
+        assert any(Path(name).match(f"learnreg/{pattern}") for pattern in patterns)
+    missing = check.problems([], shipped)
+    assert [f"{name} is missing" for name in shipped] == [line for line in missing if "pretrained" in line]
+    assert not [line for line in check.problems(shipped, shipped) if "pretrained" in line]
 
 
 def test_version_is_the_same_everywhere(pyproject: dict[str, Any]) -> None:

@@ -64,12 +64,13 @@ def model_problem(model: Model, name: str, seed: int = 0, side: int = _SIDE) -> 
     ------
     ConfigError: the file does not hold its forward operator.
     """
-    problem = model.problem((1, side, side)).double()
+    level = model.usual_noise_level if model.noise_range else None
+    problem = model.problem((1, side, side), noise_level=level).double()
     _, height, width = problem.operator.domain_shape
     x_true = clean_patches(_BATCH, max(height, width), seed)[..., :height, :width]
     b = problem.operator(x_true)
     noise = torch.randn(b.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    sigma = parse_sigma(model.config.get("sigma", _SIGMA))
+    sigma = level or parse_sigma(model.config.get("sigma", _SIGMA))
     return [AccuracyProblem(name, problem, b + sigma * noise, SquaredError(x_true))]
 
 

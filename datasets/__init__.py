@@ -28,7 +28,7 @@ from learnreg.datasets.noise import GaussianNoise
 from learnreg.datasets.photographs.bsds import BSDS500, load_training_images
 from learnreg.datasets.photographs.natural import natural_images, natural_split
 from learnreg.datasets.photographs.noise_estimate import estimate_noise
-from learnreg.datasets.photographs.patches import DenoisingPatches, add_noise, parse_sigma
+from learnreg.datasets.photographs.patches import DenoisingPatches, add_noise, parse_sigma, parse_sigmas
 from learnreg.datasets.tomography.ct_images import ellipse_split, load_ct_images
 from learnreg.datasets.tomography.lodopab import LoDoPaB
 from learnreg.datasets.tomography.noise import PhotonNoise, RelativeNoise
@@ -70,6 +70,7 @@ __all__ = [
     "load_training_images",
     "natural_images",
     "parse_sigma",
+    "parse_sigmas",
     "read_array",
     "read_dicom",
     "read_dicom_series",

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from learnreg.hypergradients.unrolled import Unrolled
     from learnreg.linear.operator import LinearOperator
     from learnreg.linear.stack import vstack
-    from learnreg.losses import SquaredError, UpperLoss
+    from learnreg.losses import AbsoluteError, SquaredError, UpperLoss
     from learnreg.lower_level.constraints import Box, Nonnegative
     from learnreg.lower_level.data_terms import LeastSquares, TransmissionLeastSquares, WeightedLeastSquares
     from learnreg.lower_level.likelihoods import Poisson, SmoothedL1, TransmissionPoisson
@@ -62,6 +62,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _LAZY = {
+    "AbsoluteError": "learnreg.losses",
     "AbsoluteValue": "learnreg.potentials.absolute_value",
     "AdaptiveDescent": "learnreg.upper_level.adaptive_descent",
     "AssumptionError": "learnreg.errors",
@@ -149,6 +150,7 @@ _ROOMS = (
 __all__ = [
     "BSG1",
     "MAID",
+    "AbsoluteError",
     "AbsoluteValue",
     "AdaptiveDescent",
     "AssumptionError",

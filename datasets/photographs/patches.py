@@ -14,7 +14,9 @@ from learnreg.datasets.seeding import item_generator, item_index, named_images
 from learnreg.errors import ConfigError, DataError
 from learnreg.linear.arguments import LARGEST_SEED, check_real, shown, whole_number
 
-__all__ = ["DenoisingPatches", "add_noise", "parse_sigma"]
+__all__ = ["DenoisingPatches", "add_noise", "parse_sigma", "parse_sigmas"]
+
+_GOLDEN = (5.0**0.5 - 1.0) / 2.0
 
 
 def parse_sigma(text: str | float) -> float:
@@ -38,6 +40,17 @@ def parse_sigma(text: str | float) -> float:
     return _check_sigma(values[0] if len(values) == 1 else values[0] / values[1], text)
 
 
+def parse_sigmas(text: str | float) -> float | tuple[float, float]:
+    """A noise level, as :func:`parse_sigma` reads it, or a range (lowest, highest) of them, such as "5/255:50/255".
+
+    Raises
+    ------
+    ConfigError: a level that is none, or the higher one first.
+    """
+    low, colon, high = str(text).partition(":")
+    return _check_range((parse_sigma(low), parse_sigma(high))) if colon else parse_sigma(text)
+
+
 def add_noise(image: Tensor, sigma: float, seed: int) -> Tensor:
     """``image`` plus Gaussian noise of standard deviation ``sigma``, not clipped.
 
@@ -57,7 +70,8 @@ def add_noise(image: Tensor, sigma: float, seed: int) -> Tensor:
 
 class DenoisingPatches(Dataset[tuple[Tensor, Tensor] | tuple[Tensor, Tensor, float]]):
     """Item i is (b, x_true), both (channels, patch, patch) float32: a random patch of the images, and b = x_true +
-    noise; with a range of noise levels (b, x_true, sigma), sigma uniform in it, for noise-conditioned regularizers.
+    noise; with a range of noise levels (b, x_true, sigma), for noise-conditioned regularizers: sigma is uniform in it,
+    or one of so many ``levels``, whose items :func:`learnreg.train` draws into batches of one level each.
 
     Positions are uniform over all patches of all images, each patch is flipped and transposed at random, and the noise
     is Gaussian with standard deviation ``sigma``, not clipped. Item i depends on ``seed`` and i alone, so that neither
@@ -70,10 +84,13 @@ class DenoisingPatches(Dataset[tuple[Tensor, Tensor] | tuple[Tensor, Tensor, flo
     patch: side of a patch in pixels.
     count: number of items.
     seed: any integer.
+    levels: how many noise levels of the range there are, spread evenly in an order drawn by the seed; item i has level
+        i mod ``levels``. None: one for each item. Samples of one level are solved together, those of several apart, so
+        that batches of one level take a fraction of the time.
 
     Raises
     ------
-    ConfigError: an option out of range, such as sigma=25 in place of 25/255.
+    ConfigError: an option out of range, such as sigma=25 in place of 25/255; levels of a single one.
     DataError: no images, or an image of another shape, smaller than a patch, not finite or outside [0, 1].
 
     Examples
@@ -91,11 +108,12 @@ class DenoisingPatches(Dataset[tuple[Tensor, Tensor] | tuple[Tensor, Tensor, flo
         patch: int = 64,
         count: int = 256,
         seed: int = 0,
+        levels: int | None = None,
     ) -> None:
         self.sigma = _check_range(sigma) if isinstance(sigma, Sequence) else _check_sigma(sigma, sigma)
         self.patch = whole_number(patch, "DenoisingPatches(patch)")
         self.count = whole_number(count, "DenoisingPatches(count)")
-        self.seed = seed
+        self.seed, self.levels = seed, _levels(self.sigma, levels, self.count, seed)
         named = named_images(images, "DenoisingPatches(images)")
         if not named:
             raise DataError("there are no images to take patches from.", hint="Pass at least one image.")
@@ -108,14 +126,21 @@ class DenoisingPatches(Dataset[tuple[Tensor, Tensor] | tuple[Tensor, Tensor, flo
         return self.count
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor] | tuple[Tensor, Tensor, float]:
-        generator = item_generator(self.seed, item_index(index, self.count))
+        item = item_index(index, self.count)
+        generator = item_generator(self.seed, item)
         x_true = self._draw_patch(generator)
         noise = torch.randn(x_true.shape, generator=generator, dtype=torch.float32)
         if not isinstance(self.sigma, tuple):
             return x_true + self.sigma * noise, x_true
         low, high = self.sigma
-        sigma = low + (high - low) * float(torch.rand((), generator=generator, dtype=torch.float64))
+        drawn = float(torch.rand((), generator=generator, dtype=torch.float64))
+        sigma = self.levels[item % len(self.levels)] if self.levels else low + (high - low) * drawn
         return x_true + sigma * noise, x_true, sigma
+
+    def batch_groups(self) -> list[range] | None:
+        """The items of each noise level, which share batches with no others; None without ``levels``."""
+        step = len(self.levels)
+        return [range(k, self.count, step) for k in range(step)] if step else None
 
     def _draw_patch(self, generator: torch.Generator) -> Tensor:
         position = int(torch.randint(self._ends[-1], (), generator=generator))
@@ -150,6 +175,19 @@ def _check_range(sigma: Sequence[float]) -> tuple[float, float]:
     if low > high:
         raise ConfigError(f"sigma={sigma!r}: expected the lower noise level first.")
     return low, high
+
+
+def _levels(sigma: float | tuple[float, float], count: int | None, items: int, seed: int) -> tuple[float, ...]:
+    """So many levels, from a seeded start in steps of the golden section: any number of the first ones is spread over
+    the range."""
+    if count is None:
+        return ()
+    whole_number(count, "DenoisingPatches(levels)", most=items)
+    if not isinstance(sigma, tuple):
+        raise ConfigError(f"DenoisingPatches(levels={count}): sigma is a single noise level, expected a range of them.")
+    low, high = sigma
+    start = float(torch.rand((), generator=item_generator(seed, items, count), dtype=torch.float64))
+    return tuple(low + (high - low) * ((start + k * _GOLDEN) % 1.0) for k in range(count))
 
 
 def _fraction_hint(sigma: object) -> str:

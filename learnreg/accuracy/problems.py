@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from learnreg.datasets import DenoisingPatches, natural_images, parse_sigma
+from learnreg.datasets import DenoisingPatches, natural_images
 from learnreg.errors import DataError
 from learnreg.losses import SquaredError, UpperLoss
 from learnreg.lower_level.problem import LowerLevelProblem
@@ -70,7 +70,7 @@ def model_problem(model: Model, name: str, seed: int = 0, side: int = _SIDE) -> 
     x_true = clean_patches(_BATCH, max(height, width), seed)[..., :height, :width]
     b = problem.operator(x_true)
     noise = torch.randn(b.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    sigma = level or parse_sigma(model.config.get("sigma", _SIGMA))
+    sigma = level or model.noise_level or _SIGMA
     return [AccuracyProblem(name, problem, b + sigma * noise, SquaredError(x_true))]
 
 

@@ -10,19 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from learnreg.commands.options import TrainingConfig, device_of
+from learnreg.commands.initial import start_from
+from learnreg.commands.option_checks import device_of
+from learnreg.commands.options import TrainingConfig
 from learnreg.commands.process import large_blocks_kept, threads
 from learnreg.errors import ConfigError
 from learnreg.hypergradients import METHODS
-from learnreg.losses import SquaredError
+from learnreg.losses import LOSSES
 from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.regularizers import REGULARIZERS, Regularizer, TotalVariation
 from learnreg.report.comparison import Comparison
-from learnreg.report.lower_level import conditioning
+from learnreg.report.lower_level import conditioning, weak_convexity
 from learnreg.report.report import Report, require_packages, write_report
 from learnreg.training.baseline import tune_total_variation
+from learnreg.training.batch_groups import batch_groups
 from learnreg.training.callbacks import Callbacks
 from learnreg.training.environment import environment
 from learnreg.training.group import Group
@@ -49,7 +51,7 @@ class Scenario:
     mean PSNR of a problem on held-out images. tv_weight, tv_samples, tv_tolerance: where the search for the weight of
     total variation starts, and on how many pairs and how accurately it is done. compare: a learned problem and one with
     total variation, on held-out images. input_key: the name of the PSNR of the inputs in the summary. title: of the
-    report.
+    report. tv_pairs: for total variation, of one noise level; None: those to train on.
     """
 
     config: TrainingConfig
@@ -63,6 +65,7 @@ class Scenario:
     compare: Callable[[LowerLevelProblem, LowerLevelProblem], Comparison]
     input_key: str
     title: str
+    tv_pairs: PairedDataset | None = None
 
 
 def run_scenario(scenario: Scenario, resume: bool = False, force: bool = False) -> dict[str, Any]:
@@ -77,7 +80,7 @@ def run_scenario(scenario: Scenario, resume: bool = False, force: bool = False) 
     require_packages()
     config = scenario.config
     torch.manual_seed(config.seed)
-    problem = scenario.problem(initial_regularizer(config))
+    problem = scenario.problem(initial_regularizer(config, resume))
     progress = Progress(config.minutes, config.updates or None)
     with joined() as group, folder_of(config.out, resume, group).held() as folder:
         trainer = _trainer(scenario, problem, progress, group)
@@ -92,7 +95,8 @@ def _compared(scenario: Scenario, problem: LowerLevelProblem, folder: RunFolder,
     problem.to("cpu")
     baseline = scenario.problem(TotalVariation(scenario.tv_weight, **config.image_kind))
     announce(f"tuning the weight of total variation on {scenario.tv_samples} samples, for comparison")
-    tv_weight = tune_total_variation(baseline, scenario.pairs, scenario.tv_samples, scenario.tv_tolerance)
+    pairs = scenario.pairs if scenario.tv_pairs is None else scenario.tv_pairs
+    tv_weight = tune_total_variation(baseline, pairs, scenario.tv_samples, scenario.tv_tolerance)
     announce("reconstructing the held-out images")
     comparison = scenario.compare(problem, baseline)
     summary = {
@@ -100,6 +104,7 @@ def _compared(scenario: Scenario, problem: LowerLevelProblem, folder: RunFolder,
         "tv_weight": tv_weight,
         "held_out": sorted(image.name for image in comparison.images),
         **_training_figures(result, config.schedule == "annealed"),
+        **weak_convexity(problem),
         "model": str(folder.model_path),
     }
     announce("writing the report")
@@ -122,14 +127,17 @@ def announce(what: str) -> None:
     print(what, file=sys.stderr, flush=True)
 
 
-def initial_regularizer(config: TrainingConfig) -> Regularizer:
-    """The regularizer that training starts from.
+def initial_regularizer(config: TrainingConfig, resume: bool = False) -> Regularizer:
+    """The regularizer that training starts from; ``resume``: its parameters are those of a run.
 
     Raises
     ------
-    ConfigError: options that do not fit together.
+    ConfigError: options that do not fit together, or a model of another kind. CheckpointError: an unreadable one.
     """
-    return REGULARIZERS[config.regularizer].from_options(config, torch.Generator().manual_seed(config.seed))
+    made = REGULARIZERS[config.regularizer].from_options(config, torch.Generator().manual_seed(config.seed))
+    if config.init != "none" and not resume:
+        start_from(made, config.init)
+    return made
 
 
 def _trainer(scenario: Scenario, problem: LowerLevelProblem, progress: Progress, group: Group) -> Trainer:
@@ -154,6 +162,7 @@ def _trainer(scenario: Scenario, problem: LowerLevelProblem, progress: Progress,
         schedule=config.schedule,  # type: ignore[arg-type]
         validation=config.validation,
         patience=config.patience or None,
+        noise_weighting=config.in_force().get("noise_weighting", "none"),
     )
     boards = [TensorBoard(Path(config.out) / "tensorboard")] if config.tensorboard else []
     there = device == torch.device("cpu")
@@ -161,7 +170,7 @@ def _trainer(scenario: Scenario, problem: LowerLevelProblem, progress: Progress,
     return Trainer(
         problem,
         scenario.pairs if there else _Moved(scenario.pairs, device),
-        SquaredError,
+        LOSSES[config.loss],
         options,
         config={**scenario.described, "training": config.in_force()},
         # held-out images stay on the CPU, whose results do not depend on the machine's accelerator
@@ -180,9 +189,12 @@ class _Moved:
     def __len__(self) -> int:
         return len(self._pairs)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        b, x_true = self._pairs[index]
-        return b.to(self._device), x_true.to(self._device)
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        b, x_true, *level = self._pairs[index]
+        return b.to(self._device), x_true.to(self._device), *level
+
+    def batch_groups(self) -> list[list[int]] | None:
+        return batch_groups(self._pairs)
 
 
 def _learn(trainer: Trainer, config: TrainingConfig, folder: RunFolder, resume: bool, force: bool) -> TrainResult:

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import Any
 
-import torch
-
-from learnreg.datasets import LoDoPaB, parse_sigma
+from learnreg.commands.option_checks import check_options
+from learnreg.datasets import LoDoPaB, parse_sigmas
 from learnreg.errors import ConfigError
 from learnreg.hypergradients import METHODS
+from learnreg.losses import LOSSES
 from learnreg.potentials import POTENTIALS
-from learnreg.regularizers import REGULARIZERS, letters, trainable
+from learnreg.regularizers import REGULARIZERS, trainable
 from learnreg.regularizers.options import RegularizerOptions, again, option, options_of
 from learnreg.training.optimizers import UPPER_LEVELS
-from learnreg.training.options import SAMPLINGS, SCHEDULES
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
+from learnreg.training.options import NOISE_WEIGHTINGS, SAMPLINGS, SCHEDULES
 
 __all__ = [
     "DeblurConfig",
@@ -30,9 +25,6 @@ __all__ = [
     "MriConfig",
     "TomographyConfig",
     "TrainingConfig",
-    "check_options",
-    "device_of",
-    "nearest",
     "regularizers_with",
 ]
 
@@ -63,6 +55,7 @@ class RunOptions:
     )
     out: str = _main("runs/denoise", "run folder", resumable=True)
     seed: int = _main(0, "seed of images, noise and initial filters", at_least=0, at_most=2**62)
+    init: str = _main("none", "model file whose parameters training starts from, such as that of an earlier run")
     device: str = _main("cpu", "where to compute: cpu, cuda, cuda:1 and so on, as torch has it", resumable=True)
     batch_size: int = option(16, "samples in a batch", at_least=1, at_most=10**5)
     chunk_size: int = option(
@@ -81,6 +74,9 @@ class TrainingConfig(RegularizerOptions, RunOptions):
         0, "samples of lbfgs and adaptive at most; 0: 512 of a growing sample, else 64", at_least=0, at_most=10**6
     )
     sampling: str = option("growing", "what adaptive takes of them: docs/training.md", choices=SAMPLINGS)
+    loss: str = option(
+        "squared", "of reconstructions: squared errors, or absolute ones smoothed below 0.01", choices=tuple(LOSSES)
+    )
     audit_every: int = option(10, "updates from one certified gradient to the next", at_least=1, at_most=10**6)
     step_size: float = option(3e-2, "initial upper-level step size of adam and adaptive", above=0.0, at_most=1e6)
     schedule: str = option(
@@ -152,7 +148,22 @@ class DenoiseConfig(TrainingConfig):
     """Options of ``learnreg train denoise``. Raises ConfigError for a value of the wrong type or out of range."""
 
     data: str = _main("natural", "'natural', photographs installed with scikit-image, or a folder of clean images")
-    sigma: str = _main("25/255", "noise level, the standard deviation for images in [0, 1]", numeric_text=True)
+    sigma: str = _main(
+        "25/255",
+        "noise level, the standard deviation for images in [0, 1], or with --noise-conditioned a range, 5/255:50/255",
+        numeric_text=True,
+    )
+    noise_conditioned: bool = _main(
+        False, "whether weights and smoothings follow the noise level, so that one model serves many"
+    )
+    levels: int = option(32, "noise levels of a range, each of which has batches of its own", at_least=1, at_most=10**5)
+    noise_weighting: str = option(
+        "inverse-sigma",
+        "of a range: the loss of each level over 1, sigma or its square, lest high levels count most",
+        choices=tuple(NOISE_WEIGHTINGS),
+    )
+    held_out: int = option(4, "images that are not trained on, at most a quarter of them", at_least=1, at_most=10**4)
+    held_out_of: str = option("all", "beginning of the names of images that may be held out, such as train/; all: any")
     channels: str = _main("grey", "of the images: colour is red, green and blue", choices=("grey", "colour"))
     coupling: str = option(
         "joint", "of colours: filters across them, or the same ones for each", choices=("joint", "separate")
@@ -165,7 +176,17 @@ class DenoiseConfig(TrainingConfig):
         super().__post_init__()
         if self.size > self.patch:
             raise ConfigError(f"size={self.size}: filters larger than the training patches, patch={self.patch}.")
-        _ = self.noise_level
+        if isinstance(self.noise_level, tuple):
+            self._check_range()
+
+    def _check_range(self) -> None:
+        if not self.noise_conditioned:
+            raise ConfigError(
+                f"sigma={self.sigma!r}: a range of noise levels is for a regularizer that adapts to them; add "
+                "--noise-conditioned, or give one level."
+            )
+        if self.levels > self.patches:
+            raise ConfigError(f"levels={self.levels}: more noise levels than training patches, patches={self.patches}.")
 
     @property
     def filter_side(self) -> int:
@@ -179,12 +200,15 @@ class DenoiseConfig(TrainingConfig):
         found = super().idle()
         if self.channels == "grey" or "channels" in found:
             found["coupling"] = "it is for colours; set channels=colour too"
+        if not isinstance(self.noise_level, tuple):
+            why = "it is for a range of noise levels, such as --sigma 5/255:50/255 --noise-conditioned"
+            found |= dict.fromkeys(("levels", "noise_weighting"), why)
         return found
 
     @property
-    def noise_level(self) -> float:
-        """sigma as a number."""
-        return parse_sigma(self.sigma)
+    def noise_level(self) -> float | tuple[float, float]:
+        """sigma as a number, or as a range of two."""
+        return parse_sigmas(self.sigma)
 
 
 @dataclass(frozen=True)
@@ -343,52 +367,3 @@ def _check_drawn(images: int, size: int) -> None:
 
 def _listed(names: Sequence[str], one: str, many: str) -> str:
     return f"{', '.join(names)} {one if len(names) == 1 else many}"
-
-
-def device_of(name: str) -> torch.device:
-    """The device of that name; ConfigError for one that torch does not know or that this machine lacks."""
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        if str(error).startswith("Expected one of"):  # a list of all that torch was ever built for
-            hint = " Did you mean 'cuda'?" if letters(name).startswith(("gpu", "nvidia", "cuda")) else ""
-            raise ConfigError(
-                f"device={name!r}: expected cpu, cuda, cuda:1 and so on.{hint} Leave --device out for the CPU."
-            ) from error
-        reason = str(error).split(" device type at start")[0].splitlines()[0]
-        raise ConfigError(f"device={name!r}: not available here ({reason}). Leave --device out for the CPU.") from error
-    return device
-
-
-def check_options(config: DataclassInstance) -> None:
-    """ConfigError unless every option has its type and lies in its range."""
-    hints = get_type_hints(type(config))
-    for field in dataclasses.fields(config):
-        _check(field.name, getattr(config, field.name), hints[field.name], field.metadata)
-
-
-def _check(key: str, value: Any, kind: Any, limits: Mapping[str, Any]) -> None:
-    if type(value) is not kind:
-        raise ConfigError(f"{key}={value!r}: got a {type(value).__name__}, expected {KINDS[kind]}.")
-    choices = limits["choices"]
-    if choices and value not in choices:
-        raise ConfigError(f"{key}={value!r}: expected one of {', '.join(choices)}.{nearest(value, choices)}")
-    if kind is str:
-        if not value.strip():
-            raise ConfigError(f"{key}={value!r}: expected a text that is not empty.")
-        return
-    above, at_least, at_most = limits["above"], limits["at_least"], limits["at_most"]
-    limits_given = ((">", above), (">=", at_least), ("<=", at_most))
-    expected = [f"{sign} {limit:g}" for sign, limit in limits_given if limit is not None]
-    fits = (above is None or value > above) and (at_least is None or value >= at_least)
-    if not (fits and (at_most is None or value <= at_most) and math.isfinite(value)):
-        raise ConfigError(f"{key}={value!r}: expected {KINDS[kind]} {' and '.join(expected)}.")
-
-
-KINDS = {str: "a text", int: "an integer", float: "a finite number", bool: "true or false"}
-
-
-def nearest(word: str, words: Sequence[str]) -> str:
-    found = difflib.get_close_matches(word, words, n=1)
-    return f" Did you mean {found[0]!r}?" if found else ""

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
-from learnreg.commands.options import ENDLESS, KINDS, TrainingConfig, device_of, nearest
+from learnreg.commands.option_checks import KINDS, device_of, nearest
+from learnreg.commands.options import ENDLESS, TrainingConfig
 from learnreg.commands.tasks import tasks_with
 from learnreg.errors import ConfigError
 from learnreg.linear.paths import read_text

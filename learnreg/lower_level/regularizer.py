@@ -64,6 +64,7 @@ class Regularizer(nn.Module):
     """
 
     summary: ClassVar[str] = ""
+    grows_in: ClassVar[tuple[str, ...]] = ()  # entries of config()
 
     convex: bool = False
     modulus: float | None = None
@@ -133,10 +134,13 @@ class Regularizer(nn.Module):
         """What, besides the parameters, rebuilds this object: numbers, texts, lists of these, and regularizers."""
         raise ConfigError(f"{type(self).__name__} does not implement config(), so it cannot be stored in a model file.")
 
+    def adapted(self, name: str, value: Tensor) -> Tensor:
+        """The parameter of a model that this one starts from, which may differ from it in ``grows_in``."""
+        return value
+
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
-        """The object that ``config`` describes, its parameters still to be loaded; by default the constructor takes
-        them as keywords."""
+        """The object that ``config`` describes, its parameters still to be loaded; by default, of these keywords."""
         return cls(**config)
 
     @classmethod
@@ -205,8 +209,6 @@ class Regularizer(nn.Module):
 
     def project_(self) -> None:
         """Project the parameters onto their admissible set, after an accepted step; nothing to do by default."""
-
-    # ---- arithmetic --------------------------------------------------------------------------------------------------
 
     def __add__(self, other: object) -> Regularizer:
         if not isinstance(other, Regularizer):
@@ -371,9 +373,6 @@ class _NoiseLevels(Regularizer):
     def _base(self) -> Regularizer:
         base: Regularizer = self.__dict__["base"]
         return base
-
-    def chain(self) -> Chain[Regularizer] | None:
-        """The chain of convex problems that it stands for, which ``learnreg.solve`` runs; None: it is one problem."""
 
     def sample_groups(self) -> list[tuple[Tensor, Regularizer]]:
         members: dict[float, list[int]] = {}

@@ -40,6 +40,8 @@ class FieldsOfExperts(LearnedFilters, Regularizer):
     channels, dimensions: of the images (channels, *sides).
     coupling: "separate", the same filters for every channel; "joint", filters (n, channels, k, k) across them;
         "complex", the same filters for two channels, phi of the modulus of both responses.
+    noise_conditioned: l_c and v_c - minimum_smoothing are multiplied by learned powers of sigma/(25/255) in
+        ``at(sigma)``, with the raw parameters ``weight_exponents`` and ``smoothing_exponents``, which start at 1.
 
     The raw parameters are ``filters`` (n, k, k), ``log_weights`` (n,) and ``log_smoothing`` (n,), the logarithm of
     v_c - minimum_smoothing. The filters in use are the raw ones minus their means (of each channel), so that R ignores
@@ -57,6 +59,7 @@ class FieldsOfExperts(LearnedFilters, Regularizer):
     {'filters': (24, 5, 5), 'log_weights': (24,), 'log_smoothing': (24,)}
     """
 
+    grows_in = ("noise_conditioned",)
     summary = "sum of l_c phi(w_c * x), phi one of the potentials with a name"
 
     def __init__(
@@ -71,6 +74,7 @@ class FieldsOfExperts(LearnedFilters, Regularizer):
         channels: int = 1,
         coupling: Coupling = "separate",
         dimensions: int = 2,
+        noise_conditioned: bool = False,
     ) -> None:
         super().__init__()
         images = ImageKind.of("FieldsOfExperts", channels, coupling, dimensions)
@@ -96,6 +100,7 @@ class FieldsOfExperts(LearnedFilters, Regularizer):
             minimum_smoothing=minimum_smoothing,
             images=images,
         )
+        self._condition_on_noise(noise_conditioned)
 
     @classmethod
     def from_arrays(
@@ -151,6 +156,7 @@ class FieldsOfExperts(LearnedFilters, Regularizer):
             boundary=cast(Boundary, options.boundary),
             minimum_smoothing=options.minimum_smoothing,
             generator=generator,
+            noise_conditioned=options.noise_conditioned,
             **options.image_kind,
         )
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from learnreg.convolutions.padding import BOUNDARIES, Boundary
 from learnreg.errors import ConfigError
-from learnreg.linear.arguments import check_one_of, given_tensor
+from learnreg.linear.arguments import check_flag, check_one_of, given_tensor
 from learnreg.lower_level.saddle_terms import ParameterRole
 from learnreg.regularizers.image_kind import ImageKind
 from learnreg.regularizers.raw_parameters import positive_log
@@ -21,13 +21,21 @@ __all__ = ["ArrayLike", "LearnedFilters", "filters_from"]
 
 ArrayLike = Tensor | np.ndarray[Any, Any]
 
+_REFERENCE_NOISE = 25.0 / 255.0
+
 
 class LearnedFilters(nn.Module):
     """The raw parameters ``filters`` (n, ..., *kernel), ``log_weights`` (n,) and, where the potential has a smoothing,
     ``log_smoothing`` (n,), the logarithm of the smoothing less ``minimum_smoothing``. Filters are used minus their
-    means with ``zero_mean``, those of each channel."""
+    means with ``zero_mean``, those of each channel.
+
+    Conditioned on the noise, l_c and the smoothing less its minimum are multiplied by (sigma/sigma_0)^a_c and
+    (sigma/sigma_0)^b_c in ``at(sigma)``, sigma_0 = 25/255, with learned exponents ``weight_exponents`` and
+    ``smoothing_exponents`` (n,) that start at 1, where denoising does not depend on the units of images."""
 
     log_smoothing: nn.Parameter | None
+    noise_conditioned: bool = False
+    _sigma: float | None = None
 
     def _set(
         self,
@@ -46,6 +54,15 @@ class LearnedFilters(nn.Module):
         self.log_weights = log_weights
         self.register_parameter("log_smoothing", log_smoothing)
         self.boundary, self.zero_mean, self.minimum_smoothing = boundary, zero_mean, float(minimum_smoothing)
+
+    def _condition_on_noise(self, wanted: bool) -> None:
+        """Add the exponents, if they are wanted."""
+        check_flag(wanted, f"{type(self).__name__}(noise_conditioned)")
+        self.noise_conditioned = bool(wanted)
+        if wanted:
+            self.weight_exponents = nn.Parameter(torch.ones_like(self.log_weights))
+            if self.log_smoothing is not None:
+                self.smoothing_exponents = nn.Parameter(torch.ones_like(self.log_smoothing))
 
     @classmethod
     def _of_arrays(
@@ -86,17 +103,19 @@ class LearnedFilters(nn.Module):
             minimum_smoothing=float(config.get("minimum_smoothing", 0.0)),
             images=ImageKind.from_config(config),
         )
+        result._condition_on_noise(bool(config.get("noise_conditioned", False)))
         return result
 
     @property
     def weights(self) -> Tensor:
-        """l, shape (n,)."""
-        return self.log_weights.exp()
+        """l, shape (n,), at the noise level in use."""
+        return self._log_weights().exp()
 
     @property
     def smoothing(self) -> Tensor | None:
-        """v, shape (n,); None where the potential has none."""
-        return None if self.log_smoothing is None else self.minimum_smoothing + self.log_smoothing.exp()
+        """v, shape (n,), at the noise level in use; None where the potential has none."""
+        logarithm = self._log_smoothing()
+        return None if logarithm is None else self.minimum_smoothing + logarithm.exp()
 
     @property
     def effective_filters(self) -> Tensor:
@@ -111,10 +130,31 @@ class LearnedFilters(nn.Module):
 
     def _numbers(self) -> dict[str, float | Tensor]:
         """Weights and smoothings in float64, (n, 1, 1) each, by the keywords of the potential."""
-        found: dict[str, float | Tensor] = {"weight": self.log_weights.double().exp()[:, None, None]}
-        if self.log_smoothing is not None:
-            found["smoothing"] = (self.minimum_smoothing + self.log_smoothing.double().exp())[:, None, None]
+        found: dict[str, float | Tensor] = {"weight": self._log_weights(True).exp()[:, None, None]}
+        logarithm = self._log_smoothing(True)
+        if logarithm is not None:
+            found["smoothing"] = (self.minimum_smoothing + logarithm.exp())[:, None, None]
         return found
+
+    def conditioned(self, sigma: float) -> Self:
+        if not self.noise_conditioned:
+            return self
+        result = copy.copy(self)
+        result._sigma = float(sigma)
+        return result
+
+    def _log_noise(self) -> float:
+        return 0.0 if self._sigma is None else math.log(self._sigma / _REFERENCE_NOISE)
+
+    def _log_weights(self, exact: bool = False) -> Tensor:
+        stored = self.log_weights.double() if exact else self.log_weights
+        return stored + self._log_noise() * self.weight_exponents.to(stored) if self.noise_conditioned else stored
+
+    def _log_smoothing(self, exact: bool = False) -> Tensor | None:
+        if self.log_smoothing is None:
+            return None
+        stored = self.log_smoothing.double() if exact else self.log_smoothing
+        return stored + self._log_noise() * self.smoothing_exponents.to(stored) if self.noise_conditioned else stored
 
     @torch.no_grad()
     def stretched(self, scale: float) -> Self:
@@ -127,13 +167,29 @@ class LearnedFilters(nn.Module):
         return twin
 
     def parameter_roles(self) -> dict[str, ParameterRole]:
-        roles = {"filters": "operator", "log_weights": "log_weight"}
-        return roles if self.log_smoothing is None else roles | {"log_smoothing": "log_smoothing"}
+        roles: dict[str, ParameterRole] = {"filters": "operator", "log_weights": "log_weight"}
+        if self.log_smoothing is not None:
+            roles["log_smoothing"] = "log_smoothing"
+        if self.noise_conditioned:
+            exponents = {"weight_exponents": "log_weights", "smoothing_exponents": "log_smoothing"}
+            roles |= {name: roles[of] for name, of in exponents.items() if of in roles}
+        return roles
+
+    def parameter_jacobian_bounds(self) -> dict[ParameterRole, float]:
+        """From weights and exponents at a noise level to the logarithms of l_c, and likewise of smoothings."""
+        spread = math.hypot(1.0, self._log_noise()) * (1.0 + 1e-12)
+        return {"log_weight": spread, "log_smoothing": spread} if self.noise_conditioned else {}
+
+    def scale_parameters(self) -> list[nn.Parameter]:
+        """The weights, without exponents of the noise level."""
+        return [self.log_weights]
 
     def config(self) -> dict[str, Any]:
         smoothing = {} if self.log_smoothing is None else {"minimum_smoothing": self.minimum_smoothing}
         filters, images = list(self.filters.shape), self.images.config()
-        return {"filters": filters, "boundary": self.boundary, "zero_mean": self.zero_mean, **smoothing, **images}
+        noise = {"noise_conditioned": True} if self.noise_conditioned else {}
+        kept = {"filters": filters, "boundary": self.boundary, "zero_mean": self.zero_mean}
+        return {**kept, **smoothing, **noise, **images}
 
 
 def _log_smoothing(smoothing: ArrayLike | None, filters: Tensor) -> nn.Parameter | None:

@@ -44,6 +44,8 @@ class MultivariateExperts(LearnedFilters, Regularizer):
     channels, dimensions: of the images (channels, *sides).
     coupling: "separate", the same filters for every channel; "joint", filters (G, s, channels, k, k) across them;
         "complex", the same filters for two channels, whose responses are all in the group.
+    noise_conditioned: l_g and v_g - minimum_smoothing are multiplied by learned powers of sigma/(25/255) in
+        ``at(sigma)``, with the raw parameters ``weight_exponents`` and ``smoothing_exponents``, which start at 1.
 
     The raw parameters are ``filters`` (G, s, k, k), ``log_weights`` (G,) and ``log_smoothing`` (G,), the logarithm of
     v_g - minimum_smoothing. The filters in use are the raw ones minus their means, so that R ignores constants (not in
@@ -60,6 +62,7 @@ class MultivariateExperts(LearnedFilters, Regularizer):
     torch.Size([2])
     """
 
+    grows_in = ("noise_conditioned",)
     summary = "a field of experts over groups of filters, isotropic in each"
 
     def __init__(
@@ -76,6 +79,7 @@ class MultivariateExperts(LearnedFilters, Regularizer):
         channels: int = 1,
         coupling: Coupling = "separate",
         dimensions: int = 2,
+        noise_conditioned: bool = False,
     ) -> None:
         super().__init__()
         images = ImageKind.of("MultivariateExperts", channels, coupling, dimensions)
@@ -99,6 +103,7 @@ class MultivariateExperts(LearnedFilters, Regularizer):
             minimum_smoothing=minimum_smoothing,
             images=images,
         )
+        self._condition_on_noise(noise_conditioned)
 
     @classmethod
     def from_arrays(
@@ -142,6 +147,7 @@ class MultivariateExperts(LearnedFilters, Regularizer):
             boundary=cast(Boundary, options.boundary),
             minimum_smoothing=options.minimum_smoothing,
             generator=generator,
+            noise_conditioned=options.noise_conditioned,
             **options.image_kind,
         )
 

@@ -85,6 +85,13 @@ class RegularizerOptions:
         0.9, "modulus that weakly convex ones take from data term and ridge at most", above=0.0
     )
 
+    convolutions: str = option("4,8,32", "channels after each small convolution; the last are the filters")
+    knots: int = option(21, "of each learned potential, odd", at_least=5, at_most=1025)
+
+    depth: float = option(
+        0.5, "initial depth of the concave parts of weakly convex potentials, of the largest", above=0.0, at_most=0.999
+    )
+
     @property
     def filter_side(self) -> int:
         """Side of the filters in pixels."""
@@ -96,9 +103,29 @@ class RegularizerOptions:
         return {}
 
     @property
+    def noise_conditioned(self) -> bool:
+        """Whether weights and smoothings follow the noise level; an option of tasks with several levels."""
+        return False
+
+    @property
     def variation_weight(self) -> float:
         """Weight of a total variation that smooths as much as filters of these initial weights: measured, a third."""
         return self.weight / 3.0
+
+    @property
+    def convolution_channels(self) -> tuple[int, ...]:
+        """``convolutions`` as numbers.
+
+        Raises
+        ------
+        ConfigError: something else than integers with commas between them.
+        """
+        try:
+            return tuple(int(part) for part in self.convolutions.split(","))
+        except ValueError:
+            raise ConfigError(
+                f"convolutions={self.convolutions!r}: expected integers with commas between them, such as 4,8,32."
+            ) from None
 
     def check_sizes(self) -> None:
         """Raise ConfigError for more numbers than anybody would learn, before memory for them is asked for."""

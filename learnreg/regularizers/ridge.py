@@ -9,13 +9,22 @@ from collections.abc import Sequence
 from typing import Any, Literal, Self, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from learnreg.convolutions.composition import fine_grid, jacobian_bound, normalised
+from learnreg.convolutions.composition import fine_grid, jacobian_bound, normalised, spectral_norm, zero_mean
 from learnreg.convolutions.dct import LARGEST_SIDE, MOST_FILTERS
 from learnreg.convolutions.padding import BOUNDARIES, Boundary
 from learnreg.errors import ConfigError
-from learnreg.linear.arguments import check_flag, check_generator, check_one_of, is_whole, model_scale, shown
+from learnreg.linear.arguments import (
+    check_flag,
+    check_generator,
+    check_one_of,
+    is_whole,
+    model_scale,
+    real_number,
+    shown,
+)
 from learnreg.lower_level.regularizer import Regularizer
 from learnreg.lower_level.saddle_terms import ParameterRole, Pictures, SaddleTerms
 from learnreg.potentials.spline import Spline, initial_coefficients
@@ -31,7 +40,6 @@ _WEIGHT_OF_EXPERTS = 0.5  # over the weight of a field of experts which smooths 
 _KNOTS_OF_EXPERTS = 2.0  # distance over the smoothing of such a field: with ten of them f'' reaches responses to noise
 _REFERENCE_NOISE = 25.0 / 255.0
 _SPREAD = 1.0  # twice the variance of the window of initial kernels, in pixels
-_INITIAL_DEPTH = 0.5  # of the largest
 _REFLECTIONS = 3.0  # how often "reflect" repeats a place at most, along an axis
 
 
@@ -55,6 +63,7 @@ class RidgeRegularizer(Regularizer):
         of half a filter alone and needs sides of at least that of the filters; "reflect" makes no edges at the border,
         but its norm takes seconds to bound between 1,024 and 4,096 pixels, and is probabilistic beyond.
     weight, smoothing: sum of the initial l_c ‖w_c‖, and initial v_c/‖w_c‖, the distance of the knots, in image units.
+    depth: initial one of concave parts, as a share of the largest possible, above 0 and below 1.
     noise_conditioned: l_c and v_c are multiplied by (sigma/sigma_0)^a_c and (sigma/sigma_0)^b_c in ``at(sigma)``, with
         learned exponents that start at 1, where denoising does not depend on the units of images.
     noise_level: sigma_0, at which weights and smoothings are as stored.
@@ -86,6 +95,7 @@ class RidgeRegularizer(Regularizer):
 
     summary = "filters composed of small convolutions, learned splines"
     channels_option = "image_channels"
+    grows_in = ("size", "convexity", "nonconvexity", "noise_conditioned")
 
     def __init__(
         self,
@@ -99,6 +109,7 @@ class RidgeRegularizer(Regularizer):
         boundary: Boundary = "zero",
         weight: float = 0.15,
         smoothing: float = 1e-2,
+        depth: float = 0.5,
         noise_conditioned: bool = False,
         noise_level: float = _REFERENCE_NOISE,
         generator: torch.Generator | None = None,
@@ -115,6 +126,8 @@ class RidgeRegularizer(Regularizer):
         positive = {"weight": weight, "smoothing": smoothing, "noise_level": noise_level, "nonconvexity": nonconvexity}
         for name, value in positive.items():
             model_scale(value, f"RidgeRegularizer({name})")
+        if not real_number(depth, "RidgeRegularizer(depth)", above=0.0) < 1.0:
+            raise ConfigError(f"RidgeRegularizer(depth={shown(depth)}): expected a share above 0 and below 1.")
         for name, flag in (("shared", shared), ("noise_conditioned", noise_conditioned)):
             check_flag(flag, f"RidgeRegularizer({name})")
         check_generator(generator)
@@ -131,7 +144,7 @@ class RidgeRegularizer(Regularizer):
         self.log_curvature = nn.Parameter(coefficients.log().to(dtype))
         if convexity == "convex-nonconvex":
             shape = (coefficients.shape[0], coefficients.shape[1] - 1)
-            self.logit_depth = nn.Parameter(torch.logit(torch.full(shape, _INITIAL_DEPTH, dtype=dtype)))
+            self.logit_depth = nn.Parameter(torch.logit(torch.full(shape, depth, dtype=dtype)))
         if noise_conditioned:
             self.weight_exponents = nn.Parameter(torch.ones(n, dtype=dtype))
             self.smoothing_exponents = nn.Parameter(torch.ones(n, dtype=dtype))
@@ -139,10 +152,15 @@ class RidgeRegularizer(Regularizer):
     @classmethod
     def from_options(cls, options: RegularizerOptions, generator: torch.Generator) -> Self:
         return cls(
-            convexity=cast(Convexity, options.convexity),
+            options.convolution_channels,
+            options.filter_side,
+            options.knots,
+            cast(Convexity, options.convexity),
             nonconvexity=options.nonconvexity,
             weight=_WEIGHT_OF_EXPERTS * options.weight,
             smoothing=_KNOTS_OF_EXPERTS * options.smoothing,
+            depth=options.depth,
+            noise_conditioned=options.noise_conditioned,
             generator=generator,
             image_channels=options.image_kind.get("channels", 1),
             coupling=options.image_kind.get("coupling", "separate"),
@@ -208,6 +226,36 @@ class RidgeRegularizer(Regularizer):
     def scale_parameters(self) -> list[nn.Parameter]:
         """The weights; depths of concave parts do not follow them."""
         return [self.log_weights]
+
+    def adapted(self, name: str, value: Tensor) -> Tensor:
+        """Kernels of a smaller side in the middle of those of this one's, which makes the same filters."""
+        margin = self.size - value.shape[-1]
+        if not name.startswith("factors.") or margin == 0:
+            return value
+        if margin < 0 or margin % 2:
+            raise ConfigError(
+                f"RidgeRegularizer(size={self.size}): kernels of side {value.shape[-1]} have no place in the middle of "
+                "these; choose a size that is larger by an even number."
+            )
+        kernels = zero_mean(value) if name == "factors.0" else value
+        return F.pad(kernels, [margin // 2] * (2 * self.image_dimensions))
+
+    @property
+    @torch.no_grad()
+    def nonconvexity_used(self) -> float:
+        """What of ``nonconvexity`` the learned potentials take: R(x) + that/2 ‖x‖² is convex on images of all sizes
+        (*rigorous bound*); 0 of convex ones."""
+        if self.convexity == "convex":
+            return 0.0
+        repeated = _REFLECTIONS**self.images.dimensions if self.boundary == "reflect" else 1.0
+        grid, overshoot = fine_grid(self._filter_side, self.images.dimensions)
+        concavity = torch.as_tensor(self.potential().concavity).flatten()
+        if not bool(concavity.any()):
+            return 0.0
+        filters = self._exact_filters()
+        filters = filters if self.images.across else filters[:, None]
+        scaled = filters * concavity.sqrt().reshape(-1, *(1,) * (filters.dim() - 1))
+        return repeated * overshoot * float(spectral_norm(scaled, grid)) ** 2
 
     def config(self) -> dict[str, Any]:
         return {

@@ -10,7 +10,7 @@ from torch import Tensor
 from learnreg.lower_level.frozen import FrozenProblem
 from learnreg.lower_level.problem import LowerLevelProblem
 
-__all__ = ["Conditioning", "conditioning"]
+__all__ = ["Conditioning", "conditioning", "weak_convexity"]
 
 
 @dataclass(frozen=True)
@@ -31,3 +31,10 @@ def conditioning(problem: LowerLevelProblem | FrozenProblem, b: Tensor) -> Condi
     """Of the problem at measurements b, with batch axis."""
     instance = problem.frozen().at(b)
     return Conditioning(instance.gradient_lipschitz(), instance.strong_convexity)
+
+
+def weak_convexity(problem: LowerLevelProblem) -> dict[str, float]:
+    """For the summary of a run, how much of the modulus of data term and ridge a weakly convex regularizer takes;
+    nothing of a convex one."""
+    taken = problem.frozen().concavity
+    return {"concavity": taken} if taken > 0 else {}

@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from learnreg.errors import ConfigError, DataError
 from learnreg.linear.arguments import shown
-from learnreg.losses import loss_at
 from learnreg.solvers.solve import solve
+from learnreg.training.batch_groups import batch_groups
 from learnreg.training.samples import Reader, Sample, is_array, stacked
 from learnreg.training.session import Chunk, Session
 from learnreg.training.sources import TrainingData, source_of
@@ -37,6 +37,11 @@ class _Part:
 
     def __getitem__(self, index: int) -> Any:
         return self._dataset[self._indices[index]]
+
+    def batch_groups(self) -> list[list[int]] | None:
+        """What is left of the groups of the data set."""
+        groups, place = batch_groups(self._dataset), {index: k for k, index in enumerate(self._indices)}
+        return None if groups is None else [[place[i] for i in group if i in place] for group in groups]
 
 
 def held_apart(data: TrainingData, share: float, seed: int) -> tuple[TrainingData, TrainingData]:
@@ -104,4 +109,4 @@ class HeldOut:
         b, x_true = stacked(chunk.samples)
         x = solve(chunk.frozen, b, self._tolerance).x
         error = (x - x_true).double().square().flatten(1).mean(1).clamp_min(1e-30)
-        return float(loss_at(self._session.loss, x_true).value(x)), -10.0 * error.log10()
+        return float(self._session.loss_of(chunk.samples, x_true).value(x)), -10.0 * error.log10()

@@ -11,13 +11,25 @@ from learnreg.hypergradients.base import HypergradientMethod
 from learnreg.hypergradients.implicit import Implicit
 from learnreg.linear.arguments import LARGEST_SEED, check_flag, check_one_of, is_whole, real_number, shown, whole_number
 
-__all__ = ["SAMPLINGS", "SCHEDULES", "OptimizerName", "SamplingName", "ScheduleName", "TrainingOptions"]
+__all__ = [
+    "NOISE_WEIGHTINGS",
+    "SAMPLINGS",
+    "SCHEDULES",
+    "NoiseWeightingName",
+    "OptimizerName",
+    "SamplingName",
+    "ScheduleName",
+    "TrainingOptions",
+]
 
 OptimizerName = Literal["adam", "lbfgs", "adaptive"]
 ScheduleName = Literal["steady", "annealed"]
 SamplingName = Literal["growing", "fixed", "minibatch"]
+NoiseWeightingName = Literal["none", "inverse-sigma", "inverse-variance"]
 SAMPLINGS: tuple[str, ...] = get_args(SamplingName)
 SCHEDULES: tuple[str, ...] = get_args(ScheduleName)
+NOISE_WEIGHTINGS = {"none": 0, "inverse-sigma": 1, "inverse-variance": 2}
+"""The power of its noise level that the loss of a sample is divided by."""
 
 _DEFAULT_MINUTES = 5.0
 _LARGEST_CHUNK = 16
@@ -35,6 +47,7 @@ _LASTING = (
     "sampling",
     "schedule",
     "validation",
+    "noise_weighting",
 )
 
 
@@ -65,6 +78,7 @@ class TrainingOptions:
     schedule: ScheduleName = "steady"
     validation: float = 0.0
     patience: int | None = None
+    noise_weighting: NoiseWeightingName = "none"
 
     def __post_init__(self) -> None:
         if self.minutes is not None:
@@ -83,6 +97,7 @@ class TrainingOptions:
         check_one_of(self.optimizer, get_args(OptimizerName), "train(optimizer)")
         check_one_of(self.sampling, SAMPLINGS, "train(sampling)")
         check_one_of(self.schedule, SCHEDULES, "train(schedule)")
+        check_one_of(self.noise_weighting, tuple(NOISE_WEIGHTINGS), "train(noise_weighting)")
         if self.schedule == "annealed" and self.updates is None and self.epochs is None:
             raise ConfigError(
                 "train(schedule='annealed'): it needs to know the length of a run; give updates or epochs."

@@ -18,7 +18,7 @@ from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.operators import Identity
 from learnreg.regularizers import TotalVariation
 from learnreg.report.comparison import Comparison, Quality, Scene, compare, magnitude, quality
-from learnreg.report.lower_level import Conditioning, conditioning
+from learnreg.report.lower_level import Conditioning, conditioning, weak_convexity
 from learnreg.report.noise_sweep import NoiseSweep, noise_sweep, scaled
 from learnreg.report.report import Report, missing_package, write_report
 from learnreg.result import Solution
@@ -79,7 +79,8 @@ def _report(
         regularizer=_drawn(problem, samples),
         rows=result.rows,
         config={name: value for name, value in asdict(options).items() if isinstance(value, (str, int, float))},
-        summary={name: getattr(result, name) for name in ("updates", "ended_by", "seconds", "operator_applications")},
+        summary={name: getattr(result, name) for name in ("updates", "ended_by", "seconds", "operator_applications")}
+        | weak_convexity(problem),
         conditioning=_conditionings(problem, baseline, samples[0]),
         sweep=_sweep(problem, baseline, samples, [s.sigma for s in first if s.sigma is not None]),
         held_out=bool(held_out),

@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from learnreg.hypergradients.compute import Start, hypergradient
-from learnreg.losses import loss_at
 from learnreg.lower_level.pairing import sum_gradients
 from learnreg.training.samples import Sample, stacked
 from learnreg.training.session import Chunk, Session
@@ -55,7 +54,7 @@ class SampledObjective(Objective):
         """In a worker thread."""
         b, x_true = stacked(chunk.samples)
         start = self.session.warm.starts(chunk.samples, b)
-        loss = loss_at(self.session.loss, x_true)
+        loss = self.session.loss_of(chunk.samples, x_true)
         return evaluate_batch(chunk.frozen, b, loss, self.session.method, start, accuracy)
 
     def certified_gradient(self, tolerance: float) -> CertifiedGradient:
@@ -80,7 +79,7 @@ class SampledObjective(Objective):
         found = hypergradient(
             chunk.frozen,
             b,
-            loss_at(self.session.loss, x_true),
+            self.session.loss_of(chunk.samples, x_true),
             self.session.method,
             _NO_RELATIVE_TOLERANCE if absolute > 0 else tolerance,
             absolute_tolerance=absolute,

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from learnreg.errors import CheckpointError, ConfigError, DataError, SolverError
+from learnreg.errors import CheckpointError, DataError, SolverError
 from learnreg.hypergradients.base import HypergradientMethod
 from learnreg.hypergradients.compute import Start
 from learnreg.losses import UpperLoss, loss_at
@@ -22,6 +22,7 @@ from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.training.clock import Clock
 from learnreg.training.group import Group
 from learnreg.training.messages import digest
+from learnreg.training.noise_levels import check_levels, weighted
 from learnreg.training.options import TrainingOptions
 from learnreg.training.samples import Reader, Sample, grouped, stacked
 from learnreg.training.schedule import AuditCount
@@ -65,13 +66,13 @@ class Chunk:
 @dataclass(frozen=True)
 class _Audited:
     """The first samples of a batch as its gradient used them: what an audit judges. state: where the gradient was
-    formed, or where a method that returns one of its own began."""
+    formed, or where a method that returns one of its own began, at the tolerances ``own``."""
 
     frozen: FrozenProblem
     b: Tensor
-    x_true: Tensor
+    loss: UpperLoss
     state: Start
-    own: bool
+    own: Tolerances | None = None
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ class Session:
     audit_every: gradients from one audit to the next.
     chunk_size: samples in a chunk at most.
     group: the workers that share the batches.
+    noise_weighting: of the losses of samples by their noise levels.
     """
 
     def __init__(
@@ -113,8 +115,10 @@ class Session:
         audit_every: int = 10,
         chunk_size: int = 8,
         group: Group | None = None,
+        noise_weighting: str = "none",
     ) -> None:
         self.problem, self.loss, self.method, self.target = problem, loss, method, target
+        self.noise_weighting = noise_weighting
         self.source, self.clock, self.workers, self.warm = source, clock, workers, warm
         self.chunk_size, self.group = chunk_size, Group() if group is None else group
         self.tolerances = Tolerances()
@@ -146,7 +150,7 @@ class Session:
             first = source.first(1)
             if not first:
                 raise DataError("the dataset is empty.", hint="Pass at least one pair (b, x_true).")
-            _check_levels(problem, first[0].sigma)
+            check_levels(problem, first[0].sigma, options.noise_weighting)
             loss_at(loss, first[0].x_true[None])
             _warn_of_units(first[0])
         except BaseException:
@@ -166,6 +170,7 @@ class Session:
             audit_every=options.audit_every,
             chunk_size=chunk_size,
             group=group,
+            noise_weighting=options.noise_weighting,
         )
 
     @torch.no_grad()
@@ -210,6 +215,10 @@ class Session:
             for piece in pieces(kind, size)
         ]
         return [Chunk(part, piece, self.group.owner(k, len(found))) for k, (part, piece) in enumerate(found)]
+
+    def loss_of(self, samples: Sequence[Sample], x_true: Tensor) -> UpperLoss:
+        """The loss of samples of one kind, with their ground truths, as their noise level weights it."""
+        return weighted(loss_at(self.loss, x_true), self.noise_weighting, samples[0].sigma)
 
     def map(self, function: Callable[[Chunk], R], chunks: Sequence[Chunk], sent: Callable[[R], R]) -> list[R]:
         """Results of all chunks, each solved by its owner, where its samples are and their earlier states. sent: what
@@ -261,14 +270,16 @@ class Session:
     def _evaluate_chunk(self, chunk: Chunk) -> _Solved:
         """One chunk, in a worker thread."""
         b, x_true = stacked(chunk.samples)
-        loss = loss_at(self.loss, x_true)
+        loss = self.loss_of(chunk.samples, x_true)
         start = self.warm.starts(chunk.samples, b)
-        result = improve_batch(chunk.frozen, b, loss, self.method, start, self.tolerances)
+        tolerances = self.tolerances.at(chunk.samples[0].sigma)
+        result = improve_batch(chunk.frozen, b, loss, self.method, start, tolerances)
         state = result.state
         few = slice(0, _AUDIT_SAMPLES)
         scale = len(b) / len(b[few])  # adjoint states carry 1/batch
         formed = start if result.own else state
-        audited = _Audited(chunk.frozen, b[few], x_true[few], formed.part(few, scale), result.own)
+        few_loss = self.loss_of(chunk.samples, x_true[few])
+        audited = _Audited(chunk.frozen, b[few], few_loss, formed.part(few, scale), tolerances if result.own else None)
         return _Solved(result, float((state.x - x_true).double().square().mean()), audited)
 
     def _audit_if_due(self) -> Audit | None:
@@ -289,7 +300,7 @@ class Session:
 
         def judged() -> Audit:
             b, x_true = stacked(self.source.whole(few))
-            return self._audit(_Audited(chunk.frozen, b, x_true, self.warm.starts(few, b), False))
+            return self._audit(_Audited(chunk.frozen, b, self.loss_of(few, x_true), self.warm.starts(few, b)))
 
         found = self.group.first(lambda: self.workers.call(judged))
         self.applications += found.applications
@@ -297,10 +308,10 @@ class Session:
 
     def _audit(self, latest: _Audited) -> Audit:
         """In a thread. A method that returns a gradient runs again, on these samples alone."""
-        loss = loss_at(self.loss, latest.x_true)
+        loss = latest.loss
         used: BatchGradient | Start = latest.state
-        if latest.own:
-            used = improve_batch(latest.frozen, latest.b, loss, self.method, latest.state, self.tolerances)
+        if latest.own is not None:
+            used = improve_batch(latest.frozen, latest.b, loss, self.method, latest.state, latest.own)
         return audit(latest.frozen, latest.b, loss, used, self.target)
 
     # ---- checkpoints -----------------------------------------------------------------------------------------------
@@ -373,27 +384,4 @@ def _warn_of_units(sample: Sample) -> None:
             f"train: images reach {largest:g}. Initial weights and smoothings are meant for images between 0 "
             "and about 1: divide images and measurements by their largest value, or choose them for these units.",
             stacklevel=6,
-        )
-
-
-def _check_levels(problem: LowerLevelProblem, level: float | None) -> None:
-    """ConfigError where samples have a noise level that the problem does not use, or it has one for each sample of a
-    batch."""
-    if isinstance(problem.noise_level, Tensor):
-        raise ConfigError(
-            "train: the problem has a noise level for each sample of a batch, but batches are drawn; leave it out, and "
-            "pass samples (b, x_true, sigma)."
-        )
-    if level is None:
-        return
-    kind = type(problem.regularizer).__name__
-    if problem.noise_level is not None:
-        raise ConfigError(
-            f"train: the problem has noise_level={problem.noise_level} and the samples bring their own, sigma="
-            f"{level:g}; leave one of them out."
-        )
-    if problem.regularizer.at(level) is problem.regularizer:
-        raise ConfigError(
-            f"train: samples are (b, x_true, sigma), but {kind} does not depend on the noise level; pass pairs "
-            "(b, x_true), or a regularizer that does, such as RidgeRegularizer(noise_conditioned=True)."
         )

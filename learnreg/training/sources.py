@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from learnreg.errors import ConfigError, DataError
+from learnreg.training.batch_groups import batch_groups, shuffled_batches
 from learnreg.training.group import Group
 from learnreg.training.samples import Reader, Sample, check_stack, is_array, rows
 from learnreg.training.workers import Workers, pieces
@@ -28,7 +29,8 @@ _RANDOM = 4
 
 
 class PairedDataset(Protocol):
-    """A map-style dataset: item i is (b, x_true) or (b, x_true, sigma), without batch axis."""
+    """A map-style dataset: item i is (b, x_true) or (b, x_true, sigma), without batch axis. A method ``batch_groups``,
+    if it has one, says which items share batches with no others: lists of their indices, or None."""
 
     def __len__(self) -> int: ...
 
@@ -96,7 +98,8 @@ class Source(ABC):
 
 
 class MapStyle(Source):
-    """Minibatches of seeded permutations of a dataset, one permutation after the other; items are read by workers."""
+    """Minibatches of seeded permutations of a dataset, one permutation after the other, or of shuffled batches of its
+    groups; items are read by workers."""
 
     def __init__(
         self,
@@ -117,7 +120,8 @@ class MapStyle(Source):
         self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
         self._reader, self._workers = reader, workers
         self._group, self._chunk_size = Group() if group is None else group, chunk_size
-        self._order: list[int] = []
+        self._groups = batch_groups(dataset)
+        self._order: list[Any] = []  # of items; of batches where there are groups
         self._epoch = 0
 
     def next_batch(self) -> list[Sample]:
@@ -132,15 +136,21 @@ class MapStyle(Source):
 
     def next_indices(self) -> list[int]:
         """Indices of the next minibatch."""
+        if self._groups is not None:
+            self._order = self._order or shuffled_batches(self._groups, self.batch_size, self._next_epoch())
+            return self._order.pop()  # type: ignore[no-any-return]
         batch: list[int] = []
         size = min(self.batch_size, len(self.dataset))
         while len(batch) < size:
             if not self._order:
-                generator = torch.Generator().manual_seed((int(self.seed) * 1_000_003 + self._epoch) % 2**63)
-                self._order = torch.randperm(len(self.dataset), generator=generator).tolist()
-                self._epoch += 1
+                self._order = torch.randperm(len(self.dataset), generator=self._next_epoch()).tolist()
             batch.append(self._order.pop())
         return batch
+
+    def _next_epoch(self) -> torch.Generator:
+        """What orders the samples of the pass that begins."""
+        self._epoch += 1
+        return torch.Generator().manual_seed((int(self.seed) * 1_000_003 + self._epoch - 1) % 2**63)
 
     def first(self, count: int) -> list[Sample]:
         return self._read(range(min(count, len(self.dataset))))
@@ -158,6 +168,8 @@ class MapStyle(Source):
         return self._reader.sample(self.dataset[index], f"dataset item {index}", index)
 
     def _batches(self) -> float | None:
+        if self._groups is not None:
+            return sum(math.ceil(len(group) / self.batch_size) for group in self._groups)
         return len(self.dataset) / min(self.batch_size, len(self.dataset))
 
     def _digested(self, most: int) -> list[Sample]:

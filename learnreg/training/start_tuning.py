@@ -130,7 +130,7 @@ def _multiply(session: Session, scales: list[nn.Parameter]) -> float:
         b, x_true = stacked(chunk.samples)
         x = starts[number] = solve(chunk.frozen, b, tolerance, start=starts.get(number)).x
         flat = bool((x.flatten(1).std(1, correction=0) <= tolerance).all())
-        return len(b) / len(samples) * float(session.loss(x_true).value(x)), flat
+        return len(b) / len(samples) * float(session.loss_of(chunk.samples, x_true).value(x)), flat
 
     def loss(log_factor: float) -> float:
         nonlocal flattened, as_constants

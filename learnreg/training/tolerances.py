@@ -28,6 +28,7 @@ from learnreg.lower_level.problem import LowerLevelProblem
 __all__ = ["Audit", "BatchGradient", "Tolerances", "audit", "improve_batch"]
 
 _TIGHTEST, _LOOSEST = 1e-6, 1e-2
+_USUAL_NOISE = 25.0 / 255.0
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,12 @@ class Tolerances:
 
     state: float = 1e-3
     adjoint: float = 3e-2
+
+    def at(self, sigma: float | None) -> Tolerances:
+        """For samples of a noise level, of which reconstructions have errors about in proportion to it."""
+        if sigma is None:
+            return self
+        return replace(self, state=min(max(self.state * sigma / _USUAL_NOISE, _TIGHTEST), _LOOSEST))
 
     def adapted(self, error: float, target: float) -> Tolerances:
         """Tighter where the relative error of the hypergradient is above the target, looser where it is far below."""

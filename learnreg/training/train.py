@@ -25,7 +25,7 @@ from learnreg.training.guard import examine_problem, guarded, take_as_they_are
 from learnreg.training.held_out import HeldOut, held_apart
 from learnreg.training.identity import identity_of
 from learnreg.training.interrupts import Interrupts
-from learnreg.training.options import OptimizerName, SamplingName, ScheduleName, TrainingOptions
+from learnreg.training.options import NoiseWeightingName, OptimizerName, SamplingName, ScheduleName, TrainingOptions
 from learnreg.training.process_group import joined
 from learnreg.training.progress import Progress
 from learnreg.training.result import TrainResult
@@ -70,6 +70,7 @@ def train(
     on_update: Callable[[Mapping[str, Any]], None] | None = None,
     validation: float | TrainingData | None = None,
     patience: int | None = None,
+    noise_weighting: NoiseWeightingName = "none",
     callbacks: Callback | Iterable[Callback] = (),
     report: bool = True,
     progress: bool = True,
@@ -139,6 +140,8 @@ def train(
         ``validation_loss`` and ``validation_psnr``. A DataLoader or a stream cannot be divided.
     patience: early stopping, by validation (or by ``validate``, where more is better): the run ends at the first
         measurement that many updates after the best one, and returns the best parameters.
+    noise_weighting: of samples (b, x_true, sigma): "inverse-sigma" divides the loss of each by its sigma,
+        "inverse-variance" by sigma², lest high noise levels outweigh the low ones, whose errors are smaller.
     callbacks: :class:`learnreg.Callback` objects, such as ``learnreg.TensorBoard``, told of updates and checkpoints.
     report: with ``out``, write report.html and figures/*.pdf there at the end, as the command line does: on the samples
         held out for validation, or else on some of those trained on. Needs the extra ``images``; without it, that is
@@ -182,6 +185,7 @@ def train(
         schedule=schedule,
         validation=share or 0.0,
         patience=patience,
+        noise_weighting=noise_weighting,
     )
     bar = Progress(chosen.seconds / 60.0, chosen.updates, at_once=False)
     trainer = Trainer(

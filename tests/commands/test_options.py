@@ -155,7 +155,7 @@ def test_options_in_force_are_those_that_are_read(kind: type[TrainingConfig], re
     kept = config.in_force()
     assert kept["regularizer"] == regularizer
     assert kind(**kept) == config
-    own = {"size", "channels"} if kind is DenoiseConfig else {"filter_size"}
+    own = {"size", "channels", "noise_conditioned"} if kind is DenoiseConfig else {"filter_size"}
     of_regularizers = {field.name for field in dataclasses.fields(RegularizerOptions)} | own
     read = options_of(REGULARIZERS[regularizer], kind)
     assert of_regularizers & kept.keys() == read

@@ -75,6 +75,7 @@ def test_each_option_reaches_its_field(task: Task, monkeypatch: pytest.MonkeyPat
     got: list[Any] = []
     monkeypatch.setattr(tasks, "run_task", lambda task, config, resume, _: got.append((task, config, resume)) or {})
     changed = {"out": str(tmp_path), "sigma": "0.5", "data": "elsewhere", "device": "cpu:0"}
+    changed |= {"init": "model.safetensors", "convolutions": "2,3", "held_out_of": "train/"}
     for field in dataclasses.fields(task.config):
         if field.metadata["choices"]:
             changed[field.name] = field.metadata["choices"][-1]
@@ -88,7 +89,9 @@ def test_each_option_reaches_its_field(task: Task, monkeypatch: pytest.MonkeyPat
         name: value for name, value in (changed | {"smoothing": 9.0, "potential": "square"}).items() if name in names
     }
     reached: set[str] = set()
-    for other in (*({"regularizer": name} for name in trainable()), {"optimizer": "adam"}, {"photons": 0.0}):
+    others: list[dict[str, Any]] = [{"regularizer": name} for name in trainable()]
+    others += [{"optimizer": "adam"}, {"photons": 0.0}, {"sigma": "0.1:0.5", "regularizer": "ridge"}]
+    for other in others:
         values = changed | {name: value for name, value in other.items() if name in names}
         wanted = {name: value for name, value in values.items() if name in task.config(**values).in_force()}
         arguments = []

@@ -13,6 +13,7 @@ from learnreg.datasets import (
     DenoisingPatches,
     add_noise,
     parse_sigma,
+    parse_sigmas,
 )
 from learnreg.errors import ConfigError, DataError
 
@@ -32,6 +33,14 @@ def test_parse_sigma(text: str | float, sigma: float) -> None:
 def test_parse_sigma_rejects(text: str | float) -> None:
     with pytest.raises(ConfigError, match="25/255"):
         parse_sigma(text)
+
+
+def test_ranges_of_noise_levels() -> None:
+    assert parse_sigmas("5/255:50/255") == (5 / 255, 50 / 255)
+    assert parse_sigmas("0.1") == parse_sigmas(0.1) == 0.1
+    for text in ("50/255:5/255", "5:50", "0.1:", ":", "0.1:0.2:0.3"):
+        with pytest.raises(ConfigError, match="sigma"):
+            parse_sigmas(text)
 
 
 def test_hint_repeats_the_noise_level_given() -> None:
@@ -170,3 +179,29 @@ def test_a_range_of_noise_levels_gives_triples() -> None:
 def test_what_is_no_range_of_noise_levels(sigma: object) -> None:
     with pytest.raises(ConfigError, match="sigma="):
         DenoisingPatches([torch.full((1, 32, 32), 0.5)], sigma=sigma)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("levels", [1, 4, 7])
+def test_items_share_noise_levels_that_are_spread_over_the_range(levels: int) -> None:
+    patches = DenoisingPatches([ramp(16, 16)], (0.1, 0.3), patch=8, count=21, seed=5, levels=levels)
+    groups = patches.batch_groups()
+    assert groups is not None
+    assert sorted(i for group in groups for i in group) == list(range(21))
+    found = [{patches[i][2] for i in group} for group in groups]
+    assert all(len(level) == 1 for level in found)
+    values = sorted(level for (level,) in found)
+    assert len(set(values)) == levels
+    assert values[0] >= 0.1
+    assert values[-1] <= 0.3
+    widest = max(b - a for a, b in itertools.pairwise([0.1, *values, 0.3]))
+    assert levels == 1 or widest <= 2 * 0.2 / levels
+    assert patches[-1][2] == patches[20][2]
+    other = DenoisingPatches([ramp(16, 16)], (0.1, 0.3), patch=8, count=21, seed=6, levels=levels)
+    assert other[0][2] != patches[0][2]
+
+
+def test_levels_are_of_a_range_and_no_more_than_items() -> None:
+    for sigma, levels in ((0.1, 2), ((0.1, 0.2), 5), ((0.1, 0.2), 0)):
+        with pytest.raises(ConfigError, match="levels"):
+            DenoisingPatches([ramp(16, 16)], sigma, patch=8, count=4, levels=levels)
+    assert DenoisingPatches([ramp(16, 16)], (0.1, 0.2), patch=8, count=4).batch_groups() is None

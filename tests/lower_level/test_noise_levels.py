@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor
 import learnreg as lr
 from learnreg.models.model import save_model
 from learnreg.operators import Identity, Inpainting
-from learnreg.regularizers import FieldsOfExperts, Regularizer, RidgeRegularizer, Scaled
+from learnreg.regularizers import FieldsOfExperts, MultivariateExperts, Regularizer, RidgeRegularizer, Scaled
 
 SHAPE = (1, 6, 7)
 LEVELS = torch.tensor([0.05, 0.2, 0.05, 0.1], dtype=torch.float64)
@@ -29,7 +30,19 @@ def weakly_convex() -> RidgeRegularizer:
     return RidgeRegularizer((2, 3), 3, convexity="convex-nonconvex", **options).double()
 
 
-CONDITIONED = {"ridge": ridge, "weakly convex": weakly_convex, "scaled": lambda: Scaled(ridge(), 1.3)}
+def experts() -> FieldsOfExperts:
+    made = FieldsOfExperts(3, 3, lr.PseudoHuber(0.05, 0.2), noise_conditioned=True)
+    with torch.no_grad():
+        made.smoothing_exponents.copy_(torch.tensor([0.5, 1.0, 1.5]))
+    return made.double()
+
+
+CONDITIONED = {
+    "ridge": ridge,
+    "weakly convex": weakly_convex,
+    "scaled": lambda: Scaled(ridge(), 1.3),
+    "experts": experts,
+}
 
 
 def data(seed: int = 2) -> tuple[Tensor, Tensor]:
@@ -198,3 +211,28 @@ def test_levels_mean_nothing_to_other_regularizers(tmp_path: Any) -> None:
     assert regularizer.at(LEVELS) is regularizer
     with pytest.raises(lr.ConfigError, match="cannot be stored"):
         save_model(tmp_path / "model.safetensors", problem(ridge(), LEVELS, "problem"))
+
+
+@pytest.mark.parametrize(
+    "regularizer",
+    [
+        FieldsOfExperts(3, 3, lr.PseudoHuber(0.05, 0.2), noise_conditioned=True),
+        FieldsOfExperts(3, 3, lr.LogCosh(0.05, 0.2), noise_conditioned=True),
+        MultivariateExperts(2, 2, 3, noise_conditioned=True),
+        RidgeRegularizer((2, 3), 3, knots=7, noise_conditioned=True),
+    ],
+    ids=lambda regularizer: type(regularizer).__name__,
+)
+def test_with_exponents_of_one_denoising_follows_the_units_of_images(regularizer: Regularizer, tmp_path: Path) -> None:
+    """R_(a sigma)(a x) = a² R_sigma(x), and R_sigma_0 = R."""
+    regularizer, x = regularizer.double(), data()[0]
+    torch.testing.assert_close(regularizer.at(0.3).value(3.0 * x), 9.0 * regularizer.at(0.1).value(x))
+    torch.testing.assert_close(regularizer.at(25 / 255).value(x), regularizer.value(x))
+    with torch.no_grad():
+        for name, p in regularizer.named_parameters():
+            if name.endswith("exponents"):
+                p.mul_(0.5)
+    save_model(tmp_path / "model.safetensors", regularizer)
+    again = lr.load(tmp_path / "model.safetensors").regularizer
+    torch.testing.assert_close(again.at(0.3).value(x), regularizer.at(0.3).value(x))
+    assert {id(p) for p in regularizer.scale_parameters()} == {id(regularizer.log_weights)}

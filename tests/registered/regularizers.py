@@ -59,11 +59,13 @@ def bank(boundary: str, k: int, l: int, n: int = 3) -> FilterBank:
     return FilterBank(nn.Parameter(randn(n, k, l, seed=k + 7 * l)), SHAPE, boundary)
 
 
-def _experts(potential: str, boundary: str, count: int = 3, size: int = 3) -> FieldsOfExperts:
+def _experts(potential: str, boundary: str, count: int = 3, size: int = 3, noise: bool = False) -> FieldsOfExperts:
     """With zero-mean filters, as they start."""
     initial = POTENTIALS[potential](0.15, 0.6)
     generator = torch.Generator().manual_seed(3)
-    result = FieldsOfExperts(count, size, initial, boundary, generator=generator).double()  # type: ignore[arg-type]
+    result = FieldsOfExperts(
+        count, size, initial, boundary, generator=generator, noise_conditioned=noise  # type: ignore[arg-type]
+    ).double()  # fmt: skip
     with torch.no_grad():
         result.filters.add_(0.3 * randn(count, size, size, seed=5))
         result.log_weights.add_(0.2 * randn(count, seed=6))
@@ -89,9 +91,11 @@ def _ridge(shared: bool, **options: object) -> RidgeRegularizer:
     return result
 
 
-def _multivariate(boundary: str, members: int = 2) -> MultivariateExperts:
+def _multivariate(boundary: str, members: int = 2, noise: bool = False) -> MultivariateExperts:
     generator = torch.Generator().manual_seed(3)
-    result = MultivariateExperts(3, members, 3, 0.6, 0.15, boundary, generator=generator).double()  # type: ignore[arg-type]
+    result = MultivariateExperts(
+        3, members, 3, 0.6, 0.15, boundary, generator=generator, noise_conditioned=noise  # type: ignore[arg-type]
+    ).double()  # fmt: skip
     with torch.no_grad():
         for i, p in enumerate(result.parameters()):
             p.add_(0.2 * randn(*p.shape, seed=50 + i))
@@ -153,8 +157,10 @@ REGULARIZERS: dict[str, RegularizerEntry] = {
     "FieldsOfExperts-LogCosh": RegularizerEntry(lambda: _experts("LogCosh", "zero")),
     "FieldsOfExperts-Huber": RegularizerEntry(lambda: _experts("Huber", "circular", size=2), smooth=False),
     "FieldsOfExperts-from_arrays": RegularizerEntry(_arrays),
+    "FieldsOfExperts-noise": RegularizerEntry(lambda: _experts("PseudoHuber", "reflect", noise=True).at(0.2)),
     "MultivariateExperts": RegularizerEntry(lambda: _multivariate("valid")),
     "MultivariateExperts-triples": RegularizerEntry(lambda: _multivariate("reflect", 3)),
+    "MultivariateExperts-noise": RegularizerEntry(lambda: _multivariate("zero", noise=True).at(0.05)),
     "MultivariateExperts-from_arrays": RegularizerEntry(
         lambda: MultivariateExperts.from_arrays(
             0.5 * randn(2, 2, 2, 3, seed=8), 0.1 + rand(2, seed=9), 0.1 + 0.2 * rand(2, seed=10), "circular"

@@ -158,6 +158,22 @@ def test_the_energy_is_as_convex_as_it_says() -> None:
     assert problem.strong_convexity <= least <= problem.strong_convexity + 0.25
 
 
+@pytest.mark.parametrize("boundary", ["zero", "circular", "reflect"])
+@pytest.mark.parametrize("deep", [-1.0, 3.0])
+def test_how_much_of_the_nonconvexity_is_used(boundary: Boundary, deep: float) -> None:
+    """At least the largest eigenvalue of W^T diag(rho) W on an image, and, but for reflections, hardly more."""
+    regularizer = ridge(deep=deep, boundary=boundary)
+    used, shape = regularizer.nonconvexity_used, (1, 12, 13)
+    terms = regularizer.saddle_terms(shape)
+    concavity = torch.as_tensor(terms.potential.concavity).detach()
+    basis = torch.eye(12 * 13, dtype=DOUBLE).reshape(-1, *shape)
+    K = (concavity.sqrt() * terms.operator(basis)).flatten(1).detach()
+    largest = float(torch.linalg.matrix_norm(K, 2)) ** 2
+    assert 0 < largest <= used <= regularizer.nonconvexity
+    assert boundary == "reflect" or used <= 1.5 * largest
+    assert RidgeRegularizer((2, 3), 3, 9).nonconvexity_used == 0.0
+
+
 def test_the_regularizer_keeps_its_contract(monkeypatch: pytest.MonkeyPatch) -> None:
     for regularizer in (ridge(), ridge(shared=True, noise_conditioned=True).at(0.2), Scaled(ridge(), 0.7).double()):
         assert check_regularizer(regularizer, SHAPE).ok

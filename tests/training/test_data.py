@@ -4,6 +4,7 @@ advice."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -183,6 +184,75 @@ def test_noise_levels_of_samples_are_used(data: Any) -> None:
         )
         total += float(lr.SquaredError(x_true[None]).value(lr.solve(alone, b[None], 1e-5).x)) / 6
     assert result.rows[0]["loss"] == pytest.approx(total, rel=2e-2)
+
+
+@pytest.mark.parametrize(("weighting", "power"), [("none", 0), ("inverse-sigma", 1), ("inverse-variance", 2)])
+@pytest.mark.parametrize("optimizer", ["adam", "adaptive"])
+def test_losses_are_weighted_by_the_noise_levels_of_their_samples(weighting: Any, power: int, optimizer: Any) -> None:
+    options = {"updates": 1, "batch_size": 6, "tune": False, "optimizer": optimizer, "sampling": "minibatch"}
+    p = problem(conditioned=True)
+    apart, alone = 0.0, {}
+    for sigma in (0.05, 0.1, 0.2):
+        triples = [t for t in TRIPLES if float(t[2]) == pytest.approx(sigma)]
+        found = lr.train(problem(conditioned=True), triples, **options)
+        alone[sigma] = found.rows[0]["loss"]
+        apart += len(triples) / 6 * alone[sigma] / sigma**power
+    found = lr.train(p, TRIPLES, **options, noise_weighting=weighting, validation=TRIPLES)
+    assert found.rows[0]["loss"] == pytest.approx(apart, rel=1e-2)
+    assert found.rows[0]["validation_loss"] == pytest.approx(apart, rel=0.3)  # one update later
+
+
+def test_weights_of_noise_levels_need_noise_levels() -> None:
+    with pytest.raises(lr.ConfigError, match="noise_weighting"):
+        lr.train(problem(), PAIRS, updates=1, noise_weighting="inverse-sigma")
+
+
+class Levels:
+    """Items of three groups."""
+
+    def __init__(self, groups: Any) -> None:
+        self.groups = groups
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, index: int) -> Any:
+        return TRIPLES[index]
+
+    def batch_groups(self) -> Any:
+        return self.groups
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("groups", [[[0, 2, 5], [1, 4], [3]], [range(0, 6, 2), range(1, 6, 2)], [range(6), []]])
+def test_batches_are_of_one_group_and_each_pass_has_every_item_once(size: int, groups: Any) -> None:
+    count = sum(-(-len(group) // size) for group in groups)
+    batches = [contents(batch) for batch in read(Levels(groups), batch_size=size, batches=2 * count)]
+    assert all(any(set(batch) <= set(group) for group in groups) for batch in batches)
+    for half in (batches[:count], batches[count:]):
+        assert sorted(index for batch in half for index in batch) == list(range(6))
+    assert batches == [contents(batch) for batch in read(Levels(groups), batch_size=size, batches=2 * count)]
+
+
+def test_groups_survive_a_checkpoint_and_a_share_held_out(tmp_path: Path) -> None:
+    groups = [[0, 2, 5], [1, 4], [3]]
+    options = {"batch_size": 2, "tune": False, "noise_weighting": "inverse-sigma", "validation": 0.3}
+
+    def learned(**more: Any) -> list[Tensor]:
+        p = problem(conditioned=True)
+        lr.train(p, Levels(groups), **options, **more)
+        return [q.detach() for q in p.regularizer.parameters()]
+
+    whole = learned(updates=4)
+    learned(updates=1, out=tmp_path)
+    resumed = learned(updates=4, out=tmp_path, resume=True)
+    assert all(torch.equal(p, q) for p, q in zip(whole, resumed, strict=True))
+
+
+@pytest.mark.parametrize("groups", [[[0, 1, 2]], [range(6), [0]], [range(7)]])
+def test_groups_without_all_items_are_refused(groups: Any) -> None:
+    with pytest.raises(lr.DataError, match="batch_groups"):
+        read(Levels(groups))
 
 
 class Keyed(Dataset[Any]):

@@ -10,11 +10,10 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from learnreg.errors import ConfigError, LearnregError, ShapeError
-from learnreg.linear.arguments import check_dense, check_images, real_number
-from learnreg.linear.samples import expand, norm_samples, sum_samples
-from learnreg.result import brief
+from learnreg.linear.arguments import check_dense, real_number
+from learnreg.linear.samples import expand, norm_samples
 
-__all__ = ["SquaredError", "UpperLoss", "check_loss", "loss_at"]
+__all__ = ["UpperLoss", "check_loss", "loss_at"]
 
 
 class UpperLoss:
@@ -161,6 +160,10 @@ class UpperLoss:
 
         return UpperLoss(function, self.gradient_lipschitz, independent=True)
 
+    def scaled(self, factor: float) -> UpperLoss:
+        """The loss times a number > 0."""
+        return _Scaled(self, factor)
+
     # ---- what certificates take for granted --------------------------------------------------------------------------
 
     def examine(self, x: Tensor) -> None:
@@ -236,6 +239,34 @@ class UpperLoss:
         return lowest
 
 
+class _Scaled(UpperLoss):
+    """A loss times a number > 0, whose bounds are those of the loss times that number."""
+
+    def __init__(self, loss: UpperLoss, factor: float) -> None:
+        constant = None if loss.gradient_lipschitz is None else factor * loss.gradient_lipschitz
+        super().__init__(self._times, constant, independent=loss.independent)
+        self._loss, self._factor = loss, factor
+
+    def _times(self, x: Tensor) -> Tensor:
+        return self._factor * self._loss._evaluate(x)
+
+    def part(self, index: Tensor, batch: int) -> UpperLoss:
+        return self._loss.part(index, batch).scaled(self._factor)
+
+    def gradient(self, x: Tensor) -> Tensor:
+        return self._factor * self._loss.gradient(x)
+
+    def interval(self, x: Tensor, error: Tensor) -> tuple[float, float]:
+        low, high = (self._factor * end for end in self._loss.interval(x, error))
+        return low - 1e-15 * abs(low), high + 1e-15 * abs(high)
+
+    def examine(self, x: Tensor) -> None:
+        self._loss.examine(x)
+
+    def computes_in(self, x: Tensor) -> torch.dtype:
+        return self._loss.computes_in(x)
+
+
 def _length(t: Tensor) -> Tensor:
     """‖t‖ of each sample, of numbers of any size."""
     largest = t.flatten(1).abs().amax(1)
@@ -295,57 +326,3 @@ def _hint(loss: object) -> str:
     if callable(loss):
         return " For a function of x pass lr.UpperLoss(function, gradient_lipschitz=L), without L for estimates."
     return " Pass lr.SquaredError(x_true), or lr.UpperLoss(function, gradient_lipschitz=L)."
-
-
-class SquaredError(UpperLoss):
-    """Batch mean of ½‖x - x_true‖².
-
-    Parameters
-    ----------
-    x_true: ground truth (batch, *image_shape).
-
-    Raises
-    ------
-    ShapeError: no batch of images of real numbers.
-
-    Examples
-    --------
-    >>> float(lr.SquaredError(torch.zeros(3, 1, 2, 2)).value(torch.ones(3, 1, 2, 2)))
-    2.0
-    """
-
-    def __init__(self, x_true: Tensor) -> None:
-        check_images(x_true, "SquaredError(x_true)")
-        self.x_true = x_true.detach()
-        super().__init__(self._per_sample_error, gradient_lipschitz=1.0, independent=True)
-
-    def __repr__(self) -> str:
-        return f"SquaredError(x_true={brief(self.x_true)})"
-
-    def part(self, index: Tensor, batch: int) -> SquaredError:
-        return SquaredError(self.x_true[index.to(self.x_true.device)])
-
-    def _difference(self, x: Tensor) -> Tensor:
-        if x.shape != self.x_true.shape:
-            raise ShapeError(f"SquaredError: x has shape {tuple(x.shape)}, x_true {tuple(self.x_true.shape)}.")
-        return x - self.x_true.to(x)
-
-    def _per_sample_error(self, x: Tensor) -> Tensor:
-        return 0.5 * sum_samples(self._difference(x) ** 2)
-
-    def gradient(self, x: Tensor) -> Tensor:
-        return self._difference(x) / x.shape[0]
-
-    def interval(self, x: Tensor, error: Tensor) -> tuple[float, float]:
-        """Mean of [½ max(0, ‖x - x_true‖ - e)², ½ (‖x - x_true‖ + e)²]."""
-        distance = sum_samples(self._difference(x) ** 2).sqrt()
-        low = 0.5 * (distance * (1 - 1e-14) - error).clamp_min(0.0) ** 2
-        high = 0.5 * (distance * (1 + 1e-14) + error) ** 2
-        ends = float(low.mean()) * (1 - 1e-14), float(high.mean()) * (1 + 1e-14)
-        return ends if ends[0] <= ends[1] else (-torch.inf, torch.inf)
-
-    def examine(self, x: Tensor) -> None:
-        """Nothing to do: its constants are known."""
-
-    def computes_in(self, x: Tensor) -> torch.dtype:
-        return x.dtype

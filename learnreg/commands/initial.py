@@ -1,0 +1,42 @@
+"""Training that starts from a model, as the later stages of a recipe do."""
+
+from __future__ import annotations
+
+import torch
+
+from learnreg.errors import ConfigError
+from learnreg.models.model import load
+from learnreg.regularizers import Regularizer
+
+__all__ = ["start_from"]
+
+
+@torch.no_grad()
+def start_from(regularizer: Regularizer, path: str) -> None:
+    """Set the parameters of a regularizer to those of a model; what the model does not have, such as exponents of the
+    noise level or depths of concave parts, stays as it is.
+
+    Raises
+    ------
+    ConfigError: the model's regularizer is of another kind or size, or has parameters that this one has not.
+    CheckpointError: an unreadable model file.
+    """
+    given = load(path).regularizer
+    if type(given) is not type(regularizer):
+        raise ConfigError(
+            f"init={path}: its regularizer is {type(given).__name__}, the options ask for {type(regularizer).__name__}."
+        )
+    before, now = given.config(), regularizer.config()
+    lines = [
+        f"{name}: {before.get(name)!r} in the model, {now.get(name)!r} now"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name) and name not in regularizer.grows_in
+    ]
+    parameters = dict(regularizer.named_parameters())
+    lines += [
+        f"{name}: learned by the model, unknown now" for name, _ in given.named_parameters() if name not in parameters
+    ]
+    if lines:
+        raise ConfigError(f"init={path}: the options ask for another regularizer than that of the model:", lines)
+    for name, p in given.named_parameters():
+        parameters[name].copy_(regularizer.adapted(name, p))

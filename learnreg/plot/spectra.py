@@ -35,7 +35,10 @@ class Spectrum:
 
 
 def spectrum_of(regularizer: Regularizer, size: int = 48) -> Spectrum:
-    """From images with sides of so many pixels. An operator of one size alone keeps it."""
+    """From images with sides of so many pixels. An operator of one size alone keeps it. Of terms that a solution weighs
+    those without weights."""
+    chain = regularizer.chain()
+    regularizer = regularizer if chain is None else chain.base
     shape = pictures_of(regularizer).image_shape
     if shape is None:
         shape = (regularizer.image_channels, *(size,) * regularizer.image_dimensions)

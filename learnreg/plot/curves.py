@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from learnreg.errors import ConfigError
-from learnreg.plot.style import COLOURS, GREY, SHADE, new_figure, styled
+from learnreg.plot.style import COLOURS, GREY, SHADE, new_figure, number_decades, styled
 from learnreg.result import History, Solution
 
 __all__ = ["convergence", "learning_curve", "noise_levels"]
@@ -61,6 +61,7 @@ def learning_curve(run: Rows | str | Path | Any) -> Any:
         axes.set_xlabel("update")
         axes.set_xlim(0.0, last + max(0.5, 0.02 * last))
         axes.xaxis.get_major_locator().set_params(integer=True)
+        number_decades(axes)
     return figure
 
 
@@ -98,6 +99,7 @@ def convergence(solutions: Mapping[str, Solution | History], tolerance: float | 
     axes.set_ylabel("bound of the error [image units]")
     axes.set_title("convergence of lower-level solves")
     axes.legend()
+    number_decades(axes)
     return figure
 
 

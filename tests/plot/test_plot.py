@@ -18,7 +18,7 @@ from learnreg.operators import Identity
 from learnreg.plot.curves import _least_error, _running_mean
 from learnreg.plot.images import most_informative
 from learnreg.plot.spectra import spectrum_of
-from learnreg.plot.style import figure_file
+from learnreg.plot.style import figure_file, new_figure, number_decades
 from learnreg.plot.weights import weights_at
 from learnreg.regularizers import FieldsOfExperts, GeneralisedTikhonov, Reweighted, TotalVariation
 
@@ -239,6 +239,22 @@ def test_no_legend_lies_over_the_data(spread: float) -> None:
             *(c.get_paths()[0].vertices[:, 1] for c in axes.collections),
         ]
         assert below >= max(float(np.max(y)) for y in drawn)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "labels"),
+    [(0.006, 0.09, ["0.01", "0.02", "0.05"]), (1.5, 80.0, ["2", "5", "10", "20", "50"]), (1e-3, 1.0, None)],
+)
+def test_ticks_of_few_decades_are_plain_numbers(low: float, high: float, labels: list[str] | None) -> None:
+    figure = new_figure(3.0, 3.0)
+    axes = figure.subplots()
+    axes.semilogy([0.0, 1.0], [low, high])
+    axes.set_ylim(low, high)
+    number_decades(axes)
+    figure.canvas.draw()
+    texts = [t.get_text() for t in axes.get_yticklabels(which="both") if low <= t.get_position()[1] <= high]
+    shown = [text for text in texts if text]
+    assert shown == labels if labels else all("10^" in text for text in shown)
 
 
 def test_the_running_mean_is_one() -> None:

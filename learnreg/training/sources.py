@@ -65,6 +65,15 @@ class Source(ABC):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on with the batch after the last one."""
 
+    def count(self, most: int) -> int:
+        """How many samples there are, as far as that is known, at most so many."""
+        return most
+
+    @property
+    def largest_batch(self) -> int:
+        """Samples of a batch at most."""
+        return self.count(self.batch_size)
+
     def updates_in(self, epochs: float) -> int:
         """How many batches so many passes over the data are.
 
@@ -133,7 +142,7 @@ class MapStyle(Source):
     def next_indices(self) -> list[int]:
         """Indices of the next minibatch."""
         batch: list[int] = []
-        size = min(self.batch_size, len(self.dataset))
+        size = self.largest_batch
         while len(batch) < size:
             if not self._order:
                 generator = torch.Generator().manual_seed((int(self.seed) * 1_000_003 + self._epoch) % 2**63)
@@ -143,7 +152,10 @@ class MapStyle(Source):
         return batch
 
     def first(self, count: int) -> list[Sample]:
-        return self._read(range(min(count, len(self.dataset))))
+        return self._read(range(self.count(count)))
+
+    def count(self, most: int) -> int:
+        return min(most, len(self.dataset))
 
     def state_dict(self) -> dict[str, Any]:
         return {"order": list(self._order), "epoch": self._epoch}
@@ -158,7 +170,7 @@ class MapStyle(Source):
         return self._reader.sample(self.dataset[index], f"dataset item {index}", index)
 
     def _batches(self) -> float | None:
-        return len(self.dataset) / min(self.batch_size, len(self.dataset))
+        return len(self.dataset) / self.largest_batch
 
     def _digested(self, most: int) -> list[Sample]:
         (first,) = self.first(1)

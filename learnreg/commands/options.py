@@ -37,8 +37,7 @@ __all__ = [
 ]
 
 BEAMS = ("parallel", "fan")
-_MOST_VIEWED_PIXELS = 10**9
-_MOST_SIMULATED = 10**9
+_MOST_VIEWED_PIXELS = _MOST_SIMULATED = 10**9
 _BLOCK = 16  # images that are measured at once
 _COVERING = 1.5  # detectors that see all of an image, over its side
 
@@ -59,9 +58,7 @@ class RunOptions:
         at_most=ENDLESS,
         resumable=True,
     )
-    updates: int = _main(
-        0, "upper-level updates at most; 0: as many as the minutes allow", at_least=0, at_most=10**12, resumable=True
-    )
+    updates: int = _main(0, "updates at most; 0: what the minutes allow", at_least=0, at_most=10**12, resumable=True)
     epochs: float = option(
         0.0, "passes over the data at most; 0: any number", at_least=0.0, at_most=1e9, resumable=True
     )
@@ -119,7 +116,6 @@ class TrainingConfig(RegularizerOptions, RunOptions):
                 f"smoothing={self.smoothing:g}: expected a number > minimum_smoothing={self.minimum_smoothing:g}; "
                 "lower minimum_smoothing too."
             )
-
         bent = self.regularizer in regularizers_with(type(self), "potential")
         if bent and not POTENTIALS[self.potential].differentiable and self.method != "closed-form":
             raise ConfigError(
@@ -245,7 +241,8 @@ class TomographyConfig(TrainingConfig):
                 f"GB; expected angles times size² <= {_MOST_VIEWED_PIXELS:.0e}."
             )
         views = self.angles * math.ceil(_COVERING * self.size)
-        _check_simulated(self, self.data == "ellipses", self.size**2 + views, "images", "size", "angles")
+        count = self.images if self.data == "ellipses" else min(self.images, _BLOCK)
+        _check_simulated(self, count * (self.size**2 + views), "images", "size", "angles")
         if self.data_term == "transmission" and not (self.nonnegative and self.statistical):
             idle = "statistical" if self.nonnegative else "nonnegative"
             raise ConfigError(f"data_term='transmission' is a likelihood for images >= 0; leave {idle}=false out.")
@@ -285,6 +282,7 @@ class DeblurConfig(TrainingConfig):
         super().__post_init__()
         if self.size > self.patch:
             raise ConfigError(f"size={self.size}: filters larger than the training patches, patch={self.patch}.")
+        _check_simulated(self, 2 * self.patches * self.patch**2, "patches", "patch")
 
     @property
     def filter_side(self) -> int:
@@ -319,8 +317,8 @@ class MriConfig(TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        pixels = 2 * self.size**2
-        _check_simulated(self, self.data == "phantoms", pixels + self.coils * pixels, "images", "size", "coils")
+        count = self.images if self.data == "phantoms" else min(self.images, _BLOCK)
+        _check_simulated(self, count * 2 * self.size**2 * (1 + self.coils), "images", "size", "coils")
 
     @property
     def filter_side(self) -> int:
@@ -339,14 +337,13 @@ def regularizers_with(kind: type[TrainingConfig], name: str) -> tuple[str, ...]:
 _options_of = cache(options_of)
 
 
-def _check_simulated(config: Any, drawn: bool, numbers: int, *names: str) -> None:
-    """ConfigError for more numbers of images and their measurements than memory is likely to hold, before the first is
-    drawn; of images in a folder, which may be few, for a block of them. names: of the options to blame."""
-    images = config.images if drawn else min(config.images, _BLOCK)
-    if images * numbers > _MOST_SIMULATED:
+def _check_simulated(config: Any, numbers: int, *names: str) -> None:
+    """ConfigError for more numbers of images and measurements than memory is likely to hold, before the first is drawn;
+    of a folder, which may hold few images, for a block of them. names: of the options to blame."""
+    if numbers > _MOST_SIMULATED:
         raise ConfigError(
             f"{', '.join(f'{name}={getattr(config, name)}' for name in names)}: images and measurements of "
-            f"{images * numbers:.1e} numbers, at most {_MOST_SIMULATED:.0e} are simulated. Choose fewer or smaller."
+            f"{numbers:.1e} numbers, at most {_MOST_SIMULATED:.0e} are simulated. Choose fewer or smaller."
         )
 
 

@@ -11,6 +11,7 @@ import torch
 
 import learnreg as lr
 from learnreg.commands.options import (
+    DeblurConfig,
     DenoiseConfig,
     MriConfig,
     TomographyConfig,
@@ -270,6 +271,8 @@ def test_held_out_images_among_the_training_images_are_named() -> None:
         (MriConfig, {"images": 10**4, "size": 2048}),
         (MriConfig, {"coils": 256, "images": 1000}),
         (MriConfig, {"data": "folder", "coils": 256, "size": 2048}),
+        (DeblurConfig, {"patches": 10**6}),
+        (DeblurConfig, {"patches": 1000, "patch": 1024}),
     ],
 )
 def test_no_more_is_simulated_than_memory_holds(kind: Any, absurd: dict[str, Any]) -> None:

@@ -245,9 +245,11 @@ def _points(rows: Rows, key: str) -> list[tuple[float, float]]:
 
 
 def _number(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    try:
+        number = math.nan if isinstance(value, bool) or not isinstance(value, (int, float)) else float(value)
+    except OverflowError:  # integers of hundreds of digits
         return None
-    return float(value)
+    return number if math.isfinite(number) else None
 
 
 def _finite(history: History) -> list[tuple[int, float]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +14,7 @@ from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.models.model import Model
 from learnreg.operators import Blur, Identity
 from learnreg.potentials.pseudo_huber import PseudoHuber
+from learnreg.progress import tell
 from learnreg.regularizers import FieldsOfExperts, TotalVariation
 
 __all__ = ["AccuracyProblem", "builtin_problems", "clean_patches", "model_problem"]
@@ -80,7 +80,7 @@ def clean_patches(count: int, side: int, seed: int) -> Tensor:
     try:
         images = natural_images("test")
     except DataError as error:
-        print(f"learnreg: a synthetic image instead of photographs ({error})", file=sys.stderr)
+        tell(f"learnreg: a synthetic image instead of photographs ({error})")
         images = {"synthetic": _synthetic_image(seed)}
     patches = DenoisingPatches(images, _SIGMA, patch=side, count=count, seed=seed)
     return torch.stack([patches[i][1] for i in range(count)]).double()

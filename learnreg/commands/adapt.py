@@ -77,6 +77,10 @@ def adapt(
     """
     if criterion not in CRITERIA:
         raise ConfigError(f"--criterion {criterion}: expected one of {', '.join(CRITERIA)}.")
+    if noise is not None and criterion != "discrepancy":
+        raise ConfigError(f"--noise {noise:g}: it is for --criterion discrepancy; leave one of them out.")
+    if noise is not None and not 0.0 < noise < math.inf:
+        raise ConfigError(f"--noise {noise:g}: expected a positive finite number.")
     if not 1 <= pairs <= len(scenario.pairs):
         raise ConfigError(f"--pairs {pairs}: expected from 1 to the {len(scenario.pairs)} training samples there are.")
     check_folder(out)

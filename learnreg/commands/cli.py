@@ -196,7 +196,7 @@ def accuracy(
         Path | None, typer.Option(help="folder of accuracy.json, .png and .pdf", show_default="none written")
     ] = None,
     seed: Annotated[int, typer.Option(help="seed of patches, noise and perturbations")] = 0,
-    threads: Annotated[int, typer.Option(min=1, help="threads; more than one slow such small problems")] = 1,
+    threads: Annotated[int, typer.Option(min=1, max=1024, help="threads; more than one slow such small problems")] = 1,
     json: Json = False,
 ) -> None:
     """Compare certified bounds of hypergradients with their true errors.

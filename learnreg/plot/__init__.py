@@ -6,6 +6,7 @@ from learnreg.plot.curves import convergence, learning_curve, noise_levels
 from learnreg.plot.images import comparison, most_informative
 from learnreg.plot.regularizers import filters, potentials
 from learnreg.plot.spectra import spectrum
+from learnreg.plot.weights import weights
 
 __all__ = [
     "comparison",
@@ -16,4 +17,5 @@ __all__ = [
     "noise_levels",
     "potentials",
     "spectrum",
+    "weights",
 ]

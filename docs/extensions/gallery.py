@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.util
 import os
 import random
 import re
@@ -24,8 +26,24 @@ COPY = DOCS / "generated" / "examples"
 
 
 def pictured() -> list[str]:
-    """Examples that make pictures and run without arguments: those in folders of examples/."""
-    return sorted(path.stem for path in EXAMPLES.glob("*/*.py"))
+    """Examples that make pictures and run without arguments, those in folders of examples/, where what they import is
+    installed."""
+    found = []
+    for path in sorted(EXAMPLES.glob("*/*.py")):
+        missing = [name for name in imported(path) if importlib.util.find_spec(name) is None]
+        if missing:
+            print(f"{path.stem} cannot run, {', '.join(missing)} is not installed")
+        else:
+            found.append(path.stem)
+    return sorted(found)
+
+
+def imported(path: Path) -> list[str]:
+    """The packages that an example imports."""
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    names = [name.name for node in nodes if isinstance(node, ast.Import) for name in node.names]
+    names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
+    return sorted({name.split(".")[0] for name in names})
 
 
 def drawn() -> list[str]:

@@ -86,7 +86,7 @@ assert psnr(found["risk (SURE)"]) > best - 0.1
 assert psnr(found["whiteness"]) > best - 0.7
 assert psnr(found["discrepancy"]) > best - 2
 
-weights = torch.logspace(-2, -0.5, 9)
+weights = torch.logspace(-2, -0.5, 22)
 with lr.plot.paper_style():
     figure = Figure(figsize=(5, 3.4), layout="constrained")
     axes = figure.subplots()

@@ -91,6 +91,6 @@ with lr.plot.paper_style():
     for (name, (mask, x)), (above, below) in zip(results.items(), axes[:, 1:].T, strict=True):
         above.imshow(torch.fft.fftshift(mask)[None].expand(8, SIDE).numpy(), cmap="gray", aspect="auto")
         below.imshow(x.numpy(), cmap="gray", vmin=0, vmax=1)
-        below.set(title=f"{name}, {quality[name]:.1f} dB")
+        below.set(title=f"{name}\n{quality[name]:.1f} dB")
     for axis in axes.flat[1:]:
         axis.set(xticks=[], yticks=[])

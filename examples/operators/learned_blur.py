@@ -14,7 +14,7 @@ from learnreg.datasets import natural_images
 from learnreg.operators import Blur
 from learnreg.regularizers import TotalVariation
 
-UPDATES, SIDE, WIDTH, NOISE, RIDGE = 50, 48, 7, 3e-3, 3e-4
+UPDATES, SIDE, WIDTH, NOISE, RIDGE = 30, 48, 7, 3e-3, 3e-4
 
 line = torch.arange(WIDTH, dtype=torch.float32) - WIDTH // 2
 rows, columns = torch.meshgrid(line, line, indexing="ij")

@@ -44,10 +44,9 @@ def learned(R: lr.Regularizer) -> lr.LowerLevelProblem:
     hg = lr.hypergradient(problem, b, lr.SquaredError(clean), tolerance=0.1)
     assert hg.certified
     lr.train(problem, pairs, batch_size=2, optimizer="lbfgs", samples=2, updates=4, progress=False)
-    print(
-        f"factor {float(problem.regularizer.factor.detach()):.2e}, of {type(R).__name__} learned elsewhere; the first "
-    )
-    print(f"hypergradient {float(hg.gradient['log_factor']):.1e}, relative error at most {hg.relative_error_bound:.0e}")
+    factor = float(problem.regularizer.factor.detach())
+    print(f"{type(R).__name__}: factor {factor:.2e}, relative error of the first gradient at most ", end="")
+    print(f"{hg.relative_error_bound:.0e}")
     return problem
 
 

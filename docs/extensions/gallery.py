@@ -20,6 +20,8 @@ from sphinx_gallery.scrapers import figure_rst
 DOCS = Path(__file__).resolve().parents[1]
 EXAMPLES = DOCS.parent / "examples"
 GALLERY = DOCS / "generated" / "gallery"
+THEMES = ("images", "tomography", "mri", "signals", "operators", "regularizers", "gradients", "training", "bilevel")
+"""Folders of examples/ in the order of the gallery's sections; others follow."""
 SCRIPTS = "scripts"
 COPY = DOCS / "generated" / "examples"
 """Examples run here, so that files they write do not lie beside them."""
@@ -94,7 +96,7 @@ def configuration() -> dict[str, Any]:
     return {
         "examples_dirs": ["generated/examples"],
         "gallery_dirs": ["generated/gallery"],
-        "subsection_order": ["*", f"generated/examples/{SCRIPTS}"],
+        "subsection_order": [f"generated/examples/{name}" for name in THEMES] + ["*", f"generated/examples/{SCRIPTS}"],
         "within_subsection_order": "FileNameSortKey",
         "filename_pattern": rf"/({'|'.join(map(re.escape, names))})\.py$" if names else r"/nothing\.py$",
         "image_scrapers": (figures_of,),

@@ -43,3 +43,4 @@ solutions = lr.plot.comparison({**images, "the minimiser": exact.x[0]}, measured
 # Their distance to the minimiser, each on a scale of its own. The certificate bounds its root mean square.
 
 maps = lr.plot.maps(errors, signed=True, label="image − minimiser")
+# sphinx_gallery_thumbnail_number = 2

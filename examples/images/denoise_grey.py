@@ -64,3 +64,4 @@ comparison = lr.plot.comparison(titled, clean[0], measured=next(iter(titled)))
 filters = lr.plot.filters(experts)
 potentials = lr.plot.potentials(experts)
 spectrum = lr.plot.spectrum(experts)
+# sphinx_gallery_thumbnail_number = 2

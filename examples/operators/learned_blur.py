@@ -89,3 +89,4 @@ comparison = lr.plot.comparison(
     sharp[other][0],
     measured=f"blurred, {quality['blurred']:.1f} dB",
 )
+# sphinx_gallery_thumbnail_number = 2

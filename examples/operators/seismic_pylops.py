@@ -63,3 +63,4 @@ assert variation > ridge_only + 5
 
 measured = lr.plot.maps({"reflections, traces that are there": b}, signed=True)
 figure = lr.plot.comparison(images, clean, measured=next(iter(images)), window=(-0.1, 1.1))
+# sphinx_gallery_thumbnail_number = 2

@@ -97,3 +97,33 @@ def test_readme_commands_are_one_line_each(name: str) -> None:
     assert len(blocks) == 1
     assert "\n" not in blocks[0]
     assert "-c constraints.txt" in blocks[0]
+
+
+RECIPE = ROOT / "recipe" / "recipe.yaml"
+CONDA = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
+"""Names of packages at conda-forge that are others than at PyPI."""
+
+
+def test_the_conda_recipe_is_one() -> None:
+    """By the parser of the tool that builds it, which refuses fields that the schema does not know."""
+    stage0 = pytest.importorskip("rattler_build.stage0")
+    text = RECIPE.read_text(encoding="utf-8")
+    found = stage0.Stage0Recipe.from_yaml(text).to_dict()
+    assert found["context"]["version"] == learnreg.__version__
+    assert found["build"]["python"]["entry_points"] == ["learnreg = learnreg.__main__:main"]
+    with pytest.raises(Exception, match="unknown"):
+        stage0.Stage0Recipe.from_yaml(text.replace("requirements:", "requirement:"))
+
+
+def test_the_conda_recipe_asks_for_what_the_package_asks_for(pyproject: dict[str, Any]) -> None:
+    host, run, optional = re.findall(
+        r"^  (?:host|run|run_constraints):\n((?:    - .*\n)+)", RECIPE.read_text("utf-8"), re.M
+    )
+    written = {re.sub(r"\s", "", line) for line in f"{run}{optional}".replace("    - ", "").splitlines()}
+    project = pyproject["project"]
+    extras = [line for name in ("fast", "images", "ct", "odl", "tensorboard")
+              for line in project["optional-dependencies"][name]]  # fmt: skip
+    asked = {re.sub(r"^[\w-]+", lambda m: CONDA.get(m[0], m[0]), line) for line in (*project["dependencies"], *extras)}
+    assert asked - {"astra-toolbox>=2.3"} == written - {"python>=${{python_min}}"}, "ASTRA has a channel of its own"
+    assert f'python_min: "{project["requires-python"].removeprefix(">=")}"' in RECIPE.read_text(encoding="utf-8")
+    assert pyproject["build-system"]["requires"][0].replace(">", " >") in host

@@ -49,6 +49,13 @@ class ImportedRidge(Regularizer):
     ------
     ConfigError: numbers out of their range.
     ShapeError: kernels that cannot be chained, or shapes that do not fit.
+
+    Examples
+    --------
+    >>> difference = torch.tensor([[0.0, 0, 0], [0, -1, 1], [0, 0, 0]])[None, None]
+    >>> R = lr.regularizers.ImportedRidge([difference], torch.tensor([[-0.2, 1.0, 1.0, -0.2]]), distance=0.1)
+    >>> R.convex  # H'' is negative beyond responses of 0.1
+    False
     """
 
     summary = "published ridges, convex or weakly convex; fixed"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -297,3 +298,42 @@ def test_files_are_the_same_for_the_same_figure() -> None:
     first, second = (figure_file(lr.plot.learning_curve(plain_rows(3)), "pdf") for _ in range(2))
     assert first == second
     assert first.startswith(b"%PDF")
+
+
+# ---------------------------------------------------------------------------------------------------------- maps, style
+
+
+def images_of(figure: Any) -> list[Any]:
+    return [axes.images[0] for axes in figure.axes if axes.images]
+
+
+def test_maps_show_the_numbers_on_their_scales() -> None:
+    weights = torch.tensor([[0.1, 0.2, 0.4]], dtype=torch.float64)
+    figure = lr.plot.maps({"a": weights, "b": -2.0 * weights[None]}, signed=True)
+    shown = images_of(figure)
+    assert [image.get_clim() for image in shown] == [(-0.4, 0.4), (-0.8, 0.8)]
+    assert np.array_equal(shown[0].get_array(), weights.numpy())
+    (common,) = {image.get_clim() for image in images_of(lr.plot.maps({"a": weights, "b": weights + 1}, window=(0, 2)))}
+    assert common == (0, 2)
+    logarithmic = images_of(lr.plot.maps({"a": weights}, logarithmic=True))[0]
+    assert float(logarithmic.norm(0.2)) == pytest.approx(0.5)  # in the middle of 0.1 and 0.4
+
+
+def test_maps_refuse_what_they_cannot_show() -> None:
+    with pytest.raises(lr.ConfigError, match="expected some"):
+        lr.plot.maps({})
+    with pytest.raises(lr.ConfigError, match="numbers <= 0"):
+        lr.plot.maps({"a": torch.zeros(2, 2)}, logarithmic=True)
+    with pytest.raises(lr.ConfigError, match="on one scale"):
+        lr.plot.maps({"a": torch.ones(2, 2)}, signed=True, logarithmic=True)
+    with pytest.raises(lr.ShapeError, match=r"\(2, 3, 3\)"):
+        lr.plot.maps({"a": torch.ones(2, 3, 3)})
+
+
+def test_the_style_ends_with_its_block() -> None:
+    import matplotlib as mpl
+
+    before = dict(mpl.rcParams)
+    with lr.plot.paper_style():
+        assert not mpl.rcParams["axes.spines.top"]
+    assert dict(mpl.rcParams) == before

@@ -3,7 +3,7 @@
     python benchmarks/gpu.py --device cuda --out gpu.json
 
 Needs torch, NumPy and this repository alone, and ends within ``--minutes``: parts that no longer fit are left out and
-named. The JSON file is written again after each part, and so is what is printed. ``--quick`` is a dry run of all parts in
+named. The JSON file is written again after each row, which is printed, too. ``--quick`` is a dry run of all parts in
 small, on any device.
 """
 
@@ -18,7 +18,8 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,7 @@ def regularizers(small: bool = False) -> dict[str, Callable[[], Regularizer]]:
     }
 
 
-# ---- what is the same --------------------------------------------------------------------------------------------------
+# ---- what is the same ------------------------------------------------------------------------------------------------
 
 
 def machine(plan: Plan) -> Rows:
@@ -138,7 +139,7 @@ def machine(plan: Plan) -> Rows:
     rates = {}
     for dtype in (torch.float32, torch.float64):
         m = torch.ones(side, side, device=plan.device, dtype=dtype)
-        rates[str(dtype).removeprefix("torch.")] = 2e-9 * side**3 / plan.seconds(lambda m=m: m @ m)  # type: ignore[misc]
+        rates[str(dtype).removeprefix("torch.")] = 2e-9 * side**3 / plan.seconds(partial(torch.mm, m, m))
     name = torch.cuda.get_device_name(plan.device) if plan.device.type == "cuda" else platform.processor()
     yield {
         "device": name or str(plan.device),
@@ -224,7 +225,8 @@ def bounds(plan: Plan) -> Rows:
             compared, certified = compared + 1, certified + int(hg.certified)
             violated += int(not hg.relative_error_bound <= 0.5 and hg.certified)
     middle = statistics.median(ratios) if ratios else math.nan
-    yield {"problems": count, "comparisons": compared, "violations": violated, "certified": certified, "bound/error": middle}
+    counts = {"problems": count, "comparisons": compared, "violations": violated, "certified": certified}
+    yield {**counts, "bound/error": middle}
 
 
 class _Waits(TorchDispatchMode):
@@ -253,7 +255,7 @@ def waits(plan: Plan) -> Rows:
         yield {"regularizer": name, "steps": steps, "waits per step": (many.seen - few.seen) / max(steps, 1)}
 
 
-# ---- how fast ----------------------------------------------------------------------------------------------------------
+# ---- how fast --------------------------------------------------------------------------------------------------------
 
 
 def _experts(side: int, device: torch.device) -> lr.LowerLevelProblem:
@@ -268,11 +270,7 @@ def iterations(plan: Plan) -> Rows:
     for batch in plan.chosen((1, 4, 16, 64), (1, 2)):
         b, problem = noisy(phantoms(batch, side)).to(plan.device), _experts(side, plan.device)
         for solver in ("lbfgs", "pdhg"):
-            few, many = (
-                plan.seconds(lambda n=n, s=solver: lr.solve(problem, b, 1e-12, max_steps=n, solver=s), 2)  # type: ignore[misc]
-                for n in (20, 60)
-            )
-            seconds = (many - few) / 40
+            seconds = _step_seconds(partial(lr.solve, problem, b, 1e-12, solver=solver), plan)
             traffic = 4 * 4 * batch * FILTERS * side**2
             row = {"batch": batch, "side": side, "solver": solver, "seconds": seconds}
             row["share of bandwidth"] = traffic / plan.bandwidth / max(seconds, 1e-12)
@@ -281,17 +279,16 @@ def iterations(plan: Plan) -> Rows:
     torch.set_num_threads(2)
     try:
         b, problem = noisy(phantoms(1, side)), _experts(side, cpu)
-        few, many = (_cpu_seconds(lambda n=n: lr.solve(problem, b, 1e-12, max_steps=n)) for n in (20, 60))  # type: ignore[misc]
-        yield {"batch": 1, "side": side, "solver": "two CPU threads", "seconds": (many - few) / 40}
+        seconds = _step_seconds(partial(lr.solve, problem, b, 1e-12), replace(plan, device=cpu))
+        yield {"batch": 1, "side": side, "solver": "two CPU threads", "seconds": seconds}
     finally:
         torch.set_num_threads(threads)
 
 
-def _cpu_seconds(call: Callable[[], object]) -> float:
-    call()
-    began = time.perf_counter()
-    call()
-    return time.perf_counter() - began
+def _step_seconds(solve: Callable[..., object], plan: Plan) -> float:
+    """Of one iteration, from solves of 20 and of 60."""
+    few, many = (plan.seconds(partial(solve, max_steps=count), 2) for count in (20, 60))
+    return (many - few) / 40
 
 
 def hypergradients(plan: Plan) -> Rows:
@@ -304,8 +301,9 @@ def hypergradients(plan: Plan) -> Rows:
     for kind, begin in (("cold", None), ("warm", start)):
         for certificate in ("none", "auto"):
             with plan.peak() as peak:
-                call = lambda c=certificate, s=begin: lr.hypergradient(problem, b, loss, tolerance=0.5, certificate=c, start=s)  # type: ignore[misc]  # noqa: E731, E501
-                yield {"start": kind, "certificate": certificate, "seconds": plan.seconds(call), "MB": peak()}
+                call = partial(lr.hypergradient, problem, b, loss, tolerance=0.5, start=begin)
+                seconds = plan.seconds(partial(call, certificate=certificate))
+                yield {"start": kind, "certificate": certificate, "seconds": seconds, "MB": peak()}
     with plan.peak() as peak:
         seconds = plan.seconds(lambda: _unrolled(problem, b, x.to(plan.device), plan.chosen(100, 5)), 1)
         yield {"start": "cold", "certificate": "torch, unrolled", "seconds": seconds, "MB": peak()}

@@ -147,7 +147,7 @@ class MapStyle(Source):
         """Indices of the next minibatch."""
         if self._groups is not None:
             self._order = self._order or shuffled_batches(self._groups, self.batch_size, self._next_epoch())
-            return self._order.pop()  # type: ignore[no-any-return]
+            return self._order.pop()
         batch: list[int] = []
         size = self.largest_batch
         while len(batch) < size:

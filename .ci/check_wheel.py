@@ -10,10 +10,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def problems(names: list[str]) -> list[str]:
-    """Sentences about what is missing from, or too much in, a wheel with these files."""
+def shipped() -> list[str]:
+    """The files of the shipped models and their cards."""
+    return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "learnreg" / "pretrained").glob("*.*"))
+
+
+def problems(names: list[str], shipped: list[str]) -> list[str]:
+    """Sentences about what is missing from, or too much in, a wheel with these files; ``shipped``: files of models."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
     expected = {f"{package.replace('.', '/')}/__init__.py" for package in settings["packages"]} | {"learnreg/py.typed"}
+    expected |= set(shipped)
     top_level = {name.split("/")[0] for name in names}
     found = [f"{name} is missing" for name in sorted(expected - set(names))]
     found += [
@@ -31,7 +37,7 @@ def problems(names: list[str]) -> list[str]:
 def main() -> int:
     wheel = sys.argv[1]
     with zipfile.ZipFile(wheel) as archive:
-        found = problems(archive.namelist())
+        found = problems(archive.namelist(), shipped())
     for line in found:
         print(f"{Path(wheel).name}: {line}")
     return 1 if found else 0

@@ -27,6 +27,7 @@ from learnreg.datasets.mri.phantoms import with_smooth_phase
 from learnreg.datasets.noise import GaussianNoise
 from learnreg.datasets.photographs.bsds import BSDS500, load_training_images
 from learnreg.datasets.photographs.natural import natural_images, natural_split
+from learnreg.datasets.photographs.noise_estimate import estimate_noise
 from learnreg.datasets.photographs.patches import DenoisingPatches, add_noise, parse_sigma, parse_sigmas
 from learnreg.datasets.tomography.ct_images import ellipse_split, load_ct_images
 from learnreg.datasets.tomography.lodopab import LoDoPaB
@@ -60,6 +61,7 @@ __all__ = [
     "ellipse_phantom",
     "ellipse_phantoms",
     "estimate_coil_maps",
+    "estimate_noise",
     "find_series",
     "line_integrals",
     "list_images",

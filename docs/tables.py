@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from learnreg.commands.common import initial_regularizer
 from learnreg.commands.options import DenoiseConfig, regularizers_with
 from learnreg.commands.parameters import values_of
 from learnreg.commands.tasks import TASKS, Task
+from learnreg.models.cards import card_lines
 from learnreg.operators import Identity
 from learnreg.regularizers import REGULARIZERS, trainable
 from learnreg.regularizers.options import RegularizerOptions
@@ -67,8 +69,34 @@ def options(task: Task) -> list[str]:
     return rows
 
 
+def peers() -> list[str]:
+    """Shipped models beside their peers, as ``benchmarks/model_cards.py --record`` measured them."""
+    path = FOLDER.parent / "benchmarks" / "results" / "model_cards.json"
+    if not path.is_file():
+        return ["No model is shipped in this version."]
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    lines = [" | ".join(str(cell) for cell in row.values()) for row in rows]
+    return [f"| {' | '.join(rows[0])} |", "|" + "---|" * len(rows[0]), *(f"| {line} |" for line in lines)]
+
+
+def cards() -> list[str]:
+    """Of each shipped model, with its figures."""
+    rows = []
+    for name, card in lr.pretrained().items():
+        rows += [f"## {name}", "", *card_lines(card), ""]
+        for suffix, what in {
+            "": "noisy, denoised and clean",
+            "-filters": "filters",
+            "-potentials": "potentials",
+        }.items():
+            if (FOLDER / "models" / f"{name}{suffix}.png").is_file():
+                rows += [f"![{name}: {what}](models/{name}{suffix}.png)", ""]
+    return rows
+
+
 TABLES = {
     "regularizers.md": {"regularizers": regularizers},
+    "models.md": {"peers": peers, "cards": cards},
     "command_line.md": {name: partial(options, task) for name, task in TASKS.items()},
 }
 """By document and by the name in its markers ``<!-- table: NAME -->`` and ``<!-- end of table -->``."""

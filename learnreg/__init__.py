@@ -37,7 +37,9 @@ if TYPE_CHECKING:
     from learnreg.lower_level.linear_constraints import LinearConstraints
     from learnreg.lower_level.problem import LowerLevelProblem
     from learnreg.lower_level.regularizer import Regularizer
-    from learnreg.models.model import Model, load, pretrained, save_model
+    from learnreg.models.hub import pull, push
+    from learnreg.models.model import Model, load, save_model
+    from learnreg.models.shipped import pretrained
     from learnreg.potentials.absolute_value import AbsoluteValue
     from learnreg.potentials.huber import Huber
     from learnreg.potentials.log_cosh import LogCosh
@@ -117,7 +119,9 @@ _LAZY = {
     "certify": "learnreg.hypergradients.certify",
     "hypergradient": "learnreg.hypergradients.compute",
     "load": "learnreg.models.model",
-    "pretrained": "learnreg.models.model",
+    "pretrained": "learnreg.models.shipped",
+    "pull": "learnreg.models.hub",
+    "push": "learnreg.models.hub",
     "save_model": "learnreg.models.model",
     "solution_layer": "learnreg.upper_level.layer",
     "solve": "learnreg.solvers.solve",
@@ -205,6 +209,8 @@ __all__ = [
     "operators",
     "plot",
     "pretrained",
+    "pull",
+    "push",
     "regularizers",
     "save_model",
     "solution_layer",

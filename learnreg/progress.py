@@ -1,4 +1,8 @@
-"""How far work is: a bar on a terminal and in notebooks, elsewhere a line now and then; on stderr."""
+"""How far work is: a bar on a terminal and in notebooks, elsewhere a line now and then; on stderr.
+
+Nobody may be there to see it: programs without a console have no stderr, terminals are closed and pipes end while work
+goes on. It never ends for that.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +10,14 @@ import sys
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sized
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any, TextIO, TypeVar
 
-__all__ = ["INTERVAL", "Count", "counted", "hidden", "is_hidden", "is_interactive", "new_bar"]
+__all__ = ["GONE", "INTERVAL", "Count", "counted", "hidden", "is_hidden", "is_interactive", "new_bar", "tell"]
+
+GONE = (OSError, ValueError)
+"""What writing raises to a stream that is closed, or whose other end is."""
 
 INTERVAL = 30.0
 """Seconds between lines where there is no terminal."""
@@ -44,7 +51,18 @@ def in_notebook() -> bool:
 
 def is_interactive(stream: TextIO | None = None) -> bool:
     """Whether somebody looks at the stream, stderr by default, so that lines may be overwritten."""
-    return (sys.stderr if stream is None else stream).isatty() or in_notebook()
+    is_terminal = getattr(sys.stderr if stream is None else stream, "isatty", lambda: False)
+    with suppress(*GONE):
+        return bool(is_terminal()) or in_notebook()
+    return False
+
+
+def tell(text: str, stream: TextIO | None = None) -> None:
+    """Write a line, to stderr by default, if anything is there to write to."""
+    stream = sys.stderr if stream is None else stream
+    if stream is not None:
+        with suppress(*GONE):
+            print(text, file=stream, flush=True)
 
 
 def new_bar(stream: TextIO | None = None, **options: Any) -> Any:
@@ -78,23 +96,26 @@ class Count:
 
     def __enter__(self) -> Count:
         if self._shown and is_interactive():
-            self._bar = new_bar(total=self._total, desc=self._what, leave=False, delay=_PATIENCE)
+            with suppress(*GONE):
+                self._bar = new_bar(total=self._total, desc=self._what, leave=False, delay=_PATIENCE)
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
-            self._bar.close()
+            with suppress(*GONE):
+                self._bar.close()
 
     def update(self, note: str = "") -> None:
         """One more is done. note: what is said of it behind the numbers."""
         self._done += 1
         if self._bar is not None:
-            if note:
-                self._bar.set_postfix_str(note, refresh=False)
-            self._bar.update()
+            with suppress(*GONE):
+                if note:
+                    self._bar.set_postfix_str(note, refresh=False)
+                self._bar.update()
         elif self._shown and time.monotonic() - self._said >= INTERVAL:
             of = "" if self._total is None else f" of {self._total}"
-            print(f"{self._what}: {self._done}{of}{f', {note}' if note else ''}", file=sys.stderr, flush=True)
+            tell(f"{self._what}: {self._done}{of}{f', {note}' if note else ''}")
             self._said = time.monotonic()
 
 

@@ -41,7 +41,13 @@ def test_the_commands_of_the_document_run(command: str, shared_data: Path, tmp_p
     """On small sizes, without peers."""
     problem = lr.LowerLevelProblem(Identity((1, 8, 8)), FieldsOfExperts(3, 3, lr.PseudoHuber(1e-2, 1e-3)), ridge=1e-3)
     save_model(tmp_path / "model.safetensors", problem)
-    places = {"DIR": shared_data, "RUNS": tmp_path, "RUN/model.safetensors": tmp_path / "model.safetensors"}
+    save_model(tmp_path / "denoise-foe.safetensors", problem)
+    places = {
+        "DIR": shared_data,
+        "RUNS": tmp_path,
+        "MODELS": tmp_path,
+        "RUN/model.safetensors": tmp_path / "model.safetensors",
+    }
     words = [str(places.get(word, word)) for word in command.split() if word != "--record"]
     done = subprocess.run(
         [sys.executable, *words, "--quick"],

@@ -54,7 +54,9 @@ from learnreg.regularizers import (
     LearnedTotalGeneralizedVariation,
     LearnedTotalVariation,
     MultivariateExperts,
+    Reweighted,
     RidgeRegularizer,
+    Scaled,
     TotalVariation,
 )
 
@@ -149,6 +151,11 @@ TAKES_NUMBERS: dict[str, Callable[[Any], object]] = {
     "from_scipy(domain_shape)": lambda v: from_scipy(np.eye(16), v, SHAPE),
     "from_scipy(range_shape)": lambda v: from_scipy(np.eye(16), SHAPE, v),
     **{f"{kind.__name__}({k})": lambda v, kind=kind, k=k: kind(**{k: v}) for kind in FAMILIES for k in options(kind)},
+    "Scaled(factor)": lambda v: Scaled(R, v),
+    **{f"Reweighted({k})": lambda v, k=k: Reweighted(R, **{k: v}) for k in options(Reweighted)[1:]},
+    "norm bound": lambda v: from_scipy(np.eye(16), SHAPE, SHAPE, norm_bound=v),
+    "loss of a curve": lambda v: lr.plot.learning_curve([{"step": 1, "loss": 1.0}, {"step": 2, "loss": v}]),
+    "most channels": lambda v: lr.plot.weights(Reweighted(R), B[0], v),
     **{f"train({k})": lambda v, k=k: train([(B[0], X[0])], **{k: v}) for k in TRAIN},
     "seed of noise": lambda v: add_noise(B, 0.1, v),
     "count of patches": lambda v: DenoisingPatches([B[0]], 0.1, 4, v),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from learnreg.datasets.files.pixels import Picture, check_size, oriented, split_alpha
+from learnreg.datasets.files.png import check_rows
 from learnreg.errors import DataError
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ def decode_bitmap(image: ImageFile.ImageFile, data: bytes, path: Path) -> Pictur
 
     Raises
     ------
-    DataError: another format, several pictures, colours that are not grey, palette or RGB, or too many pixels.
+    DataError: another format, several pictures, colours that are not grey, palette or RGB, too many pixels, or, of PNG,
+        more or fewer than its data are.
     """
     if image.format not in _FORMATS:
         raise DataError(f"by its content this is a file of format {image.format}.", path, "Save it as PNG or TIFF.")
@@ -43,6 +45,8 @@ def decode_bitmap(image: ImageFile.ImageFile, data: bytes, path: Path) -> Pictur
             "Convert it to RGB or grey with a program that manages colours.",
         )
     check_size(*image.size, path)
+    if image.format == "PNG":
+        check_rows(data, path)
     return _pixels(image, data, path)
 
 

@@ -29,6 +29,13 @@ class KSpace:
     data: complex (slices, coils, H, W), frequency zero at (H // 2, W // 2), 0 where nothing was measured.
     mask: boolean (H, W), where it was measured: where a slice or coil is not 0.
     image_sides: (h, w) of the middle of the image that the scanner means, where the file tells; else (H, W).
+
+    Examples
+    --------
+    >>> data, mask = torch.zeros(1, 4, 8, 8, dtype=torch.complex64), torch.zeros(8, 8, dtype=torch.bool)
+    >>> mask[:, ::2] = True
+    >>> lr.datasets.KSpace(data, mask, (8, 8)).lines.sum()
+    tensor(4)
     """
 
     data: Tensor

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.util
 import os
 import random
 import re
@@ -18,14 +20,32 @@ from sphinx_gallery.scrapers import figure_rst
 DOCS = Path(__file__).resolve().parents[1]
 EXAMPLES = DOCS.parent / "examples"
 GALLERY = DOCS / "generated" / "gallery"
+THEMES = ("images", "tomography", "mri", "signals", "operators", "regularizers", "gradients", "training", "bilevel")
+"""Folders of examples/ in the order of the gallery's sections; others follow."""
 SCRIPTS = "scripts"
 COPY = DOCS / "generated" / "examples"
 """Examples run here, so that files they write do not lie beside them."""
 
 
 def pictured() -> list[str]:
-    """Examples that make pictures and run without arguments: those in folders of examples/."""
-    return sorted(path.stem for path in EXAMPLES.glob("*/*.py"))
+    """Examples that make pictures and run without arguments, those in folders of examples/, where what they import is
+    installed."""
+    found = []
+    for path in sorted(EXAMPLES.glob("*/*.py")):
+        missing = [name for name in imported(path) if importlib.util.find_spec(name) is None]
+        if missing:
+            print(f"{path.stem} cannot run, {', '.join(missing)} is not installed")
+        else:
+            found.append(path.stem)
+    return sorted(found)
+
+
+def imported(path: Path) -> list[str]:
+    """The packages that an example imports."""
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    names = [name.name for node in nodes if isinstance(node, ast.Import) for name in node.names]
+    names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
+    return sorted({name.split(".")[0] for name in names})
 
 
 def drawn() -> list[str]:
@@ -76,7 +96,7 @@ def configuration() -> dict[str, Any]:
     return {
         "examples_dirs": ["generated/examples"],
         "gallery_dirs": ["generated/gallery"],
-        "subsection_order": ["*", f"generated/examples/{SCRIPTS}"],
+        "subsection_order": [f"generated/examples/{name}" for name in THEMES] + ["*", f"generated/examples/{SCRIPTS}"],
         "within_subsection_order": "FileNameSortKey",
         "filename_pattern": rf"/({'|'.join(map(re.escape, names))})\.py$" if names else r"/nothing\.py$",
         "image_scrapers": (figures_of,),

@@ -12,7 +12,8 @@ from docutils import nodes
 DOCS = Path(__file__).resolve().parents[1]
 ROOT = DOCS.parent
 TARGETS = (
-    (r"\.\./examples/([\w/]+)\.py", r"/generated/gallery/scripts/\1.rst"),
+    (r"\.\./examples/(\w+/\w+)\.py", r"/generated/gallery/\1.rst"),
+    (r"\.\./examples/(\w+)\.py", r"/generated/gallery/scripts/\1.rst"),
     (r"\.\./benchmarks/results/(\w+)\.md", r"/generated/results/\1.md"),
     (r"\.\./README\.md(#\w+)?", r"/start.md"),
     (r"\.\./CHANGELOG\.md", r"/changelog.md"),

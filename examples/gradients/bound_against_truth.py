@@ -1,5 +1,5 @@
 """Bounds beside true errors, for three ways to a hypergradient
-=============================================================
+============================================================
 
 Implicit differentiation solves a linear system, the piggyback iteration carries a derivative along, unrolling
 differentiates its own steps. Whatever computes the gradient, the same certificate bounds its error; a reference to
@@ -55,13 +55,13 @@ for name, settings in runs.items():
 for name in ("implicit", "piggyback"):
     assert all(bound <= 1.01 * tolerance for (_, _, bound), tolerance in zip(rows[name], tolerances, strict=True))
 
-figure = Figure(figsize=(9, 3.2), layout="constrained")
-for axes, (name, found) in zip(figure.subplots(1, 3, sharey=True), rows.items(), strict=True):
-    count, error, bound = zip(*found, strict=True)
-    axes.semilogy(count, bound, "^-", color="#D55E00", label="certified bound")
-    axes.semilogy(count, error, "o-", color="#0072B2", label="true error")
-    axes.locator_params(axis="x", nbins=4)
-    axes.set(title=name, xlabel="operator applications")
-    axes.spines[["top", "right"]].set_visible(False)
-figure.axes[0].set_ylabel("relative error of the hypergradient")
-figure.axes[0].legend(frameon=False)
+with lr.plot.paper_style():
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    for axes, (name, found) in zip(figure.subplots(1, 3, sharey=True), rows.items(), strict=True):
+        count, error, bound = zip(*found, strict=True)
+        axes.semilogy(count, bound, "^-", color=lr.plot.COLOURS[1], label="certified bound")
+        axes.semilogy(count, error, "o-", color=lr.plot.COLOURS[0], label="true error")
+        axes.locator_params(axis="x", nbins=4)
+        axes.set(title=name, xlabel="operator applications")
+    figure.axes[0].set_ylabel("relative error of the hypergradient")
+    figure.axes[0].legend()

@@ -1,5 +1,5 @@
 """What loose solves do to gradients
-===================================
+=================================
 
 Bilevel learning differentiates a reconstruction with respect to what was learned. Two solves stand in the way, and
 neither is exact: the reconstruction x, and the adjoint state X, the solution of a linear system at x. Here both come
@@ -91,20 +91,22 @@ assert abs(finished[1] - rows[-1][1]) < 0.2
 assert finished[2] > 0.9
 assert settled[2] < 0.05
 
-figure = Figure(figsize=(8, 3.2), layout="constrained")
-left, right = figure.subplots(1, 2)
-left.plot(counts, [row[1] for row in rows], "o-", color="#0072B2")
-left.axhline(psnr(noisy), color="#555555", lw=0.8, ls=":")
-left.text(counts[-1], psnr(noisy), "noisy image", ha="right", va="bottom", color="#555555")
-left.set(title="What one looks at", ylabel="PSNR of the reconstruction, dB")
-right.plot(counts, [row[3] for row in rows], "^-", color="#D55E00", label="certified bound", mfc="none", ms=9)
-right.plot(counts, [row[2] for row in rows], "o-", color="#0072B2", label="true error")
-right.axhline(1.0, color="#555555", lw=0.8, ls=":")
-right.text(counts[-1], 1.0, "as long as the gradient itself", ha="right", va="bottom", color="#555555")
-right.set(title="What training uses", ylabel="relative error of the hypergradient", yscale="log")
-right.legend(frameon=False)
-for axes in (left, right):
-    axes.set(xlabel="steps of both solves", xscale="log", xticks=counts, xticklabels=counts)
-    axes.minorticks_off()
-    axes.spines[["top", "right"]].set_visible(False)
-figure.savefig("loose_solves.png", dpi=110)
+with lr.plot.paper_style():
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot(counts, [row[1] for row in rows], "o-", color=lr.plot.COLOURS[0])
+    left.axhline(psnr(noisy), color="#555555", lw=0.8, ls=":")
+    left.text(counts[-1], psnr(noisy), "noisy image", ha="right", va="bottom", color="#555555")
+    left.set(title="What one looks at", ylabel="PSNR of the reconstruction, dB")
+    right.plot(
+        counts, [row[3] for row in rows], "^-", color=lr.plot.COLOURS[1], label="certified bound", mfc="none", ms=9
+    )
+    right.plot(counts, [row[2] for row in rows], "o-", color=lr.plot.COLOURS[0], label="true error")
+    right.axhline(1.0, color="#555555", lw=0.8, ls=":")
+    right.text(counts[-1], 1.0, "as long as the gradient itself", ha="right", va="bottom", color="#555555")
+    right.set(title="What training uses", ylabel="relative error of the hypergradient", yscale="log")
+    right.legend()
+    for axes in (left, right):
+        axes.set(xlabel="steps of both solves", xscale="log", xticks=counts, xticklabels=counts)
+        axes.minorticks_off()
+    figure.savefig("loose_solves.png", dpi=110)

@@ -1,5 +1,5 @@
 """Few views and missing angles
-=============================
+============================
 
 A scan of a phantom from 20 views around it, and one of 40 views of two thirds of a half turn. Filtered back-projection
 shows streaks; total variation, and the knowledge that nothing is below 0, fill in what was not measured.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +14,7 @@ from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.models.model import Model
 from learnreg.operators import Blur, Identity
 from learnreg.potentials.pseudo_huber import PseudoHuber
+from learnreg.progress import tell
 from learnreg.regularizers import FieldsOfExperts, TotalVariation
 
 __all__ = ["AccuracyProblem", "builtin_problems", "clean_patches", "model_problem"]
@@ -64,12 +64,14 @@ def model_problem(model: Model, name: str, seed: int = 0, side: int = _SIDE) -> 
     ------
     ConfigError: the file does not hold its forward operator.
     """
-    problem = model.problem((1, side, side)).double()
+    level = model.usual_noise_level if model.noise_range else None
+    problem = model.problem((1, side, side), noise_level=level).double()
     _, height, width = problem.operator.domain_shape
     x_true = clean_patches(_BATCH, max(height, width), seed)[..., :height, :width]
     b = problem.operator(x_true)
     noise = torch.randn(b.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return [AccuracyProblem(name, problem, b + (model.noise_level or _SIGMA) * noise, SquaredError(x_true))]
+    sigma = level or model.noise_level or _SIGMA
+    return [AccuracyProblem(name, problem, b + sigma * noise, SquaredError(x_true))]
 
 
 def clean_patches(count: int, side: int, seed: int) -> Tensor:
@@ -78,7 +80,7 @@ def clean_patches(count: int, side: int, seed: int) -> Tensor:
     try:
         images = natural_images("test")
     except DataError as error:
-        print(f"learnreg: a synthetic image instead of photographs ({error})", file=sys.stderr)
+        tell(f"learnreg: a synthetic image instead of photographs ({error})")
         images = {"synthetic": _synthetic_image(seed)}
     patches = DenoisingPatches(images, _SIGMA, patch=side, count=count, seed=seed)
     return torch.stack([patches[i][1] for i in range(count)]).double()

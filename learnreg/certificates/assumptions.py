@@ -77,7 +77,13 @@ def missing_assumption(problem: FrozenProblem, instance: Instance, loss: UpperLo
 
 
 def constraint_decided(
-    instance: Instance, x: Tensor, t: Tensor, residual: Tensor, e: Tensor, curvature: Tensor
+    instance: Instance,
+    x: Tensor,
+    t: Tensor,
+    residual: Tensor,
+    e: Tensor,
+    curvature: Tensor,
+    doubt: Tensor | float = 0.0,
 ) -> bool:
     """Whether each pixel of the exact solution is known to be strictly inside the box, or on its boundary with a
     nonzero multiplier: |x_i - x^_i| <= e, and with dx = x - x^ the gradient changes by |<e_i, Hbar dx>| <= √(Hbar_ii
@@ -88,7 +94,8 @@ def constraint_decided(
 
     Parameters
     ----------
-    t: K x. residual: ‖r‖, that of the reduced gradient, with its rounding, (batch,).
+    t: K x. residual: ‖r‖, that of the reduced gradient, with its rounding, (batch,). doubt: how far entries of the
+        gradient at x may be from the instance's, (batch,).
     """
     if not instance.box.constrains:
         return True
@@ -96,7 +103,8 @@ def constraint_decided(
     radius = expand(e, x)
     free = (x - radius > lower) & (x + radius < upper)
     largest = instance.quadratic.norm() + curvature * instance.analysis.norm_bound() ** 2
-    change = torch.minimum(largest * e, (largest * residual * e).sqrt() * (1.0 + 1e-12)).reshape(radius.shape)
+    change = torch.minimum(largest * e, (largest * residual * e).sqrt() * (1.0 + 1e-12)) + doubt
+    change = change.reshape(radius.shape)
     margin = instance.full_gradient(x)
     active = ((x <= lower) & (margin > change)) | ((x >= upper) & (margin < -change))
     decided = free | active

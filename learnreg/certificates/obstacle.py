@@ -44,6 +44,7 @@ class Obstacle(Enum):
     PARAMETER_CONSTANT = "the {operator} operator does not declare parameter_lipschitz"
     KINK = "a kink of the potential lies within the error of x; solve more accurately or use a smooth potential"
     SIGN_PATTERN = "the sign pattern of the solution is undecided: {sentence}"
+    CHAIN = "of a chain of reweighted problems {why}: each solve has a bound given its weights, not their hypergradient"
     ACTIVE_SET = "the active set of the constraint is undecided within the error of x; solve more accurately"
 
     @property

@@ -77,6 +77,10 @@ def adapt(
     """
     if criterion not in CRITERIA:
         raise ConfigError(f"--criterion {criterion}: expected one of {', '.join(CRITERIA)}.")
+    if noise is not None and criterion != "discrepancy":
+        raise ConfigError(f"--noise {noise:g}: it is for --criterion discrepancy; leave one of them out.")
+    if noise is not None and not 0.0 < noise < math.inf:
+        raise ConfigError(f"--noise {noise:g}: expected a positive finite number.")
     if not 1 <= pairs <= len(scenario.pairs):
         raise ConfigError(f"--pairs {pairs}: expected from 1 to the {len(scenario.pairs)} training samples there are.")
     check_folder(out)
@@ -85,7 +89,7 @@ def adapt(
     announce(f"tuning the balance on {pairs} samples")
     tuning = _Tuning(scenario, b, x_true, _rough(scenario, x_true))
     if criterion == "pairs":
-        found = tuning.by_pairs(regularizer, model.noise_level)
+        found = tuning.by_pairs(regularizer, model.conditioned, model.usual_noise_level)
     else:
         found = tuning.by_discrepancy(regularizer, noise)
     path = out / "model.safetensors"
@@ -142,10 +146,9 @@ class _Tuning:
     tolerance: float
     start: Tensor | None = None
 
-    def by_pairs(self, regularizer: Regularizer, noise_level: float | None) -> Adapted:
+    def by_pairs(self, regularizer: Regularizer, conditioned: bool, noise_level: float | None) -> Adapted:
         """The least squared error over scale and factor, then certified steps in the factor."""
         forms: dict[float, tuple[float, float]] = {}  # logarithm of the scale -> (factor, loss)
-        conditioned = regularizer.at(1.0) is not regularizer
         level = noise_level or 1.0
 
         def problem(log_scale: float, factor: float) -> tuple[LowerLevelProblem, Scaled]:
@@ -159,7 +162,12 @@ class _Tuning:
 
         def of_scale(log_scale: float) -> float:
             factor = forms[min(forms, key=lambda s: abs(s - log_scale))][0] if forms else 1.0
-            forms[log_scale] = self._best_factor(*problem(log_scale, factor))
+            try:
+                forms[log_scale] = self._best_factor(*problem(log_scale, factor))
+            except ConfigError:
+                if not (conditioned and forms):
+                    raise
+                return math.inf  # a noise level that the regularizer does not know
             return forms[log_scale][1]
 
         has_scale = conditioned or regularizer.stretched(1.0) is not regularizer

@@ -16,10 +16,11 @@ from typer.core import TyperCommand, TyperGroup
 
 from learnreg.commands import tasks
 from learnreg.commands.adapt_command import adapt
+from learnreg.commands.models_command import models
 from learnreg.commands.outcome import DEBUG_VARIABLE, CommandGroup, command
 from learnreg.commands.reconstruct_command import reconstruct
 from learnreg.commands.tasks import TASKS, Task, tasks_with
-from learnreg.commands.terminal import Json, ModelName, Tolerance, check_folder, check_seed, say
+from learnreg.commands.terminal import MODEL_HELP, Json, ModelName, Tolerance, check_folder, check_seed, say
 
 if TYPE_CHECKING:
     from learnreg.commands.options import TrainingConfig
@@ -186,9 +187,7 @@ def evaluate(
 @app.command()
 @command
 def accuracy(
-    model: Annotated[
-        str | None, typer.Argument(metavar="[MODEL]", help="a .safetensors file", show_default=False)
-    ] = None,
+    model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help=MODEL_HELP, show_default=False)] = None,
     methods: Annotated[str, typer.Option(help="all, or some of them, by their names")] = "implicit,piggyback",
     tolerances: Annotated[
         str, typer.Option(help="requested relative errors of the hypergradient")
@@ -197,7 +196,7 @@ def accuracy(
         Path | None, typer.Option(help="folder of accuracy.json, .png and .pdf", show_default="none written")
     ] = None,
     seed: Annotated[int, typer.Option(help="seed of patches, noise and perturbations")] = 0,
-    threads: Annotated[int, typer.Option(min=1, help="threads; more than one slow such small problems")] = 1,
+    threads: Annotated[int, typer.Option(min=1, max=1024, help="threads; more than one slow such small problems")] = 1,
     json: Json = False,
 ) -> None:
     """Compare certified bounds of hypergradients with their true errors.
@@ -234,6 +233,7 @@ def accuracy(
 
 
 app.command()(command(adapt))
+app.command()(command(models))
 
 
 @app.command("check-operator")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from learnreg.errors import ConfigError
 from learnreg.hypergradients import METHODS
 from learnreg.losses import LOSSES
 from learnreg.lower_level.problem import LowerLevelProblem
+from learnreg.progress import tell
 from learnreg.regularizers import REGULARIZERS, Regularizer, TotalVariation
 from learnreg.report.comparison import Comparison
 from learnreg.report.lower_level import conditioning, weak_convexity
@@ -124,7 +124,7 @@ def _compared(scenario: Scenario, problem: LowerLevelProblem, folder: RunFolder,
 
 def announce(what: str) -> None:
     """Say on stderr what takes its time now."""
-    print(what, file=sys.stderr, flush=True)
+    tell(what)
 
 
 def initial_regularizer(config: TrainingConfig, resume: bool = False) -> Regularizer:

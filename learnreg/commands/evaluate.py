@@ -178,11 +178,14 @@ def _measured(model: Model, folder: str | Path, sigma: float | None) -> _Source:
 
 def _noise_level(model: Model, sigma: float | None) -> tuple[float, list[str]]:
     """The noise level for a denoiser, and what to say of it."""
-    own = model.noise_level
+    own, known = model.usual_noise_level, model.noise_range
     if sigma is None and own is None:
         return _DEFAULT_SIGMA, [f"the model does not say its noise level; {in_grey_levels(_DEFAULT_SIGMA)} is used"]
     level = sigma if sigma is not None else own
     assert level is not None
+    if known is not None and sigma is None:
+        span = " to ".join(map(in_grey_levels, known))
+        return level, [f"the model was learned for noise from {span}; {in_grey_levels(level)} is used"]
     if own is None or model.conditioned or math.isclose(level, own, rel_tol=1e-3):
         return level, []
     return level, [f"the model was learned for {in_grey_levels(own)}, not for {in_grey_levels(level)}"]

@@ -8,18 +8,17 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from learnreg.datasets import estimate_noise
 from learnreg.linear.operator import LinearOperator
 
-__all__ = ["estimated_noise", "in_grey_levels", "unfit_image", "unfit_scan"]
+__all__ = ["in_grey_levels", "unfit_image", "unfit_scan"]
 
 _MISMATCH = 1.6
 """Factor between two noise levels from which one tells the difference: photographs add up to a third to estimates."""
 
-_FEWEST_BLOCKS = 256
 _FEWEST_PIXELS = 100
 _CLEAN = 2.0 / 255.0
 _LOOKED_AT = 100_000
-_NORMAL_MEDIAN = 0.6744897501960817  # of |z|, z normal
 _STRAY = 1e-3
 """Share of values that may be anything: hot pixels, dead detectors."""
 
@@ -29,28 +28,12 @@ def in_grey_levels(sigma: float) -> str:
     return f"{255.0 * sigma:.3g}/255"
 
 
-def estimated_noise(image: Tensor) -> float | None:
-    """*Estimate* of the standard deviation of white noise in an image (channels, height, width); None where too few
-    pixels tell it. Blocks with pixels at 0 or 1 are left out: noise is cut off there.
-
-    Source: Donoho and Johnstone, Biometrika 81 (1994): the median absolute diagonal wavelet coefficient, here Haar's,
-    over that of a normal variable.
-    """
-    height, width = (n - n % 2 for n in image.shape[-2:])
-    blocks = image[:, :height, :width].reshape(len(image), height // 2, 2, width // 2, 2).movedim(3, 2).flatten(3)
-    inside = ((blocks > 0.0) & (blocks < 1.0)).all(3) | (blocks < -1e-6).any(3) | (blocks > 1.0 + 1e-6).any(3)
-    detail = 0.5 * (blocks[..., 0] - blocks[..., 1] - blocks[..., 2] + blocks[..., 3])[inside]
-    if detail.numel() < _FEWEST_BLOCKS:
-        return None
-    return float(detail.abs().median()) / _NORMAL_MEDIAN
-
-
 def unfit_image(image: Tensor, sigma: float | None, conditioned: bool) -> list[str]:
     """What speaks against denoising an image (channels, height, width) with a model for noise of level sigma, None if
     that is not known. conditioned: the model adapts to others."""
     if problem := _unfit_range(image, sigma or 0.0):
         return [problem]
-    found = estimated_noise(image)
+    found = estimate_noise(image)
     if sigma is None or found is None or sigma / _MISMATCH <= found <= _MISMATCH * sigma:
         return []
     effect = "it will smooth too much" if found < sigma else "noise will remain"

@@ -69,8 +69,9 @@ class Reconstructed:
     """One reconstruction: ``output`` is the most accurate of the ``files``, error_bound its root-mean-square error in
     its units, which contains how it was rounded and cut off; bound_kind "rigorous" (where ``certified``), "estimate" or
     "none"; certified_scope "local" where the bound is about a local minimiser, which leaves it not ``certified``;
-    status is the name of a Status; tolerance what was asked of the reconstruction before it was stored; notes and
-    warnings: what a user has to know of the input."""
+    status is the name of a Status; tolerance what was asked of the reconstruction before it was stored; sigma: the
+    noise level that a denoiser worked at, None where it is not known; notes and warnings: what a user has to know of
+    the input."""
 
     input: str
     output: str
@@ -81,6 +82,7 @@ class Reconstructed:
     status: str
     seconds: float
     tolerance: float
+    sigma: float | None
     files: tuple[Written, ...]
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
@@ -100,6 +102,7 @@ class Reconstructed:
             status=solution.status.name,
             seconds=seconds,
             tolerance=tolerance,
+            sigma=known.sigma,
             files=tuple(files),
             notes=known.notes,
             warnings=known.warnings,

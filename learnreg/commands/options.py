@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -29,8 +30,9 @@ __all__ = [
 ]
 
 BEAMS = ("parallel", "fan")
-_MOST_VIEWED_PIXELS = 10**9
-_MOST_DRAWN_PIXELS = 10**9
+_MOST_VIEWED_PIXELS = _MOST_SIMULATED = 10**9
+_BLOCK = 16  # images that are measured at once
+_COVERING = 1.5  # detectors that see all of an image, over its side
 
 _main = partial(option, main=True)
 ENDLESS = 1e6  # minutes
@@ -49,7 +51,7 @@ class RunOptions:
         at_most=ENDLESS,
         resumable=True,
     )
-    updates: int = _main(0, "upper-level updates at most; 0: as many as the minutes allow", at_least=0, resumable=True)
+    updates: int = _main(0, "updates at most; 0: what the minutes allow", at_least=0, at_most=10**12, resumable=True)
     epochs: float = option(
         0.0, "passes over the data at most; 0: any number", at_least=0.0, at_most=1e9, resumable=True
     )
@@ -82,7 +84,9 @@ class TrainingConfig(RegularizerOptions, RunOptions):
     schedule: str = option(
         "steady", "of step sizes: needs no length, or falls to nothing over updates or epochs", choices=SCHEDULES
     )
-    tolerance: float = option(1e-1, "relative error of the hypergradients, held by certified audits", above=0.0)
+    tolerance: float = option(
+        1e-1, "relative error of the hypergradients, held by certified audits", above=0.0, at_most=1e6
+    )
     validation: float = option(
         0.0, "share of the samples that is held out and measured now and then", at_least=0.0, at_most=0.9
     )
@@ -90,6 +94,7 @@ class TrainingConfig(RegularizerOptions, RunOptions):
         0,
         "with validation: the run ends so many updates after the best one, whose parameters are kept; 0: it does not",
         at_least=0,
+        at_most=10**12,
         resumable=True,
     )
     tensorboard: bool = option(False, "whether the run folder gets a folder tensorboard of event files", resumable=True)
@@ -108,7 +113,6 @@ class TrainingConfig(RegularizerOptions, RunOptions):
                 f"smoothing={self.smoothing:g}: expected a number > minimum_smoothing={self.minimum_smoothing:g}; "
                 "lower minimum_smoothing too."
             )
-
         bent = self.regularizer in regularizers_with(type(self), "potential")
         if bent and not POTENTIALS[self.potential].differentiable and self.method != "closed-form":
             raise ConfigError(
@@ -261,8 +265,9 @@ class TomographyConfig(TrainingConfig):
                 f"size={self.size}, angles={self.angles}: the matrix of the scan would take about {pixels / 3e7:.0f} "
                 f"GB; expected angles times size² <= {_MOST_VIEWED_PIXELS:.0e}."
             )
-        if self.data == "ellipses":
-            _check_drawn(self.images, self.size)
+        views = self.angles * math.ceil(_COVERING * self.size)
+        count = self.images if self.data == "ellipses" else min(self.images, _BLOCK)
+        _check_simulated(self, count * (self.size**2 + views), "images", "size", "angles")
         if self.data_term == "transmission" and not (self.nonnegative and self.statistical):
             idle = "statistical" if self.nonnegative else "nonnegative"
             raise ConfigError(f"data_term='transmission' is a likelihood for images >= 0; leave {idle}=false out.")
@@ -302,6 +307,7 @@ class DeblurConfig(TrainingConfig):
         super().__post_init__()
         if self.size > self.patch:
             raise ConfigError(f"size={self.size}: filters larger than the training patches, patch={self.patch}.")
+        _check_simulated(self, 2 * self.patches * self.patch**2, "patches", "patch")
 
     @property
     def filter_side(self) -> int:
@@ -336,8 +342,8 @@ class MriConfig(TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.data == "phantoms":
-            _check_drawn(self.images, self.size)
+        count = self.images if self.data == "phantoms" else min(self.images, _BLOCK)
+        _check_simulated(self, count * 2 * self.size**2 * (1 + self.coils), "images", "size", "coils")
 
     @property
     def filter_side(self) -> int:
@@ -356,12 +362,13 @@ def regularizers_with(kind: type[TrainingConfig], name: str) -> tuple[str, ...]:
 _options_of = cache(options_of)
 
 
-def _check_drawn(images: int, size: int) -> None:
-    """ConfigError for more phantoms than memory is likely to hold, before the first is drawn."""
-    if images * size**2 > _MOST_DRAWN_PIXELS:
+def _check_simulated(config: Any, numbers: int, *names: str) -> None:
+    """ConfigError for more numbers of images and measurements than memory is likely to hold, before the first is drawn;
+    of a folder, which may hold few images, for a block of them. names: of the options to blame."""
+    if numbers > _MOST_SIMULATED:
         raise ConfigError(
-            f"images={images}, size={size}: phantoms of {images * size**2:.1e} pixels in all, at most "
-            f"{_MOST_DRAWN_PIXELS:.0e} are drawn. Choose fewer or smaller ones."
+            f"{', '.join(f'{name}={getattr(config, name)}' for name in names)}: images and measurements of "
+            f"{numbers:.1e} numbers, at most {_MOST_SIMULATED:.0e} are simulated. Choose fewer or smaller."
         )
 
 

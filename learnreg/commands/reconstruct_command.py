@@ -41,7 +41,7 @@ def reconstruct(
         str | None,
         typer.Option(
             help="noise level, for models that adapt to it: as 10/255, or auto to estimate that of each image",
-            show_default="that of the model",
+            show_default="that of the model; auto, if it has a range",
         ),
     ] = None,
     scan: ScanOptions,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from learnreg.commands.fitness import estimated_noise, in_grey_levels, unfit_image
+from learnreg.commands.fitness import in_grey_levels, unfit_image
 from learnreg.commands.image_inputs import files_of, read_input
 from learnreg.commands.image_outputs import (
     Examined,
@@ -19,7 +19,7 @@ from learnreg.commands.image_outputs import (
     write_array,
     write_png,
 )
-from learnreg.datasets import parse_sigma
+from learnreg.datasets import estimate_noise, parse_sigma
 from learnreg.errors import ConfigError, DataError, ShapeError
 from learnreg.models.extras import require
 from learnreg.models.model import Model
@@ -32,6 +32,9 @@ _EXACT_SUFFIXES = frozenset({".npy", ".tif", ".tiff"})  # beside whose PNG there
 _COARSE, _FINE = 1e-3, 1e-4
 """Tolerances for outputs of 8 bits, a quarter of whose levels the first is, and for others."""
 
+_SLACK = 1e-3
+"""Of the ends of a range of noise levels, which people round."""
+
 
 class Denoiser:
     """Denoises files with a model.
@@ -39,7 +42,8 @@ class Denoiser:
     Parameters
     ----------
     tolerance: certified root-mean-square error of x; None: 1e-3 for images of 8 bits, 1e-4 for others.
-    sigma: the noise level for a model that knows several, "auto" to estimate that of each image; None: the model's.
+    sigma: the noise level for a model that knows several, "auto" to estimate that of each image; None: the model's, and
+        "auto" where it has none of its own.
 
     Raises
     ------
@@ -57,8 +61,8 @@ class Denoiser:
                 "level with learnreg train denoise --sigma, or with --noise-conditioned for a range of them."
             )
         self.model, self.tolerance = model, tolerance
-        self.automatic = sigma == "auto"
-        self.sigma = model.noise_level if sigma is None or self.automatic else parse_sigma(sigma)
+        self.sigma = model.noise_level if sigma is None or sigma == "auto" else parse_sigma(sigma)
+        self.automatic = sigma == "auto" or (model.conditioned and self.sigma is None)
 
     def run(self, inputs: Sequence[Path], out: Path) -> tuple[list[Examined], Iterator[Reconstructed]]:
         """The files, folders searched but not their sub-folders; and one reconstruction after the other, each written
@@ -94,15 +98,32 @@ class Denoiser:
         if len(batch) > 1:
             notes.append("its channels are denoised one by one, as the model is for grey images")
         if self.automatic:
-            estimate = estimated_noise(found.values)
-            sigma = estimate or sigma
-            notes.append(
-                f"its noise level is estimated as {in_grey_levels(estimate)}"
-                if estimate
-                else "its noise level cannot be estimated; that of the model is used"
-            )
-        warnings = unfit_image(found.values, sigma, self.model.conditioned)
+            sigma, note = self._estimated(path, found.values)
+            notes.append(note)
+        warnings = [*unfit_image(found.values, sigma, self.model.conditioned), *self._beyond(sigma)]
         return Examined(path, tuple(notes), tuple(warnings), sigma=sigma)
+
+    def _estimated(self, path: Path, image: Tensor) -> tuple[float, str]:
+        """The noise level of an image, as far as the model knows such levels, and what to say of it."""
+        estimate = estimate_noise(image)
+        if not estimate:
+            if self.sigma is None:
+                raise DataError("its noise level cannot be estimated.", path, "Pass it: --sigma 10/255, say.")
+            return self.sigma, "its noise level cannot be estimated; that of the model is used"
+        said = f"its noise level is estimated as {in_grey_levels(estimate)}"
+        low, high = self.model.noise_range or (estimate, estimate)
+        used = min(max(estimate, low), high)
+        if used != estimate:
+            said += f", beyond those that the model was learned for; {in_grey_levels(used)} is used"
+        return used, said
+
+    def _beyond(self, sigma: float | None) -> list[str]:
+        """What speaks against a level that the user named."""
+        known = self.model.noise_range
+        if known is None or sigma is None or known[0] * (1 - _SLACK) <= sigma <= known[1] * (1 + _SLACK):
+            return []
+        span = " to ".join(map(in_grey_levels, known))
+        return [f"the model was learned for noise from {span}, not for {in_grey_levels(sigma)}"]
 
     def _one(self, known: Examined, output: Path) -> Reconstructed:
         found = read_input(known.path)

@@ -14,7 +14,7 @@ import typer
 from learnreg.errors import ConfigError
 from learnreg.linear.paths import folder_trouble
 
-__all__ = ["Json", "ModelName", "Tolerance", "check_folder", "check_seed", "grouped_options", "say"]
+__all__ = ["MODEL_HELP", "Json", "ModelName", "Tolerance", "check_folder", "check_seed", "grouped_options", "say"]
 
 
 def say(message: str, json: bool) -> None:
@@ -65,4 +65,5 @@ def _parameters_of(group: type) -> list[inspect.Parameter]:
 
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object as the last line of stdout")]
 Tolerance = Annotated[float, typer.Option(help="certified root-mean-square error of each reconstruction")]
-ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="a .safetensors file")]
+MODEL_HELP = "a .safetensors file, a folder that holds one, or a shipped model, see learnreg models"
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]

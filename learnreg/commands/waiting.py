@@ -6,12 +6,12 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from learnreg.progress import is_interactive, new_bar
+from learnreg.progress import GONE, is_interactive, new_bar, tell
 
 __all__ = ["Waiting"]
 
@@ -34,7 +34,8 @@ class Waiting:
 
     def __enter__(self) -> Waiting:
         if is_interactive(self._stream):
-            self._bar = new_bar(self._stream, total=self._total, desc=self._what, leave=False)
+            with suppress(*GONE):
+                self._bar = new_bar(self._stream, total=self._total, desc=self._what, leave=False)
         self._thread.start()
         return self
 
@@ -42,7 +43,8 @@ class Waiting:
         self._ended.set()
         self._thread.join()
         if self._bar is not None:
-            self._bar.close()
+            with suppress(*GONE):
+                self._bar.close()
 
     @contextmanager
     def finished(self) -> Iterator[None]:
@@ -53,15 +55,17 @@ class Waiting:
             return
         with tqdm.external_write_mode(file=self._stream):
             yield
-        self._bar.update()
+        with suppress(*GONE):
+            self._bar.update()
 
     def _beat(self) -> None:
         said = self._done
         while not self._ended.wait(_LINE_INTERVAL if self._bar is None else _BAR_INTERVAL):
             if self._bar is not None:
-                self._bar.refresh()
+                with suppress(*GONE):
+                    self._bar.refresh()
             elif self._done == said:
                 seconds = time.monotonic() - self._began
                 text = f"{self._what}: {self._done} of {self._total} done after {seconds:.0f} s"
-                print(text, file=self._stream, flush=True)
+                tell(text, self._stream)
             said = self._done

@@ -8,19 +8,21 @@ H_k the Hessian of the k-th problem on the pixels off its constraint, and the gr
 <G_k, X_k> at fixed weights and of ∂_theta <M(x_{k-1}; theta), p_k>. At a fixed point the adjoint chain is one itself: v
 = ∇ell + (∂M/∂x)^T p.
 
-Every solve is certified given its weights and its right-hand side; of what they make together there is an estimate, the
-change of the gradient when all accuracies become ten times finer.
+Every solve is certified given its weights and its right-hand side; what they make together is bounded by
+``certificates.chain_gradient``. Of fixed points, and where that knows no bound, there is an estimate, the change of the
+gradient when all accuracies become ten times finer.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from learnreg.certificates.chain_gradient import ChainCertificate, Link, certify_chain
 from learnreg.certificates.judgement import gradient_distance, gradient_norm
 from learnreg.errors import ConfigError
 from learnreg.hypergradients.base import HypergradientMethod
@@ -34,7 +36,7 @@ from learnreg.lower_level.instance import Instance
 from learnreg.lower_level.pairing import pairing_gradient, parameter_gradient, sum_gradients
 from learnreg.lower_level.point import Point
 from learnreg.lower_level.saddle_terms import SaddleTerms
-from learnreg.result import Hypergradient, Solution, Status
+from learnreg.result import BoundKind, Hypergradient, Solution, Status
 from learnreg.solvers.chain import ChainRun, computed_weights
 from learnreg.solvers.choice import make_adjoint_solver
 from learnreg.solvers.loop import iterate
@@ -49,21 +51,24 @@ _COARSEST = 1e-3
 _FINER, _ROUNDS = 0.1, 7
 _MOST_ADJOINTS = 300
 
-_NO_BOUND = (
-    "a chain of reweighted problems: each solve has a bound given its weights, their hypergradient an estimate, by "
-    "what it changed when all accuracies became ten times finer"
-)
+_ESTIMATED = "the error is estimated by what the gradient changed when all accuracies became ten times finer"
+_FIXED_POINT = f"the hypergradient at a fixed point of a chain of reweighted problems has no bound: {_ESTIMATED}"
+_PROGRESS, _FINEST = 0.9, 1e-4
+"""What a round must leave of the bound of the one before for another one to be worth it; by which accuracies get finer
+at most, where a bound tells how much is missing."""
 
 
 @dataclass(frozen=True)
 class ChainGradient:
-    """The gradient of a chain as it was computed; X: the adjoint state of its last problem. error: of x, 2-norms
-    (batch,), infinite where no bound is known. converged: whether all solves were."""
+    """The gradient of a chain as it was computed; X: the adjoint state of its last problem. links: all problems with
+    their adjoints, of a chain that ends. error: of x, 2-norms (batch,), infinite where no bound is known. converged:
+    whether all solves were."""
 
     gradient: Gradient
     x: Tensor
     X: Tensor
     iterates: tuple[Tensor, ...]
+    links: tuple[Link, ...]
     error: Tensor
     converged: bool
     steps: int
@@ -111,6 +116,7 @@ def chain_gradient(
         x=run.iterates[-1],
         X=state,
         iterates=tuple(run.iterates),
+        links=tuple(reversed(backward.links)),
         error=error,
         converged=all(s.status.converged for s in run.solutions) and backward.converged,
         steps=max(run.steps, backward.steps),
@@ -120,12 +126,13 @@ def chain_gradient(
 
 @dataclass
 class _Backward:
-    """The adjoint chain of a run."""
+    """The adjoint chain of a run. links: what it solved, last to first."""
 
     run: ChainRun
     loss: UpperLoss
     method: Implicit
     accuracy: float
+    links: list[Link] = field(default_factory=list)
     converged: bool = True
     steps: int = 0
     applications: int = 0
@@ -139,8 +146,9 @@ class _Backward:
         iterates = self.run.iterates
         v, parts, last = self.loss.gradient(iterates[-1]), [], X
         for k in reversed(range(len(iterates))):
-            stage, instance = self._stage(iterates[k - 1] if k else None)
+            stage, instance, places = self._stage(iterates[k - 1] if k else None)
             X = self._adjoint(instance, iterates[k], v, X if k + 1 == len(iterates) else torch.zeros_like(X))
+            self.links.append(Link(iterates[k], X, v, self.run.errors[k], places))
             last = X if k + 1 == len(iterates) else last
             parts.append(self._given_weights(stage, instance, iterates[k], X))
             if k:
@@ -151,7 +159,7 @@ class _Backward:
     def fixed_point(self, X: Tensor) -> tuple[Gradient, Tensor]:
         """The same at a fixed point, where the adjoint chain goes on until it moves no more."""
         x = self.run.iterates[-1]
-        stage, instance = self._stage(x)
+        stage, instance, _ = self._stage(x)
         slope = v = self.loss.gradient(x)
         for _ in range(_MOST_ADJOINTS):
             X = self._adjoint(instance, x, v, X)
@@ -163,14 +171,14 @@ class _Backward:
             self.converged = False
         return sum_gradients([self._given_weights(stage, instance, x, X), through]), X
 
-    def _stage(self, before: Tensor | None) -> tuple[FrozenProblem, Instance]:
-        """The problem with weights of the iterate before; the first one without."""
-        if before is None:
-            stage = self._frozen.first_stage
-        else:
-            stage = self._frozen.stage(computed_weights(self._frozen, self.run.terms, before))
+    def _stage(self, before: Tensor | None) -> tuple[FrozenProblem, Instance, Tensor | None]:
+        """The problem with weights of the iterate before, and these; the first one without."""
+        stage, places = self._frozen.first_stage, None
+        if before is not None:
+            places = computed_weights(self._frozen, self.run.terms, before)
+            stage = self._frozen.stage(places)
             self.applications += 1
-        return stage, stage.at(self.run.b)
+        return stage, stage.at(self.run.b), places
 
     def _adjoint(self, instance: Instance, x: Tensor, v: Tensor, start: Tensor) -> Tensor:
         """X with H X = -v, from a guess."""
@@ -220,8 +228,8 @@ def chain_hypergradient(
     request: Request,
     start: Start | None,
 ) -> Hypergradient:
-    """The hypergradient of a chain, in float64, until it changes by less than the tolerance when all accuracies become
-    ten times finer: an *estimate*."""
+    """The hypergradient of a chain, in float64, with accuracies that become ten times finer until it is certified; or,
+    where no certificate is asked for or none is known, until it changes by less than the tolerance: an *estimate*."""
     chosen, exact = implicit_method(method), b.double()
     check_loss(loss)
     guess = initial_point(frozen.first_stage.at(exact), exact) if start is None else start.x.detach().double()
@@ -231,43 +239,103 @@ def chain_hypergradient(
     accuracy = (min(_STATE_SHARE * finest, _COARSEST) * size, _ADJOINT_SHARE * finest)
     before: Sequence[Tensor] = [] if start is None else [guess] * (1 + (frozen.chain.steps or 0) if frozen.chain else 1)
     X = None if start is None else start.X.detach().double()
-    found, error, steps, applications = None, math.inf, 0, 0
+    outcome: _Outcome | None = None
     for _ in range(_ROUNDS):
-        left = request.steps_left(steps)
+        left = request.steps_left(0 if outcome is None else outcome.steps)
         latest = chain_gradient(frozen, exact, loss, chosen, accuracy, before, X, left, carried=True)
-        steps, applications = steps + latest.steps, applications + latest.applications
-        if found is not None:
-            error = gradient_distance(latest.gradient, found.gradient)
-        found, before, X = latest, latest.iterates, latest.X
-        accuracy = (_FINER * accuracy[0], _FINER * accuracy[1])
-        spent = request.max_steps is not None and steps >= request.max_steps
-        if error <= request.enough(gradient_norm(found.gradient)) or spent or not found.converged:
+        outcome = _Outcome.of(frozen, exact, loss, latest, request, outcome)
+        before, X = latest.iterates, latest.X
+        if outcome.status is not None:
             break
-    assert found is not None
-    reached = error <= request.enough(gradient_norm(found.gradient))
-    status = Status.ESTIMATED if reached else Status.MAX_STEPS if spent else Status.STAGNATED
-    return _result(found, loss, b, error, status, (steps, applications))
+        missing = 0.3 * request.enough(gradient_norm(latest.gradient)) / outcome.bound  # bounds fall about linearly
+        finer = max(_FINEST, min(_FINER, missing)) if missing > 0 else _FINER
+        accuracy = (finer * accuracy[0], finer * accuracy[1])
+    assert outcome is not None
+    return _result(outcome, loss, b)
 
 
-def _result(
-    found: ChainGradient, loss: UpperLoss, b: Tensor, error: float, status: Status, spent: tuple[int, int]
-) -> Hypergradient:
+@dataclass(frozen=True)
+class _Outcome:
+    """A round: the gradient, what is known of its error, all steps and applications so far. status: None where finer
+    accuracies may help."""
+
+    found: ChainGradient
+    certificate: ChainCertificate | None
+    estimate: float
+    steps: int
+    applications: int
+    status: Status | None
+
+    @classmethod
+    def of(
+        cls,
+        frozen: FrozenProblem,
+        b: Tensor,
+        loss: UpperLoss,
+        found: ChainGradient,
+        request: Request,
+        earlier: _Outcome | None,
+    ) -> _Outcome:
+        certificate = certify_chain(frozen, b, loss, found.links) if request.rungs and found.links else None
+        bound = math.inf if certificate is None else certificate.error_bound
+        estimate = math.inf if earlier is None else gradient_distance(found.gradient, earlier.found.gradient)
+        steps = found.steps + (0 if earlier is None else earlier.steps)
+        applications = found.applications + (0 if certificate is None else certificate.applications)
+        applications += 0 if earlier is None else earlier.applications
+        enough = request.enough(gradient_norm(found.gradient))
+        hindrance = None if certificate is None else certificate.hindrance
+        stuck = earlier is not None and not bound < _PROGRESS * earlier.bound
+        hopeless = stuck and (hindrance is None or not hindrance.curable)
+        status = None
+        if bound <= enough:
+            status = Status.CONVERGED
+        elif not found.converged:
+            status = Status.STAGNATED
+        elif request.max_steps is not None and steps >= request.max_steps:
+            status = Status.MAX_STEPS
+        elif hopeless and estimate <= enough:
+            status = Status.ESTIMATED
+        return cls(found, certificate, estimate, steps, applications, status)
+
+    @property
+    def bound(self) -> float:
+        """Rigorous; infinite where none is known."""
+        return math.inf if self.certificate is None else self.certificate.error_bound
+
+    @property
+    def reason(self) -> str:
+        """Why the gradient is not certified."""
+        if self.status is Status.CONVERGED:
+            return ""
+        if self.certificate is None:
+            return _FIXED_POINT if not self.found.links else f"no certificate was asked for: {_ESTIMATED}"
+        hindrance = self.certificate.hindrance
+        return "errors grow along the chain, as weights depend on solutions" if hindrance is None else hindrance.reason
+
+
+def _result(outcome: _Outcome, loss: UpperLoss, b: Tensor) -> Hypergradient:
+    found, bound, certificate = outcome.found, outcome.bound, outcome.certificate
+    certified = outcome.status is Status.CONVERGED
+    error = bound if certified else min(bound, outcome.estimate) if math.isinf(bound) else bound
+    kind: BoundKind = "rigorous" if math.isfinite(bound) else "estimate" if math.isfinite(error) else "none"
     x, X = found.x.to(b.dtype), found.X.to(b.dtype)
     return Hypergradient(
         gradient=found.gradient,
         error_bound=error,
-        certified=False,
-        bound_kind="estimate" if math.isfinite(error) else "none",
-        reason=_NO_BOUND,
+        certified=certified,
+        bound_kind=kind,
+        reason=outcome.reason,
         loss=float(loss.value(found.x)),
         loss_interval=loss.interval(found.x, found.error),
         x=x,
         X=X,
         state_error_bound=found.error + norm_samples(x.double() - found.x),
-        adjoint_error_bound=torch.full_like(found.error, math.inf),
-        status=status,
-        steps=spent[0],
-        operator_applications=spent[1],
+        adjoint_error_bound=torch.full_like(found.error, math.inf)
+        if certificate is None
+        else certificate.adjoint_error,
+        status=outcome.status or Status.STAGNATED,
+        steps=outcome.steps,
+        operator_applications=outcome.applications,
         corrected_gradient=found.gradient,
         corrected_error_bound=error,
     )

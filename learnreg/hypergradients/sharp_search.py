@@ -161,7 +161,7 @@ def _correct(search: Search, at: _Position, enough: Callable[[Verdict], float]) 
     if not bool((after.state_residual <= torch.maximum(_CONTRACTION * verdict.state_residual, 2.0 * aim)).all()):
         return None
     ratio = float((after.state_residual / before.clamp_min(1e-300)).max())
-    return _Position(point, after, min(max(ratio**2, _SMALLEST_FACTOR), _LARGEST_FORCING), exact=exact)
+    return _Position(point, after, min(max(ratio * ratio, _SMALLEST_FACTOR), _LARGEST_FORCING), exact=exact)
 
 
 def _instance(search: Search, at: _Position, residual: Tensor, floor: Tensor) -> Instance:

@@ -16,10 +16,11 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from learnreg.linear.parameter_groups import ParameterGroup
 from learnreg.linear.samples import norm_samples
 from learnreg.lower_level.saddle_terms import SaddleTerms
 
-__all__ = ["Chain", "SolutionWeights", "WeightChange"]
+__all__ = ["Chain", "PullChange", "SolutionWeights", "WeightChange"]
 
 R = TypeVar("R")
 
@@ -39,6 +40,21 @@ class WeightChange:
         """Of ‖(a_i (M(x')_i - M(x)_i))_i‖, (batch,), for factors a >= 0, which may be infinite where nothing moves."""
         entries = torch.where(self.alone == 0, 0.0, factors * self.alone)
         return torch.minimum(norm_samples(entries), torch.nan_to_num(self.together(factors), nan=torch.inf))
+
+
+@dataclass(frozen=True)
+class PullChange:
+    """How far (∂M/∂x (x))^T p and ∂_theta <M(x; theta), p> are from those at x' and p', for all x' with ‖x' - x‖ <= e
+    and all p' that a bound allows. *Rigorous bounds*, (batch,).
+
+    pulled: of the first. own: of the second, for each group of parameters of M. of_group: for a group of the
+    regularizer's, which M sees through its terms; None where no bound is known. magnitude: the size of what is summed.
+    """
+
+    pulled: Tensor
+    own: tuple[Tensor, ...]
+    of_group: Callable[[ParameterGroup], Tensor | None]
+    magnitude: Tensor
 
 
 class SolutionWeights(nn.Module):
@@ -66,6 +82,13 @@ class SolutionWeights(nn.Module):
         ------
         AssumptionError: there is none.
         """
+
+    def pull_change(
+        self, terms: SaddleTerms, x: Tensor, t: Tensor, e: Tensor, p: Tensor, moved: Callable[[Tensor], Tensor]
+    ) -> PullChange | None:
+        """See there; ``moved``: from factors a >= 0 of the places to a bound of ‖(a_i (p'_i - p_i))‖, (batch,). None
+        where no bound is known."""
+        return None
 
     def energy_terms(self, terms: SaddleTerms) -> SaddleTerms | None:
         """K and the potential of that energy, where it is one of single responses; its critical points are the fixed

@@ -139,12 +139,14 @@ class FrozenProblem:
         """The first problem of a chain, without weights; itself, where it is none."""
         return self if self.chain is None else self._with(self.operator, self.chain.base)
 
-    def stage(self, places: Tensor) -> FrozenProblem:
-        """The problem of a chain at these weights (batch, *places), for the data of these samples alone."""
+    def stage(self, places: Tensor, spread: Tensor | float = 0.0) -> FrozenProblem:
+        """The problem of a chain at these weights (batch, *places), for the data of these samples alone; bounds of its
+        potential hold for all weights within ``spread``."""
         first = self.first_stage
         stage = self._with(self.operator, first.regularizer)
         # Set, as cached: the operator and what is known of it are those of all stages.
-        stage.__dict__["terms"], stage.__dict__["fixed"] = (t.weighted(places) for t in (first.terms, first.fixed))
+        terms, fixed = (t.weighted(places, spread) for t in (first.terms, first.fixed))
+        stage.__dict__["terms"], stage.__dict__["fixed"] = terms, fixed
         stage.__dict__["gram_lower_bound"] = first.gram_lower_bound
         return stage
 

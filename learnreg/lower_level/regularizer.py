@@ -100,8 +100,8 @@ class Regularizer(nn.Module):
         numbers = {n: getattr(self, n) for n in _CONSTANTS}
         for n, value in {"modulus": modulus, **numbers}.items():
             least = -math.inf if n == "modulus" else 0.0
-            if value is not None and not (isinstance(value, (int, float)) and math.isfinite(value) and value >= least):
-                raise ConfigError(f"{name}.{n} = {value!r}: expected None or a finite number >= {least:g}.")
+            if value is not None:
+                real_number(value, f"{name}.{n}", least=least)
         return Declared(name, modulus, **numbers, examined=self.examine)
 
     image_channels: int = 1

@@ -65,11 +65,12 @@ class SaddleTerms:
         potential = self.potential.select(index)
         return self if potential is self.potential else replace(self, potential=potential)
 
-    def weighted(self, places: Tensor) -> SaddleTerms:
-        """Those of sum_i w_i f_i(W x), for weights of the places of each sample, (batch, *places)."""
+    def weighted(self, places: Tensor, spread: Tensor | float = 0.0) -> SaddleTerms:
+        """Those of sum_i w_i f_i(W x), for weights of the places of each sample, (batch, *places), with bounds for all
+        weights within ``spread``."""
         if self.latent.channels:
             raise ConfigError("a regularizer with latent variables has no weights of places; use another form of it.")
-        return replace(self, potential=weighted(self.potential, places))
+        return replace(self, potential=weighted(self.potential, places, spread))
 
     def parameter_groups(self) -> tuple[ParameterGroup, ...]:
         """All that operator, potential and latent variables say, in this order."""

@@ -1,4 +1,4 @@
-"""Packages of the extra ``images``, imported when they are needed."""
+"""Packages of extras, imported when they are needed."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from learnreg.errors import ConfigError
 __all__ = ["require"]
 
 
-def require(module: str, purpose: str, package: str) -> Any:
+def require(module: str, purpose: str, package: str, extra: str = "images") -> Any:
     """The module, or ConfigError naming the extra that installs its package."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
         raise ConfigError(
             f"{purpose} needs the package {package}, which cannot be imported ({error}). "
-            "Install it with: pip install 'learnreg[images]'"
+            f"Install it with: pip install 'learnreg[{extra}]'"
         ) from error

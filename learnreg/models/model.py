@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, overload
 
-import torch
 from torch import Tensor
 
 from learnreg.errors import CheckpointError, ConfigError, LearnregError, ShapeError
@@ -19,29 +16,32 @@ from learnreg.linear.operator import LinearOperator
 from learnreg.linear.paths import given_path
 from learnreg.lower_level.constraints import Box
 from learnreg.lower_level.data_terms import DataTerm, LeastSquares
-from learnreg.lower_level.likelihoods import DATA_TERMS
 from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.models.limits import ModestTensors
 from learnreg.models.names import (
+    build_data_term,
     build_operator,
     build_regularizer,
     check_operator,
     check_rebuilt,
+    describe_data_term,
+    describe_limits,
     describe_operator,
     describe_regularizer,
+    open_limits,
     operator_tensors,
 )
-from learnreg.models.tensor_files import plain, read_tensors, write_tensors
+from learnreg.models.shipped import file_of
+from learnreg.models.tensor_files import check_finite, check_state, plain, read_tensors, write_tensors
 from learnreg.operators import Identity
 from learnreg.regularizers import Regularizer
 from learnreg.result import Solution
 from learnreg.solvers.solve import solve
 
-__all__ = ["FORMAT_VERSION", "Model", "load", "pretrained", "save_model"]
+__all__ = ["FORMAT_VERSION", "Model", "load", "save_model"]
 
 FORMAT_VERSION = 1
 
-_SHIPPED_FOLDER = Path(__file__).parents[1] / "pretrained"
 _OWN_KEYS = ("regularizer", "operator", "ridge", "constraint", "noise_level", "data_term", "minimiser")
 _DATA_TERM = "data_term."
 _DENOISING = {"name": "identity", "config": {}}
@@ -91,9 +91,29 @@ class Model:
         return float(sigma) if isinstance(sigma, (int, float)) and sigma > 0 else None
 
     @property
+    def noise_range(self) -> tuple[float, float] | None:
+        """The lowest and the highest of the noise levels that a denoiser was learned for; None where its file says one,
+        or none."""
+        sigma = self.config.get("sigma")
+        levels = [s for s in sigma if type(s) in (int, float)] if isinstance(sigma, list) else []
+        return (float(min(levels)), float(max(levels))) if levels and min(levels) >= 0 < max(levels) else None
+
+    @property
+    def usual_noise_level(self) -> float | None:
+        """A noise level to begin with: the model's own, or of its range 25/255 or the end next to that; None where the
+        file says neither."""
+        if self.noise_level is not None or self.noise_range is None:
+            return self.noise_level
+        low, high = self.noise_range
+        return min(max(25.0 / 255.0, low), high)
+
+    @property
     def conditioned(self) -> bool:
         """Whether the regularizer adapts to the noise level."""
-        return self.regularizer.at(1.0) is not self.regularizer
+        try:
+            return self.regularizer.at(1.0) is not self.regularizer
+        except ConfigError:  # it knows levels, and this is not one of them
+            return True
 
     @cached_property
     def operator(self) -> LinearOperator:
@@ -129,7 +149,7 @@ class Model:
             self.regularizer,
             ridge=self.config["ridge"],
             data_term=self.data_term if data_term is None else data_term,
-            constraint=None if limits is None else Box(*_open_limits(limits)),
+            constraint=None if limits is None else Box(*open_limits(limits)),
             noise_level=self.config["noise_level"] if noise_level is None else noise_level,
             minimiser=self.config.get("minimiser", "global"),
         )
@@ -146,24 +166,46 @@ class Model:
 
         Raises
         ------
-        ShapeError: b has no batch axis, or another shape or dtype. DataError: NaN. ConfigError: tolerance <= 0.
+        ShapeError: b has no batch axis, or another shape or dtype. DataError: NaN. ConfigError: tolerance <= 0, or no
+        ``noise_level`` for a model that adapts to those of a range.
         """
         if operator is None and self.denoises:
             _check_noisy(b, self.regularizer)
+        if noise_level is None and self.config["noise_level"] is None and self.noise_range and self.conditioned:
+            low, high = (f"{255.0 * level:.3g}/255" for level in self.noise_range)
+            raise ConfigError(f"noise_level=None: this model adapts to noise from {low} to {high}; pass that of b.")
         return solve(self.problem(tuple(b.shape[1:]), operator, data_term, noise_level), b, tolerance=tolerance)
 
     @overload
     def reconstruct(
-        self, b: Tensor, tolerance: float = ..., *, operator: LinearOperator | None = ..., details: Literal[False] = ...
+        self,
+        b: Tensor,
+        tolerance: float = ...,
+        *,
+        operator: LinearOperator | None = ...,
+        noise_level: float | None = ...,
+        details: Literal[False] = ...,
     ) -> Tensor: ...
 
     @overload
     def reconstruct(
-        self, b: Tensor, tolerance: float = ..., *, operator: LinearOperator | None = ..., details: Literal[True]
+        self,
+        b: Tensor,
+        tolerance: float = ...,
+        *,
+        operator: LinearOperator | None = ...,
+        noise_level: float | None = ...,
+        details: Literal[True],
     ) -> Solution: ...
 
     def reconstruct(
-        self, b: Tensor, tolerance: float = 1e-4, *, operator: LinearOperator | None = None, details: bool = False
+        self,
+        b: Tensor,
+        tolerance: float = 1e-4,
+        *,
+        operator: LinearOperator | None = None,
+        noise_level: float | None = None,
+        details: bool = False,
     ) -> Tensor | Solution:
         """The reconstruction x from measurements b, (batch, 1, height, width) for denoising.
 
@@ -171,16 +213,18 @@ class Model:
         ----------
         tolerance: certified root-mean-square error per image, in units of x.
         operator: replaces the stored forward operator.
+        noise_level: standard deviation of the noise, for a model that adapts to it; the stored one by default.
+            ``learnreg.datasets.estimate_noise`` estimates it.
         details: return the whole Solution of ``solve``, with error bound and status.
 
         Raises as ``solve`` does.
         """
-        solution = self.solve(b, tolerance, operator)
+        solution = self.solve(b, tolerance, operator, noise_level=noise_level)
         return solution if details else solution.x
 
 
 def save_model(
-    path: str | Path, problem: LowerLevelProblem | Regularizer, config: Mapping[str, Any] | None = None
+    path: str | Path, problem: LowerLevelProblem | Regularizer | Model, config: Mapping[str, Any] | None = None
 ) -> None:
     """Write a model file, atomically.
 
@@ -190,7 +234,7 @@ def save_model(
     problem: the lower-level problem the regularizer was learned for. A regularizer alone is stored for denoising,
         ½‖x - b‖² + R(x). Operators of this package are stored, with their tensors and also composed, added and stacked;
         of another one its class alone: give it again to ``Model.problem``, or store what ``assemble`` makes of it.
-        Weights of the data term are stored, learned or given.
+        Weights of the data term are stored, learned or given. A loaded Model is stored as it was, with its config.
     config: anything JSON knows, such as {"sigma": 0.098, "training": {...}}; becomes part of ``Model.config``.
 
     Raises
@@ -199,11 +243,14 @@ def save_model(
     CheckpointError: NaN or infinite parameters, or the system refuses.
     """
     path = given_path(path, "save_model(path)")
-    check_type(problem, (LowerLevelProblem, Regularizer), "save_model(problem)", "a LowerLevelProblem or a Regularizer")
+    expected = "a LowerLevelProblem, a Regularizer or a Model"
+    check_type(problem, (LowerLevelProblem, Regularizer, Model), "save_model(problem)", expected)
     given = dict(config or {})
     if reserved := sorted(set(given) & set(_OWN_KEYS)):
         raise ConfigError(f"save_model(config=...): the keys {', '.join(reserved)} are taken from the problem.")
-    regularizer = problem.regularizer if isinstance(problem, LowerLevelProblem) else problem
+    if isinstance(problem, Model):
+        given = {**{key: value for key, value in problem.config.items() if key not in _OWN_KEYS}, **given}
+    regularizer = problem if isinstance(problem, Regularizer) else problem.regularizer
     state = regularizer.state_dict()
     described, tensors = _describe_problem(problem)
     description = describe_regularizer(regularizer)
@@ -212,7 +259,7 @@ def save_model(
         if name in state:
             raise ConfigError(f"save_model: two tensors are called {name!r}; rename the regularizer's submodule.")
         state = {**state, name: tensor}
-    _check_finite(state, path)
+    check_finite(state, path)
     content = {
         "format_version": FORMAT_VERSION,
         "regularizer": description,
@@ -228,18 +275,19 @@ def load(path: str | Path) -> Model:
 
     Parameters
     ----------
-    path: a model file, or a run folder that holds model.safetensors.
+    path: a model file; a run folder, or one in the Hub's layout, that holds model.safetensors; or the name of a
+        shipped model, a text, which stands for it whatever lies in the working directory.
 
     Raises
     ------
-    CheckpointError: missing, truncated, damaged (SHA-256), another format, an unknown regularizer, parameters that are
-        missing, superfluous, of the wrong shape or not finite.
+    CheckpointError: a name that is not shipped, a missing, truncated or damaged file (SHA-256), another format, an
+        unknown regularizer, parameters that are missing, superfluous, of the wrong shape or not finite.
     """
     if not isinstance(path, (str, Path)):
         raise CheckpointError(
             f"load(path): got {type(path).__name__}, expected a path, or the name of a shipped model."
         )
-    file = _resolve(path)
+    file = file_of(path)
     tensors, content = read_tensors(file)
     version = content.get("format_version")
     if type(version) is not int or version != FORMAT_VERSION:
@@ -254,11 +302,11 @@ def load(path: str | Path) -> Model:
         config = {**content["config"], **{key: content[key] for key in _OWN_KEYS}}
         stored = [name for name in tensors if name.startswith(_DATA_TERM)]
         of_data_term = {name.removeprefix(_DATA_TERM): tensors.pop(name) for name in stored}
-        data_term = _build_data_term(content["data_term"], of_data_term)
+        data_term = build_data_term(content["data_term"], of_data_term)
         check_operator(content["operator"])
         of_operator = {name: tensors.pop(name) for name in operator_tensors(content["operator"])}
-        _check_state(regularizer.state_dict(), tensors, file)
-        _check_finite({**tensors, **of_operator}, file)
+        check_state(regularizer.state_dict(), tensors, file)
+        check_finite({**tensors, **of_operator}, file)
         regularizer.load_state_dict(tensors, assign=True)
         model = Model(regularizer, config, data_term, of_operator)
         _check_problem(model)
@@ -270,27 +318,13 @@ def load(path: str | Path) -> Model:
     return model
 
 
-def pretrained() -> dict[str, dict[str, Any]]:
-    """The shipped models by name, each with its configuration; ``load(name)`` loads one."""
-    return {path.stem: load(path).config for path in sorted(_SHIPPED_FOLDER.glob("*.safetensors"))}
-
-
-def _resolve(path: str | Path) -> Path:
-    file = Path(path)
-    if os.path.isfile(file / "model.safetensors"):
-        return file / "model.safetensors"
-    if os.path.lexists(file) or file.suffix or file.name != str(path):
-        return file
-    shipped = sorted(entry.stem for entry in _SHIPPED_FOLDER.glob("*.safetensors"))
-    if str(path) in shipped:
-        return _SHIPPED_FOLDER / f"{path}.safetensors"
-    raise CheckpointError(
-        f"{path}: neither a file nor a shipped model. Shipped models: {', '.join(shipped) or 'none in this version'}."
-    )
-
-
-def _describe_problem(problem: LowerLevelProblem | Regularizer) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _describe_problem(problem: LowerLevelProblem | Regularizer | Model) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """All but the regularizer, and the tensors of the operator and of the data term."""
+    if isinstance(problem, Model):
+        known = {key: problem.config[key] for key in _OWN_KEYS if key != "regularizer"}
+        return known | {"data_term": describe_data_term(problem.data_term)}, _tensors(
+            problem.tensors, problem.data_term
+        )
     if isinstance(problem, Regularizer):
         described = {
             "operator": _DENOISING,
@@ -307,42 +341,23 @@ def _describe_problem(problem: LowerLevelProblem | Regularizer) -> tuple[dict[st
     described = {
         "operator": operator,
         "ridge": problem.ridge_value,
-        "constraint": None if problem.constraint is None else _describe_limits(problem.constraint),
+        "constraint": None if problem.constraint is None else describe_limits(problem.constraint),
         "noise_level": problem.noise_level,
-        "data_term": _describe_data_term(problem.data_term),
+        "data_term": describe_data_term(problem.data_term),
         "minimiser": problem.minimiser,
     }
-    stored = problem.data_term.stored_tensors().items()
-    return described, {**tensors, **{f"{_DATA_TERM}{name}": t for name, t in stored}}
+    return described, _tensors(tensors, problem.data_term)
 
 
-def _describe_data_term(data_term: DataTerm) -> dict[str, Any]:
-    for name, kind in DATA_TERMS.items():
-        if type(data_term) is kind:
-            return {"name": name, **data_term.config()}
-    raise ConfigError(f"the data term {type(data_term).__name__} cannot be stored in a model file.")
-
-
-def _build_data_term(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> DataTerm:
-    config = dict(description)
-    name = config.pop("name")
-    if name not in DATA_TERMS:
-        raise ConfigError(f"data term {name!r} is unknown; expected one of {', '.join(DATA_TERMS)}.")
-    return DATA_TERMS[name].from_config(config, tensors)
-
-
-def _describe_limits(box: Box) -> list[float | None]:
-    if box.lower.numel() != 1 or box.upper.numel() != 1:
-        raise ConfigError("a Box whose limits differ between pixels cannot be stored in a model file.")
-    limits: list[float | None] = plain([float(box.lower), float(box.upper)])
-    return limits
+def _tensors(of_operator: Mapping[str, Tensor], data_term: DataTerm) -> dict[str, Tensor]:
+    return {**of_operator, **{f"{_DATA_TERM}{name}": t for name, t in data_term.stored_tensors().items()}}
 
 
 def _check_problem(model: Model) -> None:
     """What the lower-level problem checks, whatever its operator and data term."""
     config, regularizer = model.config, model.regularizer
     if config["constraint"] is not None:
-        Box(*(real_number(limit, "constraint", finite=False) for limit in _open_limits(config["constraint"])))
+        Box(*(real_number(limit, "constraint", finite=False) for limit in open_limits(config["constraint"])))
     LowerLevelProblem(
         Identity((regularizer.image_channels, *(8,) * regularizer.image_dimensions)),
         regularizer,
@@ -350,11 +365,6 @@ def _check_problem(model: Model) -> None:
         noise_level=config["noise_level"],
         minimiser=config["minimiser"],
     )
-
-
-def _open_limits(limits: list[float | None]) -> tuple[float, float]:
-    lower, upper = limits
-    return -math.inf if lower is None else lower, math.inf if upper is None else upper
 
 
 _SIDES = {1: "length", 2: "height, width", 3: "depth, height, width"}
@@ -372,26 +382,3 @@ def _check_noisy(b: Tensor, regularizer: Regularizer) -> None:
     if b.dim() == axes and channels == 1:
         hint = " To denoise its channels one by one write b.flatten(0, 1)[:, None]."
     raise ShapeError(f"reconstruct(b): got shape {tuple(b.shape)}, expected {expected}.{hint}")
-
-
-def _check_state(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], file: Path) -> None:
-    missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
-    if missing or extra:
-        raise CheckpointError(
-            f"{file}: parameters missing: {', '.join(missing) or 'none'}; unknown: {', '.join(extra) or 'none'}."
-        )
-    for name, tensor in found.items():
-        if tensor.shape != expected[name].shape:
-            raise CheckpointError(
-                f"{file}: parameter {name} has shape {tuple(tensor.shape)}, expected {tuple(expected[name].shape)}."
-            )
-        if tensor.is_floating_point() != expected[name].is_floating_point():
-            raise CheckpointError(
-                f"{file}: parameter {name} has dtype {tensor.dtype}, expected {expected[name].dtype}."
-            )
-
-
-def _check_finite(state: Mapping[str, Tensor], path: Path) -> None:
-    for name, tensor in state.items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise CheckpointError(f"{path}: parameter {name} has NaN or infinite entries; use an earlier model.")

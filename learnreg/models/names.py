@@ -1,5 +1,6 @@
-"""Regularizers and forward operators as model files describe them: a name of the tables ``REGULARIZERS`` and
-``OPERATORS``, and a config. Only classes of the tables are built; nothing is imported because a file says so.
+"""Regularizers, forward operators and data terms as model files describe them: a name of the tables ``REGULARIZERS``,
+``OPERATORS`` and ``DATA_TERMS``, and a config. Only classes of the tables are built; nothing is imported because a file
+says so.
 
 Values of a config are what JSON knows, regularizers and operators, described likewise, and of operators tensors, which
 stand in the file under a name that the description holds."""
@@ -7,6 +8,7 @@ stand in the file under a name that the description holds."""
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -16,18 +18,26 @@ from learnreg.errors import CheckpointError, ConfigError, LearnregError
 from learnreg.linear.arguments import shown
 from learnreg.linear.examination import is_own_class
 from learnreg.linear.operator import LinearOperator
+from learnreg.lower_level.constraints import Box
+from learnreg.lower_level.data_terms import DataTerm
+from learnreg.lower_level.likelihoods import DATA_TERMS
 from learnreg.models.limits import check_sizes
+from learnreg.models.tensor_files import plain
 from learnreg.operators import OPERATORS, FanBeam2D, ParallelBeam2D, StoredOperator
 from learnreg.operators.tomography.geometry import Geometry
 from learnreg.regularizers import REGULARIZERS, Regularizer
 
 __all__ = [
+    "build_data_term",
     "build_operator",
     "build_regularizer",
     "check_operator",
     "check_rebuilt",
+    "describe_data_term",
+    "describe_limits",
     "describe_operator",
     "describe_regularizer",
+    "open_limits",
     "operator_tensors",
     "stored_geometry",
 ]
@@ -234,3 +244,34 @@ def build_operator(
         raise CheckpointError(
             f"the model's operator {description['name']!r} cannot be rebuilt ({type(error).__name__}: {error})."
         ) from error
+
+
+def describe_data_term(data_term: DataTerm) -> dict[str, Any]:
+    """Name and config of a data term; ConfigError when it is of none of this package."""
+    for name, kind in DATA_TERMS.items():
+        if type(data_term) is kind:
+            return {"name": name, **data_term.config()}
+    raise ConfigError(f"the data term {type(data_term).__name__} cannot be stored in a model file.")
+
+
+def build_data_term(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> DataTerm:
+    """The data term that a description is of, with its tensors."""
+    config = dict(description)
+    name = config.pop("name")
+    if name not in DATA_TERMS:
+        raise ConfigError(f"data term {name!r} is unknown; expected one of {', '.join(DATA_TERMS)}.")
+    return DATA_TERMS[name].from_config(config, tensors)
+
+
+def describe_limits(box: Box) -> list[float | None]:
+    """The two limits of all pixels, those that are infinite as None."""
+    if box.lower.numel() != 1 or box.upper.numel() != 1:
+        raise ConfigError("a Box whose limits differ between pixels cannot be stored in a model file.")
+    limits: list[float | None] = plain([float(box.lower), float(box.upper)])
+    return limits
+
+
+def open_limits(limits: list[float | None]) -> tuple[float, float]:
+    """The limits that ``describe_limits`` made of a box."""
+    lower, upper = limits
+    return -math.inf if lower is None else lower, math.inf if upper is None else upper

@@ -21,7 +21,7 @@ from torch import Tensor
 from learnreg.errors import CheckpointError, LearnregError
 from learnreg.linear.paths import file_trouble, is_lfs_pointer
 
-__all__ = ["dumps", "plain", "read_tensors", "write_atomically", "write_tensors"]
+__all__ = ["check_finite", "check_state", "dumps", "plain", "read_tensors", "write_atomically", "write_tensors"]
 
 _HEADER_LENGTH = 8  # bytes of the little-endian length in front of a safetensors header
 _CONTENT, _DIGEST = "learnreg", "sha256"
@@ -149,6 +149,31 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: its description is a {type(content).__name__}, expected a JSON object.")
     return tensors, content
+
+
+def check_state(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], file: Path) -> None:
+    """CheckpointError unless the tensors have the names, shapes and kinds of dtype that are expected."""
+    missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
+    if missing or extra:
+        raise CheckpointError(
+            f"{file}: parameters missing: {', '.join(missing) or 'none'}; unknown: {', '.join(extra) or 'none'}."
+        )
+    for name, tensor in found.items():
+        if tensor.shape != expected[name].shape:
+            raise CheckpointError(
+                f"{file}: parameter {name} has shape {tuple(tensor.shape)}, expected {tuple(expected[name].shape)}."
+            )
+        if tensor.is_floating_point() != expected[name].is_floating_point():
+            raise CheckpointError(
+                f"{file}: parameter {name} has dtype {tensor.dtype}, expected {expected[name].dtype}."
+            )
+
+
+def check_finite(state: Mapping[str, Tensor], path: Path) -> None:
+    """CheckpointError where an entry is NaN or infinite."""
+    for name, tensor in state.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(f"{path}: parameter {name} has NaN or infinite entries; use an earlier model.")
 
 
 def _refuse(word: str) -> None:

@@ -8,8 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from learnreg.errors import ConfigError
-from learnreg.plot.style import COLOURS, GREY, SHADE, new_figure, styled
+from learnreg.plot.style import COLOURS, GREY, SHADE, new_figure, number_decades, styled
 from learnreg.result import History, Solution
 
 __all__ = ["convergence", "learning_curve", "noise_levels"]
@@ -17,6 +19,9 @@ __all__ = ["convergence", "learning_curve", "noise_levels"]
 Rows = Sequence[Mapping[str, Any]]
 
 _DECADE = 10.0  # below which axes are linear: ticks of logarithmic ones would be odd numbers
+_ENTRY = 0.09
+"""Height of an entry of a legend over that of a panel."""
+
 _SMOOTHED_SHARE, _FEWEST = 0.05, 20
 """The mean runs over this share of the updates; fewer are not smoothed."""
 
@@ -56,6 +61,7 @@ def learning_curve(run: Rows | str | Path | Any) -> Any:
         axes.set_xlabel("update")
         axes.set_xlim(0.0, last + max(0.5, 0.02 * last))
         axes.xaxis.get_major_locator().set_params(integer=True)
+        number_decades(axes)
     return figure
 
 
@@ -93,6 +99,7 @@ def convergence(solutions: Mapping[str, Solution | History], tolerance: float | 
     axes.set_ylabel("bound of the error [image units]")
     axes.set_title("convergence of lower-level solves")
     axes.legend()
+    number_decades(axes)
     return figure
 
 
@@ -165,7 +172,7 @@ def _draw_loss(axes: Any, rows: Rows) -> None:
     if min(losses) > 0 and max(losses) > _DECADE * min(losses):
         axes.set_yscale("log")
     if smoothed or common:
-        axes.legend()
+        _legend_above(axes)
 
 
 def _running_mean(values: Sequence[float]) -> list[float]:
@@ -191,7 +198,7 @@ def _draw_held_out(axes: Any, points: list[tuple[float, float]], title: str, cho
     best = choose(points, key=lambda point: point[1])
     axes.plot(*best, "o", ms=9, mfc="none", mec=COLOURS[1], mew=1.4, label=f"best: {best[1]:.4g} at {best[0]:.0f}")
     axes.set_title(title)
-    axes.legend()
+    _legend_above(axes)
 
 
 def _draw_audits(axes: Any, rows: Rows) -> None:
@@ -212,7 +219,17 @@ def _draw_audits(axes: Any, rows: Rows) -> None:
     if len(positive) == len(bounds) + len(estimates) and max(positive) > _DECADE * 0.3 * min(positive):
         axes.set_yscale("log")
     axes.set_title("audits: relative error of hypergradients")
-    axes.legend()
+    _legend_above(axes)
+
+
+def _legend_above(axes: Any) -> None:
+    """A legend in room of its own above the data: matplotlib's best place may lie on a shaded band."""
+    share = 0.05 + _ENTRY * len(axes.get_legend_handles_labels()[1])
+    scale = axes.yaxis.get_transform()
+    low, high = scale.transform(np.array(axes.get_ylim()))
+    top = high + (high - low) * share / (1.0 - share)
+    axes.set_ylim(top=float(scale.inverted().transform(np.array([top]))[0]))
+    axes.legend(loc="upper right")
 
 
 def _least_error(row: Mapping[str, Any]) -> float:
@@ -228,9 +245,11 @@ def _points(rows: Rows, key: str) -> list[tuple[float, float]]:
 
 
 def _number(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    try:
+        number = math.nan if isinstance(value, bool) or not isinstance(value, (int, float)) else float(value)
+    except OverflowError:  # integers of hundreds of digits
         return None
-    return float(value)
+    return number if math.isfinite(number) else None
 
 
 def _finite(history: History) -> list[tuple[int, float]]:

@@ -12,7 +12,7 @@ from learnreg.errors import ConfigError, LearnregError
 from learnreg.linear.arguments import check_type, whole_number
 from learnreg.lower_level.regularizer import Regularizer
 from learnreg.plot.regularizers import pictures_of
-from learnreg.plot.style import COLOURS, new_figure, styled
+from learnreg.plot.style import COLOURS, new_figure, number_decades, styled
 
 __all__ = ["Spectrum", "spectrum", "spectrum_of"]
 
@@ -35,7 +35,10 @@ class Spectrum:
 
 
 def spectrum_of(regularizer: Regularizer, size: int = 48) -> Spectrum:
-    """From images with sides of so many pixels. An operator of one size alone keeps it."""
+    """From images with sides of so many pixels. An operator of one size alone keeps it. Of terms that a solution weighs
+    those without weights."""
+    chain = regularizer.chain()
+    regularizer = regularizer if chain is None else chain.base
     shape = pictures_of(regularizer).image_shape
     if shape is None:
         shape = (regularizer.image_channels, *(size,) * regularizer.image_dimensions)
@@ -130,7 +133,7 @@ def _draw_mean(axes: Any, symbols: dict[str, Tensor | None]) -> None:
     axes.set_title("mean over directions, over its largest value")
     axes.set_xlabel("frequency [cycles/pixel]")
     axes.set_ylim(0.0, 1.05)
-    axes.legend(loc="lower right")
+    axes.legend()
 
 
 def _radial(symbol: Tensor) -> tuple[list[float], list[float]]:
@@ -153,3 +156,4 @@ def _draw_eigenvalues(axes: Any, symbol: Tensor) -> None:
     axes.set_title("eigenvalues of $W^TW$, in order")
     axes.set_xlabel("share of them [%]")
     axes.set_xlim(0.0, 100.0)
+    number_decades(axes)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import functools
 import io
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, ParamSpec, TypeVar
 
 from learnreg.models.extras import require
 
-__all__ = ["COLOURS", "GREY", "SHADE", "figure_file", "new_figure", "styled"]
+__all__ = ["COLOURS", "GREY", "SHADE", "figure_file", "new_figure", "number_decades", "paper_style", "styled"]
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")  # Okabe and Ito
 GREY, SHADE = "#555555", "#E3E3E3"
+_FEW_DECADES = 100.0
 
 _STYLE = {
     "font.size": 9.5,
@@ -40,10 +42,26 @@ def styled(function: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
-        with require("matplotlib", "drawing figures", "matplotlib").rc_context(_STYLE):
+        with paper_style():
             return function(*args, **kwargs)
 
     return wrapped
+
+
+def paper_style() -> AbstractContextManager[Any]:
+    """The style of these figures for some of your own, which are drawn inside: ``with lr.plot.paper_style(): ...``.
+    Their colours are ``lr.plot.COLOURS``, told apart by colour-blind readers.
+
+    Returns
+    -------
+    A context manager; the settings of matplotlib are as before outside of it.
+
+    Raises
+    ------
+    ConfigError: matplotlib is missing.
+    """
+    context: AbstractContextManager[Any] = require("matplotlib", "drawing figures", "matplotlib").rc_context(_STYLE)
+    return context
 
 
 def new_figure(width: float, height: float) -> Any:
@@ -53,6 +71,18 @@ def new_figure(width: float, height: float) -> Any:
     )
     require("matplotlib.backends.backend_agg", "drawing figures", "matplotlib").FigureCanvasAgg(figure)
     return figure
+
+
+def number_decades(axes: Any) -> None:
+    """Ticks of a logarithmic y axis, once its limits are known, at 1, 2 and 5 times powers of ten as plain numbers,
+    where there are fewer than two decades: usual labels are many and long there."""
+    low, high = axes.get_ylim()
+    if axes.get_yscale() != "log" or not 0 < low < high < _FEW_DECADES * low:
+        return
+    ticker = require("matplotlib.ticker", "drawing figures", "matplotlib")
+    axes.yaxis.set_major_locator(ticker.LogLocator(10.0, subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_formatter(ticker.NullFormatter())
 
 
 @styled

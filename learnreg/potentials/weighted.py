@@ -1,7 +1,8 @@
 """Potentials times a weight of each place and sample: what the problems of a reweighted chain minimise.
 
 f_w(t) = sum_i w_i f_i(t_i) over places i, for weights w_i >= 0 that are given: f_w'' lies between w_i lo and w_i hi
-where f_i'' lies between lo and hi, and so do all other bounds, which are linear in f.
+where f_i'' lies between lo and hi, and so do all other bounds, which are linear in f. Where weights are known within a
+spread alone, values and derivatives are those of w, and bounds hold for every weight within it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from torch import Tensor
 from learnreg.errors import AssumptionError
 from learnreg.linear.examination import is_own_class
 from learnreg.linear.parameter_groups import Density, ParameterGroup
-from learnreg.potentials.base import Number, Potential
+from learnreg.potentials.base import OUTWARD, Number, Potential
+from learnreg.potentials.curvature import CurvatureInterval
 from learnreg.potentials.proximal import Elementwise, Grouped, ProximalPotential
 
 __all__ = ["WeightedElementwise", "WeightedGroups", "reweightable", "weighted"]
@@ -27,13 +29,14 @@ class _Weighted(ProximalPotential):
 
     Parameters
     ----------
-    potential: f. places: w, which broadcasts against the densities of f.
+    potential: f. places: w, which broadcasts against the densities of f. spread: how far from w, at each place, the
+        weights may be that bounds are about; 0 where none.
     """
 
     number_names = ()
 
-    def __init__(self, potential: ProximalPotential, places: Tensor) -> None:
-        self.potential, self.places = potential, places
+    def __init__(self, potential: ProximalPotential, places: Tensor, spread: Tensor | float = 0.0) -> None:
+        self.potential, self.places, self.spread = potential, places, spread
         self.quadratic = potential.quadratic
         self.whole_planes = potential.whole_planes
 
@@ -53,8 +56,16 @@ class _Weighted(ProximalPotential):
         """The weights of places, and the numbers of f."""
         return {**self.potential.numbers(), "places": self.places}
 
-    def _of(self, potential: ProximalPotential, places: Tensor | None = None) -> Self:
-        return type(self)(potential, self.places if places is None else places)
+    def _of(
+        self, potential: ProximalPotential, places: Tensor | None = None, spread: Tensor | float | None = None
+    ) -> Self:
+        chosen = self.spread if spread is None else spread
+        return type(self)(potential, self.places if places is None else places, chosen)
+
+    @property
+    def _most(self) -> Tensor:
+        """The largest weights."""
+        return self.places + self.spread
 
     def with_numbers(self, **numbers: Number) -> Self:
         places = torch.as_tensor(numbers.pop("places", self.places))
@@ -64,14 +75,16 @@ class _Weighted(ProximalPotential):
         return self._of(self.potential.detached(), self.places.detach())
 
     def to(self, dtype: torch.dtype) -> Self:
-        return self._of(self.potential.to(dtype), self.places.to(dtype))
+        spread = self.spread.to(dtype) if isinstance(self.spread, Tensor) else self.spread
+        return self._of(self.potential.to(dtype), self.places.to(dtype), spread)
 
     def scaled(self, factor: Tensor) -> Self:
         return self._of(self.potential.scaled(factor))
 
     def select(self, index: Tensor | slice) -> Self:
         """The function of some samples."""
-        return self._of(self.potential.select(index), self.places[index])
+        spread = self.spread[index] if isinstance(self.spread, Tensor) else self.spread
+        return self._of(self.potential.select(index), self.places[index], spread)
 
     @property
     def scale(self) -> Number:
@@ -86,13 +99,14 @@ class _Weighted(ProximalPotential):
         return tuple(self._group(g) for g in self.potential.parameter_groups() if isinstance(g, Density))
 
     def _group(self, group: Density) -> Density:
-        density, steepest, several = (self._times(f) for f in (group.density, group.steepest, group.several))
-        excess = group.excess if isinstance(group.excess, float) else self.places * group.excess
+        density, several = (self._times(f, self.places) for f in (group.density, group.several))
+        excess = group.excess if isinstance(group.excess, float) else self._most * group.excess
+        steepest = self._times(group.steepest, self._most)
         return replace(group, density=density, steepest=steepest, several=several, excess=excess)
 
-    def _times(self, function: Callable[..., Tensor] | None) -> Callable[..., Tensor] | None:
-        """The function, times the weights."""
-        return None if function is None else lambda *responses: self.places * function(*responses)
+    def _times(self, function: Callable[..., Tensor] | None, places: Tensor) -> Callable[..., Tensor] | None:
+        """The function, times these weights."""
+        return None if function is None else lambda *responses: places * function(*responses)
 
     # ---- the function ------------------------------------------------------------------------------------------------
 
@@ -138,26 +152,38 @@ class _Weighted(ProximalPotential):
 
     def blocks(self, t: Tensor, *others: Tensor) -> Iterator[tuple[Any, ...]]:
         for f, t_, places, *rest in self.potential.blocks(t, self.places, *others):
-            yield self._of(f, places), t_, *rest
+            yield self._of(f, places, 0.0), t_, *rest  # iterations ask for no bounds
 
     # ---- curvature ---------------------------------------------------------------------------------------------------
 
     @property
     def curvature_limit(self) -> Number:
         """With the largest weight of each channel, over all samples."""
-        places = self.places.detach()
+        places = self._most.detach()
         largest = places.amax((0, *range(2, places.dim())), keepdim=True)[0]
         return self.potential.curvature_limit * largest
 
     def curvature_bounds(self, t: Tensor, radius: Tensor | float) -> tuple[Tensor, Tensor]:
         low, high = self.potential.curvature_bounds(t, radius)
-        return self.places * low, self.places * high
+        return (self.places - self.spread).clamp_min(0.0) * low, self._most * high
+
+    def curvature_interval(self, t: Tensor, radius: Tensor | float) -> CurvatureInterval:
+        """``change``, ``ratio`` and ``third`` are those of one weight times f'', whichever of the spread it is."""
+        found, most = self.potential.curvature_interval(t, radius), self._most * (1.0 + OUTWARD)
+        return CurvatureInterval(
+            (self.places - self.spread).clamp_min(0.0) * (1.0 - OUTWARD) * found.low,
+            most * found.high,
+            most * found.change,
+            torch.where(most > 0, most.sqrt() * found.ratio, 0.0),
+            most * found.third,
+            found.smooth,
+        )
 
     def curvature_change(self, t: Tensor, radius: Tensor | float) -> Tensor:
-        return self.places * self.potential.curvature_change(t, radius)
+        return self._most * self.potential.curvature_change(t, radius)
 
     def third_bound(self, t: Tensor, radius: Tensor | float) -> Tensor:
-        return self.places * self.potential.third_bound(t, radius)
+        return self._most * self.potential.third_bound(t, radius)
 
     def kink_excluded(self, t: Tensor, radius: Tensor | float) -> Tensor:
         return self.potential.kink_excluded(t, radius)
@@ -182,8 +208,8 @@ def reweightable(potential: Potential) -> str:
     return "" if potential.convex else "it is not convex"
 
 
-def weighted(potential: Potential, places: Tensor) -> ProximalPotential:
-    """The potential times weights of its places, (batch, n, ...).
+def weighted(potential: Potential, places: Tensor, spread: Tensor | float = 0.0) -> ProximalPotential:
+    """The potential times weights of its places, (batch, n, ...), with bounds for all that are within ``spread``.
 
     Raises
     ------
@@ -192,6 +218,6 @@ def weighted(potential: Potential, places: Tensor) -> ProximalPotential:
     if obstacle := reweightable(potential):
         raise AssumptionError(f"{type(potential).__name__} cannot be reweighted: {obstacle}.")
     if isinstance(potential, Elementwise):
-        return WeightedElementwise(potential, places)
+        return WeightedElementwise(potential, places, spread)
     assert isinstance(potential, Grouped)
-    return WeightedGroups(potential, places)
+    return WeightedGroups(potential, places, spread)

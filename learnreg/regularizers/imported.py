@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
 
@@ -15,6 +14,7 @@ from learnreg.convolutions.composition import compose
 from learnreg.convolutions.filter_bank import FilterBank
 from learnreg.convolutions.padding import BOUNDARIES, Boundary
 from learnreg.errors import ConfigError, ShapeError
+from learnreg.linear.arguments import real_number
 from learnreg.linear.shapes import check_one_channel
 from learnreg.lower_level.regularizer import Regularizer
 from learnreg.lower_level.saddle_terms import Pictures, SaddleTerms
@@ -49,6 +49,13 @@ class ImportedRidge(Regularizer):
     ------
     ConfigError: numbers out of their range.
     ShapeError: kernels that cannot be chained, or shapes that do not fit.
+
+    Examples
+    --------
+    >>> difference = torch.tensor([[0.0, 0, 0], [0, -1, 1], [0, 0, 0]])[None, None]
+    >>> R = lr.regularizers.ImportedRidge([difference], torch.tensor([[-0.2, 1.0, 1.0, -0.2]]), distance=0.1)
+    >>> R.convex  # H'' is negative beyond responses of 0.1
+    False
     """
 
     summary = "published ridges, convex or weakly convex; fixed"
@@ -73,8 +80,7 @@ class ImportedRidge(Regularizer):
         if boundary not in ("chain", *BOUNDARIES):
             raise ConfigError(f"boundary={boundary!r}: expected chain or one of {', '.join(BOUNDARIES)}.")
         for name, value in (("distance", distance), ("factor", factor)):
-            if not (value > 0 and math.isfinite(value)):
-                raise ConfigError(f"ImportedRidge({name}={value!r}): expected a positive finite number.")
+            real_number(value, f"ImportedRidge({name})", above=0.0)
         self.distance, self.boundary = float(distance), boundary
         self.noise_range = None if noise_range is None else (float(noise_range[0]), float(noise_range[1]))
         self._count = len(kernels)

@@ -82,7 +82,7 @@ class RegularizerOptions:
     weight: float = option(0.3, "sum of the initial weights", above=0.0, at_most=1e6)
     convexity: str = option("convex", "of the potentials", choices=("convex", "convex-nonconvex"))
     nonconvexity: float = option(
-        0.9, "modulus that weakly convex ones take from data term and ridge at most", above=0.0
+        0.9, "modulus that weakly convex ones take from data term and ridge at most", above=0.0, at_most=1e6
     )
 
     convolutions: str = option("4,8,32", "channels after each small convolution; the last are the filters")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
-from learnreg.errors import AssumptionError, ConfigError
+from learnreg.errors import AssumptionError, ConfigError, ShapeError
 from learnreg.linear.arguments import check_images, check_one_of, is_whole, real_number, shown
 from learnreg.linear.grad_mode import full_precision
 from learnreg.lower_level.chain import Chain, SolutionWeights
@@ -24,7 +25,8 @@ __all__ = ["Reweighted"]
 
 WeightsName = Literal["majorising", "free"]
 
-_SIDE = 16  # of images that the terms are looked at on
+_SIDES = (16, 128)  # of images that the terms are looked at on
+_WIDEST = 16
 _MOST_STEPS = 1000
 
 
@@ -82,17 +84,20 @@ class Reweighted(Regularizer):
         if steps is not None and not is_whole(steps, 1, _MOST_STEPS):
             raise ConfigError(f"Reweighted(steps={shown(steps)}): expected 1 to {_MOST_STEPS}, or None.")
         for name, side in (("window", window), ("size", size)):
-            if not is_whole(side, 1, _SIDE) or not side % 2:
-                raise ConfigError(f"Reweighted({name}={shown(side)}): expected an odd integer below {_SIDE}.")
+            if not is_whole(side, 1, _WIDEST) or not side % 2:
+                raise ConfigError(f"Reweighted({name}={shown(side)}): expected an odd integer below {_WIDEST}.")
         if not is_whole(features, 1, 1024):
             raise ConfigError(f"Reweighted(features={shown(features)}): expected an integer from 1 to 1024.")
         real_number(scale, "Reweighted(scale)", above=0.0)
         self.base, self.steps = regularizer, steps
         self.image_channels, self.image_dimensions = regularizer.image_channels, regularizer.image_dimensions
         self._options = {"weights": weights, "steps": steps, "window": window, "features": features, "size": size}
-        channels, weight = _places(regularizer)
-        if (weights == "free" or window > 1) and self.image_dimensions != 2:
-            raise ConfigError("Reweighted: windows and free weights are for images with two sides alone.")
+        channels, weight, axes = _places(regularizer)
+        if (weights == "free" or window > 1) and axes != 3:
+            raise ConfigError(
+                "Reweighted: windows and free weights are for images with two sides and responses of one axis of "
+                "channels; signals, volumes and complex images take weights='majorising', window=1."
+            )
         self.weights: SolutionWeights
         if weights == "majorising":
             self.weights = MajorisingWeights(scale * weight.expand(channels).contiguous(), window)
@@ -157,14 +162,25 @@ class Reweighted(Regularizer):
         return ", ".join(f"{name}={value!r}" for name, value in self._options.items())
 
 
+def _terms(regularizer: Regularizer, sides: Sequence[int]) -> SaddleTerms:
+    """On images of the first of these sides that its filters fit in."""
+    try:
+        return regularizer.saddle_terms((regularizer.image_channels, *(sides[0],) * regularizer.image_dimensions))
+    except ShapeError:
+        if len(sides) == 1:
+            raise
+        return _terms(regularizer, sides[1:])
+
+
 @torch.no_grad()
-def _places(regularizer: Regularizer) -> tuple[int, Tensor]:
-    """The channels of what its weights belong to, and the weights of its potential, () or (channels,)."""
-    shape = (regularizer.image_channels, *(_SIDE,) * regularizer.image_dimensions)
-    terms = regularizer.saddle_terms(shape)
+def _places(regularizer: Regularizer) -> tuple[int, Tensor, int]:
+    """The channels of what its weights belong to, the weights of its potential, () or (channels,), and the number of
+    axes of responses."""
+    terms = _terms(regularizer, _SIDES)
     obstacle = "it has latent variables" if terms.latent.channels else reweightable(terms.potential)
     if obstacle:
         raise AssumptionError(f"{type(regularizer).__name__} cannot be reweighted: {obstacle}.")
     channels = 1 if isinstance(terms.potential, Grouped) else int(terms.operator.range_shape[0])
     weight = torch.as_tensor(terms.potential.weight).detach()
-    return channels, weight.reshape(-1) if weight.numel() in (1, channels) else weight.max().reshape(1)
+    weight = weight.reshape(-1) if weight.numel() in (1, channels) else weight.max().reshape(1)
+    return channels, weight, len(terms.operator.range_shape)

@@ -31,6 +31,7 @@ from torch import Tensor
 from learnreg.convolutions.composition import compose
 from learnreg.convolutions.padding import Boundary
 from learnreg.errors import CheckpointError, ConfigError
+from learnreg.linear.arguments import real_number, shown
 from learnreg.linear.norms import circulant_bound
 from learnreg.linear.paths import file_trouble, folder_trouble, is_lfs_pointer, read_text
 from learnreg.regularizers.imported import GREY_LEVELS, ImportedRidge
@@ -72,8 +73,8 @@ def import_ridge(
         shapes, NaN. ConfigError: weight, scale or noise_level out of range, or not of this layout.
     """
     for name, value in (("weight", weight), ("scale", scale)):
-        if value is not None and not (value > 0 and math.isfinite(value)):
-            raise ConfigError(f"import_ridge({name}={value!r}): expected a positive finite number.")
+        if value is not None:
+            real_number(value, f"import_ridge({name})", above=0.0)
     file = _find(Path(path))
     state, inner = _read_state(file)
     config = _read_config(file, inner)
@@ -124,9 +125,11 @@ class _Source:
 
     def number(self, *keys: str) -> float:
         value = self.setting(*keys)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise self.fail(f"{'.'.join(keys)} = {value!r} in its configuration, expected a number.")
-        return float(value)
+        try:
+            return real_number(math.nan if isinstance(value, bool) else value, ".".join(keys))
+        except ConfigError as error:
+            found = f"{'.'.join(keys)} = {shown(value)} in its configuration, expected a number."
+            raise self.fail(found) from error
 
     def knots(self, *keys: str) -> int:
         value = self.number(*keys)

@@ -9,6 +9,7 @@ from typing import Any, Self
 from torch import Tensor, nn
 
 from learnreg.errors import ConfigError
+from learnreg.linear.arguments import real_number
 from learnreg.lower_level.regularizer import Regularizer
 from learnreg.lower_level.saddle_terms import ParameterRole, Pictures, SaddleTerms
 from learnreg.regularizers.raw_parameters import positive_log
@@ -45,10 +46,9 @@ class Scaled(Regularizer):
         super().__init__()
         if not isinstance(regularizer, Regularizer):
             raise ConfigError(f"Scaled(regularizer=...): got {type(regularizer).__name__}, expected a Regularizer.")
-        if not (isinstance(factor, (int, float)) and factor > 0 and math.isfinite(factor)):
-            raise ConfigError(f"Scaled(factor={factor!r}): expected a positive finite number.")
+        factor = real_number(factor, "Scaled(factor)", above=0.0)
         self.base = copy.deepcopy(regularizer).requires_grad_(False)
-        self.log_factor: nn.Parameter = positive_log(float(factor), "Scaled factor")
+        self.log_factor: nn.Parameter = positive_log(factor, "Scaled factor")
         self.image_channels, self.image_dimensions = self.base.image_channels, self.base.image_dimensions
 
     @property

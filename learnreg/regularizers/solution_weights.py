@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from learnreg.errors import AssumptionError, ConfigError
 from learnreg.linear.norms import circulant_bound
 from learnreg.linear.samples import expand, sum_samples
-from learnreg.lower_level.chain import SolutionWeights, WeightChange
+from learnreg.lower_level.chain import PullChange, SolutionWeights, WeightChange
 from learnreg.lower_level.saddle_terms import SaddleTerms
 from learnreg.potentials.base import Potential
 from learnreg.potentials.logarithmic import Logarithmic
 from learnreg.potentials.proximal import Elementwise, ProximalPotential
+from learnreg.regularizers.weight_pull import FreePull, MajorisingPull, Moved, Window
 
 __all__ = ["FreeWeights", "MajorisingWeights"]
 
@@ -76,6 +77,12 @@ class MajorisingWeights(SolutionWeights):
             return reach * (_largest(rows) * _largest(columns)).sqrt() * _UP + entries
 
         return WeightChange(alone, together)
+
+    def pull_change(
+        self, terms: SaddleTerms, x: Tensor, t: Tensor, e: Tensor, p: Tensor, moved: Moved
+    ) -> PullChange | None:
+        window = Window(self._gathered, self._spread, self.window)
+        return MajorisingPull(terms, x, t, e, p, moved, self._scales(t), window).change()
 
     def energy_terms(self, terms: SaddleTerms) -> SaddleTerms | None:
         f = terms.potential
@@ -146,15 +153,37 @@ class FreeWeights(SolutionWeights):
         return logits.sigmoid()
 
     def _logits(self, x: Tensor) -> Tensor:
+        return self._second_layer(self._features(x))
+
+    def _features(self, x: Tensor) -> Tensor:
         conv, padding = torch.nn.functional.conv2d, self.first.shape[-1] // 2
-        features = torch.nn.functional.softplus(conv(x, self.first.to(x), self.first_bias.to(x), padding=padding))
-        return conv(features, self.second.to(x), self.second_bias.to(x), padding=padding)
+        return torch.nn.functional.softplus(conv(x, self.first.to(x), self.first_bias.to(x), padding=padding))
+
+    def _second_layer(self, features: Tensor) -> Tensor:
+        bias, padding = self.second_bias.to(features), self.second.shape[-1] // 2
+        return torch.nn.functional.conv2d(features, self.second.to(features), bias, padding=padding)
+
+    def norms(self, sides: tuple[int, ...]) -> tuple[float, float]:
+        """Of both layers on images of these sides. *Rigorous bounds.*"""
+        around = tuple(side + self.first.shape[-1] - 1 for side in sides)
+        first, second = (math.sqrt(circulant_bound(kernel, around)[0]) * _UP for kernel in (self.first, self.second))
+        return first, second
 
     def lipschitz(self, sides: tuple[int, ...]) -> float:
-        """Of the logits, on images of these sides: the norms of both layers. *Rigorous bound.*"""
-        around = tuple(side + self.first.shape[-1] - 1 for side in sides)
-        squares = (circulant_bound(kernel, around)[0] for kernel in (self.first, self.second))
-        return math.sqrt(math.prod(squares)) * _UP
+        """Of the logits, on images of these sides. *Rigorous bound.*"""
+        return math.prod(self.norms(sides))
+
+    def pull_change(
+        self, terms: SaddleTerms, x: Tensor, t: Tensor, e: Tensor, p: Tensor, moved: Moved
+    ) -> PullChange | None:
+        features, padding = self._features(x), self.second.shape[-1] // 2
+        second = self.second.to(x)
+
+        def pulled(q: Tensor) -> Tensor:
+            return torch.nn.functional.conv_transpose2d(q, second, padding=padding)
+
+        norms, size = self.norms(tuple(x.shape[2:])), self.first.shape[-1]
+        return FreePull(x, self._second_layer(features), features, pulled, norms, size).change(e, p, moved)
 
     def change(self, terms: SaddleTerms, x: Tensor, t: Tensor, e: Tensor) -> WeightChange:
         """Logits move by L e at most, all together; sigmoid' falls on each side of 0."""

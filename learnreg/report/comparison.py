@@ -55,7 +55,8 @@ class Compared:
     """One image, (channels, height, width) each, and its quality by "input", "tv", "learned".
 
     tv: None where there is no total variation to compare with. error_bound: root-mean-square error bound of the learned
-    reconstruction; certified: whether it is rigorous. histories: of the solves, by "tv" and "learned".
+    reconstruction; certified: whether it is rigorous. histories: of the solves, by "tv" and "learned". minimiser: the
+    learned reconstruction as it was solved, complex ones with two channels.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Compared:
     error_bound: float
     certified: bool
     histories: Mapping[str, History] = field(default_factory=dict)
+    minimiser: Tensor | None = None
 
     def pictures(self) -> dict[str, Tensor]:
         """What was compared, by the keys of ``quality``, in order."""
@@ -165,4 +167,5 @@ def _compare(
         error_bound=float(solution.error_bound[0]),
         certified=solution.certified,
         histories=histories,
+        minimiser=solution.x[0].detach().cpu(),
     )

@@ -28,8 +28,8 @@ class Conditioning:
 
 
 def conditioning(problem: LowerLevelProblem | FrozenProblem, b: Tensor) -> Conditioning:
-    """Of the problem at measurements b, with batch axis."""
-    instance = problem.frozen().at(b)
+    """Of the problem at measurements b, with batch axis; of a chain that of its first one, whose terms all weigh 1."""
+    instance = problem.frozen().first_stage.at(b)
     return Conditioning(instance.gradient_lipschitz(), instance.strong_convexity)
 
 

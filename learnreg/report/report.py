@@ -146,6 +146,10 @@ def _figures(report: Report) -> Iterator[tuple[str, Any]]:
     if shown is not None and shown.slopes is not None:
         yield "potentials", plot.potentials(report.regularizer)
     yield from _spectrum(report.regularizer)
+    if report.regularizer.chain() is not None and comparison is not None:
+        minimiser = comparison.images[0].minimiser
+        if minimiser is not None and minimiser.dim() == 3:
+            yield "weights", plot.weights(report.regularizer, minimiser)
     if comparison is not None:
         histories = {report.methods[what]: history for what, history in comparison.images[0].histories.items()}
         if any(bool(history.error_bound.isfinite().any()) for history in histories.values()):

@@ -37,6 +37,6 @@ def shuffled_batches(groups: Sequence[Sequence[int]], size: int, generator: torc
     batches = [
         [group[k] for k in piece.tolist()]
         for group in groups
-        for piece in torch.randperm(len(group), generator=generator).split(size)
+        for piece in torch.split(torch.randperm(len(group), generator=generator), size)
     ]
     return [batches[k] for k in torch.randperm(len(batches), generator=generator).tolist()]

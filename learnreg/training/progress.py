@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import shutil
-import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
-from learnreg.progress import INTERVAL, is_hidden, is_interactive, new_bar
+from learnreg.progress import GONE, INTERVAL, is_hidden, is_interactive, new_bar, tell
 from learnreg.training.callbacks import Callback
 
 __all__ = ["Progress"]
@@ -41,12 +41,14 @@ class Progress(Callback):
             # some terminals, of containers, say that they have no rows: tqdm hides then
             size = shutil.get_terminal_size()
             shown = "training: {percentage:3.0f}%|{bar:20}| {desc}"
-            self._bar = new_bar(total=100, bar_format=shown, ncols=size.columns, nrows=size.lines)
+            with suppress(*GONE):
+                self._bar = new_bar(total=100, bar_format=shown, ncols=size.columns, nrows=size.lines)
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
-            self._bar.close()
+            with suppress(*GONE):
+                self._bar.close()
         elif self._last is not None and self._spoke:
             self._say(self._last)
 
@@ -57,14 +59,15 @@ class Progress(Callback):
             return
         if self._bar is not None:
             self._bar.n = 100.0 * self._share(row)
-            self._bar.set_description_str(self._text(row))
+            with suppress(*GONE):
+                self._bar.set_description_str(self._text(row))
             return
         self._last = row
         if time.monotonic() - self._said >= INTERVAL:
             self._say(row)
 
     def _say(self, row: Mapping[str, Any]) -> None:
-        print(f"training: {100.0 * self._share(row):.0f} %, {self._text(row)}", file=sys.stderr, flush=True)
+        tell(f"training: {100.0 * self._share(row):.0f} %, {self._text(row)}")
         self._said, self._last, self._spoke = time.monotonic(), None, True
 
     def _share(self, row: Mapping[str, Any]) -> float:

@@ -21,6 +21,7 @@ from learnreg.lower_level.frozen import FrozenProblem
 from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.training.clock import Clock
 from learnreg.training.group import Group
+from learnreg.training.memory import check_memory
 from learnreg.training.messages import digest
 from learnreg.training.noise_levels import check_levels, weighted
 from learnreg.training.options import TrainingOptions
@@ -151,6 +152,8 @@ class Session:
             if not first:
                 raise DataError("the dataset is empty.", hint="Pass at least one pair (b, x_true).")
             check_levels(problem, first[0].sigma, options.noise_weighting)
+            at_once = source.largest_batch if options.optimizer == "adam" else source.count(options.most_samples)
+            check_memory(problem, first[0], at_once, chunk_size, options.workers)
             loss_at(loss, first[0].x_true[None])
             _warn_of_units(first[0])
         except BaseException:

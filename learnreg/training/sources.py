@@ -67,6 +67,15 @@ class Source(ABC):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on with the batch after the last one."""
 
+    def count(self, most: int) -> int:
+        """How many samples there are, as far as that is known, at most so many."""
+        return most
+
+    @property
+    def largest_batch(self) -> int:
+        """Samples of a batch at most."""
+        return self.count(self.batch_size)
+
     def updates_in(self, epochs: float) -> int:
         """How many batches so many passes over the data are.
 
@@ -138,9 +147,9 @@ class MapStyle(Source):
         """Indices of the next minibatch."""
         if self._groups is not None:
             self._order = self._order or shuffled_batches(self._groups, self.batch_size, self._next_epoch())
-            return self._order.pop()  # type: ignore[no-any-return]
+            return self._order.pop()
         batch: list[int] = []
-        size = min(self.batch_size, len(self.dataset))
+        size = self.largest_batch
         while len(batch) < size:
             if not self._order:
                 self._order = torch.randperm(len(self.dataset), generator=self._next_epoch()).tolist()
@@ -153,7 +162,10 @@ class MapStyle(Source):
         return torch.Generator().manual_seed((int(self.seed) * 1_000_003 + self._epoch - 1) % 2**63)
 
     def first(self, count: int) -> list[Sample]:
-        return self._read(range(min(count, len(self.dataset))))
+        return self._read(range(self.count(count)))
+
+    def count(self, most: int) -> int:
+        return min(most, len(self.dataset))
 
     def state_dict(self) -> dict[str, Any]:
         return {"order": list(self._order), "epoch": self._epoch}
@@ -170,7 +182,7 @@ class MapStyle(Source):
     def _batches(self) -> float | None:
         if self._groups is not None:
             return sum(math.ceil(len(group) / self.batch_size) for group in self._groups)
-        return len(self.dataset) / min(self.batch_size, len(self.dataset))
+        return len(self.dataset) / self.largest_batch
 
     def _digested(self, most: int) -> list[Sample]:
         (first,) = self.first(1)

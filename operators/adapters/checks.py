@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from learnreg.errors import ConfigError, OperatorError
+from learnreg.errors import OperatorError
+from learnreg.linear.arguments import real_number
 from learnreg.linear.norms import power_estimate
 from learnreg.operators.adapters.black_box import FIXED, BlackBox
 
@@ -117,8 +118,8 @@ def declare(operator: BlackBox, norm_bound: float | None, gram_lower_bound: floa
     ConfigError: no finite number >= 0. OperatorError: a power method finds a larger norm, or a smaller eigenvalue.
     """
     for name, value in (("norm_bound", norm_bound), ("gram_lower_bound", gram_lower_bound)):
-        if value is not None and not (value >= 0 and math.isfinite(value)):
-            raise ConfigError(f"{operator.name}({name}={value!r}): expected a finite number >= 0.")
+        if value is not None:
+            real_number(value, f"{operator.name}({name})", least=0.0)
     slack = 1.0 + gap_limit(operator)
     largest = _power(operator) if norm_bound is not None or gram_lower_bound else 0.0
     if norm_bound is not None and largest > norm_bound * slack:

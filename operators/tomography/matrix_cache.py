@@ -3,7 +3,8 @@
 One safetensors file per matrix, named after the SHA-256 of what determines it and holding the SHA-256 of its content.
 Files are whole or absent: they are written under another name, flushed and renamed, which also makes concurrent
 processes safe. Reading never executes anything. A cache that cannot be used costs time, never a result. A folder that
-any user may write to is not used: a SHA-256 tells damage, not who wrote a file.
+any user may write to is not used: a SHA-256 tells damage, not who wrote a file. Two views of a matrix are built again
+beside what is read, which tells matrices of other numbers, such as those of another version of ASTRA.
 
 ``LEARNREG_CACHE`` names the folder (by default ``learnreg`` in the user's cache folder); empty turns the cache off.
 ``LEARNREG_CACHE_GB`` bounds it, 4 by default: the files used longest ago go first.
@@ -22,10 +23,12 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import safetensors
 import safetensors.numpy
 from safetensors import SafetensorError
@@ -33,13 +36,14 @@ from safetensors import SafetensorError
 from learnreg.errors import ConfigError
 from learnreg.operators.tomography.astra_matrix import SparseRows
 
-__all__ = ["FORMAT_VERSION", "cache_folder", "cached_rows", "key_of"]
+__all__ = ["FORMAT_VERSION", "Sample", "cache_folder", "cached_rows", "key_of"]
 
 FORMAT_VERSION = 1
 """Part of every key: another number makes older files invisible, and old age removes them."""
 
 _DEFAULT_GIGABYTES = 4.0
 _STALE_SECONDS = 24 * 3600
+_ROUNDING = 1e-4
 _KEY, _DIGEST = "learnreg_key", "sha256"
 _warned: set[str] = set()
 
@@ -64,13 +68,32 @@ def key_of(description: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def cached_rows(key: str, build: Callable[[], SparseRows], shape: tuple[int, int] | None = None) -> SparseRows:
-    """The matrix stored under a key, or the one that ``build`` makes, which is then stored. shape: that it has."""
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """Numbers of some rows of a matrix, and what makes these again: cheap, and enough to tell another matrix."""
+
+    numbers: npt.NDArray[np.int64]
+    build: Callable[[], SparseRows]
+
+
+def cached_rows(
+    key: str,
+    build: Callable[[], SparseRows],
+    shape: tuple[int, int] | None = None,
+    sample: Sample | None = None,
+) -> SparseRows:
+    """The matrix stored under a key, or the one that ``build`` makes, which is then stored.
+
+    Parameters
+    ----------
+    shape: that it has.
+    sample: of its rows, by which a stored one is told from another: its SHA-256 says that it is what somebody wrote.
+    """
     folder = cache_folder()
     if folder is None or _open_to_all(folder):
         return build()
     path = folder / f"matrix-{key}.safetensors"
-    rows = _load(path, key, shape)
+    rows = _load(path, key, shape, sample)
     if rows is None:
         rows = build()
         _store(path, key, rows)
@@ -90,7 +113,7 @@ def _open_to_all(folder: Path) -> bool:
     return bool(mode & stat.S_IWOTH)
 
 
-def _load(path: Path, key: str, shape: tuple[int, int] | None) -> SparseRows | None:
+def _load(path: Path, key: str, shape: tuple[int, int] | None, sample: Sample | None) -> SparseRows | None:
     try:
         if not path.is_file():
             return None
@@ -100,6 +123,8 @@ def _load(path: Path, key: str, shape: tuple[int, int] | None) -> SparseRows | N
         if metadata.get(_KEY) != key or metadata.get(_DIGEST) != _digest(key, rows):
             raise ValueError("its content does not match its SHA-256")
         _check(rows, shape)
+        if sample is not None and not _holds(rows, sample):
+            raise ValueError("its entries are not those of this scan")
     except PermissionError:
         return None
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, MemoryError) as error:
@@ -122,6 +147,18 @@ def _check(rows: SparseRows, shape: tuple[int, int] | None) -> None:
         raise ValueError("its rows are not those of this scan")
     if not np.isfinite(values).all():
         raise ValueError("it has NaN or infinite entries")
+
+
+def _holds(rows: SparseRows, sample: Sample) -> bool:
+    """Whether the rows of the sample are as they are built now, up to the rounding of another machine."""
+    new = sample.build()
+    starts, ends = rows.starts[sample.numbers], rows.starts[sample.numbers + 1]
+    if not np.array_equal(ends - starts, np.diff(new.starts)):
+        return False
+    places = np.concatenate([np.arange(a, b) for a, b in zip(starts, ends, strict=True)])
+    return np.array_equal(rows.columns[places], new.columns) and np.allclose(
+        rows.values[places], new.values, rtol=_ROUNDING, atol=_ROUNDING
+    )
 
 
 def _store(path: Path, key: str, rows: SparseRows) -> None:

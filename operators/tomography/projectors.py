@@ -10,6 +10,8 @@ from functools import cached_property
 from importlib.util import find_spec
 from typing import Any, ClassVar, Literal, Self, get_args
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -29,7 +31,7 @@ from learnreg.operators.tomography.geometry import (
     view_angles,
 )
 from learnreg.operators.tomography.limits import checked_count
-from learnreg.operators.tomography.matrix_cache import cached_rows, key_of
+from learnreg.operators.tomography.matrix_cache import Sample, cached_rows, key_of
 from learnreg.operators.tomography.ramp import ramp_filtered
 from learnreg.operators.tomography.ray_tracing import RayTracing
 from learnreg.operators.tomography.rays import Kernel, kernel_for, rays_of
@@ -346,7 +348,9 @@ def system_matrix(geometry: Geometry, kernel: Kernel, symmetric: bool) -> System
         check_entries(_least_entries(geometry) // symmetry.order)
         key = key_of(_description(geometry.in_pixels(), kernel, symmetry))
         shape = (len(symmetry.rows), geometry.image_size**2)
-        rows = cached_rows(key, lambda: build_rows(geometry, kernel, symmetry.rows), shape)
+        rows = cached_rows(
+            key, lambda: build_rows(geometry, kernel, symmetry.rows), shape, _two_views(geometry, kernel, symmetry.rows)
+        )
         if not symmetric and symmetry.order > 1:
             none = symmetry_of(geometry, wanted=False)
             rows, symmetry = all_rows(rows, symmetry, none.rows), none
@@ -357,6 +361,15 @@ def system_matrix(geometry: Geometry, kernel: Kernel, symmetric: bool) -> System
             f"{geometry.image_size:,}² pixels does not fit into the memory: use fewer, or backend='matrix-free'.",
             "memory",
         ) from error
+
+
+def _two_views(geometry: Geometry, kernel: Kernel, rows: npt.NDArray[np.int64]) -> Sample | None:
+    """The first and the last of those that stored rows belong to; None without ASTRA."""
+    if find_spec("astra") is None:
+        return None
+    views = rows // geometry.detectors
+    numbers = np.flatnonzero((views == views.min()) | (views == views.max()))
+    return Sample(numbers, lambda: build_rows(geometry, kernel, rows[numbers]))
 
 
 def _least_entries(geometry: Geometry) -> int:

@@ -115,7 +115,8 @@ def test_rows_are_the_images_one_by_one(model: Model, images: Path) -> None:
         ({"sigma": 15 / 255}, 15 / 255, 15 / 255, ""),
         ({"sigma": 15 / 255}, 0.1, 0.1, "was learned for 15/255, not for 25.5/255"),
         ({}, None, 25 / 255, "does not say its noise level; 25/255 is used"),
-        ({"sigma": [5 / 255, 50 / 255]}, None, 25 / 255, "does not say"),
+        ({"sigma": [5 / 255, 50 / 255]}, None, 25 / 255, "from 5/255 to 50/255; 25/255 is used"),
+        ({"sigma": [5 / 255, 15 / 255]}, None, 15 / 255, "from 5/255 to 15/255; 15/255 is used"),
         ({}, 0.1, 0.1, ""),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from learnreg.commands.fitness import estimated_noise, unfit_image, unfit_scan
+from learnreg.commands.fitness import unfit_image, unfit_scan
 from learnreg.datasets import add_noise, ellipse_phantom
 from learnreg.operators import FanBeam2D, ParallelBeam2D
 
@@ -25,24 +25,6 @@ def photograph(name: str = "camera") -> Tensor:
 def stored(image: Tensor, bits: int = 8) -> Tensor:
     """As an image file holds it: rounded and cut off."""
     return (image.clamp(0, 1) * (2**bits - 1)).round() / (2**bits - 1)
-
-
-@pytest.mark.parametrize("sigma", [5, 10, 25, 50])
-@pytest.mark.parametrize("name", ["camera", "coins", "moon", "page", "text"])
-def test_the_noise_of_photographs_is_estimated(name: str, sigma: float) -> None:
-    image = torch.from_numpy(getattr(data, name)()).float()[None] / 255
-    for noisy in (add_noise(image, sigma / 255, 0), stored(add_noise(image, sigma / 255, 0))):
-        found = estimated_noise(noisy)
-        assert found is not None
-        assert 0.75 * sigma / 255 < found < (1.3 * sigma + 4) / 255
-
-
-def test_white_noise_is_measured() -> None:
-    noise = 3.0 * torch.randn(1, 400, 400, generator=torch.Generator().manual_seed(0))
-    assert estimated_noise(noise) == pytest.approx(3.0, rel=0.02)
-    assert estimated_noise(noise[:, :20, :20]) is None  # too few pixels
-    assert estimated_noise(torch.zeros(1, 100, 100)) is None  # all cut off
-    assert estimated_noise(torch.full((1, 100, 100), 0.5)) == 0.0
 
 
 FIT = {

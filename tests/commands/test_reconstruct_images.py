@@ -325,6 +325,7 @@ def test_the_noise_level(model: Model, adapting: Path, tmp_path: Path) -> None:
     regularizer = load(adapting).regularizer
     for sigma in ("10/255", "auto"):
         (row,) = succeed(*arguments, "--sigma", sigma)["rows"]
+        assert row["sigma"] == pytest.approx(10 / 255, rel=1e-9 if sigma == "10/255" else 0.1)
         assert row["warnings"] == []
         found = np.load(row["output"])
         expected = lr.solve(
@@ -340,6 +341,38 @@ def test_the_noise_level(model: Model, adapting: Path, tmp_path: Path) -> None:
     plain_arguments = (tmp_path / "plain.safetensors", tmp_path / "a.npy", "--out", tmp_path / "out")
     assert "25/255 and does not adapt" in refuse(2, "reconstruct", *plain_arguments, "--sigma", "auto")
     assert "25/255" in refuse(2, *arguments, "--sigma", "25")
+
+
+LEVELS = {"within": (10.0, 10.0), "below": (2.0, 5.0), "above": (70.0, 50.0)}
+
+
+@pytest.mark.parametrize("kind", LEVELS)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_range_of_noise_levels(kind: str, channels: int, adapting: Path, tmp_path: Path) -> None:
+    """Without --sigma, and with auto, the estimate as far as the model knows such levels."""
+    sigma, used = (level / 255 for level in LEVELS[kind])
+    save_model(tmp_path / "range.safetensors", load(adapting).regularizer, {"sigma": [5 / 255, 50 / 255]})
+    image = np.stack([noisy(64, 60, sigma, seed) for seed in range(channels)])
+    np.save(tmp_path / "a.npy", image.astype(np.float32))
+    arguments = ("reconstruct", tmp_path / "range.safetensors", tmp_path / "a.npy", "--out", tmp_path / "out")
+    for option in ((), ("--sigma", "auto")):
+        (row,) = succeed(*arguments, *option)["rows"]
+        assert row["sigma"] == pytest.approx(used, rel=0.1)
+        (note,) = (note for note in row["notes"] if "estimated as" in note)
+        assert ("beyond those that the model was learned for" in note) == (kind != "within")
+    (row,) = succeed(*arguments, "--sigma", f"{255 * sigma:g}/255")["rows"]
+    assert row["sigma"] == pytest.approx(sigma)
+    assert any("from 5/255 to 50/255, not for" in warning for warning in row["warnings"]) == (kind != "within")
+
+
+def test_a_level_that_is_not_known_is_refused(adapting: Path, tmp_path: Path) -> None:
+    for config in ({}, {"sigma": [5 / 255, 50 / 255]}):
+        save_model(tmp_path / "range.safetensors", load(adapting).regularizer, config)
+        np.save(tmp_path / "flat.npy", np.full((30, 30), 0.5))
+        arguments = (tmp_path / "range.safetensors", tmp_path / "flat.npy", "--out", tmp_path / "out")
+        assert "cannot be estimated. Pass it: --sigma" in refuse(3, "reconstruct", *arguments)
+        (row,) = succeed("reconstruct", *arguments, "--sigma", "10/255")["rows"]
+        assert row["sigma"] == pytest.approx(10 / 255)
 
 
 def test_warnings_are_printed(model: Model, tmp_path: Path) -> None:

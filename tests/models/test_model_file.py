@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,8 +16,7 @@ from torch import Tensor
 
 import learnreg as lr
 import learnreg.regularizers
-from learnreg.models import model as model_module
-from learnreg.models.model import FORMAT_VERSION, load, pretrained, save_model
+from learnreg.models.model import FORMAT_VERSION, load, save_model
 from learnreg.models.tensor_files import write_tensors
 from learnreg.operators import Blur, Identity, from_callables
 from learnreg.regularizers import (
@@ -225,22 +223,6 @@ def test_a_folder(file: Path, tmp_path: Path) -> None:
         load(tmp_path.parent)
 
 
-def test_a_name_that_is_not_shipped() -> None:
-    with pytest.raises(lr.CheckpointError, match="Shipped models: none in this version"):
-        load("denoise-foe")
-
-
-def test_shipped_models_are_found_by_name(file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert pretrained() == {}
-    monkeypatch.setattr(model_module, "_SHIPPED_FOLDER", tmp_path / "shipped")
-    (tmp_path / "shipped").mkdir()
-    shutil.copy(file, tmp_path / "shipped" / "denoise-foe.safetensors")
-    assert pretrained()["denoise-foe"]["sigma"] == 0.1
-    assert load("denoise-foe").config["sigma"] == 0.1
-    with pytest.raises(lr.CheckpointError, match="Shipped models: denoise-foe"):
-        load("denoise-icnn")
-
-
 @pytest.mark.parametrize("content", [b"", b"\x00" * 8, b"\xff" * 100, b"PK\x03\x04 a pickle", b"\x80\x04\x95"])
 def test_other_files(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "model.safetensors"
@@ -374,3 +356,22 @@ except CheckpointError as error:
     assert "cannot be written (File too large)" in done.stdout
     assert file.read_bytes() == before
     assert [entry.name for entry in file.parent.iterdir()] == [file.name]
+
+
+def test_a_range_of_noise_levels(tmp_path: Path) -> None:
+    regularizer = RidgeRegularizer((2,), 3, noise_conditioned=True)
+    save_model(tmp_path / "a.safetensors", regularizer, {"sigma": [5 / 255, 50 / 255]})
+    model, b = load(tmp_path / "a.safetensors"), torch.rand(1, 1, 9, 9)
+    assert (model.noise_level, model.noise_range) == (None, (5 / 255, 50 / 255))
+    assert model.usual_noise_level == 25 / 255
+    with pytest.raises(lr.ConfigError, match="from 5/255 to 50/255; pass that of b"):
+        model.reconstruct(b)
+    expected = lr.solve(lr.LowerLevelProblem(Identity((1, 9, 9)), regularizer.at(0.1)), b).x
+    assert torch.equal(model.reconstruct(b, noise_level=0.1), expected)
+
+
+@pytest.mark.parametrize("sigma", [0.1, None, [], ["5/255"], [True], "25/255", [-1.0, 0.1], [0.0]])
+def test_what_is_no_range(tmp_path: Path, sigma: object) -> None:
+    save_model(tmp_path / "a.safetensors", RidgeRegularizer((2,), 3, noise_conditioned=True), {"sigma": sigma})
+    assert load(tmp_path / "a.safetensors").noise_range is None
+    load(tmp_path / "a.safetensors").reconstruct(torch.rand(1, 1, 9, 9), tolerance=1.0)

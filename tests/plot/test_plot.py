@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,8 +19,9 @@ from learnreg.operators import Identity
 from learnreg.plot.curves import _least_error, _running_mean
 from learnreg.plot.images import most_informative
 from learnreg.plot.spectra import spectrum_of
-from learnreg.plot.style import figure_file
-from learnreg.regularizers import FieldsOfExperts, GeneralisedTikhonov, TotalVariation
+from learnreg.plot.style import figure_file, new_figure, number_decades
+from learnreg.plot.weights import weights_at
+from learnreg.regularizers import FieldsOfExperts, GeneralisedTikhonov, Reweighted, TotalVariation
 
 pytest.importorskip("matplotlib")
 
@@ -106,6 +108,38 @@ def test_a_quadratic_regularizer_has_one_spectrum() -> None:
     assert torch.allclose(found.curvature, 0.5 * found.gram, atol=1e-9), "all weights are 2/4"
 
 
+@pytest.mark.parametrize("weights", ["majorising", "free"])
+def test_weights_are_those_of_the_next_solve(weights: str) -> None:
+    """Of total variation 1 / (1 + f/s) at each pixel, f its density; of free ones what the network says."""
+    torch.manual_seed(0)
+    R = Reweighted(TotalVariation(0.3, smoothing=0.1), weights, scale=0.2)  # type: ignore[arg-type]
+    x = registry.rand(1, 12, 10)
+    found = weights_at(R, x)
+    if weights == "majorising":
+        forward = [torch.nn.functional.pad(x[0].diff(dim=d), (0, d, 0, 1 - d)) for d in (0, 1)]
+        density = 0.3 * ((torch.stack(forward).square().sum(0) + 0.01).sqrt() - 0.1)
+        assert torch.allclose(found[0], 1.0 / (1.0 + density / 0.06), rtol=1e-5)
+    else:
+        assert bool(((found > 0) & (found < 1)).all())
+    panels = lr.plot.weights(R, x[0]).axes
+    assert [axes.get_title() for axes in panels[:2]] == ["image", "weights"]
+    assert np.allclose(panels[1].images[0].get_array(), found[0].numpy())
+
+
+def test_weights_of_several_channels() -> None:
+    """Those that vary most beside their mean."""
+    R = Reweighted(FieldsOfExperts(4, 3), "majorising")
+    found = weights_at(R, registry.rand(1, 12, 10))
+    titles = [axes.get_title() for axes in lr.plot.weights(R, registry.rand(1, 12, 10), most=2).axes[:4]]
+    order = found.flatten(1).std(1).argsort(descending=True).tolist()
+    assert titles == ["image", "mean of 4 channels", f"channel {order[0]}", f"channel {order[1]}"]
+    with pytest.raises(lr.ConfigError, match="FieldsOfExperts takes no weights"):
+        lr.plot.weights(R.base, registry.rand(1, 12, 10))
+    with pytest.raises(lr.ShapeError, match=r"got an image of shape .*expected 1 channels"):
+        lr.plot.weights(R, registry.rand(3, 12, 10))
+    assert torch.equal(spectrum_of(R, 16).gram, spectrum_of(R.base, 16).gram)  # type: ignore[arg-type]
+
+
 # --------------------------------------------------------------------------------------------------------------- images
 
 
@@ -190,6 +224,40 @@ def test_learning_curves_of_rows_folders_and_nothing(tmp_path: Path) -> None:
         lr.plot.learning_curve(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize("spread", [1.0, 100.0], ids=["linear", "logarithmic"])
+def test_no_legend_lies_over_the_data(spread: float) -> None:
+    logged = rows()
+    for step in range(10, 30):
+        logged[step] |= {**logged[9], "step": step + 1, "relative_error_bound": 0.0606 * spread}
+    figure = lr.plot.learning_curve(logged)
+    figure.canvas.draw()
+    for axes in figure.axes:
+        legend = axes.get_legend()
+        assert axes.get_yscale() == ("log" if spread > 1 and "audits" in axes.get_title() else "linear")
+        below = axes.transData.inverted().transform(legend.get_window_extent())[0, 1]
+        drawn = [
+            *(line.get_ydata() for line in axes.lines),
+            *(c.get_paths()[0].vertices[:, 1] for c in axes.collections),
+        ]
+        assert below >= max(float(np.max(y)) for y in drawn)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "labels"),
+    [(0.006, 0.09, ["0.01", "0.02", "0.05"]), (1.5, 80.0, ["2", "5", "10", "20", "50"]), (1e-3, 1.0, None)],
+)
+def test_ticks_of_few_decades_are_plain_numbers(low: float, high: float, labels: list[str] | None) -> None:
+    figure = new_figure(3.0, 3.0)
+    axes = figure.subplots()
+    axes.semilogy([0.0, 1.0], [low, high])
+    axes.set_ylim(low, high)
+    number_decades(axes)
+    figure.canvas.draw()
+    texts = [t.get_text() for t in axes.get_yticklabels(which="both") if low <= t.get_position()[1] <= high]
+    shown = [text for text in texts if text]
+    assert shown == labels if labels else all("10^" in text for text in shown)
+
+
 def test_the_running_mean_is_one() -> None:
     values = [float(v) for v in np.random.default_rng(0).random(100)]
     found = _running_mean(values)
@@ -230,3 +298,42 @@ def test_files_are_the_same_for_the_same_figure() -> None:
     first, second = (figure_file(lr.plot.learning_curve(plain_rows(3)), "pdf") for _ in range(2))
     assert first == second
     assert first.startswith(b"%PDF")
+
+
+# ---------------------------------------------------------------------------------------------------------- maps, style
+
+
+def images_of(figure: Any) -> list[Any]:
+    return [axes.images[0] for axes in figure.axes if axes.images]
+
+
+def test_maps_show_the_numbers_on_their_scales() -> None:
+    weights = torch.tensor([[0.1, 0.2, 0.4]], dtype=torch.float64)
+    figure = lr.plot.maps({"a": weights, "b": -2.0 * weights[None]}, signed=True)
+    shown = images_of(figure)
+    assert [image.get_clim() for image in shown] == [(-0.4, 0.4), (-0.8, 0.8)]
+    assert np.array_equal(shown[0].get_array(), weights.numpy())
+    (common,) = {image.get_clim() for image in images_of(lr.plot.maps({"a": weights, "b": weights + 1}, window=(0, 2)))}
+    assert common == (0, 2)
+    logarithmic = images_of(lr.plot.maps({"a": weights}, logarithmic=True))[0]
+    assert float(logarithmic.norm(0.2)) == pytest.approx(0.5)  # in the middle of 0.1 and 0.4
+
+
+def test_maps_refuse_what_they_cannot_show() -> None:
+    with pytest.raises(lr.ConfigError, match="expected some"):
+        lr.plot.maps({})
+    with pytest.raises(lr.ConfigError, match="numbers <= 0"):
+        lr.plot.maps({"a": torch.zeros(2, 2)}, logarithmic=True)
+    with pytest.raises(lr.ConfigError, match="on one scale"):
+        lr.plot.maps({"a": torch.ones(2, 2)}, signed=True, logarithmic=True)
+    with pytest.raises(lr.ShapeError, match=r"\(2, 3, 3\)"):
+        lr.plot.maps({"a": torch.ones(2, 3, 3)})
+
+
+def test_the_style_ends_with_its_block() -> None:
+    import matplotlib as mpl
+
+    before = dict(mpl.rcParams)
+    with lr.plot.paper_style():
+        assert not mpl.rcParams["axes.spines.top"]
+    assert dict(mpl.rcParams) == before

@@ -197,7 +197,7 @@ def test_a_declaration_that_contradicts_itself_is_refused() -> None:
     class Infinite(Network):
         gradient_lipschitz = math.inf
 
-    for kind, words in ((Both, "contradict each other"), (Infinite, "expected None or a finite number")):
+    for kind, words in ((Both, "contradict each other"), (Infinite, "expected a finite number")):
         with pytest.raises(lr.ConfigError, match=words):
             lr.solve(lr.LowerLevelProblem(Identity(SHAPE), kind()), registry.rand(1, *SHAPE))
 

@@ -315,11 +315,19 @@ def test_wrong_files_are_named(tmp_path: Path) -> None:
     file.write_bytes(b"PK\x03\x04 cut off")
     refused("cannot be read")
     torch.save({"state_dict": state}, file)
-    for broken, match in (({**config, "net_params": {}}, "net_params.channels"), ([], "expected an object")):
+    activation = {**config["activation_params"], "knots_range": 10**400}
+    for broken, match in (
+        ({**config, "net_params": {}}, "net_params.channels"),
+        ({**config, "activation_params": activation}, "activation_params.knots_range = .* expected a number"),
+        ([], "expected an object"),
+    ):
         (folder / "config.json").write_text(json.dumps(broken))
         refused(match)
     (folder / "config.json").unlink()
     refused("no config.json")
+    for name in ("weight", "scale"):
+        with pytest.raises(lr.ConfigError, match=rf"import_ridge\({name}=.*expected a positive finite number"):
+            import_ridge(folder, **{name: 10**400})  # type: ignore[arg-type]
     with pytest.raises(lr.CheckpointError, match="does not exist"):
         import_ridge(tmp_path / "absent.pth")
 

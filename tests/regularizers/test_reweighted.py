@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from registered.chains import CHAIN_CASES, CHAINS, away, chain_data, chain_problem, few_experts
@@ -12,7 +14,7 @@ from truth.chain_hunt import hunt_chains
 import learnreg as lr
 from learnreg.errors import AssumptionError, ConfigError
 from learnreg.operators import Blur, Identity
-from learnreg.regularizers import InputConvexNetwork, Regularizer, Reweighted, TotalVariation
+from learnreg.regularizers import FieldsOfExperts, InputConvexNetwork, Regularizer, Reweighted, TotalVariation
 
 
 @pytest.mark.parametrize(("name", "constrained"), CHAIN_CASES)
@@ -119,3 +121,11 @@ def test_a_part_is_no_copy() -> None:
     R = Reweighted(base)
     assert R.base is base
     assert {"base.filters", "weights.log_scale"} <= dict(R.named_parameters()).keys()
+
+
+@pytest.mark.parametrize("options", [{"weights": "free"}, {"window": 3}])
+def test_windows_and_free_weights_are_for_responses_of_one_axis_of_channels(options: dict[str, Any]) -> None:
+    base = FieldsOfExperts(3, 3, channels=2, coupling="complex")
+    with pytest.raises(ConfigError, match="window=1"):
+        Reweighted(base, **options)
+    assert Reweighted(base).weights.log_scale.shape == (1,)

@@ -15,7 +15,7 @@ import torch
 
 import learnreg as lr
 from learnreg.operators import Identity
-from learnreg.regularizers import FieldsOfExperts, Regularizer, RidgeRegularizer, TotalVariation
+from learnreg.regularizers import FieldsOfExperts, Regularizer, Reweighted, RidgeRegularizer, TotalVariation
 from learnreg.report.comparison import Compared, Comparison, Quality, quality
 from learnreg.report.lower_level import conditioning
 from learnreg.report.noise_sweep import levels_around, noise_sweep
@@ -38,8 +38,9 @@ def comparison(generator: torch.Generator, count: int = 2, tv: bool = True) -> C
             [(1, 5, torch.tensor([0.1]), torch.ones(1)), (2, 9, torch.tensor([1e-4]), torch.ones(1))], 1
         )
         return Compared(
-            name, clean, **others, quality=found, error_bound=1e-4, certified=True, histories={"learned": history}
-        )
+            name, clean, **others, quality=found, error_bound=1e-4, certified=True, histories={"learned": history},
+            minimiser=others["learned"],
+        )  # fmt: skip
 
     return Comparison(tuple(image(f"<image {i}>") for i in range(count)), "noisy", "at sigma 25/255", 0, 1e-4)
 
@@ -58,6 +59,7 @@ LOGGED = [{"step": i, "loss": 3.0 - 0.1 * i, "certified": i != 0, "relative_erro
     [
         (FieldsOfExperts(filters=11, size=3), LOGGED, set()),
         (TotalVariation(dimensions=3), [], {"filters", "learning_curve"}),
+        (Reweighted(FieldsOfExperts(filters=2, size=3)), LOGGED, set()),
     ],
 )
 def test_the_report(
@@ -69,6 +71,7 @@ def test_the_report(
     page = path.read_text(encoding="utf-8")
     assert path == tmp_path / "report.html"
     drawn = {"comparison-1", "comparison-2", "learning_curve", "filters", "potentials", "spectrum", "convergence"}
+    drawn |= {"weights"} if isinstance(regularizer, Reweighted) else set()
     files = {file.stem: file.read_bytes() for file in (tmp_path / "figures").iterdir()}
     assert set(files) == drawn - missing
     assert all(content.startswith(b"%PDF") for content in files.values())
@@ -135,6 +138,12 @@ def test_the_condition_number_bounds_that_of_dense_hessians() -> None:
         assert float(values[-1]) <= found.lipschitz
         assert float(values[-1] / values[0]) <= found.condition_number
     assert found.condition_number < 20 * float(values[-1] / values[0])
+
+
+def test_a_chain_is_as_hard_as_its_first_problem() -> None:
+    R, b = Reweighted(TotalVariation(0.1)), torch.rand(1, 1, 8, 8)
+    first, chain = (lr.LowerLevelProblem(Identity((1, 8, 8)), r, ridge=0.01) for r in (R.base, R))
+    assert conditioning(chain, b) == conditioning(first, b)
 
 
 def test_a_sweep_over_noise_levels() -> None:

@@ -16,7 +16,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset
 import learnreg as lr
 from learnreg.linear.operator import LinearOperator
 from learnreg.operators import Blur, Identity
-from learnreg.regularizers import FieldsOfExperts, RidgeRegularizer
+from learnreg.regularizers import FieldsOfExperts, RidgeRegularizer, TotalVariation
 from learnreg.training.samples import Reader, Sample
 from learnreg.training.sources import source_of
 from learnreg.training.workers import Workers
@@ -358,3 +358,11 @@ def test_grey_levels_up_to_255_are_noticed(scale: tuple[float, float]) -> None:
     pairs = [(scale[0] * b, scale[1] * x) for b, x in PAIRS]
     with pytest.warns(UserWarning, match="divide"):
         lr.train(problem(), pairs, updates=1, batch_size=2, tune=False)
+
+
+def test_images_that_teach_nothing() -> None:
+    """Flat ones: every solve is done where it begins, and its residual is nothing but rounding."""
+    x = torch.full((2, 1, 8, 8), 0.5)
+    problem = lr.LowerLevelProblem(Identity((1, 8, 8)), TotalVariation(0.1), ridge=0.01)
+    result = lr.train(problem, (x, x), tune=False, updates=1)
+    assert result.rows[0]["loss"] > 0

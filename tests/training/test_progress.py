@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 import sys
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 from learnreg import progress
+from learnreg.commands.common import announce
+from learnreg.commands.waiting import Waiting
 from learnreg.progress import Count
 from learnreg.training.progress import Progress
 
@@ -55,6 +58,81 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "training:  50%|" in shown
     assert "0:30 of 1:00, update 5" in shown
     assert shown.count("\n") == 1
+
+
+class Hung(io.StringIO):
+    """A terminal that was closed: it says that it is one, and takes nothing."""
+
+    def isatty(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        raise OSError(5, "Input/output error")
+
+
+class Plain:
+    """A stream of somebody's own, with the least that print needs."""
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+    def flush(self) -> None:
+        pass
+
+
+def closed(kind: type[io.StringIO]) -> io.StringIO:
+    stream = kind()
+    stream.close()
+    return stream
+
+
+STREAMS = {
+    "none": None,
+    "plain": Plain(),
+    "closed": closed(io.StringIO),
+    "closed terminal": closed(Hung),
+    "hung": Hung(),
+}
+
+
+@pytest.mark.parametrize("stream", STREAMS.values(), ids=STREAMS)
+def test_work_goes_on_where_nobody_can_see_it(stream: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs without a console, closed terminals, broken pipes."""
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(progress, "INTERVAL", 0.0)
+    monkeypatch.setattr(progress, "_PATIENCE", 0.0)
+    with Progress(minutes=1.0) as show:
+        show.on_update(row(5, 30.0))
+    with Count("accuracy", 2) as count:
+        count.update("a note")
+    with Waiting("reconstruct", 2) as waiting, waiting.finished():
+        pass
+    announce("reading")
+
+
+@pytest.mark.parametrize("widgets", [False, True])
+def test_bars_in_notebooks(widgets: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With ipywidgets or without, and without a warning."""
+    if widgets:
+        pytest.importorskip("ipywidgets")
+        pytest.importorskip("IPython")
+    else:
+        monkeypatch.setitem(sys.modules, "ipywidgets", None)
+    shell = type("ZMQInteractiveShell", (), {"config": {"IPKernelApp": {}}})()
+    ipython = ModuleType("IPython") if not widgets else sys.modules["IPython"]
+    monkeypatch.setattr(ipython, "get_ipython", lambda: shell, raising=False)
+    monkeypatch.setitem(sys.modules, "IPython", ipython)
+    monkeypatch.setitem(sys.modules, "ipykernel.zmqshell", ModuleType("zmqshell"))  # what tqdm goes by
+    for name in ("tqdm.auto", "tqdm.autonotebook", "tqdm.notebook"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    assert progress.is_interactive()
+    with Progress(minutes=1.0) as show:
+        show.on_update(row(5, 30.0))
+        kinds = {kind.__name__ for kind in type(show._bar).__mro__}
+    assert ("tqdm_notebook" in kinds) == widgets
+    if not widgets:
+        assert "update 5" in sys.stderr.getvalue()
 
 
 def test_counted_work(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

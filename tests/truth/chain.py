@@ -3,6 +3,9 @@ the weights by formulas written out again."""
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 from truth.draw import DOUBLE
@@ -11,7 +14,7 @@ from truth.matrices import Dense
 import learnreg as lr
 from learnreg.regularizers import Reweighted
 
-__all__ = ["DenseChain", "chain_of", "chain_weights"]
+__all__ = ["DenseChain", "chain_gradient_of", "chain_of", "chain_weights"]
 
 
 class DenseChain(Dense):
@@ -67,3 +70,50 @@ def chain_of(problem: lr.LowerLevelProblem, b: Tensor, steps: int | None = None)
         dense.places = chain_weights(R, dense, iterates[-1])
         iterates.append(dense.solve(iterates[-1])[0])
     return iterates
+
+
+@torch.enable_grad()
+def chain_gradient_of(problem: lr.LowerLevelProblem, b: Tensor, loss: lr.UpperLoss) -> dict[str, Tensor]:
+    """The exact hypergradient of a chain of least squares: dense Hessians and all derivatives by autograd of the energy
+    with weights."""
+    R, A, b = problem.regularizer, problem.operator, b.to(DOUBLE)
+    assert isinstance(R, Reweighted)
+    learned = problem.learnable()
+    terms = R.base.saddle_terms(A.domain_shape)
+    terms = replace(terms, potential=terms.potential.to(DOUBLE))
+    iterates = [x.reshape(len(b), *A.domain_shape) for x in chain_of(problem, b)]
+    lower, upper = (-math.inf, math.inf) if problem.constraint is None else problem.constraint.bounds_for(iterates[0])
+
+    def energy(x: Tensor, w: Tensor | float) -> Tensor:
+        residual = A(x) - b
+        densities = w * terms.potential.density(terms.operator(x))
+        return 0.5 * (residual**2).sum() + 0.5 * float(problem.ridge) * (x**2).sum() + densities.sum()
+
+    def weights(x: Tensor) -> Tensor:
+        return R.weights.of(terms, x, terms.operator(x))
+
+    total = {name: torch.zeros_like(p, dtype=DOUBLE) for name, p in learned.items()}
+
+    def add(scalar: Tensor) -> None:
+        found = torch.autograd.grad(scalar, list(learned.values()), allow_unused=True, retain_graph=True)
+        for name, g in zip(learned, found, strict=True):
+            total[name] += 0.0 if g is None else g
+
+    v = loss.gradient(iterates[-1])
+    for k in reversed(range(len(iterates))):
+        x = iterates[k].detach().requires_grad_()
+        places = torch.ones(1, dtype=DOUBLE) if k == 0 else weights(iterates[k - 1]).detach().requires_grad_()
+        (slope,) = torch.autograd.grad(energy(x, places), x, create_graph=True)
+        rows = [torch.autograd.grad(g, x, retain_graph=True)[0].flatten(1) for g in slope.flatten(1).sum(0)]
+        H, free = torch.stack(rows, 1), ((x > lower) & (x < upper)).flatten(1).detach()
+        H = torch.where(free[:, :, None] & free[:, None, :], H, torch.eye(H.shape[1], dtype=DOUBLE))
+        X = torch.linalg.solve(H, torch.where(free, -v.flatten(1), 0.0)).reshape(x.shape)
+        pairing = (slope * X).sum()
+        add(pairing)
+        if k:
+            (p,) = torch.autograd.grad(pairing, places, retain_graph=True)
+            before = iterates[k - 1].detach().requires_grad_()
+            through = (weights(before) * p).sum()
+            add(through)
+            (v,) = torch.autograd.grad(through, before)
+    return total

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from truth.chain import DenseChain, chain_weights
+from truth.chain import DenseChain, chain_gradient_of, chain_weights
 from truth.draw import DOUBLE, Draw
 from truth.summary import Summary
 
@@ -19,10 +19,15 @@ from learnreg.result import ChainSolution
 __all__ = ["hunt_chains"]
 
 
-def _regularizer(draw: Draw) -> Reweighted:
+def _regularizer(draw: Draw, channels: int) -> Reweighted:
     kind, base = draw.choice("experts", "experts", "variation", "ridge"), cast("Regularizer", None)
+    kind = draw.choice("variation", "complex") if channels == 2 else kind
     if kind == "variation":
-        base = TotalVariation(draw.log_uniform(1e-2, 1.0), draw.log_uniform(1e-3, 1.0))
+        joint: Any = {"channels": channels, "coupling": "joint"} if channels > 1 else {}
+        base = TotalVariation(draw.log_uniform(1e-2, 1.0), draw.log_uniform(1e-3, 1.0), **joint)
+    elif kind == "complex":
+        own = lr.PseudoHuber(draw.log_uniform(1e-3, 3.0), draw.log_uniform(1e-2, 3.0))
+        base = FieldsOfExperts(draw.integer(1, 3), 3, own, "reflect", channels=2, coupling="complex")
     elif kind == "ridge":
         base = RidgeRegularizer((2, 3), 3, 9, weight=draw.log_uniform(0.1, 2.0), smoothing=0.15)
     else:
@@ -30,6 +35,7 @@ def _regularizer(draw: Draw) -> Reweighted:
         own = potential(draw.log_uniform(1e-3, 3.0), draw.log_uniform(1e-2, 3.0))
         base = FieldsOfExperts(draw.integer(1, 4), 3, own, "reflect")
     weights, steps, window = "free" if draw.chance(0.3) else "majorising", draw.choice(1, 1, 2, 3, None), (1, 1, 3)
+    weights, window = ("majorising", (1,)) if kind == "complex" else (weights, window)
     R = Reweighted(
         base, cast("Any", weights), cast("Any", steps), scale=draw.log_uniform(1e-2, 10.0),
         window=cast("Any", draw.choice(*window)), features=2, size=3,
@@ -41,7 +47,7 @@ def _regularizer(draw: Draw) -> Reweighted:
 
 
 def _problem(draw: Draw) -> lr.LowerLevelProblem:
-    shape = (1, draw.integer(4, 7), draw.integer(4, 7))
+    shape = (draw.choice(1, 1, 1, 2), draw.integer(4, 7), draw.integer(4, 7))
     kind = draw.choice("identity", "identity", "blur", "mask")
     A: lr.LinearOperator = Identity(shape)
     if kind == "blur":
@@ -50,7 +56,7 @@ def _problem(draw: Draw) -> lr.LowerLevelProblem:
         A = Inpainting((draw.rand(*shape) < 0.7).double())
     ridge = 0.0 if kind == "identity" else draw.log_uniform(1e-2, 1.0)
     constraint = lr.Box(0.0, draw.uniform(0.3, 1.0)) if draw.chance(0.3) else None
-    return lr.LowerLevelProblem(A, _regularizer(draw), ridge=ridge, constraint=constraint)
+    return lr.LowerLevelProblem(A, _regularizer(draw, shape[0]), ridge=ridge, constraint=constraint)
 
 
 def _next(dense: DenseChain, R: Reweighted, x: Tensor) -> Tensor:
@@ -73,7 +79,25 @@ def hunt_chains(problems: int, generator: torch.Generator) -> Summary:
             assert isinstance(found, ChainSolution)
             _compare(summary, f"{number} at {tolerance:.2g}", problem, b, found)
         summary.certified += int(found.certified)
+        if cast("Reweighted", problem.regularizer).steps is not None:
+            _compare_gradients(summary, str(number), problem, b, draw)
     return summary
+
+
+def _compare_gradients(summary: Summary, label: str, problem: lr.LowerLevelProblem, b: Tensor, draw: Draw) -> None:
+    """Of the tolerances, one is so loose that its bound is taken where the first round ends."""
+    loss = lr.SquaredError(draw.rand(len(b), *problem.operator.domain_shape).to(b.dtype))
+    exact = chain_gradient_of(problem, b, loss)
+    size = sum(float((g * g).sum()) for g in exact.values()) ** 0.5
+    summary.smooth += 1
+    for kind, tolerance in (("loose", draw.log_uniform(0.1, 30.0)), ("tight", draw.log_uniform(1e-6, 0.1))):
+        found = lr.hypergradient(problem, b, loss, tolerance=tolerance)
+        summary.reached[kind] = summary.reached.get(kind, 0) + int(found.certified)
+        if found.bound_kind != "rigorous":
+            continue
+        error = sum(float((found.gradient[n] - g).square().sum()) for n, g in exact.items()) ** 0.5
+        slack = 1e-9 * size / min(1.0, problem.strong_convexity)
+        summary.compare("hypergradient", error, found.error_bound, slack, f"{label} at {tolerance:.2g}")
 
 
 def _compare(summary: Summary, label: str, problem: lr.LowerLevelProblem, b: Tensor, found: ChainSolution) -> None:

@@ -181,7 +181,8 @@ def ship(name: str, path: Path, card: Mapping[str, Any], data: Path) -> None:
         if model.regularizer.pictures() is not None:
             draw(model.regularizer).savefig(FIGURES / f"{name}-{kind}.png", dpi=80, bbox_inches="tight")
     if model.denoises:
-        compared(model, data).savefig(FIGURES / f"{name}.png", dpi=110, bbox_inches="tight")
+        quality = {"quality": 85}  # a PNG file of noise takes a megabyte
+        compared(model, data).savefig(FIGURES / f"{name}.jpg", dpi=100, bbox_inches="tight", pil_kwargs=quality)
 
 
 def compared(model: lr.Model, data: Path) -> Any:

@@ -72,9 +72,9 @@ TEXT = f"""PSNR in dB at noise of 5, 15, 25 and 50/255, and SSIM and CPU seconds
 certificate and measures) at 25/255; full images, means, seeded noise, solved to a root-mean-square error of 1e-3, which
 is certified for the minimiser that is named. Models for colour and for CT are measured on images of their own, see
 docs/models.md. The weight of total variation is tuned on BSDS training images for each level. Published ridges are
-imported and solved by learnreg, their convolutions composed, at weight {NEARLY_ONE} where 1 is not strongly convex. BM3D
-is the package of its authors (PyPI), told the noise level. The condition number is that of the energy's Hessian at the
-solution for a 64² crop (an estimate by Lanczos' method)."""
+imported and solved by learnreg, their convolutions composed, at weight {NEARLY_ONE} where 1 is not strongly convex.
+BM3D is the package of its authors (PyPI), told the noise level. The condition number is that of the energy's Hessian at
+the solution for a 64² crop (an estimate by Lanczos' method)."""
 
 
 def main() -> None:

@@ -85,7 +85,7 @@ def push(
             done = api.upload_folder(
                 repo_id=repository, folder_path=name, commit_message=message, allow_patterns=list(_FILES)
             )
-        except (OSError, ValueError) as error:  # all that the Hub, the network and a missing login raise
+        except Exception as error:  # of the Hub, of its HTTP library, for a missing login: they have no common kind
             raise _refused(to, error, "Log in with: hf auth login") from error
     return str(done.commit_url)
 
@@ -117,7 +117,7 @@ def pull(source: str | Path, to: str | Path | None = None, *, revision: str | No
             found = hub.snapshot_download(
                 repository, revision=revision, local_dir=target, allow_patterns=list(_FILES), library_name=LIBRARY
             )
-        except (OSError, ValueError) as error:
+        except Exception as error:
             raise _refused(source, error, "Check its name; for a private one log in with: hf auth login") from error
         folder = Path(found)
     if not (folder / MODEL_FILE).is_file():

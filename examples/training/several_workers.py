@@ -64,6 +64,6 @@ assert all(torch.equal(first[key], second[key]) for key in first)
 print(f"{sum(p.numel() for p in first.values())} numbers are equal")
 
 # %%
-# The course of the run of two workers: the loss of each batch with its certified interval, and the audits.
+# The course of the run of two workers: the loss of each batch, and audits, which bound the error of hypergradients.
 
 curve = lr.plot.learning_curve(rows["two workers"])

@@ -169,8 +169,8 @@ def test_how_much_of_the_nonconvexity_is_used(boundary: Boundary, deep: float) -
     basis = torch.eye(12 * 13, dtype=DOUBLE).reshape(-1, *shape)
     K = (concavity.sqrt() * terms.operator(basis)).flatten(1).detach()
     largest = float(torch.linalg.matrix_norm(K, 2)) ** 2
-    assert 0 < largest <= used <= regularizer.nonconvexity
-    assert boundary == "reflect" or used <= 1.5 * largest
+    assert largest <= used <= regularizer.nonconvexity
+    assert boundary == "reflect" or 0 < used <= 1.5 * largest
     assert RidgeRegularizer((2, 3), 3, 9).nonconvexity_used == 0.0
 
 

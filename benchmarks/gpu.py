@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
+import importlib.machinery
 import json
 import math
 import platform
 import statistics
 import sys
 import time
+import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -25,6 +28,26 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # from a checkout, without an installation
+
+
+class StandIn(types.ModuleType):
+    """A module for one that is missing and that only files and progress bars need: each name in it is an exception."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.__path__, self.__spec__ = [], importlib.machinery.ModuleSpec(name, None)  # as a package has them
+
+    def __getattr__(self, name: str) -> type[Exception]:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return type(name, (Exception,), {})
+
+
+for missing in ("safetensors", "safetensors.torch", "safetensors.numpy", "filelock", "tqdm"):
+    try:
+        importlib.import_module(missing)
+    except ImportError:
+        sys.modules[missing] = StandIn(missing)
 
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402

@@ -242,7 +242,7 @@ def wait_for(child: int, seconds: float) -> int | None:
     return None
 
 
-def end(child: int) -> None:
+def stop(child: int) -> None:
     """Kill a process that does not end by itself."""
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
@@ -252,7 +252,7 @@ def finished(problem: str, optimizer: str, out: Path) -> bool:
     child = start(problem, optimizer, out)
     code = wait_for(child, PATIENCE)
     if code is None:
-        end(child)
+        stop(child)
     if code != 0:
         print(out.with_suffix(".log").read_text(errors="replace"), file=sys.stderr, flush=True)
     return code == 0
@@ -291,7 +291,7 @@ def killed(
                 found.timed += 1
                 found.wrong += _complaints(blow, code, problem, out)
                 if code is None:
-                    end(child)
+                    stop(child)
         if code == 0:
             found.missed += 1
             break

@@ -1,9 +1,10 @@
 """Certified descent against Adam: loss and held-out PSNR against CPU seconds, from the same start.
 
     python benchmarks/training_descent.py --record
+    python benchmarks/training_descent.py --task ct --record
 
-Denoising and tomography as ``learnreg train denoise`` and ``learnreg train ct`` do them, on the data that need no
-download, and a full batch of a few small patches. Runs are processes of one thread, two at a time.
+Denoising or tomography as ``learnreg train denoise`` and ``learnreg train ct`` do them, on the data that need no
+download, and beside denoising a full batch of a few small patches. Runs are processes of one thread, two at a time.
 """
 
 from __future__ import annotations
@@ -192,80 +193,87 @@ def full_batch(seed: int) -> list[Curve]:
     return curves
 
 
-def to_table(curves: list[Curve], small: list[Curve], options: Any) -> Table:
-    first, certified = small
-    goal = min(first.loss)
-    table = Table(
-        name="training_descent",
-        order=9,
-        title="Certified descent against Adam",
-        command="python benchmarks/training_descent.py --record",
-        text=f"""`learnreg train denoise` and `learnreg train ct` with their defaults, on the photographs that come with
-scikit-image and on phantoms: {options.seconds:.0f} and {options.ct_seconds:.0f} CPU seconds of updates in one thread,
-of each seed, two runs at a time. PSNR in dB on held-out images where it was measured last (updates about 1.2 times
-apart); *over TV*: over total variation of tuned weight on the same images, and *behind Adam* at the same seed, the
-worst of the seeds. *full batch*: {SMALL_PATCHES} patches of {SMALL_PATCH}², {ADAM_UPDATES} updates of Adam, and
-certified steps until the least loss of Adam ({goal:.4f}; both solved accurately), start not tuned. Every accepted step
-of the certified runs provably lowers the loss of its samples. Tomography by piggyback is left out: its first update is
-not done within 12 minutes.""",
-    )
-    for task in TINY:
-        adam = {c.seed: c for c in curves if c.task == task and c.name.startswith("Adam")}
-        for name in RUNS:
-            of = sorted((c for c in curves if c.task == task and c.name == name), key=lambda c: c.seed)
-            if not of:
-                continue
-            behind = max(adam[c.seed].known[-1][1] - c.known[-1][1] for c in of)
-            table.rows.append(
-                {
-                    "task": task,
-                    "run": name,
-                    "updates": " / ".join(str(c.seconds.index(c.known[-1][0]) + 1) for c in of),
-                    "samples at the end": " / ".join(str(c.samples) for c in of),
-                    "PSNR": " / ".join(f"{c.known[-1][1]:.2f}" for c in of),
-                    "over TV": f"{min(c.known[-1][1] - c.baseline for c in of):.2f}",
-                    "behind Adam": f"{behind:.2f}",
-                    "CPU s": " / ".join(f"{c.known[-1][0]:.0f}" for c in of),
-                }
-            )
-            if not name.startswith("Adam"):
-                table.tracked[f"{task}, {name}: dB behind Adam + 1"] = 1.0 + behind
-    for curve in small:
+FIGURES = {"denoise": "training_descent", "ct": "training_descent_ct"}
+"""Names of the tables and of their figures."""
+
+
+def to_table(task: str, curves: list[Curve], small: list[Curve], options: Any) -> Table:
+    name, title = FIGURES[task], "Certified descent against Adam"
+    command = f"python benchmarks/training_descent.py{'' if task == 'denoise' else ' --task ct'} --record"
+    data = "the photographs that come with scikit-image" if task == "denoise" else "phantoms"
+    text = f"""`learnreg train {task}` with its defaults, on {data}: {options.seconds:.0f} CPU seconds of updates in one
+thread, of each seed, {options.processes} runs at a time. PSNR in dB on held-out images where it was measured last
+(updates about 1.2 times apart); *over TV*: over total variation of tuned weight on the same images, and *behind Adam*
+at the same seed, the worst of the seeds. Every accepted step of the certified runs provably lowers the loss of its
+samples."""
+    if task == "ct":
+        title = f"{title}, tomography"
+        text += " Piggyback is left out: its first update is not done within 12 minutes."
+    table = Table(name=name, order=9, title=title, command=command, text=text)
+    adam = {c.seed: c for c in curves if c.name.startswith("Adam")}
+    for run_name in RUNS:
+        of = sorted((c for c in curves if c.name == run_name), key=lambda c: c.seed)
+        if not of:
+            continue
+        behind = max(adam[c.seed].known[-1][1] - c.known[-1][1] for c in of)
         table.rows.append(
             {
-                "task": curve.task,
-                "run": curve.name,
+                "run": run_name,
+                "updates": " / ".join(str(c.seconds.index(c.known[-1][0]) + 1) for c in of),
+                "samples at the end": " / ".join(str(c.samples) for c in of),
+                "PSNR": " / ".join(f"{c.known[-1][1]:.2f}" for c in of),
+                "over TV": f"{min(c.known[-1][1] - c.baseline for c in of):.2f}",
+                "behind Adam": f"{behind:.2f}",
+                "CPU s": " / ".join(f"{c.known[-1][0]:.0f}" for c in of),
+            }
+        )
+        if not run_name.startswith("Adam"):
+            table.tracked[f"{task}, {run_name}: dB behind Adam + 1"] = 1.0 + behind
+    if small:
+        add_full_batch(table, *small)
+    table.notes.append(f"![held-out PSNR and loss against CPU seconds]({name}.png)")
+    return table
+
+
+def add_full_batch(table: Table, first: Curve, certified: Curve) -> None:
+    """Rows of the full batch: Adam's updates, and certified steps until Adam's least loss."""
+    goal = min(first.loss)
+    table.text += f""" *full batch*: {SMALL_PATCHES} patches of {SMALL_PATCH}², {ADAM_UPDATES} updates of Adam, and
+certified steps until the least loss of Adam ({goal:.4f}; both solved accurately), start not tuned."""
+    for curve in (first, certified):
+        table.rows.append(
+            {
+                "run": f"full batch, {curve.name}",
                 "updates": str(len(curve.seconds)),
                 "samples at the end": str(curve.samples),
                 "CPU s": f"{curve.time_to(goal):.0f}",
             }
         )
     table.tracked["certified over Adam, full batch, CPU seconds"] = certified.time_to(goal) / first.time_to(goal)
-    table.notes.append("![held-out PSNR and loss against CPU seconds](training_descent.png)")
-    return table
 
 
-def draw(curves: list[Curve], small: list[Curve], path: Path) -> None:
+def draw(task: str, curves: list[Curve], small: list[Curve], path: Path) -> None:
     """PSNR, and the loss of the full batch, against CPU seconds."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    tasks = [task for task in TINY if any(c.task == task for c in curves)]
-    figure, axes = pyplot.subplots(1, len(tasks) + 1, figsize=(5 * len(tasks) + 5, 4.2), layout="constrained")
+    columns = 1 + bool(small)
+    figure, axes = pyplot.subplots(1, columns, figsize=(5 * columns, 4.2), layout="constrained", squeeze=False)
     colours = dict(zip(RUNS, ("tab:grey", "tab:blue", "tab:orange"), strict=True))
-    for axis, task in zip(axes, tasks, strict=False):
-        for curve in (c for c in curves if c.task == task):
-            label = curve.name if curve.seed == min(c.seed for c in curves if c.task == task) else None
-            axis.plot(*zip(*curve.known, strict=True), "-o", ms=2.5, lw=1.1, color=colours[curve.name], label=label)
-        baseline = [c.baseline for c in curves if c.task == task]
-        axis.axhline(sum(baseline) / len(baseline), color="k", lw=0.8, ls=":", label="total variation")
-        axis.set(xlabel="CPU seconds", ylabel="held-out PSNR in dB", title=f"learnreg train {task}")
+    axis = axes[0, 0]
+    for curve in curves:
+        label = curve.name if curve.seed == min(c.seed for c in curves) else None
+        axis.plot(*zip(*curve.known, strict=True), "-o", ms=2.5, lw=1.1, color=colours[curve.name], label=label)
+    baseline = [c.baseline for c in curves]
+    axis.axhline(sum(baseline) / len(baseline), color="k", lw=0.8, ls=":", label="total variation")
+    axis.set(xlabel="CPU seconds", ylabel="held-out PSNR in dB", title=f"learnreg train {task}")
     for curve in small:
-        axes[-1].plot(curve.seconds, curve.loss, lw=1.2, color=colours[curve.name], label=curve.name)
-    axes[-1].set(xlabel="CPU seconds", ylabel="loss", yscale="log", title="full batch")
-    for axis in axes:
+        axes[0, -1].plot(curve.seconds, curve.loss, lw=1.2, color=colours[curve.name], label=curve.name)
+    if small:
+        axes[0, -1].set(xlabel="CPU seconds", ylabel="loss", yscale="log", title="full batch")
+    for axis in axes.flat:
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
     figure.savefig(path, dpi=100)
@@ -274,38 +282,29 @@ def draw(curves: list[Curve], small: list[Curve], path: Path) -> None:
 def main() -> None:
     options = arguments(
         __doc__ or "",
-        quick={
-            "seconds": 0.5,
-            "ct_seconds": 0.5,
-            "seeds": 1,
-            "SMALL_PATCH": 16,
-            "SMALL_FILTERS": 2,
-            "ADAM_UPDATES": 4,
-        },
-        seconds={"type": float, "default": 300.0, "help": "CPU seconds of updates in each run of denoising"},
-        ct_seconds={"type": float, "default": 360.0, "help": "the same for tomography; 0: none"},
+        quick={"seconds": 0.5, "seeds": 1, "SMALL_PATCH": 16, "SMALL_FILTERS": 2, "ADAM_UPDATES": 4},
+        task={"choices": tuple(TINY), "default": "denoise", "help": "what is learned"},
+        seconds={"type": float, "help": "CPU seconds of updates in each run (300, or 360 of tomography)"},
         seeds={"type": int, "default": 3, "help": "runs of each kind"},
-        ct_seeds={"type": int, "default": 1, "help": "the same for tomography"},
         processes={"type": int, "default": 2, "help": "runs at a time"},
-        figure={"default": None, "help": "where to draw (default docs/training_descent.png on record)"},
+        figure={"default": None, "help": "where to draw (by default in docs, on record)"},
     )
-    asked = {"denoise": (options.seconds, options.seeds), "ct": (options.ct_seconds, options.ct_seeds)}
+    options.seconds = options.seconds or (300.0 if options.task == "denoise" else 360.0)
     warm_up()
     # of forked processes, which have this one's settings; one seed after the other, so that all kinds see the same load
     with ProcessPoolExecutor(options.processes, multiprocessing.get_context("fork")) as pool:
-        small = pool.submit(full_batch, 0)
+        full = pool.submit(full_batch, 0) if options.task == "denoise" else None
         jobs = [
-            pool.submit(trained, task, name, seed, seconds, TINY[task] if options.quick else {})
-            for task, (seconds, seeds) in asked.items()
-            for seed in range(seeds)
+            pool.submit(trained, options.task, name, seed, options.seconds, TINY[options.task] if options.quick else {})
+            for seed in range(options.seeds)
             for name in RUNS
-            if seconds > 0 and (options.quick or (task, name) != TOO_SLOW)
+            if options.quick or (options.task, name) != TOO_SLOW
         ]
-        curves = [job.result() for job in jobs]
-    path = options.figure or (ROOT / "docs" / "training_descent.png" if options.record else None)
+        curves, small = [job.result() for job in jobs], [] if full is None else full.result()
+    path = options.figure or (ROOT / "docs" / f"{FIGURES[options.task]}.png" if options.record else None)
     if path:
-        draw(curves, small.result(), Path(path))
-    finish(to_table(curves, small.result(), options), options)
+        draw(options.task, curves, small, Path(path))
+    finish(to_table(options.task, curves, small, options), options)
 
 
 if __name__ == "__main__":

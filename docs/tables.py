@@ -79,18 +79,17 @@ def peers() -> list[str]:
     return [f"| {' | '.join(rows[0])} |", "|" + "---|" * len(rows[0]), *(f"| {line} |" for line in lines)]
 
 
+_FIGURES = {".jpg": "noisy, denoised, clean", "-filters.png": "filters", "-potentials.png": "potentials"}
+
+
 def cards() -> list[str]:
     """Of each shipped model, with its figures."""
     rows = []
     for name, card in lr.pretrained().items():
         rows += [f"## {name}", "", *card_lines(card), ""]
-        for suffix, what in {
-            "": "noisy, denoised and clean",
-            "-filters": "filters",
-            "-potentials": "potentials",
-        }.items():
-            if (FOLDER / "models" / f"{name}{suffix}.png").is_file():
-                rows += [f"![{name}: {what}](models/{name}{suffix}.png)", ""]
+        for file, what in _FIGURES.items():
+            if (FOLDER / "models" / f"{name}{file}").is_file():
+                rows += [f"![{name}: {what}](models/{name}{file})", ""]
     return rows
 
 

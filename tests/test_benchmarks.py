@@ -62,6 +62,27 @@ def test_the_commands_of_the_document_run(command: str, shared_data: Path, tmp_p
     assert "|---|" in done.stdout, "no table"
 
 
+@pytest.mark.slow(seconds=20)
+def test_the_script_for_devices_runs_in_small(tmp_path: Path) -> None:
+    out = tmp_path / "gpu.json"
+    done = subprocess.run(
+        [sys.executable, "benchmarks/gpu.py", "--device", "cpu", "--quick", "--out", str(out)],
+        cwd=harness.ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text(encoding="utf-8"))
+    assert all(part["rows"] and "error" not in part for part in found.values())
+    assert found["bounds"]["rows"][0]["violations"] == 0
+    for row in found["agreement"]["rows"]:
+        assert row["x"] < 1e-10
+        assert row["implicit"] < 1e-10
+
+
 def test_quick_runs_are_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["script", "--quick", "--record"])
     with pytest.raises(SystemExit):

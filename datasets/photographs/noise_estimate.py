@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from learnreg.errors import ShapeError
-from learnreg.linear.arguments import shown
+from learnreg.errors import DataError, ShapeError
+from learnreg.linear.arguments import check_precision, check_real
 
 __all__ = ["estimate_noise"]
 
@@ -24,13 +25,20 @@ def estimate_noise(image: Tensor) -> float | None:
 
     Raises
     ------
-    ShapeError: another shape.
+    ShapeError: another shape or dtype. DataError: NaN or infinite values.
 
     Source: Donoho and Johnstone, Biometrika 81 (1994): the median absolute diagonal wavelet coefficient, here Haar's,
     over that of a normal variable.
     """
-    if not isinstance(image, Tensor) or image.dim() != 3:
-        raise ShapeError(f"estimate_noise(image): got {shown(image)}, expected a tensor (channels, height, width).")
+    check_real(image, "estimate_noise(image)", "(channels, height, width)")
+    check_precision(image, "estimate_noise(image)")
+    if image.dim() != 3:
+        raise ShapeError(
+            f"estimate_noise(image): got shape {tuple(image.shape)}, expected a tensor (channels, height, width)."
+        )
+    if not bool(torch.isfinite(image).all()):
+        raise DataError("estimate_noise(image): it has NaN or infinite values.", hint="Replace them.")
+    image = image.detach()
     height, width = (n - n % 2 for n in image.shape[-2:])
     blocks = image[:, :height, :width].reshape(len(image), height // 2, 2, width // 2, 2).movedim(3, 2).flatten(3)
     inside = ((blocks > 0.0) & (blocks < 1.0)).all(3) | (blocks < -1e-6).any(3) | (blocks > 1.0 + 1e-6).any(3)

@@ -43,6 +43,10 @@ def parse_sigma(text: str | float) -> float:
 def parse_sigmas(text: str | float) -> float | tuple[float, float]:
     """A noise level, as :func:`parse_sigma` reads it, or a range (lowest, highest) of them, such as "5/255:50/255".
 
+    Parameters
+    ----------
+    text: a level, or two with a colon between them.
+
     Raises
     ------
     ConfigError: a level that is none, or the higher one first.

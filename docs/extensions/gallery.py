@@ -51,10 +51,13 @@ def imported(path: Path) -> list[str]:
 def drawn() -> list[str]:
     """Those that run in this build."""
     wanted = os.environ.get("LEARNREG_GALLERY", "none")
-    if wanted in ("all", "none"):
-        return pictured() if wanted == "all" else []
+    if wanted == "none":
+        return []
+    present = pictured()
+    if wanted == "all":
+        return present
     seed = int(os.environ.get("LEARNREG_SEED") or random.SystemRandom().randrange(2**30))
-    found = sorted(random.Random(seed).sample(pictured(), min(int(wanted), len(pictured()))))
+    found = sorted(random.Random(seed).sample(present, min(int(wanted), len(present))))
     print(f"LEARNREG_SEED={seed} draws the examples {', '.join(found)}")
     return found
 

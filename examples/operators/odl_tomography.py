@@ -6,6 +6,7 @@ weighted inner products; gradients need the transpose, which learnreg makes of i
 are exact in float64.
 """
 
+import astra
 import odl
 import torch
 from odl.applications import tomo
@@ -15,6 +16,7 @@ from learnreg.operators import from_odl
 from learnreg.regularizers import TotalVariation
 
 SIZE, VIEWS = 48, 20
+print(f"ODL {odl.__version__} with ASTRA {astra.__version__}")
 space = odl.uniform_discr([-1, -1], [1, 1], (SIZE, SIZE), dtype="float32")
 ray = tomo.RayTransform(space, tomo.parallel_beam_geometry(space, num_angles=VIEWS), impl="astra_cpu")
 A = from_odl(ray, assembled=True)

@@ -55,21 +55,22 @@ images = {"noisy": b_test[0]} | {f"{n}, {psnr(s.x[0], test[0]):.1f} dB": s.x[0] 
 comparison = lr.plot.comparison(images, test[0], measured="noisy")
 
 # %%
-# What a straight edge of each direction costs for its length: the terms of R in a disc around the middle, over their
-# mean.
+# What a straight edge of each direction costs for its length: the terms of R around the middle, over their mean.
 
+WIDE = 64
 angles = torch.linspace(0, 2 * math.pi, 73)
-inside = (down**2 + right**2).sqrt() < 10
-fine = (torch.arange(8 * SIDE) + 0.5) / 8 - SIDE / 2
+radius = torch.stack(torch.meshgrid(*[torch.arange(WIDE) - (WIDE - 1) / 2] * 2, indexing="ij")).norm(dim=0)
+window = (1 - (radius / 26).square()).clamp_min(0).square()
+fine = (torch.arange(8 * WIDE) + 0.5) / 8 - WIDE / 2
 
 
 def edge_cost(R: lr.Regularizer, angle: float) -> float:
     sharp = (math.sin(angle) * fine[:, None] + math.cos(angle) * fine[None, :] > 0).double()
-    edge = sharp.view(SIDE, 8, SIDE, 8).mean((1, 3))  # each pixel sees its mean
-    terms = R.double().saddle_terms((1, SIDE, SIDE))
+    edge = sharp.view(WIDE, 8, WIDE, 8).mean((1, 3))  # each pixel sees its mean
+    terms = R.double().saddle_terms((1, WIDE, WIDE))
     with torch.no_grad():
-        cost = terms.potential.density(terms.operator(edge[None, None])).reshape(-1, SIDE, SIDE).sum(0)
-    return float(cost[inside].sum())
+        cost = terms.potential.density(terms.operator(edge[None, None])).reshape(-1, WIDE, WIDE).sum(0)
+    return float((cost * window).sum())
 
 
 costs = {name: torch.tensor([edge_cost(R, float(a)) for a in angles]) for name, R in regularizers.items()}

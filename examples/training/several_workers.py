@@ -21,7 +21,7 @@ import learnreg as lr
 # What every worker does: ``lr.train`` in a process group, with the same arguments everywhere. The first one writes.
 
 WORKER = """
-import json, os, sys
+import json, os
 import torch
 import learnreg as lr
 from learnreg.datasets import DenoisingPatches, natural_images
@@ -36,8 +36,8 @@ torch.manual_seed(0)
 problem = lr.LowerLevelProblem(Identity((1, 24, 24)), FieldsOfExperts(filters=8, size=3))
 run = lr.train(problem, pairs, updates=20, batch_size=4, chunk_size=2, progress=False)
 if os.environ.get("RANK", "0") == "0":
-    torch.save(problem.regularizer.state_dict(), sys.argv[1] + ".pt")
-    open(sys.argv[1] + ".json", "w").write(json.dumps(run.rows))
+    torch.save(problem.regularizer.state_dict(), os.environ["OUT"] + ".pt")
+    open(os.environ["OUT"] + ".json", "w").write(json.dumps(run.rows))
 """
 launchers = {"one process": [], "two workers": ["-m", "torch.distributed.run", "--nproc-per-node", "2"]}
 environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo"}
@@ -48,8 +48,10 @@ with tempfile.TemporaryDirectory() as folder:
     script.write_text(WORKER)
     for name, launcher in launchers.items():
         out = Path(folder) / name.replace(" ", "-")
-        command = [sys.executable, *launcher, str(script), str(out)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        command = [sys.executable, *launcher, str(script)]
+        done = subprocess.run(
+            command, env={**environment, "OUT": str(out)}, capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, done.stderr[-2000:]
         parameters[name] = torch.load(out.with_suffix(".pt"), weights_only=True)
         rows[name] = json.loads(out.with_suffix(".json").read_text())
@@ -64,6 +66,6 @@ assert all(torch.equal(first[key], second[key]) for key in first)
 print(f"{sum(p.numel() for p in first.values())} numbers are equal")
 
 # %%
-# The course of the run of two workers: the loss of each batch with its certified interval, and the audits.
+# The course of the run of two workers: the loss of each batch, and audits, which bound the error of hypergradients.
 
 curve = lr.plot.learning_curve(rows["two workers"])

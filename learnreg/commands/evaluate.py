@@ -42,7 +42,8 @@ _DEFAULT_SIGMA = 25 / 255
 
 @dataclass(frozen=True)
 class EvaluatedImage:
-    """One image, by the name of its file: the same figures."""
+    """One image, by the name of its file: the same figures. locally_certified: whether the bound is rigorous for a
+    local minimiser, at least, and within the tolerance."""
 
     name: str
     psnr: float
@@ -50,6 +51,7 @@ class EvaluatedImage:
     psnr_input: float
     error_bound: float
     certified: bool
+    locally_certified: bool
     seconds: float
 
 
@@ -226,5 +228,6 @@ def _measure(scene: Scene, model: Model, tolerance: float, noise_level: float | 
         psnr_input=before.psnr,
         error_bound=float(solution.error_bound[0]),
         certified=solution.certified and solution.status.converged,
+        locally_certified=solution.locally_certified and solution.status.converged,
         seconds=seconds,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as standard_json
 from typing import Annotated
 
 import typer
@@ -35,4 +34,6 @@ def models(
     for line in lines:
         say(line, json)
     if json:
-        typer.echo(standard_json.dumps(cards if name is None else cards[name]))
+        from learnreg.models.tensor_files import dumps
+
+        typer.echo(dumps(cards if name is None else cards[name]))

@@ -58,7 +58,8 @@ class Denoiser:
             own = "one noise level" if model.noise_level is None else in_grey_levels(model.noise_level)
             raise ConfigError(
                 f"--sigma {sigma}: this model was learned for {own} and does not adapt to others; train one for that "
-                "level with learnreg train denoise --sigma, or with --noise-conditioned for a range of them."
+                "level with learnreg train denoise --sigma, or with --noise-conditioned for a range, or take one that "
+                "learnreg models lists."
             )
         self.model, self.tolerance = model, tolerance
         self.sigma = model.noise_level if sigma is None or sigma == "auto" else parse_sigma(sigma)

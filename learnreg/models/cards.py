@@ -48,6 +48,9 @@ MEASURED = {
 
 _MEASURED_TEXTS = ("on", "unit")
 _MEASURED_NUMBERS = ("images", "seed", "tolerance", "change_images")
+_SCOPES = ("global", "local", "no")
+"""Of the minimiser that error bounds are certified for."""
+
 _DIGEST = re.compile("[0-9a-f]{64}")
 
 
@@ -121,9 +124,9 @@ def _check_measured(measured: Any) -> None:
     for name in _MEASURED_NUMBERS:
         _expect(_is_number(measured[name]), f"measured.{name}", measured[name], "a number")
     for name in ("noise", *MEASURED):
-        column, kind = measured[name], bool if name == "certified" else (int, float)
+        column, is_entry = measured[name], _SCOPES.__contains__ if name == "certified" else _is_number
         fits = isinstance(column, Sequence) and not isinstance(column, str) and len(column) == len(measured["noise"])
-        fits = fits and len(column) > 0 and all(isinstance(value, kind) for value in column)
+        fits = fits and len(column) > 0 and all(is_entry(value) for value in column)
         _expect(fits, f"measured.{name}", column, "a list with an entry for each noise level")
 
 
@@ -164,8 +167,8 @@ def _shown(name: str, text: str) -> str:
 def _measured_lines(measured: Mapping[str, Any]) -> list[str]:
     how = (
         f"{measured['images']} images of {measured['on']} at full size, means; the noise of image i has the seed "
-        f"{measured['seed']} + i; reconstructed to a certified root-mean-square error of {measured['tolerance']:g} "
-        f"where that says yes. The PSNR change is the largest difference to an error of 1e-5, of "
+        f"{measured['seed']} + i; reconstructed to a root-mean-square error of {measured['tolerance']:g}, certified "
+        f"for the minimiser that is named. The PSNR change is the largest difference to an error of 1e-5, of "
         f"{measured['change_images']} images."
     )
     titles = [f"noise, {measured['unit']}", *MEASURED.values()]
@@ -174,8 +177,8 @@ def _measured_lines(measured: Mapping[str, Any]) -> list[str]:
     return [*lines, *(f"| {level:g} | {' | '.join(map(_cell, MEASURED, row))} |" for level, *row in rows)]
 
 
-def _cell(name: str, value: float | bool) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
+def _cell(name: str, value: float | str) -> str:
+    if isinstance(value, str):
+        return value
     formats = {"psnr": ".2f", "psnr_input": ".2f", "ssim": ".4f", "psnr_change": ".4f"}
     return format(value, formats.get(name, ".2g"))

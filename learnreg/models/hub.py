@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from learnreg.errors import CheckpointError, ConfigError, DataError
+from learnreg.linear.arguments import check_type
 from learnreg.linear.paths import folder_trouble, given_path
 from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.models.cards import card_lines, check_card
@@ -65,7 +66,10 @@ def push(
     CheckpointError: no sound model. ConfigError: fields that no card has, huggingface_hub is missing, a folder with a
     model that is not from here. DataError: the Hub refuses, or cannot be reached.
     """
-    known = dict(card or (pretrained()[str(model)] if isinstance(model, str) and is_shipped(model) else {}))
+    if card is not None:
+        check_type(card, Mapping, "push(card)", "a mapping of fields of a card")
+    shipped = isinstance(model, str) and is_shipped(model)
+    known = dict(card) if card is not None else (pretrained()[str(model)] if shipped else {})
     check_card(known, complete=False)
     repository = _repository(to)
     if repository is None:
@@ -81,7 +85,7 @@ def push(
             done = api.upload_folder(
                 repo_id=repository, folder_path=name, commit_message=message, allow_patterns=list(_FILES)
             )
-        except (OSError, ValueError) as error:  # all that the Hub, the network and a missing login raise
+        except Exception as error:  # of the Hub, of its HTTP library, for a missing login: they have no common kind
             raise _refused(to, error, "Log in with: hf auth login") from error
     return str(done.commit_url)
 
@@ -113,7 +117,7 @@ def pull(source: str | Path, to: str | Path | None = None, *, revision: str | No
             found = hub.snapshot_download(
                 repository, revision=revision, local_dir=target, allow_patterns=list(_FILES), library_name=LIBRARY
             )
-        except (OSError, ValueError) as error:
+        except Exception as error:
             raise _refused(source, error, "Check its name; for a private one log in with: hf auth login") from error
         folder = Path(found)
     if not (folder / MODEL_FILE).is_file():
@@ -161,7 +165,8 @@ def _write_folder(model: Any, folder: Path, card: dict[str, Any], place: str) ->
     if isinstance(model, (Model, LowerLevelProblem, Regularizer)):
         save_model(file, model)
     else:
-        source = file_of(given_path(model, "push(model)") if isinstance(model, Path) else model)
+        given_path(model, "push(model)")
+        source = file_of(model)
         load(source)
         write_atomically(file, source.read_bytes())
     stored, digest = load(file), sha256_of(file)

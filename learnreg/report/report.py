@@ -11,6 +11,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from torch import Tensor
+
 from learnreg import plot
 from learnreg.errors import ConfigError, LearnregError
 from learnreg.models.extras import require
@@ -146,10 +148,8 @@ def _figures(report: Report) -> Iterator[tuple[str, Any]]:
     if shown is not None and shown.slopes is not None:
         yield "potentials", plot.potentials(report.regularizer)
     yield from _spectrum(report.regularizer)
-    if report.regularizer.chain() is not None and comparison is not None:
-        minimiser = comparison.images[0].minimiser
-        if minimiser is not None and minimiser.dim() == 3:
-            yield "weights", plot.weights(report.regularizer, minimiser)
+    if comparison is not None and comparison.images[0].minimiser is not None:
+        yield from _weights(report.regularizer, comparison.images[0].minimiser)
     if comparison is not None:
         histories = {report.methods[what]: history for what, history in comparison.images[0].histories.items()}
         if any(bool(history.error_bound.isfinite().any()) for history in histories.values()):
@@ -161,6 +161,13 @@ def _figures(report: Report) -> Iterator[tuple[str, Any]]:
 def _spectrum(regularizer: Regularizer) -> Iterator[tuple[str, Any]]:
     try:
         yield "spectrum", plot.spectrum(regularizer)
+    except LearnregError:
+        return  # it has none
+
+
+def _weights(regularizer: Regularizer, minimiser: Tensor) -> Iterator[tuple[str, Any]]:
+    try:
+        yield "weights", plot.weights(regularizer, minimiser)
     except LearnregError:
         return  # it has none
 

@@ -126,8 +126,9 @@ class RunFolder:
 
     def _sweep(self) -> None:
         try:
-            for leftover in (*self.path.glob(".*.tmp"), *self.checkpoint_folder.glob(".*.tmp")):
-                leftover.unlink(missing_ok=True)
+            for folder in (self.path, self.checkpoint_folder, self.path / "figures"):
+                for leftover in folder.glob(".*.tmp"):
+                    leftover.unlink(missing_ok=True)
         except OSError as error:
             raise CheckpointError(f"{self.path}: cannot be made or changed ({error.strerror or error}).") from error
 

@@ -24,7 +24,7 @@ from learnreg.accuracy.reference import adjoint_at, solve_reference
 from learnreg.accuracy.report import AccuracyReport, describe
 from learnreg.models.model import load, save_model
 from learnreg.operators import Blur, Identity, from_callables
-from learnreg.regularizers import FieldsOfExperts, TotalVariation
+from learnreg.regularizers import FieldsOfExperts, RidgeRegularizer, TotalVariation
 
 PUBLIC_KEYS = {
     "problem",
@@ -192,6 +192,10 @@ def test_a_model_brings_its_own_problem(tmp_path: Path) -> None:
     (found,) = model_problem(load(tmp_path / "m.safetensors"), "m", side=12)
     assert found.problem.ridge_value == 0.25
     assert found.b.shape == (2, 1, 12, 12)
+    ridge = RidgeRegularizer((2,), 3, noise_conditioned=True)
+    save_model(tmp_path / "range.safetensors", ridge, {"sigma": [5 / 255, 15 / 255]})
+    (found,) = model_problem(load(tmp_path / "range.safetensors"), "m", side=12)
+    assert found.problem.noise_level == 15 / 255
     blurred = lr.LowerLevelProblem(Blur(torch.ones(3, 3) / 9, (1, 7, 9)), regularizer)
     save_model(tmp_path / "blur.safetensors", blurred, {})
     (found,) = model_problem(load(tmp_path / "blur.safetensors"), "m")

@@ -16,6 +16,7 @@ from learnreg.commands.options import DeblurConfig
 from learnreg.models.model import load, save_model
 from learnreg.regularizers import (
     FieldsOfExperts,
+    ImportedRidge,
     InputConvexNetwork,
     LearnedTotalGeneralizedVariation,
     RidgeRegularizer,
@@ -133,3 +134,15 @@ def test_what_cannot_be_adapted_is_refused(experts: Path, tmp_path: Path) -> Non
     ]
     for arguments, message in cases:
         assert message in refuse(2, "adapt", *arguments, *out)
+
+
+def test_noise_levels_that_a_model_does_not_know_are_not_tried(tmp_path: Path) -> None:
+    """Of a published ridge: up to 30/255, where the search begins at 25/255 and tries larger ones."""
+    torch.manual_seed(0)
+    regularizer = ImportedRidge(
+        [torch.rand(2, 1, 3, 3)], torch.ones(1, 4), 0.1, log_scales=torch.zeros(2, 3), noise_range=(0.0, 30.0),
+        noise_level=25 / 255, boundary="reflect",
+    )  # fmt: skip
+    save_model(tmp_path / "a.safetensors", regularizer, {"sigma": [0.0, 30 / 255]})
+    summary = succeed("adapt", tmp_path / "a.safetensors", "--task", "deblur", "--out", tmp_path / "out", *DEBLUR)
+    assert 0.0 < summary["noise_level"] <= 30 / 255

@@ -197,7 +197,7 @@ def test_reconstruct(learnreg: Any, model: Path, images: Path, tmp_path: Path) -
     assert found.code == 0, found.err
     rows = found.json["rows"]
     keys = {"input", "output", "error_bound", "bound_kind", "certified", "status", "seconds", "tolerance", "files"}
-    keys |= {"notes", "warnings", "certified_scope"}
+    keys |= {"notes", "warnings", "certified_scope", "sigma"}
     assert [set(row) for row in rows] == 2 * [keys]
     assert all(row["bound_kind"] == "rigorous" and row["status"] == "CONVERGED" for row in rows)
     assert all(0 < row["error_bound"] <= 1e-2 for row in rows)

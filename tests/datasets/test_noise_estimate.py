@@ -57,3 +57,11 @@ def test_scikit_image_agrees(name: str) -> None:
 def test_other_shapes_are_refused(image: object) -> None:
     with pytest.raises(lr.ShapeError, match=r"\(channels, height, width\)"):
         estimate_noise(image)  # type: ignore[arg-type]
+
+
+def test_other_numbers_are_refused() -> None:
+    """Photographs as they come, in 0..255, as bytes."""
+    with pytest.raises(lr.ShapeError, match="float32 or float64"):
+        estimate_noise(torch.zeros(1, 64, 64, dtype=torch.uint8))
+    with pytest.raises(lr.DataError, match="NaN"):
+        estimate_noise(torch.full((1, 64, 64), torch.nan))

@@ -172,10 +172,15 @@ def test_repositories(file: Path, hub: Hub, tmp_path: Path) -> None:
     assert front_matter(tmp_path / "here")[0]["model-index"][0]["name"] == "foe"
 
 
-def test_what_the_hub_refuses(file: Path, hub: Hub) -> None:
-    hub.failure = OSError("401\nUnauthorized")
+class ConnectError(Exception):
+    """As that of HTTP libraries, which is no OSError."""
+
+
+@pytest.mark.parametrize("kind", [OSError, ValueError, ConnectError])
+def test_what_the_hub_refuses(kind: type[Exception], file: Path, hub: Hub) -> None:
+    hub.failure = kind("401\nUnauthorized")
     for use in (lambda: lr.push(file, "hf://me/foe"), lambda: lr.pull("hf://me/foe")):
-        with pytest.raises(lr.DataError, match=r"hf://me/foe: OSError: 401 Unauthorized.*hf auth login"):
+        with pytest.raises(lr.DataError, match=rf"hf://me/foe: {kind.__name__}: 401 Unauthorized.*hf auth login"):
             use()
 
 

@@ -375,3 +375,17 @@ def test_what_is_no_range(tmp_path: Path, sigma: object) -> None:
     save_model(tmp_path / "a.safetensors", RidgeRegularizer((2,), 3, noise_conditioned=True), {"sigma": sigma})
     assert load(tmp_path / "a.safetensors").noise_range is None
     load(tmp_path / "a.safetensors").reconstruct(torch.rand(1, 1, 9, 9), tolerance=1.0)
+
+
+def test_a_model_that_refuses_some_noise_levels_adapts_to_noise(tmp_path: Path) -> None:
+    """Such as published ridges, which know levels up to 30/255."""
+    regularizer = ImportedRidge(
+        [torch.rand(2, 1, 3, 3)], torch.ones(1, 4), 0.1, log_scales=torch.zeros(2, 3), noise_range=(0.0, 30.0),
+        noise_level=25 / 255,
+    )  # fmt: skip
+    save_model(tmp_path / "a.safetensors", regularizer, {"sigma": [0.0, 30 / 255]})
+    model, b = load(tmp_path / "a.safetensors"), torch.rand(1, 1, 9, 9)
+    assert model.conditioned
+    model.reconstruct(b, noise_level=10 / 255, tolerance=1e-2)
+    with pytest.raises(lr.ConfigError, match=r"noise level 0\.2"):
+        model.reconstruct(b, noise_level=0.2)

@@ -112,7 +112,8 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "digest": ({"sha256": "0"}, "64 hexadecimal digits"),
     "measured": ({"measured": {}}, "expected certified"),
     "length": ({"measured": {**MEASURED, "psnr": [1.0]}}, "measured.psnr"),
-    "kind": ({"measured": {**MEASURED, "certified": [1, 1]}}, "measured.certified"),
+    "kind": ({"measured": {**MEASURED, "certified": ["global", True]}}, "measured.certified"),
+    "a truth in a column": ({"measured": {**MEASURED, "ssim": [True, 0.8]}}, "measured.ssim"),
     "no level": ({"measured": {k: [] if isinstance(v, list) else v for k, v in MEASURED.items()}}, "measured.noise"),
 }
 
@@ -138,7 +139,7 @@ def test_cards_are_shown() -> None:
     for name in ("summary", "data", "protocol", "command", "images_licence", "unsuitable", "version", "commit"):
         assert card[name] in text
     assert "CPU hours of training: 4.25" in text
-    assert "| 25 | 28.75 | 20.17 | 0.8000 | 0.75 | 0.0008 | yes | 0.0020 |" in text
+    assert "| 25 | 28.75 | 20.17 | 0.8000 | 0.75 | 0.0008 | local | 0.0020 |" in text
     assert "28.75" in headline(card)
 
 

@@ -134,10 +134,31 @@ def test_weights_of_several_channels() -> None:
     order = found.flatten(1).std(1).argsort(descending=True).tolist()
     assert titles == ["image", "mean of 4 channels", f"channel {order[0]}", f"channel {order[1]}"]
     with pytest.raises(lr.ConfigError, match="FieldsOfExperts takes no weights"):
-        lr.plot.weights(R.base, registry.rand(1, 12, 10))
+        lr.plot.weights(R.base, registry.rand(1, 3, 3))  # as large as its filters
     with pytest.raises(lr.ShapeError, match=r"got an image of shape .*expected 1 channels"):
         lr.plot.weights(R, registry.rand(3, 12, 10))
     assert torch.equal(spectrum_of(R, 16).gram, spectrum_of(R.base, 16).gram)  # type: ignore[arg-type]
+
+
+class OfPixels(lr.Regularizer):
+    """A weight for each pixel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_weights = torch.nn.Parameter(registry.rand(1, 12, 10))
+        self.offset = torch.nn.Parameter(torch.zeros(3, 10))
+
+    def value(self, x: Tensor) -> Tensor:
+        return (self.log_weights.exp() * x.square()).sum((1, 2, 3))
+
+
+def test_weights_of_pixels() -> None:
+    R, x = OfPixels(), registry.rand(12, 10)
+    panels = lr.plot.weights(R, x).axes
+    assert [axes.get_title() for axes in panels[:2]] == ["image", "log_weights"]
+    assert np.allclose(panels[1].images[0].get_array(), R.log_weights.detach()[0].numpy())
+    with pytest.raises(lr.ConfigError, match="no parameter with a number for each pixel"):
+        lr.plot.weights(R, x.T)
 
 
 # --------------------------------------------------------------------------------------------------------------- images

@@ -29,7 +29,7 @@ def some_card(name: str, **changes: Any) -> dict[str, Any]:
         "ssim": [0.95, 0.8],
         "seconds": [0.5, 0.75],
         "error_bound": [9e-4, 8e-4],
-        "certified": [True, True],
+        "certified": ["global", "local"],
         "psnr_change": [0.001, 0.002],
     }
     texts = {

@@ -73,6 +73,8 @@ def test_leftovers_of_a_kill_are_removed(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.save_checkpoint({"step": 1})
     leftovers = [folder.checkpoint_folder / ".checkpoint.0123.tmp", tmp_path / ".model.safetensors.0123.tmp"]
+    leftovers.append(tmp_path / "figures" / ".filters.pdf.0123.tmp")
+    leftovers[-1].parent.mkdir()
     for path in leftovers:
         path.write_bytes(b"half")
     RunFolder(tmp_path, resume=True)

@@ -136,6 +136,7 @@ def test_what_cannot_be_adapted_is_refused(experts: Path, tmp_path: Path) -> Non
         assert message in refuse(2, "adapt", *arguments, *out)
 
 
+@pytest.mark.slow(seconds=3)
 def test_noise_levels_that_a_model_does_not_know_are_not_tried(tmp_path: Path) -> None:
     """Of a published ridge: up to 30/255, where the search begins at 25/255 and tries larger ones."""
     torch.manual_seed(0)

@@ -37,7 +37,7 @@ from model_measurements import (
 )
 
 import learnreg as lr
-from learnreg.datasets import add_noise, list_images, read_image
+from learnreg.datasets import add_noise, natural_images
 from learnreg.models.cards import check_card, write_card
 from learnreg.models.shipped import sha256_of
 
@@ -100,7 +100,7 @@ def main() -> None:
     cards = {name: card_of(name, path, options) for name, path in chosen.items()}
     if options.record:
         for name, card in cards.items():
-            ship(name, chosen[name], card, options.data)
+            ship(name, chosen[name], card)
     shown = {name: card for name, card in lr.pretrained().items() if name not in cards} | cards
     table = Table(
         "model_cards",
@@ -169,7 +169,7 @@ def said_by_run(folder: Path) -> dict[str, Any]:
     return {"commit": commit[:12] or "unknown", **({"seeds": [config["seed"]]} if "seed" in config else {})}
 
 
-def ship(name: str, path: Path, card: Mapping[str, Any], data: Path) -> None:
+def ship(name: str, path: Path, card: Mapping[str, Any]) -> None:
     """The file, its card, and figures of it."""
     SHIPPED.mkdir(exist_ok=True)
     shutil.copyfile(path, SHIPPED / f"{name}.safetensors")
@@ -182,14 +182,13 @@ def ship(name: str, path: Path, card: Mapping[str, Any], data: Path) -> None:
             draw(model.regularizer).savefig(FIGURES / f"{name}-{kind}.png", dpi=80, bbox_inches="tight")
     if model.denoises:
         quality = {"quality": 85}  # a PNG file of noise takes a megabyte
-        compared(model, data).savefig(FIGURES / f"{name}.jpg", dpi=100, bbox_inches="tight", pil_kwargs=quality)
+        compared(model).savefig(FIGURES / f"{name}.jpg", dpi=100, bbox_inches="tight", pil_kwargs=quality)
 
 
-def compared(model: lr.Model, data: Path) -> Any:
-    """The first of the test images at full size, noisy and denoised."""
-    protocol = Protocol.of(model, data, 1)
-    level = (model.usual_noise_level or CONDITION_LEVEL / 255.0) if model.denoises else 0.0
-    clean = read_image(list_images(protocol.folder)[0], colour=model.regularizer.image_channels == 3)
+def compared(model: lr.Model) -> Any:
+    """A photograph that the package holds at full size, noisy and denoised."""
+    level = model.usual_noise_level or CONDITION_LEVEL / 255.0
+    clean = next(iter(natural_images("test", colour=model.regularizer.image_channels == 3).values())).float()
     noisy = add_noise(clean, level, SEED)
     x = model.solve(noisy[None], 1e-3, noise_level=level if model.conditioned else None).x[0]
     return lr.plot.comparison({"noisy": noisy, "denoised": x}, clean, measured="noisy")

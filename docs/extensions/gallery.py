@@ -76,10 +76,11 @@ def figures_of(block: Any, variables: dict[str, Any], configuration: dict[str, A
 
 
 def copy_examples() -> None:
-    """Into folders, each a section: those that lie in examples/ itself are scripts, the last section."""
+    """Into folders, each a section: those that lie in examples/ itself are scripts, the last section. Recipes make no
+    pictures."""
     shutil.rmtree(COPY, ignore_errors=True)
     for path in EXAMPLES.rglob("*"):
-        if path.suffix in (".py", ".rst"):
+        if path.suffix in (".py", ".rst") and path.parent.name != "recipes":
             loose = path.parent == EXAMPLES and path.suffix == ".py"
             folder = COPY / (SCRIPTS if loose else path.parent.relative_to(EXAMPLES))
             folder.mkdir(parents=True, exist_ok=True)

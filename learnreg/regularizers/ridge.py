@@ -40,6 +40,7 @@ _WEIGHT_OF_EXPERTS = 0.5  # over the weight of a field of experts which smooths 
 _KNOTS_OF_EXPERTS = 2.0  # distance over the smoothing of such a field: with ten of them f'' reaches responses to noise
 _REFERENCE_NOISE = 25.0 / 255.0
 _SPREAD = 1.0  # twice the variance of the window of initial kernels, in pixels
+_LARGEST_FILTER = 127  # pixels a side, composed: beyond, compositions take gigabytes
 _REFLECTIONS = 3.0  # how often "reflect" repeats a place at most, along an axis
 
 
@@ -330,6 +331,12 @@ def _check_sizes(channels: Sequence[int], size: int) -> tuple[int, ...]:
         raise ConfigError(
             f"RidgeRegularizer(channels={shown(channels)}, size={shown(size)}): expected integers, channels from 1 to "
             f"{MOST_FILTERS:,}, size from 2 to {LARGEST_SIDE:,}."
+        )
+    side = len(channels) * (size - 1) + 1
+    if side > _LARGEST_FILTER:
+        raise ConfigError(
+            f"RidgeRegularizer(channels={shown(channels)}, size={shown(size)}): filters of {side} pixels a side, "
+            f"expected {_LARGEST_FILTER} at most. Take a smaller size, or fewer convolutions."
         )
     return tuple(channels)
 

@@ -167,7 +167,7 @@ def test_evaluate_refuses(model: Model, images: Path, tmp_path: Path) -> None:
     with pytest.raises(lr.ConfigError, match="tolerance=-1"):
         evaluate(model, images, SIGMA, tolerance=-1.0)
     (images / "z.png").write_bytes((images / "a.png").read_bytes()[:60])
-    with pytest.raises(lr.DataError, match=r"z\.png: cannot be decoded"):
+    with pytest.raises(lr.DataError, match=r"z\.png: its header promises"):
         evaluate(model, images, SIGMA, tolerance=TOLERANCE)
 
 

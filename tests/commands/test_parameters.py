@@ -65,7 +65,8 @@ def test_each_field_is_an_option_with_its_help(task: Task) -> None:
         flag, text = f"--{field.name.replace('_', '-')}", "".join(text.split())
         assert flag in full
         assert text in full
-        assert (text in brief and f"{flag}<" in brief) == field.metadata["main"]
+        named = f"{flag}/--no-{flag[2:]}" if field.type == "bool" else f"{flag}<"
+        assert (text in brief and named in brief) == field.metadata["main"]
     for flag in ("--config", "--set", "--resume", "--json"):
         assert flag in brief
 

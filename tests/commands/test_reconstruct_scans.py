@@ -69,7 +69,7 @@ def test_units_are_those_of_the_measurement(folder: Path, tmp_path: Path) -> Non
     )["rows"]  # fmt: skip
     assert [Path(row["output"]).name for row in unit] == ["unit_000.npy", "unit_001.npy"]
     keys = {"input", "output", "error_bound", "bound_kind", "certified", "status", "seconds", "tolerance", "files"}
-    keys |= {"notes", "warnings", "certified_scope"}
+    keys |= {"notes", "warnings", "certified_scope", "sigma"}
     assert [set(row) for row in (*unit, *scan)] == 4 * [keys]
     assert all(row["bound_kind"] == "rigorous" for row in (*unit, *scan))
     assert all(0 < row["error_bound"] <= 1.001 * tolerance for row in unit)

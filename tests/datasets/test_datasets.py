@@ -114,7 +114,7 @@ def test_truncated_file(tmp_path: Path, name: str, kept: float) -> None:
     path = save(tmp_path / name, noise_image((40, 50, 3), "uint16" if deep else "uint8"))
     data = path.read_bytes()
     path.write_bytes(data[: int(kept * len(data))])
-    with pytest.raises(DataError, match="damaged, truncated or not an image") as caught:
+    with pytest.raises(DataError, match=r"damaged, truncated or not an image|its header promises") as caught:
         read_image(path)
     assert caught.value.path == str(path)
     assert caught.value.hint

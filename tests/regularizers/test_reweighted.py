@@ -56,7 +56,7 @@ def test_majorising_chains_lower_their_energy(name: str, steps: int | None) -> N
 def test_random_chains(rotating_generator: torch.Generator) -> None:
     """More by ``benchmarks/chain_hunt.py``."""
     summary = hunt_chains(1, rotating_generator)
-    assert summary.comparisons == 8
+    assert summary.comparisons >= 8
     assert not summary.violations, "\n".join(summary.violations)
 
 

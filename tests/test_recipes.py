@@ -81,7 +81,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def test_a_recipe_that_was_interrupted_goes_on(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe, out, calls = RUN.read_recipe("denoise-ridge-cnc"), data / "out", []
+    recipe, out, calls = RUN.read_recipe("denoise-ridge-convex"), data / "out", []
 
     def call(command: list[str], check: bool) -> None:
         folder = Path(command[command.index("--out") + 1])

@@ -70,7 +70,7 @@ def float_tensor(values: np.ndarray[Any, Any], path: str | Path, ignored: Mask |
         raise DataError(f"there are no values in this array of shape {values.shape}.", path)
     small = values.dtype.itemsize <= (4 if values.dtype.kind == "f" else 2)
     try:
-        with np.errstate(over="ignore"):  # infinite values are refused below
+        with np.errstate(over="ignore", invalid="ignore"):  # infinite values and NaN are refused below
             converted = np.asarray(values, dtype=np.float32 if small else np.float64, order="C")
         if ignored is not None and values.shape[-1:] == ignored.shape:
             converted = np.where(ignored, 0.0, converted).astype(converted.dtype)

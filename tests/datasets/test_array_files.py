@@ -382,3 +382,13 @@ def test_tiff_metadata_opens_no_other_file(tmp_path: Path) -> None:
         writer.write(ones, description=metadata, metadata=None, contiguous=False)
         writer.write(ones, metadata=None, contiguous=False)
     np.testing.assert_array_equal(read_sinogram(path)[:, 0].numpy(), np.ones((2, 6, 5)))
+
+
+@pytest.mark.parametrize("number", [bytes(9) + b"\x01" + bytes(6), b"\x01" + bytes(7) + b"\xff\x7f" + bytes(6)])
+def test_what_is_no_number_is_refused_without_a_warning(tmp_path: Path, number: bytes) -> None:
+    """Extended precision has patterns that are no numbers, whose conversion is an invalid operation."""
+    with (tmp_path / "a.npy").open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f16", "fortran_order": False, "shape": (3, 4)})
+        file.write(12 * number)
+    with pytest.raises(DataError, match="12 of 12 values are NaN or infinite"):
+        read_sinogram(tmp_path / "a.npy")

@@ -12,30 +12,21 @@ from torch import Tensor, nn
 
 from learnreg.convolutions.padding import BOUNDARIES, Boundary
 from learnreg.errors import ConfigError
-from learnreg.linear.arguments import check_flag, check_one_of, given_tensor
+from learnreg.linear.arguments import check_one_of, given_tensor
 from learnreg.lower_level.saddle_terms import ParameterRole
 from learnreg.regularizers.image_kind import ImageKind
+from learnreg.regularizers.noise_conditioned import NoiseConditioned
 from learnreg.regularizers.raw_parameters import positive_log
 
 __all__ = ["ArrayLike", "LearnedFilters", "filters_from"]
 
 ArrayLike = Tensor | np.ndarray[Any, Any]
 
-_REFERENCE_NOISE = 25.0 / 255.0
 
-
-class LearnedFilters(nn.Module):
+class LearnedFilters(NoiseConditioned):
     """The raw parameters ``filters`` (n, ..., *kernel), ``log_weights`` (n,) and, where the potential has a smoothing,
     ``log_smoothing`` (n,), the logarithm of the smoothing less ``minimum_smoothing``. Filters are used minus their
-    means with ``zero_mean``, those of each channel.
-
-    Conditioned on the noise, l_c and the smoothing less its minimum are multiplied by (sigma/sigma_0)^a_c and
-    (sigma/sigma_0)^b_c in ``at(sigma)``, sigma_0 = 25/255, with learned exponents ``weight_exponents`` and
-    ``smoothing_exponents`` (n,) that start at 1, where denoising does not depend on the units of images."""
-
-    log_smoothing: nn.Parameter | None
-    noise_conditioned: bool = False
-    _sigma: float | None = None
+    means with ``zero_mean``, those of each channel. sigma_0 = 25/255."""
 
     def _set(
         self,
@@ -54,15 +45,6 @@ class LearnedFilters(nn.Module):
         self.log_weights = log_weights
         self.register_parameter("log_smoothing", log_smoothing)
         self.boundary, self.zero_mean, self.minimum_smoothing = boundary, zero_mean, float(minimum_smoothing)
-
-    def _condition_on_noise(self, wanted: bool) -> None:
-        """Add the exponents, if they are wanted."""
-        check_flag(wanted, f"{type(self).__name__}(noise_conditioned)")
-        self.noise_conditioned = bool(wanted)
-        if wanted:
-            self.weight_exponents = nn.Parameter(torch.ones_like(self.log_weights))
-            if self.log_smoothing is not None:
-                self.smoothing_exponents = nn.Parameter(torch.ones_like(self.log_smoothing))
 
     @classmethod
     def _of_arrays(
@@ -136,25 +118,13 @@ class LearnedFilters(nn.Module):
             found["smoothing"] = (self.minimum_smoothing + logarithm.exp())[:, None, None]
         return found
 
-    def conditioned(self, sigma: float) -> Self:
-        if not self.noise_conditioned:
-            return self
-        result = copy.copy(self)
-        result._sigma = float(sigma)
-        return result
-
-    def _log_noise(self) -> float:
-        return 0.0 if self._sigma is None else math.log(self._sigma / _REFERENCE_NOISE)
-
     def _log_weights(self, exact: bool = False) -> Tensor:
-        stored = self.log_weights.double() if exact else self.log_weights
-        return stored + self._log_noise() * self.weight_exponents.to(stored) if self.noise_conditioned else stored
+        return self._at_noise(self.log_weights.double() if exact else self.log_weights, "weight_exponents")
 
     def _log_smoothing(self, exact: bool = False) -> Tensor | None:
         if self.log_smoothing is None:
             return None
-        stored = self.log_smoothing.double() if exact else self.log_smoothing
-        return stored + self._log_noise() * self.smoothing_exponents.to(stored) if self.noise_conditioned else stored
+        return self._at_noise(self.log_smoothing.double() if exact else self.log_smoothing, "smoothing_exponents")
 
     @torch.no_grad()
     def stretched(self, scale: float) -> Self:
@@ -170,15 +140,10 @@ class LearnedFilters(nn.Module):
         roles: dict[str, ParameterRole] = {"filters": "operator", "log_weights": "log_weight"}
         if self.log_smoothing is not None:
             roles["log_smoothing"] = "log_smoothing"
-        if self.noise_conditioned:
-            exponents = {"weight_exponents": "log_weights", "smoothing_exponents": "log_smoothing"}
-            roles |= {name: roles[of] for name, of in exponents.items() if of in roles}
-        return roles
+        return roles | self._noise_roles()
 
     def parameter_jacobian_bounds(self) -> dict[ParameterRole, float]:
-        """From weights and exponents at a noise level to the logarithms of l_c, and likewise of smoothings."""
-        spread = math.hypot(1.0, self._log_noise()) * (1.0 + 1e-12)
-        return {"log_weight": spread, "log_smoothing": spread} if self.noise_conditioned else {}
+        return self._noise_jacobian_bounds()
 
     def scale_parameters(self) -> list[nn.Parameter]:
         """The weights, without exponents of the noise level."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
-import math
 from collections.abc import Sequence
 from typing import Any, Literal, Self, cast
 
@@ -30,6 +28,7 @@ from learnreg.lower_level.saddle_terms import ParameterRole, Pictures, SaddleTer
 from learnreg.potentials.spline import Spline, initial_coefficients
 from learnreg.potentials.weakly_convex_spline import WeaklyConvexSpline
 from learnreg.regularizers.image_kind import Coupling, ImageKind
+from learnreg.regularizers.noise_conditioned import REFERENCE_NOISE, NoiseConditioned
 from learnreg.regularizers.options import RegularizerOptions
 
 __all__ = ["RidgeRegularizer"]
@@ -38,13 +37,12 @@ Convexity = Literal["convex", "convex-nonconvex"]
 
 _WEIGHT_OF_EXPERTS = 0.5  # over the weight of a field of experts which smooths as much
 _KNOTS_OF_EXPERTS = 2.0  # distance over the smoothing of such a field: with ten of them f'' reaches responses to noise
-_REFERENCE_NOISE = 25.0 / 255.0
 _SPREAD = 1.0  # twice the variance of the window of initial kernels, in pixels
 _LARGEST_FILTER = 127  # pixels a side, composed: beyond, compositions take gigabytes
 _REFLECTIONS = 3.0  # how often "reflect" repeats a place at most, along an axis
 
 
-class RidgeRegularizer(Regularizer):
+class RidgeRegularizer(NoiseConditioned, Regularizer):
     """R(x) = sum_c sum_i l_c v_c h_c((w_c * x)_i / v_c): filters w_c composed of small convolutions, h_c with learned
     second derivatives, convex or weakly convex.
 
@@ -112,7 +110,7 @@ class RidgeRegularizer(Regularizer):
         smoothing: float = 1e-2,
         depth: float = 0.5,
         noise_conditioned: bool = False,
-        noise_level: float = _REFERENCE_NOISE,
+        noise_level: float = REFERENCE_NOISE,
         generator: torch.Generator | None = None,
         image_channels: int = 1,
         coupling: Coupling = "separate",
@@ -129,13 +127,11 @@ class RidgeRegularizer(Regularizer):
             model_scale(value, f"RidgeRegularizer({name})")
         if not real_number(depth, "RidgeRegularizer(depth)", above=0.0) < 1.0:
             raise ConfigError(f"RidgeRegularizer(depth={shown(depth)}): expected a share above 0 and below 1.")
-        for name, flag in (("shared", shared), ("noise_conditioned", noise_conditioned)):
-            check_flag(flag, f"RidgeRegularizer({name})")
+        check_flag(shared, "RidgeRegularizer(shared)")
         check_generator(generator)
         self.size, self.knots, self.boundary, self.shared = size, knots, boundary, shared
         self.convexity, self.nonconvexity = convexity, float(nonconvexity)
-        self.noise_conditioned, self.noise_level = noise_conditioned, float(noise_level)
-        self._sigma: float | None = None
+        self.noise_level = self._sigma_0 = float(noise_level)
         dtype, n = torch.get_default_dtype(), self.channels[-1]
         self.factors = nn.ParameterList(_initial_factors(self.channels, size, generator, self.images))
         norms = self._exact_filters().detach().flatten(1).norm(dim=1)
@@ -146,9 +142,7 @@ class RidgeRegularizer(Regularizer):
         if convexity == "convex-nonconvex":
             shape = (coefficients.shape[0], coefficients.shape[1] - 1)
             self.logit_depth = nn.Parameter(torch.logit(torch.full(shape, depth, dtype=dtype)))
-        if noise_conditioned:
-            self.weight_exponents = nn.Parameter(torch.ones(n, dtype=dtype))
-            self.smoothing_exponents = nn.Parameter(torch.ones(n, dtype=dtype))
+        self._condition_on_noise(noise_conditioned)
 
     @classmethod
     def from_options(cls, options: RegularizerOptions, generator: torch.Generator) -> Self:
@@ -197,21 +191,12 @@ class RidgeRegularizer(Regularizer):
         bank = self.images.bank(self._exact_filters(), shape, self.boundary, zero_mean=True)
         return SaddleTerms(bank, self.images.seen_by(self.potential(), "RidgeRegularizer"))
 
-    def conditioned(self, sigma: float) -> Self:
-        if not self.noise_conditioned:
-            return self
-        result = copy.copy(self)
-        result._sigma = float(sigma)
-        return result
-
     def parameter_roles(self) -> dict[str, ParameterRole]:
         roles: dict[str, ParameterRole] = {f"factors.{i}": "operator" for i in range(len(self.channels))}
         roles |= {"log_weights": "log_weight", "log_smoothing": "log_smoothing", "log_curvature": "log_curvature"}
         if self.convexity == "convex-nonconvex":
             roles["logit_depth"] = "log_depth"
-        if self.noise_conditioned:
-            roles |= {"weight_exponents": "log_weight", "smoothing_exponents": "log_smoothing"}
-        return roles
+        return roles | self._noise_roles()
 
     def parameter_jacobian_bounds(self) -> dict[ParameterRole, float]:
         """From the factors to the filters, from weights and exponents at a noise level to l_c and v_c, and from the
@@ -219,10 +204,7 @@ class RidgeRegularizer(Regularizer):
         bounds: dict[ParameterRole, float] = {"operator": jacobian_bound(list(self.factors), self._grid)}
         if self.convexity == "convex-nonconvex":
             bounds["log_depth"] = float(self.logit_depth.detach().double().neg().sigmoid().max()) * (1.0 + 1e-12)
-        if self.noise_conditioned:
-            spread = math.hypot(1.0, self._log_noise()) * (1.0 + 1e-12)
-            bounds |= {"log_weight": spread, "log_smoothing": spread}
-        return bounds
+        return bounds | self._noise_jacobian_bounds()
 
     def scale_parameters(self) -> list[nn.Parameter]:
         """The weights; depths of concave parts do not follow them."""
@@ -313,16 +295,12 @@ class RidgeRegularizer(Regularizer):
         repeated = _REFLECTIONS**dimensions if self.boundary == "reflect" else 1.0
         return self.nonconvexity / (repeated * fine_grid(self._filter_side, dimensions)[1])
 
-    def _log_noise(self) -> float:
-        return 0.0 if self._sigma is None else math.log(self._sigma / self.noise_level)
-
     def _log_weights(self) -> Tensor:
-        stored = self.log_weights.double()
-        return stored + self._log_noise() * self.weight_exponents.double() if self.noise_conditioned else stored
+        return self._at_noise(self.log_weights.double(), "weight_exponents")
 
     def _log_smoothing(self) -> Tensor:
-        stored = self.log_smoothing.double()
-        return stored + self._log_noise() * self.smoothing_exponents.double() if self.noise_conditioned else stored
+        assert self.log_smoothing is not None
+        return self._at_noise(self.log_smoothing.double(), "smoothing_exponents")
 
 
 def _check_sizes(channels: Sequence[int], size: int) -> tuple[int, ...]:

@@ -35,6 +35,21 @@ def test_every_result_can_be_regenerated() -> None:
         assert (harness.ROOT / command.split()[1]).is_file(), command
 
 
+def run_quickly(*words: str) -> str:
+    """What a script prints with ``--quick``."""
+    done = subprocess.run(
+        [sys.executable, *words, "--quick"],
+        cwd=harness.ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @pytest.mark.slow(seconds=20)
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: Path(command.split()[0]).stem)
 def test_the_commands_of_the_document_run(command: str, shared_data: Path, tmp_path: Path) -> None:
@@ -49,32 +64,13 @@ def test_the_commands_of_the_document_run(command: str, shared_data: Path, tmp_p
         "RUN/model.safetensors": tmp_path / "model.safetensors",
     }
     words = [str(places.get(word, word)) for word in command.split() if word != "--record"]
-    done = subprocess.run(
-        [sys.executable, *words, "--quick"],
-        cwd=harness.ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "|---|" in done.stdout, "no table"
+    assert "|---|" in run_quickly(*words), "no table"
 
 
 @pytest.mark.slow(seconds=20)
 def test_the_script_for_devices_runs_in_small(tmp_path: Path) -> None:
     out = tmp_path / "gpu.json"
-    done = subprocess.run(
-        [sys.executable, "benchmarks/gpu.py", "--device", "cpu", "--quick", "--out", str(out)],
-        cwd=harness.ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    run_quickly("benchmarks/gpu.py", "--device", "cpu", "--out", str(out))
     found = json.loads(out.read_text(encoding="utf-8"))
     assert all(part["rows"] and "error" not in part for part in found.values())
     assert found["bounds"]["rows"][0]["violations"] == 0

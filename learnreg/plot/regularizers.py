@@ -101,6 +101,7 @@ def potentials(regularizer: Regularizer) -> Any:
     for axes in (left, right):
         axes.set_xlabel("response to the filter of unit norm [image units]")
         axes.margins(x=0.0)
+        axes.locator_params(axis="x", nbins=5)  # labels of small responses are long
     return figure
 
 

@@ -200,7 +200,7 @@ def main() -> None:
             for complaint, numbers in outcome.wrong.items():
                 print(f"  {len(numbers)} x {complaint!r}, as {numbers[:3]}", file=sys.stderr, flush=True)
     table.tracked["wrong"] = float(complaints)
-    finish(table, options)
+    finish(table, options, ("loader",))
 
 
 if __name__ == "__main__":

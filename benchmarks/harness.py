@@ -152,20 +152,40 @@ def _processor() -> str:
     return f"{clean.get('model name', 'unknown')} (family {clean.get('cpu family')}, model {clean.get('model')})"
 
 
-def finish(table: Table, options: argparse.Namespace) -> None:
-    """Print the table; with ``--record``, store it; name slowdowns against the history either way."""
+def finish(table: Table, options: argparse.Namespace, names: tuple[str, ...] = ()) -> None:
+    """Print the table; with ``--record``, store it; name slowdowns against the history either way.
+
+    names: the columns that name a row, where a run may measure some of them: recorded rows of other names stay, and the
+    commits of both are told.
+    """
     print(to_markdown(table))
     for warning in slowdowns(table):
         print(f"SLOWDOWN {warning}")
     if options.record:
         RESULTS.mkdir(exist_ok=True)
         stamp = {"date": time.strftime("%Y-%m-%d"), "commit": _commit(), "machine": machine()}
+        if names:
+            stamp["commit"] = _keep_others(table, names, stamp["commit"])
         (RESULTS / f"{table.name}.json").write_text(json.dumps({**asdict(table), **stamp}, indent=1) + "\n")
         with HISTORY.open("a") as file:
             file.write(json.dumps({"name": table.name, **stamp, "tracked": table.tracked}) + "\n")
         render()
     if options.json:
         print(json.dumps(asdict(table)))
+
+
+def _keep_others(table: Table, names: tuple[str, ...], commit: str) -> str:
+    """Add the recorded rows of other names; returns the commits of all rows."""
+    path = RESULTS / f"{table.name}.json"
+    if not path.exists():
+        return commit
+    recorded = json.loads(path.read_text(encoding="utf-8"))
+    measured = {tuple(row[name] for name in names) for row in table.rows}
+    others = [row for row in recorded["rows"] if tuple(row[name] for name in names) not in measured]
+    if not others:
+        return commit
+    table.rows[:0] = others
+    return ", ".join(dict.fromkeys([*recorded["commit"].split(", "), commit]))
 
 
 def slowdowns(table: Table) -> list[str]:

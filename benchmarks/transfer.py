@@ -156,7 +156,7 @@ def main() -> None:
             row["CPU s of tuning"] = f"{tuned:.0f}"
             print(row, file=sys.stderr, flush=True)
             table.rows.append(row)
-    finish(table, options)
+    finish(table, options, ("geometry", "regularizer"))
 
 
 if __name__ == "__main__":

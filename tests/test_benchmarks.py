@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -102,6 +103,20 @@ def test_a_slowdown_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     other = {**past, "machine": {**harness.machine(), "processor": "another"}, "tracked": {"count": 1.0}}
     harness.HISTORY.write_text(json.dumps(past) + "\n" + json.dumps(other) + "\n")
     assert harness.slowdowns(table) == ["t: ratio is 1.4, the best so far 1"]
+
+
+def test_rows_that_were_not_measured_again_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    for name in ("HISTORY", "DOCUMENT"):
+        monkeypatch.setattr(harness, name, tmp_path / name)
+    options = argparse.Namespace(record=True, json=False)
+    commits = iter(("first", "second"))
+    monkeypatch.setattr(harness, "_commit", lambda: next(commits))
+    for rows in ([{"model": "a", "dB": 1}, {"model": "b", "dB": 2}], [{"model": "b", "dB": 3}]):
+        harness.finish(harness.Table("t", "T", "c", "text", rows=rows), options, names=("model",))
+    recorded = json.loads((tmp_path / "t.json").read_text())
+    assert recorded["rows"] == [{"model": "a", "dB": 1}, {"model": "b", "dB": 3}]
+    assert recorded["commit"] == "first, second"
 
 
 def test_methods_take_turns() -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # the controller of pytest-xdist runs no test and starts soon
 ROOT = Path(__file__).resolve().parents[1]
 ROTATING_SEED = int(os.environ.get("LEARNREG_SEED") or time.time_ns() // 1_000_000 % 2**31)
 
-_SHARE = 0.5
+_SHARE = 0.4
 """Of the shares that grids of cases name: how much of the whole suite a run may take."""
 
 _MANY = 4

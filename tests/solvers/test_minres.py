@@ -73,7 +73,7 @@ def test_singular_equations() -> None:
     assert float((X - expected).norm()) <= 1e-6 * float(expected.norm())
     never = torch.zeros(1, dtype=torch.float64)
     found = iterate(MINRES(precondition=False), one, 0 * one.rhs, never + 1e-9, never, 2000)
-    assert found.status is lr.Status.PRECISION
+    assert found.status in (lr.Status.PRECISION, lr.Status.STAGNATED)  # whichever rounding lets happen first
     assert bool(torch.isfinite(found.x).all())
     least = float((one.rhs * kernel).sum().abs())
     assert float(found.residual) == pytest.approx(least, rel=1e-3)

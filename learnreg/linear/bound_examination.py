@@ -136,8 +136,10 @@ def _rows(operator: LinearOperator, matrix: Tensor | None, x: Tensor) -> Iterato
 
 
 def _slope(operator: LinearOperator, x: Tensor) -> float:
-    """‖∂_theta <A u, p>‖ over ‖u‖ ‖p‖, of steps of the power method for this form of three vectors."""
+    """‖∂_theta <A u, p>‖ over ‖u‖ ‖p‖, of steps of the power method for this form of three vectors; less what rounding
+    to the dtype of the parameters may add to it."""
     largest, learned = 0.0, [p for p in operator.parameters() if p.requires_grad]
+    rounding = 4.0 * max(torch.finfo(p.dtype).eps for p in learned)
     with torch.inference_mode(False), torch.enable_grad():
         u = x[:1].clone()
         p = operator(u).detach()
@@ -154,4 +156,4 @@ def _slope(operator: LinearOperator, x: Tensor) -> float:
             u, p = torch.autograd.grad(along, (u, p), materialize_grads=True)
             if not (bool(u.any()) and bool(p.any())):
                 break
-    return largest
+    return largest * (1.0 - rounding)

@@ -73,6 +73,28 @@ def test_a_bound_that_is_too_small_is_refused(name: str, side: int, forward: boo
         refuse(Rotation(side, **{name: factor}), forward)
 
 
+class Entries(LinearOperator):
+    """A matrix of learned numbers of single precision; ‖∂_theta <A u, p>‖ = ‖u‖ ‖p‖."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__((1, 3, 3), (7,))
+        self.matrix = nn.Parameter(registry.randn(7, 9, seed=seed).float())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1) @ self.matrix.to(x.dtype).T
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return (y @ self.matrix.to(y.dtype)).reshape(-1, *self.domain_shape)
+
+    def parameter_lipschitz(self) -> float:
+        return 1.0
+
+
+def test_rounding_of_parameters_contradicts_no_bound() -> None:
+    x = registry.randn(2, 1, 3, 3, seed=2)
+    assert [wrong_bound(Entries(seed), x, 1e-12) for seed in range(20)] == [("", "")] * 20
+
+
 def test_a_lower_bound_that_is_too_large_is_refused() -> None:
     with pytest.raises(
         lr.OperatorError, match=r"its gram_lower_bound\(\) is 0.22, but of some image .* is 0.2 "

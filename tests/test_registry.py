@@ -18,7 +18,7 @@ from learnreg.regularizers import Regularizer
 from learnreg.solvers import Iteration
 
 MEASURED = {"KullbackLeibler", "TransmissionLikelihood", "ShiftedPseudoHuber"}
-WEIGHTED = {"WeightedElementwise", "WeightedGroups", "Logarithmic", "Reweighted"}
+WEIGHTED = {"WeightedElementwise", "WeightedGroups", "Logarithmic", "Reweighted", "ReweightedRidge"}
 NOT_HERE = {
     "AbsoluteValue", "BandedPotential", "BSG1", "BSGHessian", "BSGNewtonFD", "LowerFunction", *MEASURED, *WEIGHTED,
 }  # fmt: skip

@@ -13,8 +13,8 @@ __all__ = ["start_from"]
 
 @torch.no_grad()
 def start_from(regularizer: Regularizer, path: str) -> None:
-    """Set the parameters of a regularizer to those of a model; what the model does not have, such as exponents of the
-    noise level or depths of concave parts, stays as it is.
+    """Set the parameters of a regularizer, or of the part that is of the model's kind, to those of a model; what the
+    model does not have, such as exponents of the noise level or depths of concave parts, stays as it is.
 
     Raises
     ------
@@ -22,6 +22,7 @@ def start_from(regularizer: Regularizer, path: str) -> None:
     CheckpointError: an unreadable model file.
     """
     given = load(path).regularizer
+    regularizer = regularizer.begun_by(type(given))
     if type(given) is not type(regularizer):
         raise ConfigError(
             f"init={path}: its regularizer is {type(given).__name__}, the options ask for {type(regularizer).__name__}."

@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -94,6 +94,10 @@ class SolutionWeights(nn.Module):
         """K and the potential of that energy, where it is one of single responses; its critical points are the fixed
         points of the chain."""
         return None
+
+    def at_noise(self, ratio: float) -> Self:
+        """M for a noise level that is ``ratio`` times the one it is stored for, with the same parameters."""
+        return self
 
     def scale_parameters(self) -> list[nn.Parameter]:
         """Raw parameters that are logarithms of what densities are compared with: M stays as it is where all densities

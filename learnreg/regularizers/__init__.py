@@ -13,7 +13,7 @@ from learnreg.regularizers.input_convex import InputConvexNetwork
 from learnreg.regularizers.learned_tgv import LearnedTotalGeneralizedVariation
 from learnreg.regularizers.learned_total_variation import LearnedTotalVariation
 from learnreg.regularizers.multivariate import MultivariateExperts
-from learnreg.regularizers.reweighted import Reweighted
+from learnreg.regularizers.reweighted import Reweighted, ReweightedRidge
 from learnreg.regularizers.ridge import RidgeRegularizer
 from learnreg.regularizers.ridge_files import import_ridge
 from learnreg.regularizers.scaled import Scaled
@@ -33,6 +33,7 @@ __all__ = [
     "MultivariateExperts",
     "Regularizer",
     "Reweighted",
+    "ReweightedRidge",
     "RidgeRegularizer",
     "SaddleTerms",
     "Scaled",
@@ -56,6 +57,7 @@ REGULARIZERS: dict[str, type[Regularizer]] = {
     "imported-ridge": ImportedRidge,
     "scaled": Scaled,
     "reweighted": Reweighted,
+    "reweighted-ridge": ReweightedRidge,
     "combination": Combination,
 }
 """By the name in model files and, where they implement ``from_options``, on the command line."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +18,12 @@ from learnreg.lower_level.saddle_terms import Pictures, SaddleTerms
 from learnreg.potentials.proximal import Grouped
 from learnreg.potentials.weighted import reweightable
 from learnreg.regularizers.fields_of_experts import FieldsOfExperts
+from learnreg.regularizers.noise_conditioned import REFERENCE_NOISE
 from learnreg.regularizers.options import RegularizerOptions
+from learnreg.regularizers.ridge import RidgeRegularizer
 from learnreg.regularizers.solution_weights import FreeWeights, MajorisingWeights
 
-__all__ = ["Reweighted"]
+__all__ = ["Reweighted", "ReweightedRidge"]
 
 WeightsName = Literal["majorising", "free"]
 
@@ -45,9 +47,12 @@ class Reweighted(Regularizer):
     scale: of "majorising", s over the weight of f, in units of responses: where w is about a half. s of each channel is
         learned, as ``weights.log_scale``.
     window: of "majorising", the side of windows, odd, that smooth the weights: w = B^T h'(B u), B with learned numbers
-        >= 0 (``weights.logits``); 1 for none.
+        >= 0 (``weights.logits``); 1 for none, and of "free".
     features, size: of "free", features of the layer between two convolutions with kernels of this side, odd.
     generator: for the initial kernels of "free".
+
+    Where R follows the noise level, so do the weights: s by learned powers of sigma/(25/255), the raw parameter
+    ``weights.scale_exponents``, and free ones see x over sigma/(25/255).
 
     Raises
     ------
@@ -88,6 +93,8 @@ class Reweighted(Regularizer):
                 raise ConfigError(f"Reweighted({name}={shown(side)}): expected an odd integer below {_WIDEST}.")
         if not is_whole(features, 1, 1024):
             raise ConfigError(f"Reweighted(features={shown(features)}): expected an integer from 1 to 1024.")
+        if weights == "free" and window > 1:
+            raise ConfigError(f"Reweighted(weights='free', window={window}): windows are for majorising weights.")
         real_number(scale, "Reweighted(scale)", above=0.0)
         self.base, self.steps = regularizer, steps
         self.image_channels, self.image_dimensions = regularizer.image_channels, regularizer.image_dimensions
@@ -100,7 +107,8 @@ class Reweighted(Regularizer):
             )
         self.weights: SolutionWeights
         if weights == "majorising":
-            self.weights = MajorisingWeights(scale * weight.expand(channels).contiguous(), window)
+            adapts = regularizer.conditioned(REFERENCE_NOISE) is not regularizer
+            self.weights = MajorisingWeights(scale * weight.expand(channels).contiguous(), window, adapts)
         else:
             self.weights = FreeWeights(self.image_channels, channels, features, size, generator)
 
@@ -133,8 +141,8 @@ class Reweighted(Regularizer):
         conditioned = self.base.conditioned(sigma)
         if conditioned is self.base:
             return self
-        twin = copy.copy(self)
-        twin._modules = {**self._modules, "base": conditioned}
+        twin, weights = copy.copy(self), self.weights.at_noise(sigma / REFERENCE_NOISE)
+        twin._modules = {**self._modules, "base": conditioned, "weights": weights}
         return twin
 
     def project_(self) -> None:
@@ -150,9 +158,17 @@ class Reweighted(Regularizer):
     def config(self) -> dict[str, Any]:
         return {"regularizer": self.base, **self._options}
 
+    terms_from: ClassVar[type[Regularizer]] = FieldsOfExperts
+    """What the command line reweighs."""
+
     @classmethod
     def from_options(cls, options: RegularizerOptions, generator: torch.Generator) -> Self:
-        return cls(FieldsOfExperts.from_options(options, generator), generator=generator)
+        regularizer = cls.terms_from.from_options(options, generator)
+        weights, window = cast(WeightsName, options.reweighting), options.window
+        return cls(regularizer, weights, options.solves, window=window, generator=generator)
+
+    def begun_by(self, kind: type[Regularizer]) -> Regularizer:
+        return self.base if isinstance(self.base, kind) else self
 
     def pictures(self) -> Pictures | None:
         """Those of R, without weights."""
@@ -160,6 +176,22 @@ class Reweighted(Regularizer):
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in self._options.items())
+
+
+class ReweightedRidge(Reweighted):
+    """``Reweighted`` for the command line, with a :class:`RidgeRegularizer`.
+
+    Parameters, Raises: as there.
+
+    Examples
+    --------
+    >>> R = lr.regularizers.ReweightedRidge(lr.regularizers.RidgeRegularizer((2, 4), 3, 5), steps=1)
+    >>> len(lr.solve(lr.LowerLevelProblem(lr.operators.Identity((1, 8, 8)), R), torch.rand(1, 1, 8, 8)).chain)
+    2
+    """
+
+    summary = "a ridge regularizer, its terms weighed by a solution and solved for again"
+    terms_from = RidgeRegularizer
 
 
 def _terms(regularizer: Regularizer, sides: Sequence[int]) -> SaddleTerms:

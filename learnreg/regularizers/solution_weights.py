@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import replace
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -35,16 +37,26 @@ class MajorisingWeights(SolutionWeights):
     ----------
     scales: s > 0 of each channel of places, in units of densities; the raw parameter is ``log_scale``.
     window: side of B, odd; 1 for weights of each place alone. The raw parameter ``logits`` is constant at first.
+    noise_conditioned: s is multiplied by a power of the noise level, with learned ``scale_exponents`` that start at 2,
+        where denoising does not depend on the units of images.
     """
 
     majorising = True
+    _log_noise = 0.0
 
-    def __init__(self, scales: Tensor, window: int = 1) -> None:
+    def __init__(self, scales: Tensor, window: int = 1, noise_conditioned: bool = False) -> None:
         super().__init__()
-        self.window = window
+        self.window, self.noise_conditioned = window, noise_conditioned
         self.log_scale = nn.Parameter(scales.log())
+        if noise_conditioned:
+            self.scale_exponents = nn.Parameter(torch.full_like(self.log_scale, 2.0))
         if window > 1:
             self.logits = nn.Parameter(scales.new_zeros(window, window))
+
+    def at_noise(self, ratio: float) -> Self:
+        twin = copy.copy(self)
+        twin._log_noise = math.log(ratio)
+        return twin
 
     def of(self, terms: SaddleTerms, x: Tensor, t: Tensor) -> Tensor:
         s, u = self._scales(t), self._densities(terms.potential, t)
@@ -81,14 +93,18 @@ class MajorisingWeights(SolutionWeights):
     def pull_change(
         self, terms: SaddleTerms, x: Tensor, t: Tensor, e: Tensor, p: Tensor, moved: Moved
     ) -> PullChange | None:
+        """Exponents share the group of the scales: their gradient is that of the scales times the logarithm of the
+        noise level."""
         window = Window(self._gathered, self._spread, self.window)
-        return MajorisingPull(terms, x, t, e, p, moved, self._scales(t), window).change()
+        found = MajorisingPull(terms, x, t, e, p, moved, self._scales(t), window).change()
+        spread = math.hypot(1.0, self._log_noise) * _UP
+        return replace(found, own=(spread * found.own[0], *found.own[1:]), magnitude=spread * found.magnitude)
 
     def energy_terms(self, terms: SaddleTerms) -> SaddleTerms | None:
         f = terms.potential
         if self.window > 1 or not isinstance(f, Elementwise):
             return None
-        scale = self.log_scale.detach().double().exp().reshape(-1, *(1,) * (len(terms.operator.range_shape) - 1))
+        scale = self._log_scales().detach().double().exp().reshape(-1, *(1,) * (len(terms.operator.range_shape) - 1))
         return replace(terms, potential=Logarithmic(f, scale))
 
     def scale_parameters(self) -> list[nn.Parameter]:
@@ -98,8 +114,12 @@ class MajorisingWeights(SolutionWeights):
         assert isinstance(f, ProximalPotential)
         return f.density(t).clamp_min(0.0)
 
+    def _log_scales(self) -> Tensor:
+        """At the noise level in use."""
+        return self.log_scale + self._log_noise * self.scale_exponents if self.noise_conditioned else self.log_scale
+
     def _scales(self, t: Tensor) -> Tensor:
-        return self.log_scale.to(t).exp().reshape(-1, *(1,) * (t.dim() - 2))
+        return self._log_scales().to(t).exp().reshape(-1, *(1,) * (t.dim() - 2))
 
     def _kernel(self, u: Tensor) -> Tensor:
         kernel = self.logits.to(u).flatten().softmax(0).reshape(1, 1, self.window, self.window)
@@ -123,13 +143,16 @@ class MajorisingWeights(SolutionWeights):
 
 
 class FreeWeights(SolutionWeights):
-    """w = sigmoid(W_2 softplus(W_1 x + c_1) + c_2), convolutions with learned kernels, of the image alone.
+    """w = sigmoid(W_2 softplus(W_1 x + c_1) + c_2), convolutions with learned kernels, of the image alone; of x over
+    the noise level, where that is told.
 
     Parameters
     ----------
     channels: of the images. places: channels of the weights. features: of the layer between. size: side of the kernels,
         odd. generator: for the initial kernels; weights are near 1 at first.
     """
+
+    _ratio = 1.0
 
     def __init__(
         self, channels: int, places: int, features: int, size: int, generator: torch.Generator | None = None
@@ -152,12 +175,18 @@ class FreeWeights(SolutionWeights):
             )
         return logits.sigmoid()
 
+    def at_noise(self, ratio: float) -> Self:
+        twin = copy.copy(self)
+        twin._ratio = ratio
+        return twin
+
     def _logits(self, x: Tensor) -> Tensor:
         return self._second_layer(self._features(x))
 
     def _features(self, x: Tensor) -> Tensor:
         conv, padding = torch.nn.functional.conv2d, self.first.shape[-1] // 2
-        return torch.nn.functional.softplus(conv(x, self.first.to(x), self.first_bias.to(x), padding=padding))
+        seen = x if self._ratio == 1.0 else x / self._ratio
+        return torch.nn.functional.softplus(conv(seen, self.first.to(x), self.first_bias.to(x), padding=padding))
 
     def _second_layer(self, features: Tensor) -> Tensor:
         bias, padding = self.second_bias.to(features), self.second.shape[-1] // 2
@@ -171,7 +200,7 @@ class FreeWeights(SolutionWeights):
 
     def lipschitz(self, sides: tuple[int, ...]) -> float:
         """Of the logits, on images of these sides. *Rigorous bound.*"""
-        return math.prod(self.norms(sides))
+        return math.prod(self.norms(sides)) / self._ratio * _UP
 
     def pull_change(
         self, terms: SaddleTerms, x: Tensor, t: Tensor, e: Tensor, p: Tensor, moved: Moved
@@ -182,8 +211,10 @@ class FreeWeights(SolutionWeights):
         def pulled(q: Tensor) -> Tensor:
             return torch.nn.functional.conv_transpose2d(q, second, padding=padding)
 
-        norms, size = self.norms(tuple(x.shape[2:])), self.first.shape[-1]
-        return FreePull(x, self._second_layer(features), features, pulled, norms, size).change(e, p, moved)
+        norms, size, seen = self.norms(tuple(x.shape[2:])), self.first.shape[-1], x / self._ratio
+        pull = FreePull(seen, self._second_layer(features), features, pulled, norms, size)
+        found = pull.change(e / self._ratio * _UP, p, moved)
+        return replace(found, pulled=found.pulled / self._ratio * _UP)
 
     def change(self, terms: SaddleTerms, x: Tensor, t: Tensor, e: Tensor) -> WeightChange:
         """Logits move by L e at most, all together; sigmoid' falls on each side of 0."""

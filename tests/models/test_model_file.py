@@ -57,6 +57,9 @@ SAMPLES = {
     "icnn": lambda: InputConvexNetwork(features=3, size=3, mixing_size=3, minimum_smoothing=1e-3),
     "icnn, one layer": lambda: InputConvexNetwork(features=4, layers=1),
     "reweighted": lambda: learnreg.regularizers.Reweighted(FieldsOfExperts(filters=5, size=3), steps=1),
+    "reweighted, of a conditioned ridge": lambda: learnreg.regularizers.ReweightedRidge(
+        RidgeRegularizer((2, 5), 3, 9, noise_conditioned=True), window=3
+    ),
     "scaled": lambda: Scaled(FieldsOfExperts(filters=5, size=3), 0.3),
     "combination": lambda: TotalVariation() + 0.3 * FieldsOfExperts(filters=5, size=3),
     "scaled, of a scaled one": lambda: Scaled(Scaled(TotalVariation(), 2.0), 0.3),

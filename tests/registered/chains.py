@@ -17,9 +17,13 @@ __all__ = ["CHAINS", "CHAIN_CASES", "CHAIN_SHAPE", "away", "chain_data", "chain_
 CHAIN_SHAPE = (1, 6, 7)
 
 
-def few_experts(boundary: str = "reflect", smoothing: float = 0.05) -> FieldsOfExperts:
+LEVEL = 0.05
+"""The noise level of chains that follow it."""
+
+
+def few_experts(boundary: str = "reflect", smoothing: float = 0.05, **options: bool) -> FieldsOfExperts:
     generator = torch.Generator().manual_seed(1)
-    return FieldsOfExperts(3, 3, lr.PseudoHuber(smoothing, 0.9), boundary, generator=generator)  # type: ignore[arg-type]
+    return FieldsOfExperts(3, 3, lr.PseudoHuber(smoothing, 0.9), boundary, generator=generator, **options)  # type: ignore[arg-type]
 
 
 CHAINS: dict[str, Callable[[], Reweighted]] = {
@@ -27,6 +31,10 @@ CHAINS: dict[str, Callable[[], Reweighted]] = {
     "windows": lambda: Reweighted(few_experts(), window=3, steps=3, scale=0.2),
     "groups": lambda: Reweighted(TotalVariation(0.1, 0.02), scale=0.3),
     "free": lambda: Reweighted(few_experts(), "free", features=2, size=3, generator=torch.Generator().manual_seed(2)),
+    "levels": lambda: Reweighted(few_experts(noise_conditioned=True), window=3, scale=0.2),
+    "levels, free": lambda: Reweighted(
+        few_experts(noise_conditioned=True), "free", 1, features=2, size=3, generator=torch.Generator().manual_seed(2)
+    ),
 }
 
 
@@ -48,8 +56,16 @@ def chain_problem(name: str, constrained: bool = False, **options: object) -> lr
     operator = Identity(CHAIN_SHAPE) if name != "groups" else Blur(torch.full((3, 3), 1 / 9).double(), CHAIN_SHAPE)
     constraint = lr.Box(0.05, 0.8) if constrained else None
     ridge = 0.0 if name != "groups" else 0.3
+    options = {"noise_level": LEVEL if name.startswith("levels") else None} | options
     return lr.LowerLevelProblem(operator, away(CHAINS[name]()), ridge=ridge, constraint=constraint, **options)  # type: ignore[arg-type]
 
 
-CHAIN_CASES = [("experts", False), ("windows", True), ("groups", True), ("free", False)]
+CHAIN_CASES = [
+    ("experts", False),
+    ("windows", True),
+    ("groups", True),
+    ("free", False),
+    ("levels", True),
+    ("levels, free", False),
+]
 """Names, and whether a box holds some pixels."""

@@ -35,16 +35,19 @@ class DenseChain(Dense):
 
 def chain_weights(R: Reweighted, dense: DenseChain, x: Tensor) -> Tensor:
     """M(x), (batch, *places)."""
+    level = dense.problem.noise_level
+    ratio = 1.0 if level is None or R.base.conditioned(1.0) is R.base else float(level) * 255.0 / 25.0
     with torch.no_grad():
         numbers = {name: p.detach().double() for name, p in R.weights.named_parameters()}
         if "log_scale" in numbers:
             u = dense.densities(x)
-            s = numbers["log_scale"].exp()[:, None, None]
+            powers = ratio ** numbers["scale_exponents"] if "scale_exponents" in numbers else 1.0
+            s = (powers * numbers["log_scale"].exp())[:, None, None]
             if "logits" not in numbers:
                 return 1.0 / (1.0 + u / s)
             B = numbers["logits"].flatten().softmax(0).reshape(numbers["logits"].shape)
             return _over(B.flip(0, 1), 1.0 / (1.0 + _over(B, u) / s))
-        image = x.reshape(-1, *dense.problem.operator.domain_shape)
+        image = x.reshape(-1, *dense.problem.operator.domain_shape) / ratio
         conv, half = torch.nn.functional.conv2d, numbers["first"].shape[-1] // 2
         first = conv(image, numbers["first"], numbers["first_bias"], padding=half)
         features = torch.log1p(torch.exp(first))
@@ -76,7 +79,7 @@ def chain_of(problem: lr.LowerLevelProblem, b: Tensor, steps: int | None = None)
 def chain_gradient_of(problem: lr.LowerLevelProblem, b: Tensor, loss: lr.UpperLoss) -> dict[str, Tensor]:
     """The exact hypergradient of a chain of least squares: dense Hessians and all derivatives by autograd of the energy
     with weights."""
-    R, A, b = problem.regularizer, problem.operator, b.to(DOUBLE)
+    R, A, b = problem.active_regularizer, problem.operator, b.to(DOUBLE)
     assert isinstance(R, Reweighted)
     learned = problem.learnable()
     terms = R.base.saddle_terms(A.domain_shape)

@@ -29,13 +29,17 @@ def _regularizer(draw: Draw, channels: int) -> Reweighted:
         own = lr.PseudoHuber(draw.log_uniform(1e-3, 3.0), draw.log_uniform(1e-2, 3.0))
         base = FieldsOfExperts(draw.integer(1, 3), 3, own, "reflect", channels=2, coupling="complex")
     elif kind == "ridge":
-        base = RidgeRegularizer((2, 3), 3, 9, weight=draw.log_uniform(0.1, 2.0), smoothing=0.15)
+        adapts = draw.chance(0.5)
+        base = RidgeRegularizer(
+            (2, 3), 3, 9, weight=draw.log_uniform(0.1, 2.0), smoothing=0.15, noise_conditioned=adapts
+        )
     else:
         potential = cast("Any", draw.choice(lr.PseudoHuber, lr.LogCosh))
         own = potential(draw.log_uniform(1e-3, 3.0), draw.log_uniform(1e-2, 3.0))
-        base = FieldsOfExperts(draw.integer(1, 4), 3, own, "reflect")
+        base = FieldsOfExperts(draw.integer(1, 4), 3, own, "reflect", noise_conditioned=draw.chance(0.5))
     weights, steps, window = "free" if draw.chance(0.3) else "majorising", draw.choice(1, 1, 2, 3, None), (1, 1, 3)
     weights, window = ("majorising", (1,)) if kind == "complex" else (weights, window)
+    window = (1,) if weights == "free" else window
     R = Reweighted(
         base, cast("Any", weights), cast("Any", steps), scale=draw.log_uniform(1e-2, 10.0),
         window=cast("Any", draw.choice(*window)), features=2, size=3,
@@ -56,7 +60,8 @@ def _problem(draw: Draw) -> lr.LowerLevelProblem:
         A = Inpainting((draw.rand(*shape) < 0.7).double())
     ridge = 0.0 if kind == "identity" else draw.log_uniform(1e-2, 1.0)
     constraint = lr.Box(0.0, draw.uniform(0.3, 1.0)) if draw.chance(0.3) else None
-    return lr.LowerLevelProblem(A, _regularizer(draw, shape[0]), ridge=ridge, constraint=constraint)
+    R, level = _regularizer(draw, shape[0]), draw.log_uniform(0.02, 0.5)
+    return lr.LowerLevelProblem(A, R, ridge=ridge, constraint=constraint, noise_level=level)
 
 
 def _next(dense: DenseChain, R: Reweighted, x: Tensor) -> Tensor:

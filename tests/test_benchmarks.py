@@ -58,6 +58,8 @@ def test_the_commands_of_the_document_run(command: str, shared_data: Path, tmp_p
     problem = lr.LowerLevelProblem(Identity((1, 8, 8)), FieldsOfExperts(3, 3, lr.PseudoHuber(1e-2, 1e-3)), ridge=1e-3)
     save_model(tmp_path / "model.safetensors", problem)
     save_model(tmp_path / "denoise-foe.safetensors", problem)
+    (tmp_path / "recipe" / "1").mkdir(parents=True)
+    (tmp_path / "recipe" / "1" / "metrics.jsonl").write_text('{"step": 1, "seconds": 90.0, "psnr": 28.5}\n')
     places = {
         "DIR": shared_data,
         "RUNS": tmp_path,

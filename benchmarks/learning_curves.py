@@ -1,0 +1,118 @@
+"""How fast recipes learn: PSNR on the images held out against minutes of training.
+
+    python examples/recipes/run.py NAME --data DATA --out RUNS/NAME
+    python benchmarks/learning_curves.py --runs RUNS --record
+
+RUNS holds the folders that recipes were run into, by their names; ``--starts FOLDER`` holds further runs of the first
+minutes of some of them, drawn with broken lines: they show how far a curve is repeated.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from harness import ROOT, Table, arguments, finish
+
+from learnreg.plot.style import COLOURS, figure_file, new_figure, styled
+
+MOMENTS = (2.0, 5.0, 10.0, 20.0)
+FIGURE = "models/learning_curves.png"
+
+TEXT = """PSNR in dB on the images held out of training, means over images and noise levels, best so far at each minute
+of the clock of training in one thread (tuning of the start and audits included, data and report not); *end*: after all
+stages. What models reach on test images is in "Shipped models beside their peers"."""
+
+Curve = list[tuple[float, float, int]]
+"""Minutes, PSNR, updates."""
+
+
+def curve_of(folder: Path) -> Curve:
+    """Of the stages of a recipe, one after the other."""
+    found: Curve = []
+    stages = sorted((p for p in folder.iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
+    before, updates = 0.0, 0
+    for stage in stages:
+        rows = [json.loads(line) for line in (stage / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        if not rows:  # it has just begun
+            break
+        found += [(before + r["seconds"] / 60.0, r["psnr"], updates + r["step"]) for r in rows if "psnr" in r]
+        before, updates = before + rows[-1]["seconds"] / 60.0, updates + rows[-1]["step"]
+    return found
+
+
+def best_until(curve: Curve, minutes: float) -> float | None:
+    """The best PSNR until then; None where the run had ended."""
+    return max((psnr for at, psnr, _ in curve if at <= minutes), default=None) if curve[-1][0] >= minutes else None
+
+
+def row(name: str, curve: Curve) -> dict[str, Any]:
+    moments = {f"{m:g} min": best_until(curve, m) for m in MOMENTS}
+    shown = {key: None if value is None else f"{value:.2f}" for key, value in moments.items()}
+    minutes, _, updates = curve[-1]
+    return {
+        "recipe": name,
+        **shown,
+        "end": f"{max(p for _, p, _ in curve):.2f}",
+        "minutes": minutes,
+        "updates": updates,
+    }
+
+
+@styled
+def draw(curves: dict[str, Curve], starts: dict[str, Curve]) -> Any:
+    figure = new_figure(6.5, 4.0)
+    axes = figure.subplots()
+    for (name, curve), colour in zip(curves.items(), itertools.cycle(COLOURS), strict=False):
+        for found, style in ((curve, "-"), (starts.get(name, []), "--")):
+            best, points = -math.inf, []
+            for minutes, psnr, _ in found:
+                best = max(best, psnr)
+                points.append((minutes, best))
+            if points:
+                axes.plot(*zip(*points, strict=True), style, color=colour, label=name if style == "-" else None)
+    axes.set_xscale("log")
+    axes.set_xlim(left=0.5)
+    axes.set_xlabel("minutes of training, one thread")
+    axes.set_ylabel("PSNR on images held out [dB], best so far")
+    axes.legend()
+    return figure
+
+
+def runs_in(folder: Path | None) -> dict[str, Curve]:
+    if folder is None:
+        return {}
+    found = sorted(
+        p for p in folder.iterdir() if (p / "1" / "metrics.jsonl").exists() or (p / "metrics.jsonl").exists()
+    )
+    curves = {path.name: curve_of(path) for path in found}
+    return {name: curve for name, curve in curves.items() if curve}
+
+
+def main() -> None:
+    options = arguments(
+        __doc__ or "",
+        runs={"type": Path, "required": True, "help": "folder of the runs of recipes"},
+        starts={"type": Path, "help": "folder of runs of their beginnings"},
+    )
+    curves, starts = runs_in(options.runs), runs_in(options.starts)
+    table = Table(
+        "learning_curves",
+        "Learning curves of recipes",
+        "python benchmarks/learning_curves.py --runs RUNS --record",
+        TEXT,
+        order=37,
+    )
+    table.rows = [row(name, curve) for name, curve in curves.items()]
+    table.rows += [row(f"{name}, again", curve) for name, curve in starts.items()]
+    if options.record:
+        (ROOT / "docs" / FIGURE).write_bytes(figure_file(draw(curves, starts), "png", dpi=150))
+        table.notes.append(f"![PSNR on images held out against minutes]({FIGURE})")
+    finish(table, options, ("recipe",))
+
+
+if __name__ == "__main__":
+    main()

@@ -11,6 +11,7 @@ import typer
 from learnreg.commands.reconstruct_options import KSpaceOptions, ScanOptions
 from learnreg.commands.terminal import Json, ModelName, grouped_options, say
 from learnreg.errors import ConfigError
+from learnreg.result import Scope
 
 if TYPE_CHECKING:
     from learnreg.commands.image_outputs import Reconstructed
@@ -88,9 +89,16 @@ def _check_order(model: str, inputs: list[Path]) -> None:
         raise ConfigError(f"{model}: expected the model first: learnreg reconstruct {models[0]} {model} ... --out OUT.")
 
 
+_WHOSE: dict[Scope, str] = {
+    "global": "the model's minimiser",
+    "local": "a local minimiser of the model",
+    "step": "the minimiser of the model's last problem, given its weights",
+}
+
+
 def _described(row: Reconstructed) -> str:
     """The files and their distances from the model's minimiser."""
     words = {"rigorous": "within {:.2e}", "estimate": "at an estimated error of {:.2e}", "none": "at an unknown error"}
     files = ", ".join(f"{file.path} {words[row.bound_kind].format(file.error_bound)}" for file in row.files)
-    whose = "a local minimiser of the model" if row.certified_scope == "local" else "the model's minimiser"
+    whose = _WHOSE[row.certified_scope]
     return f"{files} of {whose} (rms)"

@@ -107,8 +107,10 @@ class SolutionWeights(nn.Module):
 
 @dataclass(frozen=True)
 class Chain(Generic[R]):
-    """base: the regularizer whose terms are weighed. weights: M. steps: how often, None for a fixed point."""
+    """base: the regularizer whose terms are weighed. weights: M. steps: how often, None for a fixed point.
+    carry_errors: whether bounds are of the whole chain, or of the last problem given its weights."""
 
     base: R
     weights: SolutionWeights
     steps: int | None
+    carry_errors: bool = True

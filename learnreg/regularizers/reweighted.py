@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from learnreg.errors import AssumptionError, ConfigError, ShapeError
-from learnreg.linear.arguments import check_images, check_one_of, is_whole, real_number, shown
+from learnreg.linear.arguments import check_flag, check_images, check_one_of, is_whole, real_number, shown
 from learnreg.linear.grad_mode import full_precision
 from learnreg.lower_level.chain import Chain, SolutionWeights
 from learnreg.lower_level.regularizer import Regularizer
@@ -50,6 +50,9 @@ class Reweighted(Regularizer):
         >= 0 (``weights.logits``); 1 for none, and of "free".
     features, size: of "free", features of the layer between two convolutions with kernels of this side, odd.
     generator: for the initial kernels of "free".
+    carry_errors: whether the error bound of a solution is that of the whole chain, by how far weights move with an
+        image; solves get finer until it meets the tolerance, which may be out of reach of models of photographs. False:
+        every problem is solved to the tolerance once, and the bound is of the last one, given its weights.
 
     Where R follows the noise level, so do the weights: s by learned powers of sigma/(25/255), the raw parameter
     ``weights.scale_exponents``, and free ones see x over sigma/(25/255).
@@ -81,8 +84,10 @@ class Reweighted(Regularizer):
         features: int = 8,
         size: int = 5,
         generator: torch.Generator | None = None,
+        carry_errors: bool = True,
     ) -> None:
         super().__init__()
+        check_flag(carry_errors, "Reweighted(carry_errors)")
         if not isinstance(regularizer, Regularizer):
             raise ConfigError(f"Reweighted(regularizer): got {type(regularizer).__name__}, expected a Regularizer.")
         check_one_of(weights, ("majorising", "free"), "Reweighted(weights)")
@@ -96,9 +101,10 @@ class Reweighted(Regularizer):
         if weights == "free" and window > 1:
             raise ConfigError(f"Reweighted(weights='free', window={window}): windows are for majorising weights.")
         real_number(scale, "Reweighted(scale)", above=0.0)
-        self.base, self.steps = regularizer, steps
+        self.base, self.steps, self.carry_errors = regularizer, steps, carry_errors
         self.image_channels, self.image_dimensions = regularizer.image_channels, regularizer.image_dimensions
         self._options = {"weights": weights, "steps": steps, "window": window, "features": features, "size": size}
+        self._options["carry_errors"] = carry_errors
         channels, weight, axes = _places(regularizer)
         if (weights == "free" or window > 1) and axes != 3:
             raise ConfigError(
@@ -115,7 +121,7 @@ class Reweighted(Regularizer):
     # ---- the chain ---------------------------------------------------------------------------------------------------
 
     def chain(self) -> Chain[Regularizer]:
-        return Chain(self.base, self.weights, self.steps)
+        return Chain(self.base, self.weights, self.steps, self.carry_errors)
 
     def saddle_terms(self, image_shape: tuple[int, ...]) -> SaddleTerms:
         raise ConfigError(
@@ -165,7 +171,9 @@ class Reweighted(Regularizer):
     def from_options(cls, options: RegularizerOptions, generator: torch.Generator) -> Self:
         regularizer = cls.terms_from.from_options(options, generator)
         weights, window = cast(WeightsName, options.reweighting), options.window
-        return cls(regularizer, weights, options.solves, window=window, generator=generator)
+        return cls(
+            regularizer, weights, options.solves, window=window, generator=generator, carry_errors=options.carry_errors
+        )
 
     def begun_by(self, kind: type[Regularizer]) -> Regularizer:
         return self.base if isinstance(self.base, kind) else self

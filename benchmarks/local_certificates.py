@@ -32,8 +32,8 @@ from learnreg.operators import FourierSampling, Identity, Inpainting, ParallelBe
 from learnreg.regularizers import Regularizer, RidgeRegularizer, Scaled, import_ridge
 from learnreg.solvers.newton_correction import approach_state
 
-IMAGES, SIDES, VIEWS, HIDDEN, FACTOR, LINES = 20, (32, 64), 60, 0.3, 2.0, 4
-TOLERANCES = (1e-3, 1e-4, 1e-5)
+IMAGES, SIDES, VIEWS, HIDDEN, FACTOR, LINES = 10, (32, 64), 60, 0.3, 2.0, 4
+TOLERANCES = (1e-3, 1e-5)
 PUBLISHED = {"denoising": (1.0, 25 / 255), "60-view CT": (2e-3, 6 / 255), "4x MRI": (0.05, 10 / 255)}
 """Weight and noise level of the published model."""
 DOUBLE = torch.float64

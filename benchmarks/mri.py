@@ -84,10 +84,14 @@ def row(name: str, R: Regularizer, operator: CartesianMRI, scenes: list[Scene], 
     }
 
 
-def rows(images: tuple[list[Tensor], list[Tensor]], source: str, minutes: float) -> list[dict[str, Any]]:
+def rows(
+    images: tuple[list[Tensor], list[Tensor]], source: str, minutes: float, accelerations: list[int]
+) -> list[dict[str, Any]]:
     training, held_out = ([with_smooth_phase(x, i) for i, x in enumerate(part)] for part in images)
     found = []
     for acceleration, coils in ACCELERATIONS:
+        if acceleration not in accelerations:
+            continue
         mask = cartesian_mask(SIDE, acceleration, 0.08, generator=torch.Generator().manual_seed(0))
         maps = None if coils == 1 else simulate_coil_maps(coils, SIDE, SIDE)
         operator, noise = CartesianMRI(mask, maps, (2, SIDE, SIDE)), GaussianNoise(SIGMA)
@@ -118,6 +122,7 @@ def main() -> None:
             "ACCELERATIONS": ((4, 1),), "RIDGE": 0.05,
         },
         minutes={"type": float, "default": 8.0, "help": "training of each field of experts"},
+        accelerations={"nargs": "*", "type": int, "default": [4, 8], "help": "4, with one coil, and 8, with eight"},
     )  # fmt: skip
     table = Table(
         name="mri",
@@ -132,8 +137,8 @@ slices are at least 6 mm from those learned from.""",
     )
     for source, images in (("phantoms", phantoms()), ("brain template", brain())):
         if images is not None:
-            table.rows.extend(rows(images, source, options.minutes))
-    finish(table, options)
+            table.rows.extend(rows(images, source, options.minutes, options.accelerations))
+    finish(table, options, ("images", "acceleration", "regularizer"))
 
 
 if __name__ == "__main__":

@@ -75,7 +75,11 @@ def draw(curves: dict[str, Curve], starts: dict[str, Curve]) -> Any:
             if points:
                 axes.plot(*zip(*points, strict=True), style, color=colour, label=name if style == "-" else None)
     axes.set_xscale("log")
-    axes.set_xlim(left=0.5)
+    ticks = (0.5, 1, 2, 5, 10, 20, 50, 100, 300)
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
+    axes.set_xlim(0.5, 1.1 * max(curve[-1][0] for curve in curves.values()))
+    axes.set_ylim(bottom=max(p for curve in curves.values() for _, p, _ in curve) - 1.5)
     axes.set_xlabel("minutes of training, one thread")
     axes.set_ylabel("PSNR on images held out [dB], best so far")
     axes.legend()

@@ -32,7 +32,7 @@ from learnreg.operators import FourierSampling, Identity, Inpainting, ParallelBe
 from learnreg.regularizers import Regularizer, RidgeRegularizer, Scaled, import_ridge
 from learnreg.solvers.newton_correction import approach_state
 
-IMAGES, SIDES, VIEWS, HIDDEN, FACTOR, LINES = 10, (32, 64), 60, 0.3, 2.0, 4
+IMAGES, VIEWS, HIDDEN, FACTOR, LINES = 10, 60, 0.3, 2.0, 4
 TOLERANCES = (1e-3, 1e-5)
 PUBLISHED = {"denoising": (1.0, 25 / 255), "60-view CT": (2e-3, 6 / 255), "4x MRI": (0.05, 10 / 255)}
 """Weight and noise level of the published model."""
@@ -122,9 +122,10 @@ def row(problem: lr.LowerLevelProblem, images: Tensor, noise: float, tolerance: 
 def main() -> None:
     options = arguments(
         __doc__ or "",
-        quick={"IMAGES": 2, "SIDES": (16,), "TOLERANCES": (1e-4,)},
+        quick={"IMAGES": 2, "sides": [16], "TOLERANCES": (1e-4,)},
         data={"type": Path, "required": True, "help": "the folder with BSDS500"},
         published={"type": Path, "help": "the folder with WCRR-CNN"},
+        sides={"type": int, "nargs": "*", "default": [32, 64], "help": "of the images, in pixels"},
     )
     table = Table(
         name="local_certificates",
@@ -134,7 +135,7 @@ def main() -> None:
         order=95,
     )
     files = list_images(options.data / "BSDS500" / "data" / "images" / "test")[:IMAGES]
-    for side in SIDES:
+    for side in options.sides:
         generator = torch.Generator().manual_seed(0)
         own, patches = regularizer(generator), torch.stack([patch(file, side) for file in files])
         for task, (operator, noise) in tasks(side, generator).items():
@@ -150,7 +151,7 @@ def main() -> None:
                 named = f"{task}, {name}"
                 table.rows += [row(problem, patches, noise, tolerance, named) for tolerance in TOLERANCES]
                 print(table.rows[-len(TOLERANCES) :], file=sys.stderr, flush=True)
-    finish(table, options)
+    finish(table, options, ("problem", "pixels", "tolerance"))
 
 
 if __name__ == "__main__":

@@ -130,7 +130,7 @@ def main() -> None:
     table = Table(
         name="local_certificates",
         title="Local certificates of weakly convex regularizers",
-        command="python benchmarks/local_certificates.py --data DIR --record",
+        command="python benchmarks/local_certificates.py --data DIR --published FOLDER --record",
         text="\n".join((__doc__ or "").splitlines()[4:]),
         order=95,
     )

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from learnreg.certificates.state import StateBound, rounding_floor, state_residual
+from learnreg.kernels.numbers import number_like
 from learnreg.linear.samples import expand, norm_samples, sum_samples
 from learnreg.lower_level.instance import Instance
 
@@ -37,8 +38,8 @@ class FenchelGap:
     def of(cls, instance: Instance, x: Tensor, y: Tensor) -> FenchelGap:
         """For |y| <= weight. Costs 2 applications."""
         t, pullback = instance.apply(x), instance.adjoint(y)
-        weight = torch.as_tensor(instance.potential.weight, dtype=x.dtype, device=x.device)
-        rows = torch.as_tensor(instance.potential.reach(instance.analysis), dtype=x.dtype, device=x.device)
+        weight = number_like(instance.potential.weight, x)
+        rows = number_like(instance.potential.reach(instance.analysis), x)
         hidden = _ROUNDING * torch.finfo(x.dtype).eps * rows * expand(norm_samples(x), t)
         # Where y is the gradient of f at t the share of a response vanishes exactly, and rounding has no say.
         settled = (y == weight * t.sign()) & (t.abs() > hidden)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from learnreg.kernels.loader import kernels_for
+from learnreg.kernels.loader import as_array, kernels_for
 from learnreg.linear.samples import expand
 from learnreg.potentials.curvature import CurvatureInterval
 
@@ -48,9 +48,10 @@ class Octaves:
         if kernels is None:
             found._fill(interval, size, on_low, on_all, limits)
             return found
-        flat = (t.view(batch, -1).numpy() for t in tensors[:5])
-        numbers = torch.tensor(limits, dtype=torch.float64).numpy()
-        kernels.spread(*flat, on_low.numpy(), on_all.numpy(), numbers, _LOWEST, squares.numpy(), peaks.numpy())
+        flat = (as_array(t.view(batch, -1)) for t in tensors[:5])
+        numbers = torch.tensor(limits, dtype=torch.float64, device=size.device)
+        lowest = (*map(as_array, (on_low, on_all, numbers)), _LOWEST)
+        kernels.spread(*flat, *lowest, as_array(squares), as_array(peaks))
         return found
 
     def _fill(

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from learnreg.hypergradients.nudged import Nudged, Nudges
+from learnreg.kernels.numbers import number_like
 from learnreg.linear.examination import is_own_class
 from learnreg.linear.samples import complexly, expand, inner_samples, norm_samples
 from learnreg.lower_level.instance import Counter, Instance
@@ -58,7 +59,7 @@ def solve_continued(
     force = (torch.einsum("k,b...->kb...", c, point.loss_gradient.to(dtype)) - own).flatten(0, 1)
     z = (point.x + torch.einsum("k,b...->kb...", c, X.to(dtype))).flatten(0, 1)
     precondition, goal = _preconditioner(point, index.repeat(2)), residual.repeat(count)
-    width = _INSIDE * torch.as_tensor(pairs.potential.analytic_width, dtype=point.x.dtype, device=point.x.device)
+    width = _INSIDE * number_like(pairs.potential.analytic_width, point.x)
     steps, status = 0, Status.STAGNATED
     for _ in range(_NEWTON_STEPS):
         t = complexly(pairs.apply, z)

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Self
 
-import torch
 from torch import Tensor
 
-from learnreg.kernels.loader import kernels_for
+from learnreg.kernels.loader import as_array, kernels_for
+from learnreg.kernels.numbers import number_like
 
 __all__ = ["ChannelKernels", "as_rows"]
 
@@ -37,14 +37,16 @@ class ChannelKernels:
 
 def as_rows(t: Tensor) -> Any:
     """Responses as an array (batch · n, pixels) that shares their memory."""
-    return t.view(t.shape[0] * t.shape[1], -1).numpy()
+    return as_array(t.view(t.shape[0] * t.shape[1], -1))
 
 
 def _per_channel(value: Tensor | float, like: Tensor) -> Any:
     """An array (batch · n,), or None where the value varies within a channel, needs a gradient or is elsewhere."""
-    value = torch.as_tensor(value, dtype=like.dtype)
-    if value.device != like.device or value.requires_grad or type(value) is not Tensor:
+    if isinstance(value, Tensor) and value.device != like.device:
+        return None
+    value = number_like(value, like)
+    if value.requires_grad or type(value) is not Tensor:
         return None
     if any(size > 1 for size in value.shape[max(0, value.dim() - like.dim() + 2) :]):
         return None
-    return value.expand(*like.shape[:2], *(1,) * (like.dim() - 2)).reshape(-1).numpy()
+    return as_array(value.expand(*like.shape[:2], *(1,) * (like.dim() - 2)).reshape(-1))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from learnreg.errors import AssumptionError, ConfigError, DataError, ShapeError
+from learnreg.kernels.numbers import number_like
 from learnreg.linear.arguments import given_tensor
 from learnreg.linear.operator import LinearOperator
 from learnreg.linear.stack import Stack
@@ -181,7 +182,7 @@ class _AtMeasurements(DataTerm):
         return _AtMeasurements(self.potential.select(index), self.term)
 
     def weights_for(self, p: Tensor) -> Tensor:
-        return torch.as_tensor(self.potential.floor, dtype=p.dtype, device=p.device)
+        return number_like(self.potential.floor, p)
 
     def weigh(self, p: Tensor) -> Tensor:
         return torch.zeros_like(p)

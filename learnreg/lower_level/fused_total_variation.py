@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from learnreg.convolutions.gradient import Gradient
-from learnreg.kernels.loader import kernels_for
+from learnreg.kernels.loader import as_array, kernels_for
 from learnreg.lower_level.instance import Instance
 from learnreg.potentials.isotropic import IsotropicPseudoHuber
 
@@ -84,8 +84,8 @@ class FusedTotalVariation:
 
     def movement(self, x: Tensor, x_hat: Tensor, y: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """‖x - x_hat‖ and ‖y - f'(t)‖ per sample, (batch,) each."""
-        sums = torch.empty(x.shape[0], 2, dtype=torch.float64)
-        self.kernels.movement(*_arrays(x, x_hat, y, t, self.weight), self.smoothing, sums.numpy())
+        sums = torch.empty(x.shape[0], 2, dtype=torch.float64, device=x.device)
+        self.kernels.movement(*_arrays(x, x_hat, y, t, self.weight), self.smoothing, as_array(sums))
         primal, dual = sums.sqrt_().to(x.dtype).unbind(1)
         return primal, dual
 
@@ -93,19 +93,20 @@ class FusedTotalVariation:
         """x = (q - K^T f'(t)) / d, and the sums of ``kernels.total_variation.dual_answer``, (6, batch), float64;
         counts 2."""
         self.instance.counter.applications += 2
-        x, sums = torch.empty_like(self.instance.q), torch.empty(t.shape[0], 6, dtype=torch.float64)
+        x = torch.empty_like(self.instance.q)
+        sums = torch.empty(t.shape[0], 6, dtype=torch.float64, device=t.device)
         arrays = _arrays(t, self.instance.q, self.diagonal, self.weight)
-        self.kernels.dual_answer(*arrays, self.smoothing, x.numpy(), sums.numpy())
+        self.kernels.dual_answer(*arrays, self.smoothing, as_array(x), as_array(sums))
         return x, sums.T
 
     def judge(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """y = f'(K x), and the sums of ``kernels.total_variation.judge``, (8, batch); counts 3."""
         self.instance.counter.applications += 3
-        y, sums = torch.empty_like(t), torch.empty(t.shape[0], 8, dtype=torch.float64)
+        y, sums = torch.empty_like(t), torch.empty(t.shape[0], 8, dtype=torch.float64, device=t.device)
         arrays = _arrays(x, t, self.instance.q, self.diagonal, self.weight)
-        self.kernels.judge(*arrays, self.smoothing, y.numpy(), sums.numpy())
+        self.kernels.judge(*arrays, self.smoothing, as_array(y), as_array(sums))
         return y, sums.T
 
 
 def _arrays(*tensors: Tensor) -> tuple[Any, ...]:
-    return tuple(t.numpy() for t in tensors)
+    return tuple(as_array(t) for t in tensors)

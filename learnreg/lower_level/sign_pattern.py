@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from learnreg.errors import AssumptionError, ConfigError
+from learnreg.kernels.numbers import number_like
 from learnreg.lower_level.instance import Instance
 
 __all__ = ["DenseAnalysis", "ReducedSystem", "independent_rows"]
@@ -57,7 +58,7 @@ class DenseAnalysis:
         unit = torch.eye(n, dtype=instance.q.dtype, device=instance.q.device).reshape(n, *instance.forward.domain_shape)
         instance.counter.applications += math.ceil(n / instance.batch)
         K = instance.analysis(unit).reshape(n, m).T.contiguous()
-        weight = torch.as_tensor(instance.potential.weight, dtype=K.dtype, device=K.device)
+        weight = number_like(instance.potential.weight, K)
         weight = weight.expand(instance.analysis.range_shape).flatten()
         found = []
         for i in range(instance.batch):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from learnreg.errors import ConfigError
+from learnreg.kernels.numbers import number_like
 from learnreg.potentials.base import Number, check_positive
 from learnreg.potentials.proximal import Elementwise
 
@@ -59,7 +60,7 @@ class AbsoluteValue(Elementwise):
 
     def dual_prox(self, v: Tensor) -> Tensor:
         """prox_{sigma f*}(v) for every sigma: the nearest point with |y| <= l."""
-        limit = torch.as_tensor(self.weight, dtype=v.dtype, device=v.device)
+        limit = number_like(self.weight, v)
         return torch.minimum(torch.maximum(v, -limit), limit)
 
     def conjugate_at_gradient(self, t: Tensor) -> Tensor:

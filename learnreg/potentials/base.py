@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from learnreg.errors import AssumptionError
+from learnreg.kernels.numbers import number_like
 from learnreg.linear.arguments import real_number
 from learnreg.linear.examination import is_own_class
 from learnreg.linear.operator import LinearOperator
@@ -349,7 +350,7 @@ def check_positive(potential: Potential, **numbers: Number) -> None:
 def nearest(size: Tensor, radius: Tensor | float, peak: Tensor | float) -> Tensor:
     """The point of [size - radius, size + radius], rounded outwards, that is nearest to the peak of a function."""
     near = (size - radius).mul_(1.0 - OUTWARD).clamp_min_(0.0)
-    at = torch.maximum(near, torch.as_tensor(peak, dtype=size.dtype, device=size.device))
+    at = torch.maximum(near, number_like(peak, size))
     return torch.minimum(at, torch.add(size, radius, out=near).mul_(1.0 + OUTWARD), out=at)
 
 

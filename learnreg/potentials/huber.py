@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from learnreg.kernels.numbers import number_like
 from learnreg.potentials.base import OUTWARD
 from learnreg.potentials.proximal import SmoothedElementwise
 
@@ -41,7 +42,7 @@ class Huber(SmoothedElementwise):
         return self.weight * (t / self.smoothing).clamp(-1.0, 1.0)
 
     def second(self, t: Tensor) -> Tensor:
-        limit = torch.as_tensor(self.curvature_limit, dtype=t.dtype, device=t.device)
+        limit = number_like(self.curvature_limit, t)
         return torch.where(t.abs() <= self.smoothing, limit, torch.zeros_like(limit))
 
     def prox(self, v: Tensor, step: Tensor | float, start: Tensor | None = None) -> Tensor:

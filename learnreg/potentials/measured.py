@@ -15,6 +15,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
+from learnreg.kernels.numbers import number_like
 from learnreg.linear.operator import LinearOperator
 from learnreg.linear.parameter_groups import Density, ParameterGroup, shape_of
 from learnreg.linear.samples import norm_samples
@@ -107,7 +108,7 @@ class Measured(Elementwise):
 
     def inside(self, t: Tensor) -> Tensor:
         """The point of [lower, upper] nearest to t."""
-        lower, upper = (torch.as_tensor(end, dtype=t.dtype, device=t.device) for end in (self.lower, self.upper))
+        lower, upper = (number_like(end, t) for end in (self.lower, self.upper))
         return torch.clamp(t, lower, upper)
 
     def span(self, t: Tensor, radius: Tensor | float) -> tuple[Tensor, Tensor]:

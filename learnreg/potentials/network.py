@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from learnreg.convolutions.network_layers import mix, mix_adjoint
+from learnreg.kernels.numbers import number_like
 from learnreg.linear.parameter_groups import Density, OwnBound, ParameterBound, ParameterGroup, ResponseErrors
 from learnreg.linear.samples import sum_samples
 from learnreg.potentials.base import OUTWARD, Smoothed
@@ -137,7 +138,7 @@ class NetworkPotential(Smoothed):
     def _layers(self, t: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
         """Responses, bias, smoothing and incoming mixing of each layer."""
         n = self.features
-        smoothing = torch.as_tensor(self.smoothing, dtype=t.dtype, device=t.device).expand(self.layers * n, 1, 1)
+        smoothing = number_like(self.smoothing, t).expand(self.layers * n, 1, 1)
         for l in range(self.layers):
             own = slice(l * n, (l + 1) * n)
             yield t[:, own], self.biases[l, :, None, None], smoothing[own], self.mixing[l - 1] if l else None
@@ -153,7 +154,7 @@ class NetworkPotential(Smoothed):
             slopes.append(torch.where(u > 0, 1.0 - half / (root + u.clamp_min(0.0)), half / (root - u.clamp_max(0.0))))
             bends.append(0.5 * v * v * (inverse * inverse * inverse))
         ys: list[Tensor] = []
-        q = torch.as_tensor(self.weight, dtype=t.dtype, device=t.device).expand_as(slopes[-1])
+        q = number_like(self.weight, t).expand_as(slopes[-1])
         for l in range(self.layers - 1, -1, -1):
             bends[l] = bends[l] * q
             ys.append(q * slopes[l])
@@ -173,8 +174,8 @@ class NetworkPotential(Smoothed):
 
     def _numbers(self, like: Tensor) -> Layers:
         n = self.features
-        smoothing = torch.as_tensor(self.smoothing, dtype=like.dtype, device=like.device).expand(self.layers * n, 1, 1)
-        weights = torch.as_tensor(self.weight, dtype=like.dtype, device=like.device).expand(n, 1, 1)
+        smoothing = number_like(self.smoothing, like).expand(self.layers * n, 1, 1)
+        weights = number_like(self.weight, like).expand(n, 1, 1)
         return Layers(smoothing.view(-1, n, 1, 1), self.biases[..., None, None], weights, self.mixing)
 
     def _bend(self, at: _Linearised, v: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from learnreg.kernels.blocks import planes, sum_blocks
+from learnreg.kernels.numbers import number_like
 from learnreg.kernels.rows import ChannelKernels, as_rows
 from learnreg.linear.operator import LinearOperator
 from learnreg.linear.samples import inner_samples, sum_samples
@@ -71,7 +72,7 @@ class ProximalPotential(Potential, Proximal):
         return sum_blocks(slopes, t.shape[0])[0]
 
     def blocks(self, t: Tensor, *others: Tensor) -> Iterator[tuple[Any, ...]]:
-        numbers = {name: torch.as_tensor(p, dtype=t.dtype, device=t.device) for name, p in self.numbers().items()}
+        numbers = {name: number_like(p, t) for name, p in self.numbers().items()}
         for t_, *rest in planes(t, *numbers.values(), *others, whole=self.whole_planes):
             own = dict(zip(numbers, rest, strict=False))
             yield self.with_numbers(**own), t_, *rest[len(own) :]

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from learnreg.kernels.blocks import planes
+from learnreg.kernels.loader import as_array
+from learnreg.kernels.numbers import number_like
 from learnreg.kernels.rows import ChannelKernels, as_rows
 from learnreg.linear.samples import sum_samples
 from learnreg.potentials.base import OUTWARD, WARM_PROX_STEPS, nearest
@@ -62,8 +64,8 @@ class PseudoHuber(SmoothedElementwise):
         fast = self._kernels(r, t)
         if fast is None:
             return super().distances(r, t)
-        sums = torch.empty(r.shape[0], r.shape[1], 2, dtype=torch.float64)
-        fast.kernels.distances(as_rows(r), as_rows(t), *fast.constants[:2], sums.view(-1, 2).numpy())
+        sums = torch.empty(r.shape[0], r.shape[1], 2, dtype=torch.float64, device=r.device)
+        fast.kernels.distances(as_rows(r), as_rows(t), *fast.constants[:2], as_array(sums.view(-1, 2)))
         distance, apart = sums.sum(1).to(r.dtype).unbind(1)
         return distance, apart
 
@@ -71,8 +73,8 @@ class PseudoHuber(SmoothedElementwise):
         fast = self._kernels(t, v, step=step)
         if fast is None:
             return super().slope(t, v, step)
-        sums = torch.empty(t.shape[0], t.shape[1], dtype=torch.float64)
-        fast.kernels.slope(as_rows(t), as_rows(v), *fast.constants, sums.view(-1).numpy())
+        sums = torch.empty(t.shape[0], t.shape[1], dtype=torch.float64, device=t.device)
+        fast.kernels.slope(as_rows(t), as_rows(v), *fast.constants, as_array(sums.view(-1)))
         return sums.sum(1).to(t.dtype)
 
     def second_into(self, t: Tensor, out: Tensor) -> Tensor:
@@ -87,7 +89,7 @@ class PseudoHuber(SmoothedElementwise):
         if fast is not None:
             fast.kernels.grad(as_rows(t), *fast.constants[:2], as_rows(out))
             return out
-        square = torch.as_tensor(self.smoothing, dtype=t.dtype, device=t.device) ** 2
+        square = number_like(self.smoothing, t) ** 2
         return torch.addcmul(square, t, t, out=out).rsqrt_().mul_(t).mul_(self.weight)
 
     def dual_step_(
@@ -118,13 +120,13 @@ class PseudoHuber(SmoothedElementwise):
     def third_bound(self, t: Tensor, radius: Tensor | float) -> Tensor:
         """|f'''| = 3 l v² |t| / (t² + v²)^(5/2) rises up to |t| = v/2 and falls beyond."""
         at = nearest(t.abs(), radius, 0.5 * self.smoothing)
-        square = torch.as_tensor(self.smoothing, dtype=t.dtype, device=t.device) ** 2
+        square = number_like(self.smoothing, t) ** 2
         return at.mul_(torch.addcmul(square, at, at).pow_(-2.5)).mul_(3.0 * self.weight * square * (1.0 + OUTWARD))
 
     def _inverse_scale(self, t: Tensor) -> Tensor:
         """1/sqrt(t² + v²), in place where autograd does not look: these passes over the responses are what iterations
         spend most of their time on."""
-        square = torch.as_tensor(self.smoothing, dtype=t.dtype, device=t.device) ** 2
+        square = number_like(self.smoothing, t) ** 2
         if torch.is_grad_enabled():
             return torch.rsqrt(t * t + square)
         return torch.addcmul(square, t, t).rsqrt_()
@@ -143,7 +145,7 @@ class PseudoHuber(SmoothedElementwise):
 
     def divergence(self, r: Tensor, t: Tensor) -> Tensor:
         """l nu² (r - t)² / (s_t (s_r s_t + r t + nu²)) with s = sqrt(.² + nu²): the same without cancellation."""
-        square = torch.as_tensor(self.smoothing, dtype=t.dtype, device=t.device) ** 2
+        square = number_like(self.smoothing, t) ** 2
         s_t = torch.addcmul(square, t, t).sqrt()
         sizes = torch.addcmul(square, r, r).sqrt() * s_t
         return self.weight * square * (r - t) ** 2 / (s_t * torch.maximum(sizes + r * t + square, square))
@@ -151,8 +153,8 @@ class PseudoHuber(SmoothedElementwise):
 
 def newton_constants(weight: Tensor | float, smoothing: Tensor | float, t: Tensor, sigma: Tensor) -> tuple[Tensor, ...]:
     """nu², l, l nu², sigma and 1/(sigma + l/nu) of a pseudo-Huber function, to broadcast against t."""
-    square = torch.as_tensor(smoothing, dtype=t.dtype, device=t.device) ** 2
-    weight = torch.as_tensor(weight, dtype=t.dtype, device=t.device)
+    square = number_like(smoothing, t) ** 2
+    weight = number_like(weight, t)
     return square, weight, weight * square, sigma, 1.0 / (sigma + weight / smoothing)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from learnreg.errors import ShapeError
 from learnreg.kernels.blocks import planes
+from learnreg.kernels.numbers import number_like
 from learnreg.potentials.base import OUTWARD
 from learnreg.potentials.proximal import SmoothedElementwise
 
@@ -145,7 +146,7 @@ class QuadraticSpline(SmoothedElementwise):
         if self.bends.shape[0] == 1:
             yield from super().blocks(t, *others)
             return
-        weight, smoothing = (torch.as_tensor(p, dtype=t.dtype, device=t.device) for p in (self.weight, self.smoothing))
+        weight, smoothing = (number_like(p, t) for p in (self.weight, self.smoothing))
         channels = torch.arange(t.shape[1], device=t.device).reshape(-1, *(1,) * (t.dim() - 2))
         for t_, channels_, weight_, smoothing_, *rest in planes(t, channels, weight, smoothing, *others):
             own = channels_.flatten()

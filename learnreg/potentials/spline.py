@@ -19,6 +19,8 @@ from torch import Tensor
 
 from learnreg.errors import ConfigError
 from learnreg.kernels.blocks import planes
+from learnreg.kernels.loader import as_array
+from learnreg.kernels.numbers import number_like
 from learnreg.kernels.rows import ChannelKernels, as_rows
 from learnreg.linear.parameter_groups import ParameterGroup
 from learnreg.potentials.base import OUTWARD, WARM_PROX_STEPS
@@ -164,8 +166,8 @@ class Spline(SmoothedElementwise):
         fast = self._kernels(t, v, step=step)
         if fast is None:
             return super().slope(t, v, step)
-        sums = torch.empty(t.shape[0], t.shape[1], dtype=torch.float64)
-        fast.kernels.slope(as_rows(t), as_rows(v), *fast.constants, *self._arrays(t), sums.view(-1).numpy())
+        sums = torch.empty(t.shape[0], t.shape[1], dtype=torch.float64, device=t.device)
+        fast.kernels.slope(as_rows(t), as_rows(v), *fast.constants, *self._arrays(t), as_array(sums.view(-1)))
         return sums.sum(1).to(t.dtype)
 
     def dual_step_(
@@ -179,16 +181,16 @@ class Spline(SmoothedElementwise):
         fast.kernels.dual_step(*rows, *fast.constants, relaxation, *self._arrays(t))
 
     def _kernels(self, *responses: Tensor, step: Tensor | float = 1.0) -> ChannelKernels | None:
-        if self.coefficients.requires_grad or self.coefficients.device.type != "cpu":
+        if self.coefficients.requires_grad or self.coefficients.device != responses[0].device:
             return None
         return ChannelKernels.of("spline", responses, self.weight, self.smoothing, step)
 
     def _arrays(self, like: Tensor) -> tuple[Any, ...]:
         """The first three derivatives of h at the knots."""
-        return self._numpy(like, "slope", "bend", "twist")
+        return self._named(like, "slope", "bend", "twist")
 
-    def _numpy(self, like: Tensor, *names: str) -> tuple[Any, ...]:
-        return tuple(self._table(name).to(like.dtype).numpy() for name in names)
+    def _named(self, like: Tensor, *names: str) -> tuple[Any, ...]:
+        return tuple(as_array(self._table(name).to(like.dtype)) for name in names)
 
     # ---- constants and intervals -------------------------------------------------------------------------------------
 
@@ -214,7 +216,7 @@ class Spline(SmoothedElementwise):
     def curvature_bounds(self, t: Tensor, radius: Tensor | float) -> tuple[Tensor, Tensor]:
         fast = self._kernels(t, step=radius)
         if fast is not None:
-            bounds, tables = (torch.empty_like(t), torch.empty_like(t)), self._numpy(t, "bend", "lowest", "highest")
+            bounds, tables = (torch.empty_like(t), torch.empty_like(t)), self._named(t, "bend", "lowest", "highest")
             fast.kernels.curvature_bounds(as_rows(t), *fast.constants, OUTWARD, *tables, *map(as_rows, bounds))
             return bounds
         near, far = self._interval(t, radius)
@@ -233,7 +235,7 @@ class Spline(SmoothedElementwise):
         fast = self._kernels(t, step=radius)
         if fast is not None:
             found = torch.empty_like(t)
-            fast.kernels.third_bound(as_rows(t), *fast.constants, OUTWARD, *self._numpy(t, "steepest"), as_rows(found))
+            fast.kernels.third_bound(as_rows(t), *fast.constants, OUTWARD, *self._named(t, "steepest"), as_rows(found))
             return found
         near, far = self._interval(t, radius)
         first = near.floor().clamp(max=self._last)
@@ -253,7 +255,7 @@ class Spline(SmoothedElementwise):
         return torch.where(high == 0, 1.0, torch.where(low > 0, factor, torch.inf))
 
     def blocks(self, t: Tensor, *others: Tensor) -> Iterator[tuple[Any, ...]]:
-        weight, smoothing = (torch.as_tensor(p, dtype=t.dtype, device=t.device) for p in (self.weight, self.smoothing))
+        weight, smoothing = (number_like(p, t) for p in (self.weight, self.smoothing))
         if self.coefficients.shape[0] == 1:
             for t_, weight_, smoothing_, *rest in planes(t, weight, smoothing, *others):
                 yield self.with_parameters(weight_, smoothing_), t_, *rest

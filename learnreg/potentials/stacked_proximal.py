@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from learnreg.kernels.numbers import number_like
 from learnreg.linear.share import Share
 from learnreg.potentials.base import WARM_PROX_STEPS, Number, Potential
 from learnreg.potentials.proximal import ProximalPotential
@@ -89,7 +90,7 @@ def _put_back(share: Share, whole: Tensor, part: Tensor) -> None:
 
 def _step(share: Share, step: Tensor | float, like: Tensor) -> Tensor:
     """The steps of a part, (batch, 1, ...), from those of all responses."""
-    steps = torch.as_tensor(step, dtype=like.dtype, device=like.device).expand(like.shape)
+    steps = number_like(step, like).expand(like.shape)
     return steps[:, share.first].reshape(-1, *(1,) * len(share.shape))
 
 

@@ -20,6 +20,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from learnreg.kernels.numbers import number_like
 from learnreg.linear.parameter_groups import Density, ParameterGroup, shape_of
 from learnreg.potentials.base import OUTWARD
 from learnreg.potentials.spline import Spline, channel_shape, initial_coefficients
@@ -48,7 +49,7 @@ class WeaklyConvexSpline(Spline):
         c = initial_coefficients(21) if coefficients is None else coefficients
         self.depths = c.new_full((1, c.shape[1] - 1), 0.05) if depths is None else depths
         self._convex = c
-        ratio = torch.as_tensor(smoothing / weight, dtype=c.dtype, device=c.device).reshape(-1, 1)
+        ratio = number_like(smoothing / weight, c).reshape(-1, 1)
         super().__init__(smoothing, weight, c + ratio * _concave_coefficients(self.depths))
 
     @property
@@ -164,7 +165,7 @@ class WeaklyConvexSpline(Spline):
     def depth_gradient_size(self, t: Tensor) -> Tensor:
         """Bound of the Euclidean norm of ``depth_gradients`` at each response, min(|t|, v) ‖(d_j)_j‖: each is at most
         d_j v, and its slope in t at most d_j. *Rigorous bound.*"""
-        size = torch.minimum(t.abs(), torch.as_tensor(self.smoothing, dtype=t.dtype, device=t.device))
+        size = torch.minimum(t.abs(), number_like(self.smoothing, t))
         return size * self._per_channel(self.depths.norm(dim=1)).to(t) * (1.0 + 1e-12)
 
 

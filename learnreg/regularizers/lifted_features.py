@@ -21,6 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from learnreg.convolutions.lifted import couple, couple_adjoint, coupling_norm, squared_coupling
 from learnreg.convolutions.network_layers import mix, mix_adjoint
+from learnreg.kernels.numbers import number_like
 from learnreg.linear.grad_mode import full_precision
 from learnreg.linear.samples import expand, sum_samples
 
@@ -198,7 +199,7 @@ class InnerProblem:
         free, active = z > 0, (self.dual(z) > 0).to(z)
         inverse = 1.0 / (self.delta_z + squared_coupling(active, self.mixing) / self.delta_y)
         rhs = torch.where(free, cotangent, 0.0)
-        return self._linear_solve(active, free, rhs, torch.as_tensor(relative, dtype=z.dtype, device=z.device), inverse)
+        return self._linear_solve(active, free, rhs, number_like(relative, z), inverse)
 
 
 class _Features(torch.autograd.Function):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from learnreg.kernels.numbers import number_like
 from learnreg.linear.grad_mode import full_precision
 from learnreg.linear.identity import Unchanged
 from learnreg.linear.operator import LinearOperator
@@ -64,7 +65,7 @@ class _Inner:
     @classmethod
     def of(cls, operator: LinearOperator, potential: Potential, modulus: float, x: Tensor, channels: int) -> _Inner:
         shape = operator.domain_shape
-        number = torch.as_tensor(modulus, dtype=x.dtype, device=x.device)
+        number = number_like(modulus, x)
         instance = Instance(
             quadratic=DiagonalQuadratic(Unchanged(shape), number, 0.0, number),
             q=x.new_zeros(x.shape[0], *shape),

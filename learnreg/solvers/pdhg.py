@@ -14,6 +14,7 @@ from torch import Tensor
 
 from learnreg.certificates.state import dual_answer, smallest_bound
 from learnreg.errors import AssumptionError
+from learnreg.kernels.numbers import number_like
 from learnreg.linear.samples import expand, sum_samples
 from learnreg.lower_level.fused_total_variation import FusedTotalVariation
 from learnreg.lower_level.instance import Instance
@@ -63,7 +64,7 @@ class StepSizes:
     @classmethod
     def of(cls, instance: Instance) -> StepSizes:
         """Step-size constants of an instance; sigma grows with the root of the largest curvature of each channel."""
-        limit = torch.as_tensor(instance.potential.curvature_limit, dtype=instance.q.dtype, device=instance.q.device)
+        limit = number_like(instance.potential.curvature_limit, instance.q)
         limit = limit.clamp_min(torch.finfo(limit.dtype).tiny ** 0.5)  # a spline may be straight
         scaling = limit / limit.max() if limit.dim() in (1, 3) and limit.numel() > 1 else torch.ones_like(limit)
         scaling = scaling.clamp_min(_LEAST_SCALING).sqrt()

@@ -146,7 +146,6 @@ SETTINGS = [
     ("TotalVariation", "learned-weights", True),
     ("AnalysisOperator-FilterBank", "weights-and-blur", True),
     ("RidgeRegularizer", "denoising", False),
-    ("FieldsOfExperts-colours", "colours", False),
 ]
 
 
@@ -204,7 +203,8 @@ def to_meta(value: Any) -> Any:
     if isinstance(value, nn.Module):
         return value.to("meta")
     if isinstance(value, BandedPotential):
-        return BandedPotential(to_meta(value.operator), to_meta(value.potential))
+        operator = to_meta(value.operator)
+        return BandedPotential(operator, to_meta(value.potential), operator.bands())
     if isinstance(value, Spline):
         value = value.with_coefficients(to_meta(value.coefficients))
     if isinstance(value, lr.potentials.Potential):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from learnreg.linear.samples import sum_samples
 from learnreg.lower_level.constraints import FreePixels
-from learnreg.lower_level.instance import Instance
+from learnreg.lower_level.instance import Counter, Instance
 
 __all__ = ["AdjointEquation"]
 
@@ -30,6 +30,11 @@ class AdjointEquation:
         """The equation at x with responses t."""
         free = instance.box.interior(x)
         return cls(instance, instance.potential.linearised(t), free.restrict(-loss_gradient), free)
+
+    @property
+    def counter(self) -> Counter:
+        """Of operator applications."""
+        return self.instance.counter
 
     def curvature_diagonal(self) -> Tensor:
         """The diagonal of f''(Kx), in the shape of Kx."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Hashable
 from dataclasses import dataclass, fields, replace
 from typing import Any, Generic, Protocol, Self, TypeVar
 
@@ -120,6 +121,11 @@ class Iteration(ABC, Generic[ProblemT, StateT]):
             state = self.step(problem, state)
         return state
 
+    def recurring(self, state: StateT) -> Hashable:
+        """What, besides the shapes of its tensors, decides which operations the next ``check_every`` steps are, all of
+        whose numbers are in tensors; None where that is not known. Such blocks may be recorded and replayed."""
+        return None
+
     @abstractmethod
     def report(self, problem: ProblemT, state: StateT) -> Report:
         """The current answer and its bound."""
@@ -144,3 +150,7 @@ class AdjointSolver(Iteration[AdjointEquation, StateT]):
     def obstacle(self, instance: Instance) -> str:
         """Why it does not fit a problem; "" where it does."""
         return ""
+
+    def recurring(self, state: StateT) -> Hashable:
+        """The equation is linear: every step is the same."""
+        return ()

@@ -6,7 +6,7 @@ only, so an iteration needs one K (for v) and one K^T (for the gradient), whatev
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -111,6 +111,10 @@ class LBFGS(Solver[LBFGSState]):
             (*state.d, d)[-self.memory :],
             (*state.inverse_curvature, inverse_curvature(s, d))[-self.memory :],
         )
+
+    def recurring(self, state: LBFGSState) -> Hashable:
+        """Nothing, once all pairs are there."""
+        return () if len(state.s) == self.memory else None
 
     def _step_length(
         self, instance: Instance, state: LBFGSState, grad: Tensor, p: Tensor, v: Tensor, m_p: Tensor

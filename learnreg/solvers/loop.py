@@ -13,6 +13,7 @@ from torch import Tensor
 from learnreg.linear.samples import expand
 from learnreg.result import Status
 from learnreg.solvers.base import Iteration, Report, Selectable, front_rows, select_samples
+from learnreg.solvers.replay import Blocks
 
 __all__ = ["LoopResult", "Record", "iterate"]
 
@@ -88,11 +89,11 @@ def iterate(
     max_steps: at most; None stops when the residual stagnates.
     """
     limit = _DEFAULT_MAX_STEPS if max_steps is None else max_steps
-    part, steps = problem, 0
+    part, steps, blocks = problem, 0, Blocks(solver)
     state = solver.init(problem, x) if state is None else state
     pause = solver.check_every * (2 if solver.report_applications else 1)
     if solver.report_applications:  # a costly look at the start would rarely end anything
-        state, steps = _advance(solver, part, state, 0, min(pause, limit))
+        state, steps = _advance(blocks, part, state, 0, min(pause, limit))
     report = solver.report(part, state)
     samples = _Samples(x, report, residual_tolerance, bound_tolerance)
     buffer, rows = report.t, samples.active  # all pull-backs, as the state keeps them, and whose they are
@@ -111,7 +112,7 @@ def iterate(
             front_rows(rows, index)
             samples.keep(index)
             part, state = part.select(index), select_samples(state, index)
-        state, steps = _advance(solver, part, state, steps, min(steps + pause, limit))
+        state, steps = _advance(blocks, part, state, steps, min(steps + pause, limit))
         report = solver.report(part, state)
     del state, report
     status = _status(samples.stopped)
@@ -188,13 +189,14 @@ def _finite_points(found: Tensor, start: Tensor) -> Tensor:
     return torch.where(expand(finite, found), found, start)
 
 
-def _advance(solver: Iteration[Any, Any], part: Selectable, state: Any, steps: int, aim: int) -> tuple[Any, int]:
+def _advance(blocks: Blocks, part: Selectable, state: Any, steps: int, aim: int) -> tuple[Any, int]:
     """Steps until their number is ``aim``, with an adjustment of step sizes every ``check_every``."""
+    solver = blocks.solver
     while steps < aim:
         if steps:
             state = solver.adapt(part, state)
         count = min(solver.check_every, aim - steps)
-        state, steps = solver.steps(part, state, count), steps + count
+        state, steps = blocks.steps(part, state, count), steps + count
     return state, steps
 
 

@@ -5,6 +5,7 @@ Source: as that of ``pdhg``.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -74,6 +75,9 @@ class NonsmoothPDHG(Solver[NonsmoothPDHGState]):
         y_hat = state.y_hat.copy_(instance.nonsmooth.dual_prox(v))
         x, y = torch.lerp(state.x, x_hat, rho), torch.lerp(state.y, y_hat, rho)
         return replace(state, x=x, y=y, x_hat=x_hat, y_hat=y_hat, steps=state.steps + 1)
+
+    def recurring(self, state: NonsmoothPDHGState) -> Hashable:
+        return ()
 
     def adapt(self, instance: Instance, state: NonsmoothPDHGState) -> NonsmoothPDHGState:
         movement = scaled_movement(state.sizes, state.x - state.x_hat, state.y - state.y_hat)

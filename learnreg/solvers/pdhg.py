@@ -7,6 +7,7 @@ of primal and dual movement: Applegate et al. (2021); step sizes of channels and
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -186,6 +187,9 @@ class PDHG(Solver[PDHGState]):
     def steps(self, instance: Instance, state: PDHGState, count: int) -> PDHGState:
         fused = self._fused_steps(instance, state, count)
         return super().steps(instance, state, count) if fused is None else fused
+
+    def recurring(self, state: PDHGState) -> Hashable:
+        return state.newton_steps if state.steps >= _FIRST_STEPS else None
 
     def _fused_steps(self, instance: Instance, state: PDHGState, count: int) -> PDHGState | None:
         """All of them by one kernel, where it fits; Newton steps as at the first."""

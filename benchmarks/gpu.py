@@ -10,7 +10,6 @@ small, on any device.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import math
 import platform
@@ -18,107 +17,24 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import checkout  # noqa: F401  # makes learnreg importable
 import torch
+from gpu_plan import Plan, Rows, noisy, phantoms, regularizers
+from gpu_speed import graphs, hypergradients, iterations, kernels, training
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import learnreg as lr
 from learnreg.operators import Blur, Identity, ParallelBeam2D
-from learnreg.regularizers import (
-    FieldsOfExperts,
-    InputConvexNetwork,
-    Regularizer,
-    RidgeRegularizer,
-    TotalVariation,
-)
+from learnreg.regularizers import FieldsOfExperts
 
-Rows = Iterator[dict[str, Any]]
-
-SIGMA, FILTERS, SIZE = 25 / 255, 24, 5
 WAITS = {"_local_scalar_dense", "item", "is_nonzero", "nonzero", "equal", "masked_select"}
 """Operations whose result the host waits for."""
-
-
-@dataclass
-class Plan:
-    """Where to compute, how much, and until when."""
-
-    device: torch.device
-    quick: bool
-    deadline: float
-    bandwidth: float = math.nan
-    """Bytes per second of copies on the device, as measured."""
-
-    def chosen(self, full: Any, small: Any) -> Any:
-        return small if self.quick else full
-
-    @property
-    def left(self) -> float:
-        return self.deadline - time.monotonic()
-
-    def wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
-    def seconds(self, call: Callable[[], object], rounds: int = 3) -> float:
-        """The median of some runs, after one that does not count."""
-        call()
-        found = []
-        for _ in range(rounds):
-            self.wait()
-            began = time.perf_counter()
-            call()
-            self.wait()
-            found.append(time.perf_counter() - began)
-        return statistics.median(found)
-
-    @contextlib.contextmanager
-    def peak(self) -> Iterator[Callable[[], float]]:
-        """MB that were in use at most; NaN where the device does not say."""
-        there = self.device.type == "cuda"
-        if there:
-            torch.cuda.reset_peak_memory_stats(self.device)
-        yield lambda: torch.cuda.max_memory_allocated(self.device) / 1e6 if there else math.nan
-
-
-def phantoms(batch: int, side: int, seed: int = 0) -> Tensor:
-    """Random rectangles on a ramp, (batch, 1, side, side), in [0, 1]."""
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.linspace(0.0, 0.5, side).expand(batch, 1, side, side).clone()
-    for image in x:
-        for _ in range(8):
-            top, left = (int(n) for n in torch.randint(0, side - 2, (2,), generator=generator))
-            height, width = (int(n) for n in torch.randint(2, max(3, side // 2), (2,), generator=generator))
-            image[0, top : top + height, left : left + width] = torch.rand((), generator=generator)
-    return x
-
-
-def noisy(x: Tensor, seed: int = 1) -> Tensor:
-    return x + SIGMA * torch.randn(x.shape, generator=torch.Generator().manual_seed(seed))
-
-
-def regularizers(small: bool = False) -> dict[str, Callable[[], Regularizer]]:
-    """Made anew, on the CPU, with the same numbers each time."""
-
-    def generator() -> torch.Generator:
-        return torch.Generator().manual_seed(0)
-
-    filters, size = (4, 3) if small else (FILTERS, SIZE)
-    return {
-        "Fields of Experts": lambda: FieldsOfExperts(filters, size, generator=generator()),
-        "total variation": lambda: TotalVariation(0.07, 1e-2),
-        "ridge": lambda: RidgeRegularizer((2, 4), 3, 9, generator=generator()),
-        "input-convex network": lambda: InputConvexNetwork(generator=generator()),
-    }
-
-
-# ---- what is the same ------------------------------------------------------------------------------------------------
 
 
 def machine(plan: Plan) -> Rows:
@@ -242,98 +158,13 @@ def waits(plan: Plan) -> Rows:
         yield {"regularizer": name, "steps": steps, "waits per step": (many.seen - few.seen) / max(steps, 1)}
 
 
-# ---- how fast --------------------------------------------------------------------------------------------------------
-
-
-def _experts(side: int, device: torch.device) -> lr.LowerLevelProblem:
-    R = FieldsOfExperts(FILTERS, SIZE, generator=torch.Generator().manual_seed(0))
-    return lr.LowerLevelProblem(Identity((1, side, side)), R).to(device)
-
-
-def iterations(plan: Plan) -> Rows:
-    """Seconds of an iteration by batch, the share of the memory bandwidth if responses were written and read twice, and
-    two threads of this machine's CPU beside it."""
-    side = plan.chosen(256, 32)
-    for batch in plan.chosen((1, 4, 16, 64), (1, 2)):
-        b, problem = noisy(phantoms(batch, side)).to(plan.device), _experts(side, plan.device)
-        for solver in ("lbfgs", "pdhg"):
-            seconds = _step_seconds(partial(lr.solve, problem, b, 1e-12, solver=solver), plan)
-            traffic = 4 * 4 * batch * FILTERS * side**2
-            row = {"batch": batch, "side": side, "solver": solver, "seconds": seconds}
-            row["share of bandwidth"] = traffic / plan.bandwidth / max(seconds, 1e-12)
-            yield row
-    threads, cpu = torch.get_num_threads(), torch.device("cpu")
-    torch.set_num_threads(2)
-    try:
-        b, problem = noisy(phantoms(1, side)), _experts(side, cpu)
-        seconds = _step_seconds(partial(lr.solve, problem, b, 1e-12), replace(plan, device=cpu))
-        yield {"batch": 1, "side": side, "solver": "two CPU threads", "seconds": seconds}
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _step_seconds(solve: Callable[..., object], plan: Plan) -> float:
-    """Of one iteration, from solves of 20 and of 60."""
-    few, many = (plan.seconds(partial(solve, max_steps=count), 2) for count in (20, 60))
-    return (many - few) / 40
-
-
-def hypergradients(plan: Plan) -> Rows:
-    """Certified against uncertified ones, cold and warm, and plain torch unrolling of gradient descent, with memory."""
-    side, batch = plan.chosen((64, 64), (16, 2))
-    x = phantoms(batch, side)
-    b, loss = noisy(x).to(plan.device), lr.SquaredError(x.to(plan.device))
-    problem = _experts(side, plan.device)
-    start = lr.Start.after(lr.hypergradient(problem, b, loss, tolerance=0.5))
-    for kind, begin in (("cold", None), ("warm", start)):
-        for certificate in ("none", "auto"):
-            with plan.peak() as peak:
-                call = partial(lr.hypergradient, problem, b, loss, tolerance=0.5, start=begin)
-                seconds = plan.seconds(partial(call, certificate=certificate))
-                yield {"start": kind, "certificate": certificate, "seconds": seconds, "MB": peak()}
-    with plan.peak() as peak:
-        seconds = plan.seconds(lambda: _unrolled(problem, b, x.to(plan.device), plan.chosen(100, 5)), 1)
-        yield {"start": "cold", "certificate": "torch, unrolled", "seconds": seconds, "MB": peak()}
-
-
-def _unrolled(problem: lr.LowerLevelProblem, b: Tensor, x_true: Tensor, steps: int) -> None:
-    """Gradient descent kept for reverse mode: what one would write without this package."""
-    R = problem.regularizer
-    assert isinstance(R, FieldsOfExperts)
-    filters, weights, scales = R.filters[:, None], R.weights[:, None, None], R.smoothing[:, None, None]
-    conv, back = torch.nn.functional.conv2d, torch.nn.functional.conv_transpose2d
-    half, x = SIZE // 2, b
-    step = 1.0 / (1.0 + float((weights / scales).max().detach()) * float(R.filters.detach().square().sum()))
-    for _ in range(steps):
-        t = conv(x, filters, padding=half)
-        x = x - step * (x - b + back(weights * t / (t * t + scales**2).sqrt(), filters, padding=half))
-    torch.autograd.grad(0.5 * (x - x_true).square().sum() / len(b), list(problem.learnable().values()))
-
-
-def training(plan: Plan) -> Rows:
-    """Updates of Adam for a number of seconds, on the device and with two threads of the CPU: loss and PSNR."""
-    side, batch = plan.chosen((64, 64), (16, 2))
-    seconds = 30.0
-    x = phantoms(4 * batch, side, 7)
-    b = noisy(x, 8)
-    threads = torch.get_num_threads()
-    for device in dict.fromkeys((plan.device, torch.device("cpu"))):
-        torch.set_num_threads(2 if device.type == "cpu" else threads)
-        problem = _experts(side, device)
-        pairs = [(noised.to(device), clean.to(device)) for noised, clean in zip(b, x, strict=True)]
-        rows: list[dict[str, Any]] = []
-        limits: dict[str, Any] = {"updates": 2} if plan.quick else {"minutes": seconds / 60}
-        lr.train(problem, pairs, batch_size=batch, seed=0, on_update=rows.append, progress=False, **limits)
-        updates, psnr = len(rows), statistics.fmean(row["train_psnr"] for row in rows[-5:])
-        yield {"device": str(device), "seconds": seconds, "updates": updates, "PSNR of the last batches": psnr}
-    torch.set_num_threads(threads)
-
-
 PARTS: dict[str, tuple[Callable[[Plan], Rows], float]] = {
     "machine": (machine, 5.0),
     "agreement": (agreement, 40.0),
     "waits": (waits, 15.0),
     "iterations": (iterations, 60.0),
+    "kernels": (kernels, 40.0),
+    "graphs": (graphs, 30.0),
     "hypergradients": (hypergradients, 60.0),
     "training": (training, 80.0),
     "bounds": (bounds, 60.0),

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["COMPILERS", "Compiler", "as_array", "kernels_for", "numba_works", "triton_works"]
+__all__ = ["COMPILERS", "Compiler", "as_array", "is_current", "kernels_for", "numba_works", "triton_works"]
 
 _DTYPES = (torch.float32, torch.float64)
 
@@ -46,7 +46,9 @@ def kernels_for(name: str, *tensors: Tensor) -> ModuleType | None:
         return None
     device = tensors[0].device
     compiler = COMPILERS.get(device.type)
-    if compiler is None or not all(t.device == device and _is_plain(t) for t in tensors) or not compiler.works():
+    if compiler is None or not is_current(device) or not all(t.device == device and _is_plain(t) for t in tensors):
+        return None
+    if not compiler.works():
         return None
     return _module(f"{compiler.package}.{name}")
 
@@ -54,6 +56,11 @@ def kernels_for(name: str, *tensors: Tensor) -> ModuleType | None:
 def as_array(t: Tensor) -> Any:
     """What the kernels of its device take for a tensor, sharing its memory if it is contiguous."""
     return COMPILERS[t.device.type].argument(t)
+
+
+def is_current(device: torch.device) -> bool:
+    """Whether launches go to this device: of several GPUs, one is the current one."""
+    return device.type != "cuda" or device.index == torch.cuda.current_device()
 
 
 def _is_plain(t: Tensor) -> bool:

@@ -6,6 +6,7 @@ replaced by their derivatives at its solution.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -117,6 +118,9 @@ class AdjointPDHG(AdjointSolver[AdjointPDHGState]):
         checks = state.steps // self.check_every
         movement = scaled_movement(state.sizes, state.X - state.X_hat, ahead_Y)
         return replace(state, tau=balanced_tau(state.sizes, state.tau, *movement, checks))
+
+    def recurring(self, state: AdjointPDHGState) -> Hashable:
+        return ()
 
     def report(self, equation: AdjointEquation, state: AdjointPDHGState) -> Report:
         mu = equation.instance.strong_convexity

@@ -150,7 +150,3 @@ class AdjointSolver(Iteration[AdjointEquation, StateT]):
     def obstacle(self, instance: Instance) -> str:
         """Why it does not fit a problem; "" where it does."""
         return ""
-
-    def recurring(self, state: StateT) -> Hashable:
-        """The equation is linear: every step is the same."""
-        return ()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
 import torch
@@ -96,6 +96,9 @@ class ConjugateGradient(AdjointSolver[CGState]):
         smoothed = _smoothed(state, X, r)
         met = _curvatures(state, curvature)
         return CGState(X, r, p, inner_samples(r, r), rz, state.preconditioner, state.memory, *smoothed, *met)
+
+    def recurring(self, state: CGState) -> Hashable:
+        return ()
 
     def report(self, equation: AdjointEquation, state: CGState) -> Report:
         X, residual = state.X, state.rr.sqrt()

@@ -18,6 +18,7 @@ rounding is what the report says.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 import torch
@@ -120,6 +121,9 @@ class MINRES(AdjointSolver[MINRESState]):
             X, r, (v, following), Pv, (w, direction), (gamma, gamma_next), (c, c_next), (s, s_next), eta, largest,
             moves, state.preconditioner, state.memory,
         )  # fmt: skip
+
+    def recurring(self, state: MINRESState) -> Hashable:
+        return ()
 
     def report(self, equation: AdjointEquation, state: MINRESState) -> Report:
         residual, mu = norm_samples(state.r), equation.instance.strong_convexity

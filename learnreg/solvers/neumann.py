@@ -9,6 +9,7 @@ Duvenaud (2020), T1-T2.
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 import torch
@@ -70,6 +71,9 @@ class Neumann(AdjointSolver[NeumannState]):
     def step(self, equation: AdjointEquation, state: NeumannState) -> NeumannState:
         X = torch.add(state.X, state.r, alpha=state.size)
         return NeumannState(X, equation.rhs - equation.hessian(X, state.memory), state.size, state.memory)
+
+    def recurring(self, state: NeumannState) -> Hashable:
+        return ()
 
     def report(self, equation: AdjointEquation, state: NeumannState) -> Report:
         residual, mu = norm_samples(state.r), equation.instance.strong_convexity

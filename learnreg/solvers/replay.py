@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from learnreg.kernels.loader import is_current
 from learnreg.solvers.base import Iteration, SolverState
 
 __all__ = ["RECORDERS", "Blocks"]
@@ -54,7 +55,7 @@ class Blocks:
         kind = solver.recurring(state) if count == solver.check_every else None
         tensors = list(_tensors(state)) if kind is not None else []
         recorder = RECORDERS.get(tensors[0][0].device.type) if tensors else None
-        if recorder is None:
+        if recorder is None or not is_current(tensors[0][0].device):
             return solver.steps(part, state, count)
         kind = (kind, *((tensor.shape, tensor.dtype, tensor.device) for tensor, _ in tensors))
         if part is not self._part or kind != self._kind:

@@ -32,13 +32,6 @@ class Compiler:
     argument: Callable[[Tensor], Any]
 
 
-COMPILERS = {
-    "cpu": Compiler("learnreg.kernels", lambda: numba_works(), lambda t: t.numpy()),
-    "cuda": Compiler("learnreg.kernels.cuda", lambda: triton_works(), lambda t: t.contiguous()),
-}
-"""By the type of the device; others run plain torch."""
-
-
 def kernels_for(name: str, *tensors: Tensor) -> ModuleType | None:
     """The module ``<name>`` of the compiler of these tensors' device when its kernels can run on them, None otherwise.
     Imports the compiler the first time that they can."""
@@ -95,3 +88,10 @@ def triton_works() -> bool:
 def _module(name: str) -> ModuleType | None:
     """None where a device has no such kernels."""
     return importlib.import_module(name) if find_spec(name) else None
+
+
+COMPILERS = {
+    "cpu": Compiler("learnreg.kernels", lambda: numba_works(), lambda t: t.numpy()),
+    "cuda": Compiler("learnreg.kernels.cuda", lambda: triton_works(), lambda t: t.contiguous()),
+}
+"""By the type of the device; others run plain torch."""

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["Table", "arguments", "document", "finish", "interleave", "machine", "peak_bytes", "render"]
+__all__ = ["Table", "arguments", "document", "finish", "interleave", "machine", "peak_bytes", "present", "render"]
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -91,6 +91,14 @@ def _make_quick(options: argparse.Namespace, replaced: Mapping[str, Any]) -> Non
         target = options if name in vars(options) else sys.modules[module or "__main__"]
         getattr(target, constant)  # a name that does not exist is a mistake
         setattr(target, constant, value)
+
+
+def present(folder: Path | None, what: str) -> Path | None:
+    """The folder, if it is there; else it is said that this is left out."""
+    if folder is not None and folder.is_dir():
+        return folder
+    print(f"no folder of {what}: left out", file=sys.stderr)
+    return None
 
 
 def interleave(

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import Table, arguments, finish
+from harness import Table, arguments, finish, present
 from torch import Tensor
 
 import learnreg as lr
@@ -135,15 +135,16 @@ def main() -> None:
         order=95,
     )
     files = list_images(options.data / "BSDS500" / "data" / "images" / "test")[:IMAGES]
+    folder = present(options.published, "published models")
     for side in options.sides:
         generator = torch.Generator().manual_seed(0)
         own, patches = regularizer(generator), torch.stack([patch(file, side) for file in files])
         for task, (operator, noise) in tasks(side, generator).items():
             candidates: dict[str, Regularizer] = {"own ridge": own}
-            if options.published and task in PUBLISHED:
+            if folder is not None and task in PUBLISHED:
                 weight, level = PUBLISHED[task]
                 for boundary in ("chain", "zero") if weight == 1.0 else ("zero",):
-                    published = import_ridge(options.published / "WCRR-CNN", noise_level=level, boundary=boundary)
+                    published = import_ridge(folder / "WCRR-CNN", noise_level=level, boundary=boundary)
                     scaled = published if weight == 1.0 else Scaled(published, weight).double()
                     candidates[f"published, {boundary}"] = scaled
             for name, R in candidates.items():

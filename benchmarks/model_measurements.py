@@ -15,6 +15,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
+from harness import present
 from scipy.sparse.linalg import LinearOperator, eigsh
 
 import learnreg as lr
@@ -216,9 +217,8 @@ def peers(
         name: [v for table in found for v in table[name]] for name, value in found[0].items() if type(value) is list
     }
     yield "total variation", 1, {**found[0], **lists}
-    folders = sorted(published_models.iterdir()) if published_models and published_models.is_dir() else []
-    if not folders:
-        print("no folder of published models: left out", file=sys.stderr)
+    there = present(published_models, "published models")
+    folders = [] if there is None else sorted(there.iterdir())
     for path in folders:
         regularizer = published(path)
         low, high = (level / 255.0 for level in regularizer.noise_range or (25.0, 25.0))

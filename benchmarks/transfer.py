@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from ct_slices import slices
-from harness import Table, arguments, finish
+from harness import Table, arguments, finish, present
 from torch import Tensor
 
 import learnreg as lr
@@ -107,9 +107,10 @@ def candidates(options: Any) -> dict[str, tuple[Callable[[float, float], Regular
     found: dict[str, tuple[Callable[[float, float], Regularizer], bool, dict[str, Any]]] = {
         "total variation": (lambda f, _: TotalVariation(TV_WEIGHT * f / FACTOR), False, convex)
     }
+    folder = present(options.published, "published models")
     for name, kind in (("CRR-CNN", convex), ("WCRR-CNN", {"minimiser": "local"})):
-        if options.published:
-            published = import_ridge(options.published / name)
+        if folder is not None:
+            published = import_ridge(folder / name)
             found[f"published {name}"] = (lambda f, s, R=published: Scaled(R.at(s), f), True, kind)
     for path in options.models or ():
         R = lr.load(path).regularizer
@@ -125,7 +126,7 @@ def candidates(options: Any) -> dict[str, tuple[Callable[[float, float], Regular
 def main() -> None:
     options = arguments(
         __doc__ or "",
-        quick={"SIZE": 32, "VIEWS": 10, "SLICES": 1, "ct_slices.SIZE": 32},
+        quick={"SIZE": 32, "VIEWS": 10, "SLICES": 1, "ct_slices.SIZE": 32, "turns": ["few"]},
         data={"type": Path, "required": True, "help": "the folder with CT"},
         published={"type": Path, "help": "the folder with CRR-CNN and WCRR-CNN"},
         models={"type": Path, "nargs": "*", "help": "model files of train denoise"},

@@ -39,7 +39,10 @@ def _is_abstract(cls: type) -> bool:
 def public_classes(base: type) -> set[type]:
     """Concrete public classes below ``base`` in all modules of the package."""
     for module in pkgutil.walk_packages(learnreg.__path__, "learnreg."):
-        if not module.name.rpartition(".")[2].startswith("_"):
+        if (
+            not module.name.rpartition(".")[2].startswith("_")
+            and module.name.partition(".cuda.")[0] != "learnreg.kernels"
+        ):
             importlib.import_module(module.name)
 
     def below(cls: type) -> Iterable[type]:

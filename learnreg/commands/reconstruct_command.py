@@ -11,10 +11,10 @@ import typer
 from learnreg.commands.reconstruct_options import KSpaceOptions, ScanOptions
 from learnreg.commands.terminal import Json, ModelName, grouped_options, say
 from learnreg.errors import ConfigError
-from learnreg.result import Scope
 
 if TYPE_CHECKING:
     from learnreg.commands.image_outputs import Reconstructed
+    from learnreg.result import Scope
 
 __all__ = ["reconstruct"]
 

@@ -43,6 +43,8 @@ _RAW, _CENTRED = "weight", "parametrizations.weight.original"
 _CRR_KEY, _WCRR_KEY = "activation.coefficients_vect", "activation_cvx.coefficients"
 _LEAST_WEIGHT, _LEAST_SCALE = 1e-4, 1e-2
 _NORM_GRID = 256
+_HIGHEST_NOISE = 1e9
+"""In grey levels; more is no noise, but a damaged file."""
 
 
 def import_ridge(
@@ -215,9 +217,12 @@ def _weakly_convex(
         raise source.fail("the activations vanish, and with them the regularizer.")
     limits = source.setting("noise_range")
     if not (isinstance(limits, list) and [type(n) in (int, float) for n in limits] == [True, True]) or not (
-        0 <= limits[0] < limits[1] < math.inf
+        0 <= limits[0] < limits[1] <= _HIGHEST_NOISE
     ):
-        raise source.fail(f"noise_range = {limits!r} in its configuration, expected two numbers 0 <= low < high.")
+        raise source.fail(
+            f"noise_range = {shown(limits)} in its configuration, expected two numbers 0 <= low < high <= "
+            f"{_HIGHEST_NOISE:g}."
+        )
     if noise_level is None and "noise_val" in source.config:
         noise_level = source.number("noise_val") / GREY_LEVELS
     return ImportedRidge(

@@ -325,6 +325,9 @@ def test_wrong_files_are_named(tmp_path: Path) -> None:
         refused(match)
     (folder / "config.json").unlink()
     refused("no config.json")
+    folder, config, _ = wcrr(tmp_path / "wcrr")
+    (folder / "config.json").write_text(json.dumps({**config, "noise_range": [0, 10**400]}))
+    refused("noise_range = .*expected two numbers")
     for name in ("weight", "scale"):
         with pytest.raises(lr.ConfigError, match=rf"import_ridge\({name}=.*expected a positive finite number"):
             import_ridge(folder, **{name: 10**400})  # type: ignore[arg-type]

@@ -92,7 +92,7 @@ def test_force_is_for_resuming(learnreg: Any, runs: Any, tmp_path: Path) -> None
         (("--regularizer", "tvv"), ("'tvv'", "Did you mean 'tv'?")),
         (("--regularizer", "tv", "--set", "filters=3"), ("tv has no such option", "fields-of-experts, tikhonov")),
         (("--regularizer", "icnn", "--boundary", "circular"), ("icnn has no such option", "reweighted have it")),
-        (("--regularizer", "ridge", "--size", "7"), ("ridge has no such option", "learned-tv")),
+        (("--regularizer", "ridge", "--filters", "7"), ("ridge has no such option", "fields-of-experts")),
         (("--optimizer", "lbfgs", "--step-size", "1"), ("step_size=1.0", "adam and adaptive")),
         (("--filters", "2000000000"), ("filters=2000000000", "<= 1024")),
         (("--set", f"filters={'9' * 30}"), ("<= 1024",)),

@@ -211,7 +211,7 @@ def row(name: str, parameters: int, measured: Mapping[str, Any], condition: floa
         "SSIM": f"{at(measured, 'ssim'):.4f}" if same else "",
         "parameters": parameters or "",
         "CPU s": f"{at(measured, 'seconds'):.2g}",
-        "certified": max(certified, key=["global", "local", "step", "no"].index) if certified else "",
+        "certified": max(certified, key=["global", "local", "no"].index) if certified else "",
         "condition number": "" if condition is None else f"{condition:.3g}",
     }
 

@@ -21,7 +21,6 @@ __all__ = [
     "History",
     "Hypergradient",
     "Minimiser",
-    "Scope",
     "Solution",
     "Status",
     "brief",
@@ -31,7 +30,6 @@ __all__ = [
 BoundKind = Literal["rigorous", "estimate", "none"]
 
 Minimiser = Literal["global", "local"]
-Scope = Literal["global", "local", "step"]
 """Which minimiser bounds are about: the one of the energy, or the only one in a ball around the point computed."""
 
 
@@ -197,7 +195,7 @@ class Solution(Brief):
     solver: str
     reason: str = ""
     history: History = field(default_factory=lambda: History.of([], 0), repr=False)
-    certified_scope: Scope = "global"
+    certified_scope: Minimiser = "global"
     radius: Tensor = field(default_factory=lambda: torch.tensor([math.inf]))
 
     @cached_property
@@ -224,20 +222,12 @@ class ChainSolution(Solution):
     bound. chain: the iterates x_0, x_1, ... in order. step_error_bound: (batch,) distance of x to the minimiser given
     the ``weights`` (batch, *places) that were computed for the last solve (None of a chain of one problem), of the kind
     ``step_bound_kind``. steps, operator_applications: of all solves.
-
-    With ``Reweighted(carry_errors=False)`` error_bound is step_error_bound, and certified_scope "step": a statement
-    about the last problem, given its weights, which is never ``certified``, but may be ``locally_certified``.
     """
 
     chain: tuple[Tensor, ...] = ()
     step_error_bound: Tensor = field(default_factory=lambda: torch.tensor([math.inf]))
     step_bound_kind: BoundKind = "none"
     weights: Tensor | None = None
-
-    @property
-    def certified(self) -> bool:
-        """Whether ``error_bound`` is a rigorous bound for the last iterate of the exact chain, and finite."""
-        return self.certified_scope != "step" and super().certified
 
 
 @dataclass(frozen=True, repr=False)

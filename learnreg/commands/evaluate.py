@@ -32,7 +32,7 @@ from learnreg.models.model import Model
 from learnreg.operators import CartesianMRI, FanBeam2D, Identity, ParallelBeam2D
 from learnreg.regularizers import Regularizer
 from learnreg.report.comparison import Scene, quality
-from learnreg.result import Scope, Solution
+from learnreg.result import Solution
 from learnreg.solvers.solve import check_tolerance, solve
 
 __all__ = ["EvaluatedImage", "Evaluation", "denoise", "evaluate"]
@@ -42,9 +42,8 @@ _DEFAULT_SIGMA = 25 / 255
 
 @dataclass(frozen=True)
 class EvaluatedImage:
-    """One image, by the name of its file: the same figures. locally_certified: whether the bound is rigorous for what
-    ``certified_scope`` says, at least, and within the tolerance: a "local" minimiser, or that of the last "step" of a
-    chain, given its weights."""
+    """One image, by the name of its file: the same figures. locally_certified: whether the bound is rigorous for a
+    local minimiser, at least, and within the tolerance."""
 
     name: str
     psnr: float
@@ -53,7 +52,6 @@ class EvaluatedImage:
     error_bound: float
     certified: bool
     locally_certified: bool
-    certified_scope: Scope
     seconds: float
 
 
@@ -231,6 +229,5 @@ def _measure(scene: Scene, model: Model, tolerance: float, noise_level: float | 
         error_bound=float(solution.error_bound[0]),
         certified=solution.certified and solution.status.converged,
         locally_certified=solution.locally_certified and solution.status.converged,
-        certified_scope=solution.certified_scope,
         seconds=seconds,
     )

@@ -24,7 +24,7 @@ from learnreg.lower_level.data_terms import DataTerm
 from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.models.extras import require
 from learnreg.models.tensor_files import write_atomically
-from learnreg.result import BoundKind, Scope, Solution
+from learnreg.result import BoundKind, Minimiser, Solution
 
 __all__ = [
     "Examined",
@@ -68,17 +68,17 @@ class Written:
 class Reconstructed:
     """One reconstruction: ``output`` is the most accurate of the ``files``, error_bound its root-mean-square error in
     its units, which contains how it was rounded and cut off; bound_kind "rigorous" (where ``certified``), "estimate" or
-    "none"; certified_scope "local" where the bound is about a local minimiser, "step" where it is about the last
-    problem of a chain given its weights, which leaves it not ``certified``; status is the name of a Status; tolerance
-    what was asked of the reconstruction before it was stored; sigma: the noise level that a denoiser worked at, None
-    where it is not known; notes and warnings: what a user has to know of the input."""
+    "none"; certified_scope "local" where the bound is about a local minimiser, which leaves it not ``certified``;
+    status is the name of a Status; tolerance what was asked of the reconstruction before it was stored; sigma: the
+    noise level that a denoiser worked at, None where it is not known; notes and warnings: what a user has to know of
+    the input."""
 
     input: str
     output: str
     error_bound: float
     bound_kind: BoundKind
     certified: bool
-    certified_scope: Scope
+    certified_scope: Minimiser
     status: str
     seconds: float
     tolerance: float

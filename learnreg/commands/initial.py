@@ -22,7 +22,8 @@ def start_from(regularizer: Regularizer, path: str) -> None:
     CheckpointError: an unreadable model file.
     """
     given = load(path).regularizer
-    regularizer = regularizer.begun_by(type(given))
+    parts = (part for part in regularizer.modules() if isinstance(part, Regularizer))
+    regularizer = next((part for part in parts if type(part) is type(given)), regularizer)
     if type(given) is not type(regularizer):
         raise ConfigError(
             f"init={path}: its regularizer is {type(given).__name__}, the options ask for {type(regularizer).__name__}."

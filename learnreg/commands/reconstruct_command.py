@@ -14,7 +14,6 @@ from learnreg.errors import ConfigError
 
 if TYPE_CHECKING:
     from learnreg.commands.image_outputs import Reconstructed
-    from learnreg.result import Scope
 
 __all__ = ["reconstruct"]
 
@@ -89,16 +88,9 @@ def _check_order(model: str, inputs: list[Path]) -> None:
         raise ConfigError(f"{model}: expected the model first: learnreg reconstruct {models[0]} {model} ... --out OUT.")
 
 
-_WHOSE: dict[Scope, str] = {
-    "global": "the model's minimiser",
-    "local": "a local minimiser of the model",
-    "step": "the minimiser of the model's last problem, given its weights",
-}
-
-
 def _described(row: Reconstructed) -> str:
     """The files and their distances from the model's minimiser."""
     words = {"rigorous": "within {:.2e}", "estimate": "at an estimated error of {:.2e}", "none": "at an unknown error"}
     files = ", ".join(f"{file.path} {words[row.bound_kind].format(file.error_bound)}" for file in row.files)
-    whose = _WHOSE[row.certified_scope]
+    whose = "a local minimiser of the model" if row.certified_scope == "local" else "the model's minimiser"
     return f"{files} of {whose} (rms)"

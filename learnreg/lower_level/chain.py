@@ -108,7 +108,7 @@ class SolutionWeights(nn.Module):
 @dataclass(frozen=True)
 class Chain(Generic[R]):
     """base: the regularizer whose terms are weighed. weights: M. steps: how often, None for a fixed point.
-    carry_errors: whether bounds are of the whole chain, or of the last problem given its weights."""
+    carry_errors: whether bounds of the whole chain are asked for."""
 
     base: R
     weights: SolutionWeights

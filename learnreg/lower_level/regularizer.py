@@ -138,10 +138,6 @@ class Regularizer(nn.Module):
         """The parameter of a model that this one starts from, which may differ from it in ``grows_in``."""
         return value
 
-    def begun_by(self, kind: type[Regularizer]) -> Regularizer:
-        """The part of it whose parameters a model of that kind may set, for training that starts from one."""
-        return self
-
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
         """The object that ``config`` describes, its parameters still to be loaded; by default, of these keywords."""

@@ -48,7 +48,7 @@ MEASURED = {
 
 _MEASURED_TEXTS = ("on", "unit")
 _MEASURED_NUMBERS = ("images", "seed", "tolerance", "change_images")
-_SCOPES = ("global", "local", "step", "no")
+_SCOPES = ("global", "local", "no")
 """Of the minimiser that error bounds are certified for."""
 
 _DIGEST = re.compile("[0-9a-f]{64}")

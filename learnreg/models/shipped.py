@@ -28,8 +28,9 @@ def pretrained() -> dict[str, dict[str, Any]]:
     *estimate*; absent where there is none), "weights_licence", "images_licence", "unsuitable" (what the model is not
     for), "version", "commit" and "sha256" of the file; "measured" holds "on", "images", "seed", "tolerance", and lists
     with an entry for each of the "noise" levels in "unit": "psnr", "psnr_input", "ssim", "seconds" (CPU, for each
-    image), "error_bound" (the largest), "certified" (all of them: "global", for a "local" minimiser, for that of the
-    last "step" of a chain, or "no"), and "psnr_change" (the largest, at 1e-5, of "change_images" images).
+    image), "error_bound" (the largest), "certified" (all of them: "global", for a "local"
+    minimiser, or "no"), and "psnr_change" (the largest, at 1e-5, of
+    "change_images" images).
 
     Raises
     ------

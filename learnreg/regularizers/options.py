@@ -95,7 +95,7 @@ class RegularizerOptions:
     reweighting: str = option("majorising", "how weights follow from a solution", choices=("majorising", "free"))
     solves: int = option(2, "solves with weights, after the one without", at_least=1, at_most=100)
     carry_errors: bool = option(
-        False, "whether a reweighted regularizer bounds the error of the whole chain, not of its last problem alone"
+        False, "whether a reweighted regularizer bounds the error of the whole chain, not given its last weights alone"
     )
     window: int = option(1, "side of the windows that smooth majorising weights, odd", at_least=1, at_most=15)
 

@@ -50,9 +50,10 @@ class Reweighted(Regularizer):
         >= 0 (``weights.logits``); 1 for none, and of "free".
     features, size: of "free", features of the layer between two convolutions with kernels of this side, odd.
     generator: for the initial kernels of "free".
-    carry_errors: whether the error bound of a solution is that of the whole chain, by how far weights move with an
-        image; solves get finer until it meets the tolerance, which may be out of reach of models of photographs. False:
-        every problem is solved to the tolerance once, and the bound is of the last one, given its weights.
+    carry_errors: whether solutions have error bounds, of the whole chain, by how far weights move with an image; solves
+        get finer until they meet the tolerance, which may be out of reach of models of photographs. False: the error is
+        estimated by a second, finer pass, and ``step_error_bound`` alone is rigorous: of the last problem, given its
+        weights.
 
     Where R follows the noise level, so do the weights: s by learned powers of sigma/(25/255), the raw parameter
     ``weights.scale_exponents``, and free ones see x over sigma/(25/255).
@@ -174,9 +175,6 @@ class Reweighted(Regularizer):
         return cls(
             regularizer, weights, options.solves, window=window, generator=generator, carry_errors=options.carry_errors
         )
-
-    def begun_by(self, kind: type[Regularizer]) -> Regularizer:
-        return self.base if isinstance(self.base, kind) else self
 
     def pictures(self) -> Pictures | None:
         """Those of R, without weights."""

@@ -185,7 +185,7 @@ class FreeWeights(SolutionWeights):
 
     def _features(self, x: Tensor) -> Tensor:
         conv, padding = torch.nn.functional.conv2d, self.first.shape[-1] // 2
-        seen = x if self._ratio == 1.0 else x / self._ratio
+        seen = x / self._ratio
         return torch.nn.functional.softplus(conv(seen, self.first.to(x), self.first_bias.to(x), padding=padding))
 
     def _second_layer(self, features: Tensor) -> Tensor:

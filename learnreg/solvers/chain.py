@@ -29,7 +29,7 @@ from learnreg.lower_level.chain import Chain
 from learnreg.lower_level.frozen import FrozenProblem
 from learnreg.lower_level.regularizer import Regularizer
 from learnreg.lower_level.saddle_terms import SaddleTerms
-from learnreg.result import BoundKind, ChainSolution, Scope, Solution, Status
+from learnreg.result import BoundKind, ChainSolution, Solution, Status
 from learnreg.solvers.noise_levels import worst_kind, worst_status
 
 __all__ = ["ChainRun", "StageSolver", "computed_weights", "exact_terms", "solve_chain"]
@@ -207,10 +207,8 @@ def solve_chain(
     is not due to their accuracy."""
     if frozen.minimiser == "local":
         raise ConfigError("a chain of convex problems has bounds of its own; use minimiser='global'.")
+    run = ChainRun(frozen, b, solve, max_steps, frozen.chain is None or frozen.chain.carry_errors)
     before: list[Tensor] = [] if start is None else [start]
-    if frozen.chain is not None and not frozen.chain.carry_errors:
-        return _last_problem(ChainRun(frozen, b, solve, max_steps, carried=False), target, before)
-    run = ChainRun(frozen, b, solve, max_steps)
     share, error, moved, best = _SHARE, torch.full((len(b),), math.inf), math.inf, math.inf
     for attempt in range(_PASSES):
         error = run.to_end(share * target, before)
@@ -226,16 +224,6 @@ def solve_chain(
         before = list(run.iterates)
         share *= min(0.3, 0.5 * target / worst) if math.isfinite(worst) else _FINER
     return _solution(run, error, target, moved)
-
-
-def _last_problem(run: ChainRun, target: float, before: Sequence[Tensor]) -> ChainSolution:
-    """The chain, each problem solved once, with the bound of the last one given its weights."""
-    run.to_end(target, before)
-    last = run.solutions[-1]
-    wandering = run.chain.steps is None and float(run.distance().max()) / run.scale > target
-    status = Status.STAGNATED if wandering else worst_status([s.status for s in run.solutions])
-    reason = _why(True, True, True) if wandering else next((s.reason for s in run.solutions if s.reason), "")
-    return _chain_solution(run, last.error_bound, last.bound_kind, status, reason, "step")
 
 
 def _solution(run: ChainRun, error: Tensor, target: float, moved: float) -> ChainSolution:
@@ -257,14 +245,7 @@ def _solution(run: ChainRun, error: Tensor, target: float, moved: float) -> Chai
         status = certain if reached else Status.ESTIMATED if estimated else Status.STAGNATED
     reason = next((s.reason for s in run.solutions if s.reason), "")
     if not reason and status is not Status.CONVERGED:
-        reason = _UNSURE if probable and finite else _why(fixed, finite, wandering)
-    return _chain_solution(run, bound, kind, status, reason, last.certified_scope)
-
-
-def _chain_solution(
-    run: ChainRun, bound: Tensor, kind: BoundKind, status: Status, reason: str, scope: Scope
-) -> ChainSolution:
-    last = run.solutions[-1]
+        reason = _UNSURE if probable and finite else _why(run, finite, wandering)
     return ChainSolution(
         x=last.x,
         dual=last.dual,
@@ -276,7 +257,7 @@ def _chain_solution(
         operator_applications=run.applications,
         solver=last.solver,
         history=last.history,
-        certified_scope=scope,
+        certified_scope=last.certified_scope,
         radius=last.radius,
         chain=tuple(run.iterates),
         step_error_bound=last.error_bound,
@@ -285,10 +266,12 @@ def _chain_solution(
     )
 
 
-def _why(fixed: bool, finite: bool, wandering: bool) -> str:
+def _why(run: ChainRun, finite: bool, wandering: bool) -> str:
     """What stands between the bound of the last solve and that of the chain."""
     if wandering:
         return f"the iterates still move after {_MOST_ITERATES} solves: there may be no fixed point that attracts"
-    if fixed and not finite:
+    if not run.carried:
+        return "errors are not carried along the chain (carry_errors=False): step_error_bound is that of the last solve"
+    if run.chain.steps is None and not finite:
         return "no ball is known to hold a fixed point: only the last solve, given its weights, has a bound"
     return "errors grow along the chain, as weights depend on solutions: step_error_bound is that of the last solve"

@@ -130,3 +130,13 @@ def test_what_a_model_has_learned_is_not_dropped(tmp_path: Path) -> None:
     save_model(path, initial_regularizer(DenoiseConfig(**SMALL, noise_conditioned=True)))
     with pytest.raises(lr.ConfigError, match="weight_exponents: learned by the model"):
         initial_regularizer(DenoiseConfig(**SMALL, init=path))
+
+
+def test_a_reweighted_ridge_starts_from_the_ridge_that_it_weighs(tmp_path: Path) -> None:
+    given = initial_regularizer(DenoiseConfig(**SMALL, size=3, seed=5))
+    save_model(tmp_path / "ridge.safetensors", given, {"sigma": 0.1})
+    path, options = str(tmp_path / "ridge.safetensors"), {**SMALL, "regularizer": "reweighted-ridge"}
+    started: Any = initial_regularizer(DenoiseConfig(**options, size=3, init=path))
+    for name, p in given.named_parameters():
+        torch.testing.assert_close(started.base.get_parameter(name), p, rtol=0.0, atol=0.0)
+    assert len(list(started.parameters())) > len(list(given.parameters()))

@@ -25,7 +25,7 @@ from learnreg.errors import ConfigError
 from learnreg.losses import SquaredError
 from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.models.model import Model, save_model
-from learnreg.regularizers import Regularizer, Scaled, TotalVariation
+from learnreg.regularizers import Regularizer, Scaled
 from learnreg.solvers.solve import solve
 from learnreg.training.baseline import tune_total_variation
 from learnreg.training.start_tuning import least_loss
@@ -95,7 +95,7 @@ def adapt(
     path = out / "model.safetensors"
     save_model(path, found.problem, {**scenario.described, "adapted": {"pairs": pairs, "criterion": criterion}})
     announce("tuning the weight of total variation, for comparison")
-    baseline = scenario.problem(TotalVariation(scenario.tv_weight, **scenario.config.image_kind))
+    baseline = scenario.baseline()
     tv_weight = tune_total_variation(baseline, scenario.pairs, pairs, scenario.tv_tolerance)
     announce("reconstructing the held-out images")
     comparison = scenario.compare(found.problem, baseline)
@@ -225,7 +225,7 @@ class _Tuning:
 
     @torch.no_grad()
     def _noise_norm(self) -> float:
-        clean = self.scenario.problem(TotalVariation(1.0, **self.scenario.config.image_kind)).operator(self.x_true)
+        clean = self.scenario.baseline().operator(self.x_true)
         return float((clean - self.b).double().flatten(1).norm(dim=1).square().mean().sqrt())
 
     @torch.no_grad()

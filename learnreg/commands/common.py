@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -23,6 +23,7 @@ from learnreg.regularizers import REGULARIZERS, Regularizer, TotalVariation
 from learnreg.report.comparison import Comparison
 from learnreg.report.lower_level import conditioning, weak_convexity
 from learnreg.report.report import Report, require_packages, write_report
+from learnreg.result import Minimiser
 from learnreg.training.baseline import tune_total_variation
 from learnreg.training.batch_groups import batch_groups
 from learnreg.training.callbacks import Callbacks
@@ -47,16 +48,16 @@ class Scenario:
     """What a training command learns from, and what its result is compared on.
 
     config: the options, with what the data say of themselves. pairs: measurements and ground truths to train on.
-    problem: the lower-level problem of a regularizer. described: goes into the model file beside the options. validate:
-    mean PSNR of a problem on held-out images. tv_weight, tv_samples, tv_tolerance: where the search for the weight of
-    total variation starts, and on how many pairs and how accurately it is done. compare: a learned problem and one with
-    total variation, on held-out images. input_key: the name of the PSNR of the inputs in the summary. title: of the
-    report. tv_pairs: for total variation, of one noise level; None: those to train on.
+    lower_level: the problem of a regularizer, for that kind of minimiser. described: goes into the model file
+    beside the options. validate: mean PSNR of a problem on held-out images. tv_weight, tv_samples, tv_tolerance: where
+    the search for the weight of total variation starts, and on how many pairs and how accurately it is done. compare:
+    a learned problem and one with total variation, on held-out images. input_key: the name of the PSNR of the inputs in
+    the summary. title: of the report. tv_pairs: for total variation, of one noise level; None: those to train on.
     """
 
     config: TrainingConfig
     pairs: PairedDataset
-    problem: Callable[[Regularizer], LowerLevelProblem]
+    lower_level: Callable[[Regularizer, Minimiser], LowerLevelProblem]
     described: Mapping[str, Any]
     validate: Callable[[LowerLevelProblem], float]
     tv_weight: float
@@ -66,6 +67,14 @@ class Scenario:
     input_key: str
     title: str
     tv_pairs: PairedDataset | None = None
+
+    def problem(self, regularizer: Regularizer) -> LowerLevelProblem:
+        """With a regularizer that is learned."""
+        return self.lower_level(regularizer, cast("Minimiser", self.config.minimiser))
+
+    def baseline(self) -> LowerLevelProblem:
+        """With total variation, its weight still to be tuned."""
+        return self.lower_level(TotalVariation(self.tv_weight, **self.config.image_kind), "global")
 
 
 def run_scenario(scenario: Scenario, resume: bool = False, force: bool = False) -> dict[str, Any]:
@@ -93,7 +102,7 @@ def _compared(scenario: Scenario, problem: LowerLevelProblem, folder: RunFolder,
     """Compare what was learned, and write the report."""
     config = scenario.config
     problem.to("cpu")
-    baseline = scenario.problem(TotalVariation(scenario.tv_weight, **config.image_kind))
+    baseline = scenario.baseline()
     announce(f"tuning the weight of total variation on {scenario.tv_samples} samples, for comparison")
     pairs = scenario.pairs if scenario.tv_pairs is None else scenario.tv_pairs
     tv_weight = tune_total_variation(baseline, pairs, scenario.tv_samples, scenario.tv_tolerance)

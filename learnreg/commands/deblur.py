@@ -45,7 +45,9 @@ def scenario(config: DeblurConfig) -> Scenario:
     return Scenario(
         config=config,
         pairs=pairs,
-        problem=lambda regularizer: LowerLevelProblem(operator, regularizer, ridge=config.ridge),
+        lower_level=lambda regularizer, minimiser: LowerLevelProblem(
+            operator, regularizer, ridge=config.ridge, minimiser=minimiser
+        ),
         described={"noise": config.noise},
         validate=partial(_psnr, config, scenes),
         tv_weight=_BASELINE_WEIGHT,
@@ -84,7 +86,13 @@ def _solver(config: DeblurConfig, problem: LowerLevelProblem, tolerance: float) 
 
     def solver(b: Tensor) -> Solution:
         operator = _blur(config, tuple(b.shape[1:]))
-        again = LowerLevelProblem(operator, problem.regularizer, ridge=config.ridge, noise_level=problem.noise_level)
+        again = LowerLevelProblem(
+            operator,
+            problem.regularizer,
+            ridge=config.ridge,
+            noise_level=problem.noise_level,
+            minimiser=problem.minimiser,
+        )
         return solve(again, b, tolerance)
 
     return solver

@@ -85,8 +85,11 @@ def scenario(config: DenoiseConfig) -> Scenario:
     return Scenario(
         config=config,
         pairs=pairs,
-        problem=lambda regularizer: LowerLevelProblem(
-            Identity(shape), regularizer, noise_level=None if isinstance(sigma, tuple) else sigma
+        lower_level=lambda regularizer, minimiser: LowerLevelProblem(
+            Identity(shape),
+            regularizer,
+            noise_level=None if isinstance(sigma, tuple) else sigma,
+            minimiser=minimiser,
         ),
         described={"sigma": list(sigma) if isinstance(sigma, tuple) else sigma},
         validate=partial(_crop_psnr, held_out, levels, config.seed),
@@ -113,9 +116,7 @@ def _compare(
     if problem.saddle_terms(torch.float32).latent.channels:  # whose solves take too long on photographs
         images = {name: _central_crop(image) for name, image in images.items()}
         setting += f", central crops of {_CROP}²"
-    learned, tv = (
-        partial(denoise, p.regularizer.at(sigma), tolerance=_COMPARISON_TOLERANCE) for p in (problem, baseline)
-    )
+    learned, tv = (partial(denoise, p, sigma, tolerance=_COMPARISON_TOLERANCE) for p in (problem, baseline))
     scenes = noisy_scenes(images.items(), sigma, seed)
     return compare(learned, tv, scenes, setting=setting, seed=seed, tolerance=_COMPARISON_TOLERANCE)
 
@@ -126,7 +127,7 @@ def _crop_psnr(images: Mapping[str, Tensor], levels: Sequence[float], seed: int,
     total, side = 0.0, _CROP if len(images) <= _MOST_COMPARED else _CROP // 2
     for i, image in enumerate(images.values()):
         clean, sigma = _central_crop(image, side), levels[i % len(levels)]
-        x = denoise(problem.regularizer.at(sigma), add_noise(clean, sigma, seed + i)[None], tolerance=2e-3).x[0]
+        x = denoise(problem, sigma, add_noise(clean, sigma, seed + i)[None], tolerance=2e-3).x[0]
         total += float(-10.0 * torch.log10((x - clean).double().square().mean()))
     return total / len(images)
 

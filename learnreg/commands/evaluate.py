@@ -30,7 +30,6 @@ from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.models.extras import require
 from learnreg.models.model import Model
 from learnreg.operators import CartesianMRI, FanBeam2D, Identity, ParallelBeam2D
-from learnreg.regularizers import Regularizer
 from learnreg.report.comparison import Scene, quality
 from learnreg.result import Solution
 from learnreg.solvers.solve import check_tolerance, solve
@@ -78,9 +77,11 @@ class Evaluation:
     notes: tuple[str, ...]
 
 
-def denoise(regularizer: Regularizer, noisy: Tensor, tolerance: float = 1e-4) -> Solution:
-    """argmin ½‖x - noisy‖² + R(x) for noisy images (batch, channels, height, width)."""
-    return solve(LowerLevelProblem(Identity(tuple(noisy.shape[1:])), regularizer), noisy, tolerance=tolerance)
+def denoise(problem: LowerLevelProblem, sigma: float, noisy: Tensor, tolerance: float = 1e-4) -> Solution:
+    """argmin ½‖x - noisy‖² + R(x) with the regularizer of the problem at this noise level, for noisy images (batch,
+    channels, height, width) of any size; local where the problem says so."""
+    identity, regularizer = Identity(tuple(noisy.shape[1:])), problem.regularizer.at(sigma)
+    return solve(LowerLevelProblem(identity, regularizer, minimiser=problem.minimiser), noisy, tolerance=tolerance)
 
 
 def evaluate(

@@ -41,7 +41,9 @@ def scenario(config: MriConfig) -> Scenario:
     return Scenario(
         config=config,
         pairs=pairs,
-        problem=lambda regularizer: LowerLevelProblem(operator, regularizer, ridge=config.ridge),
+        lower_level=lambda regularizer, minimiser: LowerLevelProblem(
+            operator, regularizer, ridge=config.ridge, minimiser=minimiser
+        ),
         described={"noise": config.noise},
         validate=partial(_psnr, scenes[:_VALIDATED]),
         tv_weight=_BASELINE_WEIGHT,

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any
+from typing import Any, get_args
 
 from learnreg.commands.option_checks import check_options
 from learnreg.datasets import LoDoPaB, parse_sigmas
@@ -17,6 +17,7 @@ from learnreg.losses import LOSSES
 from learnreg.potentials import POTENTIALS
 from learnreg.regularizers import REGULARIZERS, trainable
 from learnreg.regularizers.options import RegularizerOptions, again, option, options_of
+from learnreg.result import Minimiser
 from learnreg.training.optimizers import UPPER_LEVELS
 from learnreg.training.options import NOISE_WEIGHTINGS, SAMPLINGS, SCHEDULES
 
@@ -96,6 +97,11 @@ class TrainingConfig(RegularizerOptions, RunOptions):
         at_least=0,
         at_most=10**12,
         resumable=True,
+    )
+    minimiser: str = option(
+        "global",
+        "of the lower-level energy that is certified; local is for energies that are not convex, nonconvexity above 1",
+        choices=get_args(Minimiser),
     )
     tensorboard: bool = option(False, "whether the run folder gets a folder tensorboard of event files", resumable=True)
     tune: bool = option(True, "whether training starts at the best factor of the initial regularizer")

@@ -14,6 +14,7 @@ from learnreg.lower_level.data_terms import DataTerm
 from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.regularizers import Regularizer
 from learnreg.report.comparison import Comparison, Scene, compare
+from learnreg.result import Minimiser
 from learnreg.solvers.solve import solve
 
 __all__ = ["scenario"]
@@ -37,7 +38,7 @@ def scenario(config: TomographyConfig) -> Scenario:
     return Scenario(
         config=config,
         pairs=scans.pairs,
-        problem=partial(_problem, scans, scans.data_term),
+        lower_level=partial(_problem, scans, scans.data_term),
         described={"noise": config.noise, "photons": config.photons, "attenuation": config.attenuation},
         validate=partial(_psnr, scans.scenes[:_VALIDATED]),
         tv_weight=_BASELINE_WEIGHT,
@@ -49,10 +50,15 @@ def scenario(config: TomographyConfig) -> Scenario:
     )
 
 
-def _problem(scans: Scans, data_term: DataTerm, regularizer: Regularizer) -> LowerLevelProblem:
+def _problem(scans: Scans, data_term: DataTerm, regularizer: Regularizer, minimiser: Minimiser) -> LowerLevelProblem:
     constraint = Nonnegative() if scans.config.nonnegative else None
     return LowerLevelProblem(
-        scans.operator, regularizer, ridge=scans.config.ridge, constraint=constraint, data_term=data_term
+        scans.operator,
+        regularizer,
+        ridge=scans.config.ridge,
+        constraint=constraint,
+        data_term=data_term,
+        minimiser=minimiser,
     )
 
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from learnreg.errors import ConfigError
 from learnreg.linear.parameter_groups import Density, ParameterGroup
-from learnreg.potentials.base import OUTWARD, Number, Potential, Smoothed
+from learnreg.linear.samples import inner_samples
+from learnreg.potentials.base import OUTWARD, WARM_PROX_STEPS, Number, Potential, Smoothed
 from learnreg.potentials.isotropic import IsotropicPseudoHuber
 from learnreg.potentials.proximal import Grouped, SmoothedElementwise
 from learnreg.potentials.pseudo_huber import PseudoHuber
@@ -111,9 +112,17 @@ class Modulus(Smoothed, Grouped):
         return torch.where(square > 0, self.profile.grad(length) / length, at_zero)
 
     def _eigenvalues(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        if not torch.is_grad_enabled():
+            length = _length(t)
+            radial, slope = (f(length, torch.empty_like(length)) for f in (self.profile.second_into, self._slope_into))
+            return radial, torch.where(length > 0, slope, radial)
         square = (t * t).sum(1)
         at_zero = self.profile.second(torch.zeros_like(square))
         return torch.where(square > 0, self.profile.second(_root(square)), at_zero), self._tangential(square)
+
+    def _slope_into(self, length: Tensor, out: Tensor) -> Tensor:
+        """phi'(r)/r, where r is not 0."""
+        return self.profile.grad_into(length, out).div_(length.clamp_min(torch.finfo(out.dtype).tiny))
 
     def divergence(self, r: Tensor, t: Tensor) -> Tensor:
         """That of the lengths, and phi'(|t|) (|r| - <r, t>/|t|): the second is formed from the part of r that is
@@ -126,6 +135,28 @@ class Modulus(Smoothed, Grouped):
         turned = torch.where(along > 0, across / (size_r + along).clamp_min(tiny), size_r - along)
         found = f.profile.divergence(size_r, size_t) + f.profile.grad(size_t) * turned.clamp_min(0.0)
         return found.to(dtype)[:, None]
+
+    # ---- what iterations call, by what the profile has compiled ------------------------------------------------------
+
+    def grad_into(self, t: Tensor, out: Tensor) -> Tensor:
+        length = _length(t)
+        return torch.mul(t, self._slope_into(length, torch.empty_like(length))[:, None], out=out)
+
+    def slope(self, t: Tensor, v: Tensor, step: Tensor) -> Tensor:
+        moved = torch.addcmul(t, step, v)
+        return inner_samples(self.grad_into(moved, torch.empty_like(moved)), v)
+
+    def dual_step_(
+        self, v: Tensor, y: Tensor, t: Tensor, sigma: Tensor, relaxation: float, newton_steps: int = WARM_PROX_STEPS
+    ) -> None:
+        """The proximal map shortens each group."""
+        length, shorter = _length(v), _length(t)
+        slope, scratch = torch.zeros_like(length), length.clone()
+        step = sigma.squeeze(1) if sigma.dim() == v.dim() else sigma
+        self.profile.dual_step_(scratch, slope, shorter, step, 1.0, newton_steps)
+        size = length.clamp_min_(torch.finfo(v.dtype).tiny)
+        torch.mul(v, shorter.div_(size)[:, None], out=t)
+        y.mul_(1.0 - relaxation).addcmul_(v, slope.div_(size)[:, None], value=relaxation)
 
     # ---- proximal maps -----------------------------------------------------------------------------------------------
 

@@ -134,13 +134,14 @@ class MultivariateExperts(LearnedFilters, Regularizer):
 
     @classmethod
     def from_options(cls, options: RegularizerOptions, generator: torch.Generator) -> Self:
-        if options.filters % options.group_size:
+        group_size = options.group_size or 2
+        if options.filters % group_size:
             raise ConfigError(
-                f"filters={options.filters}, group_size={options.group_size}: expected whole groups; choose a multiple."
+                f"filters={options.filters}, group_size={group_size}: expected whole groups; choose a multiple."
             )
         return cls(
-            options.filters // options.group_size,
-            options.group_size,
+            options.filters // group_size,
+            group_size,
             options.filter_side,
             _WEIGHT_OF_EXPERTS * options.weight,
             options.smoothing,

@@ -64,7 +64,12 @@ class RegularizerOptions:
     """What ``Regularizer.from_options`` gets; each regularizer takes what concerns it."""
 
     filters: int = option(24, "number of filters", at_least=1, at_most=1024)
-    group_size: int = option(2, "filters in each group", at_least=1, at_most=1024)
+    group_size: int = option(
+        0,
+        "filters in each group, one potential for the length of their responses; 0: 2 of multivariate, else 1",
+        at_least=0,
+        at_most=1024,
+    )
     positions: int = option(4, "positions in a pixel where gradients are sampled", at_least=1, at_most=64)
     boundary: str = option("reflect", "what lies beyond the border of images", choices=BOUNDARIES)
     potential: str = option(

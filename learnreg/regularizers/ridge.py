@@ -25,6 +25,7 @@ from learnreg.linear.arguments import (
 )
 from learnreg.lower_level.regularizer import Regularizer
 from learnreg.lower_level.saddle_terms import ParameterRole, Pictures, SaddleTerms
+from learnreg.potentials.modulus import of_modulus
 from learnreg.potentials.spline import Spline, initial_coefficients
 from learnreg.potentials.weakly_convex_spline import WeaklyConvexSpline
 from learnreg.regularizers.image_kind import Coupling, ImageKind
@@ -58,6 +59,9 @@ class RidgeRegularizer(NoiseConditioned, Regularizer):
         ridge have a larger modulus, 1 and more for denoising; else it is refused.
     nonconvexity: that number, for "convex-nonconvex". With "reflect" a ninth of it is used, lest small images break it.
     shared: one potential h for all channels instead of one for each; weights and smoothings are those of each channel.
+    group_size: number s of filters in each group, a divisor of the last number of ``channels``. With s > 1 the filters
+        form n = channels[-1]/s groups in their order, and h_c sees the length of the s responses of group c at each
+        pixel: turning them among each other changes nothing.
     boundary: "zero" (any image), or "valid", "circular", "reflect" as in ``FilterBank``. "valid" leaves a border
         of half a filter alone and needs sides of at least that of the filters; "reflect" makes no edges at the border,
         but its norm takes seconds to bound between 1,024 and 4,096 pixels, and is probabilistic beyond.
@@ -71,15 +75,17 @@ class RidgeRegularizer(NoiseConditioned, Regularizer):
     coupling: "separate", the same filters for every channel of the images; "joint", filters across them; "complex", the
         same filters for two channels, whose modulus the splines see.
 
-    The raw parameters are ``factors.0``, ``factors.1`` ... (channels, channels before, size, size), ``log_weights``,
-    ``log_smoothing`` (n,), ``log_curvature`` (n or 1, (knots - 1)/2), the logarithms of f'' at the knots that are not
-    the last, with "convex-nonconvex" ``logit_depth`` (n or 1, (knots - 3)/2), the depths of concave parts around the
-    knots but 0 as shares of the largest possible, and with ``noise_conditioned`` ``weight_exponents`` and
-    ``smoothing_exponents`` (n,). Depths are curvatures: they follow neither weights nor the noise level.
+    The raw parameters are, for n = channels[-1]/group_size, ``factors.0``, ``factors.1`` ... (channels, channels
+    before, size, size), ``log_weights``, ``log_smoothing`` (n,), ``log_curvature`` (n or 1, (knots - 1)/2), the
+    logarithms of f'' at the knots that are not the last, with "convex-nonconvex" ``logit_depth`` (n or 1,
+    (knots - 3)/2), the depths of concave parts around the knots but 0 as shares of the largest possible, and with
+    ``noise_conditioned`` ``weight_exponents`` and ``smoothing_exponents`` (n,). Depths are curvatures: they follow
+    neither weights nor the noise level.
 
     Source: Goujon, Neumayer, Bohra, Ducotterd and Unser, IEEE Trans. Comput. Imaging 9 (2023), for ridge regularizers
     of composed convolutions with learned splines; Goujon, Neumayer and Unser, SIAM J. Imaging Sci. 17 (2024), for
-    weakly convex ones; here f'' instead of f' is the linear spline.
+    weakly convex ones; here f'' instead of f' is the linear spline. Groups: Ducotterd and Unser, Multivariate Fields
+    of Experts (2025), whose potentials are others.
 
     Raises
     ------
@@ -105,6 +111,7 @@ class RidgeRegularizer(NoiseConditioned, Regularizer):
         *,
         nonconvexity: float = 0.9,
         shared: bool = False,
+        group_size: int = 1,
         boundary: Boundary = "zero",
         weight: float = 0.15,
         smoothing: float = 1e-2,
@@ -117,7 +124,7 @@ class RidgeRegularizer(NoiseConditioned, Regularizer):
         dimensions: int = 2,
     ) -> None:
         super().__init__()
-        self.channels = _check_sizes(channels, size)
+        self.channels, self.group_size = _check_sizes(channels, size), _check_groups(channels, group_size)
         self.images = ImageKind.of("RidgeRegularizer", image_channels, coupling, dimensions)
         self.image_channels, self.image_dimensions = self.images.channels, self.images.dimensions
         check_one_of(convexity, ("convex", "convex-nonconvex"), "RidgeRegularizer(convexity)")
@@ -132,9 +139,9 @@ class RidgeRegularizer(NoiseConditioned, Regularizer):
         self.size, self.knots, self.boundary, self.shared = size, knots, boundary, shared
         self.convexity, self.nonconvexity = convexity, float(nonconvexity)
         self.noise_level = self._sigma_0 = float(noise_level)
-        dtype, n = torch.get_default_dtype(), self.channels[-1]
+        dtype, n = torch.get_default_dtype(), self.channels[-1] // group_size
         self.factors = nn.ParameterList(_initial_factors(self.channels, size, generator, self.images))
-        norms = self._exact_filters().detach().flatten(1).norm(dim=1)
+        norms = self._exact_filters().detach().reshape(n, -1).norm(dim=1)
         self.log_weights = nn.Parameter((weight / n / norms).log().to(dtype))
         self.log_smoothing = nn.Parameter((smoothing * norms).log().to(dtype))
         coefficients = initial_coefficients(knots).expand(1 if shared else n, -1)
@@ -155,6 +162,7 @@ class RidgeRegularizer(NoiseConditioned, Regularizer):
             weight=_WEIGHT_OF_EXPERTS * options.weight,
             smoothing=_KNOTS_OF_EXPERTS * options.smoothing,
             depth=options.depth,
+            group_size=options.group_size or 1,
             noise_conditioned=options.noise_conditioned,
             generator=generator,
             image_channels=options.image_kind.get("channels", 1),
@@ -188,8 +196,13 @@ class RidgeRegularizer(NoiseConditioned, Regularizer):
 
     def saddle_terms(self, image_shape: tuple[int, ...]) -> SaddleTerms:
         shape = self.images.check(image_shape, "RidgeRegularizer", "image_channels")
-        bank = self.images.bank(self._exact_filters(), shape, self.boundary, zero_mean=True)
-        return SaddleTerms(bank, self.images.seen_by(self.potential(), "RidgeRegularizer"))
+        filters, potential = self._exact_filters(), self.potential()
+        if self.group_size == 1:
+            bank = self.images.bank(filters, shape, self.boundary, zero_mean=True)
+            return SaddleTerms(bank, self.images.seen_by(potential, "RidgeRegularizer"))
+        members = self._in_groups(filters).transpose(0, 1)
+        groups = self.images.grouped_bank(members, shape, self.boundary, zero_mean=True)
+        return SaddleTerms(groups, of_modulus(potential, "RidgeRegularizer"))
 
     def parameter_roles(self) -> dict[str, ParameterRole]:
         roles: dict[str, ParameterRole] = {f"factors.{i}": "operator" for i in range(len(self.channels))}
@@ -237,6 +250,8 @@ class RidgeRegularizer(NoiseConditioned, Regularizer):
             return 0.0
         filters = self._exact_filters()
         filters = filters if self.images.across else filters[:, None]
+        if len(concavity) > 1:
+            concavity = concavity.repeat_interleave(self.group_size)
         scaled = filters * concavity.sqrt().reshape(-1, *(1,) * (filters.dim() - 1))
         return repeated * overshoot * float(spectral_norm(scaled, grid)) ** 2
 
@@ -248,6 +263,7 @@ class RidgeRegularizer(NoiseConditioned, Regularizer):
             "convexity": self.convexity,
             "nonconvexity": self.nonconvexity,
             "shared": self.shared,
+            **({} if self.group_size == 1 else {"group_size": self.group_size}),
             "boundary": self.boundary,
             "noise_conditioned": self.noise_conditioned,
             "noise_level": self.noise_level,
@@ -263,20 +279,26 @@ class RidgeRegularizer(NoiseConditioned, Regularizer):
     def pictures(self) -> Pictures:
         """Potentials as far as their knots."""
         filters, smoothing = self.effective_filters, self.smoothing
-        norms = filters.double().flatten(1).norm(dim=1)
+        members = self._in_groups(filters)
+        norms = members.double().flatten(2).norm(dim=2)[:, 0]
         reach = float((smoothing / norms).median()) * (self.knots - 1) / 2
-        return self.images.pictures(filters[:, None], self.weights, smoothing, self.potential(), reach)
+        return self.images.pictures(members, self.weights, smoothing, self.potential(), reach)
 
     def extra_repr(self) -> str:
         kind = "shared" if self.shared else "per channel"
         convexity = self.convexity if self.convexity == "convex" else f"nonconvexity={self.nonconvexity:g}"
         sizes = f"channels={self.channels}, size={self.size}, knots={self.knots} ({kind})"
+        sizes += f", group_size={self.group_size}" if self.group_size > 1 else ""
         return f"{sizes}, {convexity}, boundary={self.boundary!r}{self.images.described()}"
 
     def _exact_filters(self) -> Tensor:
         """In float64, so that gradients of the factors are rounded once, at the end."""
         filters = normalised([factor.double() for factor in self.factors], self._grid)
         return filters if self.images.across else filters[:, 0]
+
+    def _in_groups(self, filters: Tensor) -> Tensor:
+        """(groups, members, *kernel)."""
+        return filters.reshape(-1, self.group_size, *filters.shape[1:])
 
     @property
     def _filter_side(self) -> int:
@@ -317,6 +339,15 @@ def _check_sizes(channels: Sequence[int], size: int) -> tuple[int, ...]:
             f"expected {_LARGEST_FILTER} at most. Take a smaller size, or fewer convolutions."
         )
     return tuple(channels)
+
+
+def _check_groups(channels: Sequence[int], group_size: int) -> int:
+    if not is_whole(group_size, 1, MOST_FILTERS) or channels[-1] % group_size:
+        raise ConfigError(
+            f"RidgeRegularizer(group_size={shown(group_size)}, channels={shown(channels)}): expected an integer of at "
+            f"least 1 that divides {channels[-1]}, the number of filters, into whole groups."
+        )
+    return group_size
 
 
 def _initial_factors(

@@ -100,6 +100,25 @@ def test_weakly_convex_ridges_are_an_option(photographs: Path, tmp_path: Path, m
     assert "convex-nonconvex" in unknown.stderr
 
 
+@pytest.mark.usefixtures("quick_starts")
+@pytest.mark.slow(seconds=20)
+def test_energies_that_are_not_convex_are_trained_for_local_minimisers(photographs: Path, tmp_path: Path) -> None:
+    """Concave parts beyond the modulus of the data term."""
+    out = tmp_path / "run"
+    options = ["nonconvexity=2.0", "depth=0.9", "patch=12", "patches=4", "convolutions=2,4", "tune=false", "size=3"]
+    options += ["convexity=convex-nonconvex", "batch_size=2", "updates=2", "audit_every=1"]
+    settings = [part for option in options for part in ("--set", option)]
+    command = ("train", "denoise", "--regularizer", "ridge", "--data", photographs, "--out", out, *settings)
+    refused = call(*command)
+    assert refused.exit_code == 5
+    assert "minimiser='local'" in refused.stderr
+    trained = call(*command, "--set", "minimiser=local")
+    assert trained.exit_code == 0, trained.stderr
+    found = lr.load(out).reconstruct(torch.rand(1, 1, 12, 12), tolerance=1e-3, details=True)
+    assert (found.certified_scope, found.bound_kind) == ("local", "rigorous")
+    assert not found.certified
+
+
 def test_an_existing_run_is_not_overwritten(photographs: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     (out / "checkpoint").mkdir(parents=True)

@@ -78,11 +78,11 @@ def _arrays() -> FieldsOfExperts:
     return FieldsOfExperts.from_arrays(filters, weights, smoothing, "reflect")
 
 
-def _ridge(shared: bool, **options: object) -> RidgeRegularizer:
+def _ridge(shared: bool, filters: int = 3, **options: object) -> RidgeRegularizer:
     """Away from its start: f'' rises and falls."""
     generator = torch.Generator().manual_seed(4)
     result = RidgeRegularizer(
-        (2, 3), 3, 9, shared=shared, weight=0.5, smoothing=0.15, generator=generator, **options  # type: ignore[arg-type]
+        (2, filters), 3, 9, shared=shared, weight=0.5, smoothing=0.15, generator=generator, **options  # type: ignore[arg-type]
     ).double()  # fmt: skip
     with torch.no_grad():
         for i, p in enumerate(result.parameters()):
@@ -171,6 +171,8 @@ REGULARIZERS: dict[str, RegularizerEntry] = {
     "RidgeRegularizer": RegularizerEntry(lambda: _ridge(False)),
     "RidgeRegularizer-shared": RegularizerEntry(lambda: _ridge(True, boundary="valid")),
     "RidgeRegularizer-noise": RegularizerEntry(lambda: _ridge(True, noise_conditioned=True).at(0.2)),
+    "RidgeRegularizer-groups": RegularizerEntry(lambda: _ridge(False, 6, group_size=3)),
+    "RidgeRegularizer-shared-groups": RegularizerEntry(lambda: _ridge(True, 4, group_size=2, boundary="circular")),
     "GeneralisedTikhonov": RegularizerEntry(lambda: GeneralisedTikhonov(3, 3, 0.9, "zero").double()),
     "TotalVariation": RegularizerEntry(lambda: TotalVariation(0.2, 0.05).double()),
     "AnalysisOperator-FilterBank": RegularizerEntry(

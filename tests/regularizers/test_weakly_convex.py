@@ -160,9 +160,10 @@ def test_the_energy_is_as_convex_as_it_says() -> None:
 
 @pytest.mark.parametrize("boundary", ["zero", "circular", "reflect"])
 @pytest.mark.parametrize("deep", [-1.0, 3.0])
-def test_how_much_of_the_nonconvexity_is_used(boundary: Boundary, deep: float) -> None:
+@pytest.mark.parametrize("members", [1, 3])
+def test_how_much_of_the_nonconvexity_is_used(boundary: Boundary, deep: float, members: int) -> None:
     """At least the largest eigenvalue of W^T diag(rho) W on an image, and, but for reflections, hardly more."""
-    regularizer = ridge(deep=deep, boundary=boundary)
+    regularizer = ridge(deep=deep, boundary=boundary, channels=(2, 2 * members), group_size=members)
     used, shape = regularizer.nonconvexity_used, (1, 12, 13)
     terms = regularizer.saddle_terms(shape)
     concavity = torch.as_tensor(terms.potential.concavity).detach()
@@ -175,7 +176,8 @@ def test_how_much_of_the_nonconvexity_is_used(boundary: Boundary, deep: float) -
 
 
 def test_the_regularizer_keeps_its_contract(monkeypatch: pytest.MonkeyPatch) -> None:
-    for regularizer in (ridge(), ridge(shared=True, noise_conditioned=True).at(0.2), Scaled(ridge(), 0.7).double()):
+    for make in CASES.values():
+        regularizer = make()
         assert check_regularizer(regularizer, SHAPE).ok
         assert check_regularizer(regularizer, SHAPE, torch.float32).ok
     monkeypatch.setattr(WeaklyConvexSpline, "concavity", 0.0)
@@ -210,6 +212,7 @@ CASES = {
     "shared": lambda: ridge(shared=True, boundary="valid"),
     "noise": lambda: ridge(noise_conditioned=True).at(0.2),
     "scaled": lambda: Scaled(ridge(), 1.2).double().requires_grad_(),
+    "groups": lambda: ridge(channels=(2, 4), group_size=2),
 }
 
 
@@ -237,7 +240,7 @@ def test_lemma_4_holds_for_the_true_errors(kind: type[SharpBound | PublishedBoun
     generator = torch.Generator().manual_seed(rotating_seed)
     tightest = math.inf
     for trial in range(12):
-        problem = problem_with(list(CASES.values())[trial % 4]())
+        problem = problem_with(list(CASES.values())[trial % len(CASES)]())
         x_true, b = registry.measure(problem, batch=1)
         loss, instance, roles = lr.SquaredError(x_true), problem.instance(b), problem.frozen().parameter_roles()
         truth, dense = truth_of(problem, b, loss), Dense(problem, b)

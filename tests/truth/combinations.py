@@ -60,9 +60,9 @@ DATA_TERMS: dict[str, Callable[[tuple[int, ...], torch.Generator], DataTerm]] = 
 }
 
 
-def _ridge(kind: dict[str, Any], **options: Any) -> Regularizer:
+def _ridge(kind: dict[str, Any], filters: int = 3, **options: Any) -> Regularizer:
     kind = {"image_channels" if name == "channels" else name: value for name, value in kind.items()}
-    return RidgeRegularizer((2, 3), 2, 7, weight=0.3, smoothing=0.15, **options, **kind)
+    return RidgeRegularizer((2, filters), 2, 7, weight=0.3, smoothing=0.15, **options, **kind)
 
 
 def _of_grey_images(make: Callable[[], Regularizer]) -> Callable[[dict[str, Any]], Regularizer]:
@@ -89,6 +89,10 @@ FAMILIES: dict[str, Callable[[dict[str, Any]], Regularizer]] = {
     "tikhonov": lambda kind: GeneralisedTikhonov(3, 3, 0.9, **kind),
     "ridge": _ridge,
     "ridge, convex-nonconvex": lambda kind: _ridge(kind, convexity="convex-nonconvex", nonconvexity=0.2),
+    "ridge, groups": lambda kind: _ridge(kind, 4, group_size=2),
+    "ridge, groups, convex-nonconvex": lambda kind: _ridge(
+        kind, 4, group_size=2, convexity="convex-nonconvex", nonconvexity=0.2
+    ),
     "multivariate": lambda kind: MultivariateExperts(2, 2, 3, 0.3, 0.1, **kind),
     "learned-tv": lambda kind: LearnedTotalVariation(2, 3, 0.2, 0.1, **kind),
     "learned-tgv": _of_grey_images(lambda: LearnedTotalGeneralizedVariation(2, 3, 0.2, 2.0, 0.1, 0.1)),

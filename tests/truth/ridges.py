@@ -29,10 +29,12 @@ def weakly_convex_ridge(draw: Draw, shape: tuple[int, int, int], smoothing: floa
 def ridge_regularizer(
     draw: Draw, shape: tuple[int, int, int], smoothing: float, nonconvexity: float | None = None
 ) -> RidgeRegularizer:
-    """With all parameters away from their start, some curvatures next to nothing, some parameters frozen."""
+    """With all parameters away from their start, some curvatures next to nothing, some parameters frozen; filters by
+    themselves or in groups."""
     layers, size = draw.integer(1, 3), draw.integer(2, 3)
     side = layers * (size - 1) + 1
-    channels = tuple(draw.integer(1, 3) for _ in range(layers))
+    members = draw.choice(1, 1, 2, 3)
+    channels = (*(draw.integer(1, 3) for _ in range(layers - 1)), members * draw.integer(1, 3))
     boundaries = ["zero", "circular", *(["valid"] if side <= min(shape[1:]) else [])]
     boundaries += ["reflect"] if side // 2 < min(shape[1:]) else []
     conditioned = draw.chance(0.3)
@@ -43,6 +45,7 @@ def ridge_regularizer(
         "convex" if nonconvexity is None else "convex-nonconvex",
         nonconvexity=nonconvexity or 0.9,
         shared=draw.chance(0.5),
+        group_size=members,
         boundary=draw.choice(*boundaries),  # type: ignore[arg-type]
         weight=channels[-1] * draw.scale(),
         smoothing=smoothing,

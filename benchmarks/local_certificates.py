@@ -125,6 +125,7 @@ def main() -> None:
         quick={"IMAGES": 2, "sides": [16], "TOLERANCES": (1e-4,)},
         data={"type": Path, "required": True, "help": "the folder with BSDS500"},
         published={"type": Path, "help": "the folder with WCRR-CNN"},
+        only={"default": "", "help": "problems whose name has this in it, such as 'MRI, published'"},
         sides={"type": int, "nargs": "*", "default": [32, 64], "help": "of the images, in pixels"},
     )
     table = Table(
@@ -148,8 +149,9 @@ def main() -> None:
                     scaled = published if weight == 1.0 else Scaled(published, weight).double()
                     candidates[f"published, {boundary}"] = scaled
             for name, R in candidates.items():
-                problem = lr.LowerLevelProblem(operator, R, minimiser="local")
-                named = f"{task}, {name}"
+                problem, named = lr.LowerLevelProblem(operator, R, minimiser="local"), f"{task}, {name}"
+                if options.only not in named:
+                    continue
                 table.rows += [row(problem, patches, noise, tolerance, named) for tolerance in TOLERANCES]
                 print(table.rows[-len(TOLERANCES) :], file=sys.stderr, flush=True)
     finish(table, options, ("problem", "pixels", "tolerance"))

@@ -48,7 +48,7 @@ NAMES = {
     "denoise-ridge-convex": "ridge regularizer, convex",
     "denoise-ridge-cnc": "ridge regularizer, convex-nonconvex: R is not convex, every denoising energy is",
     "denoise-icnn": "input-convex network",
-    "denoise-multivariate": "multivariate experts, nonconvex: bounds are of a local minimiser",
+    "denoise-multivariate": "ridge regularizer of groups of filters: R is not convex, every denoising energy is",
     "denoise-reweighted": "chain of convex problems, reweighted by their solutions",
     "denoise-colour": "field of experts across colours, convex",
     "ct-foe": "field of experts for few-view CT, convex",

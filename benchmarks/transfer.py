@@ -7,7 +7,8 @@ DIR holds CT/train and CT/validation; FOLDER the published models CRR-CNN and WC
 limited angle: 60 over 120. The factor of the regularizer and the noise level it is told (its scale, where it knows no
 noise levels) are tuned on 3 training slices with rough solutions, and so is the weight of total variation, on the same
 slices. Then each of 6 validation slices is solved to a certified root-mean-square error of 1e-3. Convex ones have a
-ridge; the weakly convex one has none and asks for a local minimiser. CPU seconds in one thread.
+ridge; the weakly convex one has none and asks for a local minimiser: where no ball around one is found, its solves go
+on to rounding, or to the iterations that ``--steps`` allows. CPU seconds in one thread.
 """
 
 from __future__ import annotations
@@ -83,10 +84,10 @@ class Tuning:
         return of(math.exp(factors[level]), math.exp(level))
 
 
-def measured(name: str, problem: lr.LowerLevelProblem, scenes: list[Scene]) -> dict[str, Any]:
-    """A row of the table."""
+def measured(name: str, problem: lr.LowerLevelProblem, scenes: list[Scene], steps: int | None) -> dict[str, Any]:
+    """A row of the table; ``steps``: of each solve at most."""
     began = time.process_time()
-    found = [lr.solve(problem, scene.b[None], TOLERANCE) for scene in scenes]
+    found = [lr.solve(problem, scene.b[None], TOLERANCE, max_steps=steps) for scene in scenes]
     seconds = (time.process_time() - began) / len(scenes)
     rows = [quality(f.x[0], scene.clean, scene.name) for f, scene in zip(found, scenes, strict=True)]
     bounds = [float(f.error_bound) for f in found]
@@ -131,6 +132,7 @@ def main() -> None:
         published={"type": Path, "help": "the folder with CRR-CNN and WCRR-CNN"},
         models={"type": Path, "nargs": "*", "help": "model files of train denoise"},
         only={"help": "regularizers whose name has this in it"},
+        steps={"type": int, "default": 0, "help": "iterations of a solve at most, 0: any number"},
         turns={"nargs": "*", "default": ["few", "limited"], "help": "few, limited"},
     )
     table = Table(
@@ -153,7 +155,7 @@ def main() -> None:
             search = Tuning(operator, tuning, kind)
             best = search.best(of, levels)
             tuned = time.process_time() - began
-            row = {"geometry": geometry} | measured(name, search.problem(best), scenes)
+            row = {"geometry": geometry} | measured(name, search.problem(best), scenes, options.steps or None)
             row["CPU s of tuning"] = f"{tuned:.0f}"
             print(row, file=sys.stderr, flush=True)
             table.rows.append(row)

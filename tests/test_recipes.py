@@ -15,7 +15,7 @@ from learnreg.commands.sources import training_options
 from learnreg.commands.tasks import TASKS
 
 RECIPES = Path(__file__).parents[1] / "examples" / "recipes"
-NAMES = sorted(path.stem for path in RECIPES.glob("*.toml"))
+RECIPE_NAMES = sorted(path.stem for path in RECIPES.glob("*.toml"))
 
 
 def _runner() -> Any:
@@ -28,6 +28,8 @@ def _runner() -> Any:
 
 
 RUN = _runner()
+ADAPTED = [name for name in RECIPE_NAMES if "adapt" in RUN.read_recipe(name)]
+TRAINED = [name for name in RECIPE_NAMES if name not in ADAPTED]
 
 
 def assignments_of(options: dict[str, Any]) -> list[str]:
@@ -35,7 +37,7 @@ def assignments_of(options: dict[str, Any]) -> list[str]:
     return [command[i + 1] for i, word in enumerate(command) if word == "--set"]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TRAINED)
 def test_stages_are_options_of_the_command_line(name: str) -> None:
     recipe = RUN.read_recipe(name)
     assert name.startswith("ct" if recipe["task"] == "ct" else "denoise")
@@ -50,6 +52,18 @@ def test_stages_are_options_of_the_command_line(name: str) -> None:
     assert recipe["task"] == "ct" or recipe["options"]["held_out"] == 20
 
 
+@pytest.mark.parametrize("name", ADAPTED)
+def test_adapted_models_are_shipped_ones(name: str, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, calls = RUN.read_recipe(name), []
+    monkeypatch.setattr(RUN.subprocess, "run", lambda command, check: calls.append(command))
+    RUN.adapt(recipe, data, data / "out", ["seed=3"])
+    assert recipe["adapt"] in lr.pretrained()
+    found = [calls[0][i + 1] for i, word in enumerate(calls[0]) if word == "--set"]
+    config = training_options(TASKS[recipe["task"]].config, None, found, {}, resume=False)
+    assert (config.seed, config.data) == (3, str(data / recipe["options"]["data"]))
+    assert calls[0][3:6] == ["adapt", recipe["adapt"], "--task"]
+
+
 TINY = {
     "denoise": {"patches": 8, "batch_size": 2, "patch": 16, "held_out": 1},
     "ct": {"images": 2, "batch_size": 1, "size": 16, "angles": 6},
@@ -57,9 +71,9 @@ TINY = {
 
 
 def tiny(recipe: dict[str, Any]) -> list[dict[str, Any]]:
-    """Its stages with few small filters, two updates each."""
+    """Its stages with few small filters, one update each; from nothing."""
     few = {"filters": 4, "features": 2, "convolutions": "2,4", "knots": 5, "levels": 2}
-    stages = RUN.stages_of(recipe, share=1e-9)
+    stages = [{k: v for k, v in stage.items() if k != "init"} for stage in RUN.stages_of(recipe, share=1e-9)]
     changed = [{**stage, **{k: v for k, v in few.items() if k in stage}, **TINY[recipe["task"]]} for stage in stages]
     regularizer = {"icnn": {"features": 2}, "fields-of-experts": {"size": 3}, "multivariate": {"size": 3}}
     if recipe["task"] == "ct":
@@ -106,7 +120,7 @@ def test_a_recipe_that_was_interrupted_goes_on(data: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.slow(seconds=90)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TRAINED)
 def test_every_recipe_makes_a_model(name: str, data: Path) -> None:
     recipe = RUN.read_recipe(name)
     model = lr.load(RUN.run(recipe, data, data / "out", tiny(recipe), []))

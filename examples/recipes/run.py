@@ -1,5 +1,5 @@
 """Train by a recipe: ``learnreg train`` in stages, each from the best model of the one before, whose strength is tuned
-again only where the recipe says so.
+again only where the recipe says so; or ``learnreg adapt``, of the model that the recipe names.
 
     python examples/recipes/run.py denoise-ridge-cnc --data DATA --out runs/denoise-ridge-cnc
 
@@ -51,8 +51,22 @@ def command_of(task: str, options: dict[str, Any], folder: Path, assignments: li
     command = [sys.executable, "-m", "learnreg", "train", task, "--out", str(folder)]
     if (folder / "checkpoint").exists():
         return [*command, "--resume", "--minutes", str(options.get("minutes", 1e6))]
+    return command + settings(options, assignments)
+
+
+def settings(options: dict[str, Any], assignments: list[str]) -> list[str]:
+    """The options of a command, and what goes before them."""
     given = [f"{name}={str(value).lower() if isinstance(value, bool) else value}" for name, value in options.items()]
-    return command + [part for assignment in [*given, *assignments] for part in ("--set", assignment)]
+    return [part for assignment in [*given, *assignments] for part in ("--set", assignment)]
+
+
+def adapt(recipe: dict[str, Any], data: Path, out: Path, assignments: list[str]) -> Path:
+    """Two numbers of a model, for the task of the recipe."""
+    options = {**recipe["options"], "data": data / recipe["options"]["data"]}
+    command = [sys.executable, "-m", "learnreg", "adapt", recipe["adapt"], "--task", recipe["task"], "--out", str(out)]
+    if not (out / LAST).exists():
+        subprocess.run(command + settings(options, assignments), check=True)
+    return out / LAST
 
 
 def run(recipe: dict[str, Any], data: Path, out: Path, stages: list[dict[str, Any]], assignments: list[str]) -> Path:
@@ -81,6 +95,9 @@ def main() -> None:
     parser.add_argument("--set", dest="assignments", action="append", default=[], metavar="KEY=VALUE")
     given = parser.parse_args()
     recipe = read_recipe(given.recipe)
+    if "adapt" in recipe:
+        print(adapt(recipe, given.data, given.out, given.assignments))
+        return
     stages = stages_of(recipe, given.share, given.minutes)
     print(run(recipe, given.data, given.out, stages, given.assignments))
 

@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 _MAX_IMAGES = 4
-_DPI, _QUALITY = 110, 88
+_DPI, _QUALITY = 110, 80
 _PACKAGES = (
     ("jinja2", "writing the report", "jinja2"),
     ("matplotlib", "drawing figures", "matplotlib"),

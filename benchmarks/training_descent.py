@@ -32,7 +32,7 @@ from learnreg.hypergradients import METHODS
 from learnreg.training.baseline import tune_total_variation
 from learnreg.training.optimizers import make_upper_level
 from learnreg.training.options import TrainingOptions
-from learnreg.training.schedule import is_milestone, step_factor
+from learnreg.training.schedule import is_validated, step_factor
 from learnreg.training.session import Session
 from learnreg.training.start_tuning import tune_start
 
@@ -98,7 +98,7 @@ def run(
             row: dict[str, Any] = {}
             update = len(curve.seconds)
             clock.timed(lambda: row.update(upper.update(step_factor(update, options.updates))))  # noqa: B023
-            loss, psnr = measure(problem) if is_milestone(update + 1) else (None, math.nan)
+            loss, psnr = measure(problem) if is_validated(update + 1) else (None, math.nan)
             curve.seconds.append(clock.cpu)
             curve.loss.append(row["loss"] if loss is None else loss)
             curve.psnr.append(psnr)

@@ -24,7 +24,7 @@ from learnreg.training.optimizers import make_upper_level
 from learnreg.training.options import TrainingOptions
 from learnreg.training.result import EndedBy, TrainResult
 from learnreg.training.run_folder import RunFolder
-from learnreg.training.schedule import is_milestone, step_factor
+from learnreg.training.schedule import is_milestone, is_validated, step_factor
 from learnreg.training.session import Session
 from learnreg.training.start_tuning import tune_start
 
@@ -155,7 +155,7 @@ class Run:
         if self.updates == 1 and self.options.tune_start:
             row["start_factor"] = self.start_factor
         try:
-            if is_milestone(self.updates):
+            if is_validated(self.updates):
                 self._measure(row)
         finally:  # whatever a validation raises, the update is made
             self.rows.append(row)

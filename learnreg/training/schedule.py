@@ -6,11 +6,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-__all__ = ["AuditCount", "is_milestone", "step_factor"]
+__all__ = ["AuditCount", "is_milestone", "is_validated", "step_factor"]
 
 _LEAST_FACTOR = 1e-3
 _RISING_UPDATES, _DECAY_UPDATES = 20.0, 50.0
-_MOST_BETWEEN = 100
+_MOST_BETWEEN, _ENOUGH_BETWEEN = 100, 60
 
 
 def step_factor(done: int, updates: int | None) -> float:
@@ -26,12 +26,28 @@ def step_factor(done: int, updates: int | None) -> float:
 
 
 def is_milestone(update: int) -> bool:
-    """Whether checkpoints and validations are due after this update: each a quarter of the updates so far after the
-    last one, at most 100."""
-    due = 1
-    while due < update:
+    """Whether a checkpoint is due after this update: each a quarter of the updates so far after the last one, at most
+    100."""
+    return update in _milestones(update)
+
+
+def is_validated(update: int) -> bool:
+    """Whether what a validation measures is due after this update, at a milestone: after twice as many updates as the
+    last time, or some 60 to 160 more. A validation may take as long as many updates."""
+    last = 0
+    for milestone in _milestones(update):
+        if milestone >= last + min(last, _ENOUGH_BETWEEN):
+            last = milestone
+    return last == update
+
+
+def _milestones(up_to: int) -> list[int]:
+    """1, 2, 3 ... up to this update."""
+    found, due = [], 1
+    while due <= up_to:
+        found.append(due)
         due += min(max(1, due // 4), _MOST_BETWEEN)
-    return due == update
+    return found
 
 
 class AuditCount:

@@ -18,7 +18,7 @@ from learnreg.regularizers import FieldsOfExperts, Regularizer, RidgeRegularizer
 from learnreg.training.clock import Clock, TimeUp
 from learnreg.training.run_folder import RunFolder
 from learnreg.training.samples import Sample
-from learnreg.training.schedule import AuditCount, is_milestone, step_factor
+from learnreg.training.schedule import AuditCount, is_milestone, is_validated, step_factor
 from learnreg.training.warm_starts import WarmStarts
 
 pytestmark = pytest.mark.usefixtures("quick_starts")
@@ -286,6 +286,13 @@ def test_milestones_are_never_more_than_a_quarter_or_a_hundred_updates_apart() -
     found = [k for k in range(1, 3000) if is_milestone(k)]
     assert found[:9] == [1, 2, 3, 4, 5, 6, 7, 8, 10]
     assert all(b - a <= min(max(1, a / 4), 100) for a, b in pairwise(found))
+
+
+def test_validations_are_milestones_of_which_there_are_few() -> None:
+    found = [k for k in range(1, 3000) if is_validated(k)]
+    assert found[:7] == [1, 2, 4, 8, 18, 41, 97]
+    assert all(is_milestone(k) for k in found)
+    assert all(b - a <= 160 for a, b in pairwise(found))
 
 
 def test_audits_come_by_count() -> None:

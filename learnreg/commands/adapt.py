@@ -40,6 +40,12 @@ _STEP, _MOST = math.log(2.0), 40
 _SCALE_STEP, _MOST_SCALES = math.log(1.6), 6
 _STEPS = 8
 _HALVINGS = 30
+_FIRST_ITERATIONS, _ITERATIONS = 300, 60
+"""Of a lower-level solve of the search at most, from nothing and from the last solution: factors far from the best one
+make problems that no solver is done with soon."""
+
+_VARIATION_OF_NOISE = 0.8
+"""Weight of total variation for denoising, over the noise level."""
 _FLAT = 1e-3
 """Of the logarithm of a factor: closer it need not be known."""
 
@@ -87,7 +93,7 @@ def adapt(
     regularizer = _for_images(model.regularizer, scenario.config)
     b, x_true = (torch.stack(column) for column in zip(*(scenario.pairs[i] for i in range(pairs)), strict=True))
     announce(f"tuning the balance on {pairs} samples")
-    tuning = _Tuning(scenario, b, x_true, _rough(scenario, x_true))
+    tuning = _Tuning(scenario, b, x_true, _rough(scenario, x_true), _guess(model, scenario))
     if criterion == "pairs":
         found = tuning.by_pairs(regularizer, model.conditioned, model.usual_noise_level)
     else:
@@ -106,6 +112,14 @@ def adapt(
 def _rough(scenario: Scenario, x_true: Tensor) -> float:
     """How accurately the search solves."""
     return scenario.tv_tolerance * max(float(x_true.double().square().mean().sqrt()), 1e-30)
+
+
+def _guess(model: Model, scenario: Scenario) -> float:
+    """The logarithm of a factor to start at: where total variation needs so much more or less weight than in denoising,
+    so may a model of denoising."""
+    if not (model.denoises and model.usual_noise_level):
+        return 0.0
+    return math.log(scenario.tv_weight / (_VARIATION_OF_NOISE * model.usual_noise_level))
 
 
 def _for_images(regularizer: Regularizer, config: TrainingConfig) -> Regularizer:
@@ -138,12 +152,13 @@ def _for_images(regularizer: Regularizer, config: TrainingConfig) -> Regularizer
 
 @dataclass
 class _Tuning:
-    """Searches on one batch; solves start from the last solution."""
+    """Searches on one batch; solves start from the last solution. guess: the logarithm of the factor to begin with."""
 
     scenario: Scenario
     b: Tensor
     x_true: Tensor
     tolerance: float
+    guess: float = 0.0
     start: Tensor | None = None
 
     def by_pairs(self, regularizer: Regularizer, conditioned: bool, noise_level: float | None) -> Adapted:
@@ -161,7 +176,7 @@ class _Tuning:
             return found, scaled
 
         def of_scale(log_scale: float) -> float:
-            factor = forms[min(forms, key=lambda s: abs(s - log_scale))][0] if forms else 1.0
+            factor = forms[min(forms, key=lambda s: abs(s - log_scale))][0] if forms else math.exp(self.guess)
             try:
                 forms[log_scale] = self._best_factor(*problem(log_scale, factor))
             except ConfigError:
@@ -205,7 +220,7 @@ class _Tuning:
             residual = (problem.operator(x) - self.b).double().flatten(1).norm(dim=1).square().mean().sqrt()
             return float(residual) - size
 
-        low, high = 0.0, 0.0
+        low, high = self.guess, self.guess
         while excess(low) > 0.0 and low > -_MOST * _STEP:
             low -= 4.0 * _STEP
         while excess(high) < 0.0 and high < _MOST * _STEP:
@@ -241,7 +256,9 @@ class _Tuning:
         return math.exp(best), loss(best)
 
     def _solution(self, problem: LowerLevelProblem) -> Tensor:
-        self.start = solve(problem, self.b, self.tolerance, start=self.start).x
+        """Rough: an *estimate*, unless the tolerance is reached."""
+        most = _FIRST_ITERATIONS if self.start is None else _ITERATIONS
+        self.start = solve(problem, self.b, self.tolerance, start=self.start, max_steps=most).x
         return self.start
 
     def _descend(self, problem: LowerLevelProblem) -> tuple[float, int]:

@@ -155,7 +155,7 @@ class Run:
         if self.updates == 1 and self.options.tune_start:
             row["start_factor"] = self.start_factor
         try:
-            if is_validated(self.updates):
+            if is_milestone(self.updates):
                 self._measure(row)
         finally:  # whatever a validation raises, the update is made
             self.rows.append(row)
@@ -165,7 +165,7 @@ class Run:
 
     def _measure(self, row: dict[str, Any]) -> None:
         """How good the parameters are on what was not trained on."""
-        if self.validate is not None:
+        if self.validate is not None and is_validated(self.updates):
             row["psnr"] = self.validate()
         if self.held_out is not None:
             row |= self.session.group.first(self.held_out.measure)

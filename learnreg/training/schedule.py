@@ -32,8 +32,8 @@ def is_milestone(update: int) -> bool:
 
 
 def is_validated(update: int) -> bool:
-    """Whether what a validation measures is due after this update, at a milestone: after twice as many updates as the
-    last time, or some 60 to 160 more. A validation may take as long as many updates."""
+    """Whether held-out images are due after this update, at a milestone: after twice as many updates as the last time,
+    or some 60 to 160 more. They may take as long as many updates."""
     last = 0
     for milestone in _milestones(update):
         if milestone >= last + min(last, _ENOUGH_BETWEEN):

@@ -40,7 +40,7 @@ _STEP, _MOST = math.log(2.0), 40
 _SCALE_STEP, _MOST_SCALES = math.log(1.6), 6
 _STEPS = 8
 _HALVINGS = 30
-_FIRST_ITERATIONS, _ITERATIONS = 300, 60
+_FIRST_ITERATIONS, _ITERATIONS = 100, 20
 """Of a lower-level solve of the search at most, from nothing and from the last solution: factors far from the best one
 make problems that no solver is done with soon."""
 

@@ -40,7 +40,8 @@ repeated, left out, zeroed, spliced and inserted, numbers of other sizes, and ch
 elements and descriptions that keep checksums (PNG, SHA-256 of models) and layout right. *read*: the file was still
 whole enough, or
 its values changed. *wrong*: an exception that is not documented, a warning of another package, words on stderr, a
-signal, more than 60 s, or more than 256 MB beyond the process: no file was. Seconds and MB: of the worst file."""
+signal, more than 60 s, or more than 256 MB beyond the process; that of ISMRMRD is a signal inside
+libhdf5 (SECURITY.md). Seconds and MB: of the worst file."""
 
 
 @dataclass

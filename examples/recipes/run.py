@@ -64,6 +64,7 @@ def adapt(recipe: dict[str, Any], data: Path, out: Path, assignments: list[str])
     """Two numbers of a model, for the task of the recipe."""
     options = {**recipe["options"], "data": data / recipe["options"]["data"]}
     command = [sys.executable, "-m", "learnreg", "adapt", recipe["adapt"], "--task", recipe["task"], "--out", str(out)]
+    command += ["--steps", str(recipe["steps"])] if "steps" in recipe else []
     if not (out / LAST).exists():
         subprocess.run(command + settings(options, assignments), check=True)
     return out / LAST

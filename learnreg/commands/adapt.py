@@ -38,7 +38,6 @@ CRITERIA = ("pairs", "discrepancy")
 
 _STEP, _MOST = math.log(2.0), 40
 _SCALE_STEP, _MOST_SCALES = math.log(1.6), 6
-_STEPS = 8
 _HALVINGS = 30
 _FIRST_ITERATIONS, _ITERATIONS = 100, 20
 """Of a lower-level solve of the search at most, from nothing and from the last solution: factors far from the best one
@@ -53,8 +52,8 @@ _FLAT = 1e-3
 @dataclass(frozen=True)
 class Adapted:
     """factor and scale (None where the regularizer knows neither scales nor noise levels), noise_level: those of a
-    conditioned one. loss: at the end, the upper end of its certified interval; nan without a ground truth. certified
-    steps: of the descent in the factor."""
+    conditioned one. loss: at the end, the upper end of its certified interval, without certified steps an *estimate*;
+    nan without a ground truth. certified steps: of the descent in the factor."""
 
     factor: float
     scale: float | None
@@ -65,7 +64,13 @@ class Adapted:
 
 
 def adapt(
-    model: Model, scenario: Scenario, out: Path, pairs: int = 3, criterion: str = "pairs", noise: float | None = None
+    model: Model,
+    scenario: Scenario,
+    out: Path,
+    pairs: int = 3,
+    criterion: str = "pairs",
+    noise: float | None = None,
+    steps: int = 8,
 ) -> dict[str, Any]:
     """Adapt a model to the measurements of a task, write ``out``/model.safetensors, and compare it with total variation
     on the held-out images. Returns the figures of the summary.
@@ -76,6 +81,7 @@ def adapt(
     criterion: "pairs", the squared error of these; "discrepancy", their measurements alone, with the residual's size.
     noise: its standard deviation in the units of the measurement, for the discrepancy; None: found from the pairs'
         clean measurements, which the simulation knows.
+    steps: certified ones in the factor at most, at the end of "pairs".
 
     Raises
     ------
@@ -89,13 +95,15 @@ def adapt(
         raise ConfigError(f"--noise {noise:g}: expected a positive finite number.")
     if not 1 <= pairs <= len(scenario.pairs):
         raise ConfigError(f"--pairs {pairs}: expected from 1 to the {len(scenario.pairs)} training samples there are.")
+    if steps < 0:
+        raise ConfigError(f"--steps {steps}: expected 0 for none, or how many at most.")
     check_folder(out)
     regularizer = _for_images(model.regularizer, scenario.config)
     b, x_true = (torch.stack(column) for column in zip(*(scenario.pairs[i] for i in range(pairs)), strict=True))
     announce(f"tuning the balance on {pairs} samples")
     tuning = _Tuning(scenario, b, x_true, _rough(scenario, x_true), _guess(model, scenario))
     if criterion == "pairs":
-        found = tuning.by_pairs(regularizer, model.conditioned, model.usual_noise_level)
+        found = tuning.by_pairs(regularizer, model.conditioned, model.usual_noise_level, steps)
     else:
         found = tuning.by_discrepancy(regularizer, noise)
     path = out / "model.safetensors"
@@ -161,7 +169,7 @@ class _Tuning:
     guess: float = 0.0
     start: Tensor | None = None
 
-    def by_pairs(self, regularizer: Regularizer, conditioned: bool, noise_level: float | None) -> Adapted:
+    def by_pairs(self, regularizer: Regularizer, conditioned: bool, noise_level: float | None, steps: int) -> Adapted:
         """The least squared error over scale and factor, then certified steps in the factor."""
         forms: dict[float, tuple[float, float]] = {}  # logarithm of the scale -> (factor, loss)
         level = noise_level or 1.0
@@ -190,13 +198,13 @@ class _Tuning:
         if best not in forms:
             of_scale(best)
         final, scaled = problem(best, forms[best][0])
-        loss, steps = self._descend(final)
+        loss, made = self._descend(final, steps) if steps else (forms[best][1], 0)
         return Adapted(
             float(scaled.factor.detach()),
             math.exp(best) if has_scale and not conditioned else None,
             level * math.exp(best) if conditioned else None,
             loss,
-            steps,
+            made,
             final,
         )
 
@@ -261,11 +269,11 @@ class _Tuning:
         self.start = solve(problem, self.b, self.tolerance, start=self.start, max_steps=most).x
         return self.start
 
-    def _descend(self, problem: LowerLevelProblem) -> tuple[float, int]:
+    def _descend(self, problem: LowerLevelProblem, most: int) -> tuple[float, int]:
         """A few certified steps in the factor; the upper end of the loss after them, and how many decreased it for
         certain."""
         objective, descent = BatchObjective(problem, self.b, SquaredError(self.x_true)), AdaptiveDescent(audit_every=1)
         steps = 0
-        while steps < _STEPS and descent.step(objective).accepted:
+        while steps < most and descent.step(objective).accepted:
             steps += 1
         return (objective.latest or objective.evaluate(descent.accuracy)).upper, steps

@@ -33,6 +33,9 @@ def adapt(
             help="with discrepancy: its standard deviation, in units of the measurement", show_default="known"
         ),
     ] = None,
+    steps: Annotated[
+        int, typer.Option(help="with pairs: certified steps in the factor at most, at the end; 0: none")
+    ] = 8,
     set_: Annotated[list[str] | None, typer.Option("--set", help=_ASSIGN, metavar="KEY=VALUE")] = None,
     json: Json = False,
 ) -> None:
@@ -54,7 +57,7 @@ def adapt(
     config = merge_config(TASKS[task].config, assignments=assignments)
     refuse_idle(config, {text.partition("=")[0].replace("-", "_") for text in assignments})
     with threads(1), large_blocks_kept():
-        summary = run(loaded, TASKS[task].scenario(config), out, pairs, criterion, noise)
+        summary = run(loaded, TASKS[task].scenario(config), out, pairs, criterion, noise, steps)
     for key, value in summary.items():
         say(f"{key}: {in_words(value)}", json)
     if json:

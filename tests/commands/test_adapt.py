@@ -25,8 +25,8 @@ from learnreg.regularizers import (
 
 pytest.importorskip("skimage.metrics")
 
-DEBLUR = [f"--set={key}" for key in ("patch=12", "patches=3", "ridge=0.05", "blur=0.8")]
-MRI = [f"--set={key}" for key in ("size=16", "images=3", "ridge=0.05")]
+DEBLUR = ["--steps=1", *(f"--set={key}" for key in ("patch=12", "patches=3", "ridge=0.05", "blur=0.8"))]
+MRI = ["--steps=1", *(f"--set={key}" for key in ("size=16", "images=3", "ridge=0.05"))]
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +34,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Searches and comparisons that need not be good."""
     monkeypatch.setattr(adapting, "_MOST", 3)
     monkeypatch.setattr(adapting, "_MOST_SCALES", 1)
-    monkeypatch.setattr(adapting, "_STEPS", 1)
     for task in (deblur, mri):
         monkeypatch.setattr(task, "_COMPARISON_TOLERANCE", 5e-2)
     monkeypatch.setattr(deblur, "_CROP", 16)
@@ -63,6 +62,15 @@ def test_a_denoiser_is_adapted_to_blur_by_pairs(experts: Path, tmp_path: Path) -
     assert found.operator.range_shape == (1, 12, 12)
 
 
+def test_steps_that_are_certified_may_be_left_out(experts: Path, tmp_path: Path) -> None:
+    without = [word for word in DEBLUR if not word.startswith("--steps")]
+    options = ("adapt", experts, "--task", "deblur", "--pairs", 2, *without)
+    summary = succeed(*options, "--steps", 0, "--out", tmp_path / "out")
+    assert summary["certified_steps"] == 0
+    assert 0 < summary["loss"] < float("inf")
+    assert "--steps -1: expected 0 for none" in refuse(2, *options, "--steps", -1, "--out", tmp_path / "other")
+
+
 def test_the_loss_is_that_after_the_last_step() -> None:
     scenario = deblur.scenario(DeblurConfig(patch=12, patches=3, ridge=0.05, blur=0.8))
     b, x_true = (torch.stack(column) for column in zip(*(scenario.pairs[i] for i in range(2)), strict=True))
@@ -72,7 +80,7 @@ def test_the_loss_is_that_after_the_last_step() -> None:
         return float(lr.SquaredError(x_true.double()).value(lr.solve(problem, b.double(), 1e-7).x))
 
     before = loss()
-    upper, steps = adapting._Tuning(scenario, b, x_true, 1e-3)._descend(problem)
+    upper, steps = adapting._Tuning(scenario, b, x_true, 1e-3)._descend(problem, 1)
     assert steps == 1
     assert loss() <= upper < before
 

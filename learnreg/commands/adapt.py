@@ -38,7 +38,7 @@ CRITERIA = ("pairs", "discrepancy")
 
 _STEP, _MOST = math.log(2.0), 40
 _SCALE_STEP, _MOST_SCALES = math.log(1.6), 6
-_HALVINGS = 30
+_HALVINGS, _MOST_STEPS = 30, 10_000
 _FIRST_ITERATIONS, _ITERATIONS = 100, 20
 """Of a lower-level solve of the search at most, from nothing and from the last solution: factors far from the best one
 make problems that no solver is done with soon."""
@@ -95,8 +95,8 @@ def adapt(
         raise ConfigError(f"--noise {noise:g}: expected a positive finite number.")
     if not 1 <= pairs <= len(scenario.pairs):
         raise ConfigError(f"--pairs {pairs}: expected from 1 to the {len(scenario.pairs)} training samples there are.")
-    if steps < 0:
-        raise ConfigError(f"--steps {steps}: expected 0 for none, or how many at most.")
+    if not 0 <= steps <= _MOST_STEPS:
+        raise ConfigError(f"--steps {steps}: expected 0 for none, or how many at most, up to {_MOST_STEPS:,}.")
     check_folder(out)
     regularizer = _for_images(model.regularizer, scenario.config)
     b, x_true = (torch.stack(column) for column in zip(*(scenario.pairs[i] for i in range(pairs)), strict=True))

@@ -152,7 +152,7 @@ class Modulus(Smoothed, Grouped):
         """The proximal map shortens each group."""
         length, shorter = _length(v), _length(t)
         slope, scratch = torch.zeros_like(length), length.clone()
-        step = sigma.squeeze(1) if sigma.dim() == v.dim() else sigma
+        step = sigma.amax(1) if sigma.dim() == v.dim() else sigma
         self.profile.dual_step_(scratch, slope, shorter, step, 1.0, newton_steps)
         size = length.clamp_min_(torch.finfo(v.dtype).tiny)
         torch.mul(v, shorter.div_(size)[:, None], out=t)
@@ -189,6 +189,8 @@ class Modulus(Smoothed, Grouped):
         low, high = self.curvature_bounds(t, radius)
         values = torch.stack(self._eigenvalues(t))[:, :, None]
         by_eigenvalues = torch.maximum(high - values.amin(0), values.amax(0) - low)
+        if isinstance(radius, Tensor) and radius.dim() == t.dim():
+            radius = radius.amax(1, keepdim=True)
         by_slope = self.third_bound(t, radius) * radius
         change = torch.where(by_slope < by_eigenvalues, by_slope, by_eigenvalues)  # a slope may be infinite times 0
         return change * (1.0 + OUTWARD) + values.abs().amax(0) * OUTWARD
@@ -256,8 +258,9 @@ def _direction(t: Tensor) -> Tensor:
 
 
 def _flat(value: Tensor | float, t: Tensor) -> Tensor | float:
-    """What broadcasts against groups with their axis of members, without it."""
-    return value.squeeze(1) if isinstance(value, Tensor) and value.dim() == t.dim() else value
+    """What broadcasts against groups with their axis of members, without it: the largest, where members have their
+    own."""
+    return value.amax(1) if isinstance(value, Tensor) and value.dim() == t.dim() else value
 
 
 def _near(length: Tensor, radius: Tensor | float) -> Tensor:

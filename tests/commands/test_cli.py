@@ -109,11 +109,11 @@ def test_exit_codes(learnreg: Any, monkeypatch: pytest.MonkeyPatch, error: BaseE
 def test_debugging_shows_the_traceback(learnreg: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LEARNREG_DEBUG", "1")
     with pytest.raises(lr.CheckpointError):
-        learnreg("evaluate", "denoise-foe", "--data", "nowhere")
+        learnreg("evaluate", "no-such-model", "--data", "nowhere")
     monkeypatch.setenv("LEARNREG_DEBUG", "0")
-    assert learnreg("evaluate", "denoise-foe", "--data", "nowhere").code == 6
+    assert learnreg("evaluate", "no-such-model", "--data", "nowhere").code == 6
     with pytest.raises(lr.CheckpointError):
-        learnreg("--debug", "evaluate", "denoise-foe", "--data", "nowhere")
+        learnreg("--debug", "evaluate", "no-such-model", "--data", "nowhere")
 
 
 def test_the_installed_command(tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_evaluate_fails(learnreg: Any, model: Path, images: Path, tmp_path: Path
     assert_complaint(learnreg("evaluate", model, "--data", images, "--sigma", "25"), 2, "25/255")
     assert_complaint(learnreg("evaluate", model, "--data", images, "--tolerance", "-1"), 2, "tolerance=-1")
     assert_complaint(learnreg("evaluate", model, "--data", images, "--seed", "-1"), 2, "seed=-1")
-    assert_complaint(learnreg("evaluate", "denoise-foe", "--data", images), 6, "Shipped models")
+    assert_complaint(learnreg("evaluate", "no-such-model", "--data", images), 6, "Shipped models")
     (images / "b.png").write_bytes((images / "b.png").read_bytes()[:50])
     assert_complaint(learnreg("evaluate", model, "--data", images, *FAST), 3, "b.png", "its header promises")
 

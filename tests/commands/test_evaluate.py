@@ -21,7 +21,7 @@ from learnreg.models import extras
 from learnreg.models.extras import require
 from learnreg.models.model import Model, load, save_model
 from learnreg.operators import Identity
-from learnreg.regularizers import FieldsOfExperts, RidgeRegularizer, TotalVariation
+from learnreg.regularizers import FieldsOfExperts, Regularizer, RidgeRegularizer, TotalVariation
 from learnreg.report.comparison import compare, quality
 
 metrics = pytest.importorskip("skimage.metrics")
@@ -46,6 +46,11 @@ def images(tmp_path: Path) -> Path:
         write_image(folder / name, height, width)
     Image.new("RGB", (20, 21), (200, 30, 90)).save(folder / "colour.jpg")
     return folder
+
+
+def posed(regularizer: Regularizer) -> lr.LowerLevelProblem:
+    """Its problem for images of some size."""
+    return lr.LowerLevelProblem(Identity((1, 9, 9)), regularizer)
 
 
 def write_image(path: Path, height: int, width: int) -> Tensor:
@@ -138,7 +143,7 @@ def test_a_model_that_adapts_is_told_the_noise_level(images: Path, tmp_path: Pat
     for sigma in (None, 0.02):
         level = sigma or 0.1
         noisy = add_noise(clean, level, 0)
-        x = denoise(regularizer.at(level), noisy[None], 1e-6).x[0]
+        x = denoise(posed(regularizer), level, noisy[None], 1e-6).x[0]
         found = evaluate(model, images, sigma, tolerance=1e-6)
         assert found.rows[0].psnr == pytest.approx(quality(x, clean).psnr, abs=1e-3)
         assert found.notes == ()
@@ -174,15 +179,15 @@ def test_evaluate_refuses(model: Model, images: Path, tmp_path: Path) -> None:
 def test_denoise_minimises_the_energy(generator: torch.Generator) -> None:
     noisy = torch.rand(1, 1, 9, 8, generator=generator, dtype=torch.float64)
     regularizer = TotalVariation(weight=0.1, smoothing=0.05)
-    x = denoise(regularizer, noisy, tolerance=1e-6).x.requires_grad_()
+    x = denoise(posed(regularizer), SIGMA, noisy, tolerance=1e-6).x.requires_grad_()
     energy = lr.LowerLevelProblem(Identity((1, 9, 8)), regularizer).energy(x, noisy).sum()
     assert float(torch.autograd.grad(energy, x)[0].abs().max()) < 1e-4
 
 
 def test_compare(generator: torch.Generator) -> None:
     images = {name: torch.rand(1, 12, 10, generator=generator) for name in ("one", "two")}
-    learned = partial(denoise, TotalVariation(weight=0.05), tolerance=TOLERANCE)
-    tv = partial(denoise, TotalVariation(weight=0.2), tolerance=TOLERANCE)
+    learned = partial(denoise, posed(TotalVariation(weight=0.05)), SIGMA, tolerance=TOLERANCE)
+    tv = partial(denoise, posed(TotalVariation(weight=0.2)), SIGMA, tolerance=TOLERANCE)
     found = compare(learned, tv, noisy_scenes(images.items(), SIGMA, 3), seed=3, tolerance=TOLERANCE)
     assert [image.name for image in found.images] == ["one", "two"]
     second = found.images[1]

@@ -11,6 +11,7 @@ from learnreg.commands.common import initial_regularizer
 from learnreg.commands.options import DenoiseConfig
 from learnreg.models.names import build_regularizer, describe_regularizer
 from learnreg.operators import Identity
+from learnreg.potentials.modulus import Modulus
 from learnreg.regularizers import RidgeRegularizer
 
 SHAPE = registry.SHAPE
@@ -101,6 +102,21 @@ def test_compiled_and_plain_iterations_agree() -> None:
             compiled = f.grad_into(t, torch.empty_like(t)), f.hess_vec(t, v)
         for a, b in zip(compiled, plain, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-13)
+
+
+def test_a_radius_of_each_member_is_the_largest_of_its_group() -> None:
+    """As sums of terms hand it on, of one number for each response."""
+    f = ridge(3, convexity="convex-nonconvex").saddle_terms(SHAPE).potential.detached()
+    t, radius = 0.3 * registry.randn(2, 3, 2, 6, 5, seed=1), 0.1 * registry.rand(2, 1, 2, 6, 5, seed=2)
+    assert isinstance(f, Modulus)
+    for bound in (
+        lambda r: f.curvature_bounds(t, r)[1],
+        lambda r: f.third_bound(t, r),
+        lambda r: f.curvature_change(t, r),
+    ):
+        assert torch.equal(bound(radius), bound(radius.expand(2, 3, 2, 6, 5)))
+        of_groups = radius[0, 0, :, :1, :1]
+        assert torch.equal(bound(of_groups), bound(of_groups.expand(2, 1, 2, 6, 5)))
 
 
 def test_a_problem_is_certified_and_solved() -> None:

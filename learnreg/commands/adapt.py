@@ -27,7 +27,7 @@ from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.models.model import Model, save_model
 from learnreg.regularizers import Regularizer, Scaled
 from learnreg.solvers.solve import solve
-from learnreg.training.baseline import tune_total_variation
+from learnreg.training.baseline import WEIGHT_OF_NOISE, tune_total_variation
 from learnreg.training.start_tuning import least_loss
 from learnreg.upper_level.adaptive_descent import AdaptiveDescent
 from learnreg.upper_level.batch_objective import BatchObjective
@@ -43,8 +43,6 @@ _FIRST_ITERATIONS, _ITERATIONS = 100, 20
 """Of a lower-level solve of the search at most, from nothing and from the last solution: factors far from the best one
 make problems that no solver is done with soon."""
 
-_VARIATION_OF_NOISE = 0.8
-"""Weight of total variation for denoising, over the noise level."""
 _FLAT = 1e-3
 """Of the logarithm of a factor: closer it need not be known."""
 
@@ -127,7 +125,7 @@ def _guess(model: Model, scenario: Scenario) -> float:
     so may a model of denoising."""
     if not (model.denoises and model.usual_noise_level):
         return 0.0
-    return math.log(scenario.tv_weight / (_VARIATION_OF_NOISE * model.usual_noise_level))
+    return math.log(scenario.tv_weight / (WEIGHT_OF_NOISE * model.usual_noise_level))
 
 
 def _for_images(regularizer: Regularizer, config: TrainingConfig) -> Regularizer:

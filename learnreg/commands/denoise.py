@@ -18,6 +18,7 @@ from learnreg.errors import ConfigError
 from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.operators import Identity
 from learnreg.report.comparison import Comparison, compare
+from learnreg.training.baseline import WEIGHT_OF_NOISE
 
 __all__ = ["scenario", "split_images", "validation_levels"]
 
@@ -94,7 +95,7 @@ def scenario(config: DenoiseConfig) -> Scenario:
         described={"sigma": list(sigma) if isinstance(sigma, tuple) else sigma},
         validate=partial(_crop_psnr, held_out, levels, config.seed),
         tv_pairs=patches(compared),
-        tv_weight=0.8 * compared,
+        tv_weight=WEIGHT_OF_NOISE * compared,
         tv_samples=min(len(pairs), max(config.samples, 64)),
         tv_tolerance=_BASELINE_TOLERANCE,
         compare=partial(_compare, held_out, compared, config.seed),

@@ -14,8 +14,10 @@ from learnreg.solvers.solve import solve
 from learnreg.training.sources import PairedDataset
 from learnreg.training.start_tuning import least_loss
 
-__all__ = ["tune_total_variation"]
+__all__ = ["WEIGHT_OF_NOISE", "tune_total_variation"]
 
+WEIGHT_OF_NOISE = 0.8
+"""About the best weight for denoising, over the noise level: where searches begin."""
 _WEIGHT_STEP = 1.6
 
 

@@ -250,9 +250,9 @@ class _Stage:
     _pull: PullChange | None = None
 
     def _moved(self, factors: Tensor) -> Tensor:
-        """‖(a_i (p^_i - p_i))‖, p = <f', V>: f' is at most its size here and hi rho more."""
+        """‖(a_i (p^_i - p_i))‖, p = <f', V>: f' is at most its size here and |f''| rho more."""
         f, radius = self.potential, self.terms.potential.reach(self.terms.operator) * expand(self.e, self.responses.t)
-        high = f.curvature_bounds(self.responses.t, radius)[1]
+        high = f.curvature_size(self.responses.t, radius)
         steep, bent = factors * (self.slope + high * radius), factors * high * self.V_size
         along = torch.minimum(norm_samples(bent * radius), _largest(bent) * self.L * self.e)
         return _largest(steep) * self.L * self.E + along + _ROUNDING * norm_samples(steep * self.V_size)

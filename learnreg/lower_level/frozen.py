@@ -148,6 +148,7 @@ class FrozenProblem:
         terms, fixed = (t.weighted(places, spread) for t in (first.terms, first.fixed))
         stage.__dict__["terms"], stage.__dict__["fixed"] = terms, fixed
         stage.__dict__["gram_lower_bound"] = first.gram_lower_bound
+        stage.__dict__["concavity"] = max(0.0, first.concavity)  # weights in [0, 1] leave no strong convexity of R
         return stage
 
     def energy_of_chain(self) -> FrozenProblem | None:

@@ -227,6 +227,11 @@ class Potential(Function):
             low, high, change, ratio, third = own
         return CurvatureInterval(low, high, change, ratio, third, self.kink_excluded(t, radius))
 
+    def curvature_size(self, t: Tensor, radius: Tensor | float) -> Tensor:
+        """Bound of ‖f''‖ over the same. *Rigorous bound.*"""
+        low, high = self.curvature_bounds(t, radius)
+        return high if self.convex else torch.maximum(low.abs(), high.abs())
+
     def curvature_change(self, t: Tensor, radius: Tensor | float) -> Tensor:
         """Bound of ‖f''(t') - f''(t)‖ for |t' - t| <= radius at each place. *Rigorous bound.*"""
         low, high = self.curvature_bounds(t, radius)

@@ -134,13 +134,11 @@ class QuadraticSpline(SmoothedElementwise):
         """|f''|/(f'' + rho), as t f' has the slope f'' between jumps; infinite where f'' may fall to -rho < 0."""
         if self.convex:
             return 1.0
-        low, high = self.curvature_bounds(t, radius)
-        size, room = torch.maximum(low.abs(), high.abs()), low + self.concavity
+        size, room = self.curvature_size(t, radius), self.curvature_bounds(t, radius)[0] + self.concavity
         return torch.where(room > 0, size / room * (1.0 + OUTWARD), torch.inf)
 
     def smoothing_slope(self, t: Tensor, radius: Tensor | float) -> Tensor:
-        low, high = self.curvature_bounds(t, radius)
-        return torch.maximum(low.abs(), high.abs())
+        return self.curvature_size(t, radius)
 
     def blocks(self, t: Tensor, *others: Tensor) -> Iterator[tuple[Any, ...]]:
         if self.bends.shape[0] == 1:

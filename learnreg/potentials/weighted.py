@@ -1,8 +1,9 @@
 """Potentials times a weight of each place and sample: what the problems of a reweighted chain minimise.
 
-f_w(t) = sum_i w_i f_i(t_i) over places i, for weights w_i >= 0 that are given: f_w'' lies between w_i lo and w_i hi
+f_w(t) = sum_i w_i f_i(t_i) over places i, for weights w_i in [0, 1] that are given: f_w'' lies between w_i lo and w_i hi
 where f_i'' lies between lo and hi, and so do all other bounds, which are linear in f. Where weights are known within a
-spread alone, values and derivatives are those of w, and bounds hold for every weight within it.
+spread alone, values and derivatives are those of w, and bounds hold for every weight within it, in [0, 1]. With f_i''
+>= -rho_i, f_w'' >= -rho_i, too: what the whole makes up for without weights, it does with them.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ __all__ = ["WeightedElementwise", "WeightedGroups", "reweightable", "weighted"]
 
 
 class _Weighted(ProximalPotential):
-    """A convex potential times ``places`` (batch, n, ...), one number >= 0 for each place of each sample.
+    """A potential times ``places`` (batch, n, ...), one number in [0, 1] for each place of each sample.
 
     Parameters
     ----------
     potential: f. places: w, which broadcasts against the densities of f. spread: how far from w, at each place, the
-        weights may be that bounds are about; 0 where none.
+        weights in [0, 1] may be that bounds are about; 0 where none.
     """
 
     number_names = ()
@@ -63,9 +64,14 @@ class _Weighted(ProximalPotential):
         return type(self)(potential, self.places if places is None else places, chosen)
 
     @property
+    def _least(self) -> Tensor:
+        """The smallest weights."""
+        return (self.places - self.spread).clamp_min(0.0)
+
+    @property
     def _most(self) -> Tensor:
         """The largest weights."""
-        return self.places + self.spread
+        return torch.maximum(self.places, (self.places + self.spread).clamp_max(1.0))
 
     def with_numbers(self, **numbers: Number) -> Self:
         places = torch.as_tensor(numbers.pop("places", self.places))
@@ -163,21 +169,34 @@ class _Weighted(ProximalPotential):
         largest = places.amax((0, *range(2, places.dim())), keepdim=True)[0]
         return self.potential.curvature_limit * largest
 
+    @property
+    def concavity(self) -> Number:
+        """That of f, as weights are at most 1."""
+        return self.potential.concavity
+
     def curvature_bounds(self, t: Tensor, radius: Tensor | float) -> tuple[Tensor, Tensor]:
         low, high = self.potential.curvature_bounds(t, radius)
-        return (self.places - self.spread).clamp_min(0.0) * low, self._most * high
+        if self.convex:
+            return self._least * low, self._most * high
+        return torch.minimum(self._least * low, self._most * low), torch.maximum(self._least * high, self._most * high)
 
     def curvature_interval(self, t: Tensor, radius: Tensor | float) -> CurvatureInterval:
         """``change``, ``ratio`` and ``third`` are those of one weight times f'', whichever of the spread it is."""
+        if not self.convex:
+            return super().curvature_interval(t, radius)
         found, most = self.potential.curvature_interval(t, radius), self._most * (1.0 + OUTWARD)
         return CurvatureInterval(
-            (self.places - self.spread).clamp_min(0.0) * (1.0 - OUTWARD) * found.low,
+            self._least * (1.0 - OUTWARD) * found.low,
             most * found.high,
             most * found.change,
             torch.where(most > 0, most.sqrt() * found.ratio, 0.0),
             most * found.third,
             found.smooth,
         )
+
+    def curvature_ratio(self, second: Tensor, low: Tensor, high: Tensor, change: Tensor) -> Tensor:
+        """Without knowing the weight: change/√low."""
+        return Potential.curvature_ratio(self, second, low, high, change)
 
     def curvature_change(self, t: Tensor, radius: Tensor | float) -> Tensor:
         return self._most * self.potential.curvature_change(t, radius)
@@ -205,7 +224,7 @@ def reweightable(potential: Potential) -> str:
         return "it is of a class that is not examined"
     if not potential.differentiable:
         return "it has no gradient where responses vanish"
-    return "" if potential.convex else "it is not convex"
+    return ""
 
 
 def weighted(potential: Potential, places: Tensor, spread: Tensor | float = 0.0) -> ProximalPotential:

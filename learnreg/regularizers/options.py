@@ -77,7 +77,9 @@ class RegularizerOptions:
         "potential of the filter responses; absolute-value takes method=closed-form",
         choices=tuple(POTENTIALS),
     )
-    features: int = option(32, "features in each layer of the network", at_least=1, at_most=1024)
+    features: int = option(
+        32, "features in each layer of the network, or in that of free weights", at_least=1, at_most=1024
+    )
     layers: int = option(2, "layers of the network", at_least=1, at_most=64)
     form: str = option("smooth", "of the network", choices=("smooth", "lifted"))
     smoothing: float = option(5e-3, "initial smoothing of the potential, in image units", above=0.0, at_most=1e3)

@@ -38,8 +38,9 @@ class Reweighted(Regularizer):
 
     Parameters
     ----------
-    regularizer: R, convex, a sum over responses or groups of them, such as FieldsOfExperts, TotalVariation,
-        RidgeRegularizer. It is a part, no copy, with its parameters under "base.…".
+    regularizer: R, a sum over responses or groups of them, such as FieldsOfExperts, TotalVariation, RidgeRegularizer;
+        convex, or for "free" weights as weakly convex as data term and ridge make up for: weights of at most 1 ask no
+        more of them. It is a part, no copy, with its parameters under "base.…".
     weights: "majorising", w_i = h'(f_i((K x)_i)) with h(u) = s log(1 + u/s): every solve lowers the energy with
         sum_i h(f_i((K x)_i)), which ``value`` is. "free": a small network of x, convolutions and a sigmoid, without an
         energy.
@@ -60,7 +61,8 @@ class Reweighted(Regularizer):
 
     Raises
     ------
-    ConfigError: options that do not fit. AssumptionError: R is not convex, or couples all responses of an image.
+    ConfigError: options that do not fit. AssumptionError: R couples all responses of an image, or is not convex with
+    weights that are "majorising".
 
     Examples
     --------
@@ -106,7 +108,7 @@ class Reweighted(Regularizer):
         self.image_channels, self.image_dimensions = regularizer.image_channels, regularizer.image_dimensions
         self._options = {"weights": weights, "steps": steps, "window": window, "features": features, "size": size}
         self._options["carry_errors"] = carry_errors
-        channels, weight, axes = _places(regularizer)
+        channels, weight, axes = _places(regularizer, weights)
         if (weights == "free" or window > 1) and axes != 3:
             raise ConfigError(
                 "Reweighted: windows and free weights are for images with two sides and responses of one axis of "
@@ -171,9 +173,14 @@ class Reweighted(Regularizer):
     @classmethod
     def from_options(cls, options: RegularizerOptions, generator: torch.Generator) -> Self:
         regularizer = cls.terms_from.from_options(options, generator)
-        weights, window = cast(WeightsName, options.reweighting), options.window
         return cls(
-            regularizer, weights, options.solves, window=window, generator=generator, carry_errors=options.carry_errors
+            regularizer,
+            cast(WeightsName, options.reweighting),
+            options.solves,
+            window=options.window,
+            features=options.features,
+            generator=generator,
+            carry_errors=options.carry_errors,
         )
 
     def pictures(self) -> Pictures | None:
@@ -211,11 +218,13 @@ def _terms(regularizer: Regularizer, sides: Sequence[int]) -> SaddleTerms:
 
 
 @torch.no_grad()
-def _places(regularizer: Regularizer) -> tuple[int, Tensor, int]:
+def _places(regularizer: Regularizer, weights: WeightsName) -> tuple[int, Tensor, int]:
     """The channels of what its weights belong to, the weights of its potential, () or (channels,), and the number of
     axes of responses."""
     terms = _terms(regularizer, _SIDES)
     obstacle = "it has latent variables" if terms.latent.channels else reweightable(terms.potential)
+    if not obstacle and weights == "majorising" and not terms.potential.convex:
+        obstacle = "it is not convex, which weights='free' alone allow"
     if obstacle:
         raise AssumptionError(f"{type(regularizer).__name__} cannot be reweighted: {obstacle}.")
     channels = 1 if isinstance(terms.potential, Grouped) else int(terms.operator.range_shape[0])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import learnreg as lr
 from learnreg.operators import Blur, Identity
-from learnreg.regularizers import FieldsOfExperts, Reweighted, TotalVariation
+from learnreg.regularizers import FieldsOfExperts, Reweighted, RidgeRegularizer, TotalVariation
 
 __all__ = ["CHAINS", "CHAIN_CASES", "CHAIN_SHAPE", "away", "chain_data", "chain_problem", "few_experts"]
 
@@ -26,11 +26,19 @@ def few_experts(boundary: str = "reflect", smoothing: float = 0.05, **options: b
     return FieldsOfExperts(3, 3, lr.PseudoHuber(smoothing, 0.9), boundary, generator=generator, **options)  # type: ignore[arg-type]
 
 
+def _nonconvex_ridge() -> RidgeRegularizer:
+    generator = torch.Generator().manual_seed(3)
+    return RidgeRegularizer((2, 4), 3, 9, "convex-nonconvex", depth=0.9, weight=0.2, smoothing=0.1, generator=generator)
+
+
 CHAINS: dict[str, Callable[[], Reweighted]] = {
     "experts": lambda: Reweighted(few_experts("valid"), scale=0.2),
     "windows": lambda: Reweighted(few_experts(), window=3, steps=3, scale=0.2),
     "groups": lambda: Reweighted(TotalVariation(0.1, 0.02), scale=0.3),
     "free": lambda: Reweighted(few_experts(), "free", features=2, size=3, generator=torch.Generator().manual_seed(2)),
+    "nonconvex, free": lambda: Reweighted(
+        _nonconvex_ridge(), "free", features=2, size=3, generator=torch.Generator().manual_seed(2)
+    ),
     "levels": lambda: Reweighted(few_experts(noise_conditioned=True), window=3, scale=0.2),
     "levels, free": lambda: Reweighted(
         few_experts(noise_conditioned=True), "free", 1, features=2, size=3, generator=torch.Generator().manual_seed(2)
@@ -65,6 +73,7 @@ CHAIN_CASES = [
     ("windows", True),
     ("groups", True),
     ("free", False),
+    ("nonconvex, free", False),
     ("levels", True),
     ("levels, free", False),
 ]

@@ -14,7 +14,14 @@ from truth.chain_hunt import hunt_chains
 import learnreg as lr
 from learnreg.errors import AssumptionError, ConfigError
 from learnreg.operators import Blur, Identity
-from learnreg.regularizers import FieldsOfExperts, InputConvexNetwork, Regularizer, Reweighted, TotalVariation
+from learnreg.regularizers import (
+    FieldsOfExperts,
+    InputConvexNetwork,
+    Regularizer,
+    Reweighted,
+    RidgeRegularizer,
+    TotalVariation,
+)
 
 
 @pytest.mark.parametrize(("name", "constrained"), CHAIN_CASES)
@@ -94,6 +101,8 @@ def test_what_has_no_chain_is_refused() -> None:
         CHAINS["free"]().value(chain_data().float())
     with pytest.raises(AssumptionError, match="cannot be reweighted"):
         Reweighted(InputConvexNetwork(features=2))
+    with pytest.raises(AssumptionError, match="not convex, which weights='free' alone allow"):
+        Reweighted(RidgeRegularizer(convexity="convex-nonconvex"))
     with pytest.raises(AssumptionError, match="is a sum"):
         Reweighted(few_experts() + TotalVariation())
     for options in ({"steps": 0}, {"window": 2}, {"weights": "heavy"}, {"scale": -1.0}, {"features": 0}):

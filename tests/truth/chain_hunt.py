@@ -19,8 +19,9 @@ from learnreg.result import ChainSolution
 __all__ = ["hunt_chains"]
 
 
-def _regularizer(draw: Draw, channels: int) -> Reweighted:
-    kind, base = draw.choice("experts", "experts", "variation", "ridge"), cast("Regularizer", None)
+def _regularizer(draw: Draw, channels: int, modulus: float) -> Reweighted:
+    """``modulus``: of data term and ridge, what a weakly convex one may take from."""
+    kind, base = draw.choice("experts", "experts", "variation", "ridge", "nonconvex"), cast("Regularizer", None)
     kind = draw.choice("variation", "complex") if channels == 2 else kind
     if kind == "variation":
         joint: Any = {"channels": channels, "coupling": "joint"} if channels > 1 else {}
@@ -33,12 +34,20 @@ def _regularizer(draw: Draw, channels: int) -> Reweighted:
         base = RidgeRegularizer(
             (2, 3), 3, 9, weight=draw.log_uniform(0.1, 2.0), smoothing=0.15, noise_conditioned=adapts
         )
+    elif kind == "nonconvex":
+        base = RidgeRegularizer(
+            (2, 4), 3, 9, "convex-nonconvex", nonconvexity=draw.uniform(0.3, 0.95) * modulus,
+            boundary=cast("Any", draw.choice("zero", "circular", "reflect")),
+            weight=draw.log_uniform(0.01, 2.0), smoothing=draw.log_uniform(0.03, 0.3), depth=draw.uniform(0.1, 0.95),
+            noise_conditioned=draw.chance(0.5),
+        )  # fmt: skip
     else:
         potential = cast("Any", draw.choice(lr.PseudoHuber, lr.LogCosh))
         own = potential(draw.log_uniform(1e-3, 3.0), draw.log_uniform(1e-2, 3.0))
         base = FieldsOfExperts(draw.integer(1, 4), 3, own, "reflect", noise_conditioned=draw.chance(0.5))
     weights, steps, window = "free" if draw.chance(0.3) else "majorising", draw.choice(1, 1, 2, 3, None), (1, 1, 3)
     weights, window = ("majorising", (1,)) if kind == "complex" else (weights, window)
+    weights = "free" if kind == "nonconvex" else weights
     window = (1,) if weights == "free" else window
     R = Reweighted(
         base, cast("Any", weights), cast("Any", steps), scale=draw.log_uniform(1e-2, 10.0),
@@ -60,7 +69,8 @@ def _problem(draw: Draw) -> lr.LowerLevelProblem:
         A = Inpainting((draw.rand(*shape) < 0.7).double())
     ridge = 0.0 if kind == "identity" else draw.log_uniform(1e-2, 1.0)
     constraint = lr.Box(0.0, draw.uniform(0.3, 1.0)) if draw.chance(0.3) else None
-    R, level = _regularizer(draw, shape[0]), draw.log_uniform(0.02, 0.5)
+    modulus = 1.0 if kind == "identity" else float(ridge)
+    R, level = _regularizer(draw, shape[0], modulus), draw.log_uniform(0.02, 0.5)
     return lr.LowerLevelProblem(A, R, ridge=ridge, constraint=constraint, noise_level=level)
 
 

@@ -25,7 +25,7 @@ from typing import Any
 import checkout  # noqa: F401  # makes learnreg importable
 import torch
 from gpu_plan import Plan, Rows, noisy, phantoms, regularizers
-from gpu_speed import graphs, hypergradients, iterations, kernels, training
+from gpu_speed import convolutions, graphs, hypergradients, iterations, kernels, training
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -165,6 +165,7 @@ PARTS: dict[str, tuple[Callable[[Plan], Rows], float]] = {
     "iterations": (iterations, 60.0),
     "kernels": (kernels, 40.0),
     "graphs": (graphs, 30.0),
+    "convolutions": (convolutions, 10.0),
     "hypergradients": (hypergradients, 60.0),
     "training": (training, 80.0),
     "bounds": (bounds, 60.0),

@@ -81,6 +81,42 @@ def kernels(plan: Plan) -> Rows:
             yield row
 
 
+def convolutions(plan: Plan) -> Rows:
+    """Seconds of a bank of filters and of its transpose: conv2d as the library calls it, the same on images whose
+    channels are last in memory, and as a product with all windows (im2col)."""
+    side, F = plan.chosen(256, 16), torch.nn.functional
+    for filters, size in plan.chosen(((24, 5), (32, 13)), ((3, 3),)):
+        for batch in plan.chosen((1, 16), (1,)):
+            x = phantoms(batch, side).to(plan.device)
+            w = torch.randn(filters, 1, size, size, generator=torch.Generator().manual_seed(0)).to(plan.device)
+            y, last = F.conv2d(x, w), {"memory_format": torch.channels_last}
+            ways: dict[str, tuple[Callable[[], Tensor], Callable[[], Tensor]]] = {
+                "contiguous": (partial(F.conv2d, x, w), partial(F.conv_transpose2d, y, w)),
+                "channels last": (
+                    partial(F.conv2d, x.to(**last), w.to(**last)),
+                    partial(F.conv_transpose2d, y.to(**last), w.to(**last)),
+                ),
+                "windows": (partial(_by_windows, x, w), partial(_by_windows_adjoint, y, w)),
+            }
+            row: dict[str, Any] = {"filters": filters, "size": size, "batch": batch, "side": side}
+            for name, calls in ways.items():
+                for kind, call, result in zip(("forward", "adjoint"), calls, (y, F.conv_transpose2d(y, w)), strict=True):
+                    row[f"{kind}, {name}"] = plan.seconds(call)
+                    apart = float((call() - result).abs().max() / result.abs().max())
+                    row["apart"] = max(row.get("apart", 0.0), apart)
+            yield row
+
+
+def _by_windows(x: Tensor, w: Tensor) -> Tensor:
+    rows, columns = (n - k + 1 for n, k in zip(x.shape[-2:], w.shape[-2:], strict=True))
+    return (w.flatten(1) @ torch.nn.functional.unfold(x, w.shape[-2:])).unflatten(2, (rows, columns))
+
+
+def _by_windows_adjoint(y: Tensor, w: Tensor) -> Tensor:
+    sides = [n + k - 1 for n, k in zip(y.shape[-2:], w.shape[-2:], strict=True)]
+    return torch.nn.functional.fold(w.flatten(1).T @ y.flatten(2), sides, w.shape[-2:])
+
+
 def graphs(plan: Plan) -> Rows:
     """Seconds of an iteration replayed as a CUDA graph and launched step by step; other devices replay nothing."""
     for side in plan.chosen((64, 256), (16,)):

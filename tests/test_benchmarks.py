@@ -80,6 +80,7 @@ def test_the_script_for_devices_runs_in_small(tmp_path: Path) -> None:
     for row in found["agreement"]["rows"]:
         assert row["x"] < 1e-10
         assert row["implicit"] < 1e-10
+    assert all(row["apart"] < 1e-5 for row in found["convolutions"]["rows"])
 
 
 def test_quick_runs_are_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,6 +90,7 @@ def convolutions(plan: Plan) -> Rows:
             x = phantoms(batch, side).to(plan.device)
             w = torch.randn(filters, 1, size, size, generator=torch.Generator().manual_seed(0)).to(plan.device)
             y, last = F.conv2d(x, w), {"memory_format": torch.channels_last}
+            results = (y, F.conv_transpose2d(y, w))
             ways: dict[str, tuple[Callable[[], Tensor], Callable[[], Tensor]]] = {
                 "contiguous": (partial(F.conv2d, x, w), partial(F.conv_transpose2d, y, w)),
                 "channels last": (
@@ -100,7 +101,7 @@ def convolutions(plan: Plan) -> Rows:
             }
             row: dict[str, Any] = {"filters": filters, "size": size, "batch": batch, "side": side}
             for name, calls in ways.items():
-                for kind, call, result in zip(("forward", "adjoint"), calls, (y, F.conv_transpose2d(y, w)), strict=True):
+                for kind, call, result in zip(("forward", "adjoint"), calls, results, strict=True):
                     row[f"{kind}, {name}"] = plan.seconds(call)
                     apart = float((call() - result).abs().max() / result.abs().max())
                     row["apart"] = max(row.get("apart", 0.0), apart)

@@ -8,8 +8,10 @@ from functools import partial
 from pathlib import Path
 
 import torch
+import typer
 
 import learnreg as lr
+from learnreg.commands.cli import app
 from learnreg.commands.common import initial_regularizer
 from learnreg.commands.options import DenoiseConfig, regularizers_with
 from learnreg.commands.parameters import values_of
@@ -69,6 +71,24 @@ def options(task: Task) -> list[str]:
     return rows
 
 
+def commands() -> list[str]:
+    """The arguments and options of every other command."""
+    rows = []
+    for name, command in vars(typer.main.get_command(app))["commands"].items():
+        if not command.params:
+            continue
+        summary = command.get_short_help_str(1000)
+        rows += [f"### `learnreg {name}`", "", summary, ""]
+        rows += ["| argument or option | default | what it is |", "|---|---|---|"]
+        for found in command.params:
+            shown = ", ".join(found.opts) if found.opts[0].startswith("-") else (found.name or "").upper()
+            default = "" if found.default is None or found.required else in_words(found.default)
+            text = (found.help or "").replace(" | ", ", ")
+            rows.append(f"| `{shown}` | {'required' if found.required else default} | {text} |")
+        rows.append("")
+    return rows[:-1]
+
+
 def peers() -> list[str]:
     """Shipped models beside their peers, as ``benchmarks/model_cards.py --record`` measured them."""
     path = FOLDER.parent / "benchmarks" / "results" / "model_cards.json"
@@ -96,7 +116,7 @@ def cards() -> list[str]:
 TABLES = {
     "regularizers.md": {"regularizers": regularizers},
     "models.md": {"peers": peers, "cards": cards},
-    "command_line.md": {name: partial(options, task) for name, task in TASKS.items()},
+    "command_line.md": {"commands": commands, **{name: partial(options, task) for name, task in TASKS.items()}},
 }
 """By document and by the name in its markers ``<!-- table: NAME -->`` and ``<!-- end of table -->``."""
 

@@ -41,8 +41,8 @@ def moved_by_weights(
 
     Parameters
     ----------
-    terms: K and f, without weights. t: K x~ of a point with ‖x~ - argmin E_w‖ <= ``known``. mu: the modulus of the energy
-        at all weights.
+    terms: K and f, without weights. t: K x~ of a point with ‖x~ - argmin E_w‖ <= ``known``. mu: the modulus of the
+        energy at all weights.
     """
     f, K = terms.potential, terms.operator
     if mu <= 0:

@@ -1,8 +1,8 @@
 """Potentials times a weight of each place and sample: what the problems of a reweighted chain minimise.
 
-f_w(t) = sum_i w_i f_i(t_i) over places i, for weights w_i in [0, 1] that are given: f_w'' lies between w_i lo and w_i hi
-where f_i'' lies between lo and hi, and so do all other bounds, which are linear in f. Where weights are known within a
-spread alone, values and derivatives are those of w, and bounds hold for every weight within it, in [0, 1]. With f_i''
+f_w(t) = sum_i w_i f_i(t_i) over places i, for weights w_i in [0, 1] that are given: f_w'' lies between w_i lo and w_i
+hi where f_i'' lies between lo and hi, and so do all other bounds, which are linear in f. Where weights are known within
+a spread alone, values and derivatives are those of w, and bounds hold for every weight within it, in [0, 1]. With f_i''
 >= -rho_i, f_w'' >= -rho_i, too: what the whole makes up for without weights, it does with them.
 """
 

@@ -46,8 +46,9 @@ __all__ = [
 
 FailureOption = Literal["return", "raise"]
 
-_AIM, _FLOAT32_AIM, _MAX_ATTEMPTS = 0.999, 0.97, 4
-"""Shares of the tolerance that solvers aim at, so that the judgement in float64 agrees; attempts with smaller ones."""
+_AIM, _FLOAT32_AIM, _MAX_ATTEMPTS, _MAX_LOCAL_ATTEMPTS = 0.999, 0.97, 4, 6
+"""Shares of the tolerance that solvers aim at, so that the judgement in float64 agrees; attempts with smaller ones, also
+where a ball is looked for, which may be smaller by orders of magnitude than what was asked for."""
 
 _PROGRESS = 0.1
 """Share of the error that an attempt which ended early must leave for another one to be worth it."""
@@ -248,7 +249,8 @@ def _solve(
     working, aim, steps = instance, target * (_AIM if b.dtype == torch.float64 else _FLOAT32_AIM), 0
     t, reached = None, math.inf
     recorder = Recorder(instance.counter, b.shape[0])
-    for attempt in range(_MAX_ATTEMPTS):
+    attempts = _MAX_LOCAL_ATTEMPTS if instance.local else _MAX_ATTEMPTS
+    for attempt in range(attempts):
         error = torch.full((b.shape[0],), aim * scale, dtype=x.dtype, device=x.device)
         left = None if max_steps is None else max_steps - steps
         result = run_state_solver(method, working, x, error, left, t, recorder)
@@ -271,7 +273,7 @@ def _solve(
         reached = worst
         if result.status in _ENDED_EARLY and not exact:
             working, x, t = judge_instance, x.double(), None if t is None else t.double()
-        elif attempt + 1 < _MAX_ATTEMPTS and (instance.local or math.isfinite(worst)):
+        elif attempt + 1 < attempts and (instance.local or math.isfinite(worst)):
             aim *= min(0.3, 0.5 * target / worst) if math.isfinite(worst) else _NEARER
     if not math.isfinite(worst):
         blame_operators(judge_instance, x)

@@ -107,14 +107,15 @@ def test_a_recipe_that_was_interrupted_goes_on(data: Path, monkeypatch: pytest.M
             (folder / name).write_text(str(len(calls)), encoding="utf-8")
 
     monkeypatch.setattr(RUN.subprocess, "run", call)
-    stages = RUN.stages_of(recipe)
+    stages = [{**stage, "init": "denoise-ridge-convex"} for stage in RUN.stages_of(recipe)]
     with pytest.raises(KeyboardInterrupt):
         RUN.run(recipe, data, out, stages, [])
     model = RUN.run(recipe, data, out, stages, ["seed=3"])
     assert model.read_text(encoding="utf-8") == "4"
     assert [Path(c[c.index("--out") + 1]).name for c in calls] == ["1", "2", "2", "3"]
     assert ["--resume" in c for c in calls] == [False, False, True, False]
-    assert f"init={out / '1' / 'best.safetensors'}" in calls[1]
+    assert "init=denoise-ridge-convex" in calls[0]
+    assert f"init={out / '1' / 'best.safetensors'}" in calls[1]  # not where the first stage began
     assert "tune=false" in calls[1]
     assert "seed=3" in calls[3]
 

@@ -77,7 +77,7 @@ def run(recipe: dict[str, Any], data: Path, out: Path, stages: list[dict[str, An
         folder = out / str(k)
         options = {**stage, "data": data / stage["data"]}
         if before is not None:
-            options = {"init": before, "tune": False, **options}
+            options = {"tune": False, **options, "init": before}
         if not (folder / FINISHED).exists():
             print(f"stage {k} of {len(stages)}", file=sys.stderr, flush=True)
             subprocess.run(command_of(recipe["task"], options, folder, assignments), check=True)

@@ -46,7 +46,8 @@ class Reweighted(Regularizer):
         energy.
     steps: solves after the first; None: until a fixed point, as far as the tolerance tells it.
     scale: of "majorising", s over the weight of f, in units of responses: where w is about a half. s of each channel is
-        learned, as ``weights.log_scale``.
+        learned, as ``weights.log_scale``. Of "free", the height of edges that the initial network tells apart, in units
+        of images.
     window: of "majorising", the side of windows, odd, that smooth the weights: w = B^T h'(B u), B with learned numbers
         >= 0 (``weights.logits``); 1 for none, and of "free".
     features, size: of "free", features of the layer between two convolutions with kernels of this side, odd.
@@ -119,7 +120,7 @@ class Reweighted(Regularizer):
             adapts = regularizer.conditioned(REFERENCE_NOISE) is not regularizer
             self.weights = MajorisingWeights(scale * weight.expand(channels).contiguous(), window, adapts)
         else:
-            self.weights = FreeWeights(self.image_channels, channels, features, size, generator)
+            self.weights = FreeWeights(self.image_channels, channels, features, size, generator, scale)
 
     # ---- the chain ---------------------------------------------------------------------------------------------------
 

@@ -26,7 +26,8 @@ _UP = 1.0 + 1e-9
 _FLOOR = 1e-15
 """Of a change of weights, which are near 1 and rounded."""
 
-_FIRST_LOGIT = 3.0
+_FIRST_LOGIT, _CALM = 3.0, 0.1
+"""Of free weights at first: their logit, and how much of it follows the image."""
 
 
 class MajorisingWeights(SolutionWeights):
@@ -149,20 +150,28 @@ class FreeWeights(SolutionWeights):
     Parameters
     ----------
     channels: of the images. places: channels of the weights. features: of the layer between. size: side of the kernels,
-        odd. generator: for the initial kernels; weights are near 1 at first.
+        odd. generator: for the initial kernels. scale: the height of edges that the first layer tells apart at first:
+        its kernels, differences that come with either sign, have the norm 1/scale; weights are near 1.
     """
 
     _ratio = 1.0
 
     def __init__(
-        self, channels: int, places: int, features: int, size: int, generator: torch.Generator | None = None
+        self,
+        channels: int,
+        places: int,
+        features: int,
+        size: int,
+        generator: torch.Generator | None = None,
+        scale: float = 0.1,
     ) -> None:
         super().__init__()
-
-        def kernel(*shape: int) -> nn.Parameter:
-            return nn.Parameter(torch.randn(shape, generator=generator) / math.sqrt(math.prod(shape[1:])))
-
-        self.first, self.second = kernel(features, channels, size, size), kernel(places, features, size, size)
+        halves = torch.randn((features + 1) // 2, channels, size, size, generator=generator)
+        halves = halves - halves.mean((2, 3), keepdim=True) if size > 1 else halves
+        halves = halves / (scale * halves.flatten(1).norm(dim=1).clamp_min(1e-6)[:, None, None, None])
+        self.first = nn.Parameter(torch.cat([halves, -halves])[:features].contiguous())
+        second = torch.randn(places, features, size, size, generator=generator)
+        self.second = nn.Parameter(_CALM * second / math.sqrt(math.prod(second.shape[1:])))
         self.first_bias = nn.Parameter(torch.zeros(features))
         self.second_bias = nn.Parameter(torch.full((places,), _FIRST_LOGIT))
 

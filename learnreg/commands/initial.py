@@ -21,7 +21,7 @@ def start_from(regularizer: Regularizer, path: str) -> None:
     ConfigError: the model's regularizer is of another kind or size, or has parameters that this one has not.
     CheckpointError: an unreadable model file.
     """
-    given = load(path).regularizer
+    given, whole = load(path).regularizer, regularizer
     parts = (part for part in regularizer.modules() if isinstance(part, Regularizer))
     regularizer = next((part for part in parts if type(part) is type(given)), regularizer)
     if type(given) is not type(regularizer):
@@ -42,3 +42,5 @@ def start_from(regularizer: Regularizer, path: str) -> None:
         raise ConfigError(f"init={path}: the options ask for another regularizer than that of the model:", lines)
     for name, p in given.named_parameters():
         parameters[name].copy_(regularizer.adapted(name, p))
+    if regularizer is not whole:
+        whole.fit_part_()

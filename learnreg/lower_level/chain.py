@@ -95,6 +95,10 @@ class SolutionWeights(nn.Module):
         points of the chain."""
         return None
 
+    def usual(self) -> float:
+        """About the weight of a place of which an image says nothing."""
+        return 1.0
+
     def at_noise(self, ratio: float) -> Self:
         """M for a noise level that is ``ratio`` times the one it is stored for, with the same parameters."""
         return self

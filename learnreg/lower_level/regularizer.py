@@ -124,6 +124,9 @@ class Regularizer(nn.Module):
         raw parameters of the group together. 1 for groups that are not named. *Rigorous bounds.*"""
         return {}
 
+    def fit_part_(self) -> None:
+        """Make up for what this does to a part whose parameters were just taken from a model; nothing, for most."""
+
     def scale_parameters(self) -> list[nn.Parameter]:
         """Raw parameters that are logarithms of weights: a number added to all of them multiplies R by its exponential.
         Training starts at the best such factor. By default those of the group "log_weight"; none: R has no scale."""
@@ -315,6 +318,9 @@ class Combination(Regularizer):
         twin = copy.copy(self)
         twin._modules = {str(k): part for k, part in enumerate(conditioned)}
         return twin
+
+    def fit_part_(self) -> None:
+        """Make up for what this does to a part whose parameters were just taken from a model; nothing, for most."""
 
     def scale_parameters(self) -> list[nn.Parameter]:
         """Those of all parts, if each has some."""

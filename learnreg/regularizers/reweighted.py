@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, Self, cast
 
@@ -162,6 +163,13 @@ class Reweighted(Regularizer):
         """Those of R, and of weights that follow from the size of its terms the scales."""
         scales = self.base.scale_parameters()
         return [*scales, *self.weights.scale_parameters()] if scales else []
+
+    @torch.no_grad()
+    def fit_part_(self) -> None:
+        """The terms of R get stronger by what weights take from them at first: at a weight of 1, which weights do not
+        exceed, training would push all of them there, and the network's gradient would vanish."""
+        for p in self.base.scale_parameters():
+            p.sub_(math.log(self.weights.usual()))
 
     # ---- in model files and on the command line ----------------------------------------------------------------------
 

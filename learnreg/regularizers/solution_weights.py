@@ -26,7 +26,7 @@ _UP = 1.0 + 1e-9
 _FLOOR = 1e-15
 """Of a change of weights, which are near 1 and rounded."""
 
-_FIRST_LOGIT, _CALM = 3.0, 0.1
+_FIRST_LOGIT, _CALM = 2.0, 0.1
 """Of free weights at first: their logit, and how much of it follows the image."""
 
 
@@ -151,7 +151,7 @@ class FreeWeights(SolutionWeights):
     ----------
     channels: of the images. places: channels of the weights. features: of the layer between. size: side of the kernels,
         odd. generator: for the initial kernels. scale: the height of edges that the first layer tells apart at first:
-        its kernels, differences that come with either sign, have the norm 1/scale; weights are near 1.
+        its kernels, differences that come with either sign, have the norm 1/scale; weights are about .9.
     """
 
     _ratio = 1.0
@@ -183,6 +183,9 @@ class FreeWeights(SolutionWeights):
                 f"of sides {tuple(x.shape[2:])}; give it a boundary that keeps them, such as 'reflect'."
             )
         return logits.sigmoid()
+
+    def usual(self) -> float:
+        return float(self.second_bias.detach().mean().sigmoid())
 
     def at_noise(self, ratio: float) -> Self:
         twin = copy.copy(self)

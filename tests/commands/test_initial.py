@@ -140,3 +140,7 @@ def test_a_reweighted_ridge_starts_from_the_ridge_that_it_weighs(tmp_path: Path)
     for name, p in given.named_parameters():
         torch.testing.assert_close(started.base.get_parameter(name), p, rtol=0.0, atol=0.0)
     assert len(list(started.parameters())) > len(list(given.parameters()))
+    free: Any = initial_regularizer(DenoiseConfig(**options, size=3, reweighting="free", init=path))
+    weights = free.base.log_weights.exp() * free.weights.usual()  # as strong as the ridge, with room for weights
+    torch.testing.assert_close(weights, given.get_parameter("log_weights").exp())
+    assert 0.5 < free.weights.usual() < 0.95

@@ -35,13 +35,21 @@ CHAINS: dict[str, Callable[[], Reweighted]] = {
     "experts": lambda: Reweighted(few_experts("valid"), scale=0.2),
     "windows": lambda: Reweighted(few_experts(), window=3, steps=3, scale=0.2),
     "groups": lambda: Reweighted(TotalVariation(0.1, 0.02), scale=0.3),
-    "free": lambda: Reweighted(few_experts(), "free", features=2, size=3, generator=torch.Generator().manual_seed(2)),
+    "free": lambda: Reweighted(
+        few_experts(), "free", features=2, size=3, scale=3.0, generator=torch.Generator().manual_seed(2)
+    ),
     "nonconvex, free": lambda: Reweighted(
-        _nonconvex_ridge(), "free", features=2, size=3, generator=torch.Generator().manual_seed(2)
+        _nonconvex_ridge(), "free", features=2, size=3, scale=3.0, generator=torch.Generator().manual_seed(2)
     ),
     "levels": lambda: Reweighted(few_experts(noise_conditioned=True), window=3, scale=0.2),
     "levels, free": lambda: Reweighted(
-        few_experts(noise_conditioned=True), "free", 1, features=2, size=3, generator=torch.Generator().manual_seed(2)
+        few_experts(noise_conditioned=True),
+        "free",
+        1,
+        features=2,
+        size=3,
+        scale=3.0,
+        generator=torch.Generator().manual_seed(2),
     ),
 }
 

@@ -189,7 +189,7 @@ def published(folder: Path) -> Regularizer:
     for level in LEVELS:
         try:
             problem = lr.LowerLevelProblem(Identity((1, CROP, CROP)), found.at(level / 255.0))
-            if problem.strong_convexity <= 0:
+            if problem.strong_convexity <= 1.0 - NEARLY_ONE:  # none on larger images
                 return import_ridge(folder, weight=NEARLY_ONE, boundary="zero")
         except lr.ConfigError:  # beyond its noise levels
             continue

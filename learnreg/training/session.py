@@ -16,6 +16,7 @@ from learnreg.errors import CheckpointError, DataError, SolverError
 from learnreg.hypergradients.base import HypergradientMethod
 from learnreg.hypergradients.compute import Start
 from learnreg.losses import UpperLoss, loss_at
+from learnreg.linear.operator import LinearOperator
 from learnreg.lower_level.blame import blame_operators
 from learnreg.lower_level.frozen import FrozenProblem
 from learnreg.lower_level.problem import LowerLevelProblem
@@ -155,7 +156,7 @@ class Session:
             at_once = source.largest_batch if options.optimizer == "adam" else source.count(options.most_samples)
             check_memory(problem, first[0], at_once, chunk_size, options.workers)
             loss_at(loss, first[0].x_true[None])
-            _warn_of_units(first[0])
+            _warn_of_units(problem.operator, first[0])
         except BaseException:
             workers.close()
             raise
@@ -378,10 +379,14 @@ class Session:
         self.audits.load_state_dict(state)
 
 
-def _warn_of_units(sample: Sample) -> None:
-    """Warn of images that look like 0..255; of measurements that are images, too."""
-    images = [sample.x_true, *([sample.b] if sample.b.shape == sample.x_true.shape else [])]
-    largest = max(float(t.abs().max()) for t in images)
+@torch.no_grad()
+def _warn_of_units(operator: LinearOperator, sample: Sample) -> None:
+    """Warn of images that look like 0..255; of measurements that are images, too, and do not have the size of what the
+    operator makes of the true one, as k-space has."""
+    largest = float(sample.x_true.abs().max())
+    if sample.b.shape == sample.x_true.shape:
+        made = operator(sample.x_true[None].to(operator._device(), sample.b.dtype)).abs().max()
+        largest = max(largest, float(sample.b.abs().max()) / max(float(made), 1.0))
     if largest > _LARGEST_VALUE:
         warnings.warn(
             f"train: images reach {largest:g}. Initial weights and smoothings are meant for images between 0 "

@@ -3,6 +3,7 @@ advice."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset
 
 import learnreg as lr
 from learnreg.linear.operator import LinearOperator
-from learnreg.operators import Blur, Identity
+from learnreg.operators import Blur, CartesianMRI, Identity
 from learnreg.regularizers import FieldsOfExperts, RidgeRegularizer, TotalVariation
 from learnreg.training.samples import Reader, Sample
 from learnreg.training.sources import source_of
@@ -358,6 +359,18 @@ def test_grey_levels_up_to_255_are_noticed(scale: tuple[float, float]) -> None:
     pairs = [(scale[0] * b, scale[1] * x) for b, x in PAIRS]
     with pytest.warns(UserWarning, match="divide"):
         lr.train(problem(), pairs, updates=1, batch_size=2, tune=False)
+
+
+def test_k_space_is_as_large_as_it_is() -> None:
+    """It has the shape of the images, and their sum among its numbers."""
+    x = 0.5 + 0.5 * torch.rand(2, 2, 32, 32)
+    A = CartesianMRI(torch.ones(32, 32))
+    problem = lr.LowerLevelProblem(A, FieldsOfExperts(2, 3, channels=2, coupling="complex"))
+    b = A(x)
+    assert float(b.abs().max()) > 16.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        lr.train(problem, (b, x), updates=1, batch_size=2, tune=False)
 
 
 def test_images_that_teach_nothing() -> None:

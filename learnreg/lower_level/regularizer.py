@@ -319,9 +319,6 @@ class Combination(Regularizer):
         twin._modules = {str(k): part for k, part in enumerate(conditioned)}
         return twin
 
-    def fit_part_(self) -> None:
-        """Make up for what this does to a part whose parameters were just taken from a model; nothing, for most."""
-
     def scale_parameters(self) -> list[nn.Parameter]:
         """Those of all parts, if each has some."""
         scales = [part.scale_parameters() for part in self.parts]

@@ -181,17 +181,21 @@ def ship(name: str, path: Path, card: Mapping[str, Any]) -> None:
         if model.regularizer.pictures() is not None:
             draw(model.regularizer).savefig(FIGURES / f"{name}-{kind}.png", dpi=80, bbox_inches="tight")
     if model.denoises:
-        quality = {"quality": 85}  # a PNG file of noise takes a megabyte
-        compared(model).savefig(FIGURES / f"{name}.jpg", dpi=100, bbox_inches="tight", pil_kwargs=quality)
+        draw_photograph(name, model)
 
 
-def compared(model: lr.Model) -> Any:
-    """A photograph that the package holds at full size, noisy and denoised."""
+def draw_photograph(name: str, model: lr.Model) -> None:
+    """One that the package holds, at full size, noisy and denoised; and the weights that follow from it."""
     level = model.usual_noise_level or CONDITION_LEVEL / 255.0
     clean = next(iter(natural_images("test", colour=model.regularizer.image_channels == 3).values())).float()
     noisy = add_noise(clean, level, SEED)
     x = model.solve(noisy[None], 1e-3, noise_level=level if model.conditioned else None).x[0]
-    return lr.plot.comparison({"noisy": noisy, "denoised": x}, clean, measured="noisy")
+    quality = {"quality": 85}  # a PNG file of noise takes a megabyte
+    compared = lr.plot.comparison({"noisy": noisy, "denoised": x}, clean, measured="noisy")
+    compared.savefig(FIGURES / f"{name}.jpg", dpi=100, bbox_inches="tight", pil_kwargs=quality)
+    if model.regularizer.chain() is not None:
+        maps = lr.plot.weights(model.regularizer.conditioned(level), x)
+        maps.savefig(FIGURES / f"{name}-weights.jpg", dpi=100, bbox_inches="tight", pil_kwargs=quality)
 
 
 def at(measured: Mapping[str, Any], column: str, level: float = CONDITION_LEVEL) -> float:

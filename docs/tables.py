@@ -99,7 +99,12 @@ def peers() -> list[str]:
     return [f"| {' | '.join(rows[0])} |", "|" + "---|" * len(rows[0]), *(f"| {line} |" for line in lines)]
 
 
-_FIGURES = {".jpg": "noisy, denoised, clean", "-filters.png": "filters", "-potentials.png": "potentials"}
+_FIGURES = {
+    ".jpg": "noisy, denoised, clean",
+    "-filters.png": "filters",
+    "-potentials.png": "potentials",
+    "-weights.jpg": "weights of terms",
+}
 
 
 def cards() -> list[str]:

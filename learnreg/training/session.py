@@ -15,8 +15,8 @@ from torch import Tensor
 from learnreg.errors import CheckpointError, DataError, SolverError
 from learnreg.hypergradients.base import HypergradientMethod
 from learnreg.hypergradients.compute import Start
-from learnreg.losses import UpperLoss, loss_at
 from learnreg.linear.operator import LinearOperator
+from learnreg.losses import UpperLoss, loss_at
 from learnreg.lower_level.blame import blame_operators
 from learnreg.lower_level.frozen import FrozenProblem
 from learnreg.lower_level.problem import LowerLevelProblem

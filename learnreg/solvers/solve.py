@@ -47,8 +47,8 @@ __all__ = [
 FailureOption = Literal["return", "raise"]
 
 _AIM, _FLOAT32_AIM, _MAX_ATTEMPTS, _MAX_LOCAL_ATTEMPTS = 0.999, 0.97, 4, 6
-"""Shares of the tolerance that solvers aim at, so that the judgement in float64 agrees; attempts with smaller ones, more
-where a ball is looked for, which may be smaller by orders of magnitude than what was asked for."""
+"""Shares of the tolerance that solvers aim at, so that the judgement in float64 agrees; attempts with smaller ones,
+more where a ball is looked for, which may be smaller by orders of magnitude than what was asked for."""
 
 _PROGRESS = 0.1
 """Share of the error that an attempt which ended early must leave for another one to be worth it."""

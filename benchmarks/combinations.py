@@ -72,11 +72,11 @@ def is_right(result: Compared) -> bool:
 def main() -> int:
     options = arguments(
         __doc__ or "",
-        quick={"SIDE": 4, "SIDES": {"volume": 3, "signal": 8}, "families": "tv,ridge"},
-        families={"default": "", "help": "of these alone, separated by commas"},
+        quick={"SIDE": 4, "SIDES": {"volume": 3, "signal": 8}, "families": "tv;ridge"},
+        families={"default": "", "help": "of these alone, separated by semicolons"},
         seed={"type": int, "default": 0},
     )
-    chosen = options.families.split(",") if options.families else list(FAMILIES)
+    chosen = options.families.split(";") if options.families else list(FAMILIES)
     found = measure(chosen, options.seed)
     formed = {case: result for case, result in found.items() if not result.refused}
     wrong = {case: result for case, result in formed.items() if not is_right(result)}

@@ -37,6 +37,7 @@ from model_measurements import (
 )
 
 import learnreg as lr
+from learnreg.commands.evaluate import SCOPES
 from learnreg.datasets import add_noise, natural_images
 from learnreg.models.cards import check_card, write_card
 from learnreg.models.shipped import sha256_of
@@ -215,7 +216,7 @@ def row(name: str, parameters: int, measured: Mapping[str, Any], condition: floa
         "SSIM": f"{at(measured, 'ssim'):.4f}" if same else "",
         "parameters": parameters or "",
         "CPU s": f"{at(measured, 'seconds'):.2g}",
-        "certified": max(certified, key=["global", "local", "no"].index) if certified else "",
+        "certified": max(certified, key=SCOPES.index) if certified else "",
         "condition number": "" if condition is None else f"{condition:.3g}",
     }
 

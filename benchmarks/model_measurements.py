@@ -122,9 +122,8 @@ def _at(model: lr.Model, protocol: Protocol, level: float) -> dict[str, Any]:
         seconds = (time.process_time() - began) / found.n
     with protocol.images(min(CHANGED, protocol.count)) as folder:
         fine = evaluate(model, folder, sigma, SEED, FINE)
-    if not fine.certified:
+    if fine.certified_scope == "no":
         print(f"not certified to {FINE:g}: error bound {fine.error_bound:.1e}", file=sys.stderr)
-    local = all(image.locally_certified for image in found.rows)
     changes = [abs(a.psnr - b.psnr) for a, b in zip(found.rows, fine.rows, strict=False)]
     return {
         "psnr": found.psnr,
@@ -132,7 +131,7 @@ def _at(model: lr.Model, protocol: Protocol, level: float) -> dict[str, Any]:
         "ssim": found.ssim,
         "seconds": seconds,
         "error_bound": found.error_bound,
-        "certified": "global" if found.certified else ("local" if local else "no"),
+        "certified": found.certified_scope,
         "psnr_change": max(changes),
     }
 

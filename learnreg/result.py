@@ -212,6 +212,12 @@ class Solution(Brief):
         """Whether ``error_bound`` is a rigorous bound for the minimiser in the ball, and finite for every sample."""
         return self.bound_kind == "rigorous" and bool(torch.isfinite(self.error_bound).all())
 
+    @property
+    def most_known(self) -> tuple[Tensor, BoundKind, str]:
+        """Of x the error bound, its kind, and from what it is the distance: that of ``certified_scope``, and of a chain
+        without a bound of its own "given weights", the minimiser given the weights of the last problem."""
+        return self.error_bound, self.bound_kind, self.certified_scope
+
 
 @dataclass(frozen=True, repr=False)
 class ChainSolution(Solution):
@@ -228,6 +234,12 @@ class ChainSolution(Solution):
     step_error_bound: Tensor = field(default_factory=lambda: torch.tensor([math.inf]))
     step_bound_kind: BoundKind = "none"
     weights: Tensor | None = None
+
+    @property
+    def most_known(self) -> tuple[Tensor, BoundKind, str]:
+        if self.bound_kind == "none":
+            return self.step_error_bound, self.step_bound_kind, "given weights"
+        return super().most_known
 
 
 @dataclass(frozen=True, repr=False)

@@ -176,7 +176,8 @@ def evaluate(
         f"{result.seconds_per_image:.2f} s per image",
         json,
     )
-    kind = "certified" if result.certified else "NOT certified"
+    of = {"global": "", "local": " for local minimisers", "given weights": " given the weights of the last problem"}
+    kind = f"certified{of[result.certified_scope]}" if result.certified_scope in of else "NOT certified"
     say(f"largest error bound {result.error_bound:.2e}, tolerance {tolerance:.0e}: {kind}", json)
     if json:
         figures = dataclasses.asdict(result)

@@ -34,15 +34,18 @@ from learnreg.report.comparison import Scene, quality
 from learnreg.result import Solution
 from learnreg.solvers.solve import check_tolerance, solve
 
-__all__ = ["EvaluatedImage", "Evaluation", "denoise", "evaluate"]
+__all__ = ["SCOPES", "EvaluatedImage", "Evaluation", "denoise", "evaluate"]
 
 _DEFAULT_SIGMA = 25 / 255
+SCOPES = ("global", "local", "given weights", "no")
+"""What error bounds may be certified for, see ``EvaluatedImage``, the strongest first."""
 
 
 @dataclass(frozen=True)
 class EvaluatedImage:
-    """One image, by the name of its file: the same figures. locally_certified: whether the bound is rigorous for a
-    local minimiser, at least, and within the tolerance."""
+    """One image, by the name of its file: the same figures. certified_scope: for what the
+    bound is certified and within the tolerance: the "global" minimiser or a "local" one, that of the last problem of a
+    chain "given weights", or "no"."""
 
     name: str
     psnr: float
@@ -50,7 +53,7 @@ class EvaluatedImage:
     psnr_input: float
     error_bound: float
     certified: bool
-    locally_certified: bool
+    certified_scope: str
     seconds: float
 
 
@@ -75,6 +78,11 @@ class Evaluation:
     certified: bool
     rows: tuple[EvaluatedImage, ...]
     notes: tuple[str, ...]
+
+    @property
+    def certified_scope(self) -> str:
+        """The weakest of the images'."""
+        return max((row.certified_scope for row in self.rows), key=SCOPES.index)
 
 
 def denoise(problem: LowerLevelProblem, sigma: float, noisy: Tensor, tolerance: float = 1e-4) -> Solution:
@@ -222,13 +230,15 @@ def _measure(scene: Scene, model: Model, tolerance: float, noise_level: float | 
     solution = model.solve(scene.b[None], tolerance, noise_level=noise_level)
     seconds = time.perf_counter() - started
     after = quality(scene.shown(solution.x[0]), clean, scene.name)
+    bound, kind, scope = solution.most_known
+    certain = kind == "rigorous" and float(bound[0]) <= tolerance
     return EvaluatedImage(
         name=Path(scene.name).name,
         psnr=after.psnr,
         ssim=after.ssim,
         psnr_input=before.psnr,
-        error_bound=float(solution.error_bound[0]),
+        error_bound=float(bound[0]),
         certified=solution.certified and solution.status.converged,
-        locally_certified=solution.locally_certified and solution.status.converged,
+        certified_scope="no" if not certain else "global" if solution.certified else scope,
         seconds=seconds,
     )

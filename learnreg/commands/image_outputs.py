@@ -24,7 +24,7 @@ from learnreg.lower_level.data_terms import DataTerm
 from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.models.extras import require
 from learnreg.models.tensor_files import write_atomically
-from learnreg.result import BoundKind, Minimiser, Solution
+from learnreg.result import BoundKind, Solution
 
 __all__ = [
     "Examined",
@@ -68,7 +68,8 @@ class Written:
 class Reconstructed:
     """One reconstruction: ``output`` is the most accurate of the ``files``, error_bound its root-mean-square error in
     its units, which contains how it was rounded and cut off; bound_kind "rigorous" (where ``certified``), "estimate" or
-    "none"; certified_scope "local" where the bound is about a local minimiser, which leaves it not ``certified``;
+    "none"; certified_scope "local" where the bound is about a local minimiser, and "given weights" where about the last
+    problem of a chain, given its weights, which leaves it not ``certified``;
     status is the name of a Status; tolerance what was asked of the reconstruction before it was stored; sigma: the
     noise level that a denoiser worked at, None where it is not known; notes and warnings: what a user has to know of
     the input."""
@@ -78,7 +79,7 @@ class Reconstructed:
     error_bound: float
     bound_kind: BoundKind
     certified: bool
-    certified_scope: Minimiser
+    certified_scope: str
     status: str
     seconds: float
     tolerance: float
@@ -92,13 +93,14 @@ class Reconstructed:
         cls, known: Examined, files: Sequence[Written], solution: Solution, seconds: float, tolerance: float
     ) -> Reconstructed:
         """What was written of a solution for an input, the most accurate of the files first."""
+        _, kind, scope = solution.most_known
         return cls(
             input=str(known.path),
             output=files[0].path,
             error_bound=files[0].error_bound,
-            bound_kind=solution.bound_kind,
+            bound_kind=kind,
             certified=solution.certified,
-            certified_scope=solution.certified_scope,
+            certified_scope=scope,
             status=solution.status.name,
             seconds=seconds,
             tolerance=tolerance,

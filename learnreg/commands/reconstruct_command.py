@@ -81,6 +81,14 @@ def reconstruct(
         typer.echo(dumps({"rows": [dataclasses.asdict(row) for row in rows]}))
 
 
+_WHOSE = {
+    "global": "the model's minimiser",
+    "local": "a local minimiser of the model",
+    "given weights": "the minimiser of the model's last problem, given its weights",
+}
+"""By what bounds are about."""
+
+
 def _check_order(model: str, inputs: list[Path]) -> None:
     """ConfigError where a model stands among the inputs, and an input in its place."""
     models = [path for path in inputs if path.suffix == ".safetensors"]
@@ -92,5 +100,4 @@ def _described(row: Reconstructed) -> str:
     """The files and their distances from the model's minimiser."""
     words = {"rigorous": "within {:.2e}", "estimate": "at an estimated error of {:.2e}", "none": "at an unknown error"}
     files = ", ".join(f"{file.path} {words[row.bound_kind].format(file.error_bound)}" for file in row.files)
-    whose = "a local minimiser of the model" if row.certified_scope == "local" else "the model's minimiser"
-    return f"{files} of {whose} (rms)"
+    return f"{files} of {_WHOSE[row.certified_scope]} (rms)"

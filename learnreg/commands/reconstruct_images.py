@@ -136,7 +136,7 @@ class Denoiser:
         solution = solve(problem, batch, tolerance)
         seconds = time.perf_counter() - started
         # of all channels together: each has as many pixels
-        bound = float(solution.error_bound.square().mean().sqrt())
+        bound = float(solution.most_known[0].square().mean().sqrt())
         bound += sensitivity(problem, problem.data_term) * found.rounding
         files = self._write(known.path, output, found.bits, solution.x.reshape(image.shape), bound)
         return Reconstructed.of(known, files, solution, seconds, tolerance)

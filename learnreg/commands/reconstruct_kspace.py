@@ -137,7 +137,7 @@ class KSpaceReconstructor:
         solution = solve(problem, b, tolerance)
         seconds = time.perf_counter() - started
         rounding = float((b - exact).square().mean().sqrt())
-        bound = float(solution.error_bound[0]) + sensitivity(problem, problem.data_term) * rounding
+        bound = float(solution.most_known[0][0]) + sensitivity(problem, problem.data_term) * rounding
         x, sides = solution.x[0], kspace.image_sides
         top, left = (n // 2 - m // 2 for n, m in zip(x.shape[1:], sides, strict=True))
         bound *= math.sqrt(x.numel() / math.prod(sides)) * _SUMS

@@ -229,7 +229,8 @@ class Reconstructor:
         started = time.perf_counter()
         solution = solve(problem, b, tolerance)
         seconds = time.perf_counter() - started
-        x, bound = solution.x[0], float(solution.error_bound[0]) + sensitivity(problem, data_term.at(b)) * scan.rounding
+        x, bound = solution.x[0], float(solution.most_known[0][0])
+        bound += sensitivity(problem, data_term.at(b)) * scan.rounding
         files = [write_array(output, x, bound, self.options.model_value), write_png(output, x, 8, bound)]
         return Reconstructed.of(known, files, solution, seconds, tolerance)
 

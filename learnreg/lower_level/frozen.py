@@ -14,7 +14,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from learnreg.errors import AssumptionError, DataError, OperatorError, ShapeError
+from learnreg.errors import AssumptionError, ConfigError, DataError, OperatorError, ShapeError
 from learnreg.linear.examination import examine, is_examined
 from learnreg.linear.operator import LinearOperator
 from learnreg.linear.reparametrized import reparametrized
@@ -136,8 +136,24 @@ class FrozenProblem:
 
     @cached_property
     def first_stage(self) -> FrozenProblem:
-        """The first problem of a chain, without weights; itself, where it is none."""
-        return self if self.chain is None else self._with(self.operator, self.chain.base)
+        """The first problem of a chain, without weights; itself, where it is none.
+
+        Raises
+        ------
+        ConfigError: a local minimiser is asked of a chain. AssumptionError: R is not convex, or no longer, and weights
+        that lower an energy need it to be.
+        """
+        if self.chain is None:
+            return self
+        if self.minimiser == "local":
+            raise ConfigError("a chain of convex problems has bounds of its own; use minimiser='global'.")
+        first = self._with(self.operator, self.chain.base)
+        if self.chain.weights.majorising and not first.fixed.potential.convex:
+            raise AssumptionError(
+                f"{type(first.regularizer).__name__} is not convex at these parameters: weights='majorising' weigh "
+                "convex regularizers alone; use weights='free'."
+            )
+        return first
 
     def stage(self, places: Tensor, spread: Tensor | float = 0.0) -> FrozenProblem:
         """The problem of a chain at these weights (batch, *places), for the data of these samples alone; bounds of its

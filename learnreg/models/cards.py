@@ -48,8 +48,8 @@ MEASURED = {
 
 _MEASURED_TEXTS = ("on", "unit")
 _MEASURED_NUMBERS = ("images", "seed", "tolerance", "change_images")
-_SCOPES = ("global", "local", "no")
-"""Of the minimiser that error bounds are certified for."""
+_SCOPES = ("global", "local", "given weights", "no")
+"""Of the minimiser that error bounds are certified for; that of the last problem of a chain, given its weights."""
 
 _DIGEST = re.compile("[0-9a-f]{64}")
 

@@ -23,7 +23,6 @@ from learnreg.certificates.assumptions import missing_state_assumption
 from learnreg.certificates.chain_error import moved_by_weights
 from learnreg.certificates.standing import stand
 from learnreg.certificates.state import smallest_bound
-from learnreg.errors import ConfigError
 from learnreg.linear.samples import norm_samples
 from learnreg.lower_level.chain import Chain
 from learnreg.lower_level.frozen import FrozenProblem
@@ -205,8 +204,6 @@ def solve_chain(
 ) -> ChainSolution:
     """All solves of a chain, until the root-mean-square error of the last iterate is below the target, or what is left
     is not due to their accuracy."""
-    if frozen.minimiser == "local":
-        raise ConfigError("a chain of convex problems has bounds of its own; use minimiser='global'.")
     run = ChainRun(frozen, b, solve, max_steps, frozen.chain is None or frozen.chain.carry_errors)
     before: list[Tensor] = [] if start is None else [start]
     share, error, moved, best = _SHARE, torch.full((len(b),), math.inf), math.inf, math.inf

@@ -115,6 +115,23 @@ def test_what_has_no_chain_is_refused() -> None:
         lr.solve(chain_problem("experts", minimiser="local"), chain_data())
 
 
+def test_a_regularizer_that_is_no_longer_convex_is_refused_majorising_weights() -> None:
+    """At first its concave parts are smaller than what the convex ones curve by."""
+    ridge = RidgeRegularizer((2, 4), 3, 5, "convex-nonconvex", weight=1.0, generator=torch.Generator().manual_seed(1))
+    problem = lr.LowerLevelProblem(Identity(SHAPE), Reweighted(ridge.double(), steps=1))
+    with torch.no_grad():
+        ridge.log_curvature[:, 1:] -= 6.0
+        ridge.log_weights -= 2.0
+    with pytest.raises(AssumptionError, match="not convex at these parameters"):
+        lr.solve(problem, chain_data())
+
+
+def test_hypergradients_of_chains_are_about_global_minimisers() -> None:
+    problem = chain_problem("nonconvex, free", minimiser="local")
+    with pytest.raises(ConfigError, match="minimiser='global'"):
+        lr.hypergradient(problem, chain_data(), lr.SquaredError(chain_data()))
+
+
 def test_other_precisions_and_batches_of_one() -> None:
     problem, b = chain_problem("experts"), chain_data()
     whole = lr.solve(problem, b, 1e-5)

@@ -28,12 +28,7 @@ def start_from(regularizer: Regularizer, path: str) -> None:
         raise ConfigError(
             f"init={path}: its regularizer is {type(given).__name__}, the options ask for {type(regularizer).__name__}."
         )
-    before, now = given.config(), regularizer.config()
-    lines = [
-        f"{name}: {before.get(name)!r} in the model, {now.get(name)!r} now"
-        for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name) and name not in regularizer.grows_in
-    ]
+    lines = _differences(given, regularizer)
     parameters = dict(regularizer.named_parameters())
     lines += [
         f"{name}: learned by the model, unknown now" for name, _ in given.named_parameters() if name not in parameters
@@ -44,3 +39,16 @@ def start_from(regularizer: Regularizer, path: str) -> None:
         parameters[name].copy_(regularizer.adapted(name, p))
     if regularizer is not whole:
         whole.fit_part_()
+
+
+def _differences(given: Regularizer, regularizer: Regularizer) -> list[str]:
+    """Between the descriptions of two of a kind, but for what this kind grows in; those of parts by their names."""
+    before, now = given.config(), regularizer.config()
+    lines: list[str] = []
+    for name in sorted(before.keys() | now.keys()):
+        old, new = before.get(name), now.get(name)
+        if isinstance(old, Regularizer) and type(old) is type(new):
+            lines += [f"{name}.{line}" for line in _differences(old, new)]
+        elif old != new and name not in regularizer.grows_in:
+            lines.append(f"{name}: {old!r} in the model, {new!r} now")
+    return lines

@@ -144,3 +144,9 @@ def test_a_reweighted_ridge_starts_from_the_ridge_that_it_weighs(tmp_path: Path)
     weights = free.base.log_weights.exp() * free.weights.usual()  # as strong as the ridge, with room for weights
     torch.testing.assert_close(weights, given.get_parameter("log_weights").exp())
     assert 0.5 < free.weights.usual() < 0.95
+    save_model(tmp_path / "chain.safetensors", free, {"sigma": 0.1})
+    again: dict[str, Any] = {**options, "reweighting": "free", "init": str(tmp_path / "chain.safetensors")}
+    for name, p in initial_regularizer(DenoiseConfig(**again, size=3)).named_parameters():  # as later stages do
+        assert torch.equal(p, free.get_parameter(name)), name
+    with pytest.raises(lr.ConfigError, match=r"regularizer\.knots: 7 in the model, 9 now"):
+        initial_regularizer(DenoiseConfig(**{**again, "knots": 9}, size=3))

@@ -15,6 +15,7 @@ from support.entry_point import Result, assert_complaint
 
 import learnreg as lr
 from learnreg.commands import doctor, reconstruct_images
+from learnreg.regularizers import FieldsOfExperts, Reweighted
 
 pytest.importorskip("skimage.metrics")
 
@@ -222,6 +223,21 @@ def test_reconstruct_says_what_the_error_is(
     assert "estimated error" in learnreg(*arguments).out
     kind = "none"
     assert "unknown error" in learnreg(*arguments).out
+
+
+def test_chains_are_certified_given_their_weights(learnreg: Any, images: Path, tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    chain = Reweighted(FieldsOfExperts(2, 3), "free", 1, features=2, generator=generator, carry_errors=False)
+    lr.save_model(tmp_path / "chain.safetensors", chain, {"sigma": 0.1})
+    arguments = ("reconstruct", tmp_path / "chain.safetensors", images / "a.png", "--out", tmp_path / "out", *FAST)
+    (row,) = learnreg(*arguments, "--json").json["rows"]
+    assert (row["certified"], row["certified_scope"], row["bound_kind"]) == (False, "given weights", "rigorous")
+    assert 0 < row["error_bound"] <= 1e-2
+    assert "the minimiser of the model's last problem, given its weights" in learnreg(*arguments).out
+    evaluation = ("evaluate", tmp_path / "chain.safetensors", "--data", images, *FAST)
+    assert "certified given the weights of the last problem" in learnreg(*evaluation).out
+    found = learnreg(*evaluation, "--json").json
+    assert (found["certified"], {row["certified_scope"] for row in found["rows"]}) == (False, {"given weights"})
 
 
 def test_reconstruct_fails(learnreg: Any, model: Path, images: Path, tmp_path: Path) -> None:

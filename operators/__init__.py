@@ -67,7 +67,12 @@ __all__ = [
 
 
 class StoredOperator(Protocol):
-    """What an operator needs to be held by model files."""
+    """What an operator needs to be held by model files.
+
+    Raises
+    ------
+    ConfigError: by ``from_stored``, a description that no operator of its kind has.
+    """
 
     def stored(self) -> dict[str, Any]:
         """What rebuilds the operator, the key "config" at least; "name" is the file's. Values are what JSON knows,

@@ -380,6 +380,16 @@ def test_what_is_no_range(tmp_path: Path, sigma: object) -> None:
     load(tmp_path / "a.safetensors").reconstruct(torch.rand(1, 1, 9, 9), tolerance=1.0)
 
 
+@pytest.mark.parametrize(("sigma", "said"), [(0.1, "25.5/255"), (None, "does not say")])
+def test_a_model_of_one_noise_level_refuses_others(tmp_path: Path, sigma: float | None, said: str) -> None:
+    save_model(tmp_path / "a.safetensors", RidgeRegularizer((2,), 3), {} if sigma is None else {"sigma": sigma})
+    model, b = load(tmp_path / "a.safetensors"), torch.rand(1, 1, 9, 9)
+    with pytest.raises(lr.ConfigError, match=said):
+        model.reconstruct(b, tolerance=1e-2, noise_level=0.2)
+    if sigma is not None:
+        model.reconstruct(b, tolerance=1e-2, noise_level=sigma)
+
+
 def test_a_model_that_refuses_some_noise_levels_adapts_to_noise(tmp_path: Path) -> None:
     """Such as published ridges, which know levels up to 30/255."""
     regularizer = ImportedRidge(

@@ -59,6 +59,8 @@ class Run:
         self.callbacks, self.stopping = callbacks or Callback(), EarlyStopping(options.patience)
         self.upper = make_upper_level(session, options)
         self.updates = 0
+        self.last: int | None = None
+        """Where the schedule ends, which is measured, too: step sizes fall to it."""
         self.start_factor: float | None = None if options.tune_start else 1.0
         self.rows: list[dict[str, Any]] = []
         self._environment = environment(options.workers)
@@ -68,7 +70,7 @@ class Run:
     def until(self, updates: int | None, interrupts: Interrupts) -> TrainResult:
         """Go on until so many updates are made, or the time is over."""
         ended_by: EndedBy = "updates"
-        length = updates if self.options.schedule == "annealed" else None
+        length = self.last = updates if self.options.schedule == "annealed" else None
         self.session.clock.start()
         try:
             if self.start_factor is None:
@@ -155,7 +157,7 @@ class Run:
         if self.updates == 1 and self.options.tune_start:
             row["start_factor"] = self.start_factor
         try:
-            if is_milestone(self.updates):
+            if is_milestone(self.updates) or self.updates == self.last:
                 self._measure(row)
         finally:  # whatever a validation raises, the update is made
             self.rows.append(row)
@@ -165,7 +167,7 @@ class Run:
 
     def _measure(self, row: dict[str, Any]) -> None:
         """How good the parameters are on what was not trained on."""
-        if self.validate is not None and is_validated(self.updates):
+        if self.validate is not None and (is_validated(self.updates) or self.updates == self.last):
             row["psnr"] = self.validate()
         if self.held_out is not None:
             row |= self.session.group.first(self.held_out.measure)

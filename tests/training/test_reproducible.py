@@ -295,6 +295,15 @@ def test_validations_are_milestones_of_which_there_are_few() -> None:
     assert all(b - a <= 160 for a, b in pairwise(found))
 
 
+def test_the_end_of_an_annealed_run_is_measured() -> None:
+    """Where its step sizes have fallen to, milestone or not; that of a steady run may be the start of a longer one."""
+    b, x = images()
+    assert not is_milestone(9)
+    for schedule, measured in (("annealed", True), ("steady", False)):
+        result = lr.train(problem(), (b, x), updates=9, schedule=schedule, validation=(b[:1], x[:1]), tune=False)
+        assert ("validation_psnr" in result.rows[-1]) == measured
+
+
 def test_audits_come_by_count() -> None:
     count = AuditCount(10)
     assert [k for k in range(35) if count.next()] == [0, 10, 20, 30]

@@ -47,7 +47,7 @@ def _differences(given: Regularizer, regularizer: Regularizer) -> list[str]:
     lines: list[str] = []
     for name in sorted(before.keys() | now.keys()):
         old, new = before.get(name), now.get(name)
-        if isinstance(old, Regularizer) and type(old) is type(new):
+        if isinstance(old, Regularizer) and isinstance(new, Regularizer) and type(new) is type(old):
             lines += [f"{name}.{line}" for line in _differences(old, new)]
         elif old != new and name not in regularizer.grows_in:
             lines.append(f"{name}: {old!r} in the model, {new!r} now")

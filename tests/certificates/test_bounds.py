@@ -37,7 +37,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def check(summary: Summary) -> None:
     print(json.dumps(summary.report(), indent=2))
     assert not summary.violations, "\n".join(summary.violations)
-    assert summary.unusable_truth <= 2 + 0.02 * summary.problems  # a few of any sixty may be degenerate
+    assert summary.unusable_truth <= 2 + 0.15 * summary.problems  # some of any few may be degenerate
     assert summary.reached["0.1"] >= 0.95 * summary.smooth - 1
     assert summary.reached["0.001"] >= 0.9 * summary.smooth - 1
 

@@ -15,16 +15,18 @@ from learnreg.potentials.isotropic import IsotropicPseudoHuber
 from learnreg.potentials.logarithmic import Logarithmic
 from learnreg.potentials.proximal import Elementwise, Grouped, ProximalPotential
 from learnreg.potentials.spline import Spline
+from learnreg.potentials.weakly_convex_spline import WeaklyConvexSpline
 from learnreg.potentials.weighted import weighted
 
 KINDS = {"PseudoHuber": lr.PseudoHuber, "LogCosh": lr.LogCosh, "Huber": lr.Huber, "Spline": Spline,
          "IsotropicPseudoHuber": IsotropicPseudoHuber}  # fmt: skip
+WEAKLY_CONVEX = {**KINDS, "WeaklyConvexSpline": WeaklyConvexSpline}
 SHAPE = (3, 2, 4, 5)
 
 
 def build(name: str) -> tuple[ProximalPotential, ProximalPotential, Tensor]:
     """The potential, that with weights, some of them 0 and 1, and these."""
-    base = KINDS[name](registry.scalar(0.2), registry.scalar(0.7))
+    base = WEAKLY_CONVEX[name](registry.scalar(0.2), registry.scalar(0.7))
     assert isinstance(base, ProximalPotential)
     w = registry.rand(3, 1 if isinstance(base, Grouped) else 2, 4, 5, seed=2)
     w[0, 0, 0, 0], w[1, 0, 1, 1] = 1.0, 0.0
@@ -35,7 +37,7 @@ def responses(seed: int = 1) -> Tensor:
     return registry.randn(*SHAPE, seed=seed) * 10.0 ** (3 * registry.rand(*SHAPE, seed=seed + 1) - 2)
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", WEAKLY_CONVEX)
 def test_weights_multiply_the_terms(name: str) -> None:
     base, f, w = build(name)
     t, v = responses().requires_grad_(), registry.randn(*SHAPE, seed=3)
@@ -68,7 +70,7 @@ def test_proximal_maps_solve_their_equations(name: str) -> None:
         torch.testing.assert_close(sigma * rest + f.hess_vec(t, rest), direction, rtol=1e-9, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", WEAKLY_CONVEX)
 def test_bounds_hold_on_their_intervals(name: str) -> None:
     _, f, w = build(name)
     t, v, radius = responses(7), registry.randn(*SHAPE, seed=8), 0.1
@@ -91,8 +93,34 @@ def test_bounds_hold_on_their_intervals(name: str) -> None:
     assert bool((w <= 1).all())
 
 
+@pytest.mark.parametrize("spread", [0.0, 0.2, 0.7])
+def test_intervals_of_weakly_convex_terms_hold_for_all_weights(spread: float) -> None:
+    """Of f'' + rho, rho that of the terms without weights."""
+    coefficients, depths = 0.05 * registry.rand(1, 6, seed=1), 0.9 * registry.rand(1, 5, seed=2)
+    base = WeaklyConvexSpline(registry.scalar(0.2), registry.scalar(0.1), coefficients, depths)
+    rho = float(torch.as_tensor(base.concavity).detach())
+    assert rho > 0.1
+    w, t = registry.rand(*SHAPE, seed=3), registry.randn(*SHAPE, seed=4)
+    f, radius = weighted(base, w, spread), 0.3
+    with torch.no_grad():
+        assert float(torch.as_tensor(f.concavity).detach()) == rho
+        (low, high), size, found = (
+            f.curvature_bounds(t, radius),
+            f.curvature_size(t, radius),
+            f.curvature_interval(t, radius),
+        )
+        for k in range(40):
+            near = t + radius * (2.0 * registry.rand(*SHAPE, seed=50 + k) - 1.0)
+            own = (w + spread * (2.0 * registry.rand(*SHAPE, seed=100 + k) - 1.0)).clamp(0.0, 1.0)
+            here, there = own * base.second(t), own * base.second(near)
+            assert bool(((there >= low - 1e-12) & (there <= high + 1e-12) & (there.abs() <= size + 1e-12)).all())
+            assert bool(((there + rho >= found.low - 1e-12) & (there + rho <= found.high + 1e-12)).all())
+            assert bool(((there - here).abs() <= found.change + 1e-12).all())
+            assert bool(((there - here).abs() <= found.ratio * (there + rho).clamp_min(0.0).sqrt() + 1e-12).all())
+
+
 def test_potentials_without_places_take_no_weights() -> None:
-    for name in ("NetworkPotential", "WeaklyConvexSpline", "StackedPotential"):
+    for name in ("NetworkPotential", "StackedPotential"):
         with pytest.raises(AssumptionError, match=f"{name} cannot be reweighted"):
             weighted(registry.POTENTIALS[name](0.1, 1.0), torch.ones(1))
 

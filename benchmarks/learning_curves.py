@@ -9,7 +9,6 @@ minutes of some of them, drawn with broken lines: they show how far a curve is r
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 from pathlib import Path
@@ -64,25 +63,35 @@ def row(name: str, curve: Curve) -> dict[str, Any]:
 
 @styled
 def draw(curves: dict[str, Curve], starts: dict[str, Curve]) -> Any:
-    figure = new_figure(6.5, 4.0)
-    axes = figure.subplots()
-    for (name, curve), colour in zip(curves.items(), itertools.cycle(COLOURS), strict=False):
-        for found, style in ((curve, "-"), (starts.get(name, []), "--")):
+    """A panel for each, as images and noise differ: the last 1.5 dB."""
+    columns = min(3, len(curves))
+    rows = -(-len(curves) // columns)
+    figure = new_figure(3.0 * columns, 2.3 * rows + 0.3)
+    panels = figure.subplots(rows, columns, squeeze=False, sharex=True).flatten()
+    ticks = (0.5, 1, 2, 5, 10, 20, 50, 100, 300)
+    longest = 1.1 * max(curve[-1][0] for curve in curves.values())
+    for axes, (name, curve) in zip(panels, curves.items(), strict=False):
+        for found, style, colour in ((curve, "-", COLOURS[0]), (starts.get(name, []), "--", COLOURS[1])):
             best, points = -math.inf, []
             for minutes, psnr, _ in found:
                 best = max(best, psnr)
                 points.append((minutes, best))
             if points:
-                axes.plot(*zip(*points, strict=True), style, color=colour, label=name if style == "-" else None)
-    axes.set_xscale("log")
-    ticks = (0.5, 1, 2, 5, 10, 20, 50, 100, 300)
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    axes.minorticks_off()
-    axes.set_xlim(0.5, 1.1 * max(curve[-1][0] for curve in curves.values()))
-    axes.set_ylim(bottom=max(p for curve in curves.values() for _, p, _ in curve) - 1.5)
-    axes.set_xlabel("minutes of training, one thread")
-    axes.set_ylabel("PSNR on images held out [dB], best so far")
-    axes.legend()
+                axes.plot(*zip(*points, strict=True), style, color=colour)
+        axes.set_title(name)
+        axes.set_xscale("log")
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.minorticks_off()
+        axes.set_xlim(0.5, longest)
+        top = max(psnr for _, psnr, _ in curve)
+        axes.set_ylim(top - 1.5, top + 0.1)
+    for axes in panels[len(curves) :]:
+        axes.set_visible(False)
+    for axes in panels[max(0, len(curves) - columns) : len(curves)]:
+        axes.set_xlabel("minutes of training")
+        axes.tick_params(labelbottom=True)
+    for axes in panels[::columns]:
+        axes.set_ylabel("PSNR [dB]")
     return figure
 
 

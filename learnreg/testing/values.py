@@ -219,7 +219,9 @@ def check_boundedness(case: RegularizerCase) -> Property:
     constant = torch.ones_like(case.images(batch=1))
     d = torch.cat([case.images(1.0), constant, -constant])
     gradient = case.gradient(_FAR * d)
-    size = (norms(gradient) * norms(d)).clamp_min(1e-300)
+    sizes = norms(gradient)
+    hidden = _FAR * torch.finfo(gradient.dtype).eps * sizes.max()  # by rounding: along constants there may be no more
+    size = (sizes.clamp_min(hidden) * norms(d)).clamp_min(1e-300)
     value = float(((gradient.double() * d.double()).flatten(1).sum(1).neg() / size).max())
     problem = f"R falls without end along a line (slope at distance {_FAR:g}); it has to be bounded below"
     measures = "relative fall of R far away"

@@ -37,9 +37,8 @@ from model_measurements import (
 )
 
 import learnreg as lr
-from learnreg.commands.evaluate import SCOPES
 from learnreg.datasets import add_noise, natural_images
-from learnreg.models.cards import check_card, write_card
+from learnreg.models.cards import SCOPES, check_card, write_card
 from learnreg.models.shipped import sha256_of
 
 SHIPPED, FIGURES = ROOT / "learnreg" / "pretrained", ROOT / "docs" / "models"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ __all__ = [
     "ChainSolution",
     "History",
     "Hypergradient",
+    "KnownError",
     "Minimiser",
     "Solution",
     "Status",
@@ -31,6 +32,15 @@ BoundKind = Literal["rigorous", "estimate", "none"]
 
 Minimiser = Literal["global", "local"]
 """Which minimiser bounds are about: the one of the energy, or the only one in a ball around the point computed."""
+
+
+class KnownError(NamedTuple):
+    """Of a point: its bound or estimate, (batch,), which of them, and from what it is the distance: the "global"
+    minimiser, a "local" one, or that of the last problem of a chain, "given weights"."""
+
+    bound: Tensor
+    kind: BoundKind
+    scope: str
 
 
 def holds_globally(kind: BoundKind, radius: Tensor) -> bool:
@@ -213,10 +223,14 @@ class Solution(Brief):
         return self.bound_kind == "rigorous" and bool(torch.isfinite(self.error_bound).all())
 
     @property
-    def most_known(self) -> tuple[Tensor, BoundKind, str]:
-        """Of x the error bound, its kind, and from what it is the distance: that of ``certified_scope``, and of a chain
-        without a bound of its own "given weights", the minimiser given the weights of the last problem."""
-        return self.error_bound, self.bound_kind, self.certified_scope
+    def known_error(self) -> KnownError:
+        """Of x; of a chain without a bound of its own that of the last problem, given its weights."""
+        return KnownError(self.error_bound, self.bound_kind, self.certified_scope)
+
+    @property
+    def error_given_weights(self) -> KnownError:
+        """Of x as the solution of the problem that was solved last; of what is no chain all there is."""
+        return self.known_error
 
 
 @dataclass(frozen=True, repr=False)
@@ -236,10 +250,12 @@ class ChainSolution(Solution):
     weights: Tensor | None = None
 
     @property
-    def most_known(self) -> tuple[Tensor, BoundKind, str]:
-        if self.bound_kind == "none":
-            return self.step_error_bound, self.step_bound_kind, "given weights"
-        return super().most_known
+    def known_error(self) -> KnownError:
+        return self.error_given_weights if self.bound_kind == "none" else super().known_error
+
+    @property
+    def error_given_weights(self) -> KnownError:
+        return KnownError(self.step_error_bound, self.step_bound_kind, "given weights")
 
 
 @dataclass(frozen=True, repr=False)

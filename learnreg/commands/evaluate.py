@@ -27,6 +27,7 @@ from learnreg.datasets import (
 )
 from learnreg.errors import ConfigError
 from learnreg.lower_level.problem import LowerLevelProblem
+from learnreg.models.cards import SCOPES
 from learnreg.models.extras import require
 from learnreg.models.model import Model
 from learnreg.operators import CartesianMRI, FanBeam2D, Identity, ParallelBeam2D
@@ -34,18 +35,15 @@ from learnreg.report.comparison import Scene, quality
 from learnreg.result import Solution
 from learnreg.solvers.solve import check_tolerance, solve
 
-__all__ = ["SCOPES", "EvaluatedImage", "Evaluation", "denoise", "evaluate"]
+__all__ = ["EvaluatedImage", "Evaluation", "denoise", "evaluate"]
 
 _DEFAULT_SIGMA = 25 / 255
-SCOPES = ("global", "local", "given weights", "no")
-"""What error bounds may be certified for, see ``EvaluatedImage``, the strongest first."""
 
 
 @dataclass(frozen=True)
 class EvaluatedImage:
-    """One image, by the name of its file: the same figures. certified_scope: for what the
-    bound is certified and within the tolerance: the "global" minimiser or a "local" one, that of the last problem of a
-    chain "given weights", or "no"."""
+    """One image, by the name of its file: the same figures. certified_scope: for what the bound is certified and within
+    the tolerance, of ``learnreg.models.cards.SCOPES``; "global" where ``certified``."""
 
     name: str
     psnr: float
@@ -230,15 +228,15 @@ def _measure(scene: Scene, model: Model, tolerance: float, noise_level: float | 
     solution = model.solve(scene.b[None], tolerance, noise_level=noise_level)
     seconds = time.perf_counter() - started
     after = quality(scene.shown(solution.x[0]), clean, scene.name)
-    bound, kind, scope = solution.most_known
-    certain = kind == "rigorous" and float(bound[0]) <= tolerance
+    error, certified = solution.known_error, solution.certified and solution.status.converged
+    other = error.scope != "global" and error.kind == "rigorous" and float(error.bound[0]) <= tolerance
     return EvaluatedImage(
         name=Path(scene.name).name,
         psnr=after.psnr,
         ssim=after.ssim,
         psnr_input=before.psnr,
-        error_bound=float(bound[0]),
-        certified=solution.certified and solution.status.converged,
-        certified_scope="no" if not certain else "global" if solution.certified else scope,
+        error_bound=float(error.bound[0]),
+        certified=certified,
+        certified_scope="global" if certified else error.scope if other else "no",
         seconds=seconds,
     )

@@ -24,7 +24,7 @@ from learnreg.lower_level.data_terms import DataTerm
 from learnreg.lower_level.problem import LowerLevelProblem
 from learnreg.models.extras import require
 from learnreg.models.tensor_files import write_atomically
-from learnreg.result import BoundKind, Solution
+from learnreg.result import BoundKind, KnownError, Solution
 
 __all__ = [
     "Examined",
@@ -33,7 +33,7 @@ __all__ = [
     "each_reconstructed",
     "output_paths",
     "png_bytes",
-    "sensitivity",
+    "stored_error",
     "write_array",
     "write_png",
 ]
@@ -90,17 +90,22 @@ class Reconstructed:
 
     @classmethod
     def of(
-        cls, known: Examined, files: Sequence[Written], solution: Solution, seconds: float, tolerance: float
+        cls,
+        known: Examined,
+        files: Sequence[Written],
+        solution: Solution,
+        error: KnownError,
+        seconds: float,
+        tolerance: float,
     ) -> Reconstructed:
         """What was written of a solution for an input, the most accurate of the files first."""
-        _, kind, scope = solution.most_known
         return cls(
             input=str(known.path),
             output=files[0].path,
             error_bound=files[0].error_bound,
-            bound_kind=kind,
-            certified=solution.certified,
-            certified_scope=scope,
+            bound_kind=error.kind,
+            certified=solution.certified and (error.kind, error.scope) == ("rigorous", solution.certified_scope),
+            certified_scope=error.scope,
             status=solution.status.name,
             seconds=seconds,
             tolerance=tolerance,
@@ -111,7 +116,21 @@ class Reconstructed:
         )
 
 
-def sensitivity(problem: LowerLevelProblem, data_term: DataTerm) -> float:
+def stored_error(
+    solution: Solution, problem: LowerLevelProblem, data_term: DataTerm, rounding: float
+) -> tuple[float, KnownError]:
+    """What is known of the error of x for measurements that were rounded, by ``rounding`` (root mean square): a number
+    for all channels, and its kind. How far an exact chain moves with its data is not known, and neither is it of a
+    local minimiser: then it is about the last problem, given its weights, or an *estimate*."""
+    error = solution.error_given_weights if rounding else solution.known_error
+    bound = float(error.bound.square().mean().sqrt())
+    moved = _sensitivity(problem, data_term)
+    if rounding and not moved and error.kind == "rigorous":
+        error = error._replace(kind="estimate")
+    return bound + moved * rounding, error
+
+
+def _sensitivity(problem: LowerLevelProblem, data_term: DataTerm) -> float:
     """‖x^(b) - x^(b')‖ is at most this times ‖b - b'‖ (root mean squares): mu ‖dx‖² <= <A^T ∂D'/∂b db, dx> since the
     energy is mu-strongly convex, also over a box; 0 where no modulus is known, and no bound exists. *Rigorous bound.*
 

@@ -15,7 +15,7 @@ from learnreg.commands.image_outputs import (
     Reconstructed,
     Written,
     output_paths,
-    sensitivity,
+    stored_error,
     write_array,
     write_png,
 )
@@ -135,11 +135,9 @@ class Denoiser:
         started = time.perf_counter()
         solution = solve(problem, batch, tolerance)
         seconds = time.perf_counter() - started
-        # of all channels together: each has as many pixels
-        bound = float(solution.most_known[0].square().mean().sqrt())
-        bound += sensitivity(problem, problem.data_term) * found.rounding
+        bound, error = stored_error(solution, problem, problem.data_term, found.rounding)
         files = self._write(known.path, output, found.bits, solution.x.reshape(image.shape), bound)
-        return Reconstructed.of(known, files, solution, seconds, tolerance)
+        return Reconstructed.of(known, files, solution, error, seconds, tolerance)
 
     def _batch(self, image: Tensor) -> Tensor:
         """As the model takes it: the channels of colours one by one, where it is for grey images."""

@@ -19,7 +19,14 @@ import torch
 from torch import Tensor
 
 from learnreg.commands.image_inputs import files_of
-from learnreg.commands.image_outputs import Examined, Reconstructed, Written, each_reconstructed, sensitivity, write_png
+from learnreg.commands.image_outputs import (
+    Examined,
+    Reconstructed,
+    Written,
+    each_reconstructed,
+    stored_error,
+    write_png,
+)
 from learnreg.commands.reconstruct_options import KSpaceOptions
 from learnreg.datasets import KSpace, estimate_coil_maps, read_kspace
 from learnreg.errors import DataError, ShapeError
@@ -137,13 +144,13 @@ class KSpaceReconstructor:
         solution = solve(problem, b, tolerance)
         seconds = time.perf_counter() - started
         rounding = float((b - exact).square().mean().sqrt())
-        bound = float(solution.most_known[0][0]) + sensitivity(problem, problem.data_term) * rounding
+        bound, error = stored_error(solution, problem, problem.data_term, rounding)
         x, sides = solution.x[0], kspace.image_sides
         top, left = (n // 2 - m // 2 for n, m in zip(x.shape[1:], sides, strict=True))
         bound *= math.sqrt(x.numel() / math.prod(sides)) * _SUMS
         x = x[:, top : top + sides[0], left : left + sides[1]]
         files = [_write_complex(output.with_suffix(".npy"), x, bound, scale), write_png(output, magnitude(x), 8, bound)]
-        return Reconstructed.of(known, files, solution, seconds, tolerance)
+        return Reconstructed.of(known, files, solution, error, seconds, tolerance)
 
 
 def _write_complex(path: Path, x: Tensor, error_bound: float, scale: float) -> Written:

@@ -28,7 +28,7 @@ from learnreg.commands.image_outputs import (
     Examined,
     Reconstructed,
     each_reconstructed,
-    sensitivity,
+    stored_error,
     write_array,
     write_png,
 )
@@ -229,10 +229,9 @@ class Reconstructor:
         started = time.perf_counter()
         solution = solve(problem, b, tolerance)
         seconds = time.perf_counter() - started
-        x, bound = solution.x[0], float(solution.most_known[0][0])
-        bound += sensitivity(problem, data_term.at(b)) * scan.rounding
+        x, (bound, error) = solution.x[0], stored_error(solution, problem, data_term.at(b), scan.rounding)
         files = [write_array(output, x, bound, self.options.model_value), write_png(output, x, 8, bound)]
-        return Reconstructed.of(known, files, solution, seconds, tolerance)
+        return Reconstructed.of(known, files, solution, error, seconds, tolerance)
 
     def _data_term(self, b: Tensor, weights: Tensor | None) -> DataTerm:
         """The model's data term times the data weight and the statistical weights of a measurement; known counts

@@ -14,7 +14,7 @@ from learnreg.errors import CheckpointError, ConfigError
 from learnreg.linear.paths import read_text
 from learnreg.models.toml import to_toml
 
-__all__ = ["MEASURED", "TEXTS", "card_lines", "check_card", "headline", "read_card", "write_card"]
+__all__ = ["MEASURED", "SCOPES", "TEXTS", "card_lines", "check_card", "headline", "read_card", "write_card"]
 
 TEXTS = {
     "name": "name",
@@ -48,8 +48,9 @@ MEASURED = {
 
 _MEASURED_TEXTS = ("on", "unit")
 _MEASURED_NUMBERS = ("images", "seed", "tolerance", "change_images")
-_SCOPES = ("global", "local", "given weights", "no")
-"""Of the minimiser that error bounds are certified for; that of the last problem of a chain, given its weights."""
+
+SCOPES = ("global", "local", "given weights", "no")
+"""What error bounds may be certified for, see ``learnreg.result.KnownError``, the strongest first."""
 
 _DIGEST = re.compile("[0-9a-f]{64}")
 
@@ -124,7 +125,7 @@ def _check_measured(measured: Any) -> None:
     for name in _MEASURED_NUMBERS:
         _expect(_is_number(measured[name]), f"measured.{name}", measured[name], "a number")
     for name in ("noise", *MEASURED):
-        column, is_entry = measured[name], _SCOPES.__contains__ if name == "certified" else _is_number
+        column, is_entry = measured[name], SCOPES.__contains__ if name == "certified" else _is_number
         fits = isinstance(column, Sequence) and not isinstance(column, str) and len(column) == len(measured["noise"])
         fits = fits and len(column) > 0 and all(is_entry(value) for value in column)
         _expect(fits, f"measured.{name}", column, "a list with an entry for each noise level")

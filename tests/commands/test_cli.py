@@ -15,7 +15,9 @@ from support.entry_point import Result, assert_complaint
 
 import learnreg as lr
 from learnreg.commands import doctor, reconstruct_images
-from learnreg.regularizers import FieldsOfExperts, Reweighted
+from learnreg.commands.image_outputs import stored_error
+from learnreg.operators import Identity
+from learnreg.regularizers import FieldsOfExperts, Reweighted, RidgeRegularizer
 
 pytest.importorskip("skimage.metrics")
 
@@ -238,6 +240,28 @@ def test_chains_are_certified_given_their_weights(learnreg: Any, images: Path, t
     assert "certified given the weights of the last problem" in learnreg(*evaluation).out
     found = learnreg(*evaluation, "--json").json
     assert (found["certified"], {row["certified_scope"] for row in found["rows"]}) == (False, {"given weights"})
+
+
+def test_rounded_inputs_leave_what_is_known_of_them() -> None:
+    """Exact chains and local minimisers may move with their data by more than a bound for rounded data says."""
+    generator = torch.Generator().manual_seed(0)
+    chain = Reweighted(FieldsOfExperts(2, 3, boundary="reflect"), scale=10.0, steps=1)
+    ridge = RidgeRegularizer(
+        (4,), 3, 7, "convex-nonconvex", nonconvexity=2.0, depth=0.9, weight=0.01, generator=generator
+    )
+    for regularizer, minimiser, expected in (
+        (FieldsOfExperts(2, 3), "global", ("rigorous", "global")),
+        (chain, "global", ("rigorous", "given weights")),
+        (ridge, "local", ("estimate", "local")),
+    ):
+        problem = lr.LowerLevelProblem(Identity((1, 8, 8)), regularizer.double(), minimiser=minimiser)  # type: ignore[arg-type]
+        solution = lr.solve(problem, torch.full((1, 1, 8, 8), 0.5).double(), 1e-4)
+        assert solution.locally_certified
+        exact, rounded = (stored_error(solution, problem, problem.data_term, size) for size in (0.0, 1e-8))
+        assert (exact[1].kind, exact[1].scope) == ("rigorous", minimiser)
+        assert (rounded[1].kind, rounded[1].scope) == expected
+        if minimiser == "global":
+            assert rounded[0] >= float(rounded[1].bound.max()) + 0.9e-8
 
 
 def test_reconstruct_fails(learnreg: Any, model: Path, images: Path, tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ from learnreg.lower_level.frozen import FrozenProblem
 from learnreg.lower_level.pairing import evaluate_pairing
 from learnreg.lower_level.point import Point
 from learnreg.lower_level.saddle_terms import SaddleTerms
+from learnreg.lower_level.stages import stage_at
 from learnreg.potentials.proximal import ProximalPotential
 
 __all__ = ["ChainCertificate", "Link", "certify_chain"]
@@ -139,7 +140,7 @@ class _Stage:
         else:
             t = self.terms.operator(before.x)
             self.change = chain.weights.change(self.terms, before.x, t, _beyond_rounding(before))
-            self.stage = frozen.stage(link.places, self.change.alone)
+            self.stage = stage_at(frozen, link.places, self.change.alone)
         self.instance = instance = self.stage.at(chain.b)
         if hindrance := missing_assumption(self.stage, instance, chain.loss, x):
             raise _UnboundedError(hindrance)

@@ -36,6 +36,7 @@ from learnreg.lower_level.instance import Instance
 from learnreg.lower_level.pairing import pairing_gradient, parameter_gradient, sum_gradients
 from learnreg.lower_level.point import Point
 from learnreg.lower_level.saddle_terms import SaddleTerms
+from learnreg.lower_level.stages import stage_at
 from learnreg.result import BoundKind, Hypergradient, Solution, Status
 from learnreg.solvers.chain import ChainRun, computed_weights
 from learnreg.solvers.choice import make_adjoint_solver
@@ -176,7 +177,7 @@ class _Backward:
         stage, places = self._frozen.first_stage, None
         if before is not None:
             places = computed_weights(self._frozen, self.run.terms, before)
-            stage = self._frozen.stage(places)
+            stage = stage_at(self._frozen, places)
             self.applications += 1
         return stage, stage.at(self.run.b), places
 

@@ -84,12 +84,12 @@ class FrozenProblem:
             return self
         operator = self.operator.on(domain_shape)
         self.data_term.check_range(operator.range_shape)
-        return self._with(operator, self.regularizer if noise_level is None else self.regularizer.at(noise_level))
+        return self.with_parts(operator, self.regularizer if noise_level is None else self.regularizer.at(noise_level))
 
     def levels(self) -> list[FrozenProblem]:
         """The problem at each of its noise levels: itself, unless there is one for each sample."""
         groups = self.regularizer.sample_groups()
-        return [self._with(self.operator, regularizer) for _, regularizer in groups] or [self]
+        return [self.with_parts(self.operator, regularizer) for _, regularizer in groups] or [self]
 
     def parts(self, b: Tensor) -> list[tuple[Tensor, FrozenProblem]]:
         """The samples of b at each noise level, by their indices, and their problem.
@@ -104,13 +104,14 @@ class FrozenProblem:
         if not groups:
             return [(torch.arange(len(b), device=b.device), self)]
         return [
-            (index.to(b.device), self._with(self.operator, regularizer, self.data_term.part(index, b)))
+            (index.to(b.device), self.with_parts(self.operator, regularizer, self.data_term.part(index, b)))
             for index, regularizer in groups
         ]
 
-    def _with(
+    def with_parts(
         self, operator: LinearOperator, regularizer: Regularizer, data_term: DataTerm | None = None
     ) -> FrozenProblem:
+        """The same but for these, with nothing found about it yet."""
         return FrozenProblem(
             operator=operator,
             regularizer=regularizer,
@@ -136,7 +137,7 @@ class FrozenProblem:
 
     @cached_property
     def first_stage(self) -> FrozenProblem:
-        """The first problem of a chain, without weights; itself, where it is none.
+        """The first problem of a chain, without weights; itself, where it is none. The others: ``stages``.
 
         Raises
         ------
@@ -147,37 +148,13 @@ class FrozenProblem:
             return self
         if self.minimiser == "local":
             raise ConfigError("a chain of convex problems has bounds of its own; use minimiser='global'.")
-        first = self._with(self.operator, self.chain.base)
+        first = self.with_parts(self.operator, self.chain.base)
         if self.chain.weights.majorising and not first.fixed.potential.convex:
             raise AssumptionError(
                 f"{type(first.regularizer).__name__} is not convex at these parameters: weights='majorising' weigh "
                 "convex regularizers alone; use weights='free'."
             )
         return first
-
-    def stage(self, places: Tensor, spread: Tensor | float = 0.0) -> FrozenProblem:
-        """The problem of a chain at these weights (batch, *places), for the data of these samples alone; bounds of its
-        potential hold for all weights within ``spread``."""
-        first = self.first_stage
-        stage = self._with(self.operator, first.regularizer)
-        # Set, as cached: the operator and what is known of it are those of all stages.
-        terms, fixed = (t.weighted(places, spread) for t in (first.terms, first.fixed))
-        stage.__dict__["terms"], stage.__dict__["fixed"] = terms, fixed
-        stage.__dict__["gram_lower_bound"] = first.gram_lower_bound
-        stage.__dict__["concavity"] = max(0.0, first.concavity)  # weights in [0, 1] leave no strong convexity of R
-        return stage
-
-    def energy_of_chain(self) -> FrozenProblem | None:
-        """The problem whose minimisers, with bounds that hold in balls, a chain approaches; None where it has none."""
-        assert self.chain is not None
-        first = self.first_stage
-        terms = self.chain.weights.energy_terms(first.fixed)
-        if terms is None:
-            return None
-        problem = self._with(self.operator, first.regularizer)
-        problem.minimiser = "local"
-        problem.__dict__["terms"] = problem.__dict__["fixed"] = terms
-        return problem
 
     @property
     def differentiable(self) -> bool:

@@ -216,16 +216,13 @@ class Regularizer(nn.Module):
     def __add__(self, other: object) -> Regularizer:
         if not isinstance(other, Regularizer):
             raise ConfigError(f"{type(self).__name__} + {type(other).__name__}: expected another Regularizer.")
-        (parts, factors), (others, more) = _terms_of(self), _terms_of(other)
-        return Combination([*parts, *others], [*factors, *more])
+        return Combination([self, other])
 
     def __radd__(self, other: object) -> Regularizer:
         return self if isinstance(other, int) and other == 0 else self + other  # as sum() begins
 
     def __mul__(self, factor: object) -> Regularizer:
-        parts, factors = _terms_of(self)
-        number = _factor(factor, f"a factor of {type(self).__name__}")
-        return Combination(parts, [number * f for f in factors])
+        return Combination([self], [_factor(factor, f"a factor of {type(self).__name__}")])
 
     __rmul__ = __mul__
 

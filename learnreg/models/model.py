@@ -140,8 +140,17 @@ class Model:
 
         Raises
         ------
-        ShapeError: stored weights that do not fit the measurements of another operator.
+        ShapeError: stored weights that do not fit the measurements of another operator. ConfigError: another noise
+        level than its own for a model that does not adapt to it.
         """
+        if noise_level is not None and not self.conditioned:
+            own = self.noise_level
+            if own is None or not math.isclose(noise_level, own, rel_tol=1e-3):
+                learned = "does not say for which" if own is None else f"was learned for {255.0 * own:.3g}/255"
+                raise ConfigError(
+                    f"noise_level={noise_level:.4g}: this model has one noise level, {learned}, and does not adapt to "
+                    "others; leave it out, or take a model that adapts (learnreg models)."
+                )
         limits = self.config["constraint"]
         if operator is None:
             operator = build_operator(self.config["operator"], image_shape) if self.denoises else self.operator
@@ -167,22 +176,14 @@ class Model:
 
         Raises
         ------
-        ShapeError: b has no batch axis, or another shape or dtype. DataError: NaN. ConfigError: tolerance <= 0, or no
-        ``noise_level`` for a model that adapts to those of a range, or another than its own for one that does not.
+        ShapeError: b has no batch axis, or another shape or dtype. DataError: NaN. ConfigError: tolerance <= 0, a
+        ``noise_level`` that is missing for a model that adapts to those of a range, or that ``problem`` refuses.
         """
         if operator is None and self.denoises:
             _check_noisy(b, self.regularizer)
         if noise_level is None and self.config["noise_level"] is None and self.noise_range and self.conditioned:
             low, high = (f"{255.0 * level:.3g}/255" for level in self.noise_range)
             raise ConfigError(f"noise_level=None: this model adapts to noise from {low} to {high}; pass that of b.")
-        if noise_level is not None and not self.conditioned:
-            own = self.noise_level
-            if own is None or not math.isclose(noise_level, own, rel_tol=1e-3):
-                learned = "does not say for which" if own is None else f"was learned for {255.0 * own:.3g}/255"
-                raise ConfigError(
-                    f"noise_level={noise_level:.4g}: this model has one noise level, {learned}, and does not adapt to "
-                    "others; leave it out, or take a model that adapts (learnreg models)."
-                )
         return solve(self.problem(tuple(b.shape[1:]), operator, data_term, noise_level), b, tolerance=tolerance)
 
     @overload

@@ -28,6 +28,7 @@ from learnreg.lower_level.chain import Chain
 from learnreg.lower_level.frozen import FrozenProblem
 from learnreg.lower_level.regularizer import Regularizer
 from learnreg.lower_level.saddle_terms import SaddleTerms
+from learnreg.lower_level.stages import energy_of_chain, stage_at
 from learnreg.result import BoundKind, ChainSolution, Solution, Status
 from learnreg.solvers.noise_levels import worst_kind, worst_status
 
@@ -133,7 +134,7 @@ class ChainRun:
         if self.iterates:
             self.places = computed_weights(self.frozen, self.terms, self.iterates[-1])
             self.applications += 1
-            stage = self.frozen.stage(self.places)
+            stage = stage_at(self.frozen, self.places)
         left = None if self.max_steps is None else max(1, self.max_steps - self.steps)
         found = self.solve(stage, tolerance, left, start)
         self.steps += found.steps
@@ -169,7 +170,7 @@ class ChainRun:
     def _fixed_point_error(self) -> Tensor:
         """s_k + m of the last iterate, where a ball around the one before is taken into itself; else infinite."""
         own, last = self._own_error(self.solutions[-1]), self.iterates.pop()
-        stage = self.frozen.stage(self.places) if self.places is not None else self.frozen.first_stage
+        stage = stage_at(self.frozen, self.places) if self.places is not None else self.frozen.first_stage
         apart = norm_samples(last.double() - self.iterates[-1].double())
         radius, found = 2.0 * (own + apart), torch.full_like(own, math.inf)
         for _ in range(_ROUNDS):
@@ -184,7 +185,7 @@ class ChainRun:
 
     def _critical_point_error(self, x: Tensor) -> Tensor:
         """How far x is from a critical point of the energy that a majorising chain lowers."""
-        problem = self.frozen.energy_of_chain()
+        problem = energy_of_chain(self.frozen, self.chain)
         if problem is None:
             return torch.full_like(self.errors[-1], math.inf)
         instance = problem.at(self.b.double())

@@ -95,6 +95,9 @@ class SolutionWeights(nn.Module):
         points of the chain."""
         return None
 
+    def fit_(self, terms: SaddleTerms) -> None:
+        """Set what the parameters start with that depends on a regularizer, of these terms."""
+
     def usual(self) -> float:
         """About the weight of a place of which an image says nothing."""
         return 1.0

@@ -99,12 +99,15 @@ class RegularizerOptions:
         0.5, "initial depth of the concave parts of weakly convex potentials, of the largest", above=0.0, at_most=0.999
     )
 
-    reweighting: str = option("majorising", "how weights follow from a solution", choices=("majorising", "free"))
+    reweighting: str = option(
+        "majorising", "how weights follow from a solution", choices=("majorising", "free", "responses")
+    )
     solves: int = option(2, "solves with weights, after the one without", at_least=1, at_most=100)
     carry_errors: bool = option(
         False, "whether a reweighted regularizer bounds the error of the whole chain, not given its last weights alone"
     )
     window: int = option(1, "side of the windows that smooth majorising weights, odd", at_least=1, at_most=15)
+    weights_side: int = option(5, "side of the kernels of networks that weights come from, odd", at_least=1, at_most=15)
 
     @property
     def filter_side(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, Self, cast
+from typing import Any, ClassVar, Literal, Self, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -19,16 +19,17 @@ from learnreg.lower_level.saddle_terms import Pictures, SaddleTerms
 from learnreg.potentials.proximal import Grouped
 from learnreg.potentials.weighted import reweightable
 from learnreg.regularizers.fields_of_experts import FieldsOfExperts
+from learnreg.regularizers.network_weights import FreeWeights, ResponseWeights
 from learnreg.regularizers.noise_conditioned import REFERENCE_NOISE
 from learnreg.regularizers.options import RegularizerOptions
 from learnreg.regularizers.ridge import RidgeRegularizer
-from learnreg.regularizers.solution_weights import FreeWeights, MajorisingWeights
+from learnreg.regularizers.solution_weights import MajorisingWeights
 
 __all__ = ["Reweighted", "ReweightedRidge"]
 
-WeightsName = Literal["majorising", "free"]
+WeightsName = Literal["majorising", "free", "responses"]
 
-_SIDES = (16, 128)  # of images that the terms are looked at on
+_SIDES, _FITTED = (16, 128), (32, 128)  # of images that terms are looked at on, and that weights are fitted to
 _WIDEST = 16
 _MOST_STEPS = 1000
 
@@ -40,25 +41,27 @@ class Reweighted(Regularizer):
     Parameters
     ----------
     regularizer: R, a sum over responses or groups of them, such as FieldsOfExperts, TotalVariation, RidgeRegularizer;
-        convex, or for "free" weights as weakly convex as data term and ridge make up for: weights of at most 1 ask no
-        more of them. It is a part, no copy, with its parameters under "base.…".
+        convex, or for weights that are not "majorising" as weakly convex as data term and ridge make up for: weights of
+        at most 1 ask no more of them. It is a part, no copy, with its parameters under "base.…".
     weights: "majorising", w_i = h'(f_i((K x)_i)) with h(u) = s log(1 + u/s): every solve lowers the energy with
-        sum_i h(f_i((K x)_i)), which ``value`` is. "free": a small network of x, convolutions and a sigmoid, without an
-        energy.
+        sum_i h(f_i((K x)_i)), which ``value`` is. Without an energy, by small networks that end with a sigmoid: "free",
+        two convolutions of x; "responses", one convolution of the sizes of K x, so that terms know from the start where
+        they see edges.
     steps: solves after the first; None: until a fixed point, as far as the tolerance tells it.
     scale: of "majorising", s over the weight of f, in units of responses: where w is about a half. s of each channel is
         learned, as ``weights.log_scale``. Of "free", the height of edges that the initial network tells apart, in units
-        of images.
+        of images; of "responses", twice the difference between neighbours (root mean square) of the image from whose
+        responses the scales of sizes start.
     window: of "majorising", the side of windows, odd, that smooth the weights: w = B^T h'(B u), B with learned numbers
-        >= 0 (``weights.logits``); 1 for none, and of "free".
-    features, size: of "free", features of the layer between two convolutions with kernels of this side, odd.
-    generator: for the initial kernels of "free".
+        >= 0 (``weights.logits``); 1 for none, and of the others.
+    features: of "free", of the layer between two convolutions. size: of networks, the side of kernels, odd.
+    generator: for the initial kernels of networks.
     carry_errors: whether solutions have error bounds, of the whole chain, by how far weights move with an image; solves
         get finer until they meet the tolerance, which may be out of reach of models of photographs. False: the error is
         estimated by a second, finer pass, and ``step_error_bound`` alone is rigorous: of the last problem, given its
         weights.
 
-    Where R follows the noise level, so do the weights: s by learned powers of sigma/(25/255), the raw parameter
+    Where R follows the noise level, so do the weights: scales by learned powers of sigma/(25/255), the raw parameter
     ``weights.scale_exponents``, and free ones see x over sigma/(25/255).
 
     Raises
@@ -77,6 +80,7 @@ class Reweighted(Regularizer):
     """
 
     summary = "another regularizer, its terms weighed by a solution and solved for again"
+    grows_in = ("steps", "carry_errors")
 
     def __init__(
         self,
@@ -95,7 +99,7 @@ class Reweighted(Regularizer):
         check_flag(carry_errors, "Reweighted(carry_errors)")
         if not isinstance(regularizer, Regularizer):
             raise ConfigError(f"Reweighted(regularizer): got {type(regularizer).__name__}, expected a Regularizer.")
-        check_one_of(weights, ("majorising", "free"), "Reweighted(weights)")
+        check_one_of(weights, get_args(WeightsName), "Reweighted(weights)")
         if steps is not None and not is_whole(steps, 1, _MOST_STEPS):
             raise ConfigError(f"Reweighted(steps={shown(steps)}): expected 1 to {_MOST_STEPS}, or None.")
         for name, side in (("window", window), ("size", size)):
@@ -103,25 +107,28 @@ class Reweighted(Regularizer):
                 raise ConfigError(f"Reweighted({name}={shown(side)}): expected an odd integer below {_WIDEST}.")
         if not is_whole(features, 1, 1024):
             raise ConfigError(f"Reweighted(features={shown(features)}): expected an integer from 1 to 1024.")
-        if weights == "free" and window > 1:
-            raise ConfigError(f"Reweighted(weights='free', window={window}): windows are for majorising weights.")
+        if weights != "majorising" and window > 1:
+            raise ConfigError(f"Reweighted(weights={weights!r}, window={window}): windows are for majorising weights.")
         real_number(scale, "Reweighted(scale)", above=0.0)
         self.base, self.steps, self.carry_errors = regularizer, steps, carry_errors
         self.image_channels, self.image_dimensions = regularizer.image_channels, regularizer.image_dimensions
         self._options = {"weights": weights, "steps": steps, "window": window, "features": features, "size": size}
         self._options["carry_errors"] = carry_errors
         channels, weight, axes = _places(regularizer, weights)
-        if (weights == "free" or window > 1) and axes != 3:
+        if (weights != "majorising" or window > 1) and axes != 3:
             raise ConfigError(
-                "Reweighted: windows and free weights are for images with two sides and responses of one axis of "
-                "channels; signals, volumes and complex images take weights='majorising', window=1."
+                "Reweighted: windows and weights of networks are for images with two sides and responses of one axis "
+                "of channels; signals, volumes and complex images take weights='majorising', window=1."
             )
         self.weights: SolutionWeights
+        adapts = regularizer.conditioned(REFERENCE_NOISE) is not regularizer
         if weights == "majorising":
-            adapts = regularizer.conditioned(REFERENCE_NOISE) is not regularizer
             self.weights = MajorisingWeights(scale * weight.expand(channels).contiguous(), window, adapts)
+        elif weights == "responses":
+            self.weights = ResponseWeights(channels, size, 0.5 * scale, adapts, generator)
         else:
             self.weights = FreeWeights(self.image_channels, channels, features, size, generator, scale)
+        self.weights.fit_(_terms(regularizer, _FITTED))
 
     # ---- the chain ---------------------------------------------------------------------------------------------------
 
@@ -167,9 +174,11 @@ class Reweighted(Regularizer):
     @torch.no_grad()
     def fit_part_(self) -> None:
         """The terms of R get stronger by what weights take from them at first: at a weight of 1, which weights do not
-        exceed, training would push all of them there, and the network's gradient would vanish."""
+        exceed, training would push all of them there, and the network's gradient would vanish. Weights that see its
+        responses learn how large these are."""
         for p in self.base.scale_parameters():
             p.sub_(math.log(self.weights.usual()))
+        self.weights.fit_(_terms(self.base, _FITTED))
 
     # ---- in model files and on the command line ----------------------------------------------------------------------
 
@@ -188,6 +197,7 @@ class Reweighted(Regularizer):
             options.solves,
             window=options.window,
             features=options.features,
+            size=options.weights_side,
             generator=generator,
             carry_errors=options.carry_errors,
         )
@@ -233,7 +243,7 @@ def _places(regularizer: Regularizer, weights: WeightsName) -> tuple[int, Tensor
     terms = _terms(regularizer, _SIDES)
     obstacle = "it has latent variables" if terms.latent.channels else reweightable(terms.potential)
     if not obstacle and weights == "majorising" and not terms.potential.convex:
-        obstacle = "it is not convex, which weights='free' alone allow"
+        obstacle = "it is not convex, which weights='free' and 'responses' alone allow"
     if obstacle:
         raise AssumptionError(f"{type(regularizer).__name__} cannot be reweighted: {obstacle}.")
     channels = 1 if isinstance(terms.potential, Grouped) else int(terms.operator.range_shape[0])

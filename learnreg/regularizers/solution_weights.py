@@ -1,4 +1,4 @@
-"""Weights of a regularizer's terms from a solution: by which a chain of convex problems lowers one energy, or free."""
+"""Weights of a regularizer's terms from a solution by which a chain of convex problems lowers one energy."""
 
 from __future__ import annotations
 
@@ -10,24 +10,19 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from learnreg.errors import AssumptionError, ConfigError
-from learnreg.linear.norms import circulant_bound
 from learnreg.linear.samples import expand, sum_samples
 from learnreg.lower_level.chain import PullChange, SolutionWeights, WeightChange
 from learnreg.lower_level.saddle_terms import SaddleTerms
 from learnreg.potentials.base import Potential
 from learnreg.potentials.logarithmic import Logarithmic
 from learnreg.potentials.proximal import Elementwise, ProximalPotential
-from learnreg.regularizers.weight_pull import FreePull, MajorisingPull, Moved, Window
+from learnreg.regularizers.weight_pull import MajorisingPull, Moved, Window
 
-__all__ = ["FreeWeights", "MajorisingWeights"]
+__all__ = ["MajorisingWeights"]
 
 _UP = 1.0 + 1e-9
 _FLOOR = 1e-15
 """Of a change of weights, which are near 1 and rounded."""
-
-_FIRST_LOGIT, _CALM = 2.0, 0.1
-"""Of free weights at first: their logit, and how much of it follows the image."""
 
 
 class MajorisingWeights(SolutionWeights):
@@ -141,115 +136,6 @@ class MajorisingWeights(SolutionWeights):
 
     def extra_repr(self) -> str:
         return f"channels={self.log_scale.numel()}, window={self.window}"
-
-
-class FreeWeights(SolutionWeights):
-    """w = sigmoid(W_2 softplus(W_1 x + c_1) + c_2), convolutions with learned kernels, of the image alone; of x over
-    the noise level, where that is told.
-
-    Parameters
-    ----------
-    channels: of the images. places: channels of the weights. features: of the layer between. size: side of the kernels,
-        odd. generator: for the initial kernels. scale: the height of edges that the first layer tells apart at first:
-        its kernels, differences that come with either sign, have the norm 1/scale; weights are about .9.
-    """
-
-    _ratio = 1.0
-
-    def __init__(
-        self,
-        channels: int,
-        places: int,
-        features: int,
-        size: int,
-        generator: torch.Generator | None = None,
-        scale: float = 0.1,
-    ) -> None:
-        super().__init__()
-        halves = torch.randn((features + 1) // 2, channels, size, size, generator=generator)
-        halves = halves - halves.mean((2, 3), keepdim=True) if size > 1 else halves
-        halves = halves / (scale * halves.flatten(1).norm(dim=1).clamp_min(1e-6)[:, None, None, None])
-        self.first = nn.Parameter(torch.cat([halves, -halves])[:features].contiguous())
-        second = torch.randn(places, features, size, size, generator=generator)
-        self.second = nn.Parameter(_CALM * second / math.sqrt(math.prod(second.shape[1:])))
-        self.first_bias = nn.Parameter(torch.zeros(features))
-        self.second_bias = nn.Parameter(torch.full((places,), _FIRST_LOGIT))
-
-    def of(self, terms: SaddleTerms, x: Tensor, t: Tensor) -> Tensor:
-        logits = self._logits(x)
-        if logits.shape[2:] != t.shape[2:]:
-            raise ConfigError(
-                f"Reweighted(weights='free'): the regularizer has responses of sides {tuple(t.shape[2:])} for images "
-                f"of sides {tuple(x.shape[2:])}; give it a boundary that keeps them, such as 'reflect'."
-            )
-        return logits.sigmoid()
-
-    def usual(self) -> float:
-        return float(self.second_bias.detach().mean().sigmoid())
-
-    def at_noise(self, ratio: float) -> Self:
-        twin = copy.copy(self)
-        twin._ratio = ratio
-        return twin
-
-    def _logits(self, x: Tensor) -> Tensor:
-        return self._second_layer(self._features(x))
-
-    def _features(self, x: Tensor) -> Tensor:
-        conv, padding = torch.nn.functional.conv2d, self.first.shape[-1] // 2
-        seen = x / self._ratio
-        return torch.nn.functional.softplus(conv(seen, self.first.to(x), self.first_bias.to(x), padding=padding))
-
-    def _second_layer(self, features: Tensor) -> Tensor:
-        bias, padding = self.second_bias.to(features), self.second.shape[-1] // 2
-        return torch.nn.functional.conv2d(features, self.second.to(features), bias, padding=padding)
-
-    def norms(self, sides: tuple[int, ...]) -> tuple[float, float]:
-        """Of both layers on images of these sides. *Rigorous bounds.*"""
-        around = tuple(side + self.first.shape[-1] - 1 for side in sides)
-        first, second = (math.sqrt(circulant_bound(kernel, around)[0]) * _UP for kernel in (self.first, self.second))
-        return first, second
-
-    def lipschitz(self, sides: tuple[int, ...]) -> float:
-        """Of the logits, on images of these sides. *Rigorous bound.*"""
-        return math.prod(self.norms(sides)) / self._ratio * _UP
-
-    def pull_change(
-        self, terms: SaddleTerms, x: Tensor, t: Tensor, e: Tensor, p: Tensor, moved: Moved
-    ) -> PullChange | None:
-        features, padding = self._features(x), self.second.shape[-1] // 2
-        second = self.second.to(x)
-
-        def pulled(q: Tensor) -> Tensor:
-            return torch.nn.functional.conv_transpose2d(q, second, padding=padding)
-
-        norms, size, seen = self.norms(tuple(x.shape[2:])), self.first.shape[-1], x / self._ratio
-        pull = FreePull(seen, self._second_layer(features), features, pulled, norms, size)
-        found = pull.change(e / self._ratio * _UP, p, moved)
-        return replace(found, pulled=found.pulled / self._ratio * _UP)
-
-    def change(self, terms: SaddleTerms, x: Tensor, t: Tensor, e: Tensor) -> WeightChange:
-        """Logits move by L e at most, all together; sigmoid' falls on each side of 0."""
-        moved = expand(self.lipschitz(tuple(x.shape[2:])) * e * _UP, x)
-        logits = self._logits(x)
-        nearest = (logits.abs() - moved).clamp_min(0.0).sigmoid()
-        slope = nearest * (1.0 - nearest) * _UP
-        alone = (slope * moved) + _FLOOR
-
-        def together(factors: Tensor) -> Tensor:
-            entries = math.sqrt(factors[0].numel()) * _FLOOR * _largest(factors)
-            return _largest(factors * slope) * moved.flatten() * _UP + entries
-
-        return WeightChange(alone, together)
-
-    def value(self, terms: SaddleTerms, t: Tensor) -> Tensor:
-        raise AssumptionError(
-            "free weights lower no energy, so that R(x) is not defined; the chain of problems is, see lr.solve, and so "
-            "is an energy with Reweighted(weights='majorising')."
-        )
-
-    def extra_repr(self) -> str:
-        return f"features={self.first.shape[0]}, size={self.first.shape[-1]}"
 
 
 def _largest(t: Tensor) -> Tensor:

@@ -11,9 +11,6 @@ F_i rho_i, and |h''|, |h'''| and the bound 1/(1 + v)² of |a'| fall as B u rises
 at most 1. f_i(0) = 0 whatever theta is, so that |∂_theta f_i(t)| is at most |t| times the largest |∂_theta f_i'| on the
 way from 0.
 
-Free weights, w = sigmoid(l), l = W_2 m(z) + c_2, z = W_1 x + c_1, m = softplus: |m'| <= 1, m'' <= 1/4, sigmoid' is what
-the logit nearest to 0 allows, |sigmoid''| <= 1/(6 √3).
-
 All numbers are *rigorous bounds* per sample, (batch,), of changes for every x' within e of x.
 """
 
@@ -34,15 +31,13 @@ from learnreg.lower_level.chain import PullChange
 from learnreg.lower_level.saddle_terms import SaddleTerms
 from learnreg.potentials.proximal import ProximalPotential
 
-__all__ = ["FreePull", "MajorisingPull", "Moved", "Window"]
+__all__ = ["MajorisingPull", "Moved", "Window"]
 
 Moved = Callable[[Tensor], Tensor]
 """From factors a >= 0 of the places to a bound of ‖(a_i (p'_i - p_i))‖, (batch,)."""
 
 _ROUNDING = 1e-13
 """Of sums, relative to the size of their terms."""
-
-_SIGMOID_BEND = 1.0 / (6.0 * math.sqrt(3.0))
 
 
 @dataclass(frozen=True)
@@ -196,45 +191,6 @@ class MajorisingPull:
         u = norm_samples(self.u) * math.sqrt(channels)
         second = math.sqrt(channels) * du * norm_samples(self.r) + (u + math.sqrt(channels) * du) * self.r_moved
         return self.B.side * (first + second)
-
-
-@dataclass(frozen=True)
-class FreePull:
-    """Of w = sigmoid(W_2 softplus(W_1 x + c_1) + c_2).
-
-    Parameters
-    ----------
-    logits, features, g: W_2 m(z) + c_2, m(z), and from q = sigmoid'(logits) p to W_2^T q. norms: of W_1 and W_2. size:
-        side of their kernels.
-    """
-
-    x: Tensor
-    logits: Tensor
-    features: Tensor
-    pulled: Callable[[Tensor], Tensor]
-    norms: tuple[float, float]
-    size: int
-
-    def change(self, e: Tensor, p: Tensor, moved: Moved) -> PullChange:
-        first, second = self.norms
-        nearest = (self.logits.abs() - expand(first * second * e, self.logits)).clamp_min(0.0).sigmoid()
-        steep, at = nearest * (1.0 - nearest), self.logits.sigmoid()
-        q = at * (1.0 - at) * p
-        dq = moved(steep) + _SIGMOID_BEND * _largest(p.abs()) * first * second * e
-        g = self.pulled(q)
-        dg = second * dq
-        ds = dg + 0.25 * _largest(g.abs()) * first * e
-        x, features, s = norm_samples(self.x), norm_samples(self.features), norm_samples(g)
-        root = math.sqrt(math.prod(p.shape[2:]))
-        own = (
-            self.size * (x * ds + e * (s + ds)),
-            self.size * (features * dq + first * e * (norm_samples(q) + dq)),
-            root * ds,
-            root * dq,
-        )
-        rounding = _ROUNDING * first * second * norm_samples(q)
-        magnitude = self.size * (x * s + features * norm_samples(q)) + root * (s + norm_samples(q))
-        return PullChange(first * ds + rounding, own, lambda _: torch.zeros_like(e), magnitude)
 
 
 def _largest(t: Tensor) -> Tensor:

@@ -148,5 +148,8 @@ def test_a_reweighted_ridge_starts_from_the_ridge_that_it_weighs(tmp_path: Path)
     again: dict[str, Any] = {**options, "reweighting": "free", "init": str(tmp_path / "chain.safetensors")}
     for name, p in initial_regularizer(DenoiseConfig(**again, size=3)).named_parameters():  # as later stages do
         assert torch.equal(p, free.get_parameter(name)), name
+    longer: Any = initial_regularizer(DenoiseConfig(**again, size=3, solves=4))  # the same weights, oftener
+    assert (longer.steps, free.steps) == (4, 2)
+    assert torch.equal(longer.weights.second, free.weights.second)
     with pytest.raises(lr.ConfigError, match=r"regularizer\.knots: 7 in the model, 9 now"):
         initial_regularizer(DenoiseConfig(**{**again, "knots": 9}, size=3))

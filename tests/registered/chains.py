@@ -41,6 +41,11 @@ CHAINS: dict[str, Callable[[], Reweighted]] = {
     "nonconvex, free": lambda: Reweighted(
         _nonconvex_ridge(), "free", features=2, size=3, scale=3.0, generator=torch.Generator().manual_seed(2)
     ),
+    "responses": lambda: Reweighted(few_experts(), "responses", size=3, generator=torch.Generator().manual_seed(2)),
+    "nonconvex, responses": lambda: Reweighted(
+        _nonconvex_ridge(), "responses", size=3, scale=3.0, generator=torch.Generator().manual_seed(2)
+    ),
+    "groups, responses": lambda: Reweighted(TotalVariation(0.1, 0.02), "responses", 1, size=3),
     "levels": lambda: Reweighted(few_experts(noise_conditioned=True), window=3, scale=0.2),
     "levels, free": lambda: Reweighted(
         few_experts(noise_conditioned=True),
@@ -51,6 +56,7 @@ CHAINS: dict[str, Callable[[], Reweighted]] = {
         scale=3.0,
         generator=torch.Generator().manual_seed(2),
     ),
+    "levels, responses": lambda: Reweighted(few_experts(noise_conditioned=True), "responses", 2, size=3),
 }
 
 
@@ -69,9 +75,10 @@ def chain_data(seed: int = 1) -> Tensor:
 
 
 def chain_problem(name: str, constrained: bool = False, **options: object) -> lr.LowerLevelProblem:
-    operator = Identity(CHAIN_SHAPE) if name != "groups" else Blur(torch.full((3, 3), 1 / 9).double(), CHAIN_SHAPE)
+    groups = name.startswith("groups")
+    operator = Blur(torch.full((3, 3), 1 / 9).double(), CHAIN_SHAPE) if groups else Identity(CHAIN_SHAPE)
     constraint = lr.Box(0.05, 0.8) if constrained else None
-    ridge = 0.0 if name != "groups" else 0.3
+    ridge = 0.3 if groups else 0.0
     options = {"noise_level": LEVEL if name.startswith("levels") else None} | options
     return lr.LowerLevelProblem(operator, away(CHAINS[name]()), ridge=ridge, constraint=constraint, **options)  # type: ignore[arg-type]
 
@@ -82,7 +89,11 @@ CHAIN_CASES = [
     ("groups", True),
     ("free", False),
     ("nonconvex, free", False),
+    ("responses", False),
+    ("nonconvex, responses", False),
+    ("groups, responses", True),
     ("levels", True),
     ("levels, free", False),
+    ("levels, responses", False),
 ]
 """Names, and whether a box holds some pixels."""

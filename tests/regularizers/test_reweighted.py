@@ -101,7 +101,7 @@ def test_what_has_no_chain_is_refused() -> None:
         CHAINS["free"]().value(chain_data().float())
     with pytest.raises(AssumptionError, match="cannot be reweighted"):
         Reweighted(InputConvexNetwork(features=2))
-    with pytest.raises(AssumptionError, match="not convex, which weights='free' alone allow"):
+    with pytest.raises(AssumptionError, match="not convex, which weights='free' and 'responses' alone allow"):
         Reweighted(RidgeRegularizer(convexity="convex-nonconvex"))
     with pytest.raises(AssumptionError, match="is a sum"):
         Reweighted(few_experts() + TotalVariation())
@@ -149,7 +149,7 @@ def test_a_part_is_no_copy() -> None:
     assert {"base.filters", "weights.log_scale"} <= dict(R.named_parameters()).keys()
 
 
-@pytest.mark.parametrize("options", [{"weights": "free"}, {"window": 3}])
+@pytest.mark.parametrize("options", [{"weights": "free"}, {"weights": "responses"}, {"window": 3}])
 def test_windows_and_free_weights_are_for_responses_of_one_axis_of_channels(options: dict[str, Any]) -> None:
     base = FieldsOfExperts(3, 3, channels=2, coupling="complex")
     with pytest.raises(ConfigError, match="window=1"):

@@ -32,6 +32,11 @@ class DenseChain(Dense):
     def densities(self, x: Tensor) -> Tensor:
         return super().derivatives((x @ self.K.T).reshape(-1, *self.range_shape))[0]
 
+    def sizes(self, x: Tensor) -> Tensor:
+        """Of responses, or of groups of them."""
+        t = (x @ self.K.T).reshape(-1, *self.range_shape)
+        return t.abs() if self.densities(x).shape == t.shape else t.norm(dim=1, keepdim=True)
+
 
 def chain_weights(R: Reweighted, dense: DenseChain, x: Tensor) -> Tensor:
     """M(x), (batch, *places)."""
@@ -39,16 +44,23 @@ def chain_weights(R: Reweighted, dense: DenseChain, x: Tensor) -> Tensor:
     ratio = 1.0 if level is None or R.base.conditioned(1.0) is R.base else float(level) * 255.0 / 25.0
     with torch.no_grad():
         numbers = {name: p.detach().double() for name, p in R.weights.named_parameters()}
+        conv = torch.nn.functional.conv2d
         if "log_scale" in numbers:
-            u = dense.densities(x)
             powers = ratio ** numbers["scale_exponents"] if "scale_exponents" in numbers else 1.0
             s = (powers * numbers["log_scale"].exp())[:, None, None]
+            if "second" in numbers:
+                h, half = (
+                    torch.hypot(torch.ones(()).double(), dense.sizes(x) / s) - 1.0,
+                    numbers["second"].shape[-1] // 2,
+                )
+                return 1.0 / (1.0 + torch.exp(-conv(h, numbers["second"], numbers["second_bias"], padding=half)))
+            u = dense.densities(x)
             if "logits" not in numbers:
                 return 1.0 / (1.0 + u / s)
             B = numbers["logits"].flatten().softmax(0).reshape(numbers["logits"].shape)
             return _over(B.flip(0, 1), 1.0 / (1.0 + _over(B, u) / s))
         image = x.reshape(-1, *dense.problem.operator.domain_shape) / ratio
-        conv, half = torch.nn.functional.conv2d, numbers["first"].shape[-1] // 2
+        half = numbers["first"].shape[-1] // 2
         first = conv(image, numbers["first"], numbers["first_bias"], padding=half)
         features = torch.log1p(torch.exp(first))
         return 1.0 / (1.0 + torch.exp(-conv(features, numbers["second"], numbers["second_bias"], padding=half)))

@@ -45,10 +45,11 @@ def _regularizer(draw: Draw, channels: int, modulus: float) -> Reweighted:
         potential = cast("Any", draw.choice(lr.PseudoHuber, lr.LogCosh))
         own = potential(draw.log_uniform(1e-3, 3.0), draw.log_uniform(1e-2, 3.0))
         base = FieldsOfExperts(draw.integer(1, 4), 3, own, "reflect", noise_conditioned=draw.chance(0.5))
-    weights, steps, window = "free" if draw.chance(0.3) else "majorising", draw.choice(1, 1, 2, 3, None), (1, 1, 3)
+    weights = draw.choice("free", "responses") if draw.chance(0.4) else "majorising"
+    steps, window = draw.choice(1, 1, 2, 3, None), (1, 1, 3)
     weights, window = ("majorising", (1,)) if kind == "complex" else (weights, window)
-    weights = "free" if kind == "nonconvex" else weights
-    window = (1,) if weights == "free" else window
+    weights = draw.choice("free", "responses") if kind == "nonconvex" else weights
+    window = (1,) if weights != "majorising" else window
     R = Reweighted(
         base, cast("Any", weights), cast("Any", steps), scale=draw.log_uniform(1e-2, 10.0),
         window=cast("Any", draw.choice(*window)), features=2, size=3,

@@ -1,8 +1,8 @@
-"""Multivariate Fields of Experts: groups of learned filters under isotropic potentials."""
+"""Multivariate Fields of Experts: groups of learned filters under potentials of a norm of their responses."""
 
 from __future__ import annotations
 
-from typing import Self, cast
+from typing import Any, Literal, Self, cast
 
 import torch
 from torch import Tensor
@@ -10,10 +10,11 @@ from torch import Tensor
 from learnreg.convolutions.dct import LARGEST_SIDE, MOST_FILTERS, dct_filters
 from learnreg.convolutions.padding import Boundary
 from learnreg.errors import ConfigError, ShapeError
-from learnreg.linear.arguments import is_whole, model_scale, real_number, shown
+from learnreg.linear.arguments import check_one_of, is_whole, model_scale, real_number, shown
 from learnreg.lower_level.regularizer import Regularizer
 from learnreg.lower_level.saddle_terms import Pictures, SaddleTerms
 from learnreg.potentials.isotropic import IsotropicPseudoHuber
+from learnreg.potentials.maximum import MaximumEnvelope
 from learnreg.regularizers.image_kind import Coupling, ImageKind
 from learnreg.regularizers.learned_filters import ArrayLike, LearnedFilters, filters_from
 from learnreg.regularizers.options import RegularizerOptions
@@ -21,12 +22,20 @@ from learnreg.regularizers.raw_parameters import positive_log
 
 __all__ = ["MultivariateExperts"]
 
+Norm = Literal["euclidean", "maximum"]
+
+NORMS: dict[str, type[IsotropicPseudoHuber] | type[MaximumEnvelope]] = {
+    "euclidean": IsotropicPseudoHuber,
+    "maximum": MaximumEnvelope,
+}
+"""The potential of a group, by the norm that it approaches far out."""
+
 _WEIGHT_OF_EXPERTS = 0.4  # over the weight of a field of experts which smooths as much
 
 
 class MultivariateExperts(LearnedFilters, Regularizer):
     """R(x) = sum_g sum_i l_g (sqrt(sum_j (w_gj * x)_i² + v_g²) - v_g): G groups of s filters of side k, with weights
-    l_g and smoothings v_g.
+    l_g and smoothings v_g; or, with norm="maximum", l_g times the Moreau envelope of max_j |(w_gj * x)_i|.
 
     A group of one filter is an expert of :class:`FieldsOfExperts`; the two differences of total variation are a group
     of two.
@@ -44,6 +53,8 @@ class MultivariateExperts(LearnedFilters, Regularizer):
     channels, dimensions: of the images (channels, *sides).
     coupling: "separate", the same filters for every channel; "joint", filters (G, s, channels, k, k) across them;
         "complex", the same filters for two channels, whose responses are all in the group.
+    norm: of the responses of a group. "euclidean" is isotropic and smooth; "maximum" lets filters of a group stand in
+        for each other, and its second derivative jumps, so that hypergradients have bounds only where no jump is near.
     noise_conditioned: l_g and v_g - minimum_smoothing are multiplied by learned powers of sigma/(25/255) in
         ``at(sigma)``, with the raw parameters ``weight_exponents`` and ``smoothing_exponents``, which start at 1.
 
@@ -63,7 +74,8 @@ class MultivariateExperts(LearnedFilters, Regularizer):
     """
 
     grows_in = ("noise_conditioned",)
-    summary = "a field of experts over groups of filters, isotropic in each"
+    summary = "a field of experts over groups of filters, with a potential of a norm of each"
+    norm: Norm = "euclidean"
 
     def __init__(
         self,
@@ -80,8 +92,10 @@ class MultivariateExperts(LearnedFilters, Regularizer):
         coupling: Coupling = "separate",
         dimensions: int = 2,
         noise_conditioned: bool = False,
+        norm: Norm = "euclidean",
     ) -> None:
         super().__init__()
+        self.norm = _checked(norm)
         images = ImageKind.of("MultivariateExperts", channels, coupling, dimensions)
         counts = is_whole(groups, 1, MOST_FILTERS) and is_whole(group_size, 1, MOST_FILTERS)
         if not counts or not is_whole(size, 2, LARGEST_SIDE) or groups * group_size > MOST_FILTERS:
@@ -116,6 +130,7 @@ class MultivariateExperts(LearnedFilters, Regularizer):
         channels: int = 1,
         coupling: Coupling = "separate",
         dimensions: int = 2,
+        norm: Norm = "euclidean",
     ) -> MultivariateExperts:
         """Exactly these filters (G, s, k, k), or (G, s, channels, k, k) across channels, of as many sides as
         ``dimensions`` says, weights (G,) > 0 and smoothings (G,) > 0, NumPy arrays or tensors; keeps the filters'
@@ -123,14 +138,23 @@ class MultivariateExperts(LearnedFilters, Regularizer):
 
         Raises
         ------
-        ShapeError: the shapes do not fit. ConfigError: a weight or smoothing that is not positive and finite.
+        ShapeError: the shapes do not fit. ConfigError: a weight or smoothing that is not positive and finite; another
+        norm.
         """
         images = ImageKind.of("from_arrays", channels, coupling, dimensions)
         w = filters_from(filters)
         if w.dim() != len(images.kernel(1)) + 2 or 0 in w.shape or (images.across and w.shape[2] != channels):
             expected = ", ".join(["groups, group_size", *([str(channels)] if images.across else []), *"k" * dimensions])
             raise ShapeError(f"from_arrays(filters): got shape {tuple(w.shape)}, expected ({expected}).")
-        return cls._of_arrays(w, weights, smoothing, boundary, images)
+        result = cls._of_arrays(w, weights, smoothing, boundary, images)
+        result.norm = _checked(norm)
+        return result
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        result = super().from_config(config)
+        result.norm = _checked(config.get("norm", "euclidean"))
+        return result
 
     @classmethod
     def from_options(cls, options: RegularizerOptions, generator: torch.Generator) -> Self:
@@ -149,23 +173,32 @@ class MultivariateExperts(LearnedFilters, Regularizer):
             minimum_smoothing=options.minimum_smoothing,
             generator=generator,
             noise_conditioned=options.noise_conditioned,
+            norm=cast(Norm, options.norm),
             **options.image_kind,
         )
 
     def saddle_terms(self, image_shape: tuple[int, ...]) -> SaddleTerms:
         shape = self.images.check(image_shape, "MultivariateExperts")
         bank = self.images.grouped_bank(self._exact_filters().transpose(0, 1), shape, self.boundary, self.zero_mean)
-        return SaddleTerms(bank, IsotropicPseudoHuber(**self._numbers()))
+        return SaddleTerms(bank, NORMS[self.norm](**self._numbers()))
+
+    def config(self) -> dict[str, Any]:
+        return {**super().config(), **({} if self.norm == "euclidean" else {"norm": self.norm})}
 
     @torch.no_grad()
     def pictures(self) -> Pictures:
-        potential = IsotropicPseudoHuber(**self._numbers())
+        potential = NORMS[self.norm](**self._numbers())
         return self.images.pictures(self.effective_filters, self.weights, self.smoothing, potential)
 
     def extra_repr(self) -> str:
         groups, members, size = *self.filters.shape[:2], self.filters.shape[-1]
-        sizes = f"groups={groups}, group_size={members}, size={size}, boundary={self.boundary!r}"
+        sizes = f"groups={groups}, group_size={members}, size={size}, boundary={self.boundary!r}, norm={self.norm!r}"
         return sizes + self.images.described()
+
+
+def _checked(norm: str) -> Norm:
+    check_one_of(norm, tuple(NORMS), "MultivariateExperts(norm)")
+    return cast(Norm, norm)
 
 
 def _paired_filters(count: int, size: int, generator: torch.Generator | None, images: ImageKind) -> Tensor:

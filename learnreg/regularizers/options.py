@@ -70,6 +70,9 @@ class RegularizerOptions:
         at_least=0,
         at_most=1024,
     )
+    norm: str = option(
+        "euclidean", "of the responses of a group of multivariate experts", choices=("euclidean", "maximum")
+    )
     positions: int = option(4, "positions in a pixel where gradients are sampled", at_least=1, at_most=64)
     boundary: str = option("reflect", "what lies beyond the border of images", choices=BOUNDARIES)
     potential: str = option(

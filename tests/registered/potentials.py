@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import learnreg as lr
 from learnreg.potentials.base import Potential
 from learnreg.potentials.isotropic import IsotropicPseudoHuber
+from learnreg.potentials.maximum import MaximumEnvelope
 from learnreg.potentials.modulus import Modulus
 from learnreg.potentials.network import NetworkPotential
 from learnreg.potentials.quadratic_spline import QuadraticSpline
@@ -93,6 +94,7 @@ POTENTIALS: dict[str, PotentialEntry] = {
     "Spline": PotentialEntry(Spline),
     "Square": PotentialEntry(lambda v, l: lr.Square(l), linear=False, smoothed=False),
     "IsotropicPseudoHuber": PotentialEntry(IsotropicPseudoHuber, elementwise=False),
+    "MaximumEnvelope": PotentialEntry(MaximumEnvelope, elementwise=False, smooth=False),
     "Modulus": PotentialEntry(lambda v, l: Modulus(lr.LogCosh(v, l)), elementwise=False),
     "ModulusOfSplines": PotentialEntry(lambda v, l: Modulus(Spline(v, l)), elementwise=False),
     "ModulusOfHuber": PotentialEntry(lambda v, l: Modulus(lr.Huber(v, l)), smooth=False, elementwise=False),

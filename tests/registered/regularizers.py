@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from registered.potentials import POTENTIALS, Entropic
@@ -91,10 +92,12 @@ def _ridge(shared: bool, filters: int = 3, **options: object) -> RidgeRegularize
     return result
 
 
-def _multivariate(boundary: str, members: int = 2, noise: bool = False) -> MultivariateExperts:
+def _multivariate(
+    boundary: str, members: int = 2, noise: bool = False, norm: Literal["euclidean", "maximum"] = "euclidean"
+) -> MultivariateExperts:
     generator = torch.Generator().manual_seed(3)
     result = MultivariateExperts(
-        3, members, 3, 0.6, 0.15, boundary, generator=generator, noise_conditioned=noise  # type: ignore[arg-type]
+        3, members, 3, 0.6, 0.15, boundary, generator=generator, noise_conditioned=noise, norm=norm  # type: ignore[arg-type]
     ).double()  # fmt: skip
     with torch.no_grad():
         for i, p in enumerate(result.parameters()):
@@ -161,6 +164,7 @@ REGULARIZERS: dict[str, RegularizerEntry] = {
     "MultivariateExperts": RegularizerEntry(lambda: _multivariate("valid")),
     "MultivariateExperts-triples": RegularizerEntry(lambda: _multivariate("reflect", 3)),
     "MultivariateExperts-noise": RegularizerEntry(lambda: _multivariate("zero", noise=True).at(0.05)),
+    "MultivariateExperts-maximum": RegularizerEntry(lambda: _multivariate("zero", 3, norm="maximum"), smooth=False),
     "MultivariateExperts-from_arrays": RegularizerEntry(
         lambda: MultivariateExperts.from_arrays(
             0.5 * randn(2, 2, 2, 3, seed=8), 0.1 + rand(2, seed=9), 0.1 + 0.2 * rand(2, seed=10), "circular"

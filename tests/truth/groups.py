@@ -20,10 +20,10 @@ def multivariate_experts(draw: Draw, shape: tuple[int, int, int], smoothing: flo
     """With centred filters or given ones, some groups next to rank one."""
     groups, members, size = draw.integer(1, 3), draw.integer(1, 3), draw.integer(2, min(3, *shape[1:]))
     boundary = _boundary(draw, size, shape)
-    scale = draw.scale()
+    scale, norm = draw.scale(), "maximum" if draw.chance(0.25) else "euclidean"
     if draw.chance(0.5):
         result = MultivariateExperts(
-            groups, members, size, draw.scale(), smoothing, boundary, generator=draw.generator  # type: ignore[arg-type]
+            groups, members, size, draw.scale(), smoothing, boundary, generator=draw.generator, norm=norm  # type: ignore[arg-type]
         ).double()  # fmt: skip
         with torch.no_grad():
             result.filters.add_(0.3 * draw.normal(*result.filters.shape)).mul_(scale)
@@ -35,7 +35,7 @@ def multivariate_experts(draw: Draw, shape: tuple[int, int, int], smoothing: flo
         filters = filters[:, :1] + 1e-3 * filters
     weights = torch.stack([torch.tensor(draw.scale(), dtype=torch.float64) for _ in range(groups)])
     return MultivariateExperts.from_arrays(
-        filters, weights, smoothing * (1.0 + draw.rand(groups)), boundary  # type: ignore[arg-type]
+        filters, weights, smoothing * (1.0 + draw.rand(groups)), boundary, norm=norm  # type: ignore[arg-type]
     )  # fmt: skip
 
 

@@ -39,6 +39,25 @@ def spline_derivatives(
     return weight * smoothing * value, weight * slope * t.sign(), weight / smoothing * second
 
 
+def _maximum_envelope(t: Tensor, l: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """By bisection for the theta that entries of |t|/v are cut by."""
+    u = t.abs() / v
+    low, high = torch.zeros_like(u[:, :1]), u.amax(1, keepdim=True)
+    for _ in range(200):
+        middle = 0.5 * (low + high)
+        above = (u - middle).clamp_min(0.0).sum(1, keepdim=True) > 1.0
+        low, high = torch.where(above, middle, low), torch.where(above, high, middle)
+    inside = u.sum(1, keepdim=True) <= 1.0
+    size = torch.where(inside, u, (u - high).clamp_min(0.0))
+    p, kept = t.sign() * size, (inside | (u > high)).double()
+    signs = t.sign() * kept
+    identity = torch.eye(t.shape[1], dtype=t.dtype).reshape(1, t.shape[1], t.shape[1], *(1,) * (t.dim() - 2))
+    outer = signs[:, :, None] * signs[:, None] / kept.sum(1)[:, None, None]
+    onto = identity * kept[:, None] - torch.where(inside, 0.0, 1.0)[:, None] * outer
+    value = l * ((p * t).sum(1, keepdim=True) - 0.5 * v * (p * p).sum(1, keepdim=True))
+    return value, l * p, (l / v + 0.0 * value)[:, None] * onto
+
+
 def derivatives(
     kind: str, t: Tensor, weight: Tensor, smoothing: Tensor, coefficients: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -70,6 +89,8 @@ def derivatives(
         identity = torch.eye(t.shape[1], dtype=t.dtype).reshape(1, t.shape[1], t.shape[1], *(1,) * (t.dim() - 2))
         outer = t[:, :, None] * t[:, None, :]
         return l * (s - v), l * t / s, (l / s)[:, None] * identity - (l / s**3)[:, None] * outer
+    if kind == "MaximumEnvelope":
+        return _maximum_envelope(t, l, v)
     if kind in ("Spline", "WeaklyConvexSpline") and coefficients is not None:
         return spline_derivatives(t, l, v, coefficients)
     raise NotImplementedError(kind)

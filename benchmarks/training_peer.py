@@ -36,10 +36,13 @@ from learnreg.training.start_tuning import least_loss
 OPTIONS = (
     "regularizer=ridge",
     "convolutions=4,8,32",
-    "batch_size=4",
-    "step_size=0.02",
-    "tolerance=0.1",
     "patches=2048",
+    "pretraining=150",
+    "batch_size=4",
+    "step_size=0.006",
+    "tolerance=0.5",
+    "schedule=annealed",
+    "updates=400",
 )
 TRAINED, CROP, CROPS, TOLERANCE = 360, 64, 8, 1e-3
 """Photographs that the study trains on; crops on which the scalars of its models are chosen."""

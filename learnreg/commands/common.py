@@ -172,6 +172,7 @@ def _trainer(scenario: Scenario, problem: LowerLevelProblem, progress: Progress,
         validation=config.validation,
         patience=config.patience or None,
         noise_weighting=config.in_force().get("noise_weighting", "none"),
+        pretraining=config.pretraining,
     )
     boards = [TensorBoard(Path(config.out) / "tensorboard")] if config.tensorboard else []
     there = device == torch.device("cpu")

@@ -80,7 +80,7 @@ class Reweighted(Regularizer):
     """
 
     summary = "another regularizer, its terms weighed by a solution and solved for again"
-    grows_in = ("steps", "carry_errors")
+    grows_in = ("size", "steps", "carry_errors")
 
     def __init__(
         self,
@@ -170,6 +170,18 @@ class Reweighted(Regularizer):
         """Those of R, and of weights that follow from the size of its terms the scales."""
         scales = self.base.scale_parameters()
         return [*scales, *self.weights.scale_parameters()] if scales else []
+
+    def adapted(self, name: str, value: Tensor) -> Tensor:
+        """Kernels of networks of a smaller side in the middle of those of this one's, which weigh the same."""
+        if name.startswith("base."):
+            return self.base.adapted(name.removeprefix("base."), value)
+        margin = self.get_parameter(name).shape[-1] - value.shape[-1] if value.dim() == 4 else 0
+        if margin < 0:
+            raise ConfigError(
+                f"Reweighted(size={self._options['size']}): kernels of side {value.shape[-1]} have no place in these; "
+                "choose a size that is at least as large."
+            )
+        return torch.nn.functional.pad(value, [margin // 2] * 4) if margin else value
 
     @torch.no_grad()
     def fit_part_(self) -> None:

@@ -48,6 +48,7 @@ _LASTING = (
     "schedule",
     "validation",
     "noise_weighting",
+    "pretraining",
 )
 
 
@@ -79,6 +80,7 @@ class TrainingOptions:
     validation: float = 0.0
     patience: int | None = None
     noise_weighting: NoiseWeightingName = "none"
+    pretraining: int = 0
 
     def __post_init__(self) -> None:
         if self.minutes is not None:
@@ -103,6 +105,7 @@ class TrainingOptions:
                 "train(schedule='annealed'): it needs to know the length of a run; give updates or epochs."
             )
         check_flag(self.tune_start, "train(tune)")
+        whole_number(self.pretraining, "train(pretraining)", least=0)
         real_number(self.tolerance, "tolerance", above=0.0)
         if not 0.0 <= real_number(self.validation, "train(validation)") < 1.0:
             raise ConfigError(f"train(validation={self.validation:g}): expected a share >= 0 and < 1, or a data set.")

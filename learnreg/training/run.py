@@ -22,6 +22,7 @@ from learnreg.training.interrupts import Interrupts
 from learnreg.training.kernel_choices import adopt_measured, remember_measured
 from learnreg.training.optimizers import make_upper_level
 from learnreg.training.options import TrainingOptions
+from learnreg.training.pretraining import pretrain
 from learnreg.training.result import EndedBy, TrainResult
 from learnreg.training.run_folder import RunFolder
 from learnreg.training.schedule import is_milestone, is_validated, step_factor
@@ -61,7 +62,7 @@ class Run:
         self.updates = 0
         self.last: int | None = None
         """Where the schedule ends, which is measured, too: step sizes fall to it."""
-        self.start_factor: float | None = None if options.tune_start else 1.0
+        self.start_factor: float | None = None
         self.rows: list[dict[str, Any]] = []
         self._environment = environment(options.workers)
         self._identity = {} if folder is None else identity_of(session, options)
@@ -74,7 +75,7 @@ class Run:
         self.session.clock.start()
         try:
             if self.start_factor is None:
-                self.start_factor = tune_start(self.session)
+                self.start_factor = self._start()
             while (updates is None or self.updates < updates) and not self.stopping.is_over:
                 interrupts.check()
                 row = self._update(step_factor(self.updates, length))
@@ -93,6 +94,13 @@ class Run:
             raise
         self.save()
         return self._result("patience" if self.stopping.is_over else ended_by, updates)
+
+    def _start(self) -> float:
+        """Make the parameters what the first update starts from; the factor that the regularizer was multiplied by."""
+        options = self.options
+        if options.pretraining:
+            pretrain(self.session, options.pretraining, options.seed)
+        return tune_start(self.session) if options.tune_start else 1.0
 
     def _result(self, ended_by: EndedBy, asked: int | None) -> TrainResult:
         """Of the last parameters, or of the best ones, where early stopping keeps them."""

@@ -16,7 +16,7 @@ from learnreg.solvers.solve import solve
 from learnreg.training.samples import stacked
 from learnreg.training.session import Chunk, Session
 
-__all__ = ["least_loss", "tune_start"]
+__all__ = ["least_loss", "tune_start", "tuned_factor"]
 
 _SAMPLES, _WEIGHING_SAMPLES = 4, 8
 _WEIGHING_STEPS, _WEIGHING_GRADIENTS = 12, 16
@@ -71,7 +71,7 @@ def tune_start(session: Session) -> float:
     scales = [p for p in session.problem.regularizer.scale_parameters() if p.requires_grad]
     if not scales:
         return 1.0
-    factor = _multiply(session, scales)
+    factor = math.exp(tuned_factor(session, scales)[0])
     if sum(p.numel() for p in scales) > 1:
         _weigh(session, scales)
     return factor
@@ -115,8 +115,8 @@ def _weigh(session: Session, scales: list[nn.Parameter]) -> None:
 
 
 @torch.no_grad()
-def _multiply(session: Session, scales: list[nn.Parameter]) -> float:
-    """Find the best factor, and multiply by it."""
+def tuned_factor(session: Session, scales: list[nn.Parameter]) -> tuple[float, float]:
+    """Find the best factor, and multiply by it; its logarithm, and the loss, an *estimate*."""
     samples = session.source.first(_SAMPLES)
     given = [p.clone() for p in scales]
     starts: dict[int, Tensor] = {}
@@ -149,10 +149,11 @@ def _multiply(session: Session, scales: list[nn.Parameter]) -> float:
             flattened, as_constants = log_factor, total
         return total if math.isfinite(total) else math.inf
 
-    best = 0.0
+    best = lowest = 0.0
     try:
         with Count("factors of the regularizer tried", None) as count:
             best = least_loss(loss, 0.0, math.log(_STEP), _MOST_STEPS)
+            lowest = loss(best)
         if best >= flattened:
             warnings.warn(
                 "train: of the factors tried for the regularizer the best makes constants of the first images (are "
@@ -163,4 +164,4 @@ def _multiply(session: Session, scales: list[nn.Parameter]) -> float:
     finally:
         for p, value in zip(scales, given, strict=True):
             p.copy_(value + best)
-    return math.exp(best)
+    return best, lowest

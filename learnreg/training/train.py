@@ -71,6 +71,7 @@ def train(
     validation: float | TrainingData | None = None,
     patience: int | None = None,
     noise_weighting: NoiseWeightingName = "none",
+    pretraining: int = 0,
     callbacks: Callback | Iterable[Callback] = (),
     report: bool = True,
     progress: bool = True,
@@ -142,6 +143,10 @@ def train(
         measurement that many updates after the best one, and returns the best parameters.
     noise_weighting: of samples (b, x_true, sigma): "inverse-sigma" divides the loss of each by its sigma,
         "inverse-variance" by sigma², lest high noise levels outweigh the low ones, whose errors are smaller.
+    pretraining: steps of score matching on the ground truths of the first 512 items before the first update (one
+        gradient step with the regularizer is to denoise them; no lower-level problem is solved), after which its
+        smoothings and weights are stretched to suit the task. A step costs a few applications: it is the cheapest start
+        for regularizers with many parameters. Uncertified, as no bound is needed there.
     callbacks: :class:`learnreg.Callback` objects, such as ``learnreg.TensorBoard``, told of updates and checkpoints.
     report: with ``out``, write report.html and figures/*.pdf there at the end, as the command line does: on the samples
         held out for validation, or else on some of those trained on. Needs the extra ``images``; without it, that is
@@ -186,6 +191,7 @@ def train(
         validation=share or 0.0,
         patience=patience,
         noise_weighting=noise_weighting,
+        pretraining=pretraining,
     )
     bar = Progress(chosen.seconds / 60.0, chosen.updates, at_once=False)
     trainer = Trainer(

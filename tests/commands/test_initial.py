@@ -132,6 +132,13 @@ def test_what_a_model_has_learned_is_not_dropped(tmp_path: Path) -> None:
         initial_regularizer(DenoiseConfig(**SMALL, init=path))
 
 
+def weights_of(chain: Any) -> Any:
+    x = torch.linspace(0.0, 1.0, 144).reshape(1, 1, 12, 12)
+    terms = chain.base.saddle_terms((1, 12, 12))
+    with torch.no_grad():
+        return chain.weights.of(terms, x, terms.operator(x))
+
+
 def test_a_reweighted_ridge_starts_from_the_ridge_that_it_weighs(tmp_path: Path) -> None:
     given = initial_regularizer(DenoiseConfig(**SMALL, size=3, seed=5))
     save_model(tmp_path / "ridge.safetensors", given, {"sigma": 0.1})
@@ -151,5 +158,9 @@ def test_a_reweighted_ridge_starts_from_the_ridge_that_it_weighs(tmp_path: Path)
     longer: Any = initial_regularizer(DenoiseConfig(**again, size=3, solves=4))  # the same weights, oftener
     assert (longer.steps, free.steps) == (4, 2)
     assert torch.equal(longer.weights.second, free.weights.second)
+    wider: Any = initial_regularizer(DenoiseConfig(**again, size=3, weights_side=7))
+    torch.testing.assert_close(weights_of(wider), weights_of(free), rtol=1e-6, atol=1e-6)
+    with pytest.raises(lr.ConfigError, match="kernels of side 5 have no place"):
+        initial_regularizer(DenoiseConfig(**again, size=3, weights_side=3))
     with pytest.raises(lr.ConfigError, match=r"regularizer\.knots: 7 in the model, 9 now"):
         initial_regularizer(DenoiseConfig(**{**again, "knots": 9}, size=3))

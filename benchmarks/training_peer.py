@@ -33,20 +33,17 @@ from learnreg.regularizers import FieldsOfExperts, Regularizer, Scaled
 from learnreg.report.comparison import quality
 from learnreg.training.start_tuning import least_loss
 
-OPTIONS = (
-    "regularizer=ridge",
-    "convolutions=4,8,32",
-    "patches=2048",
-    "pretraining=150",
-    "batch_size=4",
-    "step_size=0.006",
-    "tolerance=0.5",
-    "schedule=annealed",
-    "updates=400",
-)
+COMMON = ("regularizer=ridge", "convolutions=4,8,32", "patches=2048", "batch_size=4")
+OWN: dict[str, tuple[str, ...]] = {
+    "learnreg": ("step_size=0.02", "tolerance=0.1"),
+    "learnreg, pretrained": ("pretraining=150", "step_size=0.002", "tolerance=0.2", "schedule=annealed", "updates=300"),
+}
+"""Options of ``learnreg train denoise``, besides ``COMMON``."""
+
 TRAINED, CROP, CROPS, TOLERANCE = 360, 64, 8, 1e-3
 """Photographs that the study trains on; crops on which the scalars of its models are chosen."""
 FIGURE = "models/training_peer.png"
+PEER = f"{study_training.NAME}, its recipe"
 MOMENTS = (0.35, 0.5, 1.0, 2.0, 8.0, 32.0, 128.0)
 """Minutes after which models are measured."""
 
@@ -63,7 +60,7 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def train_own(data: Path, folder: Path, minutes: float) -> list[tuple[float, Path]]:
+def train_own(data: Path, folder: Path, minutes: float, options: tuple[str, ...]) -> list[tuple[float, Path]]:
     """``learnreg train denoise`` for so many CPU minutes, start of the program included: the best model so far, copied
     whenever there is a better one, and the CPU minutes then."""
     run, kept = folder / "run", folder / "kept"
@@ -72,7 +69,7 @@ def train_own(data: Path, folder: Path, minutes: float) -> list[tuple[float, Pat
         command = [sys.executable, "-m", "learnreg", "train", "denoise", "--data", str(data / "BSDS500")]
         command += ["--out", str(run), "--minutes", "1e3"]
         held = ("held_out=20", "held_out_of=train/", f"sigma={NOISE:g}")
-        command += [part for option in (*OPTIONS, *held) for part in ("--set", option)]
+        command += [part for option in (*COMMON, *options, *held) for part in ("--set", option)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         seen = 0.0
@@ -149,6 +146,8 @@ def balanced(R: FieldsOfExperts, crops: Tensor, noisy: Tensor) -> Regularizer:
 
 def near_moments(minutes: list[float]) -> list[int]:
     """The last of all, and those nearest to ``MOMENTS``."""
+    if not minutes:
+        return []
     chosen = {min(range(len(minutes)), key=lambda k: abs(minutes[k] - m)) for m in MOMENTS if m <= minutes[-1]}
     return sorted(chosen | {len(minutes) - 1})
 
@@ -192,6 +191,10 @@ def draw(curves: dict[str, Curve]) -> Any:
     return figure
 
 
+def _settings() -> str:
+    return "; ".join(f"*{name}*: {', '.join(f'`{option}`' for option in options)}" for name, options in OWN.items())
+
+
 def main() -> None:
     options = arguments(
         __doc__ or "",
@@ -208,35 +211,38 @@ def main() -> None:
         "Training of convex ridge regularizers against a comparative study's recipe",
         "python benchmarks/training_peer.py --data DIR --peers PEERS --runs RUNS --record",
         f"PSNR on Set12 in dB, noise {NOISE:g}, against CPU minutes of training in one thread. learnreg: `learnreg "
-        f"train denoise` with {', '.join(f'`{option}`' for option in OPTIONS)} on 380 photographs of BSDS500, from "
-        "the start of the program on, its best model on the 20 others. The study: the first phase of its recipe "
-        f"({study_training.EPOCHS} epochs in all, of which {options.peer_minutes:g} minutes were run) by its own "
-        f"functions, on {TRAINED} photographs of the same; two scalars of each of its models, which have a phase of "
-        f"their own there, are chosen here on {CROPS} crops, without counting their time. Everything is solved by "
-        f"learnreg to a certified error of {TOLERANCE:g}, with images continued by zero. *ratio*: of the row's minutes "
-        "to those until learnreg's curve is as good.",
+        f"train denoise` with {', '.join(f'`{option}`' for option in COMMON)} on 380 photographs of BSDS500, from "
+        f"the start of the program on, its best model on the 20 others; {_settings()}. The study: the first phase of "
+        f"its recipe ({study_training.EPOCHS} epochs in all, of which {options.peer_minutes:g} minutes were run) by "
+        f"its own functions, on {TRAINED} photographs of the same; two scalars of each of its models, which have a "
+        f"phase of their own there, are chosen here on {CROPS} crops, without counting their time. All is solved by "
+        f"learnreg to a certified error of {TOLERANCE:g}, images continued by zero. *ratio*: of the row's minutes "
+        "to those until a curve of learnreg is as good.",
         order=38,
     )
     images = [read_image(path) for path in list_images(options.data / "Set12")[: options.images]]
     missing = study_training.available(options.peers)
     if missing:
         print(f"left out: {missing}", file=sys.stderr)
-    own = curve_of_own(train_own(options.data, options.runs, options.minutes), images)
-    curves = {"learnreg": own}
-    if not missing:
-        epochs = train_peer(options.data, options.runs, options.peer_minutes)
-        curves[f"{study_training.NAME}, its recipe"] = curve_of_peer(epochs, images, options.data)
+    kept = options.runs / "curves.json"
+    curves: dict[str, Curve] = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
+    for name, own in OWN.items():
+        if name not in curves:
+            folder = options.runs / name.replace(", ", "-")
+            curves[name] = curve_of_own(train_own(options.data, folder, options.minutes, own), images)
+    if not missing and PEER not in curves:
+        curves[PEER] = curve_of_peer(train_peer(options.data, options.runs, options.peer_minutes), images, options.data)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.write_text(json.dumps(curves), encoding="utf-8")
     for name, curve in curves.items():
         for minutes, psnr in curve:
-            ratio = None
-            if curve is not own and (needed := reached(own, psnr)) is not None:
-                ratio = f"{minutes / needed:.1f}"
+            needed = min((m for own in OWN if (m := reached(curves[own], psnr)) is not None), default=None)
+            ratio = None if name in OWN or needed is None else f"{minutes / needed:.1f}"
             row = {"trained by": name, "CPU minutes": f"{minutes:.2f}", "PSNR, dB": f"{psnr:.2f}", "ratio": ratio}
             table.rows.append(row)
     if options.record:
         (ROOT / "docs" / FIGURE).write_bytes(figure_file(draw(curves), "png", dpi=150))
         table.notes.append(f"![PSNR on Set12 against minutes of training]({FIGURE})")
-    (options.runs / "curves.json").write_text(json.dumps(curves), encoding="utf-8")
     finish(table, options)
 
 

@@ -34,15 +34,20 @@ from learnreg.report.comparison import quality
 from learnreg.training.start_tuning import least_loss
 
 COMMON = ("regularizer=ridge", "convolutions=4,8,32", "patches=2048", "batch_size=4")
+_FROM_A_GOOD_START = ("step_size=0.002", "tolerance=0.2", "schedule=annealed", "updates=300")
 OWN: dict[str, tuple[str, ...]] = {
     "learnreg": ("step_size=0.02", "tolerance=0.1"),
-    "learnreg, pretrained": ("pretraining=150", "step_size=0.002", "tolerance=0.2", "schedule=annealed", "updates=300"),
+    "learnreg, pretrained": ("pretraining=150", *_FROM_A_GOOD_START),
+    "learnreg, pretrained longer": ("pretraining=400", *_FROM_A_GOOD_START),
 }
 """Options of ``learnreg train denoise``, besides ``COMMON``."""
 
 TRAINED, CROP, CROPS, TOLERANCE = 360, 64, 8, 1e-3
 """Photographs that the study trains on; crops on which the scalars of its models are chosen."""
 FIGURE = "models/training_peer.png"
+_SHOWN = 1.5
+"""dB of the figure, from the best down."""
+
 PEER = f"{study_training.NAME}, its recipe"
 MOMENTS = (0.35, 0.5, 1.0, 2.0, 8.0, 32.0, 128.0)
 """Minutes after which models are measured."""
@@ -185,6 +190,8 @@ def draw(curves: dict[str, Curve]) -> Any:
     ticks = [m for m in MOMENTS if m <= max(minutes for curve in curves.values() for minutes, _ in curve)]
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
+    top = max(psnr for curve in curves.values() for _, psnr in curve)
+    axes.set_ylim(top - _SHOWN, top + 0.1)
     axes.set_xlabel("CPU minutes of training, one thread")
     axes.set_ylabel("PSNR on Set12 [dB]")
     axes.legend()

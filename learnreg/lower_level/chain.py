@@ -95,8 +95,8 @@ class SolutionWeights(nn.Module):
         points of the chain."""
         return None
 
-    def fit_(self, terms: SaddleTerms) -> None:
-        """Set what the parameters start with that depends on a regularizer, of these terms."""
+    def fit_(self, terms_on_images: Callable[[], SaddleTerms]) -> None:
+        """Set what the parameters start with that depends on a regularizer, by its terms on some images."""
 
     def usual(self) -> float:
         """About the weight of a place of which an image says nothing."""

@@ -152,7 +152,7 @@ class FrozenProblem:
         if self.chain.weights.majorising and not first.fixed.potential.convex:
             raise AssumptionError(
                 f"{type(first.regularizer).__name__} is not convex at these parameters: weights='majorising' weigh "
-                "convex regularizers alone; use weights='free'."
+                "convex regularizers alone; use weights='free' or 'responses'."
             )
         return first
 

@@ -70,8 +70,8 @@ class FreePull:
             root * ds,
             root * dq,
         )
-        rounding = _ROUNDING * first * second * norm_samples(q)
-        magnitude = self.size * (x * s + features * norm_samples(q)) + root * (s + norm_samples(q))
+        rounding = _ROUNDING * first * second * norm_samples(p)
+        magnitude = self.size * (x * s + features * norm_samples(p)) + root * (s + norm_samples(p))
         return PullChange(first * ds + rounding, own, lambda _: torch.zeros_like(e), magnitude)
 
 
@@ -82,7 +82,8 @@ class ResponsePull:
     Parameters
     ----------
     u: at each place. scales: s, to broadcast against it. logits, features, pulled: as above. norms: of K over s, and of
-        W_2. size: side of its kernels. spread: what the gradient by s and by its exponents is of that by s.
+        W_2. size: side of its kernels. spread: what the gradient by s and by its exponents is of that by s. lipschitz:
+        c with ‖C(u, q)‖ <= c ‖u‖ ‖q‖.
     """
 
     x: Tensor
@@ -94,6 +95,7 @@ class ResponsePull:
     norms: tuple[float, float]
     size: int
     spread: float
+    lipschitz: float
 
     def change(self, e: Tensor, p: Tensor, moved: Moved) -> PullChange:
         first, second = self.norms
@@ -117,10 +119,9 @@ class ResponsePull:
                 return torch.zeros_like(e)
             return group.lipschitz * (z * e + (x + e) * least * dy)
 
-        rounding = _ROUNDING * first * second * q_norm
-        magnitude = (
-            (self.size * features + sites) * q_norm + self.spread * norm_samples(slope) * norm_samples(g) + x * z
-        )
+        rounding = _ROUNDING * first * second * norm_samples(p)
+        magnitude = (self.size * features + sites) * norm_samples(p) + self.lipschitz * x * z
+        magnitude = magnitude + self.spread * norm_samples(slope) * norm_samples(g)
         return PullChange(first * dy + rounding, own, of_group, magnitude)
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import math
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Self
 
@@ -49,7 +50,7 @@ class _NetworkWeights(SolutionWeights):
 
     @abstractmethod
     def lipschitz(self, terms: SaddleTerms, sides: tuple[int, ...]) -> float:
-        """Of the logits, on images of these sides. *Rigorous bound.*"""
+        """Of the logits, of responses of these sides. *Rigorous bound.*"""
 
     def _second_layer(self, features: Tensor) -> Tensor:
         bias, padding = self.second_bias.to(features), self.second.shape[-1] // 2
@@ -61,7 +62,7 @@ class _NetworkWeights(SolutionWeights):
 
     def change(self, terms: SaddleTerms, x: Tensor, t: Tensor, e: Tensor) -> WeightChange:
         """Logits move by L e at most, all together; sigmoid' falls on each side of 0."""
-        moved = expand(self.lipschitz(terms, tuple(x.shape[2:])) * e * _UP, x)
+        moved = expand(self.lipschitz(terms, tuple(t.shape[2:])) * e * _UP, x)
         logits = self._second_layer(self._features(terms, x, t))
         nearest = (logits.abs() - moved).clamp_min(0.0).sigmoid()
         slope = nearest * (1.0 - nearest) * _UP
@@ -75,8 +76,8 @@ class _NetworkWeights(SolutionWeights):
 
     def value(self, terms: SaddleTerms, t: Tensor) -> Tensor:
         raise AssumptionError(
-            "free weights lower no energy, so that R(x) is not defined; the chain of problems is, see lr.solve, and so "
-            "is an energy with Reweighted(weights='majorising')."
+            "weights that networks compute lower no energy, so that R(x) is not defined; the chain of problems is, see "
+            "lr.solve, and so is an energy with Reweighted(weights='majorising')."
         )
 
     def extra_repr(self) -> str:
@@ -134,7 +135,7 @@ class FreeWeights(_NetworkWeights):
         return torch.nn.functional.softplus(conv(seen, self.first.to(x), self.first_bias.to(x), padding=padding))
 
     def norms(self, sides: tuple[int, ...]) -> tuple[float, float]:
-        """Of both layers on images of these sides. *Rigorous bounds.*"""
+        """Of both layers on images of these sides, which responses have, too. *Rigorous bounds.*"""
         around = tuple(side + self.first.shape[-1] - 1 for side in sides)
         first, second = (math.sqrt(circulant_bound(kernel, around)[0]) * _UP for kernel in (self.first, self.second))
         return first, second
@@ -188,8 +189,9 @@ class ResponseWeights(_NetworkWeights):
             self.scale_exponents = nn.Parameter(torch.ones(places))
 
     @torch.no_grad()
-    def fit_(self, terms: SaddleTerms) -> None:
-        image = _like_photographs(terms.operator.domain_shape, self.step)
+    def fit_(self, terms_on_images: Callable[[], SaddleTerms]) -> None:
+        terms = terms_on_images()
+        image = _like_photographs(terms.operator.domain_shape, self.step).to(self.log_scale.device)
         size = terms.potential.gather(terms.operator(image[None]) ** 2)[0]
         found = size.mean(tuple(range(1, size.dim()))).sqrt()
         self.log_scale.copy_(found.clamp_min(1e-6 * float(found.max().clamp_min(1e-30))).log())
@@ -212,8 +214,8 @@ class ResponseWeights(_NetworkWeights):
         return square / ((1.0 + square).sqrt() + 1.0)
 
     def norms(self, terms: SaddleTerms, sides: tuple[int, ...]) -> tuple[float, float]:
-        """Of K over s, and of W_2 on images of these sides. *Rigorous bounds.*"""
-        scales = self._scales(self.log_scale.detach().double()[None, :, None, None])
+        """Of K over s, and of W_2 on responses of these sides. *Rigorous bounds.*"""
+        scales = self._scales(self.log_scale.detach().double()[None, :, None, None]).detach()
         first = math.sqrt(weighted_square(terms.operator, scales**-2)) * _UP
         around = tuple(side + self.second.shape[-1] - 1 for side in sides)
         return first, math.sqrt(circulant_bound(self.second, around)[0]) * _UP
@@ -233,7 +235,8 @@ class ResponseWeights(_NetworkWeights):
             logits=self._second_layer(features),
             features=features,
             pulled=self._pulled,
-            norms=self.norms(terms, tuple(x.shape[2:])),
+            norms=self.norms(terms, tuple(t.shape[2:])),
+            lipschitz=max((group.lipschitz for group in terms.operator.parameter_groups()), default=0.0),
             size=self.second.shape[-1],
             spread=math.hypot(1.0, self._log_noise) if self.noise_conditioned else 1.0,
         )
@@ -249,9 +252,9 @@ def _calm(places: int, features: int, size: int, generator: torch.Generator | No
 def _like_photographs(shape: tuple[int, ...], scale: float) -> Tensor:
     """An image (*shape,) whose power falls with the square of the frequency, and whose neighbours differ by ``scale``
     (root mean square)."""
-    white = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    white = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64, device="cpu")
     axes = tuple(range(1, len(shape)))
-    grids = torch.meshgrid(*(torch.fft.fftfreq(n, dtype=torch.float64) for n in shape[1:]), indexing="ij")
+    grids = torch.meshgrid(*(torch.fft.fftfreq(n, dtype=torch.float64, device="cpu") for n in shape[1:]), indexing="ij")
     frequency = torch.stack([g**2 for g in grids]).sum(0).sqrt()
     falling = torch.where(frequency > 0, 1.0 / frequency.clamp_min(1e-9), 0.0)
     image: Tensor = torch.fft.ifftn(torch.fft.fftn(white, dim=axes) * falling, dim=axes).real

@@ -29,7 +29,7 @@ __all__ = ["Reweighted", "ReweightedRidge"]
 
 WeightsName = Literal["majorising", "free", "responses"]
 
-_SIDES, _FITTED = (16, 128), (32, 128)  # of images that terms are looked at on, and that weights are fitted to
+_SIDES, _FITTED = (16, 128), (32, 128, 16)  # of images that terms are looked at on, and that weights are fitted to
 _WIDEST = 16
 _MOST_STEPS = 1000
 
@@ -114,11 +114,18 @@ class Reweighted(Regularizer):
         self.image_channels, self.image_dimensions = regularizer.image_channels, regularizer.image_dimensions
         self._options = {"weights": weights, "steps": steps, "window": window, "features": features, "size": size}
         self._options["carry_errors"] = carry_errors
-        channels, weight, axes = _places(regularizer, weights)
-        if (weights != "majorising" or window > 1) and axes != 3:
+        channels, weight, axes, stacked = _places(regularizer, weights)
+        plane = axes == 3 and regularizer.image_dimensions == 2
+        if (weights != "majorising" or window > 1) and not plane:
             raise ConfigError(
                 "Reweighted: windows and weights of networks are for images with two sides and responses of one axis "
                 "of channels; signals, volumes and complex images take weights='majorising', window=1."
+            )
+        if weights != "majorising" and stacked:
+            raise ConfigError(
+                f"Reweighted(weights={weights!r}): {type(regularizer).__name__} has responses of all channels of an "
+                "image below each other, where a network would see across their borders; take coupling='joint', or "
+                "weights='majorising'."
             )
         self.weights: SolutionWeights
         adapts = regularizer.conditioned(REFERENCE_NOISE) is not regularizer
@@ -128,7 +135,7 @@ class Reweighted(Regularizer):
             self.weights = ResponseWeights(channels, size, 0.5 * scale, adapts, generator)
         else:
             self.weights = FreeWeights(self.image_channels, channels, features, size, generator, scale)
-        self.weights.fit_(_terms(regularizer, _FITTED))
+        self.weights.fit_(lambda: _terms(regularizer, _FITTED))
 
     # ---- the chain ---------------------------------------------------------------------------------------------------
 
@@ -147,7 +154,7 @@ class Reweighted(Regularizer):
 
         Raises
         ------
-        AssumptionError: weights are "free", and lower none.
+        AssumptionError: weights that networks compute lower none.
         """
         check_images(x, type(self).__name__)
         self.check_usable()
@@ -190,7 +197,7 @@ class Reweighted(Regularizer):
         responses learn how large these are."""
         for p in self.base.scale_parameters():
             p.sub_(math.log(self.weights.usual()))
-        self.weights.fit_(_terms(self.base, _FITTED))
+        self.weights.fit_(lambda: _terms(self.base, _FITTED))
 
     # ---- in model files and on the command line ----------------------------------------------------------------------
 
@@ -249,9 +256,9 @@ def _terms(regularizer: Regularizer, sides: Sequence[int]) -> SaddleTerms:
 
 
 @torch.no_grad()
-def _places(regularizer: Regularizer, weights: WeightsName) -> tuple[int, Tensor, int]:
-    """The channels of what its weights belong to, the weights of its potential, () or (channels,), and the number of
-    axes of responses."""
+def _places(regularizer: Regularizer, weights: WeightsName) -> tuple[int, Tensor, int, bool]:
+    """The channels of what its weights belong to, the weights of its potential, () or (channels,), the number of axes
+    of responses, and whether these have more places than images have pixels."""
     terms = _terms(regularizer, _SIDES)
     obstacle = "it has latent variables" if terms.latent.channels else reweightable(terms.potential)
     if not obstacle and weights == "majorising" and not terms.potential.convex:
@@ -261,4 +268,5 @@ def _places(regularizer: Regularizer, weights: WeightsName) -> tuple[int, Tensor
     channels = 1 if isinstance(terms.potential, Grouped) else int(terms.operator.range_shape[0])
     weight = torch.as_tensor(terms.potential.weight).detach()
     weight = weight.reshape(-1) if weight.numel() in (1, channels) else weight.max().reshape(1)
-    return channels, weight, len(terms.operator.range_shape)
+    shape, image = terms.operator.range_shape, terms.operator.domain_shape
+    return channels, weight, len(shape), math.prod(shape[1:]) > math.prod(image[1:])

@@ -11,9 +11,10 @@ from registered.chains import few_experts
 from torch import Tensor
 
 import learnreg as lr
+from learnreg.convolutions.gradient import Gradient
 from learnreg.errors import ConfigError
 from learnreg.operators import Identity
-from learnreg.regularizers import FieldsOfExperts, Reweighted, TotalVariation
+from learnreg.regularizers import AnalysisOperator, FieldsOfExperts, Reweighted, TotalVariation
 
 SHAPE = (1, 16, 16)
 
@@ -78,3 +79,41 @@ def test_networks_take_no_windows() -> None:
     for weights in ("free", "responses"):
         with pytest.raises(ConfigError, match="windows are for majorising"):
             Reweighted(few_experts(), weights, window=3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("weights", ["free", "responses"])
+def test_networks_see_one_plane(weights: Any) -> None:
+    """Volumes and signals, and channels whose responses lie below each other, are refused where they are built."""
+    for dimensions in (1, 3):
+        with pytest.raises(ConfigError, match="signals, volumes"):
+            Reweighted(FieldsOfExperts(2, 3, dimensions=dimensions), weights)
+    with pytest.raises(ConfigError, match="coupling='joint'"):
+        Reweighted(FieldsOfExperts(2, 3, channels=3), weights)
+    joint = Reweighted(FieldsOfExperts(2, 3, channels=3, coupling="joint"), weights, 1, size=3)
+    found = lr.solve(lr.LowerLevelProblem(Identity((3, 8, 8)), joint), torch.rand(1, 3, 8, 8), 1e-3)
+    assert len(found.chain) == 2
+
+
+@pytest.mark.parametrize("boundary", ["valid", "zero"])
+def test_logits_move_no_more_than_their_constant(boundary: Any) -> None:
+    """Kernels that alternate from column to column, on responses of other sides than images."""
+    R = Reweighted(few_experts(boundary), "responses", 1, size=3).double()
+    terms, weights = R.base.saddle_terms((1, 7, 8)), R.weights
+    with torch.no_grad():
+        weights.second.copy_(torch.tensor([1.0, -1.0, 1.0]).expand_as(weights.second))
+    x = 5.0 * torch.rand(1, 1, 7, 8, dtype=torch.float64)
+
+    def logits(at: Tensor) -> Tensor:
+        t = terms.operator(at)
+        return weights._second_layer(weights._features(terms, at, t)).flatten()
+
+    J = torch.autograd.functional.jacobian(logits, x).reshape(-1, 56)
+    sides = tuple(terms.operator(x).shape[2:])
+    assert float(torch.linalg.matrix_norm(J, 2)) <= weights.lipschitz(terms, sides)
+
+
+def test_operators_of_one_size_are_reweighted() -> None:
+    fixed = AnalysisOperator(Gradient((1, 16, 16)), lr.PseudoHuber(0.1))
+    for weights in ("majorising", "free", "responses"):
+        found = lr.solve(lr.LowerLevelProblem(Identity(SHAPE), Reweighted(fixed, weights, 1)), edge(), 1e-3)  # type: ignore[arg-type]
+        assert len(found.chain) == 2

@@ -106,7 +106,10 @@ class TrainingConfig(RegularizerOptions, RunOptions):
     tensorboard: bool = option(False, "whether the run folder gets a folder tensorboard of event files", resumable=True)
     tune: bool = option(True, "whether training starts at the best factor of the initial regularizer")
     pretraining: int = option(
-        0, "steps of score matching on the ground truths before training, which solve no problem", at_least=0
+        0,
+        "steps of score matching on the ground truths before training, which solve no problem",
+        at_least=0,
+        at_most=10**6,
     )
 
     def __post_init__(self) -> None:

@@ -40,7 +40,8 @@ _STRETCH, _MOST_STRETCHES, _FIRST_STRETCHES = 0.5, 6, range(-2, 7)
 
 
 def pretrain(session: Session, steps: int, seed: int) -> None:
-    """So many steps of Adam, and the stretch of R with the least loss.
+    """So many steps of Adam, and the stretch of R with the least loss; all of it, or nothing, so that a run that was
+    interrupted here begins again with the same bits.
 
     Raises
     ------
@@ -51,8 +52,16 @@ def pretrain(session: Session, steps: int, seed: int) -> None:
     samples = session.source.first(_POOL)
     if not all(sample.is_here for sample in samples):
         raise ConfigError(f"pretraining={steps}: it runs in one worker; run it alone, and start from that model.")
-    _match_scores(session, samples, steps, torch.Generator().manual_seed(seed))
-    _stretch(session)
+    learned = session.problem.learnable().values()
+    given = [p.detach().clone() for p in learned]
+    try:
+        _match_scores(session, samples, steps, torch.Generator().manual_seed(seed))
+        _stretch(session)
+    except BaseException:
+        with torch.no_grad():
+            for p, value in zip(learned, given, strict=True):
+                p.copy_(value)
+        raise
 
 
 def _obstacle(session: Session) -> str:
@@ -88,14 +97,14 @@ def _match_scores(session: Session, samples: list[Sample], steps: int, generator
             session.clock.check()
             which = int(torch.multinomial(shares, 1, generator=generator))
             problem, (x, y) = problems[which], drawn(which)
-            loss, gradient = _score_loss(problem, x, y)
+            _, gradient = _score_loss(problem, x, y)
             for name, p in learned.items():
                 p.grad = gradient[name].to(p) / len(x)
             for setting in optimizer.param_groups:
                 setting["lr"] = _STEP * step_factor(k, steps)
             optimizer.step()
             problem.project_()
-            count.update(f"loss {loss / len(x):.4g}")
+            count.update()
     for p in learned.values():
         p.grad = None
 
@@ -106,13 +115,13 @@ def _deviations(x: Tensor) -> Tensor:
     return (flat - flat.mean(1, keepdim=True)).square().mean(1)
 
 
-def _score_loss(problem: LowerLevelProblem, x: Tensor, y: Tensor) -> tuple[float, dict[str, Tensor]]:
+def _score_loss(problem: LowerLevelProblem, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """½ ‖y - ∇R(y) - x‖² and its gradient, of the batch."""
     frozen = problem.frozen()
     instance = frozen.at(y)
     residual = _slope(instance, y) + x - y
     gradient, _ = evaluate_pairing(Point(frozen, instance, y, SquaredError(x), y, residual))
-    return 0.5 * float(residual.double().square().sum()), gradient
+    return 0.5 * residual.double().square().sum(), gradient
 
 
 class _Balance:

@@ -124,6 +124,7 @@ def tuned_factor(session: Session, scales: list[nn.Parameter]) -> tuple[float, f
 
     tolerance = _TOLERANCE * size
     flattened, as_constants = math.inf, math.inf
+    losses: dict[float, float] = {}
 
     def evaluate(item: tuple[int, Chunk]) -> tuple[float, bool]:
         number, chunk = item
@@ -147,13 +148,13 @@ def tuned_factor(session: Session, scales: list[nn.Parameter]) -> tuple[float, f
         count.update(f"loss {total:.4g}")
         if all(flat for _, flat in found):
             flattened, as_constants = log_factor, total
-        return total if math.isfinite(total) else math.inf
+        losses[log_factor] = total if math.isfinite(total) else math.inf
+        return losses[log_factor]
 
-    best = lowest = 0.0
+    best = 0.0
     try:
         with Count("factors of the regularizer tried", None) as count:
             best = least_loss(loss, 0.0, math.log(_STEP), _MOST_STEPS)
-            lowest = loss(best)
         if best >= flattened:
             warnings.warn(
                 "train: of the factors tried for the regularizer the best makes constants of the first images (are "
@@ -164,4 +165,4 @@ def tuned_factor(session: Session, scales: list[nn.Parameter]) -> tuple[float, f
     finally:
         for p, value in zip(scales, given, strict=True):
             p.copy_(value + best)
-    return best, lowest
+    return best, losses.get(best, math.inf)

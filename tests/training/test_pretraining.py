@@ -14,7 +14,10 @@ import learnreg as lr
 from learnreg.errors import ConfigError
 from learnreg.operators import Identity
 from learnreg.regularizers import FieldsOfExperts, InputConvexNetwork, Reweighted, RidgeRegularizer
-from learnreg.training.pretraining import _score_loss
+from learnreg.training.clock import TimeUp
+from learnreg.training.options import TrainingOptions
+from learnreg.training.pretraining import _score_loss, pretrain
+from learnreg.training.session import Session
 
 SIDE, SIGMA = 12, 0.1
 
@@ -42,13 +45,13 @@ def test_its_gradient_is_that_of_a_gradient_step() -> None:
     loss, gradient = _score_loss(p, x, y)
     at = y.clone().requires_grad_()
     (slope,) = torch.autograd.grad(p.regularizer.value(at).sum(), at)
-    assert loss == pytest.approx(0.5 * float((y - slope - x).square().sum()))
+    assert float(loss) == pytest.approx(0.5 * float((y - slope - x).square().sum()))
     for name, parameter in p.learnable().items():
         direction, h, ends = randn(*parameter.shape, seed=3), 1e-5, []
         for sign in (1.0, -1.0):
             with torch.no_grad():
                 parameter.add_(sign * h * direction)
-                ends.append(_score_loss(p, x, y)[0])
+                ends.append(float(_score_loss(p, x, y)[0]))
                 parameter.sub_(sign * h * direction)
         inner = float((gradient[name] * direction).sum())
         assert (ends[0] - ends[1]) / (2 * h) == pytest.approx(inner, rel=1e-5, abs=1e-9), name
@@ -71,6 +74,23 @@ def test_it_is_done_once(tmp_path: Path) -> None:
     resumed = trained(**options, out=tmp_path / "run", updates=4, resume=True)
     pairs = zip(whole.regularizer.parameters(), resumed.regularizer.parameters(), strict=True)
     assert all(torch.equal(p, q) for p, q in pairs)
+
+
+def test_an_interrupted_start_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    p = problem()
+    before = [q.detach().clone() for q in p.regularizer.parameters()]
+    session = Session.of(p, data(), lr.SquaredError, TrainingOptions(updates=1))
+    calls = iter(range(100))
+
+    def check() -> None:
+        if next(calls) == 5:
+            raise TimeUp
+
+    monkeypatch.setattr(session.clock, "check", check)
+    with pytest.raises(TimeUp):
+        pretrain(session, 50, 0)
+    session.close()
+    assert all(torch.equal(q, value) for q, value in zip(p.regularizer.parameters(), before, strict=True))
 
 
 def test_noise_levels_keep_their_exponents() -> None:

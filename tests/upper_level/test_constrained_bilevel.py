@@ -32,7 +32,7 @@ class Case:
 
         A, self.B, self.aim = draw(N, N), draw(N, P), draw(N)
         self.H = A @ A.T / N + 0.5 * torch.eye(N, dtype=torch.float64)
-        C, inner = draw(3, N), 0.1 * draw(N)
+        C, inner = draw(3, N), (0.1 * draw(N)).clamp(0.0, 0.4)  # in the box below: every problem has solutions
         more = lr.LinearConstraints(C[1:], C[1:] @ inner + 0.1, "inequality")
         self.constraint: Any = {
             "equality": lr.LinearConstraints(C, C @ inner),

@@ -1,9 +1,9 @@
 """How little the energy curves at least: lower bounds of the smallest eigenvalue of M + K^T diag(s) K for numbers s of
 either sign, per sample, (batch,).
 
-The rigorous ways first: norms; the dense matrix of small images; a banded Cholesky decomposition where M and K couple
-neighbours alone (identity, masks, small blurs). Everywhere else, as for scans, Lanczos' method from a random start,
-with a stated probability of failure.
+The rigorous ways first: norms; the dense matrix of small images; a Cholesky decomposition by nested dissection where M
+and K couple near pixels alone (identity, masks, small blurs). Everywhere else, as for scans, Lanczos' method from a
+random start, with a stated probability of failure.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from learnreg.linear.examination import foreign_operators
-from learnreg.linear.smallest_eigenvalue import banded_lower_bound, dense_lower_bound, lanczos_lower_bound
+from learnreg.linear.local_matrix import LocalMatrix, dissection_work
+from learnreg.linear.smallest_eigenvalue import dense_lower_bound, lanczos_lower_bound, local_lower_bound
 from learnreg.lower_level.instance import Instance
 from learnreg.potentials.base import weighted_square
 
@@ -28,8 +28,9 @@ FAILURE_PROBABILITY = 1e-12
 """Of each bound by Lanczos' method."""
 
 _DENSE_PIXELS, _FEW_PIXELS = 1024, 144
-_BAND_NUMBERS, _BAND_WORK = 2**27, 2e11
-"""Numbers in a band, and multiplications of its decomposition, that are still worth a rigorous bound."""
+_LOCAL_NUMBERS, _LOCAL_WORK, _DEAR_WORK = 2**27, 4e12, 2e10
+"""Entries of a matrix, and multiplications of its decomposition, that are still worth a rigorous bound; and so many
+that the estimate to begin with is worth more of Lanczos' steps."""
 
 _RITZ_STEPS, _LANCZOS_STEPS, _LANCZOS_NUMBERS = 40, 400, 2**28
 _BLOCK_BYTES = 2**26
@@ -59,7 +60,8 @@ class LowestCurvature:
             lowest: Tensor = torch.linalg.eigvalsh(self._matrices(s))[:, 0]
             return lowest
         start = torch.randn(self.instance.q.shape, dtype=torch.float64, generator=_fresh_generator())
-        return lanczos_lower_bound(self._hessian(s), start.to(s), FAILURE_PROBABILITY, _RITZ_STEPS).ritz
+        steps = min(_LANCZOS_STEPS, max(2, _LANCZOS_NUMBERS // start.numel())) if self._is_dear else _RITZ_STEPS
+        return lanczos_lower_bound(self._hessian(s), start.to(s), FAILURE_PROBABILITY, steps).ritz
 
     def bound(self, s: Tensor, estimate: Tensor) -> tuple[Tensor, float]:
         """The best lower bound, -inf where it is not positive for ways that find no others, (batch,), and the
@@ -67,8 +69,8 @@ class LowestCurvature:
         instance, size = self.instance, self._size(s)
         if self._pixels <= _DENSE_PIXELS:
             return dense_lower_bound(self._matrices(s), size), 0.0
-        if self._is_banded:
-            return size.new_tensor(self._banded(s, estimate.tolist(), size.tolist())), 0.0
+        if self._is_local:
+            return size.new_tensor(self._local_bounds(s, estimate.tolist(), size.tolist())), 0.0
         start = torch.randn(instance.q.shape, dtype=torch.float64, generator=_fresh_generator()).to(s)
         steps = min(_LANCZOS_STEPS, max(2, _LANCZOS_NUMBERS // start.numel()))
         found = lanczos_lower_bound(self._hessian(s), start, FAILURE_PROBABILITY, steps, size)
@@ -77,7 +79,7 @@ class LowestCurvature:
     @property
     def is_rigorous(self) -> bool:
         """Whether ``bound`` never fails."""
-        return self._pixels <= _DENSE_PIXELS or self._is_banded
+        return self._pixels <= _DENSE_PIXELS or self._is_local
 
     # ---- the matrix --------------------------------------------------------------------------------------------------
 
@@ -121,45 +123,37 @@ class LowestCurvature:
         return self._images(units, s).flatten(2)
 
     @property
-    def _is_banded(self) -> bool:
-        return self._window is not None and self._band_fits(self._window)
+    def _is_local(self) -> bool:
+        return self._window is not None and self._fits(self._window)
 
-    def _band_fits(self, window: tuple[int, int]) -> bool:
-        (k, l), (height, width) = window, self.instance.domain[1:]
-        band = min((k - 1) * width + l, (l - 1) * height + k)
-        return band * self._pixels <= _BAND_NUMBERS and band**2 * self._pixels <= _BAND_WORK
+    def _fits(self, window: tuple[int, int]) -> bool:
+        work = dissection_work(self.instance.domain[1:], window)
+        return 2 * math.prod(window) * self._pixels <= _LOCAL_NUMBERS and work <= _LOCAL_WORK
 
-    def _banded(self, s: Tensor, estimates: list[float], sizes: list[float]) -> list[float]:
-        """One application serves all pixels of a grid so wide that what they are coupled to does not meet."""
-        assert self._window is not None
-        (k, l), (_, height, width) = self._window, self.instance.domain
-        steps = min(height, 2 * k - 1), min(width, 2 * l - 1)
-        rows, columns = torch.arange(height, device=s.device), torch.arange(width, device=s.device)
-        grid = rows[:, None] % steps[0] * steps[1] + columns % steps[1]
-        units = torch.zeros(steps[0] * steps[1], 1, height, width, dtype=s.dtype, device=s.device)
-        units[grid, 0, rows[:, None], columns] = 1.0
-        places, margin = grid.cpu().numpy(), _ENTRY_ROUNDING * (2 * k - 1) * (2 * l - 1)
+    @cached_property
+    def _is_dear(self) -> bool:
+        """Whether a decomposition takes much longer than applications do."""
+        return self._is_local and dissection_work(self.instance.domain[1:], self._window) > _DEAR_WORK
+
+    def _local_bounds(self, s: Tensor, estimates: list[float], sizes: list[float]) -> list[float]:
         return [
-            banded_lower_bound(_lower_band(images, places, (k, l)), estimate) - margin * size
-            for images, estimate, size in zip(
-                self._images(units, s)[:, :, 0].cpu().numpy(), estimates, sizes, strict=True
-            )
+            local_lower_bound(self._local_matrix(k, s[k : k + 1], sizes[k]), estimate)
+            for k, estimate in enumerate(estimates)
         ]
 
-
-def _lower_band(images: np.ndarray, grid: np.ndarray, window: tuple[int, int]) -> np.ndarray:
-    """A symmetric matrix by its diagonals, (bandwidth + 1, n), from its images of grids of pixels; ``grid`` says which
-    one a pixel is part of. Pixels count along the shorter side."""
-    if images.shape[2] > images.shape[1]:
-        images, grid, window = images.transpose(0, 2, 1), grid.T, window[::-1]
-    (k, l), (height, width) = window, grid.shape
-    band = np.zeros(((k - 1) * width + l, height * width))
-    for down in range(min(k, height)):
-        for right in range(0 if down == 0 else 1 - min(l, width), min(l, width)):
-            rows, columns = np.arange(height - down), np.arange(max(0, -right), width - max(0, right))
-            entries = images[grid[rows[:, None], columns], rows[:, None] + down, columns + right]
-            band[down * width + right, (rows[:, None] * width + columns).ravel()] = entries.ravel()
-    return band
+    def _local_matrix(self, k: int, s: Tensor, size: float) -> LocalMatrix:
+        """Of sample k."""
+        part, sides = self.instance.select(torch.tensor([k], device=s.device)), self.instance.domain[1:]
+        own, data = part.analysis.window(), part.quadratic.window()
+        assert own is not None
+        assert data is not None
+        off = _ENTRY_ROUNDING * size
+        of_data = LocalMatrix.probed(part.quadratic, sides, data, s, off)
+        weights = s.expand(1, *part.analysis.range_shape)
+        of_own = part.analysis.gram_entries(weights[0])
+        if of_own is None:
+            of_own = LocalMatrix.probed(lambda v: part.adjoint(weights * part.apply(v)), sides, own, s, off)
+        return of_data + of_own
 
 
 def channel_weights(weights: Tensor) -> Tensor:

@@ -14,12 +14,14 @@ from torch import Tensor
 
 from learnreg.convolutions.channel_layout import ChannelLayout, PatchSource
 from learnreg.convolutions.filter_pairing import FilterPairing
+from learnreg.convolutions.gram_entries import gram_entries
 from learnreg.convolutions.joint_correlation import correlate_any, correlate_any_adjoint
 from learnreg.convolutions.local_gram import local_gram
 from learnreg.convolutions.local_norm import local_norm_bound
 from learnreg.convolutions.padding import BOUNDARIES, Boundary, margins, pad, pad_adjoint, source_index
 from learnreg.errors import ConfigError, ShapeError
 from learnreg.linear.bands import Bands
+from learnreg.linear.local_matrix import LocalMatrix
 from learnreg.linear.normed import Normed
 from learnreg.linear.norms import (
     FAILURE_PROBABILITY,
@@ -212,6 +214,18 @@ class FilterBank(LinearOperator):
             lambda weights: self.layout.apart(weights).mean(-1),
             inside=self.boundary == "valid",
         )
+
+    def gram_entries(self, weights: Tensor) -> LocalMatrix | None:
+        if len(self._sides) != 2 or self.domain_shape[0] != 1 or self.boundary == "circular":
+            return None
+        filters = self._kernels(weights).detach()[:, 0]
+        n, k, l = filters.shape
+        entries = gram_entries(filters, weights.reshape(n, *self.response_sides), self.boundary, self.domain_shape[1:])
+        # Cauchy's inequality bounds the sum of the absolute values of the terms of an entry, each of which is rounded
+        # once for each filter and each coefficient at most; pixels that are repeated have as many more
+        terms = float(weights.abs().max()) * float(filters.square().sum()) * padding_norm(self) ** 4
+        off = (n + 2 * k * l + 16) * 2.0**-52 * terms
+        return LocalMatrix(entries, off * (2 * k - 1) * (2 * l - 1))
 
     def bands(self) -> Bands | None:
         if self.layout.copies > 1 or len(self._sides) != 2:

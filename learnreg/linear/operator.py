@@ -18,6 +18,7 @@ from learnreg.linear.bands import Bands
 from learnreg.linear.fourier_symbol import point_response_symbol
 from learnreg.linear.grad_mode import full_precision
 from learnreg.linear.linear_map import linear_map
+from learnreg.linear.local_matrix import LocalMatrix
 from learnreg.linear.normed import Normed
 from learnreg.linear.norms import NormBound
 from learnreg.linear.parameter_groups import NormPairing, Pairing
@@ -133,6 +134,11 @@ class LinearOperator(Normed):
         grey = len(self.domain_shape) == 3 and self.domain_shape[0] == 1
         stencil = self.stencil() if grey else None
         return None if stencil is None or stencil.circular else (stencil.filters.shape[-2], stencil.filters.shape[-1])
+
+    def gram_entries(self, weights: Tensor) -> LocalMatrix | None:
+        """A^T diag(w) A for weights w of the range, in float64, entry by entry; None where that is not at hand, and for
+        other domains than images (1, H, W)."""
+        return None
 
     def bands(self) -> Bands | None:
         """How this operator works through images by bands of rows, for images whose responses are too large to keep;

@@ -1,8 +1,8 @@
 """Lower bounds of the smallest eigenvalue of symmetric matrices, of either sign.
 
 Ritz values approach it from above, so nothing here returns one as a bound. Rigorous are the dense eigenvalue with
-LAPACK's margin, and a Cholesky decomposition of a banded matrix that runs to its end; Lanczos' method bounds it from a
-random start with a stated probability of failure.
+LAPACK's margin, and a Cholesky decomposition of a matrix that couples near pixels alone that runs to its end; Lanczos'
+method bounds it from a random start with a stated probability of failure.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["LanczosBound", "banded_lower_bound", "dense_lower_bound", "lanczos_lower_bound"]
+from learnreg.linear.local_matrix import LocalMatrix
+
+__all__ = ["LanczosBound", "dense_lower_bound", "lanczos_lower_bound", "local_lower_bound"]
 
 _UNIT = 2.0**-53
 _SHARES = (0.98, 0.9, 0.75, 0.5, 0.25, 0.08, 0.02)
@@ -37,59 +39,27 @@ def dense_lower_bound(matrices: Tensor, size: Tensor) -> Tensor:
     return torch.where(finite, lowest - 1e-14 * max(n, 64) * size, -math.inf)
 
 
-def banded_lower_bound(band: np.ndarray, estimate: float) -> float:
-    """Lower bound of the smallest eigenvalue of a symmetric banded matrix by its diagonals, (bandwidth + 1, n), the
-    main
-    one first; -inf where none above 0 was found. estimate: about the eigenvalue, from above. *Rigorous bound.*
+def local_lower_bound(matrix: LocalMatrix, estimate: float) -> float:
+    """Lower bound of the smallest eigenvalue; -inf where none above 0 was found. estimate: about the eigenvalue, from
+    above. *Rigorous bound.*
 
-    Source: Demmel (1989), on blocks of the size of the bandwidth: where the floating-point Cholesky decomposition of A
-    - s I runs to its end, no eigenvalue of A is below s - alpha 3 b max_i |a_ii - s|, alpha = gamma/(1 - gamma) with
-    gamma that of 4 (b + 1) operations: the backward error is at most alpha √(a_ii a_jj) in each of 3 b entries of a
-    row.
+    Source: Demmel (1989), whatever the order of elimination: where the floating-point Cholesky decomposition of A - s I
+    runs to its end, its factor is that of a matrix whose entries differ by at most alpha √(a_ii a_jj), alpha =
+    gamma/(1 - gamma) with gamma that of the operations that a number goes through (four times as many, for products
+    and triangular solves by blocks). That difference has a norm of at most alpha times the trace.
     """
-    size, diagonal = max(1, band.shape[0] - 1), band[0]
-    if not (estimate > 0 and np.isfinite(band).all()):
+    diagonal = matrix.diagonal
+    if not (estimate > 0 and bool(torch.isfinite(matrix.entries).all())):
         return -math.inf
-    gamma = 4 * (size + 1) * _UNIT
+    gamma = 4 * (matrix.terms + 1) * _UNIT
     alpha = gamma / (1.0 - gamma) / (1.0 - gamma / (1.0 - gamma))
-    blocks = _blocks(band, size)
     for share in _SHARES:
         shift = share * estimate
-        margin = 3 * size * alpha * float(np.abs(diagonal - shift).max()) + 4 * _UNIT * abs(shift)
-        if _is_positive(blocks, shift):
+        trace = float((diagonal - shift).abs().sum()) * (1.0 + diagonal.numel() * _UNIT)
+        margin = alpha * trace + 4 * _UNIT * (abs(shift) + float(diagonal.abs().amax())) + matrix.rounding
+        if matrix.decomposes(shift):
             return shift - margin if shift > margin else -math.inf
     return -math.inf
-
-
-def _blocks(band: np.ndarray, size: int) -> list[tuple[Tensor, Tensor]]:
-    """The blocks on the diagonal and below it, the latter of no rows in the end."""
-    width, n = band.shape[0] - 1, band.shape[1]
-    found = []
-    for first in range(0, n, size):
-        columns = np.arange(first, min(first + size, n))
-        both = []
-        for start in (first, first + size):
-            offset = np.arange(start, min(start + size, n))[:, None] - columns
-            inside = (offset >= 0) & (offset <= width)
-            both.append(torch.from_numpy(np.where(inside, band[offset.clip(0, width), columns], 0.0)))
-        found.append((both[0] + both[0].tril(-1).T, both[1]))
-    return found
-
-
-def _is_positive(blocks: list[tuple[Tensor, Tensor]], shift: float) -> bool:
-    """Whether the Cholesky decomposition of A - shift I runs to its end."""
-    taken = torch.zeros_like(blocks[0][0])
-    for own, below in blocks:
-        rest = own - taken
-        rest.diagonal().sub_(shift)
-        factor, failed = torch.linalg.cholesky_ex(rest)
-        if int(failed) != 0:
-            return False
-        if not len(below):
-            break
-        row = torch.linalg.solve_triangular(factor.T, below, upper=True, left=False)
-        taken = row @ row.T
-    return True
 
 
 @dataclass(frozen=True)

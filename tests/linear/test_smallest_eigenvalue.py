@@ -1,17 +1,21 @@
-"""Lower bounds of smallest eigenvalues: never above them, and near; the windows that make matrices banded."""
+"""Lower bounds of smallest eigenvalues: never above them, and near; the windows that make matrices local."""
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Callable
 
-import numpy as np
+import pytest
 import torch
 
 from learnreg.convolutions.chain import ConvolutionChain
 from learnreg.convolutions.filter_bank import FilterBank
 from learnreg.convolutions.gradient import Gradient
+from learnreg.convolutions.grouped_filter_bank import GroupedFilterBank
+from learnreg.linear.local_matrix import LocalMatrix
 from learnreg.linear.norms import dense_matrix
-from learnreg.linear.smallest_eigenvalue import banded_lower_bound, dense_lower_bound, lanczos_lower_bound
+from learnreg.linear.smallest_eigenvalue import dense_lower_bound, lanczos_lower_bound, local_lower_bound
 from learnreg.operators import Blur, ParallelBeam2D
 
 DOUBLE = torch.float64
@@ -34,26 +38,62 @@ def test_windows_tell_which_pixels_are_coupled() -> None:
         assert operator.window() is None
 
 
-def test_banded_and_dense_bounds_keep_their_margins() -> None:
-    """A matrix with the eigenvalue 0 is not called positive; tridiagonal ones have theirs to a few per cent."""
-    laplace = np.zeros((2, 50))
-    laplace[0], laplace[1, :-1] = 2.0, -1.0
-    smallest = 2.0 - 2.0 * math.cos(math.pi / 51)
-    assert 0.97 * smallest <= banded_lower_bound(laplace, smallest) <= smallest
-    neumann = laplace.copy()
-    neumann[0, 0] = neumann[0, -1] = 1.0
-    assert banded_lower_bound(neumann, 1e-17) == -math.inf
-    assert banded_lower_bound(laplace, -1.0) == -math.inf
-    random = np.random.default_rng(0)
-    for n, width in ((57, 5), (23, 22), (40, 0)):
-        band = random.normal(size=(width + 1, n))
-        band[0] = 3.0 + 2 * width
-        matrix = sum(np.diag(band[d, : n - d], -d) + np.diag(band[d, : n - d], d) * (d > 0) for d in range(width + 1))
-        lowest = float(np.linalg.eigvalsh(matrix)[0])
-        assert 0.97 * lowest <= banded_lower_bound(band, lowest) <= lowest
+def test_local_and_dense_bounds_keep_their_margins() -> None:
+    """A matrix with the eigenvalue 0 is not called positive; Laplace's has its own to a few per cent."""
+    height, width = 30, 40
+    laplace = torch.zeros(2, 3, height, width, dtype=DOUBLE)
+    laplace[0, 1], laplace[0, 2], laplace[1, 1] = 4.0, -1.0, -1.0
+    smallest = 4.0 - 2.0 * math.cos(math.pi / (height + 1)) - 2.0 * math.cos(math.pi / (width + 1))
+    assert 0.97 * smallest <= local_lower_bound(LocalMatrix(laplace, 0.0), smallest) <= smallest
+    assert local_lower_bound(LocalMatrix(laplace, 0.01 * smallest), smallest) < 0.98 * smallest
+    assert local_lower_bound(LocalMatrix(laplace, smallest), smallest) == -math.inf
+    assert local_lower_bound(LocalMatrix(laplace, 0.0), -1.0) == -math.inf
+    neumann = laplace.clone()
+    for edge in (neumann[0, 1, 0], neumann[0, 1, -1], neumann[0, 1, :, 0], neumann[0, 1, :, -1]):
+        edge -= 1.0
+    assert local_lower_bound(LocalMatrix(neumann, 0.0), 1e-15) == -math.inf
+    laplace[0, 1, 3, 3] = math.nan
+    assert local_lower_bound(LocalMatrix(laplace, 0.0), smallest) == -math.inf
     full = torch.diag(torch.full((50,), 2.0, dtype=DOUBLE)) - torch.diag(torch.ones(49, dtype=DOUBLE), 1)
-    full = full - torch.diag(torch.ones(49, dtype=DOUBLE), -1)
+    full, smallest = full - torch.diag(torch.ones(49, dtype=DOUBLE), -1), 2.0 - 2.0 * math.cos(math.pi / 51)
     assert smallest - 1e-11 <= float(dense_lower_bound(full[None], torch.tensor([4.0], dtype=DOUBLE))) <= smallest
+
+
+@pytest.mark.parametrize("sides", [(9, 7), (40, 31), (26, 55)], ids=str)
+def test_decompositions_run_to_the_smallest_eigenvalue(
+    sides: tuple[int, int], rotating_generator: torch.Generator
+) -> None:
+    """Of filter banks with weights of either sign, for all boundaries and windows, from their entries and probed."""
+    for boundary in ("valid", "zero", "reflect", "replicate"):
+        k, l = (int(torch.randint(1, 6, (), generator=rotating_generator)) for _ in range(2))
+        filters = torch.randn(2, 3, k, l, dtype=DOUBLE, generator=rotating_generator)
+        bank = GroupedFilterBank(filters, (1, *sides), boundary)
+        weights = torch.randn(bank.range_shape, dtype=DOUBLE, generator=rotating_generator)
+        K = dense_matrix(bank, bank.domain_shape)
+        matrix = K.T @ (weights.flatten()[:, None] * K)
+        entries = bank.gram_entries(weights)
+        assert entries is not None
+        for found in (entries, LocalMatrix.probed(_weighed(bank, weights), sides, (k, l), weights, 0.0)):
+            assert float(torch.linalg.matrix_norm(_dense(found) - matrix, 2)) <= entries.rounding < 1e-6
+        shifted = entries + LocalMatrix.probed(lambda v: 3.0 * v, sides, (1, 1), weights, 0.0)
+        lowest = 3.0 + float(torch.linalg.eigvalsh(matrix)[0])
+        assert shifted.decomposes(lowest - 1e-6)
+        assert not shifted.decomposes(lowest + 1e-6)
+
+
+def _weighed(bank: FilterBank, weights: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda v: bank.adjoint(weights * bank(v))
+
+
+def _dense(matrix: LocalMatrix) -> torch.Tensor:
+    (k, l), (height, width) = matrix.window, matrix.sides
+    found = torch.zeros(height, width, height, width, dtype=DOUBLE)
+    for a, b in itertools.product(range(k), range(1 - l, l)):
+        if a > 0 or b >= 0:
+            i = torch.arange(max(0, height - a))[:, None]
+            j = torch.arange(max(0, -b), max(0, -b, width - max(0, b)))
+            found[i, j, i + a, j + b] = found[i + a, j + b, i, j] = matrix.entries[a, l - 1 + b, i, j]
+    return found.view(height * width, -1)
 
 
 def test_lanczos_fails_as_seldom_as_it_says(rotating_seed: int) -> None:

@@ -22,6 +22,7 @@ from learnreg.certificates.obstacle import Hindrance, Obstacle
 from learnreg.certificates.split import BallSplit
 from learnreg.linear.samples import norm_samples
 from learnreg.lower_level.instance import Instance
+from learnreg.potentials.curvature import CurvatureFloor
 from learnreg.potentials.proximal import Grouped
 
 __all__ = ["Ball", "find_ball", "improbable"]
@@ -39,8 +40,9 @@ class Ball:
     curvature is too large.
 
     radius: 2-norm; 0 where there is no ball. curvature: m, 0 where there is none. error: bound of ‖x - x*‖, infinite
-    where there is none. low: the smallest f'' of each response, or group of them, in the ball, with a batch axis.
-    hindrance: why some sample has no ball.
+    where there is none. low: the smallest f'' of each response, or group of them, in the ball, with a batch axis;
+    curvature is what follows from these numbers alone where the ball was asked for to split. hindrance: why some sample
+    has no ball.
     """
 
     radius: Tensor
@@ -53,34 +55,38 @@ class Ball:
     def split(self, instance: Instance) -> BallSplit:
         """For what is judged within ``error`` of x; needs a ball for every sample."""
         known, rho = LowestCurvature(instance), instance.potential.concavity
-        return BallSplit.of(self.low, self.curvature, known.by_norms(self.low), rho)
+        return BallSplit.of(self.low, self.curvature, known.by_norms(CurvatureFloor(self.low)), rho)
 
 
 @torch.no_grad()
-def find_ball(instance: Instance, x: Tensor, t: Tensor, residual: Tensor, moved: Tensor | float = 0.0) -> Ball:
+def find_ball(
+    instance: Instance, x: Tensor, t: Tensor, residual: Tensor, moved: Tensor | float = 0.0, split: bool = True
+) -> Ball:
     """A ball around each x in float64.
 
     Parameters
     ----------
     t: K x. residual: ‖r‖ with its rounding, (batch,). moved: how far from x the point lies that bounds are wanted of,
-        (batch,): the ball leaves room for one around that point, smaller by this.
+        (batch,): the ball leaves room for one around that point, smaller by this. split: whether the ball is one that
+        ``Ball.split`` divides the energy on, which takes numbers; else matrices say how a group curves.
     """
     none, kind = torch.zeros_like(residual), instance.analysis.norm_bound_kind
     failure = instance.analysis.norm_failure_probability if kind == "probabilistic" else 0.0
-    low, _ = instance.potential.curvature_bounds(t, response_radius(instance, none, t))
+    floor = _floor(instance, none, t, split)
+    low = floor.least
     ball = Ball(none, none, torch.full_like(residual, math.inf), low.clone(), failure, None)
     places = low.shape == t.shape or isinstance(instance.potential, Grouped)
     if not places or instance.latent.channels:
         return replace(ball, hindrance=Obstacle.NO_SPLIT.met(why=_unfit(instance)))
     if not bool(torch.isfinite(residual).all() & torch.isfinite(low).all()):
         return replace(ball, hindrance=_hindrance(math.inf, math.inf))
-    estimate = LowestCurvature(instance).estimate(low)
+    estimate = LowestCurvature(instance).estimate(floor)
     trial = estimate.clamp_min(0.0)
     for _ in range(_TRIALS):
         index = ((ball.curvature <= 0) & (trial > 0)).nonzero()[:, 0]
         if not len(index):
             break
-        ball, found = _widened(ball, instance, x, t, residual, estimate, trial, index, moved)
+        ball, found = _widened(ball, instance, x, t, residual, estimate, trial, index, moved, split)
         trial = torch.where(found < _ENOUGH * trial, found, torch.zeros_like(trial)).clamp_min(0.0)
     if bool((ball.curvature > 0).all()):
         return ball
@@ -98,6 +104,7 @@ def _widened(
     trial: Tensor,
     index: Tensor,
     moved: Tensor | float,
+    split: bool,
 ) -> tuple[Ball, Tensor]:
     """With the balls of the samples ``index`` that hold a minimiser if they curve by ``trial``, and the curvatures
     found, (batch,)."""
@@ -106,8 +113,8 @@ def _widened(
     rounding = 8.0 * torch.finfo(x.dtype).eps * norm_samples(x[index])
     room = (torch.zeros_like(residual) + moved)[index]
     radius = _ROOM * smallest + 2.0 * room + rounding
-    low, _ = part.potential.curvature_bounds(t[index], response_radius(part, radius + rounding, t[index]))
-    curvature, failure = _curvature(part, low, estimate[index])
+    floor = _floor(part, radius + rounding, t[index], split)
+    curvature, failure = _curvature(part, floor, estimate[index])
     holds = (own < curvature * (radius - 2.0 * room)) & (curvature > 0) & torch.isfinite(radius)
     chosen, at = index[holds], holds.nonzero()[:, 0]
     known[index] = curvature.clamp_min(0.0)
@@ -115,20 +122,28 @@ def _widened(
         radius=ball.radius.index_copy(0, chosen, radius[at]),
         curvature=ball.curvature.index_copy(0, chosen, curvature[at]),
         error=ball.error.index_copy(0, chosen, (own[at] / curvature[at]) * (1.0 + 1e-14)),
-        low=ball.low.index_copy(0, chosen, low[at]),
+        low=ball.low.index_copy(0, chosen, floor.least[at]),
         failure=ball.failure + failure,
         hindrance=None,
     )
     return grown, known
 
 
-def _curvature(part: Instance, low: Tensor, estimate: Tensor) -> tuple[Tensor, float]:
-    """The least of the Hessian for f'' >= low, (batch,), by norms where that is enough."""
+def _floor(instance: Instance, radius: Tensor, t: Tensor, split: bool) -> CurvatureFloor:
+    """f'' on the responses of points within ``radius``, (batch,)."""
+    reached = response_radius(instance, radius, t)
+    if split:
+        return CurvatureFloor(instance.potential.curvature_bounds(t, reached)[0])
+    return instance.potential.curvature_floor(t, reached)
+
+
+def _curvature(part: Instance, floor: CurvatureFloor, estimate: Tensor) -> tuple[Tensor, float]:
+    """The least of the Hessian for f'' >= floor, (batch,), by norms where that is enough."""
     lowest = LowestCurvature(part)
-    by_norms = lowest.by_norms(low)
+    by_norms = lowest.by_norms(floor)
     if by_norms >= _ENOUGH * float(estimate.max()):
         return torch.full_like(estimate, by_norms), 0.0
-    found, failure = lowest.bound(low, estimate)
+    found, failure = lowest.bound(floor, estimate)
     return found.clamp_min(by_norms), failure
 
 

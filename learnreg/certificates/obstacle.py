@@ -19,6 +19,7 @@ class Obstacle(Enum):
     LOSS_PRECISION = "the upper-level loss computes in {dtype} inside; let it compute in the dtype of x"
     REPARAMETRIZED = "{names} is computed from other parameters in a way that certificates do not know"
     TIED = "{names} is a parameter that stands in several places, whose shares of the error do not add up as squares"
+    NOT_ASKED = "no bound was asked for (certificate='none'), only an estimate"
     NO_MODULUS = (
         "no positive modulus of strong convexity is known: add a ridge, or an operator with gram_lower_bound (and a "
         "Box with both ends, for a data term that is no square)"

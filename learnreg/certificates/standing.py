@@ -39,7 +39,7 @@ def stand(
     whole = Standing(residual / mu if mu > 0 else everywhere, everywhere, GlobalSplit(mu) if mu > 0 else None)
     if not instance.local or (mu > 0 and not LowestCurvature(instance).is_rigorous):
         return whole
-    ball = find_ball(instance, x, t, residual, moved)
+    ball = find_ball(instance, x, t, residual, moved, split)
     found = ball.split(instance) if split and ball.hindrance is None else None
     if not mu > 0:
         return Standing(ball.error, ball.radius, found, ball.failure, ball.hindrance)

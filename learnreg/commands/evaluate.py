@@ -33,7 +33,7 @@ from learnreg.models.model import Model
 from learnreg.operators import CartesianMRI, FanBeam2D, Identity, ParallelBeam2D
 from learnreg.report.comparison import Scene, quality
 from learnreg.result import Solution
-from learnreg.solvers.solve import check_tolerance, solve
+from learnreg.solvers.solve import SolveCertificate, check_tolerance, solve
 
 __all__ = ["EvaluatedImage", "Evaluation", "denoise", "evaluate"]
 
@@ -83,11 +83,18 @@ class Evaluation:
         return max((row.certified_scope for row in self.rows), key=SCOPES.index)
 
 
-def denoise(problem: LowerLevelProblem, sigma: float, noisy: Tensor, tolerance: float = 1e-4) -> Solution:
+def denoise(
+    problem: LowerLevelProblem,
+    sigma: float,
+    noisy: Tensor,
+    tolerance: float = 1e-4,
+    certificate: SolveCertificate = "auto",
+) -> Solution:
     """argmin ½‖x - noisy‖² + R(x) with the regularizer of the problem at this noise level, for noisy images (batch,
     channels, height, width) of any size; local where the problem says so."""
     identity, regularizer = Identity(tuple(noisy.shape[1:])), problem.regularizer.at(sigma)
-    return solve(LowerLevelProblem(identity, regularizer, minimiser=problem.minimiser), noisy, tolerance=tolerance)
+    lower = LowerLevelProblem(identity, regularizer, minimiser=problem.minimiser)
+    return solve(lower, noisy, tolerance=tolerance, certificate=certificate)
 
 
 def evaluate(

@@ -216,15 +216,21 @@ class FilterBank(LinearOperator):
         )
 
     def gram_entries(self, weights: Tensor) -> LocalMatrix | None:
+        single = torch.arange(self.filters.shape[0], device=weights.device)
+        return self._gram_entries(weights.reshape(-1, *weights.shape[-2:]), (single, single), weights.abs().amax())
+
+    def _gram_entries(self, weights: Tensor, pairs: tuple[Tensor, Tensor], largest: Tensor) -> LocalMatrix | None:
+        """``weights`` of pairs of filters; ``largest``: norm of a matrix of their absolute values."""
         if len(self._sides) != 2 or self.domain_shape[0] != 1 or self.boundary == "circular":
             return None
         filters = self._kernels(weights).detach()[:, 0]
-        n, k, l = filters.shape
-        entries = gram_entries(filters, weights.reshape(n, *self.response_sides), self.boundary, self.domain_shape[1:])
+        k, l = self.filter_shape
+        sides = self.domain_shape[1], self.domain_shape[2]
+        entries = gram_entries(filters, weights, self.boundary, sides, pairs)
         # Cauchy's inequality bounds the sum of the absolute values of the terms of an entry, each of which is rounded
-        # once for each filter and each coefficient at most; pixels that are repeated have as many more
-        terms = float(weights.abs().max()) * float(filters.square().sum()) * padding_norm(self) ** 4
-        off = (n + 2 * k * l + 16) * 2.0**-52 * terms
+        # a few times and once for each sum over pairs and coefficients; pixels that are repeated have as many more
+        terms = float(largest) * float(filters.square().sum()) * padding_norm(self) ** 4
+        off = (len(weights) + 2 * k * l + 16) * 2.0**-52 * terms
         return LocalMatrix(entries, off * (2 * k - 1) * (2 * l - 1))
 
     def bands(self) -> Bands | None:

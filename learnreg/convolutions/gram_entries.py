@@ -12,25 +12,29 @@ __all__ = ["gram_entries"]
 _BLOCK_NUMBERS = 2**19
 
 
-def gram_entries(filters: Tensor, weights: Tensor, boundary: Boundary, sides: tuple[int, int]) -> Tensor:
-    """Entries as ``LocalMatrix`` has them, (k, 2 l - 1, *sides), of filters (n, k, l) and weights (n, rows, columns) in
-    float64; not for "circular".
+def gram_entries(
+    filters: Tensor, weights: Tensor, boundary: Boundary, sides: tuple[int, int], pairs: tuple[Tensor, Tensor]
+) -> Tensor:
+    """Entries as ``LocalMatrix`` has them, (k, 2 l - 1, *sides), of filters (n, k, l) and weights (pairs, rows,
+    columns) of pairs of filters in float64, those of two different ones in both orders; not for "circular".
 
-    An entry is a sum over filters and places of s(q) w(p - q) w(p' - q): one matrix product for each coefficient w(u),
+    An entry is a sum over pairs and places of s(q) w(p - q) v(p' - q): one matrix product for each coefficient w(u),
     with all coefficients that are not above it.
     """
-    n, k, l = filters.shape
-    rows, columns = weights.shape[1:]
+    (first, second), (count_of_pairs, rows, columns) = pairs, weights.shape
+    k, l = filters.shape[1:]
+    one, other, different = filters[first], filters[second], (first != second)[:, None, None]
     entries = weights.new_zeros(k, 2 * l - 1, rows + k - 1, columns + l - 1)
     step = max(1, _BLOCK_NUMBERS // (k * l * columns))
-    for first in range(0, rows, step):
-        part = weights[:, first : first + step]
-        block, count = part.reshape(n, -1), part.shape[1]
+    for begin in range(0, rows, step):
+        part = weights[:, begin : begin + step]
+        block, count = part.reshape(count_of_pairs, -1), part.shape[1]
         for y in range(k):
             for x in range(l):
-                pairs = (filters[:, y, x, None, None] * filters[:, y:]).reshape(n, -1)
-                added = (pairs.T @ block).view(k - y, l, count, columns)
-                at = slice(first + y, first + y + count), slice(x, x + columns)
+                products = one[:, y, x, None, None] * other[:, y:]
+                products = products + different * (other[:, y, x, None, None] * one[:, y:])
+                added = (products.flatten(1).T @ block).view(k - y, l, count, columns)
+                at = slice(begin + y, begin + y + count), slice(x, x + columns)
                 entries[: k - y, l - 1 - x : 2 * l - 1 - x, at[0], at[1]] += added
     if boundary == "valid":
         return entries
@@ -50,7 +54,7 @@ def _folded(entries: Tensor, boundary: Boundary, sides: tuple[int, int]) -> Tens
             seen = slice(max(0, -b), len(sources[1]) - max(0, b))
             i, j = sources[0][: len(sources[0]) - a, None], sources[1][seen]
             to_i, to_j = sources[0][a:, None], sources[1][max(0, b) : len(sources[1]) + min(0, b)]
-            down, right = torch.broadcast_tensors(to_i - i, to_j - j)
+            down, right = (to_i - i).expand(-1, j.numel()), (to_j - j).expand(i.numel(), -1)
             turned = (down < 0) | ((down == 0) & (right < 0))
             i, j = torch.where(turned, to_i, i), torch.where(turned, to_j, j)
             down, right = torch.where(turned, -down, down), torch.where(turned, -right, right)

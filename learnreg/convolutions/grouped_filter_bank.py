@@ -12,6 +12,7 @@ from learnreg.convolutions.filter_bank import FilterBank, padding_norm
 from learnreg.convolutions.padding import Boundary
 from learnreg.errors import ShapeError
 from learnreg.linear.bands import Bands
+from learnreg.linear.local_matrix import LocalMatrix
 
 __all__ = ["GroupedFilterBank"]
 
@@ -45,6 +46,14 @@ class GroupedFilterBank(FilterBank):
         self.members = members * copies if over_channels else members
         rows, columns = self.range_shape[1:]
         self.range_shape = (self.members, self.groups, rows // copies if over_channels else rows, columns)
+
+    def gram_entries(self, weights: Tensor) -> LocalMatrix | None:
+        if weights.dim() == len(self.range_shape):
+            return super().gram_entries(weights)
+        one, other = torch.triu_indices(self.members, self.members, device=weights.device)
+        groups, largest = torch.arange(self.groups, device=weights.device), weights.abs().sum(1).amax()
+        pairs = tuple((member[:, None] * self.groups + groups).flatten() for member in (one, other))
+        return self._gram_entries(weights[one, other].flatten(0, 1), (pairs[0], pairs[1]), largest)
 
     def bands(self) -> Bands | None:
         flat = super().bands()

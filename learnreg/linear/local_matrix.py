@@ -116,10 +116,10 @@ class _Dissection:
         own = self.pixels[top:bottom, left:right].flatten()
         updates = []
         for part in parts:
-            update = self._eliminate(part)
-            if update is None:
+            eliminated = self._eliminate(part)
+            if eliminated is None:
                 return None
-            updates.append(update)
+            updates.append(eliminated)
         ring = self._around(box)
         both = torch.cat([own, ring])
         self.place[both] = torch.arange(len(both), device=both.device)
@@ -204,4 +204,4 @@ def _clipped(window: tuple[int, int], sides: tuple[int, int]) -> tuple[int, int]
 def dissection_work(sides: tuple[int, int], window: tuple[int, int]) -> float:
     """About the multiplications of a decomposition (George, 1973, for 9-point stencils, on blocks)."""
     reach = _reach(_clipped(window, sides))
-    return 10.0 * math.prod(sides) ** 1.5 * math.prod(reach) ** 1.5
+    return float(10.0 * math.prod(sides) ** 1.5 * math.prod(reach) ** 1.5)

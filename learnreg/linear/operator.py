@@ -136,8 +136,9 @@ class LinearOperator(Normed):
         return None if stencil is None or stencil.circular else (stencil.filters.shape[-2], stencil.filters.shape[-1])
 
     def gram_entries(self, weights: Tensor) -> LocalMatrix | None:
-        """A^T diag(w) A for weights w of the range, in float64, entry by entry; None where that is not at hand, and for
-        other domains than images (1, H, W)."""
+        """A^T diag(w) A for weights w of the range, in float64, entry by entry, or for symmetric matrices (members,
+        members, ...) of groups of the range; None where that is not at hand, and for other domains than images (1, H,
+        W)."""
         return None
 
     def bands(self) -> Bands | None:

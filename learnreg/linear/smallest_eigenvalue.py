@@ -20,8 +20,8 @@ from learnreg.linear.local_matrix import LocalMatrix
 __all__ = ["LanczosBound", "dense_lower_bound", "lanczos_lower_bound", "local_lower_bound"]
 
 _UNIT = 2.0**-53
-_SHARES = (0.98, 0.9, 0.75, 0.5, 0.25, 0.08, 0.02)
-"""Shares of the estimate that a Cholesky decomposition tries to prove, the largest first."""
+_SHARES, _FEW_SHARES = (0.98, 0.9, 0.75, 0.5, 0.25, 0.08, 0.02), (0.9, 0.6, 0.3)
+"""Shares of the estimate that a Cholesky decomposition tries to prove, the largest first; where each try is dear."""
 
 _LOOK_EVERY, _CLOSE = 15, 0.9
 """Lanczos steps between looks at the bound, and the share of the Ritz value that makes more of them idle."""
@@ -39,9 +39,9 @@ def dense_lower_bound(matrices: Tensor, size: Tensor) -> Tensor:
     return torch.where(finite, lowest - 1e-14 * max(n, 64) * size, -math.inf)
 
 
-def local_lower_bound(matrix: LocalMatrix, estimate: float) -> float:
+def local_lower_bound(matrix: LocalMatrix, estimate: float, few: bool = False) -> float:
     """Lower bound of the smallest eigenvalue; -inf where none above 0 was found. estimate: about the eigenvalue, from
-    above. *Rigorous bound.*
+    above. few: whether to try few times. *Rigorous bound.*
 
     Source: Demmel (1989), whatever the order of elimination: where the floating-point Cholesky decomposition of A - s I
     runs to its end, its factor is that of a matrix whose entries differ by at most alpha √(a_ii a_jj), alpha =
@@ -53,7 +53,7 @@ def local_lower_bound(matrix: LocalMatrix, estimate: float) -> float:
         return -math.inf
     gamma = 4 * (matrix.terms + 1) * _UNIT
     alpha = gamma / (1.0 - gamma) / (1.0 - gamma / (1.0 - gamma))
-    for share in _SHARES:
+    for share in _FEW_SHARES if few else _SHARES:
         shift = share * estimate
         trace = float((diagonal - shift).abs().sum()) * (1.0 + diagonal.numel() * _UNIT)
         margin = alpha * trace + 4 * _UNIT * (abs(shift) + float(diagonal.abs().amax())) + matrix.rounding
@@ -80,6 +80,7 @@ def lanczos_lower_bound(
     steps: int,
     size: Tensor | float = 0.0,
     stop_below: float = 0.0,
+    settled: float = 0.0,
 ) -> LanczosBound:
     """Of symmetric maps, one for each sample of a batch, from so many Lanczos steps at most, fully orthogonalised.
 
@@ -91,7 +92,7 @@ def lanczos_lower_bound(
     ----------
     apply: (batch, *shape) to (batch, *shape). start: random, (batch, *shape), normal, and drawn afresh: what was known
         when the map was made must not depend on it. size: norms, whose rounding counts. stop_below: of Ritz values, at
-        which a sample needs no bound any more.
+        which a sample needs no bound any more. settled: the same where they fall by less than this share between looks.
 
     Source: van Dorsselaer, Hochstenbach and van der Vorst, SIAM J. Matrix Anal. Appl. 22 (2001).
     """
@@ -117,8 +118,9 @@ def lanczos_lower_bound(
         if count % _LOOK_EVERY == 0 or count == steps or bool(spent.any()):
             rows = zip(diagonal[:, :count].tolist(), below[:, :count].tolist(), strict=True)
             found = [_below_all_ritz_values(*row, target) for row in rows]
+            before = ritz
             lower, ritz = (q.new_tensor(column) for column in zip(*found, strict=True))
-            idle = (lower >= _CLOSE * ritz) | (ritz <= stop_below)
+            idle = (lower >= _CLOSE * ritz) | (ritz <= stop_below) | (before - ritz < settled * ritz)
             if bool(idle.all()) or bool(spent.any()):
                 break
         q = image / length[:, None]

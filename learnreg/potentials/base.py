@@ -23,7 +23,7 @@ from learnreg.linear.examination import is_own_class
 from learnreg.linear.operator import LinearOperator
 from learnreg.linear.parameter_groups import Density, ParameterGroup, shape_of
 from learnreg.linear.samples import expand, inner_samples, norm_samples
-from learnreg.potentials.curvature import CurvatureInterval
+from learnreg.potentials.curvature import CurvatureFloor, CurvatureInterval
 from learnreg.potentials.function import Function
 from learnreg.result import brief
 
@@ -226,6 +226,10 @@ class Potential(Function):
             own = (number.clone(memory_format=torch.contiguous_format) for number in (low, high, change, ratio, third))
             low, high, change, ratio, third = own
         return CurvatureInterval(low, high, change, ratio, third, self.kink_excluded(t, radius))
+
+    def curvature_floor(self, t: Tensor, radius: Tensor | float) -> CurvatureFloor:
+        """What f'' is at least over the same, for groups as matrices where they say more than numbers. *Rigorous.*"""
+        return CurvatureFloor(self.curvature_bounds(t, radius)[0])
 
     def curvature_size(self, t: Tensor, radius: Tensor | float) -> Tensor:
         """Bound of ‖f''‖ over the same. *Rigorous bound.*"""

@@ -13,12 +13,16 @@ from learnreg.errors import ConfigError
 from learnreg.linear.parameter_groups import Density, ParameterGroup
 from learnreg.linear.samples import inner_samples
 from learnreg.potentials.base import OUTWARD, WARM_PROX_STEPS, Number, Potential, Smoothed
+from learnreg.potentials.curvature import CurvatureFloor
 from learnreg.potentials.isotropic import IsotropicPseudoHuber
 from learnreg.potentials.proximal import Grouped, SmoothedElementwise
 from learnreg.potentials.pseudo_huber import PseudoHuber
 from learnreg.potentials.square import Square
 
 __all__ = ["Modulus", "of_modulus"]
+
+_TURNS = 0.5
+"""Sine of the angle by which the direction of a group may turn in a ball that is too large to speak of directions."""
 
 
 def of_modulus(potential: Potential, who: str) -> Potential:
@@ -183,6 +187,25 @@ class Modulus(Smoothed, Grouped):
         tangential = self._tangential(_near(length, radius) ** 2)
         margin = 4.0 * OUTWARD * self.curvature_limit  # g is a mean of what may have cancelled
         return torch.minimum(low, tangential - margin)[:, None], torch.maximum(high, tangential + margin)[:, None]
+
+    def curvature_floor(self, t: Tensor, radius: Tensor | float) -> CurvatureFloor:
+        """a I - (a - b) nu nu^T, with b <= phi'' and a <= g on the ball and nu the direction there, whose angle with
+        that of t has a sine of at most radius/|t|: nu nu^T is at most that sine times I above n n^T, n = t/|t|."""
+        length, radius = _length(t), _flat(radius, t)
+        near, far = _near(length, radius), (length + radius) * (1.0 + OUTWARD)
+        radial, _ = self.profile.curvature_bounds(length, radius)
+        tangential = self._tangential(near**2)
+        risen = (near * tangential + (far - near) * torch.minimum(radial, tangential)) / far.clamp_min(
+            torch.finfo(t.dtype).tiny
+        )
+        margin = 4.0 * OUTWARD * self.curvature_limit  # g is a mean of what may have cancelled
+        tangential = torch.where(far > 0, torch.minimum(risen, tangential), tangential) - margin
+        gap = (tangential - radial).clamp_min(0.0)
+        sine = torch.where(length > 0, radius / length.clamp_min(torch.finfo(t.dtype).tiny), 1.0) + OUTWARD
+        turns = sine > _TURNS  # then numbers say as much
+        low = torch.where(turns, torch.minimum(radial, tangential), tangential - gap * sine)
+        dip = torch.where(turns, 0.0, gap).sqrt()
+        return CurvatureFloor(low[:, None], dip[:, None] * _direction(t))
 
     def curvature_change(self, t: Tensor, radius: Tensor | float) -> Tensor:
         """min(eigenvalue bound, radius times the largest third derivative on the ball)."""

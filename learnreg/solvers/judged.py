@@ -58,13 +58,17 @@ class Judged:
         return partial(_dual_point, frozen, self.x) if self.by_bands else self.y
 
 
-def judge(instance: Instance, x: Tensor, t: Tensor | None, dtype: torch.dtype, scale: float) -> Judged:
-    """Bound the error of x, rounded to ``dtype``, in float64."""
+def judge(
+    instance: Instance, x: Tensor, t: Tensor | None, dtype: torch.dtype, scale: float, certify: bool = True
+) -> Judged:
+    """Bound the error of x, rounded to ``dtype``, in float64; estimate it alone if not ``certify``."""
     exact = instance.box.exactly(x)
     returned = instance.box.inside(exact, dtype)
     moved = 0.0 if returned is exact else sum_samples((returned.double() - exact) ** 2).sqrt()
     hindrance = missing_state_assumption(instance, exact.double())
     by_bands = isinstance(instance.potential, BandedPotential)
+    if hindrance is None and not certify and instance.potential.differentiable and not by_bands:
+        hindrance = Obstacle.NOT_ASKED.met()
     if hindrance is None and instance.local and not by_bands:
         return _judge_locally(instance, exact.double(), returned, moved, scale)
     bounds, duals = [], []

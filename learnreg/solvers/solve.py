@@ -28,6 +28,7 @@ from learnreg.solvers.noise_levels import joined
 from learnreg.solvers.recorder import Recorder
 
 __all__ = [
+    "SolveCertificate",
     "check_failure_option",
     "check_tolerance",
     "initial_point",
@@ -36,6 +37,7 @@ __all__ = [
 ]
 
 FailureOption = Literal["return", "raise"]
+SolveCertificate = Literal["auto", "none"]
 
 _AIM, _FLOAT32_AIM, _MAX_ATTEMPTS, _MAX_LOCAL_ATTEMPTS = 0.999, 0.97, 4, 6
 """Shares of the tolerance that solvers aim at, so that the judgement in float64 agrees; attempts with smaller ones,
@@ -43,6 +45,10 @@ more where a ball is looked for, which may be smaller by orders of magnitude tha
 
 _PROGRESS = 0.1
 """Share of the error that an attempt which ended early must leave for another one to be worth it."""
+
+_LOCAL_AIM = 0.01
+"""Of a local minimiser, for which a ball is found near it alone: solving more accurately costs less than looking for
+one where there is none."""
 
 _NEARER = 0.03
 """By which attempts get more accurate while no ball around x is certified to hold a minimiser."""
@@ -156,6 +162,7 @@ def solve(
     max_steps: int | None = None,
     solver: SolverName | Solver[Any] = "auto",
     start: Tensor | None = None,
+    certificate: SolveCertificate = "auto",
     on_failure: FailureOption = "return",
 ) -> Solution:
     """Minimise ``problem.energy(., b)`` until the root-mean-square error of x is certified to be below the tolerance.
@@ -169,6 +176,8 @@ def solve(
     max_steps: iterations at most; None stops when the bound stagnates, too.
     solver: "auto", "pdhg", "lbfgs" or "newton-cg", or one of ``learnreg.solvers``; ``Solution.solver`` says which ran.
     start: where to start, (batch, *domain_shape).
+    certificate: "auto", a bound where there is one; "none": an estimate by a Newton step alone, for smooth energies
+        whose bounds are dear, as those of local minimisers are.
     on_failure: "return" a Solution whose status says what happened, or "raise".
 
     Raises
@@ -179,6 +188,9 @@ def solve(
     target = check_tolerance(tolerance)
     check_failure_option(on_failure)
     check_max_steps(max_steps)
+    if certificate not in ("auto", "none"):
+        raise ConfigError(f"certificate={certificate!r}: solve expected 'auto' or 'none'.")
+    certify = certificate == "auto"
     frozen = freeze(problem)
     if start is not None:
         frozen.operator.check_domain(start, "start")
@@ -189,10 +201,10 @@ def solve(
             "solve: a chain of problems takes one noise level for all samples; solve each level by itself."
         )
     if len(parts) == 1:
-        solution = _solved(parts[0][1], b, target, max_steps, solver, start)
+        solution = _solved(parts[0][1], b, target, max_steps, solver, start, certify)
     else:
         found = [
-            _solved(part, b[index], target, max_steps, solver, None if start is None else start[index])
+            _solved(part, b[index], target, max_steps, solver, None if start is None else start[index], certify)
             for index, part in parts
         ]
         solution = joined(found, [index for index, _ in parts])
@@ -209,13 +221,14 @@ def _solved(
     max_steps: int | None,
     solver: SolverName | Solver[Any],
     start: Tensor | None,
+    certify: bool,
 ) -> Solution:
     """Of samples of one noise level, by one problem or a chain."""
     if frozen.chain is None:
-        return _solve(frozen, b, target, max_steps, solver, start)
+        return _solve(frozen, b, target, max_steps, solver, start, certify)
 
     def solve_stage(stage: FrozenProblem, tolerance: float, left: int | None, begin: Tensor | None) -> Solution:
-        return _solve(stage, b, tolerance, left, solver, begin)
+        return _solve(stage, b, tolerance, left, solver, begin, certify)
 
     return solve_chain(frozen, b, target, max_steps, start, solve_stage)
 
@@ -227,6 +240,7 @@ def _solve(
     max_steps: int | None,
     solver: SolverName | Solver[Any],
     start: Tensor | None,
+    certify: bool,
 ) -> Solution:
     """Of samples of one noise level, by one problem."""
     instance = frozen.at(b)
@@ -238,6 +252,7 @@ def _solve(
     x = initial_point(instance, b) if start is None else instance.started(start.detach().to(b))
     scale = math.sqrt(math.prod(frozen.operator.domain_shape))
     working, aim, steps = instance, target * (_AIM if b.dtype == torch.float64 else _FLOAT32_AIM), 0
+    aim *= _LOCAL_AIM if instance.local and certify else 1.0
     t, reached = None, math.inf
     recorder = Recorder(instance.counter, b.shape[0])
     attempts = _MAX_LOCAL_ATTEMPTS if instance.local else _MAX_ATTEMPTS
@@ -249,7 +264,7 @@ def _solve(
         x, t = result.x, result.t
         if attempt == 0:  # not before: it takes memory that large images need for their steps
             judge_instance = _exact(frozen, instance, b, by_bands)
-        judged = judge(judge_instance, x, t, b.dtype, scale)
+        judged = judge(judge_instance, x, t, b.dtype, scale, certify)
         fault = why_stagnated(judge_instance) if result.status is Status.STAGNATED else ""
         if fault:
             judged = replace(judged, bound=torch.full_like(judged.bound, math.inf), reason=fault)

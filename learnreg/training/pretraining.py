@@ -80,7 +80,7 @@ def _match_scores(session: Session, samples: list[Sample], steps: int, generator
     for sample in samples:
         by_shape.setdefault(sample.x_true.shape, []).append(sample.x_true)
     regularizer, truths = session.problem.regularizer, [torch.stack(group) for group in by_shape.values()]
-    problems = [LowerLevelProblem(Identity(tuple(shape)), regularizer) for shape in by_shape]
+    problems = [LowerLevelProblem(Identity(tuple(shape)), regularizer, minimiser="local") for shape in by_shape]
     learned = problems[0].learnable()
     spread = math.sqrt(sum(float(_deviations(x).sum()) for x in truths) / sum(len(x) for x in truths))
     optimizer = torch.optim.Adam(learned.values(), lr=_STEP)

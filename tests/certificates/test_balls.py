@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import registry
 import torch
 from registered.local_problems import DOUBLE, OPERATORS, SHAPE, blur, deep, mask, near, problem_with
+from torch import Tensor
 from truth.dense import Dense, distance, truth_of
 from truth.draw import RANGES, Draw
 from truth.hunt import hunt, hunt_local
@@ -28,6 +30,7 @@ from learnreg.linear.samples import norm_samples
 from learnreg.lower_level.pairing import evaluate_pairing
 from learnreg.lower_level.point import Point
 from learnreg.operators import Identity
+from learnreg.potentials.curvature import CurvatureFloor
 from learnreg.regularizers import (
     RidgeRegularizer,
 )
@@ -51,12 +54,12 @@ def test_curvatures_are_below_the_smallest_eigenvalue(
     )
     lowest, dense = LowestCurvature(instance), Dense(problem, b)
     exact = torch.linalg.eigvalsh(dense.M + torch.einsum("mi,bm,mj->bij", dense.K, s.flatten(1), dense.K))[:, 0]
-    assert lowest.by_norms(s) <= float(exact.min())
-    torch.testing.assert_close(lowest.estimate(s), exact, rtol=1e-10, atol=1e-12)
+    assert lowest.by_norms(CurvatureFloor(s)) <= float(exact.min())
+    torch.testing.assert_close(lowest.estimate(CurvatureFloor(s)), exact, rtol=1e-10, atol=1e-12)
     for limit in (1024, 1):
         monkeypatch.setattr(lowest_curvature, "_DENSE_PIXELS", limit)
         monkeypatch.setattr(lowest_curvature, "_FEW_PIXELS", limit)
-        found, failure = LowestCurvature(instance).bound(s, exact)
+        found, failure = LowestCurvature(instance).bound(CurvatureFloor(s), exact)
         assert (failure > 0) == (limit == 1 and name not in ("identity", "inpainting", "blur"))
         assert bool((found <= exact).all())
         assert bool((found >= 0.5 * exact.clamp_min(0.0)).all() | (exact < 0).any())
@@ -71,7 +74,7 @@ def test_signals_volumes_and_colours_have_no_bands(shape: tuple[int, ...], monke
     s = 0.05 * registry.randn(len(b), *instance.analysis.range_shape)
     exact = torch.linalg.eigvalsh(dense.M + torch.einsum("mi,bm,mj->bij", dense.K, s.flatten(1), dense.K))[:, 0]
     monkeypatch.setattr(lowest_curvature, "_DENSE_PIXELS", 1)
-    found, failure = LowestCurvature(instance).bound(s, exact)
+    found, failure = LowestCurvature(instance).bound(CurvatureFloor(s), exact)
     assert failure > 0
     assert bool((found <= exact).all())
 
@@ -118,7 +121,7 @@ def test_lemma_4_holds_for_the_true_errors(kind: type[SharpBound | PublishedBoun
         if float(least) <= 0:
             continue
         known = LowestCurvature(instance)
-        split = BallSplit.of(low, least, known.by_norms(low), instance.potential.concavity)
+        split = BallSplit.of(low, least, known.by_norms(CurvatureFloor(low)), instance.potential.concavity)
         for role in sorted(set(roles.values())):
             for name, p in problem.regularizer.named_parameters():
                 p.requires_grad_(roles[name] == role)
@@ -176,3 +179,70 @@ def test_x_outside_of_its_constraint_has_no_ball_beside_an_undecided_active_set(
         assert bool((reaches | (found.radius == 0)).all())
         undecided += not found.locally_certified
     assert undecided > 0
+
+
+def grouped(generator: torch.Generator) -> RidgeRegularizer:
+    """Two groups of three filters, with deep concave parts."""
+    ridge = RidgeRegularizer(
+        (2, 6), 3, 9, "convex-nonconvex", nonconvexity=4.0, weight=0.5, smoothing=0.1, depth=0.95, group_size=3,
+        generator=generator,
+    ).double()  # fmt: skip
+    with torch.no_grad():
+        for p in ridge.parameters():
+            p.add_(0.2 * torch.randn(p.shape, generator=generator, dtype=DOUBLE))
+    return ridge.requires_grad_(False)
+
+
+def test_floors_of_groups_are_below_all_hessians(rotating_generator: torch.Generator) -> None:
+    """As matrices; and they say more than numbers do where a group is longer than the ball around it."""
+    problem = lr.LowerLevelProblem(Identity((1, 4, 5)), grouped(rotating_generator), minimiser="local")
+    potential, gained = problem.saddle_terms(DOUBLE).potential, 0
+    for _ in range(200):
+        size, ball = (10.0 ** (-3.0 + 3.0 * float(torch.rand((), generator=rotating_generator))) for _ in range(2))
+        t = size * torch.randn(2, 3, 2, 2, 3, generator=rotating_generator, dtype=DOUBLE)
+        radius = ball * torch.rand(2, 1, 2, 2, 3, generator=rotating_generator, dtype=DOUBLE)
+        floor, (low, _) = potential.curvature_floor(t, radius), potential.curvature_bounds(t, radius)
+        gained += int((torch.as_tensor(floor.dip) != 0).any())
+        assert bool((floor.low >= low - 1e-9).all())
+        for share in (0.0, 0.5, 1.0, 1.0):
+            way = torch.randn(t.shape, generator=rotating_generator, dtype=DOUBLE)
+            there = t + share * radius * way / way.norm(dim=1, keepdim=True)
+            units = torch.eye(3, dtype=DOUBLE)[:, None, :, None, None, None].expand(3, *t.shape)
+            columns = [potential.hess_vec(there, unit) - floor.times(unit) for unit in units]
+            apart = torch.linalg.eigvalsh(torch.stack(columns, 1).movedim((1, 2), (-2, -1)))
+            assert float(apart.min()) >= -1e-11
+    assert gained > 20
+
+
+@pytest.mark.parametrize("way", ["dense", "dissected", "dear"])
+def test_balls_of_groups_curve_as_they_say(
+    way: str, rotating_generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the Hessian is indefinite elsewhere, by matrices of groups: at random points, and with a wider reach."""
+    if way != "dense":
+        monkeypatch.setattr(lowest_curvature, "_DENSE_PIXELS", 1)
+    if way == "dear":
+        monkeypatch.setattr(lowest_curvature, "_DEAR_WORK", 0.0)
+    found = 0
+    for _ in range(4):
+        shape, ridge = (1, 11, 13), grouped(rotating_generator)
+        problem = lr.LowerLevelProblem(Identity(shape), ridge, minimiser="local")
+        b = torch.rand(1, *shape, generator=rotating_generator, dtype=DOUBLE)
+        x, instance = lr.solve(problem, b, 1e-9, certificate="none").x, problem.instance(b)
+        residual = torch.full((1,), 1e-5, dtype=DOUBLE)
+        ball = find_ball(instance, x, instance.apply(x), residual, split=False)
+        if ball.hindrance is not None:
+            continue
+        found += 1
+        plain = find_ball(instance, x, instance.apply(x), residual)
+        assert float(ball.curvature) >= 0.85 * float(plain.curvature)
+        for share in (0.0, 1.0, 1.0, 1.0):
+            step = torch.randn(x.shape, generator=rotating_generator, dtype=DOUBLE)
+            z = x + share * ball.radius * step / step.norm()
+            hessian = torch.autograd.functional.hessian(_energy(problem, b), z.flatten())
+            assert float(torch.linalg.eigvalsh(hessian)[0]) >= float(ball.curvature)
+    assert found
+
+
+def _energy(problem: lr.LowerLevelProblem, b: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda v: problem.energy(v.reshape(b.shape), b).sum()

@@ -81,6 +81,22 @@ def test_decompositions_run_to_the_smallest_eigenvalue(
         assert not shifted.decomposes(lowest + 1e-6)
 
 
+def test_entries_of_weights_that_are_matrices(rotating_generator: torch.Generator) -> None:
+    for boundary in ("valid", "zero", "reflect", "replicate"):
+        filters = torch.randn(3, 2, 3, 4, dtype=DOUBLE, generator=rotating_generator)
+        bank = GroupedFilterBank(filters, (1, 9, 8), boundary)
+        weights = torch.randn(3, *bank.range_shape, dtype=DOUBLE, generator=rotating_generator)
+        weights = weights + weights.transpose(0, 1)
+        K = dense_matrix(bank, bank.domain_shape)
+        whole = torch.zeros(*2 * bank.range_shape, dtype=DOUBLE)
+        for g, i, j in itertools.product(*map(range, bank.range_shape[1:])):
+            whole[:, g, i, j, :, g, i, j] = weights[:, :, g, i, j]
+        matrix = K.T @ whole.reshape(len(K), -1) @ K
+        entries = bank.gram_entries(weights)
+        assert entries is not None
+        assert float(torch.linalg.matrix_norm(_dense(entries) - matrix, 2)) <= entries.rounding < 1e-6
+
+
 def _weighed(bank: FilterBank, weights: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
     return lambda v: bank.adjoint(weights * bank(v))
 

@@ -16,7 +16,7 @@ import learnreg as lr
 from learnreg.convolutions.gradient import Gradient
 from learnreg.linear.norms import dense_matrix
 from learnreg.operators import Blur, Identity, Inpainting
-from learnreg.regularizers import AnalysisOperator, FieldsOfExperts, TotalVariation
+from learnreg.regularizers import AnalysisOperator, FieldsOfExperts, Reweighted, TotalVariation
 
 SHAPE = registry.SHAPE
 PIXELS = math.prod(SHAPE)
@@ -188,6 +188,30 @@ def test_failures_have_a_status_and_raise_on_request() -> None:
     assert lr.solve(problem, b, 1e-3, on_failure="raise").status is lr.Status.CONVERGED
 
 
+@pytest.mark.parametrize("name", ["denoising", "inpainting"])
+def test_without_a_certificate_the_error_is_estimated(name: str) -> None:
+    """Of smooth energies, chains and local minimisers; bounds of others cost nothing more."""
+    problem = registry.build(name, "FieldsOfExperts")
+    b = registry.measure(problem)[1]
+    found = lr.solve(problem, b, 1e-5, certificate="none")
+    assert (found.bound_kind, found.certified, found.status) == ("estimate", False, lr.Status.ESTIMATED)
+    assert "certificate='none'" in found.reason
+    assert float(rms(found.x, exact(problem, b)).max()) <= 2e-5
+    local = lr.LowerLevelProblem(problem.operator, problem.regularizer, minimiser="local", ridge=problem.ridge)
+    near = lr.solve(local, b, 1e-5, certificate="none")
+    assert near.bound_kind == "estimate"
+    assert float(rms(near.x, found.x).max()) <= 2e-5
+    chain = lr.LowerLevelProblem(problem.operator, Reweighted(problem.regularizer, steps=1), ridge=problem.ridge)
+    certified = lr.solve(chain, b, 1e-5)
+    guessed = lr.solve(chain, b, 1e-5, certificate="none")
+    assert guessed.bound_kind != "rigorous"
+    assert not guessed.certified
+    assert float(rms(guessed.x, certified.x).max()) <= 3e-5
+    analysis = AnalysisOperator(Gradient(SHAPE), lr.AbsoluteValue(0.1))
+    kinked = lr.LowerLevelProblem(problem.operator, analysis, ridge=problem.ridge)
+    assert lr.solve(kinked, b, 1e-2, certificate="none").certified
+
+
 @pytest.mark.parametrize("solver", registry.SOLVERS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_tolerance_below_rounding_ends_with_a_valid_bound(solver: str, dtype: torch.dtype) -> None:
@@ -225,6 +249,8 @@ def test_wrong_arguments() -> None:
         lr.solve(problem, b, max_steps=0)
     with pytest.raises(lr.ConfigError, match="on_failure='ignore'"):
         lr.solve(problem, b, on_failure="ignore")  # type: ignore[arg-type]
+    with pytest.raises(lr.ConfigError, match="certificate='sharp': solve expected 'auto' or 'none'"):
+        lr.solve(problem, b, certificate="sharp")  # type: ignore[arg-type]
     with pytest.raises(lr.ShapeError, match="start for Identity"):
         lr.solve(problem, b, start=torch.rand(1, 1, 4, 4))
     with pytest.raises(lr.DataError):

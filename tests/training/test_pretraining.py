@@ -93,6 +93,15 @@ def test_an_interrupted_start_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(torch.equal(q, value) for q, value in zip(p.regularizer.parameters(), before, strict=True))
 
 
+def test_it_takes_energies_that_are_not_convex() -> None:
+    generator = torch.Generator().manual_seed(0)
+    deep = RidgeRegularizer((2, 4), 3, 9, "convex-nonconvex", nonconvexity=3.0, depth=0.9, generator=generator)
+    p = lr.LowerLevelProblem(Identity((1, SIDE, SIDE)), deep, minimiser="local")
+    found = lr.train(p, data(), updates=1, batch_size=4, pretraining=3, progress=False)
+    assert found.updates == 1
+    assert deep.nonconvexity_used > 1
+
+
 def test_noise_levels_keep_their_exponents() -> None:
     R = FieldsOfExperts(3, 3, noise_conditioned=True, generator=torch.Generator().manual_seed(0))
     b, x = data()

@@ -54,6 +54,8 @@ class LowestCurvature:
 
     def drop(self, s: CurvatureFloor) -> float:
         """‖√s₋ K‖² for the negative parts of s, those of all samples. *Rigorous bound.*"""
+        if not bool(torch.isfinite(s.least).all()):
+            return math.inf
         negative = channel_weights((-s.least).clamp_min(0.0))
         return weighted_square(self.instance.analysis, negative) if bool((negative > 0).any()) else 0.0
 

@@ -228,9 +228,10 @@ class FilterBank(LinearOperator):
         sides = self.domain_shape[1], self.domain_shape[2]
         entries = gram_entries(filters, weights, self.boundary, sides, pairs)
         # Cauchy's inequality bounds the sum of the absolute values of the terms of an entry, each of which is rounded
-        # a few times and once for each sum over pairs and coefficients; pixels that are repeated have as many more
-        terms = float(largest) * float(filters.square().sum()) * padding_norm(self) ** 4
-        off = (len(weights) + 2 * k * l + 16) * 2.0**-52 * terms
+        # a few times and once for each sum over pairs, coefficients and pixels that are repeated
+        repeated = padding_norm(self) ** 4
+        terms = float(largest) * float(filters.square().sum()) * repeated
+        off = (len(weights) + 2 * k * l + 2 * repeated + 16) * 2.0**-52 * terms
         return LocalMatrix(entries, off * (2 * k - 1) * (2 * l - 1))
 
     def bands(self) -> Bands | None:

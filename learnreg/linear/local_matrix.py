@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -184,13 +185,12 @@ def _axis(sides: tuple[int, int], reach: tuple[int, int]) -> int | None:
     return min(strips)[1] if strips else None
 
 
+@cache
 def _terms(sides: tuple[int, int], reach: tuple[int, int]) -> int:
-    axis = _axis(sides, reach)
-    if axis is None:
-        return sides[0] * sides[1] + 2
-    rest = list(sides)
-    rest[axis] -= (sides[axis] - reach[axis]) // 2 + reach[axis]  # the larger half
-    return reach[axis] * sides[1 - axis] + 2 + _terms((rest[0], rest[1]), reach)
+    """Of the half that has more."""
+    parts, (top, bottom, left, right) = _divided((0, sides[0], 0, sides[1]), reach)
+    halves = [_terms((part[1] - part[0], part[3] - part[2]), reach) for part in parts]
+    return (bottom - top) * (right - left) + 2 + max(halves, default=0)
 
 
 def _reach(window: tuple[int, int]) -> tuple[int, int]:

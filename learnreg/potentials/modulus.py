@@ -194,7 +194,7 @@ class Modulus(Smoothed, Grouped):
         length, radius = _length(t), _flat(radius, t)
         near, far = _near(length, radius), (length + radius) * (1.0 + OUTWARD)
         radial, _ = self.profile.curvature_bounds(length, radius)
-        tangential = self._tangential(near**2)
+        nearest = tangential = self._tangential(near**2)
         risen = (near * tangential + (far - near) * torch.minimum(radial, tangential)) / far.clamp_min(
             torch.finfo(t.dtype).tiny
         )
@@ -202,8 +202,8 @@ class Modulus(Smoothed, Grouped):
         tangential = torch.where(far > 0, torch.minimum(risen, tangential), tangential) - margin
         gap = (tangential - radial).clamp_min(0.0)
         sine = torch.where(length > 0, radius / length.clamp_min(torch.finfo(t.dtype).tiny), 1.0) + OUTWARD
-        turns = sine > _TURNS  # then numbers say as much
-        low = torch.where(turns, torch.minimum(radial, tangential), tangential - gap * sine)
+        turns = ~(sine <= _TURNS)  # then numbers say as much
+        low = torch.where(turns, torch.minimum(radial, nearest - margin), tangential - gap * sine)
         dip = torch.where(turns, 0.0, gap).sqrt()
         return CurvatureFloor(low[:, None], dip[:, None] * _direction(t))
 

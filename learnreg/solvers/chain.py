@@ -181,7 +181,8 @@ class ChainRun:
             if bool((inside | torch.isinf(radius)).all()):
                 break
         self.iterates.append(last)
-        return torch.minimum(found, self._critical_point_error(last)) if self.carried else found
+        certain = self.carried and self.solutions[-1].certified
+        return torch.minimum(found, self._critical_point_error(last)) if certain else found
 
     def _critical_point_error(self, x: Tensor) -> Tensor:
         """How far x is from a critical point of the energy that a majorising chain lowers."""

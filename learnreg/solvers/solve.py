@@ -176,8 +176,9 @@ def solve(
     max_steps: iterations at most; None stops when the bound stagnates, too.
     solver: "auto", "pdhg", "lbfgs" or "newton-cg", or one of ``learnreg.solvers``; ``Solution.solver`` says which ran.
     start: where to start, (batch, *domain_shape).
-    certificate: "auto", a bound where there is one; "none": an estimate by a Newton step alone, for smooth energies
-        whose bounds are dear, as those of local minimisers are.
+    certificate: "auto", a bound where there is one; "none": where bounds take longer than an estimate by a Newton step,
+        as those of local minimisers do, that estimate alone. Energies with kinks, and those of images so large that
+        they are worked through by bands, keep their bounds.
     on_failure: "return" a Solution whose status says what happened, or "raise".
 
     Raises
@@ -188,8 +189,7 @@ def solve(
     target = check_tolerance(tolerance)
     check_failure_option(on_failure)
     check_max_steps(max_steps)
-    if certificate not in ("auto", "none"):
-        raise ConfigError(f"certificate={certificate!r}: solve expected 'auto' or 'none'.")
+    check_one_of(certificate, ("auto", "none"), "certificate")
     certify = certificate == "auto"
     frozen = freeze(problem)
     if start is not None:

@@ -212,6 +212,10 @@ def test_floors_of_groups_are_below_all_hessians(rotating_generator: torch.Gener
             apart = torch.linalg.eigvalsh(torch.stack(columns, 1).movedim((1, 2), (-2, -1)))
             assert float(apart.min()) >= -1e-11
     assert gained > 20
+    everywhere, (low, _) = potential.curvature_floor(t, math.inf), potential.curvature_bounds(t, math.inf)
+    torch.testing.assert_close(everywhere.least, low)
+    unknown = CurvatureFloor(torch.full((1, 1, 2, 4, 5), math.nan, dtype=DOUBLE))
+    assert LowestCurvature(problem.instance(torch.zeros(1, 1, 4, 5, dtype=DOUBLE))).by_norms(unknown) == -math.inf
 
 
 @pytest.mark.parametrize("way", ["dense", "dissected", "dear"])

@@ -81,6 +81,23 @@ def test_decompositions_run_to_the_smallest_eigenvalue(
         assert not shifted.decomposes(lowest + 1e-6)
 
 
+@pytest.mark.parametrize(("sides", "reach"), [((48, 48), 1), ((83, 83), 12), ((49, 30), 2), ((24, 300), 3)], ids=str)
+def test_operations_are_counted_along_the_longest_way(sides: tuple[int, int], reach: int) -> None:
+    """Of the strips of pixels that are eliminated one after the other."""
+
+    def longest(height: int, width: int) -> int:
+        divided = [n for n in (height, width) if n >= max(3 * reach, 24)]
+        if not divided:
+            return height * width
+        long = max(divided)
+        other = height + width - long
+        first = (long - reach) // 2
+        return reach * other + max(longest(first, other), longest(long - reach - first, other))
+
+    matrix = LocalMatrix(torch.zeros(reach + 1, 2 * reach + 1, *sides, dtype=DOUBLE), 0.0)
+    assert longest(*sides) <= matrix.terms <= longest(*sides) + 40
+
+
 def test_entries_of_weights_that_are_matrices(rotating_generator: torch.Generator) -> None:
     for boundary in ("valid", "zero", "reflect", "replicate"):
         filters = torch.randn(3, 2, 3, 4, dtype=DOUBLE, generator=rotating_generator)

@@ -74,7 +74,7 @@ class LowestCurvature:
         if self._pixels <= _DENSE_PIXELS:
             return dense_lower_bound(self._matrices(s), size), 0.0
         if self._is_local:
-            if self._is_dear:
+            if self.is_dear:
                 estimate = torch.minimum(estimate, self._lanczos(s, self._most_steps, settled=_SETTLED).ritz)
             return size.new_tensor(self._local_bounds(s, estimate.tolist(), size.tolist())), 0.0
         return self._lanczos(s, self._most_steps, size).lower, FAILURE_PROBABILITY * self.instance.batch
@@ -91,6 +91,12 @@ class LowestCurvature:
     def is_rigorous(self) -> bool:
         """Whether ``bound`` never fails."""
         return self._pixels <= _DENSE_PIXELS or self._is_local
+
+    @cached_property
+    def is_dear(self) -> bool:
+        """Whether ``bound`` takes much longer than applications do."""
+        window = self._window
+        return window is not None and self._is_local and dissection_work(self._sides, window) > _DEAR_WORK
 
     # ---- the matrix --------------------------------------------------------------------------------------------------
 
@@ -147,18 +153,12 @@ class LowestCurvature:
         work = dissection_work(self._sides, window)
         return 2 * math.prod(window) * self._pixels <= _LOCAL_NUMBERS and work <= _LOCAL_WORK
 
-    @cached_property
-    def _is_dear(self) -> bool:
-        """Whether a decomposition takes much longer than applications do."""
-        window = self._window
-        return window is not None and self._is_local and dissection_work(self._sides, window) > _DEAR_WORK
-
     def _local_bounds(self, s: CurvatureFloor, estimates: list[float], sizes: list[float]) -> list[float]:
         found = [-math.inf] * len(sizes)
         for i, (estimate, size) in enumerate(zip(estimates, sizes, strict=True)):
             if estimate > 0:
                 k = torch.tensor([i], device=s.low.device)
-                found[i] = local_lower_bound(self._local_matrix(k, s.select(k), size), estimate, self._is_dear)
+                found[i] = local_lower_bound(self._local_matrix(k, s.select(k), size), estimate, self.is_dear)
         return found
 
     def _local_matrix(self, k: Tensor, s: CurvatureFloor, size: float) -> LocalMatrix:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from learnreg.certificates.lowest_curvature import LowestCurvature
 from learnreg.errors import ConfigError, SolverError
 from learnreg.linear.arguments import check_batch, check_one_of, is_whole, real_number, shown
 from learnreg.linear.grad_mode import outside_inference
@@ -46,9 +47,8 @@ more where a ball is looked for, which may be smaller by orders of magnitude tha
 _PROGRESS = 0.1
 """Share of the error that an attempt which ended early must leave for another one to be worth it."""
 
-_LOCAL_AIM = 0.01
-"""Of a local minimiser, for which a ball is found near it alone: solving more accurately costs less than looking for
-one where there is none."""
+_DEAR_AIM = 0.01
+"""The same where looking for a ball, which is found near the minimiser alone, takes longer than getting nearer."""
 
 _NEARER = 0.03
 """By which attempts get more accurate while no ball around x is certified to hold a minimiser."""
@@ -252,7 +252,7 @@ def _solve(
     x = initial_point(instance, b) if start is None else instance.started(start.detach().to(b))
     scale = math.sqrt(math.prod(frozen.operator.domain_shape))
     working, aim, steps = instance, target * (_AIM if b.dtype == torch.float64 else _FLOAT32_AIM), 0
-    aim *= _LOCAL_AIM if instance.local and certify else 1.0
+    aim *= _DEAR_AIM if instance.local and certify and LowestCurvature(instance).is_dear else 1.0
     t, reached = None, math.inf
     recorder = Recorder(instance.counter, b.shape[0])
     attempts = _MAX_LOCAL_ATTEMPTS if instance.local else _MAX_ATTEMPTS

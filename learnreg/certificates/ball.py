@@ -72,7 +72,8 @@ def find_ball(
     """
     none, kind = torch.zeros_like(residual), instance.analysis.norm_bound_kind
     failure = instance.analysis.norm_failure_probability if kind == "probabilistic" else 0.0
-    floor = _floor(instance, none, t, split)
+    centre = _Centre(instance, x, t, residual, none + moved, split)
+    floor = centre.floor(none)
     low = floor.least
     ball = Ball(none, none, torch.full_like(residual, math.inf), low.clone(), failure, None)
     places = low.shape == t.shape or isinstance(instance.potential, Grouped)
@@ -86,7 +87,7 @@ def find_ball(
         index = ((ball.curvature <= 0) & (trial > 0)).nonzero()[:, 0]
         if not len(index):
             break
-        ball, found = _widened(ball, instance, x, t, residual, estimate, trial, index, moved, split)
+        ball, found = _widened(ball, centre, estimate, trial, index)
         trial = torch.where(found < _ENOUGH * trial, found, torch.zeros_like(trial)).clamp_min(0.0)
     if bool((ball.curvature > 0).all()):
         return ball
@@ -94,47 +95,57 @@ def find_ball(
     return replace(ball, hindrance=_hindrance(float(estimate[worst]), float(residual[worst])))
 
 
-def _widened(
-    ball: Ball,
-    instance: Instance,
-    x: Tensor,
-    t: Tensor,
-    residual: Tensor,
-    estimate: Tensor,
-    trial: Tensor,
-    index: Tensor,
-    moved: Tensor | float,
-    split: bool,
-) -> tuple[Ball, Tensor]:
+@dataclass(frozen=True)
+class _Centre:
+    """Where balls are looked for; see ``find_ball``."""
+
+    instance: Instance
+    x: Tensor
+    t: Tensor
+    residual: Tensor
+    moved: Tensor
+    split: bool
+
+    def select(self, index: Tensor) -> _Centre:
+        """Of some samples."""
+        return replace(
+            self,
+            instance=self.instance.select(index),
+            x=self.x[index],
+            t=self.t[index],
+            residual=self.residual[index],
+            moved=self.moved[index],
+        )
+
+    def floor(self, radius: Tensor) -> CurvatureFloor:
+        """f'' on the responses of points within ``radius``, (batch,)."""
+        reached = response_radius(self.instance, radius, self.t)
+        if self.split:
+            return CurvatureFloor(self.instance.potential.curvature_bounds(self.t, reached)[0])
+        return self.instance.potential.curvature_floor(self.t, reached)
+
+
+def _widened(ball: Ball, centre: _Centre, estimate: Tensor, trial: Tensor, index: Tensor) -> tuple[Ball, Tensor]:
     """With the balls of the samples ``index`` that hold a minimiser if they curve by ``trial``, and the curvatures
     found, (batch,)."""
-    part, known = instance.select(index), torch.zeros_like(trial)
-    own, smallest = residual[index], (residual / trial.clamp_min(torch.finfo(trial.dtype).tiny))[index]
-    rounding = 8.0 * torch.finfo(x.dtype).eps * norm_samples(x[index])
-    room = (torch.zeros_like(residual) + moved)[index]
-    radius = _ROOM * smallest + 2.0 * room + rounding
-    floor = _floor(part, radius + rounding, t[index], split)
-    curvature, failure = _curvature(part, floor, estimate[index])
-    holds = (own < curvature * (radius - 2.0 * room)) & (curvature > 0) & torch.isfinite(radius)
+    part, known = centre.select(index), torch.zeros_like(trial)
+    smallest = part.residual / trial[index].clamp_min(torch.finfo(trial.dtype).tiny)
+    rounding = 8.0 * torch.finfo(part.x.dtype).eps * norm_samples(part.x)
+    radius = _ROOM * smallest + 2.0 * part.moved + rounding
+    floor = part.floor(radius + rounding)
+    curvature, failure = _curvature(part.instance, floor, estimate[index])
+    holds = (part.residual < curvature * (radius - 2.0 * part.moved)) & (curvature > 0) & torch.isfinite(radius)
     chosen, at = index[holds], holds.nonzero()[:, 0]
     known[index] = curvature.clamp_min(0.0)
     grown = Ball(
         radius=ball.radius.index_copy(0, chosen, radius[at]),
         curvature=ball.curvature.index_copy(0, chosen, curvature[at]),
-        error=ball.error.index_copy(0, chosen, (own[at] / curvature[at]) * (1.0 + 1e-14)),
+        error=ball.error.index_copy(0, chosen, (part.residual[at] / curvature[at]) * (1.0 + 1e-14)),
         low=ball.low.index_copy(0, chosen, floor.least[at]),
         failure=ball.failure + failure,
         hindrance=None,
     )
     return grown, known
-
-
-def _floor(instance: Instance, radius: Tensor, t: Tensor, split: bool) -> CurvatureFloor:
-    """f'' on the responses of points within ``radius``, (batch,)."""
-    reached = response_radius(instance, radius, t)
-    if split:
-        return CurvatureFloor(instance.potential.curvature_bounds(t, reached)[0])
-    return instance.potential.curvature_floor(t, reached)
 
 
 def _curvature(part: Instance, floor: CurvatureFloor, estimate: Tensor) -> tuple[Tensor, float]:

@@ -21,21 +21,21 @@ def gram_entries(
     An entry is a sum over pairs and places of s(q) w(p - q) v(p' - q): one matrix product for each coefficient w(u),
     with all coefficients that are not above it.
     """
-    (first, second), (count_of_pairs, rows, columns) = pairs, weights.shape
+    (first, second), (_, rows, columns) = pairs, weights.shape
     k, l = filters.shape[1:]
     one, other, different = filters[first], filters[second], (first != second)[:, None, None]
     entries = weights.new_zeros(k, 2 * l - 1, rows + k - 1, columns + l - 1)
     step = max(1, _BLOCK_NUMBERS // (k * l * columns))
-    for begin in range(0, rows, step):
-        part = weights[:, begin : begin + step]
-        block, count = part.reshape(count_of_pairs, -1), part.shape[1]
-        for y in range(k):
-            for x in range(l):
-                products = one[:, y, x, None, None] * other[:, y:]
-                products = products + different * (other[:, y, x, None, None] * one[:, y:])
-                added = (products.flatten(1).T @ block).view(k - y, l, count, columns)
-                at = slice(begin + y, begin + y + count), slice(x, x + columns)
-                entries[: k - y, l - 1 - x : 2 * l - 1 - x, at[0], at[1]] += added
+    for y in range(k):
+        for x in range(l):
+            products = one[:, y, x, None, None] * other[:, y:]
+            products = products + different * (other[:, y, x, None, None] * one[:, y:])
+            coefficients, offsets = products.flatten(1).T, slice(l - 1 - x, 2 * l - 1 - x)
+            for begin in range(0, rows, step):
+                part = weights[:, begin : begin + step]
+                count = part.shape[1]
+                added = (coefficients @ part.reshape(len(part), -1)).view(k - y, l, count, columns)
+                entries[: k - y, offsets, begin + y : begin + y + count, x : x + columns] += added
     if boundary == "valid":
         return entries
     (top, _), (left, _) = margins(k), margins(l)
